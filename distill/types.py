@@ -1,0 +1,281 @@
+"""What crosses the seams between acting, grading and moving, and the alignment rule.
+
+Shape legend, used in every file: B sequences, T tokens of a sequence (prompt and completion), V vocabulary,
+K entries of a top-k support, H hidden size. A suffix names the shape: ``logits_BTV``.
+
+**Alignment, stated once.** Every per-token sequence has length ``T = len(token_ids)``. Position ``t`` speaks of token
+``t`` *given the tokens before it*: its log-probability, its advantage, the row of the distribution it was drawn from.
+Prompt positions are masked, the closing EOS is trained. A causal model emits at position ``t`` the distribution of
+token ``t + 1``; :func:`align_logits` is the one place where that shift is undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Int32: TypeAlias = npt.NDArray[np.int32]
+Float32: TypeAlias = npt.NDArray[np.float32]
+Bool: TypeAlias = npt.NDArray[np.bool_]
+Finish: TypeAlias = Literal["eos", "length"]
+Metrics: TypeAlias = dict[str, float]
+
+
+def align_logits(logits_BTV: torch.Tensor) -> torch.Tensor:
+    """Shift a causal model's output so that row ``t`` is the distribution of token ``t`` given the tokens before it.
+
+    Args:
+        logits_BTV: the model's raw logits, shape ``(B, T, V)``; row ``t`` predicts token ``t + 1``.
+
+    Returns:
+        Logits of shape ``(B, T, V)``. Row 0 is all zeros: no token precedes token 0, so nothing may be asked of it.
+
+    Example:
+        For token ids ``[a, b, c]`` row 2 of the result is the model's distribution of ``c`` given ``a, b``.
+    """
+    first_B1V = torch.zeros_like(logits_BTV[:, :1])
+    return torch.cat([first_B1V, logits_BTV[:, :-1]], dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question of one domain. ``id`` is unique within a recipe; ``token_ids`` is what the student is given.
+
+    ``answer`` is the gold answer as text; verifiers compare with it and the supervised method trains on it.
+    ``text`` is what a person reads.
+    """
+
+    domain: str
+    id: str
+    token_ids: tuple[int, ...]
+    text: str
+    answer: str
+
+    def __post_init__(self) -> None:
+        if not self.token_ids:
+            raise ValueError(f"prompt {self.id!r} of domain {self.domain!r} has no tokens; a model needs at least one")
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A prompt and what the policy wrote after it. All arrays have length ``T = len(token_ids)``.
+
+    Attributes:
+        token_ids: prompt tokens, then completion tokens, EOS included where ``finish == "eos"``.
+        loss_mask: True where the token is the policy's own and is trained.
+        sampler_logprobs: natural log-probability under the sampler's distribution of each trained token; anything
+            (zero by convention) at masked positions.
+        finish: ``"eos"``, or ``"length"`` where the completion was cut at the limit.
+        version: the step whose weights wrote it.
+        group: number of the prompt within its step; samples of one prompt share it.
+        index: number of the rollout within its step.
+        routed_experts: ``(T, moe layers, experts per token)`` where routing was recorded.
+    """
+
+    prompt: Prompt
+    token_ids: Int32
+    loss_mask: Bool
+    sampler_logprobs: Float32
+    finish: Finish
+    version: int
+    group: int
+    index: int
+    routed_experts: Int32 | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.token_ids)
+        for name in ("loss_mask", "sampler_logprobs"):
+            if len(getattr(self, name)) != n:
+                raise ValueError(
+                    f"rollout {self.index} ({self.prompt.id}): {name} has length {len(getattr(self, name))}, "
+                    f"token_ids has {n}; every per-token sequence has the length of token_ids"
+                )
+        if tuple(self.token_ids[: len(self.prompt.token_ids)].tolist()) != self.prompt.token_ids:
+            raise ValueError(f"rollout {self.index} ({self.prompt.id}): token_ids do not begin with the prompt's")
+        if self.loss_mask[: len(self.prompt.token_ids)].any():
+            raise ValueError(f"rollout {self.index} ({self.prompt.id}): a prompt position is marked as trained")
+
+    @property
+    def domain(self) -> str:
+        """The domain of its prompt: the label travels with the datum."""
+        return self.prompt.domain
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many of its tokens are trained."""
+        return int(self.loss_mask.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The teacher's log-probability of each token, in nats, shape ``(T,)``."""
+
+    logprobs_T: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """Log-probabilities (never renormalised) on a support of K tokens per position, both ``(T, K)``."""
+
+    ids_TK: Int32
+    logprobs_TK: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """The last hidden states ``(T, H)``, aligned, and the name of the output head they belong to."""
+
+    hidden_TH: Float32
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """Log-probabilities over the whole vocabulary, aligned, shape ``(T, V)``, in nats."""
+
+    logprobs_TV: Float32
+
+
+Payload: TypeAlias = Sampled | TopK | Hidden | Full
+PAYLOADS: dict[str, type[Any]] = {"sampled": Sampled, "topk": TopK, "hidden": Hidden, "full": Full}
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherScore:
+    """What one teacher says of one rollout."""
+
+    teacher: str
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRollout:
+    """A rollout with the weighted scores of its teachers (weights sum to 1, or there are none) and its reward, if any."""
+
+    rollout: Rollout
+    scores: tuple[tuple[float, TeacherScore], ...] = ()
+    reward: float | None = None
+
+    def __post_init__(self) -> None:
+        total = sum(weight for weight, _ in self.scores)
+        if self.scores and abs(total - 1.0) > 1e-6:
+            names = ", ".join(f"{s.teacher}: {w}" for w, s in self.scores)
+            raise ValueError(f"teacher weights of rollout {self.rollout.index} sum to {total}, not 1 ({names})")
+        for _, score in self.scores:
+            rows = len(next(iter(getattr(score.payload, name) for name in score.payload.__slots__)))
+            if rows != len(self.rollout.token_ids):
+                raise ValueError(
+                    f"teacher {score.teacher!r} scored {rows} positions of rollout {self.rollout.index} "
+                    f"(domain {self.rollout.domain!r}), which has {len(self.rollout.token_ids)} tokens"
+                )
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """The student's weights of one version, without saying where they are.
+
+    A sampler that shares the student's process runs its generation through ``on_ranks`` and copies nothing; one that
+    doesn't fetches ``state_dict`` (Hugging Face names, CPU tensors) and publishes it under the version.
+    """
+
+    def on_ranks(self, fn: Callable[..., Any], per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call ``fn(module, *per_rank[r])`` on every rank ``r`` with its live module; returns the results by rank."""
+        ...
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks ``on_ranks`` reaches."""
+        ...
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        """The consolidated weights under Hugging Face names, on the CPU."""
+        ...
+
+
+class Sampler(Protocol):
+    """Who acts: writes completions of prompts with the weights it was given last."""
+
+    def load_weights(self, weights: Weights, *, version: int) -> None:
+        """Act with ``weights`` from now on; rollouts carry ``version``."""
+        ...
+
+    def sample(self, prompts: Sequence[Prompt], *, step: int, greedy: bool = False) -> Iterator[list[Rollout]]:
+        """Yield microbatches of rollouts as they finish, in the order of ``prompts``.
+
+        Members and padding of a microbatch are a pure function of ``(step, microbatch number)``.
+        """
+        ...
+
+
+class Grader(Protocol):
+    """Who grades: turns rollouts into scored rollouts, in the order in which they come."""
+
+    def score(self, microbatches: Iterable[list[Rollout]]) -> list[ScoredRollout]:
+        """Score every rollout; consumes microbatches as they are sampled. Raises rather than drop or skip one."""
+        ...
+
+
+class Student(Protocol):
+    """Who learns."""
+
+    def load_latest(self) -> int:
+        """Restore the newest whole checkpoint, if any; return the number of finished steps (0 if none)."""
+        ...
+
+    def weights(self) -> Weights:
+        """The weights of now."""
+        ...
+
+    def update(self, batch: Sequence[ScoredRollout], *, step: int) -> Metrics:
+        """Take the recipe's ``updates_per_step`` optimizer steps on ``batch``.
+
+        Raises:
+            NonFinite: loss or scores are NaN or infinite; raised on every rank, before the weights move.
+        """
+        ...
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint from which a run resumes exactly after ``step`` finished steps."""
+        ...
+
+    def export(self, path: str) -> None:
+        """Write a Hugging Face checkpoint with its tokenizer."""
+        ...
+
+
+Prompts: TypeAlias = Callable[[int], Sequence[Prompt]]
+"""The prompts of a step: a pure function of the step's number."""
+
+
+class UserError(Exception):
+    """Something that the user can mend, found before anything was spent. Exit code 2.
+
+    The message names the thing, what it has, what was needed and what to do; several problems are listed together.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class WorldError(Exception):
+    """The world broke during a run (a process died, a disk filled). Exit code 1; the last checkpoint resumes."""
+
+
+class NonFinite(WorldError):
+    """NaN or infinity in a loss, a score or a gradient; raised before the weights move."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A score with its 95% interval over ``n`` questions; fractions in 0..1."""
+
+    score: float
+    low: float
+    high: float
+    n: int
