@@ -1,0 +1,152 @@
+"""The parts of a recipe that students and stages share: a model's source, its engine, its optimizer, and the loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, WrapValidator, field_validator
+from pydantic_core import PydanticCustomError
+
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+"""Of a domain, a teacher or a stage: they become folders, metric names and keys of dotted paths."""
+
+TRAPS: dict[str, str] = {
+    "k1_backprop": "back-propagating log(student/teacher) has zero expected gradient: the teacher drops out",
+    "k3_backprop": "back-propagating k3 gives the forward KL's gradient with heavy tails, not the reverse KL's",
+    "k3_advantage": "a policy gradient with advantage -k3 points elsewhere (cosine 0.13 with the reverse KL's)",
+    "topk_truncated": "a truncated top-k sum has a non-zero gradient where student and teacher agree",
+    "topk_advantage": "a top-k sum used as the sampled token's advantage has zero expected gradient",
+    "topk_renormalized": "renormalising the teacher's top-k gives no gradient at k = 1 and the wrong one above",
+}
+"""Estimators that look right and are not, with the reason (shared method notes, section 2)."""
+
+
+def refusal(message: str) -> PydanticCustomError:
+    """An error of a recipe in our own words: a predicate that follows the path of what is refused."""
+    return PydanticCustomError("refusal", "{message}", {"message": message})
+
+
+class Strict(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Architecture(Strict):
+    """A model made from nothing: a transformers configuration and a tokenizer trained on the stage's own prompts."""
+
+    architecture: str = Field(description="transformers model type, for example mimo_v2_flash, qwen3_moe, llama")
+    config: dict[str, Any] = Field(default_factory=dict, description="keys of that model's configuration class")
+    vocabulary: int = Field(default=160, ge=40, description="size of the byte-pair vocabulary, in tokens")
+
+
+def _kind_of_source(value: Any) -> str:
+    return "<mapping>" if isinstance(value, dict | BaseModel) else "<name>"
+
+
+ModelSource: TypeAlias = Annotated[
+    Annotated[str, Tag("<name>")] | Annotated[Architecture, Tag("<mapping>")], Discriminator(_kind_of_source)
+]
+"""stage:NAME, a path (begins with ./ or /), a Hub id, or an architecture to initialise."""
+
+
+class Optimizer(Strict):
+    """The optimizer and its learning-rate schedule, in optimizer steps."""
+
+    name: Literal["adamw", "sgd"] = Field(default="adamw", description="torch AdamW or plain SGD")
+    lr: Positive = Field(default=5e-4, description="peak learning rate")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.98), description="AdamW's decay rates"
+    )
+    eps: Positive = Field(default=1e-8, description="AdamW's epsilon")
+    weight_decay: NonNegative = Field(default=0.0, description="AdamW's decoupled weight decay")
+    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="decay after the warm-up")
+    warmup_steps: int = Field(default=20, ge=0, description="optimizer steps of linear warm-up")
+    final_lr_fraction: float = Field(default=0.1, ge=0, le=1, description="learning rate at the end, over the peak")
+    clip: NonNegative = Field(default=1.0, description="global gradient norm above which it is scaled down; 0 is off")
+
+
+class Engine(Strict):
+    """How the trained model is spread over processes."""
+
+    ranks: Count = Field(default=1, description="processes, one per GPU or CPU core")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage")
+    expert_parallel: Count = Field(default=1, description="ranks that share one set of experts (DeepSpeed AutoEP)")
+    microbatch_tokens: Count = Field(default=4096, description="padded tokens of one forward and backward on a rank")
+    expert_bias_rate: NonNegative = Field(
+        default=1e-4, description="step of the router's correction bias; MiMo-V2-Flash report, section 7 of the notes"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+
+
+class FullReverseKL(Strict):
+    """Exact reverse KL over the whole vocabulary; MiMo-V2-Flash report, eq 6, without the sampling noise."""
+
+    estimator: Literal["full_reverse_kl"] = Field(
+        default="full_reverse_kl", description="which loss: full_reverse_kl, policy_gradient or nll"
+    )
+
+
+class PolicyGradient(Strict):
+    """Policy gradient on the sampled token; MiMo-V2-Flash report, eqs 5-9."""
+
+    estimator: Literal["policy_gradient"] = Field(
+        default="policy_gradient", description="which loss: full_reverse_kl, policy_gradient or nll"
+    )
+    advantage_clip: Positive = Field(default=5.0, description="nats; bound of the teacher gap, arXiv 2606.30406")
+    # Not strict: behind `_refuse_traps` the value is a Python list, and strict mode takes only a tuple there.
+    gate: tuple[Positive, Positive] = Field(
+        default=(0.2, 5.0), strict=False, description="kept range of policy/sampler ratio"
+    )
+    reward_weight: NonNegative = Field(default=0.0, description="alpha, weight of the group-normalised reward")
+
+    @field_validator("gate")
+    @classmethod
+    def _ordered(cls, gate: tuple[float, float]) -> tuple[float, float]:
+        if not gate[0] < gate[1]:
+            raise refusal(f"is inverted: [{gate[0]:g}, {gate[1]:g}]; the lower bound must come first")
+        return gate
+
+
+class NegativeLogLikelihood(Strict):
+    """Cross-entropy of given tokens; supervised stages and off-policy fine-tuning."""
+
+    estimator: Literal["nll"] = Field(default="nll", description="which loss: full_reverse_kl, policy_gradient or nll")
+
+
+ESTIMATORS: dict[str, type[Strict]] = {
+    "full_reverse_kl": FullReverseKL,
+    "policy_gradient": PolicyGradient,
+    "nll": NegativeLogLikelihood,
+}
+"""The estimators on offer. A new one takes a row here, in the union `Loss` below and in distill.losses.LOSSES."""
+
+
+def _estimator(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"<{value.get('estimator', 'full_reverse_kl')}>"
+    return f"<{getattr(value, 'estimator', None)}>"
+
+
+def _refuse_traps(value: Any, validate: Any) -> Any:
+    if not isinstance(value, dict | BaseModel):
+        raise refusal("must be a mapping such as {estimator: full_reverse_kl}")
+    name = _estimator(value).strip("<>")
+    if name in TRAPS:
+        raise refusal(
+            f"names the estimator {name!r}, which is a trap: {TRAPS[name]}. Use one of {', '.join(ESTIMATORS)}"
+        )
+    return validate(value)
+
+
+Loss: TypeAlias = Annotated[
+    Annotated[FullReverseKL, Tag("<full_reverse_kl>")]
+    | Annotated[PolicyGradient, Tag("<policy_gradient>")]
+    | Annotated[NegativeLogLikelihood, Tag("<nll>")],
+    Discriminator(_estimator),
+    WrapValidator(_refuse_traps),
+]
