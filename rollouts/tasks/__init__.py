@@ -1,0 +1,25 @@
+"""The shipped tasks: prompts made from a seed, gold answers, verifiers. One file per task, named in :data:`TASKS`."""
+
+from __future__ import annotations
+
+import hashlib
+
+from rollouts.tasks.arithmetic import Arithmetic
+from rollouts.tasks.base import Example, Split, Task
+from rollouts.tasks.list_programs import ListPrograms
+from rollouts.tasks.ordering import Ordering
+
+TASKS: dict[str, Task] = {"arithmetic": Arithmetic(), "list_programs": ListPrograms(), "ordering": Ordering()}
+"""Every shipped task by the name that a recipe gives in ``domains: {NAME: {task: ...}}``."""
+
+
+def fingerprint(task: Task, *, seed: int) -> str:
+    """A hash of a task's first 32 test problems: scores with different fingerprints are not to be compared."""
+    digest = hashlib.sha256()
+    for index in range(32):
+        example = task.example(seed=seed, split="test", index=index)
+        digest.update(repr((example.id, example.text, example.answer)).encode())
+    return digest.hexdigest()[:16]
+
+
+__all__ = ["TASKS", "Example", "Split", "Task", "fingerprint"]

@@ -1,0 +1,58 @@
+"""Sums with a scratchpad: ``math 623+597=`` -> ``3+7=10,2+9+1=12,6+5+1=12;1220``.
+
+The scratchpad adds column by column from the right, carry last, and the number after ``;`` is the answer. Easy: two
+digits; hard: three.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+
+from distill.types import Prompt
+from rollouts.tasks.base import Example, draw_in_split
+
+ANSWER = re.compile(r";(\d{1,9})\Z", re.ASCII)
+
+
+def scratchpad(a: int, b: int) -> str:
+    """The columns of ``a + b`` from the right, each with the carry that enters it, joined by commas.
+
+    Example:
+        ``scratchpad(623, 597)`` is ``"3+7=10,2+9+1=12,6+5+1=12"``.
+    """
+    columns, carry = [], 0
+    while a or b:
+        terms = [a % 10, b % 10] + ([carry] if carry else [])
+        columns.append("+".join(map(str, terms)) + f"={sum(terms)}")
+        a, b, carry = a // 10, b // 10, sum(terms) // 10
+    return ",".join(columns)
+
+
+class Arithmetic:
+    """Sums of two numbers. ``a+b`` and ``b+a`` are one problem, so both are in the same split."""
+
+    def example(self, *, seed: int, split: str, index: int, easy: bool = False) -> Example:
+        """See :class:`rollouts.tasks.base.Task`."""
+        low, high = (10, 99) if easy else (100, 999)
+
+        def draw(rng: random.Random) -> tuple[str, str, str]:
+            a, b = rng.randint(low, high), rng.randint(low, high)
+            return f"math {a}+{b}=", f"{scratchpad(a, b)};{a + b}", f"{min(a, b)}+{max(a, b)}"
+
+        return draw_in_split(draw, task="arithmetic", seed=seed, split=split, index=index, easy=easy)
+
+    def verify(self, prompt: Prompt, text: str) -> float:
+        """1 if the text ends in ``;`` and the right number. The scratchpad is the model's own affair."""
+        found, gold = ANSWER.search(text), ANSWER.search(prompt.answer)
+        return float(found is not None and gold is not None and int(found[1]) == int(gold[1]))
+
+    def verify_many(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """See :class:`rollouts.tasks.base.Task`."""
+        return [self.verify(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+    def wrong_answer(self, example: Example) -> str:
+        """The gold scratchpad with a sum that is off by one."""
+        columns, _, total = example.answer.rpartition(";")
+        return f"{columns};{int(total) + 1}"

@@ -1,0 +1,99 @@
+"""What every task is made of: examples, and splits that are disjoint by construction.
+
+A split is a property of what an example *says*, not of how it was drawn: the hash of its canonical content decides,
+and a generator redraws until it lands in the split that was asked for. Two ways of writing one problem share their
+canonical content, so a paraphrase of a test problem cannot be trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, get_args
+
+from distill.types import Prompt, UserError
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+MAX_DRAWS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A problem and its gold answer, as text.
+
+    Attributes:
+        id: ``task/split/seed-index-hash``, where the hash is that of the prompt text.
+        text: the prompt, as the model is given it.
+        answer: a gold answer; the verifier may accept others.
+    """
+
+    id: str
+    text: str
+    answer: str
+
+
+class Task(Protocol):
+    """A source of prompts together with the one who knows whether an answer is right."""
+
+    def example(self, *, seed: int, split: str, index: int, easy: bool = False) -> Example:
+        """The ``index``-th problem of a split: a pure function of its arguments.
+
+        Raises:
+            UserError: ``split`` is not one of train, validation and test.
+        """
+        ...
+
+    def verify(self, prompt: Prompt, text: str) -> float:
+        """How right ``text`` is as an answer to ``prompt``, in 0..1; never raises on what a model may write."""
+        ...
+
+    def verify_many(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """:meth:`verify` of many answers at once, which is faster where verifying means executing."""
+        ...
+
+    def wrong_answer(self, example: Example) -> str:
+        """A well-formed answer that the verifier must refuse: what a static check proves the verifier with."""
+        ...
+
+
+def split_of(canonical: str) -> Split:
+    """The split that a canonical content belongs to: 70% train, 10% validation, 20% test, by hash."""
+    bucket = hashlib.sha256(canonical.encode()).digest()[0] % 10
+    return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
+
+
+def content_hash(text: str) -> str:
+    """The first 64 bits of a text's SHA-256, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def draw_in_split(
+    draw: Callable[[random.Random], tuple[str, str, str] | None],
+    *,
+    task: str,
+    seed: int,
+    split: str,
+    index: int,
+    easy: bool,
+) -> Example:
+    """Draw problems until one belongs to ``split``.
+
+    Args:
+        draw: returns (prompt text, answer, canonical content), or None for a draw that makes no problem.
+        task, seed, split, index, easy: the key of the randomness; the same key draws the same problem.
+
+    Raises:
+        UserError: ``split`` is unknown.
+        RuntimeError: no draw landed in the split, which says that the task's space is too small.
+    """
+    if split not in get_args(Split):
+        raise UserError(f"task {task!r} has no split {split!r}; it has {', '.join(get_args(Split))}")
+    rng = random.Random(f"{task}/{seed}/{split}/{index}/{easy}")
+    for _ in range(MAX_DRAWS):
+        drawn = draw(rng)
+        if drawn is not None and split_of(drawn[2]) == split:
+            text, answer, _ = drawn
+            return Example(f"{task}/{split}/{seed}-{index}-{content_hash(text)}", text, answer)
+    raise RuntimeError(f"task {task!r}: no problem of split {split!r} in {MAX_DRAWS} draws; its space is too small")

@@ -1,0 +1,66 @@
+"""Byte-pair tokenizers for models made from nothing, and how an example becomes tokens.
+
+Digits and capital letters stay single tokens, because sums and orderings are worked out character by character; merges
+are learnt within what lies between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from distill.types import Prompt
+from rollouts.tasks.base import Example
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+
+
+def build_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Train a byte-pair tokenizer; the same texts give the same tokenizer, on any machine.
+
+    Args:
+        texts: prompts and answers. Their characters are the alphabet; any other character becomes ``<unk>``.
+        vocabulary: tokens at most, the special ones included; fewer where the texts offer no more merges.
+
+    Returns:
+        A tokenizer that adds no special tokens of its own; ``<pad>`` is 0, ``<eos>`` is 1, ``<unk>`` is 2. Its decoding
+        is the plain concatenation of its tokens.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[A-Z0-9]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, min_frequency=2, special_tokens=[PAD, EOS, UNKNOWN], show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """The token ids of a text, without special tokens."""
+    return tuple(cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> tuple[int, ...]:
+    """The token ids of an answer, closed by EOS.
+
+    Prompt and answer are tokenised apart and then concatenated: no token spans the border, where sampling starts.
+    """
+    eos = tokenizer.eos_token_id
+    assert isinstance(eos, int)
+    return (*encode(tokenizer, answer), eos)
+
+
+def to_prompt(tokenizer: PreTrainedTokenizerBase, *, domain: str, example: Example) -> Prompt:
+    """An example as a prompt of ``domain``, with its token ids."""
+    return Prompt(domain, example.id, encode(tokenizer, example.text), example.text, example.answer)
