@@ -2,7 +2,7 @@
 
 The loss of an update is ``sum_d g_d * (mean over the trained tokens of domain d)``. The mean runs over all ranks and
 microbatches, so a microbatch can't know its denominator: the plan does, and hands every token its weight ``g_d / N_d``.
-A rank's loss is then a plain weighted sum, and the update's loss the sum over ranks and microbatches.
+The update's loss is then a plain weighted sum.
 
 Shape legend: B sequences, T tokens of the longest one, V vocabulary.
 """
@@ -61,8 +61,7 @@ def plan_updates(
     for position, scored in enumerate(batch):
         if scored.rollout.domain not in by_domain:
             raise ValueError(
-                f"rollout {scored.rollout.index} is of domain {scored.rollout.domain!r}, which has no share; "
-                f"shares are given for {', '.join(shares) or 'no domain'}"
+                f"rollout {scored.rollout.index} is of domain {scored.rollout.domain!r}; shares are of {list(shares)}"
             )
         by_domain[scored.rollout.domain].append(position)
     problems = [
@@ -97,8 +96,8 @@ def _plan_one(
     for name, count in tokens.items():
         if count == 0:
             raise WorldError(
-                f"domain {name!r} has no trained token in an update ({len(by_domain[name])} rollouts, all empty), "
-                f"so its share of the loss is undefined; its completions have collapsed to nothing"
+                f"domain {name!r} has no trained token in an update: its {len(by_domain[name])} rollouts are empty, "
+                "and its share of the loss has nothing to act on"
             )
     total_share = math.fsum(shares.values())
     lengths = {i: len(batch[i].rollout.token_ids) for positions in by_domain.values() for i in positions}
@@ -197,7 +196,6 @@ def collate(
         weights_BT[b, :n] = np.where(rollout.loss_mask, token_weight[rollout.domain], 0.0)
         sampler_logprobs_BT[b, :n] = rollout.sampler_logprobs
     domain_B = [domains.index(scored.rollout.domain) for scored in rollouts] or [0]
-    has_teacher_B = [bool(scored.scores) for scored in rollouts] or [False]
     reward_B = None if reward_advantages is None else torch.tensor([*reward_advantages] or [0.0], dtype=torch.float32)
     return Microbatch(
         token_ids_BT=torch.from_numpy(token_ids_BT).to(device),
@@ -207,7 +205,7 @@ def collate(
         sampler_logprobs_BT=torch.from_numpy(sampler_logprobs_BT).to(device),
         domain_B=torch.tensor(domain_B, device=device),
         teacher=None if payload is None else torch.from_numpy(_teacher(rollouts, (B, T), payload)).to(device),
-        has_teacher_B=torch.tensor(has_teacher_B, device=device),
+        has_teacher_B=torch.tensor([bool(scored.scores) for scored in rollouts] or [False], device=device),
         reward_advantage_B=None if reward_B is None else reward_B.to(device),
     )
 
@@ -240,13 +238,10 @@ def _teacher(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], payload:
     rows = [combine_teachers(scored, payload) if scored.scores else None for scored in rollouts]
     untaught = [scored.rollout for scored, row in zip(rollouts, rows, strict=True) if row is None]
     if payload == "full" and untaught:
-        raise ValueError(
-            f"rollout {untaught[0].index} (domain {untaught[0].domain!r}) has no teacher; "
-            "a loss over the full vocabulary needs one"
-        )
+        raise ValueError(f"rollout {untaught[0].index} of domain {untaught[0].domain!r} has no teacher; it needs one")
     # The vocabulary of a dummy is 1, which broadcasts against any; no row of it is ever read.
-    tails = {row.shape[1:] for row in rows if row is not None} or {(1,) if payload == "full" else ()}
-    teacher = np.zeros((*shape, *max(tails)), dtype=np.float32)
+    V = max((row.shape[1] for row in rows if row is not None), default=1) if payload == "full" else None
+    teacher = np.zeros(shape if V is None else (*shape, V), dtype=np.float32)
     for b, row in enumerate(rows):
         if row is not None:
             teacher[b, : len(row)] = row

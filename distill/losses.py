@@ -4,7 +4,7 @@ Logits come in aligned (row ``t`` is the distribution of token ``t``) and divide
 are taken in float32 at least. Only the rows of trained tokens are ever read: a masked place may hold NaN, its loss is
 exactly 0 and so is its gradient. Weighing the tokens (``g_d / N_d``) is the caller's, with ``Microbatch.weights_BT``.
 
-**A further estimator** is one function here, one row of ``LOSSES`` and one class of the recipe's ``Loss`` union.
+**A further estimator** is one function here, one row of ``LOSSES``, and one class of settings in the recipe's ``Loss``.
 Those that look right and are not, with the reason, are in ``distill.recipe.TRAPS``.
 
 Shape legend: B sequences, T tokens of a sequence, V vocabulary, N trained tokens of the microbatch.
@@ -33,9 +33,9 @@ class TokenLoss:
         loss_BT: loss of each token; 0 at masked ones. Its value is for the gradient: that of ``policy_gradient`` is a
             surrogate and measures nothing.
         stats: detached, each ``(B, T)``, 0 at masked tokens. Where the estimator knows them: ``kl`` (reverse KL per
-            token in nats; exact for the full vocabulary, else the one-sample estimate ``log pi - log q``), ``entropy``
-            (of the student's distribution, nats), ``advantage`` (nats; of the token that was drawn), ``ratio`` (policy
-            over sampler), ``gate_dropped`` and ``clipped`` (1 where it happened).
+            token in nats; exact for the full vocabulary, else the one-sample estimate ``log pi - log q``, unclipped),
+            ``entropy`` (of the student's distribution, nats), ``advantage`` (nats; of the token that was drawn),
+            ``ratio`` (policy over sampler), ``gate_dropped`` and ``clipped`` (1 where it happened).
     """
 
     loss_BT: Tensor
@@ -64,8 +64,9 @@ def full_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: FullRe
     Source: the expectation of the MiMo-V2-Flash report's eqs 6-8 (arXiv 2601.02780) over the token, prefix held fixed.
     """
     mask_BT = microbatch.mask_BT
-    teacher_NV = _teacher(microbatch)[mask_BT]
-    kl_N, entropy_N, logprobs_N, gap_N = _ReverseKL.apply(logits_BTV[mask_BT], teacher_NV, _tokens(microbatch))
+    teacher_NV, tokens_N = _teacher(microbatch)[mask_BT], microbatch.token_ids_BT[mask_BT]
+    kl_N, entropy_N, logprobs_N = _ReverseKL.apply(logits_BTV[mask_BT], teacher_NV, tokens_N)
+    gap_N = teacher_gap(teacher_logprobs_N=_gather(teacher_NV, tokens_N), student_logprobs_N=logprobs_N)
     ratio_N = (logprobs_N - microbatch.sampler_logprobs_BT[mask_BT]).exp()
     stats = {"kl": kl_N.detach(), "entropy": entropy_N, "advantage": gap_N, "ratio": ratio_N}
     return _token_loss(kl_N, stats, mask_BT)
@@ -135,16 +136,15 @@ class _ReverseKL(torch.autograd.Function):
     def forward(ctx: Any, logits_NV: Tensor, teacher_NV: Tensor, tokens_N: Tensor) -> tuple[Tensor, ...]:
         logp_NV = _log_softmax(logits_NV)
         p_NV = logp_NV.exp()
-        entropy_N = -_expectation(p_NV, logp_NV)
+        entropy_N = torch.special.entr(p_NV).sum(-1)
         logprobs_N = _gather(logp_NV, tokens_N)
         # 0 log(0/q) is 0 by definition, also where both are 0 and the difference of their logarithms is NaN.
         log_ratio_NV = logp_NV.sub_(teacher_NV).masked_fill_(p_NV == 0, 0.0)
-        gap_N = -_gather(log_ratio_NV, tokens_N)
-        kl_N = _expectation(p_NV, log_ratio_NV)
+        kl_N = (p_NV * log_ratio_NV).sum(-1)
         ctx.save_for_backward(p_NV.mul_(log_ratio_NV.sub_(kl_N.unsqueeze(-1))))
-        ctx.mark_non_differentiable(entropy_N, logprobs_N, gap_N)
+        ctx.mark_non_differentiable(entropy_N, logprobs_N)
         ctx.logits_dtype = logits_NV.dtype
-        return kl_N, entropy_N, logprobs_N, gap_N
+        return kl_N, entropy_N, logprobs_N
 
     @staticmethod
     @once_differentiable
@@ -159,10 +159,6 @@ def _log_softmax(logits_NV: Tensor) -> Tensor:
     return logits_NV.log_softmax(-1, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
 
 
-def _expectation(p_NV: Tensor, values_NV: Tensor) -> Tensor:
-    return (p_NV * values_NV.masked_fill(p_NV == 0, 0.0)).sum(-1)
-
-
 def _gather(values_NV: Tensor, tokens_N: Tensor) -> Tensor:
     return values_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1)
 
@@ -171,12 +167,8 @@ def _sampled_logprobs(logits_BTV: Tensor, microbatch: Microbatch) -> tuple[Tenso
     """Log-probability of each trained token, with gradient, and the entropy of its distribution, without; both (N,)."""
     logp_NV = _log_softmax(logits_BTV[microbatch.mask_BT])
     with torch.no_grad():
-        entropy_N = -_expectation(logp_NV.exp(), logp_NV)
-    return _gather(logp_NV, _tokens(microbatch)), entropy_N
-
-
-def _tokens(microbatch: Microbatch) -> Tensor:
-    return microbatch.token_ids_BT[microbatch.mask_BT]
+        entropy_N = torch.special.entr(logp_NV.exp()).sum(-1)
+    return _gather(logp_NV, microbatch.token_ids_BT[microbatch.mask_BT]), entropy_N
 
 
 def _teacher(microbatch: Microbatch) -> Tensor:
