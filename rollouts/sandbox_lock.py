@@ -1,0 +1,144 @@
+"""Layers two and three of the sandbox: the process gives up what it could do harm with, and cannot take it back.
+
+Called in the sandboxed process itself, after everything it needs is imported. Each property that safety needs can be
+held by more than one mechanism; :func:`lock` applies all that the machine offers and says which properties none holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import resource
+import signal
+
+NOBODY = 65534
+_CLONE_NEWUSER, _CLONE_NEWNET, _CLONE_NEWIPC = 0x10000000, 0x40000000, 0x08000000
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
+_SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION_3 = 0x20080522
+
+# System calls that running pure Python needs once all is imported, by machine: (audit architecture, write, others).
+# The others, in order: mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn mremap madvise setitimer exit
+# exit_group futex sigaltstack getrandom clock_gettime gettimeofday getpid sched_yield. No open, socket, clone or kill.
+_SYSTEM_CALLS: dict[str, tuple[int, int, tuple[int, ...]]] = {
+    "x86_64": (
+        0xC000003E,
+        1,
+        (9, 10, 11, 12, 13, 14, 15, 25, 28, 38, 60, 231, 202, 131, 318, 228, 96, 39, 24),
+    ),
+    "aarch64": (
+        0xC00000B7,
+        64,
+        (222, 226, 215, 214, 134, 135, 139, 216, 233, 103, 93, 94, 98, 132, 278, 113, 169, 172, 124),
+    ),
+}
+_ALLOW, _DENY, _KILL = 0x7FFF0000, 0x00050001, 0x80000000  # _DENY: the call fails with EPERM
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint16), ("jt", ctypes.c_uint8), ("jf", ctypes.c_uint8), ("k", ctypes.c_uint32))
+
+
+class _Filter(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.POINTER(_Instruction)))
+
+
+def lock(*, empty_folder: str, memory_bytes: int, cpu_seconds: float) -> tuple[list[str], list[str]]:
+    """Give up network, files, other processes and privileges, and bound what is left.
+
+    Args:
+        empty_folder: becomes the root of the file system where the machine allows it.
+        memory_bytes: limit of the address space.
+        cpu_seconds: of the whole process, after which the kernel kills it.
+
+    Returns:
+        (mechanisms that hold, properties that none of them holds); nothing may be executed unless the second is empty.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    held: list[str] = []
+    as_root = os.geteuid() == 0
+    if as_root and libc.unshare(_CLONE_NEWNET | _CLONE_NEWIPC) == 0:
+        held.append("network namespace")
+    elif libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0:
+        held += ["user namespace", "network namespace"]
+    elif libc.unshare(_CLONE_NEWUSER) == 0:
+        held.append("user namespace")
+    os.chdir(empty_folder)
+    with contextlib.suppress(OSError):
+        os.chroot(empty_folder)
+        os.chdir("/")
+        held.append("empty root")
+    if as_root:
+        with contextlib.suppress(OSError):
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            held.append("dropped user")
+    _drop_capabilities(libc)
+    _limit(memory_bytes=memory_bytes, cpu_seconds=cpu_seconds)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if _filter_system_calls(libc):
+        held.append("system call filter")
+    return held, _missing(set(held), as_root=as_root)
+
+
+def _missing(held: set[str], *, as_root: bool) -> list[str]:
+    """Properties that safety needs and no mechanism of ``held`` gives, with what could give them."""
+    filtered = "system call filter" in held
+    ordinary = filtered and not as_root  # an ordinary user whose process can only compute needs no other uid
+    holds = {
+        "no privileges (a dropped uid or a user namespace)": bool(held & {"dropped user", "user namespace"})
+        or ordinary,
+        "no network (a network namespace or seccomp)": filtered or "network namespace" in held,
+        "no files (a chroot or seccomp)": filtered or "empty root" in held,
+        "no other processes (seccomp, or a dropped uid)": filtered or "dropped user" in held,
+    }
+    return [name for name, ok in holds.items() if not ok]
+
+
+def _limit(*, memory_bytes: int, cpu_seconds: float) -> None:
+    seconds = int(cpu_seconds) + 1
+    for kind, value in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, 0),
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (value, value))
+
+
+def _drop_capabilities(libc: ctypes.CDLL) -> None:
+    """Zero all capabilities: those of root, and those that a new user namespace comes with."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    nothing = (ctypes.c_uint32 * 6)()
+    if libc.capset(header, nothing) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def _filter_system_calls(libc: ctypes.CDLL) -> bool:
+    """Leave computing, and writing to descriptor 1, as all that is allowed. False: this machine has no such filter."""
+    if platform.machine() not in _SYSTEM_CALLS or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        return False
+    architecture, write, others = _SYSTEM_CALLS[platform.machine()]
+    load, jump_equal, ret = 0x20, 0x15, 0x06
+    number_at, architecture_at, first_argument_at = 0, 4, 16
+    rows = [
+        (load, 0, 0, architecture_at),
+        (jump_equal, 1, 0, architecture),
+        (ret, 0, 0, _KILL),
+        (load, 0, 0, number_at),
+        (jump_equal, 0, 4, write),
+        (load, 0, 0, first_argument_at),
+        (jump_equal, 0, 1, 1),
+        (ret, 0, 0, _ALLOW),
+        (ret, 0, 0, _DENY),
+    ]
+    for call in others:
+        rows += [(jump_equal, 0, 1, call), (ret, 0, 0, _ALLOW)]
+    rows.append((ret, 0, 0, _DENY))
+    program = (_Instruction * len(rows))(*(_Instruction(*row) for row in rows))
+    return libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(_Filter(len(rows), program)), 0, 0) == 0
