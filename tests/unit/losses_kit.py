@@ -1,0 +1,52 @@
+"""Small microbatches in float64, and one call that gives a loss with its gradient."""
+
+import torch
+
+from distill.batch import Microbatch
+from distill.losses import LOSSES, TokenLoss
+from distill.recipe import FullReverseKL, NegativeLogLikelihood, PolicyGradient
+
+FULL = FullReverseKL(estimator="full_reverse_kl")
+PLAIN = PolicyGradient(estimator="policy_gradient", advantage_clip=1e9, gate=(1e-9, 1e9))  # no clip, no gate
+NLL = NegativeLogLikelihood(estimator="nll")
+V = 6
+
+
+def rows(*shape, seed, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def microbatch(mask, tokens, *, teacher=None, sampler=None, reward=None, taught=None) -> Microbatch:
+    mask_BT = torch.as_tensor(mask)
+    B, _ = mask_BT.shape
+    return Microbatch(
+        token_ids_BT=torch.as_tensor(tokens),
+        attention_mask_BT=torch.ones(mask_BT.shape, dtype=torch.int64),
+        mask_BT=mask_BT,
+        weights_BT=mask_BT.double(),
+        sampler_logprobs_BT=torch.zeros(mask_BT.shape, dtype=torch.float64) if sampler is None else sampler,
+        domain_B=torch.zeros(B, dtype=torch.int64),
+        teacher=teacher,
+        has_teacher_B=torch.ones(B, dtype=torch.bool) if taught is None else torch.as_tensor(taught),
+        reward_advantage_B=None if reward is None else torch.as_tensor(reward, dtype=torch.float64),
+    )
+
+
+def run(name, logits, batch, settings) -> tuple[TokenLoss, torch.Tensor]:
+    """The loss, and the gradient of the sum of its tokens with respect to the logits."""
+    logits = logits.detach().requires_grad_()
+    out = LOSSES[name].token_loss(logits, batch, settings)
+    (gradient,) = torch.autograd.grad(out.loss_BT.sum(), logits)
+    return out, gradient
+
+
+def every_token(student_V, teacher_V, *, sampler_V=None, **more) -> tuple[torch.Tensor, Microbatch]:
+    """A microbatch in which row v draws token v at position 1; all rows have the same distributions."""
+    n = len(student_V)
+    tokens = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)], dim=1)
+    logits_BTV = student_V.expand(n, 2, n)
+    logp_V = student_V.log_softmax(-1)
+    sampler_V = logp_V if sampler_V is None else sampler_V
+    sampler = torch.stack([torch.zeros(n, dtype=torch.float64), sampler_V], dim=1)
+    teacher = torch.stack([torch.zeros(n, dtype=torch.float64), teacher_V.log_softmax(-1)], dim=1)
+    return logits_BTV, microbatch([[False, True]] * n, tokens, teacher=teacher, sampler=sampler, **more)

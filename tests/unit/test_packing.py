@@ -1,0 +1,125 @@
+"""No packing changes the loss, and a domain weighs what its share says, however much it writes."""
+
+import numpy as np
+import pytest
+import torch
+from batch_kit import SHARES, V, as_sampled, mixed_batch, scored
+
+from distill.batch import collate, plan_updates
+from distill.losses import LOSSES
+from distill.recipe import FullReverseKL, PolicyGradient
+from distill.types import ScoredRollout, align_logits
+
+SETTINGS = {
+    "full_reverse_kl": FullReverseKL(estimator="full_reverse_kl"),
+    "policy_gradient": PolicyGradient(estimator="policy_gradient", gate=(0.5, 2.0), reward_weight=0.5),
+}
+"""Chosen so that the gate drops some tokens of the batch and keeps others."""
+
+
+class Bigram(torch.nn.Module):
+    """The smallest model whose logits depend on the token before, in float64."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.table = torch.nn.Parameter(torch.randn(V, V, generator=generator, dtype=torch.float64))
+
+    def forward(self, token_ids_BT):
+        return self.table[token_ids_BT]
+
+
+def update(batch, name, *, shares=None, ranks=1, budget=10_000, pad_id=0):
+    """Loss and gradient of one update, as a student on ``ranks`` ranks accumulates them."""
+    shares = shares or SHARES
+    batch = [as_sampled(one) for one in batch] if name == "policy_gradient" else batch
+    (plan,) = plan_updates(batch, shares=shares, updates=1, ranks=ranks, microbatch_tokens=budget)
+    model, total = Bigram(), 0.0
+    for members in (members for rank in plan.microbatches for members in rank):
+        microbatch = collate(
+            [batch[i] for i in members],
+            token_weight=plan.token_weight,
+            domains=list(shares),
+            pad_id=pad_id,
+            payload=LOSSES[name].payload,
+            reward_advantages=[2.0 * batch[i].reward - 1.0 for i in members],
+            device="cpu",
+        )
+        logits = align_logits(model(microbatch.token_ids_BT))
+        loss = (LOSSES[name].token_loss(logits, microbatch, SETTINGS[name]).loss_BT * microbatch.weights_BT).sum()
+        loss.backward()
+        total += loss.item()
+    return total, model.table.grad
+
+
+def naive_token_loss(one: ScoredRollout, t, logp, name):
+    y = one.rollout.token_ids[t]
+    teacher = one.scores[0][1].payload.logprobs_TV[t].astype(np.float64)
+    if name == "full_reverse_kl":
+        return sum(np.exp(logp[v]) * (logp[v] - teacher[v]) for v in range(V))
+    ratio = np.exp(logp[y] - one.rollout.sampler_logprobs[t])
+    if not 0.5 <= ratio <= 2.0:
+        return 0.0
+    advantage = min(5.0, max(-5.0, teacher[y] - logp[y])) + 0.5 * (2.0 * one.reward - 1.0)
+    return -ratio * advantage * logp[y]
+
+
+def naive_update(batch, name):
+    """sum_d g_d / sum(g) * (sum of d's token losses / number of d's trained tokens), token by token."""
+    table = Bigram().table.detach().numpy()
+    logp = table - np.log(np.exp(table).sum(-1, keepdims=True))
+    total, dropped = 0.0, 0
+    for domain, share in SHARES.items():
+        losses = [
+            naive_token_loss(one, t, logp[one.rollout.token_ids[t - 1]], name)
+            for one in batch
+            if one.rollout.domain == domain
+            for t in range(len(one.rollout.token_ids))
+            if one.rollout.loss_mask[t]
+        ]
+        dropped += losses.count(0.0)
+        total += share / sum(SHARES.values()) * sum(losses) / len(losses)
+    return total, dropped
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_loss_is_the_definition_and_dropped_tokens_stay_in_the_denominator(name):
+    batch = mixed_batch()
+    expected, dropped = naive_update(batch, name)
+    assert update(batch, name)[0] == pytest.approx(expected, rel=1e-6)
+    trained = sum(one.rollout.trained_tokens for one in batch)
+    assert 0 < dropped < trained if name == "policy_gradient" else dropped == 0
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(("ranks", "budget", "pad_id"), [(1, 1, 0), (2, 40, 0), (3, 64, 5), (5, 10_000, 1)])
+def test_no_packing_changes_loss_or_gradient(name, ranks, budget, pad_id):
+    batch = mixed_batch()
+    loss, gradient = update(batch, name)
+    other_loss, other_gradient = update(batch, name, ranks=ranks, budget=budget, pad_id=pad_id)
+    # Weights are float32, the same in every packing; what is left is the order of a float64 sum.
+    assert other_loss == pytest.approx(loss, rel=1e-12)
+    torch.testing.assert_close(other_gradient, gradient, rtol=1e-12, atol=1e-14)
+    assert gradient.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_writing_more_does_not_make_a_domain_weigh_more(name):
+    batch = mixed_batch()
+    twice = batch + [one for one in batch if one.rollout.domain == "code"]
+    loss, gradient = update(batch, name)
+    more_loss, more_gradient = update(twice, name)
+    assert more_loss == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(more_gradient, gradient, rtol=1e-6, atol=1e-8)
+    shifted = update(batch, name, shares={"math": 3.0, "code": 3.0})[0]
+    assert shifted != pytest.approx(loss, rel=1e-3), "shares do matter"
+
+
+def test_a_long_rollout_weighs_by_its_tokens_within_its_domain_only():
+    batch = [scored(0, "math", answer=2), scored(1, "math", answer=10), scored(2, "code", answer=3)]
+    (plan,) = plan_updates(batch, shares=SHARES, updates=1, ranks=1, microbatch_tokens=100)
+    microbatch = collate(
+        batch, token_weight=plan.token_weight, domains=list(SHARES), pad_id=0, payload="full", reward_advantages=None,
+        device="cpu",
+    )  # fmt: skip
+    assert microbatch.weights_BT.sum(1).tolist() == pytest.approx([0.25 * 2 / 12, 0.25 * 10 / 12, 0.75])
