@@ -1,0 +1,118 @@
+"""What a model's forward, training step and generation cost, in floating-point operations.
+
+One multiplication and one addition are two FLOPs. Counted is what the model needs, not what a machine does: padding and
+recomputed activations are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """One layer's attention: query heads, width of a query and of a value, and how many tokens it sees (None: all)."""
+
+    heads: int
+    query_dim: int
+    value_dim: int
+    window: int | None
+
+    def forward_flops(self, length: int) -> int:
+        """Scores and weighted values of a causal sequence: ``2 heads (d_query + d_value) sum_t min(t + 1, window)``."""
+        full = min(length, self.window or length)
+        seen = full * (full + 1) // 2 + (length - full) * full
+        return 2 * self.heads * (self.query_dim + self.value_dim) * seen
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCost:
+    """What a forward and a training step of a model cost, in FLOPs.
+
+    Source: Kaplan et al., arXiv 2001.08361, section 2.1: 2 N a token forward, twice that backward; attention as in
+    Chowdhery et al. (PaLM), arXiv 2204.02311, appendix B, but counted causally and within its window.
+
+    Attributes:
+        total_parameters: all.
+        active_parameters: those a token passes: all but the experts it isn't routed to.
+        matmul_parameters: N, active ones that multiply: no norms, no biases, no embedding unless it is the head, too.
+    """
+
+    total_parameters: int
+    active_parameters: int
+    matmul_parameters: int
+    attention: tuple[AttentionShape, ...]
+
+    def forward(self, lengths: Iterable[int]) -> int:
+        """Scoring sequences of these lengths, in tokens."""
+        return sum(
+            2 * self.matmul_parameters * length + sum(layer.forward_flops(length) for layer in self.attention)
+            for length in lengths
+        )
+
+    def generate(self, lengths: Iterable[int]) -> int:
+        """Writing sequences of these lengths, prompts included, with a cache: the last token is never fed back."""
+        return self.forward(length - 1 for length in lengths)
+
+    def train(self, lengths: Iterable[int]) -> int:
+        """Forward and backward over sequences of these lengths: three times the forward."""
+        return 3 * self.forward(lengths)
+
+
+def model_cost(model: torch.nn.Module) -> ModelCost:
+    """The cost of a transformers causal language model, dense or mixture of experts; it may be on the meta device.
+
+    Args:
+        model: as transformers builds it, with its ``config``: before an engine shards or renames its parameters.
+
+    Raises:
+        ValueError: it has experts and its configuration doesn't say how many a token is routed to.
+    """
+    config: Any = model.config
+    total = active = matmul = 0.0
+    for name, parameter in model.named_parameters():
+        size = parameter.numel()
+        used = size * _routed_share(config, name)
+        total, active = total + size, active + used
+        # Tied weights come once, under the embedding's name; as the head they multiply.
+        is_lookup = "embed" in name and not config.tie_word_embeddings
+        if parameter.ndim >= 2 and not is_lookup:
+            matmul += used
+    return ModelCost(
+        total_parameters=int(total),
+        active_parameters=round(active),
+        matmul_parameters=round(matmul),
+        attention=tuple(_attention(config, layer) for layer in range(config.num_hidden_layers)),
+    )
+
+
+def _routed_share(config: Any, name: str) -> float:
+    """The part of a parameter that one token passes: chosen experts over all of them, 1 outside of experts."""
+    if not re.search(r"(?:^|\.)experts\.", name):
+        return 1.0
+    counts = (getattr(config, key, None) for key in ("n_routed_experts", "num_experts", "num_local_experts"))
+    experts = next((count for count in counts if count), None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if not experts or not chosen:
+        raise ValueError(f"{config.model_type}: {name} belongs to experts, but the configuration has no number of them")
+    return chosen / experts
+
+
+def _attention(config: Any, layer: int) -> AttentionShape:
+    """A layer's shape; one of a kind that is not named full or sliding is counted as seeing all tokens."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    window = getattr(config, "sliding_window", None)
+    layer_types = getattr(config, "layer_types", None)
+    slides = window is not None and (layer_types is None or layer_types[layer] == "sliding_attention")
+    return AttentionShape(
+        heads=heads,
+        query_dim=getattr(config, "qk_head_dim", None) or width,
+        value_dim=getattr(config, "v_head_dim", None) or width,
+        window=window if slides else None,
+    )

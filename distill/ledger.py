@@ -1,0 +1,154 @@
+"""What a run costs: tokens, floating-point operations and seconds of each role.
+
+A ledger keeps no hidden state: what is added is taken step by step into metrics.jsonl as ``tokens/ROLE``,
+``flops/ROLE`` and ``seconds/ROLE``, and :func:`ledger_from_rows` rebuilds the whole from those rows. So a resumed run,
+whose rows are cut back to its checkpoint, counts every step once. Time that was lost with a killed process is in none.
+
+FLOPs are those the model needs (one multiplication and one addition are two), not those a machine did: padding,
+and recomputed activations are left out. Seconds are wall clock of the loop, whose roles take turns; only a teacher's
+are those of its own process, which works while the loop generates or waits, and are left out of the total. Stages may
+run side by side: the total of a run that includes theirs is longer than it took.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.types import Metrics
+
+ROLES: dict[str, str] = {
+    "publish": "handing the student's weights to the sampler",
+    "generation": "the student writes rollouts; tokens: written",
+    "scoring": "the loop waits for grades; the teachers' own work is theirs",
+    "teacher": "a teacher scores rollouts in its own process (teacher/NAME); tokens: scored, prompts included",
+    "reward": "verifiers grade rollouts",
+    "update": "forward and backward; tokens: trained",
+    "evaluation": "greedy answers and their verification; tokens: written",
+    "checkpoint": "saving and exporting",
+    "other": "the part of a step that is none of these",
+}
+"""Who spends. A stage's roles are ``stage/NAME/ROLE``."""
+
+UNITS = ("tokens", "flops", "seconds")
+
+_ROLE = re.compile(rf"(?:stage/[^/]+/)?(?:{'|'.join(ROLES)})(?:/[^/]+)?")
+
+
+@dataclass(slots=True)
+class Spent:
+    """An amount: tokens, floating-point operations, seconds of wall clock."""
+
+    tokens: float = 0.0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    def plus(self, other: Spent) -> Spent:
+        """The sum of both."""
+        return Spent(self.tokens + other.tokens, self.flops + other.flops, self.seconds + other.seconds)
+
+
+class Ledger:
+    """Adds up what each role spends."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, Spent] = {}
+        self._taken: dict[str, Spent] = {}
+
+    @property
+    def spent(self) -> Mapping[str, Spent]:
+        """All that was added, by role, in order of first appearance."""
+        return self._spent
+
+    def add(self, role: str, *, tokens: float = 0, flops: float = 0, seconds: float = 0) -> None:
+        """Add to a role.
+
+        Raises:
+            ValueError: a role outside :data:`ROLES`, or an amount that is negative or no number.
+        """
+        if not _ROLE.fullmatch(role):
+            raise ValueError(f"{role!r} is no role of the ledger; roles are {', '.join(ROLES)}, or stage/NAME/ROLE")
+        amount = Spent(float(tokens), float(flops), float(seconds))
+        for unit in UNITS:
+            value = getattr(amount, unit)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{role} spent {value} {unit}; a finite amount of at least 0 is needed")
+        self._spent[role] = self._spent.get(role, Spent()).plus(amount)
+
+    @contextmanager
+    def measure(self, role: str) -> Iterator[Spent]:
+        """Time a block for a role; the block sets ``tokens`` and ``flops`` of what is yielded.
+
+        Nothing is added where the block raises: its step is not finished and will be taken again.
+
+        Example:
+            with ledger.measure("update") as spent:
+                metrics = student.update(batch, step=step)
+                spent.tokens = sum(scored.rollout.trained_tokens for scored in batch)
+        """
+        spent, start = Spent(), time.perf_counter()
+        yield spent
+        self.add(role, tokens=spent.tokens, flops=spent.flops, seconds=spent.seconds + time.perf_counter() - start)
+
+    def include(self, other: Ledger, *, stage: str) -> None:
+        """Add a stage's ledger under ``stage/NAME/``."""
+        for role, spent in other.spent.items():
+            self.add(f"stage/{stage}/{role}", tokens=spent.tokens, flops=spent.flops, seconds=spent.seconds)
+
+    def take(self) -> Metrics:
+        """What was added since the last call, for this step's row of metrics.jsonl: ``tokens/generation`` and so on."""
+        metrics: Metrics = {}
+        for role, spent in self._spent.items():
+            before = self._taken.get(role, Spent())
+            for unit in UNITS:
+                added = getattr(spent, unit) - getattr(before, unit)
+                if added:
+                    metrics[f"{unit}/{role}"] = added
+        self._taken = dict(self._spent)
+        return metrics
+
+    def record(self) -> dict[str, Any]:
+        """The content of ledger.json: ``{"format": 1, "roles": {ROLE: amounts}, "total": {"flops", "seconds"}}``.
+
+        Amounts are ``{"tokens", "flops", "seconds"}``. Tokens have no total: one token is written, scored and trained.
+        """
+        own = [spent.seconds for role, spent in self._spent.items() if "teacher" not in role.split("/")]
+        total = {"flops": sum(spent.flops for spent in self._spent.values()), "seconds": round(sum(own), 3)}
+        return {"format": 1, "roles": {role: _amounts(spent) for role, spent in self._spent.items()}, "total": total}
+
+    def write(self, path: Path) -> None:
+        """Write ledger.json; a reader sees the old file or the new one, never half of one."""
+        half = path.with_name(path.name + ".part")
+        half.write_text(json.dumps(self.record(), indent=2) + "\n")
+        os.replace(half, path)
+
+
+def _amounts(spent: Spent) -> dict[str, float]:
+    return {"tokens": round(spent.tokens), "flops": spent.flops, "seconds": round(spent.seconds, 3)}
+
+
+def read_ledger(path: Path) -> Ledger:
+    """A ledger from its ledger.json."""
+    ledger = Ledger()
+    for role, amounts in json.loads(path.read_text())["roles"].items():
+        ledger.add(role, **amounts)
+    return ledger
+
+
+def ledger_from_rows(rows: Iterable[Mapping[str, Any]]) -> Ledger:
+    """The ledger of a run from its metrics.jsonl; metrics that are no role's (``seconds/step``) are left."""
+    ledger = Ledger()
+    for row in rows:
+        for name, value in row.items():
+            unit, _, role = name.partition("/")
+            if unit in UNITS and _ROLE.fullmatch(role):
+                ledger.add(role, **{unit: value})
+    return ledger
