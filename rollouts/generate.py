@@ -139,7 +139,7 @@ class _Batch:
         return [self._completion(row, done[row]) for row in range(self.n)]
 
     def _choose(self, logits_BV: torch.Tensor, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token and log-probability per live row: the mode, or the inverse of the distribution function at a uniform."""
+        """Token and log-probability per live row: the mode, or the inverse distribution function."""
         logprobs_BV = torch.log_softmax(logits_BV.float() / self.how.temperature, dim=-1)
         if self.how.greedy:
             token_B = logprobs_BV.argmax(-1)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 
+from transformers import PreTrainedTokenizerBase
+
+from distill.recipe import Source
+from distill.types import UserError
 from rollouts.tasks.arithmetic import Arithmetic
 from rollouts.tasks.base import Example, Split, Task
 from rollouts.tasks.list_programs import ListPrograms
@@ -11,6 +15,21 @@ from rollouts.tasks.ordering import Ordering
 
 TASKS: dict[str, Task] = {"arithmetic": Arithmetic(), "list_programs": ListPrograms(), "ordering": Ordering()}
 """Every shipped task by the name that a recipe gives in ``domains: {NAME: {task: ...}}``."""
+
+
+def make_task(task: str | Source, *, tokenizer: PreTrainedTokenizerBase | None) -> Task:
+    """A shipped task by its name, or one made from a dataset; ``tokenizer`` renders a dataset's chat messages.
+
+    Raises:
+        UserError: no shipped task has that name, or the dataset can't be read as the source says.
+    """
+    if isinstance(task, str):
+        if task not in TASKS:
+            raise UserError(f"unknown task {task!r}; shipped tasks are {', '.join(TASKS)}")
+        return TASKS[task]
+    from rollouts.tasks.dataset import DatasetTask  # `datasets` takes a second to import
+
+    return DatasetTask(task, tokenizer)
 
 
 def fingerprint(task: Task, *, seed: int) -> str:
@@ -22,4 +41,4 @@ def fingerprint(task: Task, *, seed: int) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["TASKS", "Example", "Split", "Task", "fingerprint"]
+__all__ = ["TASKS", "Example", "Split", "Task", "fingerprint", "make_task"]

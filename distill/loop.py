@@ -1,0 +1,112 @@
+"""train(): multi-teacher on-policy distillation on one screen. Every method runs through it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from distill.types import Grader, Metrics, Prompts, Rollout, Sampler, ScoredRollout, Student
+
+
+class Interrupted(Exception):
+    """Somebody asked the run to stop; the step was finished and saved. Exit code 130."""
+
+
+class Watcher(Protocol):
+    """What a run does besides learning: it logs, measures, and knows when to save or stop."""
+
+    def resumed(self, step: int) -> None:
+        """Training goes on after ``step`` finished steps; whatever was recorded of later ones is void."""
+        ...
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the weights after ``step`` steps are to be measured, and have not been."""
+        ...
+
+    def evaluate(self, step: int, sampler: Sampler) -> None:
+        """Measure the weights that ``sampler`` has just been given."""
+        ...
+
+    def record(self, step: int, batch: Sequence[ScoredRollout], metrics: Metrics) -> None:
+        """Log what the step that has just been finished did."""
+        ...
+
+    def saves(self, step: int) -> bool:
+        """Whether to write a checkpoint after ``step`` steps."""
+        ...
+
+    def stops(self) -> bool:
+        """Whether somebody asked the run to end after this step."""
+        ...
+
+
+def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompts, steps: int, watch: Watcher) -> None:
+    """Act, grade, move, until ``steps`` steps are done; resumes from the student's newest checkpoint.
+
+    Source: MiMo-V2-Flash report (arXiv 2601.02780), section 4.4; the MOPD paper (arXiv 2606.30406), algorithm 1.
+
+    Raises:
+        Interrupted: ``watch.stops()``; the last finished step is saved.
+        WorldError: a process or a number broke; the newest checkpoint resumes the run.
+    """
+    step = saved = student.load_latest()
+    watch.resumed(step)
+    clock = StepClock()
+    while True:
+        with clock("publish"):
+            sampler.load_weights(student.weights(), version=step)  # act with the weights the gradient is taken at
+        if watch.evaluates(step):
+            watch.evaluate(step, sampler)
+        stops = watch.stops()
+        if step > saved and (watch.saves(step) or stops or step == steps):
+            student.save(step)
+        if step >= steps:
+            return
+        if stops:
+            raise Interrupted(f"stopped after step {step} of {steps}")
+        with clock("scoring"):
+            rollouts = clock.during("generation", sampler.sample(prompts(step), step=step))
+            batch = grader.score(rollouts)  # consumes microbatches while later ones are being written
+        with clock("update"):
+            metrics = student.update(batch, step=step)
+        step += 1
+        watch.record(step, batch, metrics | clock.read())
+
+
+class StepClock:
+    """Wall seconds per role of one step. Generation runs inside scoring's loop, and is taken out of its time."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, role: str) -> Iterator[None]:
+        """Add the time that the block takes to ``role``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[role] = self._seconds.get(role, 0.0) + time.perf_counter() - start
+
+    def during(self, role: str, microbatches: Iterator[list[Rollout]]) -> Iterator[list[Rollout]]:
+        """Pass ``microbatches`` on; the time spent waiting for each is ``role``'s, not that of who consumes them."""
+        while True:
+            start = time.perf_counter()
+            microbatch = next(microbatches, None)
+            waited = time.perf_counter() - start
+            self._seconds[role] = self._seconds.get(role, 0.0) + waited
+            self._seconds["scoring"] = self._seconds.get("scoring", 0.0) - waited
+            if microbatch is None:
+                return
+            yield microbatch
+
+    def read(self) -> Metrics:
+        """Seconds by role since the last reading, with the whole step and the part that no role accounts for."""
+        now = time.perf_counter()
+        step, self._began = now - self._began, now
+        seconds, self._seconds = self._seconds, {}
+        metrics = {f"seconds/{role}": value for role, value in seconds.items()}
+        return metrics | {"seconds/step": step, "seconds/other": step - sum(seconds.values())}

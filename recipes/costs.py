@@ -1,0 +1,77 @@
+"""What a step spends: tokens and FLOPs of generation, of each teacher and of the update, as rows of metrics.jsonl."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from distill.flops import ModelCost, model_cost
+from distill.types import Metrics, ScoredRollout
+
+
+def cost_of(path: str) -> ModelCost:
+    """The cost of a checkpoint's architecture; no weight is loaded."""
+    with torch.device("meta"):
+        return model_cost(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)))
+
+
+@dataclass(slots=True)
+class Spending:
+    """The seconds of a block, once it has ended."""
+
+    role: str
+    seconds: float = 0.0
+    tokens: float = 0.0
+
+    def metrics(self) -> Metrics:
+        """As metrics of the role."""
+        return {f"seconds/{self.role}": self.seconds, f"tokens/{self.role}": self.tokens}
+
+
+@dataclass(slots=True)
+class Costs:
+    """Counts what steps spend.
+
+    Attributes:
+        student: path of the student's checkpoint.
+        teachers: paths of the teachers' by name.
+        samples: whether the student writes its rollouts; gold answers cost nothing to write.
+    """
+
+    student: str
+    teachers: Mapping[str, str]
+    samples: bool
+    _student: ModelCost = field(init=False)
+    _teachers: dict[str, ModelCost] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._student = cost_of(self.student)
+        self._teachers = {name: cost_of(path) for name, path in self.teachers.items()}
+
+    def of_step(self, batch: Sequence[ScoredRollout]) -> Metrics:
+        """Tokens and FLOPs by role of a step that trained on ``batch``; see ``distill.ledger.ROLES``."""
+        lengths = [len(scored.rollout.token_ids) for scored in batch]
+        trained = float(sum(scored.rollout.trained_tokens for scored in batch))
+        metrics: Metrics = {"tokens/update": trained, "flops/update": float(self._student.train(lengths))}
+        if self.samples:
+            metrics |= {"tokens/generation": trained, "flops/generation": float(self._student.generate(lengths))}
+        scored_by: dict[str, list[int]] = {name: [] for name in self._teachers}
+        for scored in batch:
+            for _, score in scored.scores:
+                scored_by[score.teacher].append(len(scored.rollout.token_ids))
+        for name, mine in scored_by.items():
+            metrics[f"tokens/teacher/{name}"] = float(sum(mine))
+            metrics[f"flops/teacher/{name}"] = float(self._teachers[name].forward(mine))
+        return metrics
+
+    @contextmanager
+    def evaluation(self) -> Iterator[Spending]:
+        """Time an evaluation; the block sets ``tokens``."""
+        spending, start = Spending("evaluation"), time.perf_counter()
+        yield spending
+        spending.seconds = time.perf_counter() - start

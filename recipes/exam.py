@@ -1,0 +1,106 @@
+"""Measuring models on held-out prompts, once each: what was written down is not asked again after a resume."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from distill.evaluate import Evaluation, Split, evaluate, health
+from distill.recipe import Recipe
+from distill.track import Tracker
+from distill.types import Metrics, Prompt, Rollout, Sampler
+from rollouts.prompts import PromptSource
+from rollouts.tasks import Task
+
+
+class Exam:
+    """The held-out prompts of a run, its verifiers, and what every model scored so far."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        source: PromptSource,
+        tasks: Mapping[str, Task],
+        tokenizer: PreTrainedTokenizerBase,
+        tracker: Tracker,
+    ) -> None:
+        settings = recipe.evaluate
+        asked: dict[Split, int] = {"validation": settings.validation_prompts, "test": settings.test_prompts}
+        self.prompts: dict[Split, dict[str, list[Prompt]]] = {
+            split: source.held_out(split, n, seed=settings.seed) for split, n in asked.items()
+        }
+        self._tasks, self._tokenizer, self._tracker = tasks, tokenizer, tracker
+        self.rows: list[Evaluation] = []
+        self._read(folder / "evaluations.jsonl")
+
+    def taken(self, model: str, step: int, split: Split) -> bool:
+        """Whether ``model`` has answered every question of ``split`` at ``step``."""
+        n = sum(len(questions) for questions in self.prompts[split].values())
+        return self._counts[model, step, split] == n
+
+    def take(self, model: str, *, step: int, split: Split, sampler: Sampler) -> Metrics:
+        """Let the weights that ``sampler`` was given last answer ``split``; returns ``score/D`` and signs of health."""
+        rows = evaluate(sampler, self.prompts[split], self.verify, self.decode, step, model=model, split=split)
+        self._tracker.append_rows("evaluations", [row.record() for row in rows])
+        self._add(rows)
+        return health(rows)
+
+    def scores(self, model: str, *, step: int, split: Split) -> dict[str, float]:
+        """Mean score by domain of an evaluation that was taken."""
+        rows = [r for r in self.rows if (r.model, r.step, r.split) == (model, step, split)]
+        return {
+            domain: sum(r.correct for r in rows if r.domain == domain) / len(questions)
+            for domain, questions in self.prompts[split].items()
+        }
+
+    def tokens(self, model: str, *, step: int, split: Split) -> float:
+        """Tokens written in an evaluation that was taken by this process."""
+        return float(sum(r.tokens for r in self.rows if (r.model, r.step, r.split) == (model, step, split)))
+
+    def forget_after(self, step: int) -> None:
+        """Drop what the student was measured at after ``step``, or at all where nothing is finished: as the tracker does."""
+        kept = [row for row in self.rows if row.step <= step and (step > 0 or row.model != "student")]
+        self.rows, self._counts = [], Counter()
+        self._add(kept)
+
+    def verify(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """Scores 0..1 of answers to prompts of any domains, in order."""
+        verdicts: dict[int, float] = {}
+        for domain, task in self._tasks.items():
+            mine = [i for i, prompt in enumerate(prompts) if prompt.domain == domain]
+            scored = task.verify_many([prompts[i] for i in mine], [texts[i] for i in mine])
+            verdicts.update(zip(mine, scored, strict=True))
+        return [verdicts[i] for i in range(len(prompts))]
+
+    def decode(self, rollout: Rollout) -> str:
+        """The completion's text, without special tokens."""
+        return str(self._tokenizer.decode(rollout.token_ids[rollout.loss_mask].tolist(), skip_special_tokens=True))
+
+    def pieces(self, rollout: Rollout) -> list[str]:
+        """The completion's tokens, each as text."""
+        return [str(self._tokenizer.decode([token])) for token in rollout.token_ids[rollout.loss_mask].tolist()]
+
+    def _add(self, rows: Sequence[Evaluation]) -> None:
+        self.rows.extend(rows)
+        self._counts.update((row.model, row.step, row.split) for row in rows)
+
+    def _read(self, path: Path) -> None:
+        """Take up the whole evaluations of an earlier attempt; a partial one, cut off by a kill, is asked again."""
+        self._counts: Counter[tuple[str, int, str]] = Counter()
+        if not path.is_file():
+            return
+        records: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
+        self._add([Evaluation(**record) for record in records])
+        whole = {key for key in self._counts if self.taken(*key)}  # type: ignore[arg-type]
+        if len(whole) < len(self._counts):
+            self._tracker.keep_rows("evaluations", lambda r: (r["model"], r["step"], r["split"]) in whole)
+            kept = [row for row in self.rows if (row.model, row.step, row.split) in whole]
+            self.rows, self._counts = [], Counter()
+            self._add(kept)

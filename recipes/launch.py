@@ -1,0 +1,230 @@
+"""The composition root: a recipe becomes a run, its stages, its measurements and its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from distill.checkpoint import claim, write_atomic
+from distill.console import Progress
+from distill.ledger import ledger_from_rows, read_ledger
+from distill.loop import Interrupted
+from distill.recipe import Architecture, Recipe
+from distill.recipe_file import dump_recipe
+from distill.results import build_seesaw
+from distill.track import Tracker, read_jsonl
+from recipes.check import check
+from recipes.costs import Costs
+from recipes.exam import Exam
+from recipes.methods import METHODS, decoding
+from recipes.models import load_tokenizer, make_initial
+from recipes.report import summary_table, write_report
+from recipes.run_folder import move_aside, refuse_changed_recipe
+from recipes.stages import (
+    finished,
+    mark_finished,
+    model_path,
+    run_stages,
+    stage_folder,
+    stage_recipe,
+)
+from recipes.training import Training, World, prompt_source, tasks_of
+from rollouts.sampler import StudentSampler
+from rollouts.tasks import fingerprint
+from rollouts.workers import SamplerWorkers
+
+
+def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
+    """Run a recipe to its end in the folder ``out``, or go on with what is there.
+
+    Raises:
+        UserError: the recipe can't run as it is, another recipe was begun in ``out``, or another process runs there.
+        WorldError: the world broke; the same command goes on from the last checkpoint.
+        Interrupted: Ctrl-C; the step was finished and saved.
+    """
+    check(recipe, out)
+    if restart:
+        move_aside(out)
+    refuse_changed_recipe(recipe, out)
+    with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
+        write_atomic(out / "recipe.yaml", dump_recipe(recipe))
+        write_atomic(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        world = World(out=out, device=resolve_device(recipe.device), progress=progress, stop=stop)
+        with ray_cluster(out):
+            make_stages(recipe, world)
+            distill(recipe, world, attempt)
+        progress.print(summary_table(out))
+        progress.print(f"report: {out / 'report.html'}")
+
+
+def make_stages(recipe: Recipe, world: World) -> None:
+    """Train every stage whose result is not there yet."""
+    todo = {name: stage for name, stage in recipe.stages.items() if not finished(world.out, recipe, name)}
+
+    def run_one(name: str) -> None:
+        stage, folder = stage_recipe(recipe, name), stage_folder(world.out, name)
+        with claim(folder) as attempt, Tracker(folder, recipe=recipe, stage=name, say=world.progress.print) as tracker:
+            model = starting_model(stage, recipe, out=world.out, folder=folder, attempt=attempt)
+            training(stage, folder, attempt, model=model, teachers={}, tracker=tracker).run(world, title=name)
+            tracker.write_ledger()
+            mark_finished(world.out, recipe, name)
+
+    run_stages(todo, run_one, parallel=recipe.run.parallel_stages, stop=world.stop.set)
+
+
+def distill(recipe: Recipe, world: World, attempt: str) -> None:
+    """The run itself: measure base and teachers, train the student, write the results."""
+    out = world.out
+    with Tracker(out, recipe=recipe, say=world.progress.print) as tracker:
+        model = starting_model(recipe, recipe, out=out, folder=out, attempt=attempt)
+        used = {teacher for domain in recipe.trained_domains.values() for teacher in domain.teacher_weights}
+        teachers = {n: model_path(t.model, out=out, folder=out) for n, t in recipe.teachers.items() if n in used}
+        job = training(recipe, out, attempt, model=model, teachers=teachers, tracker=tracker)
+        source = prompt_source(recipe, job.tasks, job.tokenizer, held_out=True)
+        exam = Exam(recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker)
+        measure_frozen(recipe, world, exam, {"base": model} | {f"teachers/{n}": path for n, path in teachers.items()})
+        replace(job, exam=exam).run(world, title=recipe.name)
+        seesaw = build_seesaw(
+            exam.rows,
+            teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},
+            fingerprints={name: fingerprint(task, seed=recipe.evaluate.seed) for name, task in job.tasks.items()},
+        )
+        write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
+        tracker.summarize(seesaw)
+    write_ledger(recipe, out)
+    write_report(out)
+
+
+def starting_model(recipe: Recipe, whole: Recipe, *, out: Path, folder: Path, attempt: str) -> str:
+    """The checkpoint that a run or a stage starts from; made here where it is an architecture."""
+    source = recipe.student.model
+    path = model_path(source, out=out, folder=folder)
+    if isinstance(source, Architecture):
+        make_initial(source, Path(path), domains=whole.domains, seed=recipe.seed, run_dir=folder, attempt=attempt)
+    return path
+
+
+def training(
+    recipe: Recipe, folder: Path, attempt: str, *, model: str, teachers: Mapping[str, str], tracker: Tracker
+) -> Training:
+    """A run or a stage, ready to be trained, without an exam."""
+    tokenizer = load_tokenizer(model)
+    return Training(
+        recipe=recipe,
+        folder=folder,
+        attempt=attempt,
+        model=model,
+        teachers=teachers,
+        tokenizer=tokenizer,
+        tasks=tasks_of(recipe, tokenizer),
+        tracker=tracker,
+        costs=Costs(model, teachers, samples=METHODS[recipe.method].samples),
+        exam=None,
+    )
+
+
+def write_ledger(recipe: Recipe, out: Path) -> None:
+    """``ledger.json`` of the run and, under their names, of its stages."""
+    ledger = ledger_from_rows(read_jsonl(out / "metrics.jsonl"))
+    for name in recipe.stages:
+        ledger.include(read_ledger(stage_folder(out, name) / "ledger.json"), stage=name)
+    ledger.write(out / "ledger.json")
+
+
+def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str, str]) -> None:
+    """Base and teachers sit the exam, unless they have: their scores are the lines that the student is held against."""
+    splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
+    todo = {name: path for name, path in models.items() if not all(exam.taken(name, 0, split) for split in splits)}
+    if not todo:
+        return
+    tokenizer = load_tokenizer(next(iter(models.values())))
+    sampler = StudentSampler(decoding(recipe, tokenizer), batch_size=recipe.rollout.batch_size)
+    workers = SamplerWorkers(
+        max(2, recipe.student.engine.ranks), device=world.device, dtype=world.dtype("auto"), gpus=world.gpus
+    )
+    handle = world.progress.task("measuring base and teachers", len(todo) * len(splits))
+    try:
+        for i, (name, path) in enumerate(todo.items()):
+            workers.load(path)
+            sampler.load_weights(workers, version=0)
+            for j, split in enumerate(splits):
+                if world.stop.is_set():
+                    raise Interrupted("stopped while base and teachers were measured")
+                if not exam.taken(name, 0, split):
+                    exam.take(name, step=0, split=split, sampler=sampler)
+                handle.advance(i * len(splits) + j + 1, {})
+    finally:
+        handle.close()
+        workers.close()
+
+
+def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """``auto`` takes a GPU where there is one."""
+    if asked != "auto":
+        return asked
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def ray_cluster(out: Path) -> Iterator[None]:
+    """A Ray cluster of this run's own, or the one that RAY_ADDRESS names."""
+    import ray
+
+    os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        include_dashboard=False, log_to_driver=False, configure_logging=True, logging_level="ERROR",
+        namespace=str(out.resolve()),
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def stopping(progress: Progress) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one ends the process where it stands."""
+    stop = threading.Event()
+
+    def on_interrupt(signum: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        progress.print("Ctrl-C: finishing the step and saving; once more quits at once")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals reach only the main thread
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine: what another needs to know to get the same numbers."""
+    packages = ("mopd", "torch", "deepspeed", "transformers", "ray", "datasets", "wandb", "numpy")
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "commit": commit or None,
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+    }

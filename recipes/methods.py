@@ -1,0 +1,125 @@
+"""Methods: who acts, who grades, and which losses fit. A method is a row here, not a flag in the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from rollouts.rewards import RewardGrader
+from transformers import PreTrainedTokenizerBase
+
+from distill.recipe import Recipe
+from distill.types import Grader, Rollout, Sampler, ScoredRollout
+from rollouts.generate import Decoding
+from rollouts.sampler import GoldSampler
+from rollouts.tasks import Task
+from rollouts.tokenizer import completion_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """What a method's parts are made of.
+
+    Attributes:
+        recipe: the run's.
+        tokenizer: the student's.
+        tasks: by domain.
+        student_sampler: makes the sampler of the student's weights; called by methods that act with it.
+        teachers: makes the teacher pool; called by methods that grade with it.
+    """
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    tasks: Mapping[str, Task]
+    student_sampler: Callable[[], Sampler]
+    teachers: Callable[[], Grader]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A row of :data:`METHODS`.
+
+    Attributes:
+        actor: makes the sampler.
+        graders: makes the grader.
+        losses: the estimators of ``loss`` that make sense with them.
+        samples: whether the actor is the student, writing rollouts of its own.
+    """
+
+    actor: Callable[[Cast], Sampler]
+    graders: Callable[[Cast], Grader]
+    losses: frozenset[str]
+    samples: bool
+
+
+def decoding(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Decoding:
+    """How the recipe's policy writes; the step is filled in by the sampler."""
+    assert isinstance(tokenizer.eos_token_id, int)
+    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else tokenizer.eos_token_id
+    return Decoding(
+        max_new_tokens=recipe.rollout.max_new_tokens,
+        temperature=recipe.rollout.temperature,
+        greedy=False,
+        seed=recipe.seed,
+        step=0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+        lockstep=recipe.student.engine.expert_parallel > 1 and recipe.rollout.workers == 0,
+    )
+
+
+class Ungraded:
+    """Grades nothing: for losses that need only the tokens."""
+
+    def score(self, microbatches: Iterable[list[Rollout]]) -> list[ScoredRollout]:
+        """Wrap every rollout as it is."""
+        return [ScoredRollout(rollout) for microbatch in microbatches for rollout in microbatch]
+
+
+class TeachersAndRewards:
+    """Grades with teachers, and adds the verifiers' reward in the domains that ask for it."""
+
+    def __init__(self, teachers: Grader, rewards: Grader, reward_domains: frozenset[str]) -> None:
+        self._teachers, self._rewards, self._reward_domains = teachers, rewards, reward_domains
+
+    def score(self, microbatches: Iterable[list[Rollout]]) -> list[ScoredRollout]:
+        """Scores of the teachers with rewards beside them; both carry their rollout, so they are joined by it."""
+        seen: list[Rollout] = []
+
+        def watched() -> Iterator[list[Rollout]]:
+            for microbatch in microbatches:
+                seen.extend(microbatch)
+                yield microbatch
+
+        graded = self._teachers.score(watched())
+        rewarded = self._rewards.score([[r for r in seen if r.domain in self._reward_domains]])
+        reward_of = {scored.rollout.index: scored.reward for scored in rewarded}
+        return [replace(scored, reward=reward_of.get(scored.rollout.index)) for scored in graded]
+
+
+def _student(cast: Cast) -> Sampler:
+    return cast.student_sampler()
+
+
+def _gold(cast: Cast) -> Sampler:
+    return GoldSampler(lambda answer: completion_ids(cast.tokenizer, answer))
+
+
+def _ungraded(cast: Cast) -> Grader:
+    return Ungraded()
+
+
+def _teachers(cast: Cast) -> Grader:
+    rewarded = frozenset(name for name, domain in cast.recipe.trained_domains.items() if domain.reward)
+    if not rewarded:
+        return cast.teachers()
+    return TeachersAndRewards(cast.teachers(), RewardGrader(cast.tasks, cast.tokenizer), rewarded)
+
+
+METHODS: dict[str, Method] = {
+    "mopd": Method(
+        actor=_student, graders=_teachers, losses=frozenset({"full_reverse_kl", "policy_gradient"}), samples=True
+    ),
+    "supervised": Method(actor=_gold, graders=_ungraded, losses=frozenset({"nll"}), samples=False),
+}
+"""Every method by the name that a recipe gives it."""

@@ -1,0 +1,136 @@
+"""What base and specialists are made from: stages are ordinary runs in ``stages/<name>/``, in the order of their needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from distill.checkpoint import write_atomic
+from distill.recipe import (
+    Architecture,
+    DomainRecipe,
+    NegativeLogLikelihood,
+    Recipe,
+    RunRecipe,
+    StageRecipe,
+    StudentRecipe,
+    TrackRecipe,
+    WandbRecipe,
+)
+
+PREFIX = "stage:"
+
+
+def needs(stage: StageRecipe) -> str | None:
+    """The stage that ``stage`` starts from, if it starts from one."""
+    source = stage.from_
+    return source.removeprefix(PREFIX) if isinstance(source, str) and source.startswith(PREFIX) else None
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """A stage's own seed, so that no two stages of a run draw the same prompts: 31 bits of a hash of both."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
+
+
+def stage_recipe(recipe: Recipe, name: str) -> Recipe:
+    """The recipe of a stage, as a run of its own: one way to train serves stages and runs alike."""
+    stage = recipe.stages[name]
+    trained = stage.domains if stage.domains is not None else tuple(recipe.domains)
+    return Recipe(
+        name=f"{recipe.name}-{name}",
+        seed=stage_seed(recipe.seed, name),
+        method=stage.method,
+        device=recipe.device,
+        student=StudentRecipe(
+            model=stage.from_,
+            engine=stage.engine,
+            optimizer=stage.optimizer,
+            updates_per_step=stage.updates_per_step,
+        ),
+        domains={
+            domain: DomainRecipe(task=recipe.domains[domain].task, prompts=stage.prompts, easy_share=stage.easy_share)
+            for domain in trained
+        },
+        loss=NegativeLogLikelihood(estimator="nll"),
+        rollout=recipe.rollout,
+        evaluate=recipe.evaluate,
+        run=RunRecipe(steps=stage.steps, save_every=stage.save_every, keep_checkpoints=1, evaluate_every=stage.steps),
+        track=TrackRecipe(wandb=WandbRecipe(mode="disabled"), rollouts_per_domain=0),
+    )
+
+
+def stage_fingerprint(recipe: Recipe, name: str) -> str:
+    """A hash of all that a stage's weights depend on: its own recipe and those of the stages before it."""
+    before = needs(recipe.stages[name])
+    upstream = stage_fingerprint(recipe, before) if before is not None else ""
+    # The tokenizer of a model made from nothing is trained on the texts of every domain, so all tasks count.
+    tasks = {domain: settings.task for domain, settings in recipe.domains.items()}
+    own = stage_recipe(recipe, name).model_dump_json(by_alias=True)
+    told = json.dumps([upstream, own, {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def stage_folder(out: Path, name: str) -> Path:
+    """Where a stage runs."""
+    return out / "stages" / name
+
+
+def model_path(source: str | Architecture, *, out: Path, folder: Path) -> str:
+    """Where the weights that ``source`` names lie: a stage's result, a path, a Hub id, or the initial checkpoint made
+    from an architecture in ``folder``."""
+    if isinstance(source, Architecture):
+        return str(folder / "initial")
+    if source.startswith(PREFIX):
+        return str(stage_folder(out, source.removeprefix(PREFIX)) / "student")
+    return source
+
+
+def finished(out: Path, recipe: Recipe, name: str) -> bool:
+    """Whether a stage's result is there, and was made by this recipe."""
+    marker = stage_folder(out, name) / "finished.json"
+    if not marker.is_file():
+        return False
+    return json.loads(marker.read_text())["fingerprint"] == stage_fingerprint(recipe, name)
+
+
+def mark_finished(out: Path, recipe: Recipe, name: str) -> None:
+    """Note that a stage's result is whole."""
+    told = {"stage": name, "fingerprint": stage_fingerprint(recipe, name), "steps": recipe.stages[name].steps}
+    write_atomic(stage_folder(out, name) / "finished.json", json.dumps(told, indent=2) + "\n")
+
+
+def run_stages(
+    stages: Mapping[str, StageRecipe], run_one: Callable[[str], None], *, parallel: int, stop: Callable[[], None]
+) -> None:
+    """Run every stage once what it starts from is there, up to ``parallel`` at a time.
+
+    Args:
+        stages: by name, without cycles; those already finished are to be left out.
+        run_one: runs one stage to its end.
+        stop: asks the stages under way to end; called when one fails.
+
+    Raises:
+        Exception: what the first failing stage raised, after the others have ended.
+    """
+    waiting = dict(stages)
+    running: dict[Future[None], str] = {}
+    failure: BaseException | None = None
+    with ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="stage") as pool:
+        while running or (waiting and failure is None):
+            unfinished = {*waiting, *running.values()}
+            ready = [name for name, stage in waiting.items() if needs(stage) not in unfinished]
+            for name in ready[: parallel - len(running)] if failure is None else []:
+                del waiting[name]
+                running[pool.submit(run_one, name)] = name
+            # With a time limit, so that the main thread can take a Ctrl-C.
+            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                running.pop(future)
+                if (error := future.exception()) is not None and failure is None:
+                    failure = error
+                    stop()
+    if failure is not None:
+        raise failure

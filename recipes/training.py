@@ -1,0 +1,206 @@
+"""One training run, put together: ranks, sampler, graders and prompts around the loop; runs and stages alike."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from distill.console import Progress
+from distill.loop import train
+from distill.rank import StudentSpec
+from distill.recipe import Recipe
+from distill.student import DeepSpeedStudent
+from distill.track import Tracker
+from distill.types import Sampler, WorldError
+from recipes.costs import Costs
+from recipes.exam import Exam
+from recipes.methods import METHODS, Cast, decoding
+from recipes.ranks import RayRanks
+from recipes.watch import RunWatch
+from rollouts.prompts import PromptSource, Supply
+from rollouts.sampler import StudentSampler
+from rollouts.tasks import Task, make_task
+from rollouts.workers import PublishedSampler, SamplerWorkers
+from teachers.pool import TeacherPool, TeacherSpec
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a run and its stages share.
+
+    Attributes:
+        out: the run's folder.
+        device: ``cpu`` or ``cuda``, resolved.
+        progress: the console.
+        stop: set to end every loop after its step.
+    """
+
+    out: Path
+    device: Literal["cpu", "cuda"]
+    progress: Progress
+    stop: threading.Event
+
+    def dtype(self, asked: str) -> str:
+        """``auto`` resolved: bfloat16 on a GPU, else float32."""
+        return asked if asked != "auto" else "bfloat16" if self.device == "cuda" else "float32"
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that a process which holds a model takes."""
+        return 1.0 if self.device == "cuda" else 0.0
+
+
+def tasks_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Task]:
+    """Every domain's task."""
+    return {name: make_task(domain.task, tokenizer=tokenizer) for name, domain in recipe.domains.items()}
+
+
+def prompt_source(
+    recipe: Recipe, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase, *, held_out: bool
+) -> PromptSource:
+    """The prompts of the trained domains; of all domains where they are held out for measuring."""
+    domains = recipe.domains if held_out else recipe.trained_domains
+    supplies = {n: Supply(tasks[n], prompts=d.prompts, easy_share=d.easy_share) for n, d in domains.items()}
+    return PromptSource(supplies, tokenizer, seed=recipe.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A run or a stage about to be trained.
+
+    Attributes:
+        recipe: its own; a stage's is made by :func:`recipes.stages.stage_recipe`.
+        folder: where its checkpoints, metrics and result go.
+        attempt: the id that owns ``folder``.
+        model: the checkpoint it starts from.
+        teachers: checkpoints of its teachers by name.
+    """
+
+    recipe: Recipe
+    folder: Path
+    attempt: str
+    model: str
+    teachers: Mapping[str, str]
+    tokenizer: PreTrainedTokenizerBase
+    tasks: Mapping[str, Task]
+    tracker: Tracker
+    costs: Costs
+    exam: Exam | None
+
+    def run(self, world: World, *, title: str) -> None:
+        """Train to the end, measure the final weights on the test prompts, export them to ``student/``.
+
+        Raises:
+            Interrupted: it was asked to stop; the last finished step is saved.
+            WorldError: a process or a number broke; the newest checkpoint resumes.
+        """
+        recipe = self.recipe
+        with ExitStack() as closing:
+            progress = world.progress.task(title, recipe.run.steps)
+            closing.callback(progress.close)
+            teachers = self._teachers(world)  # first: they load while the ranks start
+            if teachers is not None:
+                closing.callback(teachers.close)
+            spec = self._student_spec(world)
+            ranks = RayRanks(spec)
+            closing.callback(ranks.close)
+            shares = {name: domain.share for name, domain in recipe.trained_domains.items()}
+            student = DeepSpeedStudent(ranks, spec, shares=shares, updates_per_step=recipe.student.updates_per_step)
+
+            def graders() -> TeacherPool:
+                assert teachers is not None
+                return teachers
+
+            cast = Cast(
+                recipe, self.tokenizer, self.tasks, student_sampler=self._sampler(world, closing), teachers=graders
+            )
+            method = METHODS[recipe.method]
+            sampler = method.actor(cast)
+            if teachers is not None:
+                self._check_vocabularies(teachers)
+            train(
+                student=student,
+                sampler=sampler,
+                grader=method.graders(cast),
+                prompts=prompt_source(recipe, self.tasks, self.tokenizer, held_out=False),
+                steps=recipe.run.steps,
+                watch=RunWatch(
+                    recipe,
+                    tracker=self.tracker,
+                    costs=self.costs,
+                    progress=progress,
+                    stop=world.stop,
+                    exam=self.exam,
+                ),
+            )
+            if self.exam is not None and not self.exam.taken("student", recipe.run.steps, "test"):
+                progress.note("measuring the student on test prompts")
+                self.exam.take("student", step=recipe.run.steps, split="test", sampler=sampler)
+            student.export(str(self.folder / "student"))
+
+    def _student_spec(self, world: World) -> StudentSpec:
+        recipe = self.recipe
+        return StudentSpec(
+            model=self.model,
+            engine=recipe.student.engine,
+            optimizer=recipe.student.optimizer,
+            loss=recipe.loss,
+            temperature=recipe.rollout.temperature,
+            domains=tuple(recipe.trained_domains),
+            total_optimizer_steps=recipe.run.steps * recipe.student.updates_per_step,
+            seed=recipe.seed,
+            device=world.device,
+            run_dir=str(self.folder),
+            attempt=self.attempt,
+            keep_checkpoints=recipe.run.keep_checkpoints,
+        )
+
+    def _teachers(self, world: World) -> TeacherPool | None:
+        if not self.teachers:
+            return None
+        recipe = self.recipe
+        specs = {
+            name: TeacherSpec(
+                path=path,
+                device=world.device,
+                dtype=world.dtype(recipe.teachers[name].dtype),
+                temperature=recipe.rollout.temperature,
+                microbatch_tokens=recipe.student.engine.microbatch_tokens,
+                gpus=world.gpus,
+            )
+            for name, path in self.teachers.items()
+        }
+        routes = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
+        payload = "full" if recipe.loss.estimator == "full_reverse_kl" else "sampled"
+        return TeacherPool(specs, routes=routes, payload=payload)
+
+    def _check_vocabularies(self, teachers: TeacherPool) -> None:
+        student = len(self.tokenizer)
+        for name, size in teachers.wait_until_ready().items():
+            if size < student:
+                raise WorldError(f"teacher {name!r} has {size} output tokens, the student's tokenizer {student}")
+
+    def _sampler(self, world: World, closing: ExitStack) -> Callable[[], Sampler]:
+        recipe = self.recipe
+        how = decoding(recipe, self.tokenizer)
+        rollout = recipe.rollout
+
+        def make() -> Sampler:
+            if rollout.workers == 0:
+                return StudentSampler(how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
+            workers = SamplerWorkers(
+                rollout.workers, device=world.device, dtype=world.dtype(recipe.student.engine.dtype), gpus=world.gpus
+            )
+            closing.callback(workers.close)
+            workers.load(self.model)
+            return PublishedSampler(
+                workers, how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size
+            )
+
+        return make

@@ -1,0 +1,141 @@
+"""What a run does besides learning: it logs, measures, keeps samples, and knows when to save and when to stop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill.batch import combine_teachers
+from distill.console import TaskHandle
+from distill.recipe import Recipe
+from distill.seesaw import recovery
+from distill.track import Tracker
+from distill.types import Full, Metrics, Sampler, ScoredRollout
+from recipes.costs import Costs
+from recipes.exam import Exam
+
+
+class RunWatch:
+    """Satisfies :class:`distill.loop.Watcher` for a run with an exam, and for a stage without one."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        tracker: Tracker,
+        costs: Costs,
+        progress: TaskHandle,
+        stop: threading.Event,
+        exam: Exam | None,
+    ) -> None:
+        self._recipe, self._tracker, self._costs, self._progress = recipe, tracker, costs, progress
+        self._stop, self._exam = stop, exam
+
+    def resumed(self, step: int) -> None:
+        """Void what was recorded of steps that are run again."""
+        self._tracker.resume(step)
+        if self._exam is not None:
+            self._exam.forget_after(step)
+        self._progress.start_at(step)
+
+    def evaluates(self, step: int) -> bool:
+        """At the start, every ``evaluate_every`` steps and at the end."""
+        if self._exam is None or self._exam.taken("student", step, "validation"):
+            return False
+        run = self._recipe.run
+        return step % run.evaluate_every == 0 or step == run.steps
+
+    def evaluate(self, step: int, sampler: Sampler) -> None:
+        """Measure the student on the validation prompts, and where it stands against base and teachers."""
+        assert self._exam is not None
+        with self._costs.evaluation() as spent:
+            metrics = self._exam.take("student", step=step, split="validation", sampler=sampler)
+            spent.tokens = self._exam.tokens("student", step=step, split="validation")
+        metrics |= self._against_teachers(self._exam, step)
+        self._tracker.log("eval", step, metrics | spent.metrics())
+        self._progress.advance(step, metrics)
+
+    def record(self, step: int, batch: Sequence[ScoredRollout], metrics: Metrics) -> None:
+        """Log a finished step; where it is evaluated, keep a few of its rollouts."""
+        metrics = metrics | self._costs.of_step(batch)
+        self._tracker.log("train", step, metrics)
+        self._progress.advance(step, metrics)
+        run = self._recipe.run
+        if self._exam is not None and (step % run.evaluate_every == 0 or step == run.steps):
+            self._tracker.append_rows("rollouts", self._samples(self._exam, step, batch))
+
+    def saves(self, step: int) -> bool:
+        """Every ``save_every`` steps."""
+        return step % self._recipe.run.save_every == 0
+
+    def stops(self) -> bool:
+        """Whether Ctrl-C was pressed, or another stage failed."""
+        return self._stop.is_set()
+
+    def _samples(self, exam: Exam, step: int, batch: Sequence[ScoredRollout]) -> list[dict[str, Any]]:
+        """The first few rollouts of every domain, with verdict and per-token advantage."""
+        kept: dict[str, list[ScoredRollout]] = {domain: [] for domain in self._recipe.trained_domains}
+        for scored in batch:
+            chosen = kept[scored.rollout.domain]
+            if len(chosen) < self._recipe.track.rollouts_per_domain:
+                chosen.append(scored)
+        return [self._sample(exam, step, scored) for chosen in kept.values() for scored in chosen]
+
+    def _sample(self, exam: Exam, step: int, scored: ScoredRollout) -> dict[str, Any]:
+        rollout = scored.rollout
+        text = exam.decode(rollout)
+        return {
+            "step": step,
+            "domain": rollout.domain,
+            "prompt_id": rollout.prompt.id,
+            "prompt": rollout.prompt.text,
+            "text": text,
+            "verdict": exam.verify([rollout.prompt], [text])[0],
+            "finish": rollout.finish,
+            "tokens": exam.pieces(rollout),
+            "advantages": sampled_advantages(scored),
+        }
+
+    def _against_teachers(self, exam: Exam, step: int) -> Metrics:
+        """Recovery by domain on the validation prompts, where base and teachers were measured on them."""
+        domains = {n: d.teacher_weights for n, d in self._recipe.trained_domains.items() if d.teacher_weights}
+        models = {"base", *(f"teachers/{t}" for weights in domains.values() for t in weights)}
+        if not domains or not all(exam.taken(model, 0, "validation") for model in models):
+            return {}
+        student = exam.scores("student", step=step, split="validation")
+        base = exam.scores("base", step=0, split="validation")
+        own = {d: _own_teacher(exam, d, weights) for d, weights in domains.items()}
+        defined = np.array([own[d] - base[d] >= 0.02 for d in domains])
+        recovered = recovery(
+            np.array([student[d] for d in domains]), np.array([base[d] for d in domains]),
+            np.array([own[d] for d in domains]), defined_D=defined,
+        )  # fmt: skip
+        metrics = {f"recovery/{d}": float(r) for d, r, ok in zip(domains, recovered, defined, strict=True) if ok}
+        if metrics:
+            metrics |= {"worst_recovery": min(metrics.values()), "mean_recovery": sum(metrics.values()) / len(metrics)}
+        return metrics
+
+
+def _own_teacher(exam: Exam, domain: str, weights: Mapping[str, float]) -> float:
+    scores = {t: exam.scores(f"teachers/{t}", step=0, split="validation")[domain] for t in weights}
+    return sum(weight * scores[teacher] for teacher, weight in weights.items())
+
+
+def sampled_advantages(scored: ScoredRollout) -> list[float]:
+    """``log pi_T - log mu`` of each trained token, in nats; empty where no teacher graded the rollout.
+
+    It is told with the sampler's log-probabilities: at these weights they are the policy's, up to rounding.
+    """
+    if not scored.scores:
+        return []
+    rollout = scored.rollout
+    if isinstance(scored.scores[0][1].payload, Full):
+        full_TV = combine_teachers(scored, "full")
+        teacher_T = full_TV[range(len(rollout.token_ids)), rollout.token_ids]
+    else:
+        teacher_T = combine_teachers(scored, "sampled")
+    gap_T = teacher_T - rollout.sampler_logprobs
+    return [round(float(gap), 4) for gap in gap_T[rollout.loss_mask]]

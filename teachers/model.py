@@ -1,0 +1,71 @@
+"""A specialist loaded from its checkpoint, scoring exact token ids. No Ray here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from distill.types import Full, Int32, Payload, Sampled, align_logits
+
+PayloadName = Literal["sampled", "full"]
+
+
+class TeacherModel:
+    """A frozen causal language model that says how likely given tokens are.
+
+    Args:
+        path: a Hugging Face checkpoint: a folder, or a Hub id.
+        device: ``"cpu"`` or ``"cuda"``.
+        dtype: ``"float32"`` or ``"bfloat16"``; log-softmax is always taken in float32.
+        temperature: logits are divided by it, as the student's are.
+        microbatch_tokens: padded tokens of one forward at most; a longer rollout goes alone.
+    """
+
+    def __init__(
+        self, path: str | Path, *, device: str, dtype: str, temperature: float, microbatch_tokens: int
+    ) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).to(device).eval()
+        self.device = torch.device(device)
+        self.temperature = temperature
+        self.microbatch_tokens = microbatch_tokens
+
+    @torch.no_grad()
+    def score(self, token_ids: Sequence[Int32], payload: PayloadName) -> list[Payload]:
+        """Score rollouts, each an array of token ids of shape ``(T,)``, in order.
+
+        Returns:
+            Aligned payloads of T rows each: ``Sampled`` log-probabilities ``(T,)`` or ``Full`` ones ``(T, V)``, in
+            nats. Row 0 says nothing, for no token precedes token 0.
+        """
+        # Longest first, so that padding is small and the first forward is the one that could run out of memory.
+        order = sorted(range(len(token_ids)), key=lambda i: (-len(token_ids[i]), i))
+        scored: dict[int, Payload] = {}
+        while order:
+            width = len(token_ids[order[0]])
+            n = max(1, self.microbatch_tokens // width)
+            taken, order = order[:n], order[n:]
+            for i, one in zip(taken, self._forward([token_ids[i] for i in taken], payload), strict=True):
+                scored[i] = one
+        return [scored[i] for i in range(len(token_ids))]
+
+    def _forward(self, token_ids: Sequence[Int32], payload: PayloadName) -> list[Payload]:
+        lengths = [len(ids) for ids in token_ids]
+        padded = np.zeros((len(token_ids), max(lengths)), dtype=np.int64)
+        mask = np.zeros_like(padded)
+        for b, ids in enumerate(token_ids):
+            padded[b, : len(ids)] = ids
+            mask[b, : len(ids)] = 1
+        ids_BT = torch.from_numpy(padded).to(self.device)
+        mask_BT = torch.from_numpy(mask).to(self.device)
+        logits_BTV = align_logits(self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits)
+        logprobs_BTV = torch.log_softmax(logits_BTV.float() / self.temperature, dim=-1)
+        if payload == "full":
+            full = logprobs_BTV.cpu().numpy()
+            return [Full(full[b, :n].copy()) for b, n in enumerate(lengths)]
+        sampled = logprobs_BTV.gather(-1, ids_BT.unsqueeze(-1)).squeeze(-1).cpu().numpy()
+        return [Sampled(sampled[b, :n].copy()) for b, n in enumerate(lengths)]
