@@ -150,5 +150,6 @@ def ledger_from_rows(rows: Iterable[Mapping[str, Any]]) -> Ledger:
         for name, value in row.items():
             unit, _, role = name.partition("/")
             if unit in UNITS and _ROLE.fullmatch(role):
-                ledger.add(role, **{unit: value})
+                # A difference of clocks may be a hair below 0, and what was not finite is null.
+                ledger.add(role, **{unit: max(0.0, value or 0.0)})
     return ledger

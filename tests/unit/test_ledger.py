@@ -85,6 +85,11 @@ def test_a_ledger_rebuilt_from_rows_cut_at_a_checkpoint_counts_every_step_once()
     assert straight.take() == {}
 
 
+def test_rounding_below_zero_and_null_count_as_nothing() -> None:
+    rows = [{"seconds/other": -1e-9, "tokens/update": None}, {"seconds/other": 2.0, "tokens/update": 3}]
+    assert ledger_from_rows(rows).spent == {"other": Spent(0, 0, 2.0), "update": Spent(3, 0, 0)}
+
+
 def test_ledger_json_and_back(tmp_path: Path) -> None:
     ledger = Ledger()
     ledger.add("stage/base/update", tokens=3, flops=1e12, seconds=1.5)
