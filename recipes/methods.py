@@ -53,7 +53,7 @@ class Method:
 
 
 def decoding(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Decoding:
-    """How the recipe's policy writes; the step is filled in by the sampler."""
+    """How the recipe's policy writes, outside of expert parallelism; the step is filled in by the sampler."""
     assert isinstance(tokenizer.eos_token_id, int)
     pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else tokenizer.eos_token_id
     return Decoding(
@@ -64,7 +64,6 @@ def decoding(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Decoding:
         step=0,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad,
-        lockstep=recipe.student.engine.expert_parallel > 1 and recipe.rollout.workers == 0,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -193,7 +193,8 @@ class Training:
 
         def make() -> Sampler:
             if rollout.workers == 0:
-                return StudentSampler(how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
+                own = replace(how, lockstep=recipe.student.engine.expert_parallel > 1)
+                return StudentSampler(own, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
             workers = SamplerWorkers(
                 rollout.workers, device=world.device, dtype=world.dtype(recipe.student.engine.dtype), gpus=world.gpus
             )

@@ -63,9 +63,7 @@ class StudentSampler:
     def _microbatch(self, weights: Weights, planned: Sequence[_Planned], decoding: Decoding) -> list[Rollout]:
         # Dealt out like cards, so that every rank gets the same mixture of domains and none waits long for another.
         hands = [planned[rank :: weights.ranks] for rank in range(weights.ranks)]
-        asked = [
-            ([p.prompt.token_ids for p in hand], [p.index for p in hand], decoding) for hand in hands
-        ]
+        asked = [([p.prompt.token_ids for p in hand], [p.index for p in hand], decoding) for hand in hands]
         written = weights.on_ranks(generate, asked)
         rollouts = [
             self._rollout(plan, completion)
