@@ -149,6 +149,11 @@ class _Child:
         self.unread = b""
 
     def __enter__(self) -> _Child:
+        if sys.platform != "linux":
+            raise UserError(
+                f"sandbox: generated code is executed on Linux only, and this is {sys.platform}; run there, or leave "
+                f"out the domains whose answers are executed"
+            )
         code = _CHILD.format(root=str(Path(__file__).resolve().parents[1]))
         # A fixed hash seed, so that the order of a set of strings, and with it a verdict, is the same in every run.
         environment = {"PYTHONHASHSEED": "0"} | {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
@@ -180,8 +185,8 @@ class _Child:
         hello = json.loads(line)
         if hello["missing"]:
             raise UserError(
-                f"sandbox: this machine does not give {'; nor '.join(hello['missing'])} (it gives "
-                f"{', '.join(hello['held']) or 'nothing'}), so generated code is not executed; run on Linux with "
+                f"sandbox: this machine cannot give a process without {', nor without '.join(hello['missing'])} (it "
+                f"has {', '.join(hello['held']) or 'nothing'}), so generated code is not executed; run on Linux with "
                 f"seccomp and user namespaces, or as root, or leave out the domains whose answers are executed"
             )
         return hello["held"]

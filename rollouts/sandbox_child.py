@@ -75,7 +75,7 @@ def run_expression(text: str, inputs: Sequence[list[int]]) -> list[object]:
         Refused: it isn't allowed, or a value is not made of lists, numbers, strings, booleans and None.
         Exception: whatever the expression raises.
     """
-    code = compile(parse_expression(text), "expression", "eval")
+    code = compile(parse_expression(text), "expression", "eval", dont_inherit=True)
     names = {name: getattr(builtins, name) for name in EXPRESSION_NAMES}
     values = [eval(code, {"__builtins__": names, "x": list(x)}) for x in inputs]
     if not _is_plain(values):
@@ -96,8 +96,8 @@ def run_program(program: str, tests: str) -> bool:
         Refused: program or tests use what isn't allowed, or the program tampered with a library class.
         BaseException: whatever the program raises, or a test that fails.
     """
-    program_code = compile(parse_program(program), "program", "exec")
-    tests_code = compile(parse_program(tests, tests=True), "tests", "exec")
+    program_code = compile(parse_program(program), "program", "exec", dont_inherit=True)
+    tests_code = compile(parse_program(tests, tests=True), "tests", "exec", dont_inherit=True)
     if "random" in sys.modules:
         sys.modules["random"].seed(0)
     before = _library_classes()
@@ -131,6 +131,7 @@ def _namespace(name: str) -> dict[str, Any]:
     allowed: dict[str, Any] = {key: getattr(builtins, key) for key in PROGRAM_NAMES}
     allowed |= {"__import__": _import, "__build_class__": builtins.__build_class__}
     allowed |= {"print": _print, "type": _type_of}
+    sys.modules[name] = types.ModuleType(name)  # dataclasses look up the module of a class, and read nothing in it
     return {"__name__": name, "__builtins__": allowed}
 
 
@@ -147,7 +148,7 @@ def _facade(name: str) -> types.ModuleType:
     """A module with the allowed names of module ``name`` and nothing else, made anew for whoever imports it."""
     facade = types.ModuleType(name)
     for key in MODULES[name]:
-        setattr(facade, key, _wraps if key == "wraps" else getattr(sys.modules[name], key))
+        setattr(facade, key, _SAFE_FORMS.get(key) or getattr(sys.modules[name], key))
     for child in MODULES:
         parent, _, key = child.rpartition(".")
         if parent == name and child in sys.modules:
@@ -156,8 +157,27 @@ def _facade(name: str) -> types.ModuleType:
 
 
 def _wraps(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """functools.wraps without the list of attributes to copy, which would reach attributes by string."""
-    return functools.wraps(function)
+    """functools.wraps without its options, which name attributes (``__globals__``) to copy by string."""
+    return lambda wrapper: functools.update_wrapper(wrapper, function)
+
+
+def _deepcopy(value: object) -> object:
+    """copy.deepcopy without the memory of copies, by which a caller can swap the parts of what is rebuilt."""
+    return sys.modules["copy"].deepcopy(value)
+
+
+def _dataclass(cls: type | None = None, **options: bool) -> Any:
+    """dataclasses.dataclass, which executes text made of field names; an inherited field could have been renamed."""
+    if cls is None:
+        return lambda cls: _dataclass(cls, **options)
+    for base in cls.__mro__:
+        for name, field in getattr(base, "__dataclass_fields__", {}).items():
+            if field.name is not name:
+                raise Refused(f"the renamed dataclass field {name!r}")
+    return sys.modules["dataclasses"].dataclass(**options)(cls)
+
+
+_SAFE_FORMS: dict[str, Callable[..., Any]] = {"wraps": _wraps, "deepcopy": _deepcopy, "dataclass": _dataclass}
 
 
 def _print(*values: object, **options: object) -> None:

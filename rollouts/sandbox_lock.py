@@ -59,23 +59,23 @@ def lock(*, empty_folder: str, memory_bytes: int, cpu_seconds: float) -> tuple[l
     libc = ctypes.CDLL(None, use_errno=True)
     held: list[str] = []
     as_root = os.geteuid() == 0
-    if as_root and libc.unshare(_CLONE_NEWNET | _CLONE_NEWIPC) == 0:
-        held.append("network namespace")
-    elif libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0:
-        held += ["user namespace", "network namespace"]
-    elif libc.unshare(_CLONE_NEWUSER) == 0:
-        held.append("user namespace")
+    droppable = as_root and _can_drop_user()
+    # A new user namespace keeps the user's own identity outside it, so another uid is better where it can be had.
+    own_user = 0 if droppable else _CLONE_NEWUSER
+    network = _CLONE_NEWNET | _CLONE_NEWIPC
+    for flags in (own_user | network, own_user, network):
+        if flags and libc.unshare(flags) == 0:
+            held += ["user namespace"] * bool(flags & own_user) + ["network namespace"] * bool(flags & network)
+            break
     os.chdir(empty_folder)
     with contextlib.suppress(OSError):
-        os.chroot(empty_folder)
-        os.chdir("/")
+        os.chroot(".")
         held.append("empty root")
-    if as_root:
-        with contextlib.suppress(OSError):
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-            held.append("dropped user")
+    if droppable:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        held.append("dropped user")
     _drop_capabilities(libc)
     _limit(memory_bytes=memory_bytes, cpu_seconds=cpu_seconds)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -84,16 +84,26 @@ def lock(*, empty_folder: str, memory_bytes: int, cpu_seconds: float) -> tuple[l
     return held, _missing(set(held), as_root=as_root)
 
 
+def _can_drop_user() -> bool:
+    """Whether root may become nobody here: some containers take the capability away, some map no other user."""
+    try:
+        os.setgroups([])
+        os.seteuid(NOBODY)
+        os.seteuid(0)
+    except OSError:
+        return False
+    return True
+
+
 def _missing(held: set[str], *, as_root: bool) -> list[str]:
     """Properties that safety needs and no mechanism of ``held`` gives, with what could give them."""
     filtered = "system call filter" in held
     ordinary = filtered and not as_root  # an ordinary user whose process can only compute needs no other uid
     holds = {
-        "no privileges (a dropped uid or a user namespace)": bool(held & {"dropped user", "user namespace"})
-        or ordinary,
-        "no network (a network namespace or seccomp)": filtered or "network namespace" in held,
-        "no files (a chroot or seccomp)": filtered or "empty root" in held,
-        "no other processes (seccomp, or a dropped uid)": filtered or "dropped user" in held,
+        "privileges (a dropped uid or a user namespace)": bool(held & {"dropped user", "user namespace"}) or ordinary,
+        "network (a network namespace or seccomp)": filtered or "network namespace" in held,
+        "files (a chroot or seccomp)": filtered or "empty root" in held,
+        "other processes (seccomp, or a dropped uid)": filtered or "dropped user" in held,
     }
     return [name for name, ok in holds.items() if not ok]
 

@@ -52,7 +52,7 @@ string (getattr, vars, ...), runs text (eval, exec) or reaches the world (open, 
 
 PROGRAM_DUNDERS = _words(
     "__init__ __repr__ __str__ __len__ __iter__ __next__ __getitem__ __setitem__ __delitem__ __call__ __enter__",
-    "__exit__ __post_init__ __name__",
+    "__exit__ __post_init__ __name__ __future__",
 )
 """Double-underscore names that may be written. No comparison, arithmetic or truth method is among them: an answer that
 defines its own equality would pass any test."""
@@ -64,13 +64,14 @@ FORBIDDEN_ATTRIBUTES = frozenset({"mro", "format", "format_map"})
 MODULES: dict[str, frozenset[str]] = {
     name: frozenset(names.split())
     for name, names in {
+        "__future__": "annotations",
         "abc": "ABC abstractmethod",
         "bisect": "bisect bisect_left bisect_right insort insort_left insort_right",
         "collections": "ChainMap Counter OrderedDict UserDict UserList defaultdict deque namedtuple",
         "collections.abc": "Callable Collection Container Hashable Iterable Iterator Mapping MutableMapping "
         "MutableSequence MutableSet Sequence Set Sized",
         "copy": "copy deepcopy",
-        "dataclasses": "dataclass field asdict astuple replace",
+        "dataclasses": "dataclass field",
         "decimal": "Decimal ROUND_CEILING ROUND_DOWN ROUND_FLOOR ROUND_HALF_EVEN ROUND_HALF_UP ROUND_UP",
         "fractions": "Fraction",
         "functools": "cache cached_property cmp_to_key lru_cache partial reduce wraps",
@@ -78,9 +79,9 @@ MODULES: dict[str, frozenset[str]] = {
         "itertools": "accumulate chain combinations combinations_with_replacement compress count cycle dropwhile "
         "filterfalse groupby islice pairwise permutations product repeat starmap takewhile tee zip_longest",
         "math": "acos acosh asin asinh atan atan2 atanh cbrt ceil comb copysign cos cosh degrees dist e erf erfc exp "
-        "exp2 expm1 fabs factorial floor fmod frexp fsum gamma gcd hypot inf isclose isfinite isinf isnan isqrt lcm ldexp "
-        "lgamma log log10 log1p log2 modf nan nextafter perm pi pow prod radians remainder sin sinh sqrt tan tanh tau "
-        "trunc ulp",
+        "exp2 expm1 fabs factorial floor fmod frexp fsum gamma gcd hypot inf isclose isfinite isinf isnan isqrt lcm "
+        "ldexp lgamma log log10 log1p log2 modf nan nextafter perm pi pow prod radians remainder sin sinh sqrt tan "
+        "tanh tau trunc ulp",
         "operator": "add and_ concat contains countOf eq floordiv ge getitem gt index inv invert is_ is_not itemgetter "
         "le lshift lt mod mul ne neg not_ or_ pos pow rshift setitem sub truediv truth xor",
         "random": "Random betavariate choice choices expovariate gauss getrandbits normalvariate paretovariate randint "
@@ -98,7 +99,7 @@ MODULES: dict[str, frozenset[str]] = {
 }
 """What a program may import, and which names of it. The names of a module that reach other modules (``re.enum``), look
 up attributes by string (``operator.attrgetter``, ``string.Formatter``) or evaluate text (``typing.ForwardRef``) aren't
-among them."""
+among them; three that could be made to come in a safe form (rollouts/sandbox_child.py)."""
 
 
 class Refused(Exception):
