@@ -187,7 +187,7 @@ class StageRecipe(Strict):
     save_every: Count = Field(default=100, description="steps between checkpoints")
     updates_per_step: Count = Field(default=1, description="optimizer steps per batch")
     engine: Engine = Engine()
-    optimizer: Optimizer = Optimizer(lr=1.5e-3)
+    optimizer: Optimizer = Optimizer()
 
 
 class Recipe(Strict):

@@ -1,0 +1,69 @@
+"""Everything that can be known of a recipe before anything is spent, and the plan of what it will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from distill.recipe import Recipe
+from distill.types import UserError
+from recipes.check_models import check_lengths, check_models
+from recipes.check_routes import check_routes
+from recipes.check_tasks import check_tasks, make_tasks
+from recipes.methods import METHODS
+from recipes.plan import Plan, make_plan
+from recipes.run_folder import check_folder
+from recipes.survey import survey
+from rollouts.tasks import TASKS
+
+
+def check(recipe: Recipe, out: Path) -> Plan:
+    """Check a recipe statically: routes, stages, models, tokenizers, verifiers, lengths, the run's folder.
+
+    No weight is loaded and no process is started, but for the sandbox's, in which gold answers are executed.
+
+    Returns:
+        What the run will take.
+
+    Raises:
+        UserError: with every problem that was found.
+    """
+    device = resolve_device(recipe.device)
+    problems = check_routes(recipe, tasks=TASKS, losses=METHODS[recipe.method].losses)
+    tasks, unusable = make_tasks(recipe, tokenizer=None)
+    facts, unreadable = survey(recipe, tasks)
+    student = facts.get("student.model")
+    tokenizer = student.tokenizer if student is not None else None
+    if tokenizer is not None:
+        # Once more with the student's tokenizer, which renders a dataset's chat messages.
+        tasks, unusable = make_tasks(recipe, tokenizer=tokenizer)
+    lengths, unsound = check_tasks(recipe, tasks, tokenizer)
+    problems += [*unusable, *unreadable, *unsound]
+    problems += check_models(recipe, facts, device=device)
+    problems += check_lengths(recipe, facts, {name: one.longest_prompt for name, one in lengths.items()})
+    problems += check_device(recipe)
+    if problems:
+        # The plan would need sound routes; the folder can be asked about without one.
+        raise UserError(*problems, *check_folder(out, needed_bytes=0))
+    plan = make_plan(recipe, facts, lengths, device=device)
+    if problems := check_folder(out, needed_bytes=plan.disk_bytes):
+        raise UserError(*problems)
+    return plan
+
+
+def check_device(recipe: Recipe) -> list[str]:
+    """Whether the device that the recipe asks for is here."""
+    import torch
+
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        return ["`device` is cuda, and torch finds no GPU here; take `device: auto`, or a torch build with CUDA"]
+    return []
+
+
+def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """``auto`` takes a GPU where there is one."""
+    if asked != "auto":
+        return asked
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,154 @@
+"""Checks of a recipe by itself: routes from domains to teachers, stages, methods, rewards. Nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from distill.recipe import PolicyGradient, Recipe
+from distill.recipe_schema import guess
+from recipes.lineage import chain, sources, stage_name
+
+
+def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[str]) -> list[str]:
+    """Every problem of a recipe that shows without loading anything, each a sentence.
+
+    Args:
+        tasks: names of the shipped tasks.
+        losses: the estimators that the recipe's method can use.
+    """
+    return [
+        *_tasks(recipe, tasks),
+        *_teachers(recipe),
+        *_method(recipe, losses),
+        *_rewards(recipe),
+        *_stages(recipe),
+        *_idle(recipe),
+    ]
+
+
+def _tasks(recipe: Recipe, tasks: Collection[str]) -> Iterator[str]:
+    for name, domain in recipe.domains.items():
+        if isinstance(domain.task, str) and domain.task not in tasks:
+            yield f"`domains.{name}.task`: no task is called {domain.task!r}; {guess(domain.task, tasks)}"
+    if not recipe.trained_domains:
+        yield "no domain is trained: every one is evaluate_only; give one a teacher or a reward"
+
+
+def _teachers(recipe: Recipe) -> Iterator[str]:
+    used: set[str] = set()
+    for name, domain in recipe.domains.items():
+        for teacher in domain.teacher_weights:
+            used.add(teacher)
+            if teacher not in recipe.teachers:
+                leaf = "teacher" if domain.teacher is not None else "teachers"
+                yield (
+                    f"`domains.{name}.{leaf}`: no teacher {teacher!r} is declared under `teachers`; "
+                    f"{guess(teacher, recipe.teachers)}"
+                )
+    for teacher in recipe.teachers:
+        if teacher not in used:
+            yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
+
+
+def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
+    if recipe.loss.estimator not in losses:
+        offered = " or ".join(sorted(losses))
+        yield (
+            f"`loss.estimator` is {recipe.loss.estimator!r}, which method {recipe.method!r} does not use; "
+            f"write `loss: {{estimator: {offered}}}`"
+        )
+    if recipe.method == "mopd":
+        for name, domain in recipe.trained_domains.items():
+            if not domain.teacher_weights and not domain.reward:
+                yield (
+                    f"`domains.{name}` has neither teacher nor reward, so nothing grades it; name a `teacher`, set "
+                    f"`reward: true`, or set `evaluate_only: true`"
+                )
+        return
+    for name, domain in recipe.domains.items():
+        if domain.teacher_weights or domain.reward:
+            yield f"`domains.{name}` has a teacher or a reward, which method {recipe.method!r} never asks; take it away"
+    if recipe.evaluate.select != "last":
+        yield f"`evaluate.select` {recipe.evaluate.select!r} compares with teachers, and {recipe.method!r} has none"
+
+
+def _rewards(recipe: Recipe) -> Iterator[str]:
+    loss = recipe.loss
+    weight = loss.reward_weight if isinstance(loss, PolicyGradient) else 0.0
+    rewarded = [name for name, domain in recipe.domains.items() if domain.reward]
+    if recipe.method != "mopd":
+        return
+    if weight == 0:
+        for name in rewarded:
+            yield (
+                f"`domains.{name}.reward` is true, and the loss gives rewards no weight; use `loss: {{estimator: "
+                f"policy_gradient, reward_weight: 1.0}}`, or take the reward away"
+            )
+        return
+    if not rewarded:
+        yield f"`loss.reward_weight` is {weight:g}, and no domain has `reward: true`; set it in one, or the weight to 0"
+    if recipe.rollout.samples_per_prompt < 2:
+        yield (
+            f"`loss.reward_weight` is {weight:g}, and `rollout.samples_per_prompt` is 1: a reward is compared within "
+            f"the group of a prompt's samples, so it needs at least 2"
+        )
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
+    needed: set[str] = set()
+    for where, source in sources(recipe).items():
+        name = stage_name(source)
+        if name is not None and name not in recipe.stages:
+            yield f"`{where}`: no stage {name!r} is declared under `stages`; {guess(name, recipe.stages)}"
+        if not where.startswith("stages."):
+            needed.update(chain(recipe, source))
+    told: set[str] = set()
+    for name in recipe.stages:
+        path = list(chain(recipe, f"stage:{name}"))
+        if name not in told and stage_name(recipe.stages[path[-1]].from_) == name:
+            told.update(path)
+            circle = " is made from ".join([*path, name])
+            yield f"`stages.{name}.from` leads back to itself: {circle}; one of them must start from a model"
+        elif name not in needed:
+            yield f"`stages.{name}`: neither the student nor a teacher comes from this stage; use it, or take it away"
+        yield from _stage_domains(recipe, name)
+
+
+def _stage_domains(recipe: Recipe, name: str) -> Iterator[str]:
+    domains = recipe.stages[name].domains
+    if domains is None:
+        return
+    where = f"`stages.{name}.domains`"
+    if not domains:
+        yield f"{where} is empty; name a domain, or leave the key out to train on all of them"
+    for domain in domains:
+        if domain not in recipe.domains:
+            yield f"{where}: no domain {domain!r} is declared under `domains`; {guess(domain, recipe.domains)}"
+    for domain in sorted({domain for domain in domains if domains.count(domain) > 1}):
+        yield f"{where} names {domain!r} {domains.count(domain)} times; once is enough"
+
+
+def _idle(recipe: Recipe) -> Iterator[str]:
+    """Leaves that were set and would change nothing: a silent no is worse than a loud one."""
+    optimizers = {"student": recipe.student.optimizer} | {f"stages.{n}": s.optimizer for n, s in recipe.stages.items()}
+    for where, optimizer in optimizers.items():
+        if optimizer.name == "sgd":
+            yield from _set(optimizer, f"{where}.optimizer", ("betas", "eps", "weight_decay"), "SGD has none")
+        if optimizer.schedule == "constant":
+            yield from _set(optimizer, f"{where}.optimizer", ("final_lr_fraction",), "a constant schedule has no end")
+    for name, domain in recipe.domains.items():
+        if domain.evaluate_only:
+            yield from _set(domain, f"domains.{name}", ("prompts", "share", "easy_share"), "it is evaluate_only")
+    if recipe.method == "supervised":
+        leaves = ("samples_per_prompt", "temperature", "workers")
+        yield from _set(recipe.rollout, "rollout", leaves, "a supervised run samples nothing it trains on")
+    if not recipe.stages:
+        yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
+
+
+def _set(section: Any, where: str, names: tuple[str, ...], why: str) -> Iterator[str]:
+    for name in names:
+        default = type(section).model_fields[name].default
+        if getattr(section, name) != default:
+            yield f"`{where}.{name}` is set and would change nothing ({why}); take it away"

@@ -1,0 +1,105 @@
+"""Checks of tasks with prompts drawn from them: verifiers, lengths of prompts and of gold answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from distill.recipe import Recipe
+from distill.types import Prompt, UserError
+from rollouts.tasks import Example, Task, make_task
+from rollouts.tokenizer import completion_ids, to_prompt
+
+SAMPLED_PROMPTS = 32
+"""Prompts of each domain that are drawn for the checks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of a domain's sampled prompts and gold answers, EOS included."""
+
+    longest_prompt: int
+    longest_answer: int
+    mean_prompt: float
+    mean_answer: float
+
+
+def make_tasks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[dict[str, Task], list[str]]:
+    """Every domain's task that can be made, and what is wrong with the others.
+
+    A task that is not shipped under its name is left to :func:`recipes.check_routes.check_routes`.
+    """
+    tasks: dict[str, Task] = {}
+    problems: list[str] = []
+    for name, domain in recipe.domains.items():
+        try:
+            tasks[name] = make_task(domain.task, tokenizer=tokenizer)
+        except UserError as error:
+            if not isinstance(domain.task, str):
+                problems += [f"`domains.{name}.task`: {problem}" for problem in error.problems]
+    return tasks, problems
+
+
+def check_tasks(
+    recipe: Recipe, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[dict[str, Lengths], list[str]]:
+    """Draw prompts of every domain and ask its verifier; returns their lengths and the problems, each a sentence.
+
+    Args:
+        tokenizer: the student's; without one, nothing is known of lengths.
+    """
+    lengths: dict[str, Lengths] = {}
+    problems: list[str] = []
+    for name, task in tasks.items():
+        try:
+            examples = [
+                task.example(seed=recipe.evaluate.seed, split="validation", index=i) for i in range(SAMPLED_PROMPTS)
+            ]
+            problems += [f"`domains.{name}`: {problem}" for problem in _verifier(name, task, examples)]
+            if tokenizer is not None:
+                lengths[name] = _lengths(tokenizer, examples)
+                problems += _cap(recipe, name, lengths[name])
+        except UserError as error:
+            problems += [f"`domains.{name}`: {problem}" for problem in error.problems]
+    # Tasks share the sandbox: what it lacks is told once.
+    return lengths, list(dict.fromkeys(problems))
+
+
+def _verifier(domain: str, task: Task, examples: list[Example]) -> Iterator[str]:
+    """Whether the verifier accepts every gold answer and refuses a wrong one for each."""
+    prompts = [Prompt(domain, example.id, (0,), example.text, example.answer) for example in examples]
+    accepted = task.verify_many(prompts, [example.answer for example in examples])
+    refused = [example for example, score in zip(examples, accepted, strict=True) if score != 1.0]
+    if refused:
+        first = refused[0]
+        yield (
+            f"the verifier refuses {len(refused)} of {len(examples)} gold answers, for example {first.answer!r} to "
+            f"{first.text!r}; mend the answers, or take a verifier that fits them"
+        )
+    wrong = [task.wrong_answer(example) for example in examples]
+    scores = task.verify_many(prompts, wrong)
+    passed = [(e, answer) for e, answer, score in zip(examples, wrong, scores, strict=True) if score > 0.0]
+    if passed:
+        example, answer = passed[0]
+        yield (
+            f"the verifier accepts {len(passed)} of {len(examples)} wrong answers, for example {answer!r} to "
+            f"{example.text!r} (gold: {example.answer!r}); take a verifier that tells them apart"
+        )
+
+
+def _lengths(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> Lengths:
+    prompts = [len(to_prompt(tokenizer, domain="", example=example).token_ids) for example in examples]
+    answers = [len(completion_ids(tokenizer, example.answer)) for example in examples]
+    return Lengths(max(prompts), max(answers), sum(prompts) / len(prompts), sum(answers) / len(answers))
+
+
+def _cap(recipe: Recipe, name: str, lengths: Lengths) -> Iterator[str]:
+    cap = recipe.rollout.max_new_tokens
+    # Only a shipped task's gold answer is what a model has to write; a dataset's may be the number at its end.
+    if isinstance(recipe.domains[name].task, str) and lengths.longest_answer > cap:
+        yield (
+            f"`rollout.max_new_tokens` is {cap}, and a gold answer of domain {name!r} has {lengths.longest_answer} "
+            f"tokens: the cap would lower every score; raise it to {lengths.longest_answer} or more"
+        )

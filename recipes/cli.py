@@ -1,0 +1,143 @@
+"""The command line: ``mopd run | check | eval | schema``, and the one place where exit codes are decided.
+
+0: done. 1: the world broke, the last checkpoint resumes. 2: the user can mend it, nothing was spent. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from recipes import SHIPPED
+
+DONE, WORLD_BROKE, USER_CAN_MEND, INTERRUPTED = 0, 1, 2, 130
+
+
+class ExitCodes(TyperGroup):
+    """Turns what a command raises into a message on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; see the module's docstring for the codes."""
+        from distill.loop import Interrupted
+        from distill.types import UserError, WorldError
+
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _say_problems(error.problems)
+            raise typer.Exit(USER_CAN_MEND) from error
+        except Interrupted as error:
+            _say(f"interrupted: {error}", f"go on with: {_command()}")
+            raise typer.Exit(INTERRUPTED) from error
+        except WorldError as error:
+            _say(f"the run broke: {error}", f"the last checkpoint resumes it: {_command()}")
+            raise typer.Exit(WORLD_BROKE) from error
+        except KeyboardInterrupt as error:
+            _say("interrupted", f"go on from the last checkpoint with: {_command()}")
+            raise typer.Exit(INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=ExitCodes,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Multi-teacher on-policy distillation: several specialists into one student, without the seesaw.",
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe's name, or a path to a .yaml")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes, for example run.steps=50")
+]
+OutOption = Annotated[Path | None, typer.Option(help="the run's folder; runs/NAME unless given")]
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    out: OutOption = None,
+    restart: Annotated[bool, typer.Option("--restart", help="move the folder aside and start anew")] = False,
+) -> None:
+    """Run a recipe, or go on with what is there: the same command resumes."""
+    resolved, folder = _load(recipe, overrides, out)
+    from recipes import launch
+
+    launch.run(resolved, folder, restart=restart)
+
+
+@app.command()
+def check(recipe: RecipeArgument, overrides: OverridesArgument = None, out: OutOption = None) -> None:
+    """Check a recipe without running it, and print what it would take."""
+    resolved, folder = _load(recipe, overrides, out)
+    import shutil
+
+    import psutil
+
+    from recipes.check import check as check_recipe
+    from recipes.plan_view import print_plan
+    from recipes.run_folder import existing_parent, refuse_changed_recipe
+
+    plan = check_recipe(resolved, folder)
+    refuse_changed_recipe(resolved, folder)
+    console = Console()
+    free = shutil.disk_usage(existing_parent(folder)).free
+    print_plan(plan, console, free_bytes=free, memory_bytes=psutil.virtual_memory().total)
+    console.print(Text(f"{resolved.name}: every check passed"), style="green")
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint's folder, or a Hub id")],
+    tasks: Annotated[str, typer.Option(help="names of tasks, separated by commas")],
+    prompts: Annotated[int, typer.Option(min=1, help="test prompts of each task")] = 200,
+) -> None:
+    """Measure a model on tasks: greedy answers to test prompts, with 95% intervals."""
+    from recipes import launch
+
+    launch.evaluate_model(model, [name.strip() for name in tasks.split(",") if name.strip()], prompts)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for the editor."""
+    from distill.recipe_schema import editor_schema
+
+    typer.echo(json.dumps(editor_schema(), indent=2))
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="mopd")
+
+
+def _load(recipe: str, overrides: list[str] | None, out: Path | None) -> Any:
+    from distill.recipe_file import load_recipe
+
+    resolved = load_recipe(recipe, overrides or (), shipped=SHIPPED)
+    return resolved, out if out is not None else Path("runs") / resolved.name
+
+
+def _say_problems(problems: tuple[str, ...]) -> None:
+    count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+    _say(f"{count} to mend; nothing was run", *(f"- {problem}" for problem in problems))
+
+
+def _say(first: str, *more: str) -> None:
+    """To stderr; whole lines, so that what is named can be found and copied."""
+    console = Console(stderr=True)
+    console.print(Text(first), style="bold red", soft_wrap=True)
+    for line in more:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _command() -> str:
+    return shlex.join(["mopd", *sys.argv[1:]])

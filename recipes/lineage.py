@@ -1,0 +1,63 @@
+"""Where a model comes from: a stage is followed back to the architecture, path or Hub id that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from distill.recipe import Architecture, Recipe
+from recipes.stages import PREFIX
+
+Source = str | Architecture
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The end of a model's chain of ``from``.
+
+    Attributes:
+        where: the leaf of the recipe that names it, for example ``stages.base.from``.
+        source: an architecture made from nothing, a path, or a Hub id; never a stage.
+        stage: the stage whose ``from`` it is; None where student or teacher name it themselves.
+    """
+
+    where: str
+    source: Source
+    stage: str | None
+
+
+def stage_name(source: Source) -> str | None:
+    """The stage that a source names, if it names one."""
+    return source.removeprefix(PREFIX) if isinstance(source, str) and source.startswith(PREFIX) else None
+
+
+def is_path(source: str) -> bool:
+    """Whether a source is a path; any other text that names no stage is a Hub id."""
+    return source.startswith(("./", "../", "/"))
+
+
+def chain(recipe: Recipe, source: Source) -> Iterator[str]:
+    """The declared stages that a source stands on, nearest first; a cycle is walked once."""
+    seen: set[str] = set()
+    name = stage_name(source)
+    while name is not None and name in recipe.stages and name not in seen:
+        seen.add(name)
+        yield name
+        name = stage_name(recipe.stages[name].from_)
+
+
+def origin(recipe: Recipe, where: str, source: Source) -> Origin | None:
+    """The end of a source's chain; None where the chain leads to no end (an undeclared stage, or a cycle)."""
+    stage = None
+    for stage in chain(recipe, source):
+        where, source = f"stages.{stage}.from", recipe.stages[stage].from_
+    return None if stage_name(source) is not None else Origin(where, source, stage)
+
+
+def sources(recipe: Recipe) -> dict[str, Source]:
+    """Every source of a model in the recipe, by the leaf that names it: student, teachers, stages."""
+    return (
+        {"student.model": recipe.student.model}
+        | {f"teachers.{name}.model": teacher.model for name, teacher in recipe.teachers.items()}
+        | {f"stages.{name}.from": stage.from_ for name, stage in recipe.stages.items()}
+    )

@@ -1,0 +1,227 @@
+"""What a recipe will take: models, processes and their memory, tokens of a step, disk. All of it is estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from distill.engine import model_dtype
+from distill.recipe import Engine, Optimizer, Recipe
+from recipes.check_tasks import Lengths
+from recipes.survey import Facts
+
+GIB = 2.0**30
+PROCESS_BYTES = 0.35 * GIB
+"""A process that has imported torch and transformers (measured: 325 MB after the imports)."""
+RANK_BYTES = 0.5 * GIB
+"""A rank of the student before its model counts: DeepSpeed imported and initialised (measured)."""
+ACTIVATIONS_PER_HIDDEN = 17
+"""Values that a layer keeps for its backward pass, per token and hidden unit; Korthikanti et al., arXiv 2205.05198,
+eq 1 (34 bytes of two-byte values)."""
+ATTENTION_MAPS = 2.5
+"""Values kept per head and pair of tokens, by attention that stores its maps; same source."""
+ROW_BYTES = 160
+"""A line of evaluations.jsonl, about."""
+STEP_BYTES = 2_000
+"""What a step adds to metrics.jsonl and to W&B's own files, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """A model of the recipe: its name, what makes it, and how many parameters it has."""
+
+    name: str
+    made: str
+    parameters: int
+    active_parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPlan:
+    """Processes of one kind that live at the same time: how many, and about how many bytes each."""
+
+    phase: Literal["stages", "run"]
+    name: str
+    count: int
+    bytes_each: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """A domain's part of a step: rollouts, and tokens with answers of gold length and at most."""
+
+    domain: str
+    rollouts: int
+    tokens: float
+    most_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a recipe will take; bytes and FLOPs are estimates."""
+
+    models: tuple[ModelPlan, ...]
+    processes: tuple[ProcessPlan, ...]
+    steps: tuple[StepPlan, ...]
+    run_steps: int
+    flops: float
+    disk_bytes: float
+
+    @property
+    def memory_bytes(self) -> float:
+        """The larger phase's processes together, with the driver and Ray's own."""
+        phases = {process.phase for process in self.processes}
+        own = (sum(p.count * p.bytes_each for p in self.processes if p.phase == phase) for phase in phases)
+        return max(own, default=0.0) + 3 * PROCESS_BYTES
+
+
+def make_plan(
+    recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths], *, device: Literal["cpu", "cuda"]
+) -> Plan:
+    """The plan of a recipe that passed its checks.
+
+    Args:
+        facts: of every model, see :func:`recipes.survey.survey`.
+        lengths: of every domain's prompts and answers, see :func:`recipes.check_tasks.check_tasks`.
+    """
+    steps = tuple(_steps(recipe, lengths))
+    return Plan(
+        models=tuple(_models(recipe, facts)),
+        processes=tuple(_processes(recipe, facts, lengths, device)),
+        steps=steps,
+        run_steps=recipe.run.steps,
+        flops=_flops(recipe, facts, lengths),
+        disk_bytes=_disk(recipe, facts, device),
+    )
+
+
+def _models(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[ModelPlan]:
+    for name, stage in recipe.stages.items():
+        one = facts[f"stages.{name}.from"]
+        source = stage.from_ if isinstance(stage.from_, str) else f"{stage.from_.architecture}, from nothing"
+        made = f"{stage.method}, {stage.steps} steps from {source}"
+        yield ModelPlan(f"stage:{name}", made, one.cost.total_parameters, one.cost.active_parameters)
+    for name, teacher in recipe.teachers.items():
+        one = facts[f"teachers.{name}.model"]
+        yield ModelPlan(f"teacher {name}", teacher.model, one.cost.total_parameters, one.cost.active_parameters)
+    student, one = recipe.student.model, facts["student.model"]
+    source = student if isinstance(student, str) else f"{student.architecture}, from nothing"
+    made = f"{recipe.method}, {recipe.run.steps} steps from {source}"
+    yield ModelPlan("student", made, one.cost.total_parameters, one.cost.active_parameters)
+
+
+def _processes(
+    recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths], device: Literal["cpu", "cuda"]
+) -> Iterator[ProcessPlan]:
+    width = max((one.mean_prompt + one.mean_answer for one in lengths.values()), default=0.0)
+    stages = [
+        ProcessPlan(
+            "stages",
+            f"rank of stage:{name}",
+            stage.engine.ranks,
+            _rank_bytes(facts[f"stages.{name}.from"], stage.engine, stage.optimizer, width, device),
+        )
+        for name, stage in recipe.stages.items()
+    ]
+    # Which stages meet depends on how long they take; the largest ones are the most that can.
+    yield from sorted(stages, key=lambda p: -p.count * p.bytes_each)[: recipe.run.parallel_stages]
+    engine = recipe.student.engine
+    student = facts["student.model"]
+    yield ProcessPlan(
+        "run",
+        "rank of the student",
+        engine.ranks,
+        _rank_bytes(student, engine, recipe.student.optimizer, width, device),
+    )
+    for name, teacher in recipe.teachers.items():
+        one = facts[f"teachers.{name}.model"]
+        each = (
+            _frozen_bytes(one, Engine(dtype=teacher.dtype), device) + engine.microbatch_tokens * _vocabulary(one) * 12
+        )
+        yield ProcessPlan("run", f"teacher {name}", 1, each)
+    if recipe.rollout.workers:
+        yield ProcessPlan("run", "sampler", recipe.rollout.workers, _frozen_bytes(student, engine, device))
+
+
+def _rank_bytes(facts: Facts, engine: Engine, optimizer: Optimizer, width: float, device: str) -> float:
+    """Bytes of one rank: weights and gradients, the optimizer's part by ZeRO stage, activations of a microbatch."""
+    value = model_dtype(engine, device).itemsize
+    held = _held_parameters(facts, engine)
+    shard = engine.ranks if engine.zero_stage >= 1 else 1
+    whole = engine.ranks if engine.zero_stage == 3 else 1
+    states = 8 if optimizer.name == "adamw" else 0
+    model = held * 2 * value / whole + held * (4 + 4 + states) / shard
+    return RANK_BYTES + model + _activation_values(facts.config, engine, width) * value
+
+
+def _held_parameters(facts: Facts, engine: Engine) -> float:
+    """Parameters on one rank: experts are spread over the expert-parallel group, all else is whole."""
+    return facts.cost.total_parameters - facts.routed_parameters * (1 - 1 / engine.expert_parallel)
+
+
+def _activation_values(config: Any, engine: Engine, width: float) -> float:
+    text = config.get_text_config()
+    layer = ACTIVATIONS_PER_HIDDEN * text.hidden_size + ATTENTION_MAPS * text.num_attention_heads * width
+    kept = text.num_hidden_layers * layer
+    if engine.gradient_checkpointing:
+        kept = text.num_hidden_layers * text.hidden_size + layer
+    return engine.microbatch_tokens * (kept + 3 * text.vocab_size)
+
+
+def _frozen_bytes(facts: Facts, engine: Engine, device: str) -> float:
+    return PROCESS_BYTES + facts.cost.total_parameters * model_dtype(engine, device).itemsize
+
+
+def _vocabulary(facts: Facts) -> int:
+    return int(facts.config.get_text_config().vocab_size)
+
+
+def _steps(recipe: Recipe, lengths: Mapping[str, Lengths]) -> Iterator[StepPlan]:
+    for name, domain in recipe.trained_domains.items():
+        rollouts = domain.prompts * recipe.rollout.samples_per_prompt
+        one = lengths[name]
+        tokens = rollouts * (one.mean_prompt + one.mean_answer)
+        yield StepPlan(name, rollouts, tokens, rollouts * (one.longest_prompt + recipe.rollout.max_new_tokens))
+
+
+def _flops(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths]) -> float:
+    """Generation, scoring and updates of the whole run, stages included, with answers of gold length."""
+    student = facts["student.model"].cost
+    total = 0.0
+    for name, domain in recipe.trained_domains.items():
+        sequences = [round(lengths[name].mean_prompt + lengths[name].mean_answer)] * (
+            domain.prompts * recipe.rollout.samples_per_prompt
+        )
+        total += student.train(sequences) + (student.generate(sequences) if recipe.method == "mopd" else 0)
+        total += sum(facts[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in domain.teacher_weights)
+    total *= recipe.run.steps
+    for name, stage in recipe.stages.items():
+        for domain in stage.domains if stage.domains is not None else recipe.domains:
+            sequences = [round(lengths[domain].mean_prompt + lengths[domain].mean_answer)] * stage.prompts
+            total += stage.steps * facts[f"stages.{name}.from"].cost.train(sequences)
+    return total
+
+
+def _disk(recipe: Recipe, facts: Mapping[str, Facts], device: str) -> float:
+    """Bytes of a whole run's folder at its largest: one checkpoint more than are kept, while it is written."""
+    student = facts["student.model"].cost.total_parameters
+    engine = recipe.student.engine
+    total = student * (
+        (recipe.run.keep_checkpoints + 1) * _checkpoint_bytes(engine, recipe.student.optimizer, device)
+        + 2 * model_dtype(engine, device).itemsize
+    )
+    for name, stage in recipe.stages.items():
+        parameters = facts[f"stages.{name}.from"].cost.total_parameters
+        # The checkpoint that is kept, one being written, the initial model and the export.
+        each = 2 * _checkpoint_bytes(stage.engine, stage.optimizer, device) + 2 * 4
+        total += parameters * each + stage.steps * STEP_BYTES
+    evaluations = recipe.run.steps // recipe.run.evaluate_every + 1 + 1 + len(recipe.teachers)
+    tests = 2 + len(recipe.teachers)
+    rows = evaluations * recipe.evaluate.validation_prompts + tests * recipe.evaluate.test_prompts
+    return total + len(recipe.domains) * rows * ROW_BYTES + recipe.run.steps * STEP_BYTES
+
+
+def _checkpoint_bytes(engine: Engine, optimizer: Optimizer, device: str) -> int:
+    """Bytes per parameter: the weights, the optimizer's float32 copy and its states."""
+    return model_dtype(engine, device).itemsize + 4 + (8 if optimizer.name == "adamw" else 0)

@@ -1,0 +1,77 @@
+"""The plan of a recipe as tables for the console."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from recipes.plan import GIB, Plan
+
+
+def print_plan(plan: Plan, console: Console, *, free_bytes: float, memory_bytes: float) -> None:
+    """Print models, processes, tokens of a step and disk.
+
+    Args:
+        free_bytes: on the disk of the run's folder.
+        memory_bytes: of the machine.
+    """
+    console.print(_models(plan))
+    console.print(_processes(plan))
+    console.print(_steps(plan))
+    console.print(
+        f"memory: about {_size(plan.memory_bytes)} at the peak, of {_size(memory_bytes)} here\n"
+        f"disk: about {_size(plan.disk_bytes)}, of {_size(free_bytes)} free\n"
+        f"compute: about {plan.flops:.1e} floating-point operations",
+        highlight=False,
+    )
+    if plan.memory_bytes > memory_bytes:
+        console.print(
+            "The estimate is more than this machine has: fewer run.parallel_stages, a smaller "
+            "student.engine.microbatch_tokens or more ranks lower it.",
+            style="yellow",
+        )
+
+
+def _models(plan: Plan) -> Table:
+    table = _table("models", "model", "made by", "parameters", "active")
+    for model in plan.models:
+        table.add_row(Text(model.name), Text(model.made), _count(model.parameters), _count(model.active_parameters))
+    return table
+
+
+def _processes(plan: Plan) -> Table:
+    table = _table("processes", "process", "while", "how many", "memory each")
+    for process in plan.processes:
+        table.add_row(Text(process.name), process.phase, str(process.count), _size(process.bytes_each))
+    return table
+
+
+def _steps(plan: Plan) -> Table:
+    table = _table(f"a step, of {plan.run_steps}", "domain", "rollouts", "tokens, about", "at most")
+    for step in plan.steps:
+        table.add_row(Text(step.domain), str(step.rollouts), _count(step.tokens), _count(step.most_tokens))
+    table.add_row(
+        "all",
+        str(sum(step.rollouts for step in plan.steps)),
+        _count(sum(step.tokens for step in plan.steps)),
+        _count(sum(step.most_tokens for step in plan.steps)),
+        style="bold",
+    )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number >= len(columns) - 2 else "left", overflow="fold")
+    return table
+
+
+def _size(amount: float) -> str:
+    return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / 2**20:.0f} MiB"
+
+
+def _count(number: float) -> str:
+    """For example 395,620, or 15.0 B."""
+    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number:,.0f}"

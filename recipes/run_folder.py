@@ -1,0 +1,93 @@
+"""The run's folder before it is claimed: can it be written, does another recipe live there, and moving it aside."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+from distill.checkpoint import claim
+from distill.recipe import Recipe
+from distill.recipe_file import diff_recipes, load_recipe
+from distill.types import UserError
+
+RECIPE = "recipe.yaml"
+SHOWN_DIFFERENCES = 20
+
+
+def refuse_changed_recipe(recipe: Recipe, out: Path) -> None:
+    """Refuse to go on in a folder that another recipe was begun in.
+
+    Raises:
+        UserError: with every leaf that differs, and what to do.
+    """
+    path = out / RECIPE
+    if not path.is_file():
+        return
+    try:
+        begun = load_recipe(str(path.resolve()), shipped=out)
+    except UserError as error:
+        first = f"{path} is no recipe of this version of mopd; give another folder with --out, or --restart"
+        raise UserError(first, *error.problems) from error
+    different = diff_recipes(begun, recipe)
+    if not different:
+        return
+    shown = "\n".join(f"    {line}" for line in different[:SHOWN_DIFFERENCES])
+    more = len(different) - SHOWN_DIFFERENCES
+    raise UserError(
+        f"run folder {out} was begun with another recipe. What differs, as it was -> as it is now:\n{shown}"
+        + (f"\n    and {more} more" if more > 0 else "")
+        + "\ngo on with the recipe as it was, give another folder with --out, or start anew with --restart, "
+        "which moves this folder aside"
+    )
+
+
+def move_aside(out: Path) -> Path | None:
+    """Move a run's folder out of the way, keeping it; returns where it is now, or None where there was none.
+
+    Raises:
+        UserError: a live process is running in it, or it cannot be moved.
+    """
+    if not out.exists():
+        return None
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    aside = out.with_name(f"{out.name}.{stamp}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = out.with_name(f"{out.name}.{stamp}-{number}")
+    try:
+        with claim(out):  # refuses a folder that somebody runs in
+            out.rename(aside)
+    except OSError as error:
+        raise UserError(f"run folder {out} cannot be moved aside: {error.strerror}; give another with --out") from error
+    return aside
+
+
+def check_folder(out: Path, *, needed_bytes: float) -> list[str]:
+    """Whether a run can write its folder and finds room there; the problems, each a sentence. Leaves nothing behind."""
+    home = existing_parent(out)
+    if not home.is_dir():
+        return [f"run folder {out} cannot be made: {home} is a file; give another with --out"]
+    try:
+        # Asked by doing: permissions alone do not tell of read-only mounts, and root passes them all.
+        with tempfile.NamedTemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        return [f"run folder {out} cannot be written ({home}: {error.strerror}); give another with --out"]
+    free = shutil.disk_usage(home).free
+    if free < needed_bytes:
+        return [
+            f"run folder {out} needs about {needed_bytes / 1e9:.1f} GB, and the disk of {home} has {free / 1e9:.1f}; "
+            f"free some, keep fewer checkpoints (`run.keep_checkpoints`), or give another folder with --out"
+        ]
+    return []
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself if it is there, else the nearest folder (or file) on the way up that is."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
