@@ -8,7 +8,7 @@ import pytest
 
 from rollouts.sandbox import Limits, run_tests, run_tests_many
 
-QUICK = Limits(cpu_seconds=0.5, wall_seconds=30, memory_bytes=256 << 20, result_bytes=1000, source_chars=20_000)
+QUICK = Limits(cpu_seconds=0.3, wall_seconds=30, memory_bytes=256 << 20, result_bytes=1000, source_chars=20_000)
 
 FIBONACCI = """
 from __future__ import annotations
@@ -108,7 +108,7 @@ def hostile_programs(folder: Path) -> dict[str, str]:
         "wraps(statistics.mean)(g, updated=['__globals__'])\ng()\nreturn 1",
         "renamed field": "from dataclasses import dataclass, field\nz = field()\n@dataclass\nclass A: y: int = z\n"
         "z.name = 'y,__import__(\"sys\")'\n@dataclass(init=False, repr=False)\nclass B(A): y = 0\n"
-        "return int(B() == B())",
+        "return int(B(1) == B(1))",
         "deepcopy's memory": "import copy\ncopy.deepcopy([], {})\nreturn 1",
         "match": "match f:\n    case object(__globals__=g): pass\nreturn 1",
         "huge output": "while True: print('a' * 10**6)",
