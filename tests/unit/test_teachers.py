@@ -1,0 +1,131 @@
+"""Teachers: scores against the model's own forward, one rollout at a time; routing; broken answers are caught."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import ray
+import torch
+from student_kit import VOCABULARY, make_model, make_rollout
+from transformers import AutoModelForCausalLM
+
+from distill.types import Full, NonFinite, Sampled, WorldError
+from teachers.model import TeacherModel
+from teachers.pool import TeacherPool, TeacherSpec, check_score
+
+
+def rollouts(n=9, domains=("code", "math")):
+    rng = np.random.default_rng(0)
+    return [
+        make_rollout(
+            rng, i, domains[i % len(domains)], prompt=int(rng.integers(1, 6)), completion=int(rng.integers(1, 9))
+        )
+        for i in range(n)
+    ]
+
+
+def naive_logprobs(model, token_ids, temperature):
+    """Row t from a forward over the tokens before t alone: a wrong shift or padding that leaks would show."""
+    rows = [np.full(VOCABULARY, np.nan)]
+    for t in range(1, len(token_ids)):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([token_ids[:t].tolist()])).logits[0, -1].double()
+        rows.append((logits / temperature).log_softmax(-1).numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("budget", [8, 40, 4096])
+def test_scores_equal_forwards_over_each_prefix(tmp_path, temperature, budget):
+    path = make_model(tmp_path)
+    teacher = TeacherModel(path, device="cpu", dtype="float32", temperature=temperature, microbatch_tokens=budget)
+    asked = [r.token_ids for r in rollouts()]
+    full, sampled = teacher.score(asked, "full"), teacher.score(asked, "sampled")
+    reference = AutoModelForCausalLM.from_pretrained(path).eval()
+    for ids, row_TV, row_T in zip(asked, full, sampled, strict=True):
+        expected_TV = naive_logprobs(reference, ids, temperature)
+        assert isinstance(row_TV, Full)
+        assert isinstance(row_T, Sampled)
+        assert row_TV.logprobs_TV.shape == expected_TV.shape
+        for t in range(1, len(ids)):
+            np.testing.assert_allclose(row_TV.logprobs_TV[t], expected_TV[t], atol=2e-5)
+            assert row_T.logprobs_T[t] == pytest.approx(expected_TV[t, ids[t]], abs=2e-5)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pool(cluster, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teachers")
+    paths = {"a": make_model(folder, seed=1), "b": make_model(folder, seed=2)}
+    specs = {name: TeacherSpec(path, "cpu", "float32", 1.0, 256, 0.0) for name, path in paths.items()}
+    pool = TeacherPool(specs, routes={"code": {"a": 1.0}, "math": {"a": 0.25, "b": 0.75}}, payload="full")
+    yield pool, paths
+    pool.close()
+
+
+def test_every_rollout_goes_to_its_domains_teachers(pool):
+    pool, paths = pool
+    assert pool.wait_until_ready() == {"a": VOCABULARY, "b": VOCABULARY}
+    batch = rollouts()
+    scored = pool.score([batch[:4], batch[4:5], [], batch[5:]])
+    local = {
+        name: TeacherModel(path, device="cpu", dtype="float32", temperature=1.0, microbatch_tokens=4096)
+        for name, path in paths.items()
+    }
+    assert [s.rollout.index for s in scored] == [r.index for r in batch]
+    for one in scored:
+        expected = {"code": {"a": 1.0}, "math": {"a": 0.25, "b": 0.75}}[one.rollout.domain]
+        assert {score.teacher: weight for weight, score in one.scores} == expected
+        for _, score in one.scores:
+            (alone,) = local[score.teacher].score([one.rollout.token_ids], "full")
+            np.testing.assert_allclose(
+                score.payload.logprobs_TV[one.rollout.loss_mask],
+                alone.logprobs_TV[one.rollout.loss_mask],
+                atol=1e-5,
+            )
+
+
+def test_a_domain_without_a_route_is_an_error(pool):
+    stray = rollouts(1, domains=("poetry",))
+    with pytest.raises(KeyError, match="poetry"):
+        pool[0].score([stray])
+
+
+def test_a_dead_teacher_is_named(cluster, tmp_path):
+    spec = TeacherSpec(make_model(tmp_path), "cpu", "float32", 1.0, 256, 0.0)
+    pool = TeacherPool({"math": spec}, routes={"math": {"math": 1.0}}, payload="sampled")
+    pool.wait_until_ready()
+    ray.kill(pool._actors["math"])
+    with pytest.raises(WorldError, match="teacher 'math' failed"):
+        pool.score([rollouts(2, domains=("math",))])
+
+
+def test_a_teacher_that_cannot_be_loaded_is_named(cluster, tmp_path):
+    spec = TeacherSpec(str(tmp_path / "nothing"), "cpu", "float32", 1.0, 256, 0.0)
+    pool = TeacherPool({"math": spec}, routes={"math": {"math": 1.0}}, payload="sampled")
+    with pytest.raises(WorldError, match="teacher 'math'"):
+        pool.wait_until_ready()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_broken_scores_name_teacher_domain_and_step(value):
+    (rollout,) = rollouts(1, domains=("math",))
+    rollout = dataclasses.replace(rollout, version=7)
+    logprobs = np.full((len(rollout.token_ids), 4), -1.0, dtype=np.float32)
+    logprobs[0] = np.nan  # row 0 says nothing, and may hold anything
+    check_score("euler", rollout, Full(logprobs))
+    logprobs[-1, 2] = value
+    with pytest.raises(NonFinite, match=r"'euler'.*domain 'math', step 7"):
+        check_score("euler", rollout, Full(logprobs))
+
+
+def test_a_score_of_other_length_is_refused():
+    (rollout,) = rollouts(1)
+    with pytest.raises(WorldError, match="scored 1 positions"):
+        check_score("euler", rollout, Sampled(np.zeros(1, np.float32)))
