@@ -2,7 +2,7 @@
 
 An answer is executed, in the sandbox, on lists drawn from the prompt's own id, which the prompt does not show; any
 expression with the right values is right. The reference values come from plain Python functions, not from the gold
-expression. Easy: one operation and a reducer; hard: three operations and a reducer.
+expression. Easy: one operation and a reducer; hard: four operations and a reducer.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ PROBES = draw_lists("probes", 3)
 class ListPrograms:
     """Chains of list operations. Programs that behave alike are one problem: ``over 1, over 2`` is ``over 2``."""
 
-    def __init__(self, operations: int = 3) -> None:
+    def __init__(self, operations: int = 4) -> None:
         self.operations = operations
 
     def example(self, *, seed: int, split: str, index: int, easy: bool = False) -> Example:

@@ -1,7 +1,10 @@
-"""Orderings from clues: ``rank D<K,M>C,D>M 1=`` -> ``KDMC;K``.
+"""Orderings from clues: ``rank D>M,K>D,M>C 1=`` -> ``KDMC;K``.
 
-``A>B`` says that A stands before B. The clues compare neighbours, in shuffled order and either direction. The answer
-is the whole order, then the item at the place that was asked for. Easy: three items; hard: four.
+``A>B`` says that A stands before B. The clues compare neighbours, in shuffled order. The answer is the whole order,
+then the item at the place that was asked for. Easy: three items; hard: four.
+
+Clues point one way on purpose: with ``B<A`` as well, small models stay for long at telling the first two items by a
+coin's toss, and neither a specialist nor a student gets past it smoothly.
 """
 
 from __future__ import annotations
@@ -24,10 +27,7 @@ class Ordering:
         def draw(rng: random.Random) -> tuple[str, str, str]:
             order = rng.sample(LETTERS, 3 if easy else 4)
             place = rng.randint(1, len(order))
-            clues = [
-                f"{order[i]}>{order[i + 1]}" if rng.random() < 0.5 else f"{order[i + 1]}<{order[i]}"
-                for i in range(len(order) - 1)
-            ]
+            clues = [f"{order[i]}>{order[i + 1]}" for i in range(len(order) - 1)]
             rng.shuffle(clues)
             whole = "".join(order)
             return f"rank {','.join(clues)} {place}=", f"{whole};{order[place - 1]}", whole
