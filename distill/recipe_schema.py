@@ -144,19 +144,17 @@ def _unknown_key(location: Location) -> str:
     *above, key = location
     prefix = f"{dotted(tuple(above))}." if above else ""
     known = keys_at(tuple(above))
-    near = nearest(str(key), known)
-    suggestion = f"{prefix}{near}" if near else _elsewhere(str(key))
-    hint = f"did you mean `{suggestion}`? " if suggestion else ""
-    return f"unknown key `{prefix}{key}`; {hint}known here: {', '.join(known)}"
-
-
-def _elsewhere(key: str) -> str | None:
-    """A leaf of that name in another place: `lr` at the top belongs to `student.optimizer.lr`."""
+    path = f"{prefix}{key}"
     paths: dict[str, str] = {}
     for leaf in leaves():
         paths.setdefault(leaf.path.split(".")[-1], leaf.path)
-    near = nearest(key, paths)
-    return paths[near] if near else None
+    # The key may be right and its place wrong: `lr` at the top belongs to `student.optimizer.lr`.
+    elsewhere = paths.get(str(key))
+    near, alike = nearest(str(key), known), nearest(str(key), paths)
+    suggestions = [elsewhere, f"{prefix}{near}" if near else None, paths[alike] if alike else None]
+    suggestion = next((one for one in suggestions if one is not None and one != path), None)
+    hint = f"did you mean `{suggestion}`? " if suggestion else ""
+    return f"unknown key `{path}`; {hint}known here: {', '.join(known)}"
 
 
 def _estimator(path: str, value: Any) -> str:
