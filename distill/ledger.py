@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.checkpoint import write_atomic
 from distill.types import Metrics
 
 ROLES: dict[str, str] = {
@@ -126,9 +126,7 @@ class Ledger:
 
     def write(self, path: Path) -> None:
         """Write ledger.json; a reader sees the old file or the new one, never half of one."""
-        half = path.with_name(path.name + ".part")
-        half.write_text(json.dumps(self.record(), indent=2) + "\n")
-        os.replace(half, path)
+        write_atomic(path, json.dumps(self.record(), indent=2) + "\n")
 
 
 def _amounts(spent: Spent) -> dict[str, float]:
