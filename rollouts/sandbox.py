@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 
 from distill.types import UserError, WorldError
 
-Kind: TypeAlias = Literal["expressions", "tests"]
+Kind: TypeAlias = Literal["expressions", "tests", "math"]
 _CHILD = "import sys; sys.path.append({root!r}); from rollouts.sandbox_child import main; main()"
 
 
@@ -34,7 +34,8 @@ class Limits:
 
     Attributes:
         cpu_seconds: processor time, after which the kernel kills the process: a verdict does not depend on the load.
-        wall_seconds: time without an answer, start included, after which this process kills it.
+        wall_seconds: time without an answer, start included, after which this process kills it; long enough that only
+            a process that does not run at all meets it, however busy the machine.
         memory_bytes: address space of the process, interpreter included.
         result_bytes: JSON text of an answer.
         source_chars: text of a program or expression.
@@ -48,11 +49,12 @@ class Limits:
 
 
 EXPRESSION_LIMITS = Limits(
-    cpu_seconds=0.25, wall_seconds=30.0, memory_bytes=256 << 20, result_bytes=64 << 10, source_chars=2000
+    cpu_seconds=0.25, wall_seconds=120.0, memory_bytes=256 << 20, result_bytes=64 << 10, source_chars=2000
 )
 PROGRAM_LIMITS = Limits(
-    cpu_seconds=5.0, wall_seconds=60.0, memory_bytes=512 << 20, result_bytes=64, source_chars=50_000
+    cpu_seconds=5.0, wall_seconds=120.0, memory_bytes=512 << 20, result_bytes=64, source_chars=50_000
 )
+MATH_LIMITS = Limits(cpu_seconds=3.0, wall_seconds=600.0, memory_bytes=1 << 30, result_bytes=64, source_chars=50_000)
 
 
 def evaluate_expressions(
@@ -106,6 +108,21 @@ def run_tests_many(jobs: Sequence[tuple[str, str]], *, limits: Limits = PROGRAM_
         return list(pool.map(passes, jobs))
 
 
+def equal_formulas(jobs: Sequence[tuple[str, str]], *, limits: Limits = MATH_LIMITS) -> list[bool]:
+    """Whether texts contain the same mathematics as answers, by math-verify; False where a comparison overran a limit.
+
+    Args:
+        jobs: (answer, text); all of them share a process, which takes a second or two to start, until one is killed.
+
+    Raises:
+        UserError: this machine lacks a layer that safety needs; nothing was executed.
+        WorldError: the sandboxed interpreter could not be started.
+    """
+    fit = [number for number, (_, text) in enumerate(jobs) if len(text) <= limits.source_chars]
+    answers = dict(zip(fit, _run("math", [jobs[n] for n in fit], limits), strict=True))
+    return [answers.get(number) is True for number in range(len(jobs))]
+
+
 @functools.cache
 def layers() -> tuple[str, ...]:
     """The mechanisms that hold on this machine, found by locking a process that executes nothing.
@@ -142,6 +159,7 @@ class _Child:
             "cpu_seconds": limits.cpu_seconds,
             "memory_bytes": limits.memory_bytes,
             "result_bytes": limits.result_bytes,
+            "import_paths": [path for path in sys.path if path] if kind == "math" else [],
         }
         self.jobs = tempfile.TemporaryFile()  # noqa: SIM115  (closed in __exit__)
         self.jobs.writelines(json.dumps(line).encode() + b"\n" for line in [settings, *jobs])

@@ -1,8 +1,8 @@
 """What runs inside the sandboxed process: reads its jobs, locks itself in, then executes them one after the other.
 
-Started by rollouts/sandbox.py as a lean interpreter of its own; needs the standard library only. Line by line on
-standard output: first ``{"held": [...], "missing": [...]}``, then one JSON value per job, in order. A job that
-overruns its processor time kills the process; the parent goes on with the next job in a fresh one.
+Started by rollouts/sandbox.py as a lean interpreter of its own; needs the standard library only, unless it compares
+formulas. Line by line on standard output: first ``{"held": [...], "missing": [...]}``, then one JSON value per job, in
+order. A job that overruns its processor time kills the process; the parent goes on with the next job in a fresh one.
 """
 
 from __future__ import annotations
@@ -34,11 +34,7 @@ def main() -> None:
     """Serve the jobs given on standard input: a line of settings, then one line per job."""
     settings, *jobs = [json.loads(line) for line in sys.stdin.buffer]
     os.close(0)
-    run: Callable[..., object] = {"expressions": run_expression, "tests": run_program}[settings["kind"]]
-    if settings["kind"] == "tests":
-        for name in MODULES:
-            if any(re.search(rf"\b{re.escape(name)}\b", text) for job in jobs for text in job):
-                importlib.import_module(name)
+    run = _prepare(settings["kind"], settings["import_paths"], jobs)
     cpu_seconds = settings["cpu_seconds"]
     held, missing = lock(
         empty_folder=settings["empty_folder"],
@@ -56,6 +52,22 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
         _write_line(answer if len(answer) <= settings["result_bytes"] else "null")
     os._exit(0)
+
+
+def _prepare(kind: str, import_paths: list[str], jobs: list[Any]) -> Callable[..., object]:
+    """Import all that the jobs need, while files can still be opened; returns what runs one job."""
+    if kind == "math":
+        sys.path += import_paths
+        from rollouts import sandbox_math
+
+        sandbox_math.prepare()
+        return sandbox_math.equal
+    if kind == "tests":
+        for name in MODULES:
+            if any(re.search(rf"\b{re.escape(name)}\b", text) for job in jobs for text in job):
+                importlib.import_module(name)
+        return run_program
+    return run_expression
 
 
 def _write(value: object) -> None:

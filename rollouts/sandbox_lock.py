@@ -12,6 +12,7 @@ import os
 import platform
 import resource
 import signal
+import time
 
 NOBODY = 65534
 _CLONE_NEWUSER, _CLONE_NEWNET, _CLONE_NEWIPC = 0x10000000, 0x40000000, 0x08000000
@@ -51,7 +52,7 @@ def lock(*, empty_folder: str, memory_bytes: int, cpu_seconds: float) -> tuple[l
     Args:
         empty_folder: becomes the root of the file system where the machine allows it.
         memory_bytes: limit of the address space.
-        cpu_seconds: of the whole process, after which the kernel kills it.
+        cpu_seconds: from now on, after which the kernel kills the process.
 
     Returns:
         (mechanisms that hold, properties that none of them holds); nothing may be executed unless the second is empty.
@@ -109,7 +110,7 @@ def _missing(held: set[str], *, as_root: bool) -> list[str]:
 
 
 def _limit(*, memory_bytes: int, cpu_seconds: float) -> None:
-    seconds = int(cpu_seconds) + 1
+    seconds = int(time.process_time() + cpu_seconds) + 1
     for kind, value in (
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_CPU, seconds),
