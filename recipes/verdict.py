@@ -88,7 +88,7 @@ def _headline(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> tuple
         return "mixed", "No recovery to report: no domain has a teacher that is clearly better than the base"
     domain = _worst_domain(metrics)
     if _trades(metrics):
-        return "bad", "The seesaw remains: during training one domain's gain was another's loss"
+        return "bad", "The seesaw remains: during training one domain’s gain was another’s loss"
     if worst < GOOD_WORST_RECOVERY:
         return "mixed", f"No domain pays for another, but {domain} keeps only {percent(worst)} of its teacher’s gain"
     return "good", f"The seesaw is gone: one student keeps at least {percent(worst)} of every specialist’s gain"
