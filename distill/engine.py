@@ -84,7 +84,9 @@ def build(spec: StudentSpec) -> tuple[Any, moe.LoadBalance]:
         backend = "nccl" if spec.device == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     torch.manual_seed(spec.seed)
     dtype = model_dtype(spec.engine, spec.device)
     model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=dtype)
@@ -97,6 +99,7 @@ def build(spec: StudentSpec) -> tuple[Any, moe.LoadBalance]:
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=_optimizer(spec.optimizer, spec.engine), config=_config(spec, dtype)
     )
+    engine._copy_recovery_script = lambda _folder: None  # scripts that cannot read experts spread over ranks
     moe.keep_router_float32(engine.module, biases)
     return engine, moe.LoadBalance(engine.module, spec.engine.expert_bias_rate)
 

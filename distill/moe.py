@@ -19,7 +19,7 @@ from distill.types import Metrics, UserError
 
 _ROUTER = re.compile(r"(TopkRouter|TopKRouter)$")
 _BIAS = "e_score_correction_bias"
-PARALLEL_FAMILIES = ("mimo_v2_flash", "qwen3_moe", "qwen2_moe", "mixtral", "deepseek_v3")
+PARALLEL_FAMILIES = ("mimo_v2_flash", "qwen3_moe", "mixtral", "deepseek_v3")
 """Model types whose experts may be spread over ranks."""
 
 
@@ -192,7 +192,8 @@ def gather_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
         if not getattr(layer, "_is_autoep_layer", False):
             continue
         w1, w2, w3 = (_gather_experts(getattr(layer.experts, name), layer.ep_group) for name in ("w1", "w2", "w3"))
-        for name in [name for name in state if name.startswith(f"{prefix}.experts.")]:
+        # AutoEP may offer its router a second time, under the name `gate`.
+        for name in [name for name in state if name.startswith((f"{prefix}.experts.", f"{prefix}.gate."))]:
             del state[name]
         state[f"{prefix}.experts.gate_up_proj"] = torch.cat([w1, w3], dim=1)
         state[f"{prefix}.experts.down_proj"] = w2

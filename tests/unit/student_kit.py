@@ -52,6 +52,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1,
         "first_k_dense_replace": 1,
         "num_key_value_heads": 4,
+        "head_dim": 4,  # of the rotary part
         "q_lora_rank": None,
         "kv_lora_rank": 16,
         "qk_rope_head_dim": 4,

@@ -1,0 +1,63 @@
+"""Ranks as Ray actors: they train, a user's mistake and a bad number come through as such, a death is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+UNIT = Path(__file__).parent.parent / "unit"
+sys.path.append(str(UNIT))
+
+from student_kit import DOMAINS, make_batch, make_model, make_spec  # noqa: E402
+
+from distill.recipe import Engine  # noqa: E402
+from distill.student import DeepSpeedStudent  # noqa: E402
+from distill.types import Full, NonFinite, UserError, WorldError  # noqa: E402
+from recipes.ranks import RayRanks  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    path = os.pathsep.join([str(UNIT), str(Path(__file__).parent)])
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    yield
+    ray.shutdown()
+
+
+def process_id(module: Any) -> int:
+    return os.getpid()
+
+
+def test_two_ranks_from_start_to_death(cluster: None, tmp_path: Path) -> None:
+    spec = make_spec(make_model(tmp_path), tmp_path / "run", engine=Engine(ranks=2, expert_parallel=2))
+    ranks = RayRanks(spec)
+    student = DeepSpeedStudent(ranks, spec, shares=dict.fromkeys(DOMAINS, 1.0), updates_per_step=1)
+    losses = [student.update(make_batch(), step=step)["loss"] for step in range(3)]
+    assert losses[-1] < losses[0]
+    batch = make_batch()
+    payload = batch[0].scores[0][1].payload
+    assert isinstance(payload, Full)
+    payload.logprobs_TV[:] = np.inf
+    with pytest.raises(NonFinite, match="domain code"):
+        student.update(batch, step=3)
+    pids = student.weights().on_ranks(process_id, [(), ()])
+    assert len({*pids, os.getpid()}) == 3
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises(WorldError, match="rank 1 of the student died"):
+        student.update(make_batch(), step=3)
+    ranks.close()
+
+
+def test_a_users_mistake_comes_through(cluster: None, tmp_path: Path) -> None:
+    spec = make_spec(make_model(tmp_path), tmp_path / "run", engine=Engine(ranks=1))
+    with pytest.raises(UserError, match="does not divide"):
+        RayRanks(replace(spec, engine=Engine(ranks=1, expert_parallel=2)))
