@@ -111,11 +111,11 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)
 
 def _find(name_or_path: str, shipped: Path, wanted_by: Path | None) -> Path:
     """Where a recipe is; a relative path counts from the file that extends it, or from the working folder."""
-    by = f"{wanted_by} extends it" if wanted_by else "`mopd run` takes a shipped recipe's name or a path"
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path = (wanted_by.parent if wanted_by else Path()) / name_or_path
         if not path.is_file():
-            raise UserError(f"no recipe at {path}; {by}")
+            where = f", which {wanted_by} extends, counted from its folder" if wanted_by else ""
+            raise UserError(f"no recipe file at {name_or_path}{where}")
         return path
     path = shipped / f"{name_or_path}.yaml"
     if not path.is_file():

@@ -1,0 +1,55 @@
+"""Tiny checkpoints with tokenizers, and a recipe that needs nothing else, for the tests of `mopd check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from distill.recipe import Recipe
+from recipes.models import training_texts
+from rollouts.tasks import TASKS
+from rollouts.tokenizer import build_tokenizer
+
+CONFIG: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+}
+
+
+def tokenizer_of(*tasks: str, vocabulary: int = 120) -> PreTrainedTokenizerBase:
+    """A tokenizer trained on the texts of shipped tasks."""
+    return build_tokenizer(training_texts({name: TASKS[name] for name in tasks}, seed=0), vocabulary)
+
+
+def save_model(folder: Path, tokenizer: PreTrainedTokenizerBase, **config: Any) -> str:
+    """A tiny llama with this tokenizer; returns the folder."""
+    settings = {**CONFIG, "vocab_size": len(tokenizer), "eos_token_id": 1, "pad_token_id": 0, **config}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **settings)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def tree(**changes: Any) -> dict[str, Any]:
+    """A recipe with a base made from nothing and one teacher, as a mapping, with whole sections replaced."""
+    return {
+        "name": "tree",
+        "student": {"model": "stage:base"},
+        "domains": {"math": {"task": "arithmetic", "teacher": "math", "prompts": 4}},
+        "teachers": {"math": {"model": "stage:math"}},
+        "stages": {
+            "base": {"from": {"architecture": "llama", "config": CONFIG, "vocabulary": 100}},
+            "math": {"from": "stage:base"},
+        },
+        **changes,
+    }
+
+
+def recipe(**changes: Any) -> Recipe:
+    """:func:`tree` as a recipe."""
+    return Recipe.model_validate(tree(**changes))

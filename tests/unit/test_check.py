@@ -1,0 +1,235 @@
+"""Static checks with real tiny models and tasks: tokenizers, engines, lengths, verifiers, the plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from check_kit import CONFIG, recipe, save_model, tokenizer_of, tree
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from distill.recipe_file import load_recipe, shipped_recipes
+from distill.types import Prompt, UserError
+from recipes import SHIPPED
+from recipes.check import check
+from recipes.check_tasks import check_tasks, make_tasks
+from recipes.survey import survey
+from rollouts.tasks import TASKS, Example
+from teachers.preflight import compare_heads, compare_tokenizers
+
+
+def problems(out: Path, **changes: Any) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        check(recipe(**changes), out)
+    return list(caught.value.problems)
+
+
+def base(**changes: Any) -> dict[str, Any]:
+    """The stages of the small recipe with another base."""
+    stages = tree()["stages"]
+    return {**stages, "base": {"from": {**stages["base"]["from"], **changes}}}
+
+
+@pytest.mark.parametrize("name", shipped_recipes(SHIPPED))
+def test_every_shipped_recipe_passes(tmp_path: Path, name: str) -> None:
+    plan = check(load_recipe(name, shipped=SHIPPED), tmp_path / "run")
+    assert plan.disk_bytes > 0
+    assert not (tmp_path / "run").exists()  # a check leaves nothing behind
+
+
+def test_the_plan_counts_what_is_there(tmp_path: Path) -> None:
+    made = recipe(rollout={"max_new_tokens": 40, "samples_per_prompt": 3})
+    plan = check(made, tmp_path)
+    tokenizer = survey(made, dict.fromkeys(("math",), TASKS["arithmetic"]))[0]["student.model"].tokenizer
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **CONFIG, vocab_size=len(tokenizer)))
+    real = sum(p.numel() for p in model.parameters())
+    assert {m.name: (m.parameters, m.active_parameters) for m in plan.models} == dict.fromkeys(
+        ("stage:base", "stage:math", "teacher math", "student"), (real, real)
+    )
+    examples = [TASKS["arithmetic"].example(seed=0, split="validation", index=i) for i in range(32)]
+    prompts = [len(tokenizer(e.text)["input_ids"]) for e in examples]
+    answers = [len(tokenizer(e.answer)["input_ids"]) + 1 for e in examples]  # and EOS
+    (step,) = plan.steps
+    assert step.rollouts == 4 * 3
+    assert step.tokens == pytest.approx(12 * (sum(prompts) + sum(answers)) / 32)
+    assert step.most_tokens == 12 * (max(prompts) + 40)
+    assert [(p.phase, p.name, p.count) for p in plan.processes if p.phase == "run"] == [
+        ("run", "rank of the student", 1),
+        ("run", "teacher math", 1),
+    ]
+
+
+def test_experts_count_by_the_share_that_a_token_passes(tmp_path: Path) -> None:
+    smoke = load_recipe("smoke_expert_parallel", shipped=SHIPPED)
+    plan = check(smoke, tmp_path)
+    architecture = smoke.stages["base"].from_
+    facts, _ = survey(smoke, {name: TASKS[str(d.task)] for name, d in smoke.domains.items()})
+    size = len(facts["student.model"].tokenizer)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("mimo_v2_flash", **architecture.config, vocab_size=size)  # pyright: ignore
+    )
+    total = sum(p.numel() for p in model.parameters())
+    # Two of three layers are mixtures of 4 experts, each of a gate, an up and a down projection of 32 x 32.
+    routed = 2 * 4 * 3 * 32 * 32
+    student = plan.models[-1]
+    assert (student.parameters, student.active_parameters) == (total, total - routed // 2)
+    assert facts["student.model"].routed_parameters == pytest.approx(routed)
+    assert next(p.count for p in plan.processes if p.name == "rank of the student") == 2
+
+
+def test_all_groups_of_problems_are_told_together(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = problems(
+        tmp_path / "file" / "run",
+        teachers={"math": {"model": "./nowhere"}, "idle": {"model": "stage:math"}},
+        rollout={"max_new_tokens": 500},
+    )
+    for told in ("`teachers.idle`: no domain uses", "no checkpoint at ./nowhere", "beyond the context", "is a file"):
+        assert sum(told in problem for problem in found) == 1, (told, found)
+
+
+# ---- models
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"architecture": "lama"}, "`stages.base.from`: transformers has no architecture 'lama'; did you mean 'llama'"),
+        ({"config": {"hidden_siz": 8}}, "`config.hidden_siz` is no key of LlamaConfig; did you mean `hidden_size`"),
+        ({"config": {"vocab_size": 8}}, "`config.vocab_size` is decided by the tokenizer"),
+        ({"config": {"hidden_size": "eight"}}, "LlamaConfig refuses this `config`"),
+        ({"config": {**CONFIG, "max_position_embeddings": 40}}, "beyond the context of 40 tokens"),
+    ],
+)
+def test_a_wrong_architecture_is_named(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    found = problems(tmp_path, stages=base(**changes))
+    assert any(told in problem for problem in found), found
+
+
+def engine_problems(out: Path, engine: dict[str, int], architecture: str = "mimo_v2_flash") -> list[str]:
+    mixture = {**CONFIG, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    config = {**mixture, "head_dim": 8, "v_head_dim": 8, "num_hidden_layers": 2}
+    stages = base() if architecture == "llama" else base(architecture=architecture, config=config)
+    return problems(out, stages=stages, student={"model": "stage:base", "engine": engine})
+
+
+def test_expert_parallelism_must_divide_experts_and_ranks(tmp_path: Path) -> None:
+    (found,) = engine_problems(tmp_path, {"ranks": 3, "expert_parallel": 3})
+    assert "`student.engine`" in found
+    assert "does not divide the 4 experts" in found
+    (found,) = engine_problems(tmp_path, {"ranks": 3, "expert_parallel": 2})
+    assert "does not divide the engine's 3 ranks" in found
+    (found,) = engine_problems(tmp_path, {"ranks": 2, "expert_parallel": 2}, "llama")
+    assert "llama has no experts" in found
+
+
+def test_a_checkpoint_that_is_not_whole_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    given = {"teachers": {"math": {"model": str(folder)}}, "stages": {"base": tree()["stages"]["base"]}}
+    assert any("holds no config.json" in problem for problem in problems(tmp_path / "run", **given))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert any("holds no weights" in problem for problem in problems(tmp_path / "run", **given))
+    (folder / "model.safetensors").write_bytes(b"")
+    assert any("tokenizer" in problem and str(folder) in problem for problem in problems(tmp_path / "run", **given))
+
+
+def test_a_folder_written_without_its_dot_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "math").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    found = problems(tmp_path / "run", teachers={"math": {"model": "models/math"}})
+    assert any("a folder of that name is here; write ./models/math" in problem for problem in found)
+
+
+def test_a_name_that_the_hub_cannot_have_is_refused_without_asking_it(tmp_path: Path) -> None:
+    found = problems(tmp_path, teachers={"math": {"model": "a/b/c"}})
+    assert any("'a/b/c' is neither `stage:NAME`" in problem for problem in found)
+
+
+# ---- teachers and their tokenizers
+
+
+def test_a_teacher_of_another_tokenizer_is_refused_whatever_its_size(tmp_path: Path) -> None:
+    ours, theirs = tokenizer_of("arithmetic", "list_programs"), tokenizer_of("ordering", "list_programs")
+    assert len(ours) == len(theirs)  # the size tells nothing
+    student, teacher = save_model(tmp_path / "student", ours), save_model(tmp_path / "teacher", theirs)
+    given = {"student": {"model": student}, "stages": {}}
+    check(recipe(**given, teachers={"math": {"model": student}}), tmp_path / "run")
+    (found,) = problems(tmp_path / "run", **given, teachers={"math": {"model": teacher}})
+    assert "`teachers.math`" in found
+    assert teacher in found
+    assert "ids differ" in found
+
+
+def test_a_teacher_from_another_base_is_refused(tmp_path: Path) -> None:
+    stages = {**base(), "math": {"from": {**tree()["stages"]["base"]["from"], "vocabulary": 60}}}
+    domains = {"code": {"task": "list_programs", "teacher": "math"}}  # whose words give merges to differ in
+    (found,) = problems(tmp_path, stages=stages, domains=domains)
+    assert "made from nothing by `stages.math.from`" in found
+
+
+def test_special_tokens_and_chat_templates_are_compared() -> None:
+    ours = tokenizer_of("arithmetic")
+    theirs = PreTrainedTokenizerFast(tokenizer_object=ours.backend_tokenizer, pad_token="<pad>", eos_token="<unk>")  # pyright: ignore
+    assert [problem.split("'")[0] for problem in compare_tokenizers(theirs, ours)] == [
+        "has the eos_token ",
+        "has the unk_token None, the student",
+    ]
+    assert compare_tokenizers(ours, ours) == []
+    talking = tokenizer_of("arithmetic")
+    talking.chat_template = "{% for m in messages %}{{ m.content }};{% endfor %}"
+    (found,) = compare_tokenizers(talking, ours)
+    assert "'2+2=;4;'" in found
+    same_words = tokenizer_of("arithmetic")
+    same_words.chat_template = "{%- for message in messages -%}{{ message['content'] + ';' }}{%- endfor -%}"
+    assert compare_tokenizers(talking, same_words) == []  # other templates, the same rendering
+
+
+@pytest.mark.parametrize(("theirs", "ours", "full", "fits"), [(8, 8, True, True), (9, 8, True, False),
+                                                              (9, 8, False, True), (7, 8, False, False)])  # fmt: skip
+def test_heads_must_be_equal_for_whole_distributions(theirs: int, ours: int, full: bool, fits: bool) -> None:
+    configs = [AutoConfig.for_model("llama", **CONFIG, vocab_size=size) for size in (theirs, ours)]
+    assert (compare_heads(*configs, full=full) == []) is fits
+
+
+# ---- tasks
+
+
+class Broken:
+    """A task whose verifier accepts what it says it does."""
+
+    def __init__(self, accepts_gold: bool, accepts_wrong: bool) -> None:
+        self.accepts = {"gold": accepts_gold, "wrong": accepts_wrong}
+
+    def example(self, *, seed: int, split: str, index: int, easy: bool = False) -> Example:
+        return Example(f"broken/{split}/{index}", "question", "gold")
+
+    def verify(self, prompt: Prompt, text: str) -> float:
+        return float(self.accepts[text])
+
+    def verify_many(self, prompts: Any, texts: Any) -> list[float]:
+        return [self.verify(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+    def wrong_answer(self, example: Example) -> str:
+        return "wrong"
+
+
+@pytest.mark.parametrize(("gold", "wrong", "told"), [(True, False, None), (False, False, "refuses 32 of 32 gold"),
+                                                     (True, True, "accepts 32 of 32 wrong")])  # fmt: skip
+def test_a_verifier_is_proven_on_gold_and_wrong_answers(gold: bool, wrong: bool, told: str | None) -> None:
+    _, found = check_tasks(recipe(), {"math": Broken(gold, wrong)}, None)
+    assert [told in problem for problem in found] == ([True] if told else [])
+
+
+def test_a_cap_below_the_longest_answer_is_refused(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, rollout={"max_new_tokens": 5})
+    assert "`rollout.max_new_tokens` is 5, and a gold answer of domain 'math' has" in found
+    longest = int(found.split("raise it to ")[1].split()[0])
+    assert check(recipe(rollout={"max_new_tokens": longest}), tmp_path)
+
+
+def test_an_unknown_task_is_left_to_the_routes() -> None:
+    made = recipe(domains={"math": {"task": "nothing", "teacher": "math"}})
+    assert make_tasks(made, None) == ({}, [])

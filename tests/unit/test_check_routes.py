@@ -1,0 +1,136 @@
+"""Checks of a recipe by itself: routes, stages, methods, rewards, leaves that would do nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from check_kit import recipe, tree
+
+from distill.recipe import Recipe
+from recipes.check_routes import check_routes
+from recipes.lineage import chain, origin
+
+TASKS = ("arithmetic", "list_programs", "ordering")
+MOPD = ("full_reverse_kl", "policy_gradient")
+REWARDED = {"estimator": "policy_gradient", "reward_weight": 1.0}
+MATH = {"task": "arithmetic", "teacher": "math"}
+
+
+def problems(losses: tuple[str, ...] = MOPD, **changes: Any) -> list[str]:
+    return check_routes(recipe(**changes), tasks=TASKS, losses=losses)
+
+
+def test_a_sound_recipe_has_no_problems() -> None:
+    assert problems() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"domains": {"math": {**MATH, "task": "arithmetics"}}}, "no task is called 'arithmetics'; did you mean"),
+        ({"domains": {"math": {**MATH, "teacher": "mth"}}}, "no teacher 'mth' is declared under `teachers`; did you"),
+        ({"domains": {"math": MATH, "more": {"task": "ordering"}}}, "`domains.more` has neither teacher nor reward"),
+        ({"teachers": {"math": {"model": "./a"}, "idle": {"model": "./b"}}}, "`teachers.idle`: no domain uses"),
+        ({"domains": {"math": {"task": "arithmetic", "evaluate_only": True}}}, "no domain is trained"),
+        ({"loss": {"estimator": "nll"}}, "`loss.estimator` is 'nll', which method 'mopd' does not use"),
+        ({"domains": {"math": {**MATH, "reward": True}}}, "`domains.math.reward` is true, and the loss gives"),
+        ({"loss": REWARDED}, "`loss.reward_weight` is 1, and no domain has `reward: true`"),
+        (
+            {"student": {"model": "stage:bass"}},
+            "`student.model`: no stage 'bass' is declared under `stages`; did",
+        ),
+        ({"teachers": {"math": {"model": "stage:mth"}}}, "`teachers.math.model`: no stage 'mth'"),
+        (
+            {"stages": {"base": {"from": "stage:nowhere"}, "math": {"from": "stage:base"}}},
+            "`stages.base.from`: no stage",
+        ),
+        ({"stages": {"base": {"from": "stage:math"}, "math": {"from": "stage:base"}}}, "leads back to itself: base is"),
+        ({"stages": {"base": {"from": "stage:base"}, "math": {"from": "stage:base"}}}, "`stages.base.from` leads back"),
+        ({"teachers": {"math": {"model": "stage:base"}}}, "`stages.math`: neither the student nor a teacher"),
+        ({"evaluate": {"select": "worst_recovery"}, "method": "supervised"}, "`evaluate.select` 'worst_recovery'"),
+    ],
+)
+def test_a_wrong_route_is_named(changes: dict[str, Any], told: str) -> None:
+    found = problems(**changes)
+    assert any(told in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("domains", "told"),
+    [
+        (["maths"], "no domain 'maths' is declared under `domains`; did you mean `math`"),
+        ([], "`stages.base.domains` is empty"),
+        (["math", "math"], "names 'math' 2 times"),
+    ],
+)
+def test_a_stage_with_wrong_domains_is_named(domains: list[str], told: str) -> None:
+    stages = tree()["stages"]
+    stages["base"] = {**stages["base"], "domains": domains}
+    assert any(told in problem for problem in problems(stages=stages))
+
+
+def test_a_cycle_is_told_once() -> None:
+    stages = {"base": {"from": "stage:math"}, "math": {"from": "stage:base"}}
+    assert sum("leads back to itself" in problem for problem in problems(stages=stages)) == 1
+
+
+def test_a_reward_needs_a_group_of_samples() -> None:
+    rewarded = {"math": {**MATH, "reward": True}}
+    alone = problems(domains=rewarded, loss=REWARDED)
+    assert len(alone) == 1
+    assert "`rollout.samples_per_prompt` is 1" in alone[0]
+    assert problems(domains=rewarded, loss=REWARDED, rollout={"samples_per_prompt": 2}) == []
+
+
+def test_a_supervised_recipe_takes_nll_and_no_teachers() -> None:
+    supervised = {"method": "supervised", "loss": {"estimator": "nll"}, "losses": ("nll",)}
+    sound = {"domains": {"math": {"task": "arithmetic"}}, "teachers": {}, "stages": {"base": tree()["stages"]["base"]}}
+    assert problems(**supervised, **sound) == []
+    assert any("`domains.math` has a teacher or a reward" in problem for problem in problems(**supervised))
+
+
+@pytest.mark.parametrize(
+    ("changes", "leaf"),
+    [
+        ({"student": {"model": "stage:base", "optimizer": {"name": "sgd", "eps": 1e-6}}}, "student.optimizer.eps"),
+        ({"student": {"model": "stage:base", "optimizer": {"name": "sgd", "weight_decay": 0.1}}}, "weight_decay"),
+        (
+            {"student": {"model": "stage:base", "optimizer": {"schedule": "constant", "final_lr_fraction": 0.5}}},
+            "student.optimizer.final_lr_fraction",
+        ),
+        (
+            {"domains": {"math": MATH, "more": {"task": "ordering", "evaluate_only": True, "prompts": 3}}},
+            "domains.more.prompts",
+        ),
+        ({"method": "supervised", "rollout": {"temperature": 0.5}}, "rollout.temperature"),
+        (
+            {
+                "run": {"parallel_stages": 3},
+                "stages": {},
+                "student": {"model": "./a"},
+                "teachers": {"math": {"model": "./b"}},
+            },
+            "run.parallel_stages",
+        ),
+    ],
+)
+def test_a_leaf_that_would_do_nothing_is_refused(changes: dict[str, Any], leaf: str) -> None:
+    assert any(leaf in problem and "would change nothing" in problem for problem in problems(**changes))
+
+
+def test_a_model_is_followed_to_its_origin() -> None:
+    made = recipe()
+    found = origin(made, "teachers.math.model", "stage:math")
+    assert found is not None
+    assert (found.where, found.stage) == ("stages.base.from", "base")
+    assert list(chain(made, "stage:math")) == ["math", "base"]
+    given = origin(made, "student.model", "./here")
+    assert given is not None
+    assert (given.where, given.source, given.stage) == ("student.model", "./here", None)
+
+
+def test_an_origin_that_is_nowhere_is_none() -> None:
+    circle = Recipe.model_validate(tree(stages={"a": {"from": "stage:b"}, "b": {"from": "stage:a"}}))
+    assert origin(circle, "student.model", "stage:a") is None
+    assert origin(circle, "student.model", "stage:c") is None
