@@ -16,6 +16,17 @@ from distill.track import Tracker
 from distill.types import Metrics, Prompt, Rollout, Sampler
 from rollouts.prompts import PromptSource
 from rollouts.tasks import Task
+from rollouts.tokenizer import completion_text
+
+
+def verify(tasks: Mapping[str, Task], prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+    """Scores 0..1 of answers to prompts of any domains, in order; each domain's go to its task together."""
+    verdicts: dict[int, float] = {}
+    for domain, task in tasks.items():
+        mine = [i for i, prompt in enumerate(prompts) if prompt.domain == domain]
+        scored = task.verify_many([prompts[i] for i in mine], [texts[i] for i in mine])
+        verdicts.update(zip(mine, scored, strict=True))
+    return [verdicts[i] for i in range(len(prompts))]
 
 
 class Exam:
@@ -65,23 +76,18 @@ class Exam:
         return float(sum(r.tokens for r in self.rows if (r.model, r.step, r.split) == (model, step, split)))
 
     def forget_after(self, step: int) -> None:
-        """Drop what the student was measured at after ``step``, or at all where nothing is finished: as the tracker does."""
+        """Drop what the student was measured at after ``step``, all of it where no step is finished; so does the tracker."""
         kept = [row for row in self.rows if row.step <= step and (step > 0 or row.model != "student")]
         self.rows, self._counts = [], Counter()
         self._add(kept)
 
     def verify(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """Scores 0..1 of answers to prompts of any domains, in order."""
-        verdicts: dict[int, float] = {}
-        for domain, task in self._tasks.items():
-            mine = [i for i, prompt in enumerate(prompts) if prompt.domain == domain]
-            scored = task.verify_many([prompts[i] for i in mine], [texts[i] for i in mine])
-            verdicts.update(zip(mine, scored, strict=True))
-        return [verdicts[i] for i in range(len(prompts))]
+        return verify(self._tasks, prompts, texts)
 
     def decode(self, rollout: Rollout) -> str:
         """The completion's text, without special tokens."""
-        return str(self._tokenizer.decode(rollout.token_ids[rollout.loss_mask].tolist(), skip_special_tokens=True))
+        return completion_text(self._tokenizer, rollout)
 
     def pieces(self, rollout: Rollout) -> list[str]:
         """The completion's tokens, each as text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import signal
@@ -13,20 +14,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from distill.checkpoint import claim, write_atomic
 from distill.console import Progress
 from distill.ledger import ledger_from_rows, read_ledger
-from distill.loop import Interrupted
 from distill.recipe import Architecture, Recipe
 from distill.recipe_file import dump_recipe
 from distill.results import build_seesaw
 from distill.track import Tracker, read_jsonl
-from recipes.check import check
+from recipes.check import check, resolve_device
 from recipes.costs import Costs
 from recipes.exam import Exam
-from recipes.methods import METHODS, decoding
+from recipes.measure import evaluate_model, measure_frozen
+from recipes.methods import METHODS
 from recipes.models import load_tokenizer, make_initial
 from recipes.report import summary_table, write_report
 from recipes.run_folder import move_aside, refuse_changed_recipe
@@ -39,9 +40,9 @@ from recipes.stages import (
     stage_recipe,
 )
 from recipes.training import Training, World, prompt_source, tasks_of
-from rollouts.sampler import StudentSampler
 from rollouts.tasks import fingerprint
-from rollouts.workers import SamplerWorkers
+
+__all__ = ["evaluate_model", "run"]
 
 
 def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
@@ -141,42 +142,6 @@ def write_ledger(recipe: Recipe, out: Path) -> None:
     ledger.write(out / "ledger.json")
 
 
-def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str, str]) -> None:
-    """Base and teachers sit the exam, unless they have: their scores are the lines that the student is held against."""
-    splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
-    todo = {name: path for name, path in models.items() if not all(exam.taken(name, 0, split) for split in splits)}
-    if not todo:
-        return
-    tokenizer = load_tokenizer(next(iter(models.values())))
-    sampler = StudentSampler(decoding(recipe, tokenizer), batch_size=recipe.rollout.batch_size)
-    workers = SamplerWorkers(
-        max(2, recipe.student.engine.ranks), device=world.device, dtype=world.dtype("auto"), gpus=world.gpus
-    )
-    handle = world.progress.task("measuring base and teachers", len(todo) * len(splits))
-    try:
-        for i, (name, path) in enumerate(todo.items()):
-            workers.load(path)
-            sampler.load_weights(workers, version=0)
-            for j, split in enumerate(splits):
-                if world.stop.is_set():
-                    raise Interrupted("stopped while base and teachers were measured")
-                if not exam.taken(name, 0, split):
-                    exam.take(name, step=0, split=split, sampler=sampler)
-                handle.advance(i * len(splits) + j + 1, {})
-    finally:
-        handle.close()
-        workers.close()
-
-
-def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """``auto`` takes a GPU where there is one."""
-    if asked != "auto":
-        return asked
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 @contextmanager
 def ray_cluster(out: Path) -> Iterator[None]:
     """A Ray cluster of this run's own, or the one that RAY_ADDRESS names."""
@@ -186,7 +151,7 @@ def ray_cluster(out: Path) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
-        include_dashboard=False, log_to_driver=False, configure_logging=True, logging_level="ERROR",
+        include_dashboard=False, log_to_driver=False, configure_logging=True, logging_level=logging.ERROR,
         namespace=str(out.resolve()),
     )  # fmt: skip
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +109,8 @@ class _Batch:
         self.live = np.arange(len(rows))
 
     def run(self) -> list[Completion]:
-        cache = DynamicCache(config=self.model.config)
+        config: Any = self.model.config
+        cache = DynamicCache(config=config)
         inputs, positions = self.ids, (self.mask.cumsum(1) - 1).clamp(min=0)
         done = np.zeros(self.n or 1, dtype=bool)
         done[self.n :] = True

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.types import Rollout, ScoredRollout, UserError, WorldError
 from rollouts.tasks.base import Task
+from rollouts.tokenizer import completion_text
 
 
 class RewardGrader:
@@ -36,17 +37,15 @@ class RewardGrader:
             rewards.update(zip(places, self._verify(domain, [rollouts[p] for p in places]), strict=True))
         return [ScoredRollout(rollout, reward=rewards[place]) for place, rollout in enumerate(rollouts)]
 
-    def text(self, rollout: Rollout) -> str:
-        """What the policy wrote: the trained tokens, without special tokens."""
-        return str(self._tokenizer.decode(rollout.token_ids[rollout.loss_mask].tolist(), skip_special_tokens=True))
-
     def _verify(self, domain: str, rollouts: Sequence[Rollout]) -> list[float]:
         if domain not in self._tasks:
             raise UserError(
                 f"domain {domain!r} is graded by reward and has no task; tasks are known for "
                 f"{', '.join(self._tasks) or 'no domain'}; give it a task with a verifier"
             )
-        rewards = self._tasks[domain].verify_many([r.prompt for r in rollouts], [self.text(r) for r in rollouts])
+        rewards = self._tasks[domain].verify_many(
+            [r.prompt for r in rollouts], [completion_text(self._tokenizer, r) for r in rollouts]
+        )
         if len(rewards) != len(rollouts):
             raise WorldError(f"the verifier of {domain!r} returned {len(rewards)} scores for {len(rollouts)} rollouts")
         for rollout, reward in zip(rollouts, rewards, strict=True):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from distill.types import Prompt, Rollout, Weights
 from rollouts.generate import Completion, Decoding, generate
@@ -21,6 +24,24 @@ class _Planned:
     prompt: Prompt
     index: int
     group: int
+
+
+class InProcess:
+    """A model of this process as the weights of one rank; satisfies :class:`distill.types.Weights`."""
+
+    ranks = 1
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def on_ranks(self, fn: Callable[..., Any], per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call ``fn(model, *args)`` here."""
+        (args,) = per_rank
+        return [fn(self._model, *args)]
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        """The model's weights."""
+        return self._model.state_dict()
 
 
 class StudentSampler:

@@ -12,7 +12,7 @@ from typing import cast
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from distill.types import Prompt
+from distill.types import Prompt, Rollout
 from rollouts.tasks.base import Example
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -59,6 +59,11 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> tuple[int
     eos = tokenizer.eos_token_id
     assert isinstance(eos, int)
     return (*encode(tokenizer, answer), eos)
+
+
+def completion_text(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:
+    """What the policy wrote, as text: the trained tokens, without special tokens."""
+    return str(tokenizer.decode(rollout.token_ids[rollout.loss_mask].tolist(), skip_special_tokens=True))
 
 
 def to_prompt(tokenizer: PreTrainedTokenizerBase, *, domain: str, example: Example) -> Prompt:

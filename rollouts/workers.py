@@ -8,8 +8,8 @@ from typing import Any
 import ray
 import ray.exceptions
 import torch
-from transformers import AutoModelForCausalLM
 
+from distill.load import load_model
 from distill.types import Weights, WorldError
 from rollouts.sampler import StudentSampler
 
@@ -19,13 +19,13 @@ class _Worker:
 
     def __init__(self, device: str, dtype: str) -> None:
         torch.set_num_threads(1)
-        self.device, self.dtype = device, getattr(torch, dtype)
+        self.device, self.dtype = device, dtype
         self.model: torch.nn.Module | None = None
         self.version: int | None = None
 
     def load(self, path: str) -> None:
         """Hold the checkpoint at ``path``."""
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=self.dtype).to(self.device).eval()
+        self.model = load_model(path, device=self.device, dtype=self.dtype)
 
     def publish(self, state: Mapping[str, Any], version: int) -> int:
         """Take on ``state``, which must name every weight of the module; answers with the version now held."""
@@ -44,7 +44,7 @@ class SamplerWorkers:
 
     def __init__(self, workers: int, *, device: str, dtype: str, gpus: float = 0.0) -> None:
         make = ray.remote(_Worker).options(num_cpus=0, num_gpus=gpus)
-        self._actors = [make.remote(device, dtype) for _ in range(workers)]
+        self._actors: list[Any] = [make.remote(device, dtype) for _ in range(workers)]
 
     @property
     def ranks(self) -> int:

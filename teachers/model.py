@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
+from distill.load import load_model
 from distill.types import Full, Int32, Payload, Sampled, align_logits
 
 PayloadName = Literal["sampled", "full"]
@@ -29,7 +29,7 @@ class TeacherModel:
     def __init__(
         self, path: str | Path, *, device: str, dtype: str, temperature: float, microbatch_tokens: int
     ) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).to(device).eval()
+        self.model = load_model(path, device=device, dtype=dtype)
         self.device = torch.device(device)
         self.temperature = temperature
         self.microbatch_tokens = microbatch_tokens

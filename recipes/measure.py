@@ -1,0 +1,83 @@
+"""Measuring models that are not being trained: base and teachers of a run, or any checkpoint on any tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+
+from distill.evaluate import Split, evaluate, scores
+from distill.load import load_model
+from distill.loop import Interrupted
+from distill.recipe import DomainRecipe, Recipe, StudentRecipe
+from recipes.check import resolve_device
+from recipes.exam import Exam, verify
+from recipes.methods import decoding
+from recipes.models import load_tokenizer
+from recipes.training import World, prompt_source, tasks_of
+from rollouts.sampler import InProcess, StudentSampler
+from rollouts.tokenizer import completion_text
+from rollouts.workers import SamplerWorkers
+
+
+def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str, str]) -> None:
+    """Base and teachers sit the exam, unless they have: their scores are the lines that the student is held against."""
+    splits: tuple[Split, ...] = ("validation", "test")
+    todo = {name: path for name, path in models.items() if not all(exam.taken(name, 0, split) for split in splits)}
+    if not todo:
+        return
+    tokenizer = load_tokenizer(next(iter(models.values())))
+    sampler = StudentSampler(decoding(recipe, tokenizer), batch_size=recipe.rollout.batch_size)
+    workers = SamplerWorkers(
+        max(2, recipe.student.engine.ranks), device=world.device, dtype=world.dtype("auto"), gpus=world.gpus
+    )
+    handle = world.progress.task("measuring base and teachers", len(todo) * len(splits))
+    try:
+        for i, (name, path) in enumerate(todo.items()):
+            workers.load(path)
+            sampler.load_weights(workers, version=0)
+            for j, split in enumerate(splits):
+                if world.stop.is_set():
+                    raise Interrupted("stopped while base and teachers were measured")
+                if not exam.taken(name, 0, split):
+                    exam.take(name, step=0, split=split, sampler=sampler)
+                handle.advance(i * len(splits) + j + 1, {})
+    finally:
+        handle.close()
+        workers.close()
+
+
+def evaluate_model(model: str, tasks: Sequence[str], prompts: int) -> None:
+    """Measure a checkpoint on the test prompts of shipped tasks, greedily, and print its scores with 95% intervals.
+
+    Raises:
+        UserError: no shipped task has one of the names.
+    """
+    recipe = Recipe(
+        name="eval",
+        method="supervised",
+        student=StudentRecipe(model=model),
+        domains={task: DomainRecipe(task=task) for task in tasks},
+    )
+    tokenizer = load_tokenizer(model)
+    by_domain = tasks_of(recipe, tokenizer)
+    device = resolve_device("auto")
+    module = load_model(model, device=device, dtype="bfloat16" if device == "cuda" else "float32")
+    sampler = StudentSampler(replace(decoding(recipe, tokenizer), greedy=True))
+    sampler.load_weights(InProcess(module), version=0)
+    source = prompt_source(recipe, by_domain, tokenizer, held_out=True)
+    rows = evaluate(
+        sampler,
+        source.held_out("test", prompts, seed=recipe.evaluate.seed),
+        lambda asked, texts: verify(by_domain, asked, texts),
+        lambda rollout: completion_text(tokenizer, rollout),
+        0,
+        model=model,
+        split="test",
+    )
+    table = Table("task", "score", "95% interval", "prompts", title=model)
+    for task, s in scores(rows).items():
+        table.add_row(task, f"{100 * s.score:.1f}", f"{100 * s.low:.1f} to {100 * s.high:.1f}", str(s.n))
+    Console().print(table)
