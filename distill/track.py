@@ -62,13 +62,16 @@ class Tracker:
     def resume(self, step: int) -> None:
         """Go on after ``step`` finished steps: rows of later steps are dropped, because those steps are taken again.
 
-        What is left is shown in W&B. To be called before the first ``log``, by a new run with step 0.
+        After step 0 nothing is finished: all that was recorded of the student is void, and only what base and teachers
+        scored stays. What is left is shown in W&B. To be called before the first ``log``, by a new run with step 0.
 
         Raises:
             WorldError: a file is not what a Tracker writes, or cannot be written.
         """
         for path in self._files():
-            truncate_jsonl(path, lambda row: row["step"] <= step)
+            truncate_jsonl(
+                path, lambda row: row["step"] <= step and (step > 0 or row.get("model", "student") != "student")
+            )
         self._last_steps = {}
         self._replay()
 

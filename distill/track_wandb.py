@@ -8,12 +8,13 @@ one x axis, ``step``. The same metric of base, specialists and student is theref
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,8 @@ from distill.recipe import Recipe
 if TYPE_CHECKING:
     import wandb
 
-_INIT_LOCK = threading.Lock()  # stages start at the same time; W&B's process-wide state is set up by one of them
+_LOCK = threading.Lock()  # stages start and end at the same time; W&B's process-wide state is touched by one of them
+_OPEN: set[WandbSink] = set()  # sinks whose threads use W&B
 
 
 class WandbSink:
@@ -77,7 +79,8 @@ class WandbSink:
         def show(run: wandb.Run) -> None:
             import wandb
 
-            _log(run, step, {name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+            with _staging(self._folder / "wandb" / "staging"):
+                _log(run, step, {name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
         self._put(show)
 
@@ -101,6 +104,7 @@ class WandbSink:
     def _work(self) -> None:
         if self._off:
             return
+        _OPEN.add(self)
         try:
             run = self._open()
             if run is None:
@@ -111,6 +115,17 @@ class WandbSink:
             run.finish(exit_code=int(self._failed))
         except BaseException as error:  # whatever W&B raises, SystemExit included, ends W&B and nothing else
             self._give_up(error)
+        finally:
+            _OPEN.discard(self)
+            if self._off and not _OPEN:
+                self._tear_down()
+
+    def _tear_down(self) -> None:
+        """Leave nothing to W&B's exit hook: where its process has died, the hook would print a traceback."""
+        import wandb
+
+        with _LOCK, contextlib.suppress(BaseException):
+            wandb.teardown()
 
     def _give_up(self, error: BaseException) -> None:
         self._off = True
@@ -125,7 +140,7 @@ class WandbSink:
     def _open(self) -> wandb.Run | None:
         import wandb
 
-        with _INIT_LOCK:
+        with _LOCK:
             wandb.setup(wandb.Settings(silent=True))
             mode = self._mode()
             if mode == "disabled":
@@ -178,7 +193,6 @@ class WandbSink:
                 console="off",  # the console belongs to the progress display
                 init_timeout=self._init_seconds,
                 finish_timeout=self._finish_seconds,
-                allow_offline_artifacts=False,  # tables as files of the run, not staged in the home folder
             ),
         )
         # W&B shows the row of a step only once a later step is logged, and merges what is logged at one step.
@@ -194,6 +208,20 @@ class WandbSink:
         if not path.exists():
             path.write_text(secrets.token_hex(4))
         return path.read_text()
+
+
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[None]:
+    """W&B keeps tables that are still to be uploaded in the user's home, unless the environment says otherwise."""
+    with _LOCK:
+        ours = "WANDB_DATA_DIR" not in os.environ
+        if ours:
+            os.environ["WANDB_DATA_DIR"] = str(folder)
+        try:
+            yield
+        finally:
+            if ours:
+                del os.environ["WANDB_DATA_DIR"]
 
 
 def _log(run: wandb.Run, step: int, values: dict[str, Any]) -> None:

@@ -1,0 +1,55 @@
+"""A small run to write through a Tracker, and what it must look like afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from distill.recipe import Recipe
+from distill.track import Tracker
+
+SEESAW: dict[str, Any] = {
+    "format": 1,
+    "domains": ["math", "code"],
+    "models": {
+        "base": {"math": {"score": 0.5, "low": 0.4, "high": 0.6, "n": 100}, "code": {"score": 0.25}},
+        "student": {"math": {"score": 0.75}},
+    },
+    "metrics": {"recovery": {"math": 0.9, "code": None}, "worst_recovery": 0.9, "pareto_gap": None},
+    "metrics_ci": {"worst_recovery": [0.8, 1.0], "recovery": {"math": [0.8, 1.0], "code": None}, "pareto_gap": None},
+}
+ROLLOUTS = [{"step": 2, "domain": "math", "prompt": "1+1=", "text": "2", "verdict": 1.0, "advantages": [0.5, -0.25]}]
+
+
+def recipe(mode: str = "offline") -> Recipe:
+    wandb = {"project": "seesaws", "mode": mode, "tags": ["a", "b"]}
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "seed": 7,
+            "student": {"model": "./student"},
+            "domains": {"math": {"task": "arithmetic", "reward": True}, "code": {"task": "x", "reward": True}},
+            "track": {"wandb": wandb},
+        }
+    )
+
+
+def write_run(tracker: Tracker, *, after: int = 0, steps: int = 4) -> None:
+    """A run of ``steps`` steps that evaluates at 0, 2, 4; numbers need all digits of a double."""
+    if after == 0:
+        tracker.log("eval", 0, {"score/math": 0.5, "score/code": 0.25})
+    for step in range(after + 1, steps + 1):
+        tracker.log("train", step, {"loss": 1 / (3 * step), "kl/math": 0.1 / step, "token_share/math": 0.5})
+        if step % 2 == 0:
+            tracker.log("eval", step, {"score/math": 0.7 + 0.1 / (7 * step), "score/code": 0.9 / step})
+
+
+def as_history(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl as W&B has to show it: one row a step, names with the kind as prefix, nulls left out."""
+    steps: dict[int, dict[str, Any]] = {}
+    for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        step, kind = row.pop("step"), row.pop("kind")
+        shown = {f"{kind}/{name}": value for name, value in row.items() if value is not None}
+        steps.setdefault(step, {"step": step}).update(shown)
+    return list(steps.values())
