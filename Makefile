@@ -1,0 +1,51 @@
+# What a person types. Needs Python 3.11 and nothing else; everything lands in .venv of this folder.
+#
+# TORCH_INDEX names one more index for torch. PyPI's own torch for Linux is the CUDA build (several GB), which is right on
+# a machine with a GPU and works on any other. To save the download where there is no GPU:
+#
+#     make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3.11
+TORCH_INDEX ?=
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint bench chaos
+
+help:
+	@echo "make quickstart   the environment, then the quickstart recipe: three specialists into one student"
+	@echo "make install      the environment alone: .venv, pinned by constraints.txt"
+	@echo "make test         the environment, then every test that this machine can run"
+	@echo "make lint         ruff, types, import contracts"
+	@echo "make bench        tokens per second and the breakdown of a step, as JSON and a table"
+	@echo "make chaos        the long kill-and-resume tests"
+
+install: $(INSTALLED)
+
+# DS_BUILD_OPS=0: DeepSpeed compiles nothing at installation; the ops it needs are torch's own.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on the PATH; install Python 3.11, or name yours: make PYTHON=..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: install
+	$(BIN)/mopd run quickstart
+
+# One thread per process: two that share a core were 16 times slower. Tests of one file stay in one process.
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python -m tests.benchmarks
+
+chaos: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos
