@@ -74,7 +74,10 @@ class Source(Strict):
     validation_split: str | None = Field(default=None, description="split for validation; none: held out by hash")
     test_split: str | None = Field(default=None, description="split for test; none: held out by hash")
     prompt: str = Field(default="prompt", description="column of the prompt: text, or a list of chat messages")
-    answer: str = Field(default="answer", description="column of the gold answer, or of the unit tests")
+    answer: str = Field(default="answer", description="column of the gold answer (of the unit tests, see `tests`)")
+    tests: str | None = Field(
+        default=None, description="column of the unit tests of verifier python_tests; none: `answer` holds them"
+    )
     domain: str | None = Field(default=None, description="column of the domain; rows of other domains are left out")
     verifier: Literal["exact", "number", "choice", "math", "python_tests"] = Field(
         default="exact", description="how an answer is checked"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from distill.recipe import PolicyGradient, Recipe
+from distill.recipe import PolicyGradient, Recipe, Source
 from distill.recipe_schema import guess
 from recipes.lineage import chain, sources, stage_name
 
@@ -140,6 +140,12 @@ def _idle(recipe: Recipe) -> Iterator[str]:
     for name, domain in recipe.domains.items():
         if domain.evaluate_only:
             yield from _set(domain, f"domains.{name}", ("prompts", "share", "easy_share"), "it is evaluate_only")
+        elif isinstance(domain.task, Source):
+            yield from _set(domain, f"domains.{name}", ("easy_share",), "a dataset has no easy form")
+    for name, stage in recipe.stages.items():
+        trained = recipe.domains if stage.domains is None else stage.domains
+        if all(isinstance(recipe.domains[one].task, Source) for one in trained if one in recipe.domains):
+            yield from _set(stage, f"stages.{name}", ("easy_share",), "a dataset has no easy form")
     if recipe.method == "supervised":
         leaves = ("samples_per_prompt", "temperature", "workers")
         yield from _set(recipe.rollout, "rollout", leaves, "a supervised run samples nothing it trains on")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from distill.recipe import Recipe
+from distill.recipe import Recipe, Source
 from distill.types import Prompt, UserError
 from rollouts.tasks import Example, Task, make_task
 from rollouts.tokenizer import completion_ids, to_prompt
@@ -35,7 +35,7 @@ def make_tasks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tup
     problems: list[str] = []
     for name, domain in recipe.domains.items():
         try:
-            tasks[name] = make_task(domain.task, tokenizer=tokenizer)
+            tasks[name] = make_task(domain.task, domain=name, tokenizer=tokenizer)
         except UserError as error:
             if not isinstance(domain.task, str):
                 problems += [f"`domains.{name}.task`: {problem}" for problem in error.problems]
@@ -54,23 +54,39 @@ def check_tasks(
     problems: list[str] = []
     for name, task in tasks.items():
         try:
-            examples = [
-                task.example(seed=recipe.evaluate.seed, split="validation", index=i) for i in range(SAMPLED_PROMPTS)
-            ]
-            problems += [f"`domains.{name}`: {problem}" for problem in _verifier(name, task, examples)]
+            examples = [task.example(seed=recipe.seed, split="train", index=i) for i in range(SAMPLED_PROMPTS)]
+            problems += [f"`domains.{name}`: {problem}" for problem in _held_out(recipe, task)]
+            gold = has_gold_answers(recipe.domains[name].task)
+            problems += [f"`domains.{name}`: {problem}" for problem in _verifier(name, task, examples, gold=gold)]
             if tokenizer is not None:
                 lengths[name] = _lengths(tokenizer, examples)
                 problems += _cap(recipe, name, lengths[name])
         except UserError as error:
             problems += [f"`domains.{name}`: {problem}" for problem in error.problems]
+    problems += _supervised(recipe)
     # Tasks share the sandbox: what it lacks is told once.
     return lengths, list(dict.fromkeys(problems))
 
 
-def _verifier(domain: str, task: Task, examples: list[Example]) -> Iterator[str]:
-    """Whether the verifier accepts every gold answer and refuses a wrong one for each."""
+def _held_out(recipe: Recipe, task: Task) -> Iterator[str]:
+    """Whether there are as many held-out problems as are to be asked: a dataset may have fewer."""
+    asked = {"validation": recipe.evaluate.validation_prompts, "test": recipe.evaluate.test_prompts}
+    for split, count in asked.items():
+        try:
+            task.example(seed=recipe.evaluate.seed, split=split, index=count - 1)
+        except UserError as error:
+            yield from error.problems
+
+
+def has_gold_answers(task: str | Source) -> bool:
+    """Whether a task says what a right answer is; a dataset of unit tests alone doesn't."""
+    return isinstance(task, str) or task.verifier != "python_tests" or task.tests is not None
+
+
+def _verifier(domain: str, task: Task, examples: list[Example], *, gold: bool) -> Iterator[str]:
+    """Whether the verifier accepts every gold answer, where there are any, and refuses a wrong one for each."""
     prompts = [Prompt(domain, example.id, (0,), example.text, example.answer) for example in examples]
-    accepted = task.verify_many(prompts, [example.answer for example in examples])
+    accepted = task.verify_many(prompts, [example.answer for example in examples]) if gold else [1.0] * len(examples)
     refused = [example for example, score in zip(examples, accepted, strict=True) if score != 1.0]
     if refused:
         first = refused[0]
@@ -87,6 +103,22 @@ def _verifier(domain: str, task: Task, examples: list[Example]) -> Iterator[str]
             f"the verifier accepts {len(passed)} of {len(examples)} wrong answers, for example {answer!r} to "
             f"{example.text!r} (gold: {example.answer!r}); take a verifier that tells them apart"
         )
+
+
+def _supervised(recipe: Recipe) -> Iterator[str]:
+    """Supervised training writes gold answers, so each of its domains must have them."""
+    trained: dict[str, tuple[str, ...]] = {}
+    if recipe.method == "supervised":
+        trained["method"] = tuple(recipe.trained_domains)
+    for name, stage in recipe.stages.items():
+        trained[f"stages.{name}"] = tuple(recipe.domains) if stage.domains is None else stage.domains
+    for where, domains in trained.items():
+        for name in domains:
+            if name in recipe.domains and not has_gold_answers(recipe.domains[name].task):
+                yield (
+                    f"`{where}` trains on the gold answers of domain {name!r}, whose dataset has unit tests alone; name "
+                    f"a column of right programs as `answer` and the one of tests as `tests`, or leave the domain out"
+                )
 
 
 def _lengths(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> Lengths:

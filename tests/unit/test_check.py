@@ -48,7 +48,7 @@ def test_the_plan_counts_what_is_there(tmp_path: Path) -> None:
     assert {m.name: (m.parameters, m.active_parameters) for m in plan.models} == dict.fromkeys(
         ("stage:base", "stage:math", "teacher math", "student"), (real, real)
     )
-    examples = [TASKS["arithmetic"].example(seed=0, split="validation", index=i) for i in range(32)]
+    examples = [TASKS["arithmetic"].example(seed=0, split="train", index=i) for i in range(32)]
     prompts = [len(tokenizer(e.text)["input_ids"]) for e in examples]
     answers = [len(tokenizer(e.answer)["input_ids"]) + 1 for e in examples]  # and EOS
     (step,) = plan.steps

@@ -104,6 +104,7 @@ def test_a_supervised_recipe_takes_nll_and_no_teachers() -> None:
             "domains.more.prompts",
         ),
         ({"method": "supervised", "rollout": {"temperature": 0.5}}, "rollout.temperature"),
+        ({"domains": {"math": {**MATH, "task": {"path": "./a.jsonl"}, "easy_share": 0.5}}}, "domains.math.easy_share"),
         (
             {
                 "run": {"parallel_stages": 3},
