@@ -151,13 +151,12 @@ def _read_json(path: Path) -> Row:
 
 
 def _seesaw(answers: Sequence[Evaluation], recipe: Row, split: Split) -> Row:
-    domains = recipe["domains"]
-    whole = _whole_evaluations(answers, len(domains))
-    fingerprints = dict.fromkeys(domains, "")
+    fingerprints = dict.fromkeys(recipe["domains"], "")
+    whole = _whole_evaluations(answers)
     return build_seesaw(whole, teachers=teacher_weights(recipe), fingerprints=fingerprints, split=split)
 
 
-def _whole_evaluations(answers: Sequence[Evaluation], domains: int) -> list[Evaluation]:
+def _whole_evaluations(answers: Sequence[Evaluation]) -> list[Evaluation]:
     """Without evaluations that a kill cut off: those that have fewer answers than the largest of their split."""
     counts: dict[tuple[str, int, str], int] = {}
     for row in answers:

@@ -134,16 +134,16 @@ def test_bootstrap_agrees_with_a_naive_one() -> None:
     """Questions drawn one by one, metrics by plain arithmetic; other random numbers, so a tolerance."""
     table, rng = a_table(0), random.Random(1)
     worst: list[float] = []
-    for _ in range(4000):
+    for _ in range(2000):
         recoveries = []
         for answers in table.answers.values():
             drawn = [rng.randrange(answers.shape[1]) for _ in range(answers.shape[1])]
             base, teacher, student = (sum(row[q] for q in drawn) / len(drawn) for row in answers)
             recoveries.append((student - base) / (teacher - base))
         worst.append(min(recoveries))
-    low, high = metrics_ci(table, resamples=4000)["worst_recovery"]
-    assert low == pytest.approx(np.percentile(worst, 2.5), abs=0.025)
-    assert high == pytest.approx(np.percentile(worst, 97.5), abs=0.025)
+    low, high = metrics_ci(table, resamples=2000)["worst_recovery"]
+    assert low == pytest.approx(np.percentile(worst, 2.5), abs=0.03)
+    assert high == pytest.approx(np.percentile(worst, 97.5), abs=0.03)
 
 
 def test_bootstrap_is_paired_and_seeded() -> None:
@@ -157,11 +157,12 @@ def test_bootstrap_is_paired_and_seeded() -> None:
 
 
 def test_bootstrap_interval_of_the_difference_is_the_paired_one() -> None:
-    table = a_table(3, questions=2000)
+    table = a_table(3, questions=1000)
+    found = metrics_ci(table)["points"]
     for domain, answers in table.answers.items():
         difference = answers[2] - answers[0]
         half = 1.96 * difference.std(ddof=1) / math.sqrt(len(difference))
-        low, high = metrics_ci(table)["points"][domain]
+        low, high = found[domain]
         assert (high - low) / 2 == pytest.approx(half, rel=0.06)
         assert (high + low) / 2 == pytest.approx(difference.mean(), abs=0.15 * half)
 
