@@ -116,8 +116,8 @@ def _supervised(recipe: Recipe) -> Iterator[str]:
         for name in domains:
             if name in recipe.domains and not has_gold_answers(recipe.domains[name].task):
                 yield (
-                    f"`{where}` trains on the gold answers of domain {name!r}, whose dataset has unit tests alone; name "
-                    f"a column of right programs as `answer` and the one of tests as `tests`, or leave the domain out"
+                    f"`{where}` trains on the gold answers of domain {name!r}, whose dataset has unit tests alone; "
+                    f"name a column of right programs as `answer` and that of the tests as `tests`, or leave it out"
                 )
 
 

@@ -101,9 +101,19 @@ def evaluate(
     prompts: Annotated[int, typer.Option(min=1, help="test prompts of each task")] = 200,
 ) -> None:
     """Measure a model on tasks: greedy answers to test prompts, with 95% intervals."""
-    from recipes import launch
+    from distill.recipe_schema import guess
+    from distill.types import UserError
+    from recipes.measure import evaluate_model
+    from recipes.survey import local_folder
+    from rollouts.tasks import TASKS
 
-    launch.evaluate_model(model, [name.strip() for name in tasks.split(",") if name.strip()], prompts)
+    names = list(dict.fromkeys(name.strip() for name in tasks.split(",")))
+    unknown = [f"--tasks: no task is called {name!r}; {guess(name, TASKS)}" for name in names if name not in TASKS]
+    if unknown:
+        raise UserError(*unknown)
+    # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
+    is_folder = Path(model).is_dir() and not Path(model).is_absolute()
+    evaluate_model(local_folder(f"./{model}" if is_folder else model), names, prompts)
 
 
 @app.command()
@@ -140,4 +150,4 @@ def _say(first: str, *more: str) -> None:
 
 
 def _command() -> str:
-    return shlex.join(["mopd", *sys.argv[1:]])
+    return shlex.join(["mopd", *sys.argv[1:]])  # not per token

@@ -172,6 +172,27 @@ def test_help_names_every_command() -> None:
         assert name in result.output
 
 
+def test_eval_measures_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path / "model", tokenizer_of("arithmetic"))
+    monkeypatch.chdir(tmp_path)
+    result = mopd("eval", "model", "--tasks", "arithmetic", "--prompts", "4")
+    assert result.exit_code == 0, result.output
+    assert "arithmetic" in result.output
+    assert "0.0" in result.output  # a random model adds nothing up
+
+
+@pytest.mark.parametrize(
+    ("model", "tasks", "told"),
+    [
+        ("./nowhere", "arithmetic", "no checkpoint at ./nowhere"),
+        ("./nowhere", "arithmetics,ordering", "no task is called 'arithmetics'; did you mean `arithmetic`"),
+        ("./nowhere", ",", "no task is called ''"),
+    ],
+)
+def test_eval_refuses_what_is_not_there(model: str, tasks: str, told: str) -> None:
+    assert told in refused("eval", model, "--tasks", tasks)
+
+
 # ---- exit codes
 
 
