@@ -113,8 +113,7 @@ def step(engine: Any, lr: float, *, clip: float) -> float | None:
         group["lr"] = lr
     if not engine.zero_optimization():
         # Stage 0 keeps whole gradients and checks nothing.
-        norms = torch._foreach_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
-        norm = float(torch.stack(norms).norm())
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
         if not math.isfinite(norm):
             return None
         engine.step()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -172,7 +173,11 @@ def keep_router_float32(model: nn.Module, biases: Sequence[torch.Tensor | None])
         if _is_autoep(router):
             gate = router.gate
             assert isinstance(gate, nn.Linear)
-            gate.forward = lambda x, gate=gate: F.linear(x.float(), gate.weight.float(), gate.bias)
+            gate.forward = partial(_float32_linear, gate)
+
+
+def _float32_linear(linear: nn.Linear, input: torch.Tensor) -> torch.Tensor:
+    return F.linear(input.float(), linear.weight.float(), None if linear.bias is None else linear.bias.float())
 
 
 def router_biases(model: nn.Module) -> list[torch.Tensor | None]:

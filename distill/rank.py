@@ -79,8 +79,7 @@ class StudentRank:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device = self.engine.device
         self._checkpoints = Path(spec.run_dir) / "checkpoints"
-        config = self.module.config
-        self._pad_id = config.pad_token_id if isinstance(getattr(config, "pad_token_id", None), int) else 0
+        self._pad_id: int = getattr(self.module.config, "pad_token_id", None) or 0
 
     def update(self, updates: Sequence[RankUpdate]) -> Metrics:
         """Take the optimizer steps of one step of the loop; returns their metrics, averaged over them.

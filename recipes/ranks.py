@@ -37,17 +37,22 @@ class RayRanks:
 
     def __init__(self, spec: StudentSpec) -> None:
         self.size = spec.engine.ranks
-        actor = ray.remote(_Actor)
-        self._actors = [
-            actor.options(
+        self._actors: list[Any] = [
+            ray.remote(_Actor)
+            .options(
                 num_cpus=0,
                 num_gpus=1 if spec.device == "cuda" else 0,
                 runtime_env={"env_vars": engine.environment(r, self.size, address="", port=0, device=spec.device)},
-            ).remote()
+            )
+            .remote()
             for r in range(self.size)
         ]
-        address, port = self._wait([self._actors[0].address.remote()])[0]
-        self._wait([actor.start.remote(spec, address, port) for actor in self._actors])
+        try:
+            address, port = self._wait([self._actors[0].address.remote()])[0]
+            self._wait([actor.start.remote(spec, address, port) for actor in self._actors])
+        except BaseException:
+            self.close()  # nobody else can: the caller never gets this object
+            raise
 
     def call(self, method: str, per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Run a method of :class:`StudentRank` on all ranks at the same time; returns the results by rank.
