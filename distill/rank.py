@@ -49,7 +49,7 @@ class StudentSpec:
     device: Literal["cpu", "cuda"]
     run_dir: str
     attempt: str
-    keep_checkpoints: int = 2
+    keep_checkpoints: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,7 @@ def _parse_override(override: str, tree: Tree) -> Tree:
     if not text.strip():
         raise UserError(f"override {override!r} gives no value; `{key}=null` takes an inherited key away")
     here: Any = tree
-    for depth, name in enumerate(keys[:-1]):
+    for depth, name in enumerate(keys[:-1]):  # not per token
         known = here if isinstance(here, Mapping) else {}
         if name not in known and takes_chosen_names(tuple(keys[:depth])):
             raise UserError(f"override {override!r}: there is no `{'.'.join(keys[: depth + 1])}`; {guess(name, known)}")

@@ -116,7 +116,8 @@ def backward_transfer(scores_KK: Array) -> float:
         raise ValueError(f"scores after each stage have shape {scores_KK.shape}; one row and one column a stage needed")
     if len(scores_KK) < 2:
         return float("nan")
-    return float((scores_KK[-1, :-1] - scores_KK.diagonal()[:-1]).mean())
+    last_K, own_K = scores_KK[-1], scores_KK.diagonal()
+    return float(np.delete(last_K - own_K, -1).mean())
 
 
 def transfer_matrix(models_JD: Array, base_D: Array, teacher_D: Array, *, defined_D: npt.NDArray[np.bool_]) -> Array:

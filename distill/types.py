@@ -19,8 +19,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Int32: TypeAlias = npt.NDArray[np.int32]
-Float32: TypeAlias = npt.NDArray[np.float32]
+from distill.payloads import PAYLOADS as PAYLOADS
+from distill.payloads import Float32 as Float32
+from distill.payloads import Full as Full
+from distill.payloads import Hidden as Hidden
+from distill.payloads import Int32 as Int32
+from distill.payloads import Payload as Payload
+from distill.payloads import Sampled as Sampled
+from distill.payloads import TeacherScore as TeacherScore
+from distill.payloads import TopK as TopK
+
 Bool: TypeAlias = npt.NDArray[np.bool_]
 Finish: TypeAlias = Literal["eos", "length"]
 Metrics: TypeAlias = dict[str, float]
@@ -112,50 +120,8 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """The teacher's log-probability of each token, in nats, shape ``(T,)``."""
-
-    logprobs_T: Float32
-
-
-@dataclass(frozen=True, slots=True)
-class TopK:
-    """Log-probabilities (never renormalised) on a support of K tokens per position, both ``(T, K)``."""
-
-    ids_TK: Int32
-    logprobs_TK: Float32
-
-
-@dataclass(frozen=True, slots=True)
-class Hidden:
-    """The last hidden states ``(T, H)``, aligned, and the name of the output head they belong to."""
-
-    hidden_TH: Float32
-    head: str
-
-
-@dataclass(frozen=True, slots=True)
-class Full:
-    """Log-probabilities over the whole vocabulary, aligned, shape ``(T, V)``, in nats."""
-
-    logprobs_TV: Float32
-
-
-Payload: TypeAlias = Sampled | TopK | Hidden | Full
-PAYLOADS: dict[str, type[Any]] = {"sampled": Sampled, "topk": TopK, "hidden": Hidden, "full": Full}
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherScore:
-    """What one teacher says of one rollout."""
-
-    teacher: str
-    payload: Payload
-
-
-@dataclass(frozen=True, slots=True)
 class ScoredRollout:
-    """A rollout with the weighted scores of its teachers (weights sum to 1, or there are none) and its reward, if any."""
+    """A rollout, the weighted scores of its teachers (weights sum to 1, or there are none) and its reward, if any."""
 
     rollout: Rollout
     scores: tuple[tuple[float, TeacherScore], ...] = ()

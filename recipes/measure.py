@@ -29,7 +29,7 @@ def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str
     if not todo:
         return
     tokenizer = load_tokenizer(next(iter(models.values())))
-    sampler = StudentSampler(decoding(recipe, tokenizer), batch_size=recipe.rollout.batch_size)
+    sampler = StudentSampler(decoding(recipe, tokenizer), samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
     workers = SamplerWorkers(
         max(2, recipe.student.engine.ranks), device=world.device, dtype=world.dtype("auto"), gpus=world.gpus
     )
@@ -65,7 +65,8 @@ def evaluate_model(model: str, tasks: Sequence[str], prompts: int) -> None:
     by_domain = tasks_of(recipe, tokenizer)
     device = resolve_device("auto")
     module = load_model(model, device=device, dtype="bfloat16" if device == "cuda" else "float32")
-    sampler = StudentSampler(replace(decoding(recipe, tokenizer), greedy=True))
+    how = replace(decoding(recipe, tokenizer), greedy=True)
+    sampler = StudentSampler(how, samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
     sampler.load_weights(InProcess(module), version=0)
     source = prompt_source(recipe, by_domain, tokenizer, held_out=True)
     rows = evaluate(

@@ -91,7 +91,7 @@ def samples(data: RunData) -> list[dict[str, Any]]:
                 if any(_is(row, step, d) for row in data.rollouts)
             ],
         }
-        for step in dict.fromkeys([*steps[-1:], *steps[:1]])
+        for step in dict.fromkeys([*steps[-1:], *steps[:1]])  # not per token
     ]
 
 

@@ -54,7 +54,7 @@ def between(ends: Sequence[float] | None, digits: int = 0) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """``a, b and c``."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""  # not per token
 
 
 def judge(final: Mapping[str, Any], *, finished: bool, step: int, steps: int) -> Verdict:

@@ -137,7 +137,7 @@ class _Batch:
                 token_B = token_B[keep]
             inputs = torch.from_numpy(token_B).to(self.device, torch.long).unsqueeze(1)
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.live), 1)], dim=1)
-            positions = positions[:, -1:] + 1
+            positions = positions[:, -1:] + 1  # not per token: the place of the one that comes next
         return [self._completion(row, done[row]) for row in range(self.n)]
 
     def _choose(self, logits_BV: torch.Tensor, t: int) -> tuple[np.ndarray, np.ndarray]:

@@ -51,7 +51,7 @@ class StudentSampler:
     ``batch_size`` rollouts per rank, so its members are a pure function of (step, microbatch number).
     """
 
-    def __init__(self, decoding: Decoding, *, samples_per_prompt: int = 1, batch_size: int = 256) -> None:
+    def __init__(self, decoding: Decoding, *, samples_per_prompt: int, batch_size: int) -> None:
         self._decoding = decoding
         self._samples = samples_per_prompt
         self._batch_size = batch_size

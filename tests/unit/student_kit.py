@@ -126,6 +126,7 @@ def make_spec(model: str, run_dir: Path, **changes: Any) -> StudentSpec:
         "device": "cpu",
         "run_dir": str(run_dir),
         "attempt": "now",
+        "keep_checkpoints": 2,
     }
     return StudentSpec(**{**settings, **changes})
 

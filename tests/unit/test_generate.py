@@ -138,7 +138,7 @@ def test_rollouts_do_not_depend_on_ranks_or_batches(tmp_path, ranks, batch_size)
 
 
 def test_greedy_sampling_writes_one_rollout_a_prompt(tmp_path):
-    sampler = StudentSampler(how(), samples_per_prompt=3)
+    sampler = StudentSampler(how(), samples_per_prompt=3, batch_size=4)
     sampler.load_weights(OneProcess(load(tmp_path)), version=0)
     (microbatch,) = sampler.sample(as_prompts(prompts(4)), step=0, greedy=True)
     assert [r.prompt.id for r in microbatch] == ["q0", "q1", "q2", "q3"]
@@ -146,7 +146,7 @@ def test_greedy_sampling_writes_one_rollout_a_prompt(tmp_path):
 
 def test_a_sampler_without_weights_says_so():
     with pytest.raises(RuntimeError, match="no weights"):
-        next(StudentSampler(how()).sample(as_prompts(prompts(1)), step=0))
+        next(StudentSampler(how(), samples_per_prompt=1, batch_size=4).sample(as_prompts(prompts(1)), step=0))
 
 
 def test_gold_sampler_writes_the_answer_and_eos():
