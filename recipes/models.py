@@ -47,7 +47,7 @@ def make_initial(
     """
     if folder.is_dir():
         return
-    tasks = {name: make_task(domain.task, tokenizer=None) for name, domain in domains.items()}
+    tasks = {name: make_task(domain.task, domain=name, tokenizer=None) for name, domain in domains.items()}
     tokenizer = build_tokenizer(training_texts(tasks, seed=seed), architecture.vocabulary)
     config = AutoConfig.for_model(
         architecture.architecture,

@@ -58,7 +58,7 @@ class World:
 
 def tasks_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Task]:
     """Every domain's task."""
-    return {name: make_task(domain.task, tokenizer=tokenizer) for name, domain in recipe.domains.items()}
+    return {name: make_task(domain.task, domain=name, tokenizer=tokenizer) for name, domain in recipe.domains.items()}
 
 
 def prompt_source(

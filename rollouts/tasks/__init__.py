@@ -17,8 +17,12 @@ TASKS: dict[str, Task] = {"arithmetic": Arithmetic(), "list_programs": ListProgr
 """Every shipped task by the name that a recipe gives in ``domains: {NAME: {task: ...}}``."""
 
 
-def make_task(task: str | Source, *, tokenizer: PreTrainedTokenizerBase | None) -> Task:
-    """A shipped task by its name, or one made from a dataset; ``tokenizer`` renders a dataset's chat messages.
+def make_task(task: str | Source, *, domain: str, tokenizer: PreTrainedTokenizerBase | None) -> Task:
+    """A shipped task by its name, or one made from a dataset.
+
+    Args:
+        domain: the recipe's name of the domain, by which a dataset's rows are chosen where it has a column for it.
+        tokenizer: the student's, which renders a dataset's chat messages.
 
     Raises:
         UserError: no shipped task has that name, or the dataset can't be read as the source says.
@@ -29,7 +33,7 @@ def make_task(task: str | Source, *, tokenizer: PreTrainedTokenizerBase | None) 
         return TASKS[task]
     from rollouts.tasks.dataset import DatasetTask  # `datasets` takes a second to import
 
-    return DatasetTask(task, tokenizer)
+    return DatasetTask(task, tokenizer, domain=domain)
 
 
 def fingerprint(task: Task, *, seed: int) -> str:
