@@ -15,8 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from distill import engine
 from distill.rank import StudentRank, StudentSpec
 from distill.recipe import Engine, FullReverseKL, Optimizer
+from distill.student import DeepSpeedStudent, Ranks
 from distill.types import Full, Prompt, Rollout, ScoredRollout, TeacherScore
 
+SGD = Optimizer(name="sgd", lr=0.5, warmup_steps=2, clip=0.05)
+ADAMW = Optimizer(name="adamw", lr=1e-2, warmup_steps=2, clip=0.05)
+SHARES = {"code": 1.0, "math": 2.0, "reasoning": 1.0}
 VOCABULARY = 64
 DOMAINS = ("code", "math", "reasoning")
 _COMMON = {
@@ -182,3 +186,24 @@ def _serve(pipe: Any, environment: dict[str, str]) -> None:
         except Exception as error:  # the driver raises it
             answer = error
         pipe.send(answer)
+
+
+def student(ranks: Ranks, spec: StudentSpec, *, updates: int = 1, shares: dict[str, float] = SHARES) -> Any:
+    return DeepSpeedStudent(ranks, spec, shares=shares, updates_per_step=updates)
+
+
+def engine_of(ranks: int, **changes: Any) -> Engine:
+    return Engine(**{"ranks": ranks, "microbatch_tokens": 96, "expert_bias_rate": 1e-3, **changes})
+
+
+def train(
+    ranks: ProcessRanks, spec: StudentSpec, steps: int = 5
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    learner = student(ranks.start(spec), spec)
+    metrics = [learner.update(make_batch(seed=7), step=step) for step in range(steps)]
+    return dict(learner.weights().state_dict()), metrics
+
+
+def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
