@@ -145,9 +145,6 @@ class EvaluateRecipe(Strict):
     validation_prompts: Count = Field(default=200, description="per domain, for curves")
     test_prompts: Count = Field(default=1000, description="per domain, for final tables")
     seed: int = Field(default=0, ge=0, description="of the held-out prompts; the same for every run that is compared")
-    select: Literal["last", "worst_recovery"] = Field(
-        default="last", description="final weights: the last, or the checkpoint with the best worst-domain recovery"
-    )
 
 
 class RunRecipe(Strict):

@@ -179,6 +179,7 @@ class WandbSink:
             project=settings.project,
             entity=settings.entity,
             tags=settings.tags,
+            notes=recipe.description or None,
             group=recipe.name,
             name=self._name,
             job_type=recipe.method if self._stage is None else "stage",

@@ -69,8 +69,6 @@ def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
     for name, domain in recipe.domains.items():
         if domain.teacher_weights or domain.reward:
             yield f"`domains.{name}` has a teacher or a reward, which method {recipe.method!r} never asks; take it away"
-    if recipe.evaluate.select != "last":
-        yield f"`evaluate.select` {recipe.evaluate.select!r} compares with teachers, and {recipe.method!r} has none"
 
 
 def _rewards(recipe: Recipe) -> Iterator[str]:

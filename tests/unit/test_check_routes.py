@@ -48,7 +48,6 @@ def test_a_sound_recipe_has_no_problems() -> None:
         ({"stages": {"base": {"from": "stage:math"}, "math": {"from": "stage:base"}}}, "leads back to itself: base is"),
         ({"stages": {"base": {"from": "stage:base"}, "math": {"from": "stage:base"}}}, "`stages.base.from` leads back"),
         ({"teachers": {"math": {"model": "stage:base"}}}, "`stages.math`: neither the student nor a teacher"),
-        ({"evaluate": {"select": "worst_recovery"}, "method": "supervised"}, "`evaluate.select` 'worst_recovery'"),
     ],
 )
 def test_a_wrong_route_is_named(changes: dict[str, Any], told: str) -> None:
