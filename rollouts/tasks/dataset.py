@@ -78,7 +78,10 @@ class DatasetTask:
 
     def verify_many(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """:meth:`verify` of many answers, in one batch where verifying means executing."""
-        wanted = [prompt.answer if self._source.tests is None else self._tests[prompt.id[-16:]] for prompt in prompts]
+        wanted = [
+            prompt.answer if self._source.tests is None else self._tests[prompt.id.rpartition("-")[2]]
+            for prompt in prompts
+        ]
         return verify_many(self._source.verifier, wanted, texts)
 
     def wrong_answer(self, example: Example) -> str:

@@ -75,7 +75,8 @@ def read_splits(source: Source, *, domain: str) -> dict[str, Rows]:
         if not mine:
             raise UserError(
                 f"dataset {source.path!r} has {len(found)} usable rows of domain {domain!r} in split "
-                f"{name or source.split!r}, and none is left for {split}; give it more rows, or name splits that share no prompts"
+                f"{name or source.split!r}, and none is left for {split}; give it more rows, or name "
+                f"splits that share no prompts"
             )
         taken |= mine.keys()
         splits[split] = Rows(tables[name or source.split], list(mine.values()), source)

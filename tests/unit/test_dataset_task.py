@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from dataset_kit import sums, task_of, write
 
 from distill.recipe import Source
 from distill.types import Prompt, UserError
@@ -20,24 +16,6 @@ from rollouts.tokenizer import build_tokenizer, to_prompt
 
 SPLITS = ("train", "validation", "test")
 TOKENIZER = build_tokenizer(["what is 1+2? user assistant: <>\n", "0123456789"], 60)
-
-
-def sums(count: int, *, start: int = 0) -> list[dict[str, Any]]:
-    return [{"prompt": f"what is {i}+{i}?", "answer": str(2 * i)} for i in range(start, start + count)]
-
-
-def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a file in the format that its name says; returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def task_of(path: str, *, domain: str = "math", tokenizer: Any = None, **source: Any) -> DatasetTask:
-    return DatasetTask(Source(path=path, **source), tokenizer, domain=domain)
 
 
 def whole(task: DatasetTask, split: str, *, seed: int = 0) -> list[Example]:
@@ -200,52 +178,6 @@ def test_held_out_problems_are_asked_once(tmp_path: Path) -> None:
         task.example(seed=0, split="test", index=n)
     with pytest.raises(UserError, match="no split 'dev'; it has test, validation, train"):
         task.example(seed=0, split="dev", index=0)
-
-
-BAD_ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
-    "column": (sums(40), {"prompt": "question"}, r"no column 'question'; it has 'prompt', 'answer'; set `prompt`"),
-    "two columns": (sums(40), {"answer": "gold", "prompt": "ask"}, r"no column 'ask'(.|\n)*no column 'gold'"),
-    "nothing": ([{"prompt": "a", "answer": "b"}], {}, "1 usable rows.*none is left for"),
-    "no answer": ([*sums(40), {"prompt": "a", "answer": None}], {}, "row 40: `answer` is None"),
-    "blank": ([*sums(40), {"prompt": " ", "answer": "b"}], {}, "row 40: `prompt` is ' ', which is neither text nor"),
-    "empty answer": ([*sums(40), {"prompt": "a", "answer": ""}], {}, "row 40: `answer`, '', is empty"),
-    "no number": (
-        [*sums(40), *({"prompt": f"a{i}", "answer": "none"} for i in range(5))],
-        {"verifier": "number"},
-        r"row 40: `answer`, 'none', has no number in it \(verifier 'number'\)(.|\n)*and 2 more rows",
-    ),
-    "no option": (sums(40), {"verifier": "choice"}, "row 0: `answer`, '0', names no option"),
-    "tests": ([{"prompt": "a", "answer": "assert f("}], {"verifier": "python_tests"}, "row 0: .*not Python"),
-    "tests for another": (
-        sums(40),
-        {"tests": "answer"},
-        "names a column of unit tests, 'answer', for verifier 'exact'",
-    ),
-    "message": ([{"prompt": [{"role": "user"}], "answer": "b"}], {}, "row 0: `prompt` has {'role': 'user'} in it"),
-    "split of a file": (sums(40), {"test_split": "test"}, "is one file.*split 'test'"),
-    "same split": (sums(40), {"test_split": "train"}, r"the same \(train, train\)"),
-}
-
-
-@pytest.mark.parametrize("case", list(BAD_ROWS))
-def test_bad_data_is_refused_by_name(tmp_path: Path, case: str) -> None:
-    rows, source, problem = BAD_ROWS[case]
-    with pytest.raises(UserError, match=problem):
-        task_of(write(tmp_path / "rows.jsonl", rows), **source)
-
-
-def test_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"nowhere.jsonl' does not exist"):
-        task_of(str(tmp_path / "nowhere.jsonl"))
-    (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "answer"\n')
-    with pytest.raises(UserError, match=r"broken.jsonl'.*can't be read"):
-        task_of(str(tmp_path / "broken.jsonl"))
-    (tmp_path / "rows.csv").write_text("prompt,answer\na,b\n")
-    with pytest.raises(UserError, match=r"ends in .jsonl, .json, .parquet"):
-        task_of(str(tmp_path / "rows.csv"))
-    write(tmp_path / "train.jsonl", sums(9))
-    with pytest.raises(UserError, match=r"split 'holdout', can't be read"):
-        task_of(str(tmp_path), split="holdout")
 
 
 def test_make_task_takes_a_source(tmp_path: Path) -> None:

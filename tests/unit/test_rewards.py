@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,11 +65,11 @@ def test_every_rollout_gets_its_own_verdict_in_order() -> None:
 def test_a_gold_answer_in_the_prompt_earns_nothing() -> None:
     example = TASKS["ordering"].example(seed=1, split="train", index=0)
     prompt = to_prompt(TOKENIZER, domain="ordering", example=example)
-    tempting = Prompt("ordering", prompt.id, (*prompt.token_ids, *completion_ids(TOKENIZER, example.answer)), "", "A")
+    tempting = replace(prompt, token_ids=(*prompt.token_ids, *completion_ids(TOKENIZER, example.answer)))
     grader = RewardGrader(TASKS, TOKENIZER)
     assert grader.score([[rollout_of(tempting, "", 0)]])[0].reward == 0.0
-    assert grader.text(rollout_of(prompt, example.answer, 0)) == example.answer
-    assert grader.text(rollout_of(prompt, example.answer, 0, closed=False)) == example.answer
+    assert grader.score([[rollout_of(prompt, example.answer, 0)]])[0].reward == 1.0
+    assert grader.score([[rollout_of(prompt, example.answer, 0, closed=False)]])[0].reward == 1.0
 
 
 def test_an_unknown_domain_is_named() -> None:
