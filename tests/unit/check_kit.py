@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from distill.recipe import Recipe
+from distill.types import UserError
+from recipes.check import check
 from recipes.models import training_texts
 from rollouts.tasks import TASKS
 from rollouts.tokenizer import build_tokenizer
@@ -53,3 +56,10 @@ def tree(**changes: Any) -> dict[str, Any]:
 def recipe(**changes: Any) -> Recipe:
     """:func:`tree` as a recipe."""
     return Recipe.model_validate(tree(**changes))
+
+
+def problems(out: Path, **changes: Any) -> list[str]:
+    """What is wrong with :func:`recipe`, changed; it must be something."""
+    with pytest.raises(UserError) as caught:
+        check(recipe(**changes), out)
+    return list(caught.value.problems)

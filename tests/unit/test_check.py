@@ -1,4 +1,4 @@
-"""Static checks with real tiny models and tasks: tokenizers, engines, lengths, verifiers, the plan."""
+"""Static checks with real tiny models: tokenizers, engines, lengths, the plan."""
 
 from __future__ import annotations
 
@@ -7,23 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from check_kit import CONFIG, recipe, save_model, tokenizer_of, tree
+from check_kit import CONFIG, problems, recipe, save_model, tokenizer_of, tree
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from distill.recipe_file import load_recipe, shipped_recipes
-from distill.types import Prompt, UserError
 from recipes import SHIPPED
 from recipes.check import check
-from recipes.check_tasks import check_tasks, make_tasks
 from recipes.survey import survey
-from rollouts.tasks import TASKS, Example
+from rollouts.tasks import TASKS
 from teachers.preflight import compare_heads, compare_tokenizers
-
-
-def problems(out: Path, **changes: Any) -> list[str]:
-    with pytest.raises(UserError) as caught:
-        check(recipe(**changes), out)
-    return list(caught.value.problems)
 
 
 def base(**changes: Any) -> dict[str, Any]:
@@ -148,6 +140,12 @@ def test_a_name_that_the_hub_cannot_have_is_refused_without_asking_it(tmp_path: 
     assert any("'a/b/c' is neither `stage:NAME`" in problem for problem in found)
 
 
+def test_a_hub_model_that_is_not_there_is_named_within_seconds(tmp_path: Path) -> None:
+    (found,) = [p for p in problems(tmp_path, teachers={"math": {"model": "mopd-tests/nowhere"}}) if "Hub" in p]
+    assert "`teachers.math.model`" in found
+    assert "'mopd-tests/nowhere'" in found  # whether the Hub says so, or cannot be reached
+
+
 # ---- teachers and their tokenizers
 
 
@@ -192,44 +190,3 @@ def test_special_tokens_and_chat_templates_are_compared() -> None:
 def test_heads_must_be_equal_for_whole_distributions(theirs: int, ours: int, full: bool, fits: bool) -> None:
     configs = [AutoConfig.for_model("llama", **CONFIG, vocab_size=size) for size in (theirs, ours)]
     assert (compare_heads(*configs, full=full) == []) is fits
-
-
-# ---- tasks
-
-
-class Broken:
-    """A task whose verifier accepts what it says it does."""
-
-    def __init__(self, accepts_gold: bool, accepts_wrong: bool) -> None:
-        self.accepts = {"gold": accepts_gold, "wrong": accepts_wrong}
-
-    def example(self, *, seed: int, split: str, index: int, easy: bool = False) -> Example:
-        return Example(f"broken/{split}/{index}", "question", "gold")
-
-    def verify(self, prompt: Prompt, text: str) -> float:
-        return float(self.accepts[text])
-
-    def verify_many(self, prompts: Any, texts: Any) -> list[float]:
-        return [self.verify(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-
-    def wrong_answer(self, example: Example) -> str:
-        return "wrong"
-
-
-@pytest.mark.parametrize(("gold", "wrong", "told"), [(True, False, None), (False, False, "refuses 32 of 32 gold"),
-                                                     (True, True, "accepts 32 of 32 wrong")])  # fmt: skip
-def test_a_verifier_is_proven_on_gold_and_wrong_answers(gold: bool, wrong: bool, told: str | None) -> None:
-    _, found = check_tasks(recipe(), {"math": Broken(gold, wrong)}, None)
-    assert [told in problem for problem in found] == ([True] if told else [])
-
-
-def test_a_cap_below_the_longest_answer_is_refused(tmp_path: Path) -> None:
-    (found,) = problems(tmp_path, rollout={"max_new_tokens": 5})
-    assert "`rollout.max_new_tokens` is 5, and a gold answer of domain 'math' has" in found
-    longest = int(found.split("raise it to ")[1].split()[0])
-    assert check(recipe(rollout={"max_new_tokens": longest}), tmp_path)
-
-
-def test_an_unknown_task_is_left_to_the_routes() -> None:
-    made = recipe(domains={"math": {"task": "nothing", "teacher": "math"}})
-    assert make_tasks(made, None) == ({}, [])
