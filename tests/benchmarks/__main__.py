@@ -1,0 +1,108 @@
+"""`make bench`: what a step of the quickstart takes, and what it waits for. Prints JSON, then a table.
+
+Every figure is measured in this run, on this machine, as the median over steps; compare ratios within one run only. The
+student is trained for a few steps first, so that its rollouts have the lengths of real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from distill.recipe_file import load_recipe
+from distill.track import read_jsonl
+from recipes import SHIPPED
+from recipes.launch import run
+from recipes.models import load_tokenizer
+from recipes.training import prompt_source, tasks_of
+from rollouts.sampler import GoldSampler
+from rollouts.tokenizer import completion_ids
+from teachers.model import TeacherModel
+
+ROLES = ("generation", "scoring", "update")
+WARM_UP_STEPS = 4
+QUICKLY = (
+    "run.steps=16",
+    "run.evaluate_every=16",
+    "run.save_every=16",
+    "evaluate.validation_prompts=20",
+    "evaluate.test_prompts=20",
+    "stages.base.steps=80",
+    "stages.math.steps=4",
+    "stages.code.steps=4",
+    "stages.reasoning.steps=4",
+    "track.wandb.mode=disabled",
+)
+
+
+def steps_of(out: Path) -> list[dict[str, Any]]:
+    """The training rows of a run after its warm-up."""
+    return [r for r in read_jsonl(out / "metrics.jsonl") if r["kind"] == "train" and r["step"] > WARM_UP_STEPS]
+
+
+def breakdown(ranks: int, out: Path) -> dict[str, float]:
+    """Median seconds of each role of a step, its tokens per second, and the share that none of them takes."""
+    recipe = load_recipe("quickstart", [*QUICKLY, f"student.engine.ranks={ranks}"], shipped=SHIPPED)
+    run(recipe, out)
+    rows = steps_of(out)
+    figures = {f"{role}_seconds": statistics.median(row[f"seconds/{role}"] for row in rows) for role in ROLES}
+    figures["step_seconds"] = statistics.median(row["seconds/step"] for row in rows)
+    figures["generation_tokens_per_second"] = statistics.median(
+        row["tokens/generation"] / row["seconds/generation"] for row in rows
+    )
+    figures["update_tokens_per_second"] = statistics.median(
+        row["tokens/update"] / row["seconds/update"] for row in rows
+    )
+    figures["share_of_none_of_the_three"] = statistics.median(
+        1 - sum(row[f"seconds/{role}"] for role in ROLES) / row["seconds/step"] for row in rows
+    )
+    return figures
+
+
+def scoring_tokens_per_second(out: Path) -> float:
+    """Tokens, prompts included, that one teacher in this process scores in a second, whole vocabulary."""
+    recipe = load_recipe("quickstart", [], shipped=SHIPPED)
+    path = str(out / "stages" / "math" / "student")
+    tokenizer = load_tokenizer(path)
+    source = prompt_source(recipe, tasks_of(recipe, tokenizer), tokenizer, held_out=False)
+    (rollouts,) = GoldSampler(lambda answer: completion_ids(tokenizer, answer)).sample(source(0), step=0)
+    asked = [rollout.token_ids for rollout in rollouts]
+    teacher = TeacherModel(path, device="cpu", dtype="float32", temperature=1.0, microbatch_tokens=4096)
+    taken = []
+    for _ in range(6):
+        start = time.perf_counter()
+        teacher.score(asked, "full")
+        taken.append(time.perf_counter() - start)
+    return sum(map(len, asked)) / statistics.median(taken[1:])
+
+
+def main() -> None:
+    """Measure with one rank and with two."""
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        figures: dict[str, Any] = {f"ranks_{n}": breakdown(n, Path(folder) / f"ranks-{n}") for n in (1, 2)}
+        figures["scoring_tokens_per_second"] = scoring_tokens_per_second(Path(folder) / "ranks-1")
+    one, two = figures["ranks_1"], figures["ranks_2"]
+    figures["ratios"] = {f"{name}_two_ranks_over_one": two[name] / one[name] for name in one}
+    json.dump(figures, sys.stdout, indent=2)
+    table = Table("", "1 rank", "2 ranks", "ratio", title="a step of the quickstart, medians")
+    for name in one:
+        table.add_row(name.replace("_", " "), f"{one[name]:.3g}", f"{two[name]:.3g}", f"{two[name] / one[name]:.2f}")
+    table.add_row("scoring tokens per second, one teacher", f"{figures['scoring_tokens_per_second']:.3g}", "", "")
+    print()
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

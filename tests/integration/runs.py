@@ -1,0 +1,80 @@
+"""Starts the command line in a process of its own, as a user does, and reads what it left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SECONDS = 400
+
+
+def mopd(*args: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """`mopd ARGS`, in a session of its own, so that a test can kill it and all that it started."""
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name("mopd")), *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "WANDB_MODE": "offline", "COLUMNS": "200", **environment},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for the end; exit code and output."""
+    output, _ = process.communicate(timeout=SECONDS)
+    return process.returncode, output
+
+
+def run(*args: str | Path) -> str:
+    """Run to the end, which must be a good one; returns the output."""
+    code, output = finish(mopd(*args))
+    assert code == 0, output
+    return output
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for(process: subprocess.Popen[str], path: Path, lines: int) -> None:
+    """Wait until ``path`` has ``lines`` lines; fails where the process ends before."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_bytes().count(b"\n") >= lines:
+            return
+        if process.poll() is not None:
+            raise AssertionError(f"ended before {path} had {lines} lines:\n{process.communicate()[0]}")
+        time.sleep(0.02)
+    raise AssertionError(f"{path} had no {lines} lines after {SECONDS} s")
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the driver alone: what it started must notice by itself, as on a real machine."""
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def weights(out: Path) -> dict[str, str]:
+    """SHA-256 of every model of a run: the student and what its stages made."""
+    files = sorted(out.rglob("student/model.safetensors"))
+    return {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def assert_whole(out: Path, *, steps: int) -> None:
+    """Every step is in metrics.jsonl once and in order; nobody was asked a question twice at one step."""
+    trained = [row["step"] for row in rows(out / "metrics.jsonl") if row["kind"] == "train"]
+    assert trained == list(range(1, steps + 1))
+    asked = [(r["model"], r["step"], r["split"], r["prompt_id"]) for r in rows(out / "evaluations.jsonl")]
+    assert len(asked) == len(set(asked))
+    for stage in (out / "stages").iterdir():
+        steps_of_stage = [row["step"] for row in rows(stage / "metrics.jsonl") if row["kind"] == "train"]
+        assert steps_of_stage == list(range(1, len(steps_of_stage) + 1))

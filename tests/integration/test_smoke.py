@@ -1,0 +1,153 @@
+"""The shipped recipe `smoke`, from the command line to the report; killed, interrupted and changed on the way."""
+
+import json
+import os
+import signal
+
+import pytest
+from runs import assert_whole, finish, kill, mopd, rows, run, wait_for, weights
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+STEPS = 4
+DOMAINS = ["math", "code", "reasoning"]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A finished, undisturbed run."""
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    return out, run("run", "smoke", "--out", out)
+
+
+def test_a_run_leaves_what_the_design_promises(smoke):
+    out, printed = smoke
+    for name in (
+        "recipe.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "seesaw.json",
+        "evaluations.jsonl",
+        "rollouts.jsonl",
+        "ledger.json",
+        "report.html",
+        "student/config.json",
+        "student/generation_config.json",
+        "student/tokenizer.json",
+        "wandb",
+    ):
+        assert (out / name).exists(), name
+    assert_whole(out, steps=STEPS)
+    assert str(out / "report.html") in printed.replace("\n", "")
+
+
+def test_every_model_sat_the_whole_exam(smoke):
+    out, _ = smoke
+    seesaw = json.loads((out / "seesaw.json").read_text())
+    assert seesaw["format"] == 1
+    assert seesaw["domains"] == DOMAINS
+    assert set(seesaw["models"]) == {"base", "teachers/math", "teachers/code", "teachers/reasoning", "student"}
+    for scores in seesaw["models"].values():
+        assert {d: s["n"] for d, s in scores.items()} == dict.fromkeys(DOMAINS, 16)
+    assert [point["step"] for point in seesaw["curve"]] == [0, 2, 4]
+    answers = rows(out / "evaluations.jsonl")
+    for model, scores in seesaw["models"].items():
+        for domain, score in scores.items():
+            mine = [r["correct"] for r in answers if (r["model"], r["split"], r["domain"]) == (model, "test", domain)]
+            assert score["score"] == pytest.approx(sum(mine) / len(mine))
+
+
+def test_the_student_is_a_checkpoint_that_transformers_loads_whole(smoke):
+    out, _ = smoke
+    model, loading = AutoModelForCausalLM.from_pretrained(out / "student", output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(out / "student")
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_the_student_moved_and_the_teachers_differ(smoke):
+    models = weights(smoke[0])
+    assert len(models) == 5
+    assert len(set(models.values())) == 5
+
+
+def test_samples_carry_an_advantage_for_every_token(smoke):
+    samples = rows(smoke[0] / "rollouts.jsonl")
+    assert {(s["step"], s["domain"]) for s in samples} == {(step, d) for step in (2, 4) for d in DOMAINS}
+    for sample in samples:
+        assert len(sample["tokens"]) == len(sample["advantages"]) > 0
+
+
+def test_shares_add_up_and_every_role_is_on_the_ledger(smoke):
+    out, _ = smoke
+    for row in rows(out / "metrics.jsonl"):
+        if row["kind"] == "train":
+            for share in ("token_share", "gradient_share", "advantage_share"):
+                assert sum(row[f"{share}/{d}"] for d in DOMAINS) == pytest.approx(1.0)
+    ledger = json.loads((out / "ledger.json").read_text())["roles"]
+    assert {"generation", "update", "evaluation", "teacher/math", "stage/base/update"} <= set(ledger)
+    written = sum(r.get("tokens/generation", 0) for r in rows(out / "metrics.jsonl"))
+    assert ledger["generation"]["tokens"] == written > 0
+    assert ledger["update"]["flops"] > ledger["generation"]["flops"] > 0
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(smoke):
+    out, _ = smoke
+    before = {p: (out / p).read_bytes() for p in ("metrics.jsonl", "evaluations.jsonl", "seesaw.json")} | weights(out)
+    run("run", "smoke", "--out", out)
+    assert {p: (out / p).read_bytes() for p in ("metrics.jsonl", "evaluations.jsonl", "seesaw.json")} | weights(
+        out
+    ) == before
+
+
+def test_a_changed_recipe_is_refused_and_the_difference_shown(smoke):
+    code, printed = finish(mopd("run", "smoke", "run.steps=5", "--out", smoke[0]))
+    assert code == 2
+    assert "run.steps" in printed
+    assert "--restart" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(smoke, tmp_path):
+    """Killed twice: in a stage and in the run itself, where a second live run is refused as well."""
+    out = tmp_path / "killed"
+    process = mopd("run", "smoke", "--out", out)
+    wait_for(process, out / "stages" / "base" / "metrics.jsonl", 4)
+    kill(process)
+    process = mopd("run", "smoke", "--out", out)
+    wait_for(process, out / "rollouts.jsonl", 1)
+    code, printed = finish(mopd("run", "smoke", "--out", out))
+    assert code == 2
+    assert str(process.pid) in printed
+    kill(process)
+    run("run", "smoke", "--out", out)
+    assert_whole(out, steps=STEPS)
+    assert weights(out) == weights(smoke[0])
+    answers = [(r["model"], r["step"], r["prompt_id"], r["correct"]) for r in rows(out / "evaluations.jsonl")]
+    expected = [(r["model"], r["step"], r["prompt_id"], r["correct"]) for r in rows(smoke[0] / "evaluations.jsonl")]
+    assert sorted(answers) == sorted(expected)
+
+
+def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(smoke, tmp_path):
+    out = tmp_path / "interrupted"
+    process = mopd("run", "smoke", "--out", out)
+    wait_for(process, out / "metrics.jsonl", 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    code, printed = finish(process)
+    assert code == 130, printed
+    assert "mopd run smoke" in printed
+    assert "Traceback" not in printed
+    saved = sorted((out / "checkpoints").glob("step-*"))
+    last = max(row["step"] for row in rows(out / "metrics.jsonl") if row["kind"] == "train")
+    assert saved[-1].name == f"step-{last:06d}", "the finished step was not saved"
+    run("run", "smoke", "--out", out)
+    assert weights(out) == weights(smoke[0])
+
+
+def test_experts_spread_over_two_ranks(tmp_path):
+    out = tmp_path / "ep"
+    run("run", "smoke_expert_parallel", "--out", out)
+    assert_whole(out, steps=STEPS)
+    _, loading = AutoModelForCausalLM.from_pretrained(out / "student", output_loading_info=True)
+    assert not loading["missing_keys"]
