@@ -84,6 +84,16 @@ def is_current(run_dir: str | Path, attempt: str) -> bool:
         return False
 
 
+def check_current(run_dir: str | Path, attempt: str, name: str) -> None:
+    """Refuse to write ``name`` for an attempt that was followed by another.
+
+    Raises:
+        WorldError: a newer attempt owns the run.
+    """
+    if not is_current(run_dir, attempt):
+        raise WorldError(f"attempt {attempt} no longer owns {run_dir}; {name} was not written")
+
+
 def publish(run_dir: str | Path, attempt: str, temporary: str | Path, final: str | Path) -> None:
     """Give a finished file or folder its final name, if ``attempt`` still owns the run.
 
@@ -98,9 +108,11 @@ def publish(run_dir: str | Path, attempt: str, temporary: str | Path, final: str
     for path in [temporary, *temporary.rglob("*")]:
         _fsync(path)
     with _publishing(run_dir):
-        if not is_current(run_dir, attempt):
+        try:
+            check_current(run_dir, attempt, final.name)
+        except WorldError:
             remove(temporary)
-            raise WorldError(f"attempt {attempt} no longer owns {run_dir}; {final.name} was not written")
+            raise
         if final.is_dir():  # os.replace cannot replace a folder that holds something
             old = final.with_name(f".{final.name}.{attempt}.old")
             remove(old)

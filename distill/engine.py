@@ -104,7 +104,7 @@ def build(spec: StudentSpec) -> tuple[Any, moe.LoadBalance]:
     return engine, moe.LoadBalance(engine.module, spec.engine.expert_bias_rate)
 
 
-def step(engine: Any, lr: float, *, clip: float) -> float | None:
+def step(engine: Any, lr: float) -> float | None:
     """Move the weights at ``lr``; returns the global gradient norm before clipping.
 
     Returns None, with the weights where they were, if the gradient is NaN or infinite; all ranks agree on it.

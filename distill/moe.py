@@ -98,7 +98,7 @@ class LoadBalance:
     """Counts where tokens go and, in families with a correction bias, pulls the experts level.
 
     The bias moves by ``rate`` towards the experts that got fewer tokens than the mean, after each optimizer step
-    (MiMo-V2-Flash report, section 2; DeepSeek-V3 report, arXiv 2412.19437, section 2.1.2). It is a buffer of the
+    (DeepSeek-V3 report, arXiv 2412.19437, section 2.1.2; MiMo-V2-Flash report, arXiv 2601.02780). It is a buffer of the
     model, so it is in its checkpoint, and equal on all ranks because the counts are.
     """
 

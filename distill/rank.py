@@ -57,12 +57,14 @@ class RankUpdate:
     """One rank's part of one optimizer step.
 
     Attributes:
+        step: of the loop, from 0.
         number: of the optimizer step in the run, from 0.
         token_weight: by domain, ``g_d / N_d``.
         microbatches: of rollouts; as many on every rank, an empty one is a dummy.
         reward_advantages: in the shape of ``microbatches``, or None where the loss uses no reward.
     """
 
+    step: int
     number: int
     token_weight: dict[str, float]
     microbatches: tuple[tuple[ScoredRollout, ...], ...]
@@ -104,7 +106,12 @@ class StudentRank:
         """
         name = checkpoint.checkpoint_name(step)
         temporary = f"{name}.tmp-{self.spec.attempt}"
-        self._on_first(lambda: checkpoint.remove(self._checkpoints / temporary))
+
+        def prepare() -> None:
+            checkpoint.check_current(self.spec.run_dir, self.spec.attempt, name)
+            checkpoint.remove(self._checkpoints / temporary)
+
+        self._on_first(prepare)
         engine.save(self.engine, self._checkpoints, temporary)
 
         def publish() -> None:
@@ -165,19 +172,15 @@ class StudentRank:
             self.engine.set_gradient_accumulation_boundary(i == len(update.microbatches) - 1)
             self._forward_backward(update, i, totals)
         counts_LE = totals.all_reduce(self.load_balance.counts_LE)
+        where = f"in step {update.step + 1} (optimizer step {update.number + 1}); the weights were not moved"
         bad = totals.non_finite_domains()
         if bad:
-            raise NonFinite(
-                f"loss of domain {', '.join(bad)} is NaN or infinite in optimizer step {update.number}; "
-                "the weights were not moved"
-            )
+            raise NonFinite(f"loss of domain {', '.join(bad)} is NaN or infinite {where}")
         lr = learning_rate(self.spec.optimizer, update.number, self.spec.total_optimizer_steps)
-        norm = engine.step(self.engine, lr, clip=self.spec.optimizer.clip)
+        norm = engine.step(self.engine, lr)
         if norm is None:
-            raise NonFinite(
-                f"gradient is NaN or infinite in optimizer step {update.number}, though the loss of every domain "
-                f"({', '.join(self.spec.domains)}) is finite; the weights were not moved"
-            )
+            domains = ", ".join(self.spec.domains)
+            raise NonFinite(f"gradient is NaN or infinite, though the loss of every domain ({domains}) is not, {where}")
         return {**totals.metrics(), "grad_norm": norm, "lr": lr, **self.load_balance.apply(counts_LE)}
 
     def _forward_backward(self, update: RankUpdate, i: int, totals: UpdateTotals) -> None:

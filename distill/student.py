@@ -105,7 +105,10 @@ class DeepSpeedStudent:
         rewards = self._reward_advantages(batch)
         first = step * self._updates_per_step
         per_rank = [
-            tuple(_rank_update(plan, batch, rewards, rank=rank, number=first + i) for i, plan in enumerate(plans))
+            tuple(
+                _rank_update(plan, batch, rewards, rank=rank, step=step, number=first + i)
+                for i, plan in enumerate(plans)
+            )
             for rank in range(self._ranks.size)
         ]
         return self._ranks.call("update", [(updates,) for updates in per_rank])[0]
@@ -129,10 +132,17 @@ class DeepSpeedStudent:
 
 
 def _rank_update(
-    plan: UpdatePlan, batch: Sequence[ScoredRollout], rewards: Sequence[float] | None, *, rank: int, number: int
+    plan: UpdatePlan,
+    batch: Sequence[ScoredRollout],
+    rewards: Sequence[float] | None,
+    *,
+    rank: int,
+    step: int,
+    number: int,
 ) -> RankUpdate:
     positions = plan.microbatches[rank]
     return RankUpdate(
+        step=step,
         number=number,
         token_weight=plan.token_weight,
         microbatches=tuple(tuple(batch[i] for i in microbatch) for microbatch in positions),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from student_kit import (
     ADAMW,
     DOMAINS,
     SGD,
+    VOCABULARY,
     ProcessRanks,
     engine_of,
     furthest,
@@ -22,10 +24,11 @@ from student_kit import (
     student,
     train,
 )
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill import checkpoint
 from distill.types import Full, NonFinite, ScoredRollout, TeacherScore, UserError, WorldError, align_logits
+from rollouts.tokenizer import build_tokenizer
 
 
 def test_teacher_equal_to_student_moves_nothing(models: Path, tmp_path: Path, two: ProcessRanks) -> None:
@@ -59,7 +62,7 @@ def test_nan_stops_before_the_weights_move(models: Path, tmp_path: Path, two: Pr
     payload = batch[bad].scores[0][1].payload
     assert isinstance(payload, Full)
     payload.logprobs_TV[-1, 3] = np.nan
-    with pytest.raises(NonFinite, match=r"domain math .* optimizer step 1;"):
+    with pytest.raises(NonFinite, match=r"domain math is NaN or infinite in step 2 "):
         learner.update(batch, step=1)
     assert furthest(dict(learner.weights().state_dict()), before) == 0
 
@@ -68,7 +71,7 @@ def explode(module: torch.nn.Module) -> None:
     module.get_parameter("lm_head.weight").register_hook(lambda gradient: gradient * float("inf"))
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_infinite_gradient_stops_before_the_weights_move(
     models: Path, tmp_path: Path, two: ProcessRanks, zero_stage: int
 ) -> None:
@@ -76,7 +79,7 @@ def test_infinite_gradient_stops_before_the_weights_move(
     learner = student(two.start(spec), spec)
     before = dict(learner.weights().state_dict())
     learner.weights().on_ranks(explode, [(), ()])
-    with pytest.raises(NonFinite, match="gradient is NaN or infinite in optimizer step 8"):
+    with pytest.raises(NonFinite, match=r"gradient is NaN or infinite.* in step 9 "):
         learner.update(make_batch(), step=8)
     assert furthest(dict(learner.weights().state_dict()), before) == 0
 
@@ -149,7 +152,10 @@ def forward(module: torch.nn.Module, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("expert_parallel", [1, 2])
 def test_export_is_the_live_model(models: Path, tmp_path: Path, two: ProcessRanks, expert_parallel: int) -> None:
-    spec = make_spec(make_model(models), tmp_path, engine=engine_of(2, expert_parallel=expert_parallel))
+    source = shutil.copytree(make_model(models), tmp_path / "source")
+    tokenizer = build_tokenizer(["3 + 4 = 7", "sorted(x)"] * 20, vocabulary=VOCABULARY)
+    tokenizer.save_pretrained(source)
+    spec = make_spec(str(source), tmp_path, engine=engine_of(2, expert_parallel=expert_parallel))
     learner = student(two.start(spec), spec)
     learner.update(make_batch(), step=0)
     learner.export(str(tmp_path / "student"))
@@ -158,6 +164,9 @@ def test_export_is_the_live_model(models: Path, tmp_path: Path, two: ProcessRank
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert not any(info.values()), info
     assert model.generation_config.eos_token_id == 1
+    exported = AutoTokenizer.from_pretrained(tmp_path / "student")
+    assert exported.get_vocab() == tokenizer.get_vocab()
+    assert exported.encode("3 + 4 = sorted") == tokenizer.encode("3 + 4 = sorted")
     ids = list(range(2, 22))
     live = learner.weights().on_ranks(forward, [(ids,), (ids,)])
     for logits in live:
