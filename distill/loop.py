@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from distill.types import Grader, Metrics, Prompts, Rollout, Sampler, ScoredRollout, Student
+from distill.types import Grader, Metrics, Prompts, Rollout, Sampler, ScoredRollout, Student, Weights
 
 
 class Interrupted(Exception):
@@ -25,8 +25,8 @@ class Watcher(Protocol):
         """Whether the weights after ``step`` steps are to be measured, and have not been."""
         ...
 
-    def evaluate(self, step: int, sampler: Sampler) -> None:
-        """Measure the weights that ``sampler`` has just been given."""
+    def evaluate(self, step: int, weights: Weights) -> None:
+        """Measure ``weights``, those after ``step`` steps."""
         ...
 
     def record(self, step: int, batch: Sequence[ScoredRollout], metrics: Metrics) -> None:
@@ -55,10 +55,8 @@ def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompt
     watch.resumed(step)
     clock = StepClock()
     while True:
-        with clock("publish"):
-            sampler.load_weights(student.weights(), version=step)  # act with the weights the gradient is taken at
         if watch.evaluates(step):
-            watch.evaluate(step, sampler)
+            watch.evaluate(step, student.weights())
         stops = watch.stops()
         if step > saved and (watch.saves(step) or stops or step == steps):
             student.save(step)
@@ -66,6 +64,9 @@ def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompt
             return
         if stops:
             raise Interrupted(f"stopped after step {step} of {steps}")
+        clock.start()
+        with clock("publish"):
+            sampler.load_weights(student.weights(), version=step)  # act with the weights the gradient is taken at
         with clock("scoring"):
             rollouts = clock.during("generation", sampler.sample(prompts(step), step=step))
             batch = grader.score(rollouts)  # consumes microbatches while later ones are being written
@@ -80,6 +81,10 @@ class StepClock:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def start(self) -> None:
+        """A step begins now; what was done since the last one (evaluation, checkpoints) is not part of it."""
         self._began = time.perf_counter()
 
     @contextmanager
@@ -105,8 +110,7 @@ class StepClock:
 
     def read(self) -> Metrics:
         """Seconds by role since the last reading, with the whole step and the part that no role accounts for."""
-        now = time.perf_counter()
-        step, self._began = now - self._began, now
+        step = time.perf_counter() - self._began
         seconds, self._seconds = self._seconds, {}
         metrics = {f"seconds/{role}": value for role, value in seconds.items()}
         return metrics | {"seconds/step": step, "seconds/other": step - sum(seconds.values())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -57,7 +58,18 @@ def check_device(recipe: Recipe) -> list[str]:
 
     if recipe.device == "cuda" and not torch.cuda.is_available():
         return ["`device` is cuda, and torch finds no GPU here; take `device: auto`, or a torch build with CUDA"]
-    return []
+    if resolve_device(recipe.device) == "cpu" or os.environ.get("RAY_ADDRESS"):
+        return []
+    # Ray would wait for ever for what this machine has not.
+    ranks, teachers, workers = recipe.student.engine.ranks, len(recipe.teachers), recipe.rollout.workers
+    needed, there = ranks + teachers + workers, torch.cuda.device_count()
+    if needed <= there:
+        return []
+    return [
+        f"the run needs {needed} GPUs at a time, one a process ({ranks} ranks, {teachers} teachers, {workers} sampler "
+        f"workers), and this machine has {there}; lower `student.engine.ranks`, take `device: cpu`, or name a Ray "
+        "cluster in RAY_ADDRESS"
+    ]
 
 
 def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

@@ -122,6 +122,8 @@ class Training:
             )
             method = METHODS[recipe.method]
             sampler = method.actor(cast)
+            # Whoever acts in training, it is the student that sits the exam.
+            examinee = sampler if method.samples or self.exam is None else cast.student_sampler()
             if teachers is not None:
                 self._check_vocabularies(teachers)
             train(
@@ -137,11 +139,13 @@ class Training:
                     progress=progress,
                     stop=world.stop,
                     exam=self.exam,
+                    examinee=examinee,
                 ),
             )
             if self.exam is not None and not self.exam.taken("student", recipe.run.steps, "test"):
                 progress.note("measuring the student on test prompts")
-                self.exam.take("student", step=recipe.run.steps, split="test", sampler=sampler)
+                examinee.load_weights(student.weights(), version=recipe.run.steps)
+                self.exam.take("student", step=recipe.run.steps, split="test", sampler=examinee)
             student.export(str(self.folder / "student"))
 
     def _student_spec(self, world: World) -> StudentSpec:
@@ -189,11 +193,11 @@ class Training:
     def _sampler(self, world: World, closing: ExitStack) -> Callable[[], Sampler]:
         recipe = self.recipe
         how = decoding(recipe, self.tokenizer)
-        rollout = recipe.rollout
+        rollout, engine = recipe.rollout, recipe.student.engine
 
         def make() -> Sampler:
             if rollout.workers == 0:
-                own = replace(how, lockstep=recipe.student.engine.expert_parallel > 1)
+                own = replace(how, lockstep=engine.expert_parallel > 1 or engine.zero_stage == 3)
                 return StudentSampler(own, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
             workers = SamplerWorkers(
                 rollout.workers, device=world.device, dtype=world.dtype(recipe.student.engine.dtype), gpus=world.gpus

@@ -13,7 +13,7 @@ from distill.console import TaskHandle
 from distill.recipe import Recipe
 from distill.seesaw import recovery
 from distill.track import Tracker
-from distill.types import Full, Metrics, Sampler, ScoredRollout
+from distill.types import Full, Metrics, Sampler, ScoredRollout, Weights
 from recipes.costs import Costs
 from recipes.exam import Exam
 
@@ -30,9 +30,10 @@ class RunWatch:
         progress: TaskHandle,
         stop: threading.Event,
         exam: Exam | None,
+        examinee: Sampler,
     ) -> None:
         self._recipe, self._tracker, self._costs, self._progress = recipe, tracker, costs, progress
-        self._stop, self._exam = stop, exam
+        self._stop, self._exam, self._examinee = stop, exam, examinee
 
     def resumed(self, step: int) -> None:
         """Void what was recorded of steps that are run again."""
@@ -48,11 +49,12 @@ class RunWatch:
         run = self._recipe.run
         return step % run.evaluate_every == 0 or step == run.steps
 
-    def evaluate(self, step: int, sampler: Sampler) -> None:
+    def evaluate(self, step: int, weights: Weights) -> None:
         """Measure the student on the validation prompts, and where it stands against base and teachers."""
         assert self._exam is not None
         with self._costs.evaluation() as spent:
-            metrics = self._exam.take("student", step=step, split="validation", sampler=sampler)
+            self._examinee.load_weights(weights, version=step)
+            metrics = self._exam.take("student", step=step, split="validation", sampler=self._examinee)
             spent.tokens = self._exam.tokens("student", step=step, split="validation")
         metrics |= self._against_teachers(self._exam, step)
         self._tracker.log("eval", step, metrics | spent.metrics())
