@@ -76,7 +76,7 @@ class Exam:
         return float(sum(r.tokens for r in self.rows if (r.model, r.step, r.split) == (model, step, split)))
 
     def forget_after(self, step: int) -> None:
-        """Drop what the student was measured at after ``step``, all of it where no step is finished; so does the tracker."""
+        """Drop what the student was measured at after ``step``, or at all where no step is finished."""
         kept = [row for row in self.rows if row.step <= step and (step > 0 or row.model != "student")]
         self.rows, self._counts = [], Counter()
         self._add(kept)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from rollouts.rewards import RewardGrader
 from transformers import PreTrainedTokenizerBase
 
 from distill.recipe import Recipe
 from distill.types import Grader, Rollout, Sampler, ScoredRollout
 from rollouts.generate import Decoding
+from rollouts.rewards import RewardGrader
 from rollouts.sampler import GoldSampler
 from rollouts.tasks import Task
 from rollouts.tokenizer import completion_ids

@@ -1,4 +1,4 @@
-"""What base and specialists are made from: stages are ordinary runs in ``stages/<name>/``, in the order of their needs."""
+"""What base and specialists are made from: stages are ordinary runs in ``stages/<name>/``, each after what it needs."""
 
 from __future__ import annotations
 

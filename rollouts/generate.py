@@ -31,7 +31,7 @@ class Decoding:
         step: the loop step that the rollouts belong to.
         eos_token_id: ends a completion.
         pad_token_id: fills the left of shorter prompts.
-        lockstep: all ranks of the default process group take equally many forwards, as expert parallelism and ZeRO-3 need.
+        lockstep: all ranks take equally many forwards, as expert parallelism and ZeRO-3 need.
     """
 
     max_new_tokens: int

@@ -76,9 +76,7 @@ class TeacherPool:
         self._payload: PayloadName = payload
         self.scored_tokens = dict.fromkeys(specs, 0)
         self._actors: dict[str, Any] = {
-            name: ray.remote(_Host)
-            .options(num_cpus=0, num_gpus=spec.gpus, max_concurrency=1)
-            .remote(spec, 1)
+            name: ray.remote(_Host).options(num_cpus=0, num_gpus=spec.gpus, max_concurrency=1).remote(spec, 1)
             for name, spec in specs.items()
         }
 
@@ -158,7 +156,7 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload) -> None:
     bad = ~np.isfinite(values[rollout.loss_mask]).reshape(rollout.trained_tokens, -1).all(axis=1)
     if bad.any():
         raise NonFinite(
-            f"teacher {teacher!r} gave NaN or infinity at {int(bad.sum())} of {rollout.trained_tokens} tokens of rollout "
-            f"{rollout.index} (domain {rollout.domain!r}, step {rollout.version}, prompt {rollout.prompt.id}); "
+            f"teacher {teacher!r} gave NaN or infinity at {int(bad.sum())} of {rollout.trained_tokens} tokens of "
+            f"rollout {rollout.index} (domain {rollout.domain!r}, step {rollout.version}, prompt {rollout.prompt.id}); "
             "the weights have not moved, the last checkpoint resumes the run"
         )

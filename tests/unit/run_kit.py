@@ -105,7 +105,10 @@ def evaluations(*, n_test: int, n_validation: int, steps: int, seesaw: bool, fin
 
 
 def train_row(rng: np.random.Generator, step: int) -> dict[str, Any]:
-    kl = {d: top * math.exp(-step / 60) + 0.012 + 0.006 * rng.random() for d, top in zip(BASE, (0.11, 0.16, 0.2), strict=True)}
+    kl = {
+        d: top * math.exp(-step / 60) + 0.012 + 0.006 * rng.random()
+        for d, top in zip(BASE, (0.11, 0.16, 0.2), strict=True)
+    }
     written = np.array([30, 25, 7]) + rng.normal(size=3)
     gradient = np.array([0.34, 0.35, 0.31]) + 0.02 * rng.normal(size=3)
     row: dict[str, Any] = {"step": step, "kind": "train", "loss": sum(kl.values()) / 3, "lr": 5e-4}
