@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
-def load_model(path: str | Path, *, device: str, dtype: str) -> torch.nn.Module:
+def load_model(path: str | Path, *, device: str, dtype: str) -> PreTrainedModel:
     """A frozen checkpoint, in eval mode.
 
     Args:

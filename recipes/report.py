@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 from rich.table import Table
+from rich.text import Text
 
 from distill.checkpoint import write_atomic
 from recipes.report_data import Row, RunData, css_of, load_run
@@ -80,20 +81,20 @@ def summary_table(run_dir: Path) -> Table:
     for row in recovery_rows(data):
         own = set(final["teachers"][row["domain"]])
         cells = [_cell(final, model, row["domain"], own) for model in models]
-        interval = f" [dim]({row['recovery_ci']})[/dim]" if row["recovery_ci"] else ""
-        table.add_row(row["domain"], *cells, f"{row['recovery_text']}{interval}")
+        interval = (f" ({row['recovery_ci']})", "dim") if row["recovery_ci"] else ""
+        table.add_row(row["domain"], *cells, Text.assemble(row["recovery_text"], interval))
     table.add_section()
     table.add_row("mean", *(_mean(final, model) for model in models), percent(final["metrics"].get("mean_recovery")))
     return table
 
 
-def _cell(final: Row, model: str, domain: str, own: set[str]) -> str:
+def _cell(final: Row, model: str, domain: str, own: set[str]) -> Text:
     """A score; a teacher's on its own domain, and the student's, stand out."""
     scored = final["models"][model].get(domain)
     if scored is None:
-        return "–"
-    text = f"{100 * scored['score']:.1f}"
-    return f"[bold]{text}[/bold]" if model == "student" or model.removeprefix("teachers/") in own else text
+        return Text("–")
+    stands_out = model == "student" or model.removeprefix("teachers/") in own
+    return Text(f"{100 * scored['score']:.1f}", style="bold" if stands_out else "")
 
 
 def _mean(final: Row, model: str) -> str:
