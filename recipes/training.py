@@ -23,7 +23,7 @@ from recipes.exam import Exam
 from recipes.methods import METHODS, Cast, decoding
 from recipes.ranks import RayRanks
 from recipes.watch import RunWatch
-from rollouts.prompts import PromptSource, Supply
+from rollouts.prompts import Prefetched, PromptSource, Supply
 from rollouts.sampler import StudentSampler
 from rollouts.tasks import Task, make_task
 from rollouts.workers import PublishedSampler, SamplerWorkers
@@ -126,11 +126,13 @@ class Training:
             examinee = sampler if method.samples or self.exam is None else cast.student_sampler()
             if teachers is not None:
                 self._check_vocabularies(teachers)
+            prompts = Prefetched(prompt_source(recipe, self.tasks, self.tokenizer, held_out=False))
+            closing.callback(prompts.close)
             train(
                 student=student,
                 sampler=sampler,
                 grader=method.graders(cast),
-                prompts=prompt_source(recipe, self.tasks, self.tokenizer, held_out=False),
+                prompts=prompts,
                 steps=recipe.run.steps,
                 watch=RunWatch(
                     recipe,

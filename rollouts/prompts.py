@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from distill.types import Prompt
+from distill.types import Prompt, Prompts
 from rollouts.generate import keyed_uniforms
 from rollouts.tasks import Task
 from rollouts.tokenizer import to_prompt
@@ -54,3 +55,26 @@ class PromptSource:
         easy = split == "train" and bool(keyed_uniforms(seed=seed, step=index, rollout=0, n=1)[0] < supply.easy_share)
         example = supply.task.example(seed=seed, split=split, index=index, easy=easy)
         return to_prompt(self.tokenizer, domain=domain, example=example)
+
+
+class Prefetched:
+    """A prompt source that draws the next step's prompts in a thread, while the others work on this step's.
+
+    Drawing took 4% of a step of the quickstart, in which both cores waited. What is drawn does not change: prompts are
+    a pure function of the step.
+    """
+
+    def __init__(self, prompts: Prompts) -> None:
+        self._prompts = prompts
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompts")
+        self._next: tuple[int, Future[Sequence[Prompt]]] | None = None
+
+    def __call__(self, step: int) -> Sequence[Prompt]:
+        """The prompts of ``step``; any step may be asked for, the one after the last is there already."""
+        drawn = self._next[1].result() if self._next and self._next[0] == step else self._prompts(step)
+        self._next = step + 1, self._thread.submit(self._prompts, step + 1)
+        return drawn
+
+    def close(self) -> None:
+        """End the thread; what it had not begun is not drawn."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
