@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def load_model(path: str | Path, *, device: str, dtype: str) -> PreTrainedModel:
@@ -20,5 +22,7 @@ def load_model(path: str | Path, *, device: str, dtype: str) -> PreTrainedModel:
     Raises:
         OSError: there is no checkpoint, or it cannot be read.
     """
+    from transformers import AutoModelForCausalLM  # seconds that the driver, which loads no model, does not spend
+
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
     return model.to(device).eval()

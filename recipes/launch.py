@@ -54,13 +54,15 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
         Interrupted: Ctrl-C; the step was finished and saved.
     """
     check(recipe, out)
+    device = resolve_device(recipe.device)
+    quieten_libraries(device)
     if restart:
         move_aside(out)
     refuse_changed_recipe(recipe, out)
     with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
         write_atomic(out / "recipe.yaml", dump_recipe(recipe))
         write_atomic(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        world = World(out=out, device=resolve_device(recipe.device), progress=progress, stop=stop)
+        world = World(out=out, device=device, progress=progress, stop=stop)
         with ray_cluster(out):
             make_stages(recipe, world)
             distill(recipe, world, attempt)
@@ -142,12 +144,20 @@ def write_ledger(recipe: Recipe, out: Path) -> None:
     ledger.write(out / "ledger.json")
 
 
+def quieten_libraries(device: str) -> None:
+    """The console is the run's own: no bars for a model of a second's loading, no advice on accelerators."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    os.environ.setdefault("DS_ACCELERATOR", device)  # else DeepSpeed looks around, and says what it did not find
+    os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+
+
 @contextmanager
 def ray_cluster(out: Path) -> Iterator[None]:
     """A Ray cluster of this run's own, or the one that RAY_ADDRESS names."""
     import ray
 
-    os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
