@@ -44,6 +44,9 @@ from rollouts.tasks import fingerprint
 
 __all__ = ["evaluate_model", "run"]
 
+FINISHED = "finished.json"
+"""Lies in the folder of a run whose every result is there; the same command then only shows them."""
+
 
 def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     """Run a recipe to its end in the folder ``out``, or go on with what is there.
@@ -60,12 +63,15 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
         move_aside(out)
     refuse_changed_recipe(recipe, out)
     with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
-        write_atomic(out / "recipe.yaml", dump_recipe(recipe))
-        write_atomic(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        world = World(out=out, device=device, progress=progress, stop=stop)
-        with ray_cluster(out):
-            make_stages(recipe, world)
-            distill(recipe, world, attempt)
+        if not (out / FINISHED).is_file():
+            write_atomic(out / "recipe.yaml", dump_recipe(recipe))
+            write_atomic(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            world = World(out=out, device=device, progress=progress, stop=stop)
+            with ray_cluster(out):
+                make_stages(recipe, world)
+                distill(recipe, world, attempt)
+            write_atomic(out / FINISHED, json.dumps({"steps": recipe.run.steps}) + "\n")
+        write_report(out)
         progress.print(summary_table(out))
         progress.print(f"report: {out / 'report.html'}")
 
@@ -105,7 +111,6 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
         write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
         tracker.summarize(seesaw)
     write_ledger(recipe, out)
-    write_report(out)
 
 
 def starting_model(recipe: Recipe, whole: Recipe, *, out: Path, folder: Path, attempt: str) -> str:

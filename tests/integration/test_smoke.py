@@ -117,8 +117,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(smoke, tmp_path):
     kill(process)
     process = mopd("run", "smoke", "--out", out)
     wait_for(process, out / "rollouts.jsonl", 1)
+    os.kill(process.pid, signal.SIGSTOP)  # alive, and surely not finished while the other one starts
     code, printed = finish(mopd("run", "smoke", "--out", out))
-    assert code == 2
+    assert code == 2, printed
     assert str(process.pid) in printed
     kill(process)
     run("run", "smoke", "--out", out)

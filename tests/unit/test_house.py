@@ -250,6 +250,19 @@ def test_the_packages_are_those_of_this_repository(package: str) -> None:
     assert Path(str(module.__file__)).resolve().parent == REPOSITORY / package
 
 
+def test_the_readme_names_every_file_by_its_own_first_line(sources: list[Source]) -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    shown = {line.strip() for line in readme.splitlines() if line.startswith("      ")}
+    files = [source for source in sources if not source.path.endswith("__init__.py")]
+    expected = {
+        f"{source.path.split('/', 1)[1]:<24}  {(ast.get_docstring(source.tree) or '').splitlines()[0]}"
+        for source in files
+    }
+    assert expected - shown == set()
+    gone = [line for line in shown if ".py  " in line and line not in expected]
+    assert gone == []
+
+
 def test_import_contracts_are_kept() -> None:
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
     outcome = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
