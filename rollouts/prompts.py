@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from distill.types import Prompt, Prompts
-from rollouts.generate import keyed_uniforms
 from rollouts.tasks import Task
 from rollouts.tokenizer import to_prompt
 
@@ -52,9 +52,18 @@ class PromptSource:
 
     def _prompt(self, domain: str, *, seed: int, split: str, index: int) -> Prompt:
         supply = self.supplies[domain]
-        easy = split == "train" and bool(keyed_uniforms(seed=seed, step=index, rollout=0, n=1)[0] < supply.easy_share)
+        easy = split == "train" and easy_coin(domain, seed=seed, index=index) < supply.easy_share
         example = supply.task.example(seed=seed, split=split, index=index, easy=easy)
         return to_prompt(self.tokenizer, domain=domain, example=example)
+
+
+def easy_coin(domain: str, *, seed: int, index: int) -> float:
+    """A number in 0..1, keyed by (seed, domain, index); below the domain's easy share, prompt ``index`` is easy.
+
+    The domain is part of the key, or else prompt i would be easy in every domain or in none. The hash is another than
+    that of the token noise, which is keyed by numbers only.
+    """
+    return random.Random(f"easy/{domain}/{seed}/{index}").random()
 
 
 class Prefetched:

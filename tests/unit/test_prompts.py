@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from distill.types import Prompt
-from rollouts.prompts import Prefetched, PromptSource, Supply
+from rollouts.generate import keyed_uniforms
+from rollouts.prompts import Prefetched, PromptSource, Supply, easy_coin
 from rollouts.tasks import TASKS
 from rollouts.tokenizer import build_tokenizer
 
@@ -36,6 +38,30 @@ def test_another_seed_draws_other_prompts(source: PromptSource) -> None:
     other = PromptSource(source.supplies, source.tokenizer, seed=8)
     assert not {p.text for p in other(0)} & {p.text for p in source(0)}
     assert other.held_out("test", 4, seed=0) == source.held_out("test", 4, seed=0)
+
+
+def test_domains_toss_their_own_coins_for_easy_prompts() -> None:
+    """Neither another domain's coin, nor the number that draws token 0 of rollout 0, tells whether a prompt is easy."""
+    n = 2000
+    coins = {
+        domain: np.array([easy_coin(domain, seed=7, index=i) for i in range(n)]) for domain in ("math", "reasoning")
+    }
+    noise = np.array([keyed_uniforms(seed=7, step=i, rollout=0, n=1)[0] for i in range(n)])
+    for other in (coins["reasoning"], noise):
+        assert abs(np.corrcoef(coins["math"], other)[0, 1]) < 4 / n**0.5  # four standard errors
+    for share in (0.1, 0.5, 0.9):
+        drawn = [np.mean(c < share) for c in coins.values()]
+        assert drawn == pytest.approx([share] * 2, abs=4 * (share * (1 - share) / n) ** 0.5)
+
+
+def test_the_easy_share_is_what_was_asked_for(source: PromptSource) -> None:
+    """A prompt is easy exactly where its coin says so, and held-out prompts never are."""
+    task, share = source.supplies["math"].task, source.supplies["math"].easy_share
+    for i in range(40):
+        easy = easy_coin("math", seed=7, index=i) < share
+        assert source(i // 5)[i % 5].text == task.example(seed=7, split="train", index=i, easy=easy).text
+    hard = [task.example(seed=0, split="test", index=i, easy=False).text for i in range(20)]
+    assert [p.text for p in source.held_out("test", 20, seed=0)["math"]] == hard
 
 
 def test_prefetching_changes_nothing(source: PromptSource) -> None:
