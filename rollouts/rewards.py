@@ -17,7 +17,7 @@ class RewardGrader:
 
     Args:
         tasks: by domain.
-        tokenizer: the policy's; it turns a rollout's own tokens into text, without special tokens.
+        tokenizer: the policy's; it turns a rollout's own tokens into text, without the closing EOS.
     """
 
     def __init__(self, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> None:

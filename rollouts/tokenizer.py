@@ -62,8 +62,14 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> tuple[int
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:
-    """What the policy wrote, as text: the trained tokens, without special tokens."""
-    return str(tokenizer.decode(rollout.token_ids[rollout.loss_mask].tolist(), skip_special_tokens=True))
+    """What the policy wrote, as text: the trained tokens, without the EOS that closes them.
+
+    Any other special token stays visible: a verifier that doesn't see it would judge ``1 <pad> 2`` as ``12``.
+    """
+    written = rollout.token_ids[rollout.loss_mask].tolist()
+    if written and written[-1] == tokenizer.eos_token_id:
+        written.pop()
+    return str(tokenizer.decode(written, skip_special_tokens=False))
 
 
 def to_prompt(tokenizer: PreTrainedTokenizerBase, *, domain: str, example: Example) -> Prompt:
