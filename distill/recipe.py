@@ -180,7 +180,7 @@ class StageRecipe(Strict):
 
     from_: ModelSource = Field(alias="from", description="stage:NAME, a path, a Hub id, or an architecture")
     method: Literal["supervised"] = Field(default="supervised", description="a row of recipes/methods.py")
-    domains: tuple[str, ...] | None = Field(default=None, description="domains trained on; none: all of the recipe")
+    domains: tuple[str, ...] | None = Field(default=None, description="domains trained on; none: all that are trained")
     prompts: Count = Field(default=64, description="prompts per domain and step")
     easy_share: float = Field(default=0.0, ge=0, le=1, description="share of training prompts in the task's easy form")
     steps: Count = Field(default=200, description="loop steps")

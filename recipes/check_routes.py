@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from distill.recipe import PolicyGradient, Recipe, Source
+from distill.recipe import Optimizer, PolicyGradient, Recipe, Source
 from distill.recipe_schema import guess
 from recipes.lineage import chain, sources, stage_name
+from recipes.methods import METHODS
+from recipes.stages import stage_domains
 
 
 def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[str]) -> list[str]:
@@ -23,6 +25,7 @@ def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[s
         *_method(recipe, losses),
         *_rewards(recipe),
         *_stages(recipe),
+        *_updates(recipe),
         *_idle(recipe),
     ]
 
@@ -110,21 +113,53 @@ def _stages(recipe: Recipe) -> Iterator[str]:
             yield f"`stages.{name}.from` leads back to itself: {circle}; one of them must start from a model"
         elif name not in needed:
             yield f"`stages.{name}`: neither the student nor a teacher comes from this stage; use it, or take it away"
-        yield from _stage_domains(recipe, name)
+        yield from _named_domains(recipe, name)
 
 
-def _stage_domains(recipe: Recipe, name: str) -> Iterator[str]:
+def _named_domains(recipe: Recipe, name: str) -> Iterator[str]:
     domains = recipe.stages[name].domains
     if domains is None:
         return
     where = f"`stages.{name}.domains`"
     if not domains:
-        yield f"{where} is empty; name a domain, or leave the key out to train on all of them"
+        yield f"{where} is empty; name a domain, or leave the key out to train on all that are trained"
     for domain in domains:
         if domain not in recipe.domains:
             yield f"{where}: no domain {domain!r} is declared under `domains`; {guess(domain, recipe.domains)}"
+        elif recipe.domains[domain].evaluate_only:
+            yield f"{where} names {domain!r}, which is evaluate_only: nothing may train on it; take it out of the list"
     for domain in sorted({domain for domain in domains if domains.count(domain) > 1}):
         yield f"{where} names {domain!r} {domains.count(domain)} times; once is enough"
+
+
+def _updates(recipe: Recipe) -> Iterator[str]:
+    """Whether every update gets a rollout of every domain, and the warm-up ends before the training does."""
+    student = recipe.student
+    samples = recipe.rollout.samples_per_prompt if METHODS[recipe.method].samples else 1
+    for name, domain in recipe.trained_domains.items():
+        if domain.prompts * samples < student.updates_per_step:
+            yield (
+                f"`student.updates_per_step` is {student.updates_per_step}, and domain {name!r} has "
+                f"{domain.prompts * samples} rollouts a step: every update needs one of every domain; raise "
+                f"`domains.{name}.prompts`, or lower the updates"
+            )
+    yield from _warm_up("student", student.optimizer, "run.steps", recipe.run.steps * student.updates_per_step)
+    for name, stage in recipe.stages.items():
+        where, updates = f"stages.{name}", stage.updates_per_step
+        if stage.prompts < updates:
+            yield (
+                f"`{where}.updates_per_step` is {updates}, and `{where}.prompts` is {stage.prompts} a domain: every "
+                f"update needs one of every domain; raise the prompts, or lower the updates"
+            )
+        yield from _warm_up(where, stage.optimizer, f"{where}.steps", stage.steps * updates)
+
+
+def _warm_up(where: str, optimizer: Optimizer, steps: str, total: int) -> Iterator[str]:
+    if optimizer.warmup_steps >= total:
+        yield (
+            f"`{where}.optimizer.warmup_steps` is {optimizer.warmup_steps}, and the training has {total} optimizer "
+            f"steps: the schedule would never begin; lower it, or raise `{steps}`"
+        )
 
 
 def _idle(recipe: Recipe) -> Iterator[str]:
@@ -141,7 +176,7 @@ def _idle(recipe: Recipe) -> Iterator[str]:
         elif isinstance(domain.task, Source):
             yield from _set(domain, f"domains.{name}", ("easy_share",), "a dataset has no easy form")
     for name, stage in recipe.stages.items():
-        trained = recipe.domains if stage.domains is None else stage.domains
+        trained = stage_domains(recipe, name)
         if all(isinstance(recipe.domains[one].task, Source) for one in trained if one in recipe.domains):
             yield from _set(stage, f"stages.{name}", ("easy_share",), "a dataset has no easy form")
     if recipe.method == "supervised":

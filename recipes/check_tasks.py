@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.recipe import Recipe, Source
 from distill.types import Prompt, UserError
+from recipes.stages import stage_domains
 from rollouts.tasks import Example, Task, make_task
 from rollouts.tokenizer import completion_ids, to_prompt
 
@@ -110,8 +111,8 @@ def _supervised(recipe: Recipe) -> Iterator[str]:
     trained: dict[str, tuple[str, ...]] = {}
     if recipe.method == "supervised":
         trained["method"] = tuple(recipe.trained_domains)
-    for name, stage in recipe.stages.items():
-        trained[f"stages.{name}"] = tuple(recipe.domains) if stage.domains is None else stage.domains
+    for name in recipe.stages:
+        trained[f"stages.{name}"] = stage_domains(recipe, name)
     for where, domains in trained.items():
         for name in domains:
             if name in recipe.domains and not has_gold_answers(recipe.domains[name].task):

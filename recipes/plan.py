@@ -9,6 +9,7 @@ from typing import Any, Literal
 from distill.engine import model_dtype
 from distill.recipe import Engine, Optimizer, Recipe
 from recipes.check_tasks import Lengths
+from recipes.stages import stage_domains
 from recipes.survey import Facts
 
 GIB = 2.0**30
@@ -197,7 +198,7 @@ def _flops(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Len
         total += sum(facts[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in domain.teacher_weights)
     total *= recipe.run.steps
     for name, stage in recipe.stages.items():
-        for domain in stage.domains if stage.domains is not None else recipe.domains:
+        for domain in stage_domains(recipe, name):
             sequences = [round(lengths[domain].mean_prompt + lengths[domain].mean_answer)] * stage.prompts
             total += stage.steps * facts[f"stages.{name}.from"].cost.train(sequences)
     return total

@@ -35,10 +35,15 @@ def stage_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
 
 
+def stage_domains(recipe: Recipe, name: str) -> tuple[str, ...]:
+    """The domains that a stage trains on: those it names, else all that the recipe trains; evaluate_only ones never."""
+    named = recipe.stages[name].domains
+    return named if named is not None else tuple(recipe.trained_domains)
+
+
 def stage_recipe(recipe: Recipe, name: str) -> Recipe:
     """The recipe of a stage, as a run of its own: one way to train serves stages and runs alike."""
     stage = recipe.stages[name]
-    trained = stage.domains if stage.domains is not None else tuple(recipe.domains)
     return Recipe(
         name=f"{recipe.name}-{name}",
         seed=stage_seed(recipe.seed, name),
@@ -52,7 +57,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
         ),
         domains={
             domain: DomainRecipe(task=recipe.domains[domain].task, prompts=stage.prompts, easy_share=stage.easy_share)
-            for domain in trained
+            for domain in stage_domains(recipe, name)
         },
         loss=NegativeLogLikelihood(estimator="nll"),
         rollout=recipe.rollout,

@@ -39,8 +39,11 @@ QUICKLY = (
     "evaluate.test_prompts=20",
     "stages.base.steps=80",
     "stages.math.steps=4",
+    "stages.math.optimizer.warmup_steps=1",
     "stages.code.steps=4",
+    "stages.code.optimizer.warmup_steps=1",
     "stages.reasoning.steps=4",
+    "stages.reasoning.optimizer.warmup_steps=1",
     "track.wandb.mode=disabled",
 )
 

@@ -61,12 +61,37 @@ def test_a_wrong_route_is_named(changes: dict[str, Any], told: str) -> None:
         (["maths"], "no domain 'maths' is declared under `domains`; did you mean `math`"),
         ([], "`stages.base.domains` is empty"),
         (["math", "math"], "names 'math' 2 times"),
+        (["math", "more"], "names 'more', which is evaluate_only"),
     ],
 )
 def test_a_stage_with_wrong_domains_is_named(domains: list[str], told: str) -> None:
     stages = tree()["stages"]
     stages["base"] = {**stages["base"], "domains": domains}
-    assert any(told in problem for problem in problems(stages=stages))
+    measured = {"math": MATH, "more": {"task": "ordering", "evaluate_only": True}}
+    assert any(told in problem for problem in problems(stages=stages, domains=measured))
+
+
+def test_every_update_needs_a_rollout_of_every_domain() -> None:
+    student = {"model": "stage:base", "updates_per_step": 5}
+    (found,) = problems(student=student)
+    assert "`student.updates_per_step` is 5, and domain 'math' has 4 rollouts a step" in found
+    assert problems(student=student, rollout={"samples_per_prompt": 2}) == []
+    supervised = {"method": "supervised", "loss": {"estimator": "nll"}, "losses": ("nll",), "teachers": {}}
+    alone = {"domains": {"math": {"task": "arithmetic", "prompts": 4}}, "stages": {"base": tree()["stages"]["base"]}}
+    (found,) = problems(student=student, **supervised, **alone)  # which has no samples
+    assert "domain 'math' has 4 rollouts" in found
+    stages = tree()["stages"] | {"math": {"from": "stage:base", "prompts": 2, "updates_per_step": 3}}
+    (found,) = problems(stages=stages)
+    assert "`stages.math.updates_per_step` is 3, and `stages.math.prompts` is 2" in found
+
+
+def test_a_warm_up_that_never_ends_is_refused() -> None:
+    (found,) = problems(run={"steps": 10})  # of 2 updates each
+    assert "`student.optimizer.warmup_steps` is 20, and the training has 20 optimizer steps" in found
+    assert problems(run={"steps": 11}) == []
+    stages = tree()["stages"] | {"math": {"from": "stage:base", "steps": 20}}
+    (found,) = problems(stages=stages)
+    assert "`stages.math.optimizer.warmup_steps` is 20" in found
 
 
 def test_a_cycle_is_told_once() -> None:

@@ -93,6 +93,11 @@ def test_a_stage_is_a_run_of_its_own():
     assert stage_seed(0, "math") != stage_seed(1, "math")
 
 
+def test_a_stage_trains_on_what_the_recipe_trains_on():
+    domains = recipe().model_dump()["domains"] | {"more": {"task": "ordering", "evaluate_only": True}}
+    assert list(stage_recipe(recipe(domains=domains), "base").domains) == ["math", "code"]
+
+
 def test_fingerprints_follow_what_a_stage_depends_on_and_nothing_else():
     plain = {name: stage_fingerprint(recipe(), name) for name in ("base", "math", "code")}
     longer = recipe(run={"steps": 999})
