@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from distill import moe
+from distill.load import load_whole
 from distill.recipe import Engine, Optimizer
 from distill.types import UserError
 
@@ -83,13 +84,12 @@ def build(spec: StudentSpec) -> tuple[Any, moe.LoadBalance]:
     if not dist.is_initialized():
         backend = "nccl" if spec.device == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     torch.manual_seed(spec.seed)
     dtype = model_dtype(spec.engine, spec.device)
-    model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=dtype)
+    model = load_whole(spec.model, dtype=dtype)
     check_engine(model.config, spec.engine, spec.optimizer, device=spec.device)
     if spec.engine.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

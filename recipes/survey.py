@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from distill.flops import ModelCost, model_cost
@@ -20,13 +20,13 @@ from distill.types import UserError
 from recipes.lineage import Origin, is_path, origin, sources
 from recipes.models import training_texts
 from recipes.stages import stage_seed
+from recipes.weights import check_weights, weight_files
 from rollouts.tasks import Task
 from rollouts.tokenizer import build_tokenizer
 
 FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of a configuration that the stage's own tokenizer decides."""
 HUB_TIMEOUT_SECONDS = 5.0
-WEIGHTS = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +126,40 @@ def _look(recipe: Recipe, found: Origin, tasks: Mapping[str, Task]) -> Facts | N
         seed = recipe.seed if found.stage is None else stage_seed(recipe.seed, found.stage)
         tokenizer = build_tokenizer(training_texts(tasks, seed=seed), found.source.vocabulary)
         config = architecture_config(found.source, tokenizer)
+        _, cost = empty_model(config)
     else:
-        folder = local_folder(found.source)
-        config, tokenizer = _read(folder, "configuration", AutoConfig), _read(folder, "tokenizer", AutoTokenizer)
+        config, tokenizer, cost = read_checkpoint(local_folder(found.source))
+    return Facts(found, config, tokenizer, cost)
+
+
+def read_checkpoint(folder: str) -> tuple[Any, PreTrainedTokenizerBase, ModelCost]:
+    """A checkpoint's configuration, tokenizer and cost, without loading a weight.
+
+    Args:
+        folder: as :func:`local_folder` gives it; a Hub model that is still to be downloaded has no weights to look at.
+
+    Raises:
+        UserError: something of it is missing or broken.
+    """
+    config, tokenizer = _read(folder, "configuration", AutoConfig), _read(folder, "tokenizer", AutoTokenizer)
+    model, cost = empty_model(config)
+    if Path(folder).is_dir():
+        check_weights(Path(folder), model)
+    return config, tokenizer, cost
+
+
+def empty_model(config: Any) -> tuple[PreTrainedModel, ModelCost]:
+    """The model that a configuration makes, on the meta device, and what it costs.
+
+    Raises:
+        UserError: none can be made.
+    """
     try:
         with torch.device("meta"):
-            cost = model_cost(AutoModelForCausalLM.from_config(config))
+            model = AutoModelForCausalLM.from_config(config)
+        return model, model_cost(model)
     except Exception as error:  # each family has exceptions of its own
         raise UserError(f"no language model can be built from its configuration: {error}") from error
-    return Facts(found, config, tokenizer, cost)
 
 
 def local_folder(source: str) -> str:
@@ -152,8 +177,7 @@ def local_folder(source: str) -> str:
         raise UserError(f"no checkpoint at {source} ({folder.resolve()} is not a folder)")
     if not (folder / "config.json").is_file():
         raise UserError(f"{source} is no Hugging Face checkpoint: it holds no config.json")
-    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
-        raise UserError(f"{source} is no whole checkpoint: it holds no weights ({' or '.join(WEIGHTS)})")
+    weight_files(folder)
     return source
 
 
@@ -163,13 +187,13 @@ def _hub_folder(name: str) -> str:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, local_files_only=True))
-        if any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
-            return str(folder)
+        folder = snapshot_download(name, local_files_only=True)
+        weight_files(Path(folder))
+        return folder
     except HFValidationError as error:
         raise UserError(f"{name!r} is neither `stage:NAME`, nor a path (./ or /), nor a Hub id: {error}") from error
-    except LocalEntryNotFoundError:
-        pass
+    except (LocalEntryNotFoundError, UserError):
+        pass  # not there, or not all of it: the rest is downloaded
     try:
         # Asked once: transformers itself would retry for half a minute.
         model_info(name, timeout=HUB_TIMEOUT_SECONDS)
