@@ -145,13 +145,19 @@ def whole_checkpoints(folder: str | Path) -> list[int]:
     return sorted(int(match[1]) for path in Path(folder).iterdir() if (match := _STEP.match(path.name)))
 
 
-def prune(folder: str | Path, *, keep: int, attempt: str) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and what other attempts left half written."""
-    for step in whole_checkpoints(folder)[:-keep]:
-        remove(Path(folder) / checkpoint_name(step))
-    for path in Path(folder).glob("*.tmp-*"):
-        if not path.name.endswith(f".tmp-{attempt}"):
-            remove(path)
+def prune(run_dir: str | Path, folder: str | Path, *, keep: int, attempt: str) -> None:
+    """Remove all but the newest ``keep`` checkpoints, and what other attempts left half written.
+
+    Raises:
+        WorldError: a newer attempt owns the run; what is half written may be its own.
+    """
+    with _publishing(run_dir):
+        check_current(run_dir, attempt, "the list of checkpoints")
+        for step in whole_checkpoints(folder)[:-keep]:
+            remove(Path(folder) / checkpoint_name(step))
+        for path in Path(folder).glob("*.tmp-*"):
+            if not path.name.endswith(f".tmp-{attempt}"):
+                remove(path)
 
 
 def export_hf(path: str | Path, *, state_dict: Mapping[str, torch.Tensor], model: Any, source: str | Path) -> None:

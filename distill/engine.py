@@ -67,11 +67,12 @@ def check_engine(config: Any, settings: Engine, optimizer: Optimizer, *, device:
         moe.check_expert_parallel(config, settings.ranks, settings.expert_parallel)
     except UserError as error:
         problems.extend(error.problems)
-    if settings.zero_stage == 0 and settings.expert_parallel > 1 and optimizer.clip > 0:
-        # It averages local norms over ranks, which is not the global norm.
-        problems.append("zero_stage 0 with expert_parallel clips by a wrong gradient norm; use zero_stage 1 or 2")
-    if settings.zero_stage == 0 and model_dtype(settings, device) == torch.bfloat16:
-        problems.append("zero_stage 0 keeps no float32 weights for bfloat16 training; use zero_stage 1 or 2")
+    if settings.zero_stage == 0 and settings.expert_parallel > 1:
+        # Every rank would see the norm of its own experts alone: it clips by it, and judges by it what is finite.
+        problems.append("zero_stage 0 with expert_parallel has no global gradient norm; use zero_stage 1 or 2")
+    if settings.zero_stage < 2 and model_dtype(settings, device) == torch.bfloat16:
+        kept = "float32 weights" if settings.zero_stage == 0 else "float32 gradients over microbatches"
+        problems.append(f"zero_stage {settings.zero_stage} keeps no {kept} in bfloat16 training; use zero_stage 2")
     if problems:
         raise UserError(*problems)
 
@@ -155,6 +156,8 @@ def _config(spec: StudentSpec, dtype: torch.dtype) -> dict[str, Any]:
     }
     if dtype == torch.bfloat16:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        # Summed in bfloat16, late microbatches would vanish beside the sum, and the gradient depend on the packing.
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     if settings.expert_parallel > 1:
         config["expert_parallel"] = {"enabled": True, "autoep_size": settings.expert_parallel}
     return config

@@ -5,9 +5,9 @@ A ledger keeps no hidden state: what is added is taken step by step into metrics
 whose rows are cut back to its checkpoint, counts every step once. Time that was lost with a killed process is in none.
 
 FLOPs are those the model needs (one multiplication and one addition are two), not those a machine did: padding,
-and recomputed activations are left out. Seconds are wall clock of the loop, whose roles take turns; only a teacher's
-are those of its own process, which works while the loop generates or waits, and are left out of the total. Stages may
-run side by side: the total of a run that includes theirs is longer than it took.
+and recomputed activations are left out. Seconds are wall clock of the loop, whose roles take turns; starting processes,
+saving and exporting are left out. Teachers have no seconds of their own: they work while the loop generates or waits.
+Stages may run side by side: the total of a run that includes theirs is longer than their part of it took.
 """
 
 from __future__ import annotations
@@ -28,12 +28,10 @@ from distill.types import Metrics
 ROLES: dict[str, str] = {
     "publish": "handing the student's weights to the sampler",
     "generation": "the student writes rollouts; tokens: written",
-    "scoring": "the loop waits for grades; the teachers' own work is theirs",
+    "scoring": "the loop waits for grades: of teachers, and of verifiers where they reward",
     "teacher": "a teacher scores rollouts in its own process (teacher/NAME); tokens: scored, prompts included",
-    "reward": "verifiers grade rollouts",
     "update": "forward and backward; tokens: trained",
-    "evaluation": "greedy answers and their verification; tokens: written",
-    "checkpoint": "saving and exporting",
+    "evaluation": "base, teachers and student answer held-out prompts, and are verified; tokens: written",
     "other": "the part of a step that is none of these",
 }
 """Who spends. A stage's roles are ``stage/NAME/ROLE``."""

@@ -13,6 +13,7 @@ from distill.types import Metrics
 
 _ROWS = (
     "tokens",
+    "taught",
     "loss",
     "non_finite",
     "abs_advantage",
@@ -32,7 +33,8 @@ class UpdateTotals:
 
     Metrics, with ``d`` a domain (a share is a part of the sum over all domains):
         loss: the weighted loss, ``sum_d g_d * (token mean in d)``.
-        kl/d, entropy/d, ratio/d, gate_dropped/d, clipped/d: means over the trained tokens, where the loss has them.
+        entropy/d, ratio/d, gate_dropped/d, clipped/d: means over the trained tokens, where the loss has them.
+        kl/d: mean over the trained tokens that a teacher graded; absent where none did.
         token_share/d: of the trained tokens.
         advantage_share/d: of ``sum_t |A_t|``.
         gradient_share/d: of ``sum_t || dL / d z_t ||``, the norm of the loss' gradient at the logits ``z_t`` of each
@@ -53,6 +55,7 @@ class UpdateTotals:
         self._seen |= stats.keys()
         columns = {
             "tokens": mask_BT,
+            "taught": mask_BT & microbatch.has_teacher_B.unsqueeze(1),
             "loss": (loss_BT * microbatch.weights_BT).masked_fill(~finite_BT, 0.0),
             "non_finite": ~finite_BT,
             **{name: stats[name] for name in _MEANS if name in stats},
@@ -93,8 +96,9 @@ class UpdateTotals:
         metrics = {"loss": sum(self._row("loss"))}
         for name in _MEANS:
             if name in self._seen:
-                means = (total / max(1.0, n) for total, n in zip(self._row(name), tokens, strict=True))
-                metrics |= {f"{name}/{d}": mean for d, mean in zip(self._domains, means, strict=True)}
+                counted = self._row("taught") if name == "kl" else tokens
+                sums = zip(self._domains, self._row(name), counted, strict=True)
+                metrics |= {f"{name}/{d}": total / max(1.0, n) for d, total, n in sums if n or name != "kl"}
         shares = {"token_share": tokens, "gradient_share": self._row("gradient")}
         if "advantage" in self._seen:
             shares["advantage_share"] = self._row("abs_advantage")

@@ -118,7 +118,8 @@ class StudentRank:
             folder = self._checkpoints / temporary
             checkpoint.write_atomic(folder / "layout.json", json.dumps(self._layout()))
             checkpoint.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name)
-            checkpoint.prune(self._checkpoints, keep=self.spec.keep_checkpoints, attempt=self.spec.attempt)
+            spec = self.spec
+            checkpoint.prune(spec.run_dir, self._checkpoints, keep=spec.keep_checkpoints, attempt=spec.attempt)
 
         self._on_first(publish)
 
@@ -126,7 +127,7 @@ class StudentRank:
         """Restore the newest whole checkpoint; returns its step, 0 if there is none.
 
         Raises:
-            UserError: it was written by another number of ranks, ZeRO stage or expert parallelism.
+            UserError: it was written with another number of ranks, ZeRO stage, expert parallelism, device or dtype.
         """
         steps = checkpoint.whole_checkpoints(self._checkpoints)
         if not steps:
@@ -215,6 +216,8 @@ class StudentRank:
             "zero_stage": settings.zero_stage,
             "expert_parallel": settings.expert_parallel,
             "optimizer": self.spec.optimizer.name,
+            "device": self.spec.device,
+            "dtype": str(engine.model_dtype(settings, self.spec.device)).removeprefix("torch."),
         }
 
     def _whole(self) -> AbstractContextManager[Any]:

@@ -20,8 +20,8 @@ from distill.track_wandb import WandbSink
 
 __all__ = ["Tracker", "read_jsonl", "truncate_jsonl"]
 
-ROWS = ("evaluations", "rollouts")
-"""What else is written row by row, and cut back on resume: ``evaluations.jsonl``, ``rollouts.jsonl``."""
+ROWS = ("evaluations", "exams", "rollouts")
+"""What else is written row by row into ``NAME.jsonl``, and cut back on resume: answers, costs of exams, samples."""
 
 
 def say_on_stderr(line: str) -> None:
@@ -96,12 +96,12 @@ class Tracker:
             self._sink.log(kind, step, values)
 
     def append_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows to ``evaluations.jsonl`` or ``rollouts.jsonl``; rollouts are a W&B table of their step as well.
+        """Append rows to one of the :data:`ROWS`' files; rollouts are a W&B table of their step as well.
 
         A SIGKILL may leave only the first of ``rows``: who needs all of them or none asks ``keep_rows`` to drop those.
 
         Args:
-            name: ``"evaluations"`` or ``"rollouts"``.
+            name: ``"evaluations"``, ``"exams"`` or ``"rollouts"``.
             rows: JSON-like values and arrays; each row has a ``step``.
 
         Raises:
@@ -117,7 +117,7 @@ class Tracker:
             self._show_rollouts(plain)
 
     def keep_rows(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the rows of ``evaluations.jsonl`` or ``rollouts.jsonl`` for which ``keep`` does not hold."""
+        """Drop the rows of one of the :data:`ROWS`' files for which ``keep`` does not hold."""
         truncate_jsonl(self._rows(name), keep)
 
     def summarize(self, seesaw: Mapping[str, Any]) -> None:

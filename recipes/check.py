@@ -47,7 +47,8 @@ def check(recipe: Recipe, out: Path) -> Plan:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
     plan = make_plan(recipe, facts, lengths, device=device)
-    if problems := check_folder(out, needed_bytes=plan.disk_bytes):
+    there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.is_dir() else 0
+    if problems := check_folder(out, needed_bytes=max(0, plan.disk_bytes - there)):  # a resumed run has some already
         raise UserError(*problems)
     return plan
 
@@ -62,13 +63,17 @@ def check_device(recipe: Recipe) -> list[str]:
         return []
     # Ray would wait for ever for what this machine has not.
     ranks, teachers, workers = recipe.student.engine.ranks, len(recipe.teachers), recipe.rollout.workers
-    needed, there = ranks + teachers + workers, torch.cuda.device_count()
-    if needed <= there:
-        return []
+    of_stages = sorted((stage.engine.ranks for stage in recipe.stages.values()), reverse=True)
+    phases = {
+        f"the run ({ranks} ranks, {teachers} teachers, {workers} sampler workers)": ranks + teachers + workers,
+        f"stages, {recipe.run.parallel_stages} at a time": sum(of_stages[: recipe.run.parallel_stages]),
+    }
+    there = torch.cuda.device_count()
     return [
-        f"the run needs {needed} GPUs at a time, one a process ({ranks} ranks, {teachers} teachers, {workers} sampler "
-        f"workers), and this machine has {there}; lower `student.engine.ranks`, take `device: cpu`, or name a Ray "
-        "cluster in RAY_ADDRESS"
+        f"{phase} needs {needed} GPUs at a time, one a process, and this machine has {there}; lower the engine's "
+        "`ranks` or `run.parallel_stages`, take `device: cpu`, or name a Ray cluster in RAY_ADDRESS"
+        for phase, needed in phases.items()
+        if needed > there
     ]
 
 

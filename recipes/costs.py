@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,19 +16,6 @@ def cost_of(path: str) -> ModelCost:
     """The cost of a checkpoint's architecture; no weight is loaded."""
     with torch.device("meta"):
         return model_cost(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)))
-
-
-@dataclass(slots=True)
-class Spending:
-    """The seconds of a block, once it has ended."""
-
-    role: str
-    seconds: float = 0.0
-    tokens: float = 0.0
-
-    def metrics(self) -> Metrics:
-        """As metrics of the role."""
-        return {f"seconds/{self.role}": self.seconds, f"tokens/{self.role}": self.tokens}
 
 
 @dataclass(slots=True)
@@ -69,9 +54,7 @@ class Costs:
             metrics[f"flops/teacher/{name}"] = float(self._teachers[name].forward(mine))
         return metrics
 
-    @contextmanager
-    def evaluation(self) -> Iterator[Spending]:
-        """Time an evaluation; the block sets ``tokens``."""
-        spending, start = Spending("evaluation"), time.perf_counter()
-        yield spending
-        spending.seconds = time.perf_counter() - start
+    def of_exam(self, model: str, lengths: Sequence[int], *, written: int, seconds: float) -> dict[str, float]:
+        """What ``base``, ``student`` or ``teachers/NAME`` spent on answers of these lengths, prompts included."""
+        cost = self._teachers.get(model.removeprefix("teachers/"), self._student)
+        return {"tokens": float(written), "flops": float(cost.generate(lengths)), "seconds": round(seconds, 3)}

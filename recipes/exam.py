@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from distill.evaluate import Evaluation, Split, evaluate, health
+from distill.paired import metrics
 from distill.recipe import Recipe
+from distill.results import TeacherWeights, group, paired_table
 from distill.track import Tracker
 from distill.types import Metrics, Prompt, Rollout, Sampler
+from recipes.costs import Costs
 from rollouts.prompts import PromptSource
 from rollouts.tasks import Task
 from rollouts.tokenizer import completion_text
@@ -41,13 +45,14 @@ class Exam:
         tasks: Mapping[str, Task],
         tokenizer: PreTrainedTokenizerBase,
         tracker: Tracker,
+        costs: Costs,
     ) -> None:
         settings = recipe.evaluate
         asked: dict[Split, int] = {"validation": settings.validation_prompts, "test": settings.test_prompts}
         self.prompts: dict[Split, dict[str, list[Prompt]]] = {
             split: source.held_out(split, n, seed=settings.seed) for split, n in asked.items()
         }
-        self._tasks, self._tokenizer, self._tracker = tasks, tokenizer, tracker
+        self._tasks, self._tokenizer, self._tracker, self._costs = tasks, tokenizer, tracker, costs
         self.rows: list[Evaluation] = []
         self._read(folder / "evaluations.jsonl")
 
@@ -58,22 +63,30 @@ class Exam:
 
     def take(self, model: str, *, step: int, split: Split, sampler: Sampler) -> Metrics:
         """Let the weights that ``sampler`` was given last answer ``split``; returns ``score/D`` and signs of health."""
+        start = time.perf_counter()
         rows = evaluate(sampler, self.prompts[split], self.verify, self.decode, step, model=model, split=split)
+        seconds = time.perf_counter() - start
+        asked = {prompt.id: len(prompt.token_ids) for prompts in self.prompts[split].values() for prompt in prompts}
+        lengths = [asked[row.prompt_id] + row.tokens for row in rows]
+        spent = self._costs.of_exam(model, lengths, written=sum(row.tokens for row in rows), seconds=seconds)
         self._tracker.append_rows("evaluations", [row.record() for row in rows])
+        self._tracker.append_rows("exams", [{"model": model, "step": step, "split": split, **spent}])
         self._add(rows)
         return health(rows)
 
-    def scores(self, model: str, *, step: int, split: Split) -> dict[str, float]:
-        """Mean score by domain of an evaluation that was taken."""
-        rows = [r for r in self.rows if (r.model, r.step, r.split) == (model, step, split)]
-        return {
-            domain: sum(r.correct for r in rows if r.domain == domain) / len(questions)
-            for domain, questions in self.prompts[split].items()
-        }
+    def against_teachers(self, teachers: TeacherWeights) -> Metrics:
+        """``recovery/D``, ``worst_recovery`` and ``mean_recovery`` of the student's last validation, where defined.
 
-    def tokens(self, model: str, *, step: int, split: Split) -> float:
-        """Tokens written in an evaluation that was taken by this process."""
-        return float(sum(r.tokens for r in self.rows if (r.model, r.step, r.split) == (model, step, split)))
+        The same definitions as the final table's: a domain without enough headroom has none.
+        """
+        graded = {domain: weights for domain, weights in teachers.items() if weights}
+        table = paired_table(group(self.rows), "validation", graded) if graded else None
+        if table is None:
+            return {}
+        measured = metrics(table)
+        found = {f"recovery/{domain}": value for domain, value in measured["recovery"].items()}
+        found |= {name: measured[name] for name in ("worst_recovery", "mean_recovery")}
+        return {name: value for name, value in found.items() if value is not None}
 
     def forget_after(self, step: int) -> None:
         """Drop what the student was measured at after ``step``, or at all where no step is finished."""

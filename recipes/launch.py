@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,10 @@ from distill.recipe import Architecture, Recipe
 from distill.recipe_file import dump_recipe
 from distill.results import build_seesaw
 from distill.track import Tracker, read_jsonl
+from distill.types import UserError
 from recipes.check import check, resolve_device
 from recipes.costs import Costs
+from recipes.environment import note_environment
 from recipes.exam import Exam
 from recipes.measure import evaluate_model, measure_frozen
 from recipes.methods import METHODS
@@ -39,6 +38,7 @@ from recipes.stages import (
     stage_folder,
     stage_recipe,
 )
+from recipes.survey import local_folder
 from recipes.training import Training, World, prompt_source, tasks_of
 from rollouts.tasks import fingerprint
 
@@ -56,6 +56,7 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
         WorldError: the world broke; the same command goes on from the last checkpoint.
         Interrupted: Ctrl-C; the step was finished and saved.
     """
+    out = out.resolve()  # it goes to actors, whose working folder may be another
     check(recipe, out)
     device = resolve_device(recipe.device)
     quieten_libraries(device)
@@ -65,7 +66,7 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
         if not (out / FINISHED).is_file():
             write_atomic(out / "recipe.yaml", dump_recipe(recipe))
-            write_atomic(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            note_environment(out / "environment.json")
             world = World(out=out, device=device, progress=progress, stop=stop)
             with ray_cluster(out):
                 make_stages(recipe, world)
@@ -97,10 +98,13 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
     with Tracker(out, recipe=recipe, say=world.progress.print) as tracker:
         model = starting_model(recipe, recipe, out=out, folder=out, attempt=attempt)
         used = {teacher for domain in recipe.trained_domains.values() for teacher in domain.teacher_weights}
-        teachers = {n: model_path(t.model, out=out, folder=out) for n, t in recipe.teachers.items() if n in used}
+        named = {n: t.model for n, t in recipe.teachers.items() if n in used}
+        teachers = {n: on_disk(model_path(source, out=out, folder=out)) for n, source in named.items()}
         job = training(recipe, out, attempt, model=model, teachers=teachers, tracker=tracker)
         source = prompt_source(recipe, job.tasks, job.tokenizer, held_out=True)
-        exam = Exam(recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker)
+        exam = Exam(
+            recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
+        )
         measure_frozen(recipe, world, exam, {"base": model} | {f"teachers/{n}": path for n, path in teachers.items()})
         replace(job, exam=exam).run(world, title=recipe.name)
         seesaw = build_seesaw(
@@ -119,7 +123,18 @@ def starting_model(recipe: Recipe, whole: Recipe, *, out: Path, folder: Path, at
     path = model_path(source, out=out, folder=folder)
     if isinstance(source, Architecture):
         make_initial(source, Path(path), domains=whole.domains, seed=recipe.seed, run_dir=folder, attempt=attempt)
-    return path
+        return path
+    return on_disk(path)
+
+
+def on_disk(source: str) -> str:
+    """The folder of a checkpoint, wherever an actor's working folder is; a Hub model is downloaded."""
+    folder = local_folder(source)
+    if not Path(folder).is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(folder)
+    return str(Path(folder).resolve())
 
 
 def training(
@@ -144,6 +159,8 @@ def training(
 def write_ledger(recipe: Recipe, out: Path) -> None:
     """``ledger.json`` of the run and, under their names, of its stages."""
     ledger = ledger_from_rows(read_jsonl(out / "metrics.jsonl"))
+    for exam in read_jsonl(out / "exams.jsonl"):
+        ledger.add("evaluation", tokens=exam["tokens"], flops=exam["flops"], seconds=exam["seconds"])
     for name in recipe.stages:
         ledger.include(read_ledger(stage_folder(out, name) / "ledger.json"), stage=name)
     ledger.write(out / "ledger.json")
@@ -160,15 +177,24 @@ def quieten_libraries(device: str) -> None:
 
 @contextmanager
 def ray_cluster(out: Path) -> Iterator[None]:
-    """A Ray cluster of this run's own, or the one that RAY_ADDRESS names."""
+    """A Ray cluster of this run's own, or the one that RAY_ADDRESS names.
+
+    Raises:
+        UserError: there is no cluster at RAY_ADDRESS.
+    """
     import ray
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        include_dashboard=False, log_to_driver=False, configure_logging=True, logging_level=logging.ERROR,
-        namespace=str(out.resolve()),
-    )  # fmt: skip
+    # "local": without an address Ray would join whatever cluster somebody has started on this machine.
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        ray.init(
+            address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+            namespace=str(out),
+        )  # fmt: skip
+    except ConnectionError as error:
+        raise UserError(f"no Ray cluster at RAY_ADDRESS={address}: {error}; start one, or unset RAY_ADDRESS") from error
     try:
         yield
     finally:
@@ -194,17 +220,3 @@ def stopping(progress: Progress) -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit and machine: what another needs to know to get the same numbers."""
-    packages = ("mopd", "torch", "deepspeed", "transformers", "ray", "datasets", "wandb", "numpy")
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "commit": commit or None,
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
-    }

@@ -30,9 +30,10 @@ def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str
         return
     tokenizer = load_tokenizer(next(iter(models.values())))
     sampler = StudentSampler(decoding(recipe, tokenizer), samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
-    workers = SamplerWorkers(
-        max(2, recipe.student.engine.ranks), device=world.device, dtype=world.dtype("auto"), gpus=world.gpus
-    )
+    # On a CPU two processes measure twice as fast; GPUs are only those that the run needs anyway.
+    processes = max(2, recipe.student.engine.ranks) if world.device == "cpu" else recipe.student.engine.ranks
+    dtype = world.dtype(recipe.student.engine.dtype)
+    workers = SamplerWorkers(processes, device=world.device, dtype=dtype, gpus=world.gpus)
     handle = world.progress.task("measuring base and teachers", len(todo) * len(splits))
     try:
         for i, (name, path) in enumerate(todo.items()):

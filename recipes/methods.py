@@ -109,10 +109,13 @@ def _ungraded(cast: Cast) -> Grader:
 
 
 def _teachers(cast: Cast) -> Grader:
-    rewarded = frozenset(name for name, domain in cast.recipe.trained_domains.items() if domain.reward)
+    domains = cast.recipe.trained_domains
+    rewarded = frozenset(name for name, domain in domains.items() if domain.reward)
     if not rewarded:
         return cast.teachers()
-    return TeachersAndRewards(cast.teachers(), RewardGrader(cast.tasks, cast.tokenizer), rewarded)
+    rewards = RewardGrader(cast.tasks, cast.tokenizer)
+    taught = any(domain.teacher_weights for domain in domains.values())
+    return TeachersAndRewards(cast.teachers(), rewards, rewarded) if taught else rewards
 
 
 METHODS: dict[str, Method] = {

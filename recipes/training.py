@@ -170,12 +170,13 @@ class Training:
     def _teachers(self, world: World) -> TeacherPool | None:
         if not self.teachers:
             return None
-        recipe = self.recipe
+        recipe, as_student = self.recipe, self.recipe.student.engine.dtype
+        asked = {name: recipe.teachers[name].dtype for name in self.teachers}
         specs = {
             name: TeacherSpec(
                 path=path,
                 device=world.device,
-                dtype=world.dtype(recipe.teachers[name].dtype),
+                dtype=world.dtype(as_student if asked[name] == "auto" else asked[name]),
                 temperature=recipe.rollout.temperature,
                 microbatch_tokens=recipe.student.engine.microbatch_tokens,
                 gpus=world.gpus,

@@ -61,7 +61,9 @@ def judge(final: Mapping[str, Any], *, finished: bool, step: int, steps: int) ->
     """The verdict on a seesaw.json, or on what there is of one."""
     metrics, intervals = final["metrics"], final["metrics_ci"]
     sentences = [*_of_specialists(final), *_of_student(metrics, intervals)]
-    level, headline = _headline(metrics, intervals)
+    recovered = metrics.get("recovery") or {}
+    unknown = [d for d, teachers in final["teachers"].items() if teachers and recovered.get(d) is None]
+    level, headline = _headline(metrics, intervals, unknown)
     if "student" not in final["models"]:
         level, headline = "pending", "Nothing to judge yet: the student has not been measured"
     if not finished:
@@ -79,7 +81,8 @@ def _trades(metrics: Mapping[str, Any]) -> bool:
     return share is not None and p is not None and is_seesaw(share, p)
 
 
-def _headline(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> tuple[Level, str]:
+def _headline(metrics: Mapping[str, Any], intervals: Mapping[str, Any], unknown: Sequence[str]) -> tuple[Level, str]:
+    """``unknown``: domains whose teacher is not clearly better than the base, so that nothing is known of recovery."""
     below, worst = fallen(intervals), metrics.get("worst_recovery")
     if below:
         depth = listed([f"{domain} is {points(metrics['points'][domain])} points" for domain in below])
@@ -91,6 +94,9 @@ def _headline(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> tuple
         return "bad", "The seesaw remains: during training one domain’s gain was another’s loss"
     if worst < GOOD_WORST_RECOVERY:
         return "mixed", f"No domain pays for another, but {domain} keeps only {percent(worst)} of its teacher’s gain"
+    if unknown:
+        kept = f"One student keeps at least {percent(worst)} of the gain where there is one to keep"
+        return "mixed", f"{kept}; {listed(unknown)} had too little to measure"
     return "good", f"The seesaw is gone: one student keeps at least {percent(worst)} of every specialist’s gain"
 
 
@@ -132,10 +138,14 @@ def _of_student(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> lis
             f"worst domain, {_worst_domain(metrics)} ({between(intervals['worst_recovery'])})."
         )
     if metrics.get("points") is not None:
-        below = fallen(intervals)
-        told.append(
-            f"It falls below the base on {listed(below)}." if below else "It falls below the base on no domain."
-        )
+        below, lowest = fallen(intervals), min(metrics["points"], key=lambda domain: metrics["points"][domain])
+        if below:
+            told.append(f"It falls below the base on {listed(below)}.")
+        elif metrics["points"][lowest] < 0:
+            change = f"{lowest} by {points(metrics['points'][lowest])} points"
+            told.append(f"It falls below the base on no domain beyond chance; lowest is {change}.")
+        else:
+            told.append("It falls below the base on no domain.")
     if metrics.get("seesaw_share") is not None:
         share = percent(metrics["seesaw_share"])
         told.append(f"Over training, {share} of the movement beyond noise was traded between domains.")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from distill.batch import combine_teachers
 from distill.console import TaskHandle
 from distill.recipe import Recipe
-from distill.seesaw import recovery
 from distill.track import Tracker
 from distill.types import Full, Metrics, Sampler, ScoredRollout, Weights
 from recipes.costs import Costs
@@ -52,12 +49,10 @@ class RunWatch:
     def evaluate(self, step: int, weights: Weights) -> None:
         """Measure the student on the validation prompts, and where it stands against base and teachers."""
         assert self._exam is not None
-        with self._costs.evaluation() as spent:
-            self._examinee.load_weights(weights, version=step)
-            metrics = self._exam.take("student", step=step, split="validation", sampler=self._examinee)
-            spent.tokens = self._exam.tokens("student", step=step, split="validation")
-        metrics |= self._against_teachers(self._exam, step)
-        self._tracker.log("eval", step, metrics | spent.metrics())
+        self._examinee.load_weights(weights, version=step)
+        metrics = self._exam.take("student", step=step, split="validation", sampler=self._examinee)
+        metrics |= self._exam.against_teachers({n: d.teacher_weights for n, d in self._recipe.trained_domains.items()})
+        self._tracker.log("eval", step, metrics)
         self._progress.advance(step, metrics)
 
     def record(self, step: int, batch: Sequence[ScoredRollout], metrics: Metrics) -> None:
@@ -100,30 +95,6 @@ class RunWatch:
             "tokens": exam.pieces(rollout),
             "advantages": sampled_advantages(scored),
         }
-
-    def _against_teachers(self, exam: Exam, step: int) -> Metrics:
-        """Recovery by domain on the validation prompts, where base and teachers were measured on them."""
-        domains = {n: d.teacher_weights for n, d in self._recipe.trained_domains.items() if d.teacher_weights}
-        models = {"base", *(f"teachers/{t}" for weights in domains.values() for t in weights)}
-        if not domains or not all(exam.taken(model, 0, "validation") for model in models):
-            return {}
-        student = exam.scores("student", step=step, split="validation")
-        base = exam.scores("base", step=0, split="validation")
-        own = {d: _own_teacher(exam, d, weights) for d, weights in domains.items()}
-        defined = np.array([own[d] - base[d] >= 0.02 for d in domains])
-        recovered = recovery(
-            np.array([student[d] for d in domains]), np.array([base[d] for d in domains]),
-            np.array([own[d] for d in domains]), defined_D=defined,
-        )  # fmt: skip
-        metrics = {f"recovery/{d}": float(r) for d, r, ok in zip(domains, recovered, defined, strict=True) if ok}
-        if metrics:
-            metrics |= {"worst_recovery": min(metrics.values()), "mean_recovery": sum(metrics.values()) / len(metrics)}
-        return metrics
-
-
-def _own_teacher(exam: Exam, domain: str, weights: Mapping[str, float]) -> float:
-    scores = {t: exam.scores(f"teachers/{t}", step=0, split="validation")[domain] for t in weights}
-    return sum(weight * scores[teacher] for teacher, weight in weights.items())
 
 
 def sampled_advantages(scored: ScoredRollout) -> list[float]:

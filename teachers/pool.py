@@ -153,10 +153,11 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload) -> None:
             f"teacher {teacher!r} scored {len(values)} positions of rollout {rollout.index} (domain "
             f"{rollout.domain!r}), which has {len(rollout.token_ids)} tokens"
         )
-    bad = ~np.isfinite(values[rollout.loss_mask]).reshape(rollout.trained_tokens, -1).all(axis=1)
+    bad = ~np.isfinite(values[rollout.loss_mask])
+    bad = bad.any(axis=1) if bad.ndim == 2 else bad
     if bad.any():
         raise NonFinite(
             f"teacher {teacher!r} gave NaN or infinity at {int(bad.sum())} of {rollout.trained_tokens} tokens of "
-            f"rollout {rollout.index} (domain {rollout.domain!r}, step {rollout.version}, prompt {rollout.prompt.id}); "
-            "the weights have not moved, the last checkpoint resumes the run"
+            f"rollout {rollout.index} (domain {rollout.domain!r}, step {rollout.version + 1}, prompt "
+            f"{rollout.prompt.id}); the weights have not moved, the last checkpoint resumes the run"
         )

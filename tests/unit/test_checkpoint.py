@@ -90,7 +90,14 @@ def test_whole_checkpoints_and_pruning(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").touch()
     assert checkpoint.whole_checkpoints(tmp_path) == [5, 20, 100, 1000000]
-    checkpoint.prune(tmp_path, keep=2, attempt="mine")
+    run_dir = tmp_path.parent / f"{tmp_path.name}-run"
+    run_dir.mkdir()
+    (run_dir / "attempt").write_text("newer")
+    with pytest.raises(WorldError, match="no longer owns"):
+        checkpoint.prune(run_dir, tmp_path, keep=2, attempt="mine")
+    assert (tmp_path / "step-000030.tmp-old").exists()
+    (run_dir / "attempt").write_text("mine")
+    checkpoint.prune(run_dir, tmp_path, keep=2, attempt="mine")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000030.tmp-mine", "step-000100", "step-1000000"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from student_kit import DOMAINS, SGD, SHARES, ProcessRanks, engine_of, make_batch, make_model, make_spec, student, train
 from transformers import AutoModelForCausalLM
 
-from distill.types import Full, align_logits
+from distill.recipe import PolicyGradient
+from distill.types import Full, Sampled, ScoredRollout, TeacherScore, align_logits
 
 
 def test_shares_by_loops(models: Path, tmp_path: Path, one: ProcessRanks) -> None:
@@ -83,3 +85,30 @@ def test_bfloat16_keeps_small_steps_of_the_bias(models: Path, tmp_path: Path, tw
         moved = (weights[name] - before[name]).abs()
         assert weights[name].dtype == torch.float32
         assert moved.max() == pytest.approx(1e-5, rel=0.01)
+
+
+def test_bfloat16_gradients_do_not_depend_on_the_packing(models: Path, tmp_path: Path, one: ProcessRanks) -> None:
+    """Summed in float32 over a hundred microbatches: each is rounded once, and their sum is not."""
+    norms = {}
+    for microbatch_tokens in (16, 4096):
+        settings = engine_of(1, dtype="bfloat16", microbatch_tokens=microbatch_tokens)
+        folder = tmp_path / str(microbatch_tokens)
+        spec = make_spec(make_model(models), folder, engine=settings, optimizer=SGD)
+        learner = student(one.start(spec), spec)
+        norms[microbatch_tokens] = learner.update(make_batch(per_domain=60, seed=7), step=0)["grad_norm"]
+    assert norms[16] == pytest.approx(norms[4096], rel=3e-3)
+
+
+def test_divergence_is_reported_only_where_a_teacher_graded(models: Path, tmp_path: Path, one: ProcessRanks) -> None:
+    """A domain that only its reward teaches has no divergence; 0 would say that it agrees with somebody."""
+    loss = PolicyGradient(estimator="policy_gradient", reward_weight=1.0)
+    spec = make_spec(make_model(models), tmp_path, loss=loss)
+    batch = []
+    for i, scored in enumerate(make_batch()):
+        rollout = replace(scored.rollout, group=0)
+        payload = Sampled(np.full(len(rollout.token_ids), -4.0, dtype=np.float32))
+        scores = () if rollout.domain == "code" else ((1.0, TeacherScore("t", payload)),)
+        batch.append(ScoredRollout(rollout, scores, reward=float(i % 2)))
+    metrics = student(one.start(spec), spec).update(batch, step=0)
+    assert {name for name in metrics if name.startswith("kl/")} == {"kl/math", "kl/reasoning"}
+    assert {f"entropy/{d}" for d in DOMAINS} <= metrics.keys()

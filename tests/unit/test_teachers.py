@@ -121,8 +121,19 @@ def test_broken_scores_name_teacher_domain_and_step(value):
     logprobs[0] = np.nan  # row 0 says nothing, and may hold anything
     check_score("euler", rollout, Full(logprobs))
     logprobs[-1, 2] = value
-    with pytest.raises(NonFinite, match=r"'euler'.*domain 'math', step 7"):
+    with pytest.raises(NonFinite, match=r"'euler'.*domain 'math', step 8"):
         check_score("euler", rollout, Full(logprobs))
+
+
+@pytest.mark.parametrize("payload", [Full(np.zeros((3, 4), np.float32)), Sampled(np.full(3, np.nan, np.float32))])
+def test_a_rollout_without_trained_tokens_asks_nothing_of_its_score(payload):
+    (rollout,) = rollouts(1)
+    prompt = dataclasses.replace(rollout.prompt, token_ids=(5, 6, 7))
+    ids, nothing = np.array([5, 6, 7], np.int32), np.zeros(3, np.float32)
+    bare = dataclasses.replace(
+        rollout, prompt=prompt, token_ids=ids, loss_mask=nothing.astype(bool), sampler_logprobs=nothing
+    )
+    check_score("euler", bare, payload)
 
 
 def test_a_score_of_other_length_is_refused():

@@ -123,7 +123,7 @@ def test_keep_rows_drops_a_partial_evaluation(tmp_path: Path) -> None:
 
 def test_rows_that_resume_could_not_cut_are_refused(tmp_path: Path) -> None:
     tracker = open_tracker(tmp_path)
-    with pytest.raises(ValueError, match=r"evaluations, rollouts, not to 'notes'"):
+    with pytest.raises(ValueError, match=r"evaluations, exams, rollouts, not to 'notes'"):
         tracker.append_rows("notes", [])
     with pytest.raises(ValueError, match=r"rollouts\.jsonl has no step"):
         tracker.append_rows("rollouts", [{"step": 1}, {"text": "x"}])

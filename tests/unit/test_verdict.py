@@ -67,6 +67,7 @@ def test_a_domain_below_the_base_beyond_chance_is_a_seesaw_whatever_the_mean() -
     assert "It falls below the base on code." in found.sentences
     by_chance = verdict(outcome(metrics=fell, metrics_ci={"points": {"math": [0.3, 0.5], "code": [-0.1, 0.01]}}))
     assert by_chance.level == "good"
+    assert "It falls below the base on no domain beyond chance; lowest is code by −6.6 points." in by_chance.sentences
 
 
 def test_trading_on_the_way_is_a_seesaw_only_where_it_is_significant() -> None:
@@ -84,6 +85,12 @@ def test_a_weak_worst_domain_is_named(worst: float, level: str) -> None:
     assert found.level == level
     if level == "mixed":
         assert found.headline.startswith("No domain pays for another, but math keeps only")
+
+
+def test_what_could_not_be_measured_is_not_claimed() -> None:
+    found = verdict(outcome(metrics={"recovery": {"math": 0.8, "code": None}, "worst_recovery": 0.8}))
+    assert found.level == "mixed"
+    assert found.headline.endswith("80% of the gain where there is one to keep; code had too little to measure")
 
 
 def test_without_recovery_nothing_is_claimed() -> None:
