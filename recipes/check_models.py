@@ -57,6 +57,12 @@ def _engines(recipe: Recipe, facts: Mapping[str, Facts], device: Literal["cpu", 
             check_engine(facts[leaf].config, engine, optimizer, device=device)
         except UserError as error:
             yield from (f"`{section}.engine`: {problem}" for problem in error.problems)
+        rate = engine.expert_bias_rate
+        if rate > 0 and rate != Engine.model_fields["expert_bias_rate"].default and not facts[leaf].correction_bias:
+            yield (
+                f"`{section}.engine.expert_bias_rate` is set and would change nothing (no router of "
+                f"{facts[leaf].config.model_type} has a correction bias); take it away"
+            )
 
 
 def _teachers(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:

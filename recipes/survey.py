@@ -13,12 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from distill.flops import ModelCost, model_cost
-from distill.moe import experts_of
+from distill.moe import experts_of, router_biases
 from distill.recipe import Architecture, Recipe
 from distill.recipe_schema import guess, nearest
 from distill.types import UserError
 from recipes.lineage import Origin, is_path, origin, sources
 from recipes.models import training_texts
+from recipes.probe import probe
 from recipes.stages import stage_seed
 from recipes.weights import check_weights, weight_files
 from rollouts.tasks import Task
@@ -38,12 +39,14 @@ class Facts:
         config: its transformers configuration.
         tokenizer: its tokenizer; a stage's own is trained here exactly as the stage will train it.
         cost: its parameters, total and active, and what a token costs; counted without making a weight.
+        correction_bias: whether its routers have the bias that levels the load of experts.
     """
 
     origin: Origin
     config: Any
     tokenizer: PreTrainedTokenizerBase
     cost: ModelCost
+    correction_bias: bool
 
     @property
     def routed_parameters(self) -> float:
@@ -126,14 +129,16 @@ def _look(recipe: Recipe, found: Origin, tasks: Mapping[str, Task]) -> Facts | N
         seed = recipe.seed if found.stage is None else stage_seed(recipe.seed, found.stage)
         tokenizer = build_tokenizer(training_texts(tasks, seed=seed), found.source.vocabulary)
         config = architecture_config(found.source, tokenizer)
-        _, cost = empty_model(config)
+        model, cost = empty_model(config)
+        probe(config, cost.total_parameters)
     else:
-        config, tokenizer, cost = read_checkpoint(local_folder(found.source))
-    return Facts(found, config, tokenizer, cost)
+        tokenizer, model, cost = read_checkpoint(local_folder(found.source))
+    biased = any(bias is not None for bias in router_biases(model))
+    return Facts(found, model.config, tokenizer, cost, biased)
 
 
-def read_checkpoint(folder: str) -> tuple[Any, PreTrainedTokenizerBase, ModelCost]:
-    """A checkpoint's configuration, tokenizer and cost, without loading a weight.
+def read_checkpoint(folder: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, ModelCost]:
+    """A checkpoint's tokenizer, its model on the meta device and what that costs, without loading a weight.
 
     Args:
         folder: as :func:`local_folder` gives it; a Hub model that is still to be downloaded has no weights to look at.
@@ -145,21 +150,32 @@ def read_checkpoint(folder: str) -> tuple[Any, PreTrainedTokenizerBase, ModelCos
     model, cost = empty_model(config)
     if Path(folder).is_dir():
         check_weights(Path(folder), model)
-    return config, tokenizer, cost
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise UserError(
+            f"the tokenizer in {folder} has no EOS token, which closes every answer; name one as `eos_token` in its "
+            f"tokenizer_config.json"
+        )
+    return tokenizer, model, cost
 
 
 def empty_model(config: Any) -> tuple[PreTrainedModel, ModelCost]:
     """The model that a configuration makes, on the meta device, and what it costs.
 
     Raises:
-        UserError: none can be made.
+        UserError: none can be made, or it reads in both directions and cannot write.
     """
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        return model, model_cost(model)
+        cost = model_cost(model)
     except Exception as error:  # each family has exceptions of its own
         raise UserError(f"no language model can be built from its configuration: {error}") from error
+    if getattr(model.config, "is_decoder", True) is False:
+        raise UserError(
+            f"{config.model_type} reads a text in both directions, so it cannot write one; set `is_decoder: true` in "
+            f"its configuration, or take a causal architecture"
+        )
+    return model, cost
 
 
 def local_folder(source: str) -> str:

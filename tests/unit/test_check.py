@@ -18,6 +18,9 @@ from rollouts.tasks import TASKS
 from teachers.preflight import compare_heads, compare_tokenizers
 
 
+BERT = {key: value for key, value in CONFIG.items() if key != "num_key_value_heads"}
+
+
 def base(**changes: Any) -> dict[str, Any]:
     """The stages of the small recipe with another base."""
     stages = tree()["stages"]
@@ -92,6 +95,8 @@ def test_all_groups_of_problems_are_told_together(tmp_path: Path) -> None:
         ({"config": {"hidden_siz": 8}}, "`config.hidden_siz` is no key of LlamaConfig; did you mean `hidden_size`"),
         ({"config": {"vocab_size": 8}}, "`config.vocab_size` is decided by the tokenizer"),
         ({"config": {"hidden_size": "eight"}}, "LlamaConfig refuses this `config`"),
+        ({"config": {**CONFIG, "num_key_value_heads": 3}}, "fails on its first forward of 8 tokens: RuntimeError"),
+        ({"architecture": "bert", "config": BERT}, "bert reads a text in both directions"),
         ({"config": {**CONFIG, "max_position_embeddings": 40}}, "beyond the context of 40 tokens"),
     ],
 )
@@ -126,6 +131,28 @@ def test_a_checkpoint_that_is_not_whole_is_named(tmp_path: Path) -> None:
     assert any("holds no weights" in problem for problem in problems(tmp_path / "run", **given))
     (folder / "model.safetensors").write_bytes(b"")
     assert any("tokenizer" in problem and str(folder) in problem for problem in problems(tmp_path / "run", **given))
+
+
+def test_a_checkpoint_without_a_weight_or_an_end_of_answers_is_refused(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("arithmetic")
+    given = {"student": {"model": save_model(tmp_path / "model", tokenizer)}, "stages": {}}
+    given["teachers"] = {"math": {"model": str(tmp_path / "model")}}
+    check(recipe(**given), tmp_path / "run")
+    tokenizer.eos_token = None  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.save_pretrained(tmp_path / "model")
+    (found,) = problems(tmp_path / "run", **given)
+    assert "`student.model`: the tokenizer in" in found
+    assert "has no EOS token" in found
+    save_model(tmp_path / "model", tokenizer_of("arithmetic"), num_hidden_layers=1)
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**CONFIG, "model_type": "llama", "vocab_size": 70}))
+    (found,) = problems(tmp_path / "run", **given)
+    assert "weights of other shapes than its config.json says" in found
+
+
+def test_a_rate_for_a_bias_that_no_router_has_is_refused(tmp_path: Path) -> None:
+    stages = tree()["stages"] | {"math": {"from": "stage:base", "engine": {"expert_bias_rate": 1e-3}}}
+    (found,) = problems(tmp_path, stages=stages)
+    assert "`stages.math.engine.expert_bias_rate` is set and would change nothing (no router of llama" in found
 
 
 def test_a_folder_written_without_its_dot_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
