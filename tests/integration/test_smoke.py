@@ -90,6 +90,10 @@ def test_shares_add_up_and_every_role_is_on_the_ledger(smoke):
     written = sum(r.get("tokens/generation", 0) for r in rows(out / "metrics.jsonl"))
     assert ledger["generation"]["tokens"] == written > 0
     assert ledger["update"]["flops"] > ledger["generation"]["flops"] > 0
+    exams = rows(out / "exams.jsonl")
+    assert len(exams) == 2 * 4 + 3 + 1  # base and teachers on two splits, the student's curve and its final test
+    assert ledger["evaluation"]["tokens"] == sum(exam["tokens"] for exam in exams) > 0
+    assert ledger["evaluation"]["flops"] > 0
 
 
 def test_the_same_command_on_a_finished_run_changes_nothing(smoke):
