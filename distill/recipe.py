@@ -26,6 +26,7 @@ from distill.recipe_parts import (
     Optimizer,
     PolicyGradient,
     Positive,
+    Seed,
     Strict,
     refusal,
 )
@@ -144,7 +145,7 @@ class EvaluateRecipe(Strict):
 
     validation_prompts: Count = Field(default=200, description="per domain, for curves")
     test_prompts: Count = Field(default=1000, description="per domain, for final tables")
-    seed: int = Field(default=0, ge=0, description="of the held-out prompts; the same for every run that is compared")
+    seed: Seed = Field(default=0, description="of the held-out prompts; the same for every run that is compared")
 
 
 class RunRecipe(Strict):
@@ -195,7 +196,7 @@ class Recipe(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run's folder and W&B group")
     description: str = Field(default="", description="one line for people")
-    seed: int = Field(default=0, ge=0, description="of prompts, sampling noise and initialisation")
+    seed: Seed = Field(default=0, description="of prompts, sampling noise and initialisation")
     method: Literal["mopd", "supervised"] = Field(default="mopd", description="a row of recipes/methods.py")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda with nccl and bfloat16 where there is one, else cpu, gloo and float32"

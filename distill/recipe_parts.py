@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
+Seed: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""A signed number of 64 bits, which is what the generators of random numbers take."""
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 """Of a domain, a teacher or a stage: they become folders, metric names and keys of dotted paths."""
 

@@ -47,7 +47,7 @@ def check(recipe: Recipe, out: Path) -> Plan:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
     plan = make_plan(recipe, facts, lengths, device=device)
-    there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.is_dir() else 0
+    there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if os.path.isdir(out) else 0
     if problems := check_folder(out, needed_bytes=max(0, plan.disk_bytes - there)):  # a resumed run has some already
         raise UserError(*problems)
     return plan

@@ -1,11 +1,12 @@
 """The command line: ``mopd run | check | eval | schema``, and the one place where exit codes are decided.
 
-0: done. 1: the world broke, the last checkpoint resumes. 2: the user can mend it, nothing was spent. 130: interrupted.
+0: done. 1: the world broke, the last checkpoint resumes. 2: the user can mend it. 130: interrupted.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -32,13 +33,18 @@ class ExitCodes(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            _say_problems(error.problems)
+            _say_problems(error.problems, "; nothing was run")
             raise typer.Exit(USER_CAN_MEND) from error
         except Interrupted as error:
             _say(f"interrupted: {error}", f"go on with: {_command()}")
             raise typer.Exit(INTERRUPTED) from error
         except WorldError as error:
             _say(f"the run broke: {error}", f"the last checkpoint resumes it: {_command()}")
+            raise typer.Exit(WORLD_BROKE) from error
+        except BrokenPipeError:
+            raise  # whoever read our output has gone; click ends in silence
+        except OSError as error:
+            _say(f"the machine refused: {error}", f"once that is mended, the last checkpoint resumes it: {_command()}")
             raise typer.Exit(WORLD_BROKE) from error
         except KeyboardInterrupt as error:
             _say("interrupted", f"go on from the last checkpoint with: {_command()}")
@@ -69,9 +75,16 @@ def run(
 ) -> None:
     """Run a recipe, or go on with what is there: the same command resumes."""
     resolved, folder = _load(recipe, overrides, out)
+    from distill.types import UserError
     from recipes import launch
 
-    launch.run(resolved, folder, restart=restart)
+    try:
+        launch.run(resolved, folder, restart=restart)
+    except UserError as error:
+        if not any(os.path.exists(folder / trained) for trained in ("metrics.jsonl", "stages")):
+            raise
+        _say_problems(error.problems, "")  # something has been trained there, now or before
+        raise typer.Exit(USER_CAN_MEND) from error
 
 
 @app.command()
@@ -104,7 +117,7 @@ def evaluate(
     from distill.recipe_schema import guess
     from distill.types import UserError
     from recipes.measure import evaluate_model
-    from recipes.survey import local_folder
+    from recipes.survey import local_folder, read_checkpoint
     from rollouts.tasks import TASKS
 
     names = list(dict.fromkeys(name.strip() for name in tasks.split(",")))
@@ -112,8 +125,10 @@ def evaluate(
     if unknown:
         raise UserError(*unknown)
     # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
-    is_folder = Path(model).is_dir() and not Path(model).is_absolute()
-    evaluate_model(local_folder(f"./{model}" if is_folder else model), names, prompts)
+    is_folder = os.path.isdir(model) and not Path(model).is_absolute()
+    folder = local_folder(f"./{model}" if is_folder else model)
+    read_checkpoint(folder)
+    evaluate_model(folder, names, prompts)
 
 
 @app.command()
@@ -136,9 +151,9 @@ def _load(recipe: str, overrides: list[str] | None, out: Path | None) -> Any:
     return resolved, out if out is not None else Path("runs") / resolved.name
 
 
-def _say_problems(problems: tuple[str, ...]) -> None:
+def _say_problems(problems: tuple[str, ...], and_so: str) -> None:
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-    _say(f"{count} to mend; nothing was run", *(f"- {problem}" for problem in problems))
+    _say(f"{count} to mend{and_so}", *(f"- {problem}" for problem in problems))
 
 
 def _say(first: str, *more: str) -> None:
@@ -150,4 +165,5 @@ def _say(first: str, *more: str) -> None:
 
 
 def _command() -> str:
-    return shlex.join(["mopd", *sys.argv[1:]])  # not per token
+    """The command that goes on with this one's run: the same, but that --restart would start anew."""
+    return shlex.join(["mopd", *(word for word in sys.argv[1:] if word != "--restart")])  # not per token

@@ -47,10 +47,15 @@ def move_aside(out: Path) -> Path | None:
     """Move a run's folder out of the way, keeping it; returns where it is now, or None where there was none.
 
     Raises:
-        UserError: a live process is running in it, or it cannot be moved.
+        UserError: it is no run's folder, a live process is running in it, or it cannot be moved.
     """
-    if not out.exists():
+    out = out.resolve()  # `.` has no name to change
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
+    if not (out / RECIPE).is_file():
+        raise UserError(
+            f"--restart would move {out} aside, which is no run's folder: it holds no {RECIPE}; give another with --out"
+        )
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     aside = out.with_name(f"{out.name}.{stamp}")
     number = 1
@@ -67,7 +72,10 @@ def move_aside(out: Path) -> Path | None:
 
 def check_folder(out: Path, *, needed_bytes: float) -> list[str]:
     """Whether a run can write its folder and finds room there; the problems, each a sentence. Leaves nothing behind."""
-    home = existing_parent(out)
+    try:
+        home = existing_parent(out)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        return [f"run folder {out} cannot be made: {error.strerror}; give another with --out"]
     if not home.is_dir():
         return [f"run folder {out} cannot be made: {home} is a file; give another with --out"]
     try:
@@ -86,7 +94,11 @@ def check_folder(out: Path, *, needed_bytes: float) -> list[str]:
 
 
 def existing_parent(path: Path) -> Path:
-    """The path itself if it is there, else the nearest folder (or file) on the way up that is."""
+    """The path itself if it is there, else the nearest folder (or file) on the way up that is.
+
+    Raises:
+        OSError: a folder on the way may not be entered, or a name is longer than file systems take.
+    """
     path = path.absolute()
     while not path.exists():
         path = path.parent

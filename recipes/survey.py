@@ -189,11 +189,16 @@ def local_folder(source: str) -> str:
             raise UserError(f"{source!r} is read as a Hub id, and a folder of that name is here; write ./{source}")
         return _hub_folder(source)
     folder = Path(source)
-    if not folder.is_dir():
-        raise UserError(f"no checkpoint at {source} ({folder.resolve()} is not a folder)")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{source} is no Hugging Face checkpoint: it holds no config.json")
-    weight_files(folder)
+    try:
+        if not folder.is_dir():
+            raise UserError(f"no checkpoint at {source} ({folder.resolve()} is not a folder)")
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{source} is no Hugging Face checkpoint: it holds no config.json")
+        weight_files(folder)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise UserError(
+            f"checkpoint {source} cannot be looked at: {error.strerror}; mend the path, or its rights"
+        ) from error
     return source
 
 
@@ -229,7 +234,7 @@ def _read(folder: str, what: str, reader: Any) -> Any:
     try:
         return reader.from_pretrained(folder)
     except Exception as error:  # OSError, ValueError, KeyError, JSON errors: whatever a file can be
-        raise UserError(f"the {what} in {folder} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the {what} in {folder} cannot be read: {error!s:.300}") from error
 
 
 def _nearest_architectures(name: str) -> str:

@@ -15,6 +15,8 @@ from distill.types import UserError
     ("override", "told"),
     [
         ("run.steps=-1", "`run.steps` must be at least 1; it is -1"),
+        ("seed=9223372036854775808", "`seed` must be at most 9.22337e+18"),
+        ("evaluate.seed=9223372036854775808", "`evaluate.seed` must be at most 9.22337e+18"),
         ("run.steps=1.5", "`run.steps` must be a whole number; it is 1.5"),
         ("run.steps=true", "`run.steps` must be a whole number; it is true"),
         ("run.steps='3'", "`run.steps` must be a whole number; it is the text '3'"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,21 @@ from distill.checkpoint import claim
 from distill.recipe_file import dump_recipe
 from distill.types import UserError
 from recipes.run_folder import check_folder, existing_parent, move_aside, refuse_changed_recipe
+from recipes.survey import local_folder
+
+NOBODY = 65534
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """For root, whom no permission stops: as a user that owns nothing."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -48,6 +66,43 @@ def test_moving_aside_keeps_everything(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_what_is_no_run_is_not_moved_aside(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"no run's folder: it holds no recipe\.yaml"):
+        move_aside(tmp_path)
+    assert (tmp_path / "thesis.tex").is_file()
+    (tmp_path / "empty").mkdir()
+    assert move_aside(tmp_path / "empty") is None
+
+
+def test_the_working_folder_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "recipe.yaml").write_text("")
+    monkeypatch.chdir(out)
+    aside = move_aside(Path())
+    assert aside is not None
+    assert aside.parent == tmp_path
+    assert not out.exists()
+
+
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+    with without_privileges():
+        (found,) = check_folder(closed / "run", needed_bytes=1)
+        with pytest.raises(UserError, match="cannot be looked at: Permission denied"):
+            local_folder(str(closed / "model"))
+    assert f"run folder {closed}/run cannot be made: Permission denied" in found
+
+
+def test_a_name_that_is_too_long_is_named(tmp_path: Path) -> None:
+    (found,) = check_folder(tmp_path / ("x" * 300), needed_bytes=1)
+    assert "cannot be made: File name too long" in found
+    with pytest.raises(UserError, match="cannot be looked at: File name too long"):
+        local_folder(str(tmp_path / ("x" * 300)))
+
+
 def test_the_nearest_folder_that_is_there(tmp_path: Path) -> None:
     assert existing_parent(tmp_path / "a" / "b" / "c") == tmp_path
     assert existing_parent(tmp_path) == tmp_path
@@ -55,6 +110,8 @@ def test_the_nearest_folder_that_is_there(tmp_path: Path) -> None:
 
 def test_a_folder_that_somebody_runs_in_is_not_moved(tmp_path: Path) -> None:
     out = tmp_path / "run"
+    out.mkdir()
+    (out / "recipe.yaml").write_text("")
     with claim(out), pytest.raises(UserError, match="is running in it"):
         move_aside(out)
     assert out.is_dir()
