@@ -3,7 +3,9 @@
 Code is parsed and executed only in a lean interpreter of its own (rollouts/sandbox_child.py) that has given up
 network, files, other processes and privileges (rollouts/sandbox_lock.py) and knows a whitelist of syntax and names
 (rollouts/sandbox_rules.py). The values of expressions are compared in this process: the sandboxed one never sees what
-is expected of them. The verdict of tests is made in the sandboxed process, one process per program.
+is expected of them. The verdict of tests is made in the sandboxed process, one process per program. It counts only
+after a nonce that the process read before the program began, so that text which a program gets written is no verdict;
+one that got at the interpreter's own frames could still read the nonce.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import secrets
 import select
 import subprocess
 import sys
@@ -153,7 +156,9 @@ class _Child:
 
     def __init__(self, kind: Kind, jobs: Sequence[tuple[Any, ...]], limits: Limits, folder: str) -> None:
         self.limits = limits
+        self.nonce = secrets.token_hex(16).encode()
         settings = {
+            "nonce": self.nonce.decode(),
             "kind": kind,
             "empty_folder": folder,
             "cpu_seconds": limits.cpu_seconds,
@@ -220,7 +225,7 @@ class _Child:
         return done
 
     def _line(self) -> bytes | None:
-        """The next line; None where the process ended, wrote too long a line, or was silent for too long."""
+        """The next line, without its nonce; None where it has none or is too long, or the process ended or hangs."""
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
         poll = select.poll()  # unlike select(), it takes descriptors above 1023
@@ -235,4 +240,4 @@ class _Child:
                 return None
             self.unread += chunk
         line, _, self.unread = self.unread.partition(b"\n")
-        return line
+        return line.removeprefix(self.nonce) if line.startswith(self.nonce) else None

@@ -2,13 +2,13 @@
 
 Started by rollouts/sandbox.py as a lean interpreter of its own; needs the standard library only, unless it compares
 formulas. Line by line on standard output: first ``{"held": [...], "missing": [...]}``, then one JSON value per job, in
-order. A job that overruns its processor time kills the process; the parent goes on with the next job in a fresh one.
+order. Each line begins with the nonce that came with the settings. A job that overruns its processor time kills the
+process; the parent goes on with the next job in a fresh one.
 """
 
 from __future__ import annotations
 
 import builtins
-import functools
 import importlib
 import json
 import os
@@ -19,6 +19,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rollouts.sandbox_forms import NAMESPACES, SAFE_FORMS, harden
 from rollouts.sandbox_lock import lock
 from rollouts.sandbox_rules import (
     EXPRESSION_NAMES,
@@ -34,6 +35,7 @@ def main() -> None:
     """Serve the jobs given on standard input: a line of settings, then one line per job."""
     settings, *jobs = [json.loads(line) for line in sys.stdin.buffer]
     os.close(0)
+    nonce = settings.pop("nonce")  # nowhere but in this frame, which no name of a program leads to
     run = _prepare(settings["kind"], settings["import_paths"], jobs)
     cpu_seconds = settings["cpu_seconds"]
     held, missing = lock(
@@ -41,7 +43,7 @@ def main() -> None:
         memory_bytes=settings["memory_bytes"],
         cpu_seconds=cpu_seconds * len(jobs) + 1,
     )
-    _write({"held": held, "missing": missing})
+    _write_line(nonce + json.dumps({"held": held, "missing": missing}))
     for job in [] if missing else jobs:
         # The signal's default action ends the process, even in the middle of one huge multiplication.
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
@@ -50,7 +52,7 @@ def main() -> None:
         except BaseException:
             answer = "null"
         signal.setitimer(signal.ITIMER_PROF, 0)
-        _write_line(answer if len(answer) <= settings["result_bytes"] else "null")
+        _write_line(nonce + (answer if len(answer) <= settings["result_bytes"] else "null"))
     os._exit(0)
 
 
@@ -66,12 +68,9 @@ def _prepare(kind: str, import_paths: list[str], jobs: list[Any]) -> Callable[..
         for name in MODULES:
             if any(re.search(rf"\b{re.escape(name)}\b", text) for job in jobs for text in job):
                 importlib.import_module(name)
+        harden()
         return run_program
     return run_expression
-
-
-def _write(value: object) -> None:
-    _write_line(json.dumps(value))
 
 
 def _write_line(line: str) -> None:
@@ -105,25 +104,21 @@ def run_program(program: str, tests: str) -> bool:
     """Whether all tests pass. Program and tests share no builtins and no module objects, only the program's own names.
 
     Raises:
-        Refused: program or tests use what isn't allowed, or the program tampered with a library class.
+        Refused: program or tests use what isn't allowed.
         BaseException: whatever the program raises, or a test that fails.
     """
     program_code = compile(parse_program(program), "program", "exec", dont_inherit=True)
     tests_code = compile(parse_program(tests, tests=True), "tests", "exec", dont_inherit=True)
     if "random" in sys.modules:
         sys.modules["random"].seed(0)
-    before = _library_classes()
-    program_names = _namespace("program")
+    program_names, tests_names = map(_namespace, NAMESPACES)
     exec(program_code, program_names)
-    tests_names = _namespace("tests")
     # What tests rely on is never taken from the program: it could have redefined `abs`, `all` or `math`.
     trusted = {*tests_names["__builtins__"], *MODULES}
     tests_names |= {k: v for k, v in program_names.items() if k not in trusted and not k.startswith("__")}
     tests_names |= {name: _facade(name) for name in MODULES if name in sys.modules and "." not in name}
     exec(tests_code, tests_names)
     _run_collected({k: v for k, v in tests_names.items() if v is not program_names.get(k)})
-    if _library_classes() != before:
-        raise Refused("a library class was changed")
     return True
 
 
@@ -143,7 +138,9 @@ def _namespace(name: str) -> dict[str, Any]:
     allowed: dict[str, Any] = {key: getattr(builtins, key) for key in PROGRAM_NAMES}
     allowed |= {"__import__": _import, "__build_class__": builtins.__build_class__}
     allowed |= {"print": _print, "type": _type_of}
-    sys.modules[name] = types.ModuleType(name)  # dataclasses look up the module of a class, and read nothing in it
+    # dataclasses execute the code they generate in the module of a class.
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name])["__builtins__"] = allowed
     return {"__name__": name, "__builtins__": allowed}
 
 
@@ -158,38 +155,14 @@ def _import(
 
 def _facade(name: str) -> types.ModuleType:
     """A module with the allowed names of module ``name`` and nothing else, made anew for whoever imports it."""
-    facade = types.ModuleType(name)
+    facade, forms = types.ModuleType(name), SAFE_FORMS.get(name, {})
     for key in MODULES[name]:
-        setattr(facade, key, _SAFE_FORMS.get(key) or getattr(sys.modules[name], key))
+        setattr(facade, key, forms[key] if key in forms else getattr(sys.modules[name], key))
     for child in MODULES:
         parent, _, key = child.rpartition(".")
         if parent == name and child in sys.modules:
             setattr(facade, key, _facade(child))
     return facade
-
-
-def _wraps(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """functools.wraps without its options, which name attributes (``__globals__``) to copy by string."""
-    return lambda wrapper: functools.update_wrapper(wrapper, function)
-
-
-def _deepcopy(value: object) -> object:
-    """copy.deepcopy without the memory of copies, by which a caller can swap the parts of what is rebuilt."""
-    return sys.modules["copy"].deepcopy(value)
-
-
-def _dataclass(cls: type | None = None, **options: bool) -> Any:
-    """dataclasses.dataclass, which executes text made of field names; an inherited field could have been renamed."""
-    if cls is None:
-        return lambda cls: _dataclass(cls, **options)
-    for base in cls.__mro__:
-        for name, field in getattr(base, "__dataclass_fields__", {}).items():
-            if field.name is not name:
-                raise Refused(f"the renamed dataclass field {name!r}")
-    return sys.modules["dataclasses"].dataclass(**options)(cls)
-
-
-_SAFE_FORMS: dict[str, Callable[..., Any]] = {"wraps": _wraps, "deepcopy": _deepcopy, "dataclass": _dataclass}
 
 
 def _print(*values: object, **options: object) -> None:
@@ -201,9 +174,3 @@ def _type_of(value: object) -> type:
     if isinstance(value, type):
         raise Refused("the type of a class")
     return type(value)
-
-
-def _library_classes() -> dict[type, dict[str, object]]:
-    """The attributes of every class that a program can reach through a module."""
-    values = [getattr(sys.modules[m], key) for m, keys in MODULES.items() if m in sys.modules for key in keys]
-    return {value: dict(vars(value)) for value in values if isinstance(value, type)}

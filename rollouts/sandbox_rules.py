@@ -59,6 +59,7 @@ defines its own equality would pass any test."""
 
 FORBIDDEN_PREFIXES = ("gi_", "cr_", "ag_", "tb_", "f_", "co_", "func_")
 """Attributes of frames, tracebacks, generators and code objects, which lead out of the program's namespace."""
+NAMED_TUPLE_ATTRIBUTES = frozenset({"_asdict", "_fields", "_make", "_replace"})
 FORBIDDEN_ATTRIBUTES = frozenset({"mro", "format", "format_map"})
 
 MODULES: dict[str, frozenset[str]] = {
@@ -99,7 +100,7 @@ MODULES: dict[str, frozenset[str]] = {
 }
 """What a program may import, and which names of it. The names of a module that reach other modules (``re.enum``), look
 up attributes by string (``operator.attrgetter``, ``string.Formatter``) or evaluate text (``typing.ForwardRef``) aren't
-among them; three that could be made to come in a safe form (rollouts/sandbox_child.py)."""
+among them; others that could be made to come in a safe form, all of typing's too (rollouts/sandbox_forms.py)."""
 
 
 class Refused(Exception):
@@ -135,6 +136,7 @@ def parse_program(text: str, *, tests: bool = False) -> ast.Module:
     """
     tree = _parse(text, "exec")
     assert isinstance(tree, ast.Module)
+    own = NAMED_TUPLE_ATTRIBUTES | _private_names(tree)
     for node in ast.walk(tree):
         _require_syntax(node, PROGRAM_SYNTAX)
         for name in _identifiers(node):
@@ -142,6 +144,8 @@ def parse_program(text: str, *, tests: bool = False) -> ast.Module:
                 raise Refused(f"name {name!r}")
         if isinstance(node, ast.Attribute):
             _require_attribute(node)
+            if not tests and node.attr.startswith("_") and not node.attr.startswith("__") and node.attr not in own:
+                raise Refused(f"attribute {node.attr!r}, which the program does not define")
         if isinstance(node, ast.Import):
             for alias in node.names:
                 _require_module(alias.name, tests=tests)
@@ -178,6 +182,23 @@ def _identifiers(node: ast.AST) -> Iterable[str]:
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, str):
                 yield from item.split(".")
+
+
+def _private_names(tree: ast.Module) -> frozenset[str]:
+    """Names ``_x`` that a program's classes define: as methods, in a class's body, or by assigning to ``self._x``.
+
+    A fence, not a wall: it keeps a program from private attributes of the library, but one that defines the name itself
+    may read it from anything. So nothing handed out may have a dangerous private attribute.
+    """
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.FunctionDef):
+                    found.add(inner.name)
+                elif isinstance(inner, ast.Name | ast.Attribute) and isinstance(inner.ctx, ast.Store):
+                    found.add(inner.id if isinstance(inner, ast.Name) else inner.attr)
+    return frozenset(found)
 
 
 def _require_attribute(node: ast.Attribute) -> None:
