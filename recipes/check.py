@@ -41,7 +41,7 @@ def check(recipe: Recipe, out: Path) -> Plan:
     lengths, unsound = check_tasks(recipe, tasks, tokenizer)
     problems += [*unusable, *unreadable, *unsound]
     problems += check_models(recipe, facts, device=device)
-    problems += check_lengths(recipe, facts, {name: one.longest_prompt for name, one in lengths.items()})
+    problems += check_lengths(recipe, facts, lengths)
     problems += check_device(recipe)
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.

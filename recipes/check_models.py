@@ -8,6 +8,8 @@ from typing import Literal
 from distill.engine import check_engine
 from distill.recipe import Engine, Optimizer, Recipe
 from distill.types import UserError
+from recipes.check_tasks import Lengths
+from recipes.stages import stage_domains
 from recipes.survey import Facts
 from teachers.preflight import compare_heads, compare_tokenizers
 
@@ -21,27 +23,44 @@ def check_models(recipe: Recipe, facts: Mapping[str, Facts], *, device: Literal[
     return [*_engines(recipe, facts, device), *_teachers(recipe, facts)]
 
 
-def check_lengths(recipe: Recipe, facts: Mapping[str, Facts], longest_prompt: Mapping[str, int]) -> list[str]:
-    """Whether prompt and completion fit every model's context.
+def check_lengths(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths]) -> list[str]:
+    """Whether rollouts fit the context of student and teachers, and gold answers that of whom they are trained into.
 
     Args:
-        longest_prompt: in tokens, by domain, of the prompts that were sampled.
+        lengths: by domain, see :func:`recipes.check_tasks.check_tasks`; a domain without them is passed over.
     """
-    if not longest_prompt:
+    if not lengths:
         return []
-    domain = max(longest_prompt, key=lambda name: longest_prompt[name])
-    needed = longest_prompt[domain] + recipe.rollout.max_new_tokens
+    asked = max(lengths, key=lambda name: lengths[name].longest_prompt)
+    cap, prompt = recipe.rollout.max_new_tokens, lengths[asked].longest_prompt
+    rollout = (
+        f"`rollout.max_new_tokens` {cap} after a prompt of {prompt} tokens (domain {asked!r}) makes {cap + prompt}"
+    )
+    # By what is too long, so that models of one origin are told of once.
     problems: dict[str, None] = {}
-    for model in facts.values():
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and needed > context:
-            problems[
-                f"`rollout.max_new_tokens` {recipe.rollout.max_new_tokens} after a prompt of {longest_prompt[domain]} "
-                f"tokens (domain {domain!r}) makes {needed}, beyond the context of {context} tokens "
-                f"(max_position_embeddings) of the model that `{model.origin.where}` names; lower it, or take a model "
-                f"with a longer context"
-            ] = None
+    for leaf, model in facts.items():
+        if not leaf.startswith("stages."):
+            problems |= dict.fromkeys(_beyond(model, cap + prompt, rollout, "lower it"))
+    trained = {f"stages.{name}.from": stage_domains(recipe, name) for name in recipe.stages}
+    if recipe.method == "supervised":
+        trained["student.model"] = tuple(recipe.trained_domains)
+    for leaf, domains in trained.items():
+        known = [name for name in domains if name in lengths]
+        if leaf in facts and known:
+            longest = max(known, key=lambda name: lengths[name].longest_pair)
+            needed = lengths[longest].longest_pair
+            answer = f"a training prompt of domain {longest!r} with its gold answer has {needed} tokens"
+            problems |= dict.fromkeys(_beyond(facts[leaf], needed, answer, "take that row out"))
     return list(problems)
+
+
+def _beyond(model: Facts, needed: int, what: str, mend: str) -> Iterator[str]:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and needed > context:
+        yield (
+            f"{what}, beyond the context of {context} tokens (max_position_embeddings) of the model that "
+            f"`{model.origin.where}` names; {mend}, or take a model with a longer context"
+        )
 
 
 def _engines(recipe: Recipe, facts: Mapping[str, Facts], device: Literal["cpu", "cuda"]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -71,6 +71,17 @@ class DatasetTask:
             )
         row = rows[_order(f"{seed}/{split}/{epoch}", len(rows))[place]]
         return Example(f"{self._domain}/{split}/{seed}-{index}-{_key(row)}", self._render(row), row.answer)
+
+    def texts(self, split: str) -> Iterator[tuple[str, str]]:
+        """Prompt and gold answer of every row of a split, in the dataset's order.
+
+        Raises:
+            UserError: the chat template refuses a row.
+        """
+        rows = self._splits[split]
+        for place in range(len(rows)):
+            row = rows[place]
+            yield self._render(row), row.answer
 
     def verify(self, prompt: Prompt, text: str) -> float:
         """1 if the source's verifier accepts ``text``."""

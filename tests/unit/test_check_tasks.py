@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from check_kit import problems, recipe
+from check_kit import CONFIG, problems, recipe
 
 from distill.types import Prompt
 from recipes.check import check
 from recipes.check_tasks import check_tasks, make_tasks
 from rollouts.tasks import Example
+from rollouts.tasks.base import split_of
 
 
 class Broken:
@@ -60,6 +61,39 @@ def test_a_dataset_is_checked_like_a_shipped_task(tmp_path: Path) -> None:
     assert plan.steps[0].rollouts == 64
     (found,) = problems(tmp_path / "run", domains=dataset(tmp_path, 200), evaluate={**held_out, "test_prompts": 500})
     assert "lower `evaluate.test_prompts`" in found
+
+
+LONG = "1+" * 65 + "1"
+"""A sum beyond the context of the small recipe's models: its digits are tokens of their own."""
+
+
+@pytest.mark.parametrize("place", ["prompt", "answer"])
+def test_one_long_row_of_a_dataset_is_found(tmp_path: Path, place: str) -> None:
+    domains = dataset(tmp_path, 1000)
+    held_out = {"validation_prompts": 5, "test_prompts": 10}
+    check(recipe(domains=domains, evaluate=held_out), tmp_path / "run")
+    asked = f"math {LONG}+{{}}=" if place == "prompt" else "math 0+{}="
+    prompt = next(text for text in map(asked.format, range(100)) if split_of(text) == "train")
+    row = {"prompt": prompt, "answer": LONG if place == "answer" else "1"}
+    with open(tmp_path / "sums.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    found = problems(tmp_path / "run", domains=domains, evaluate=held_out)
+    (trained,) = [
+        problem for problem in found if "training prompt of domain 'math' with its gold answer has" in problem
+    ]
+    assert "beyond the context of 128 tokens" in trained
+    assert "`stages.base.from`" in trained
+    sampled = [problem for problem in found if "`rollout.max_new_tokens`" in problem]
+    assert len(sampled) == (place == "prompt"), found  # what is written is capped, whatever the gold answer
+
+
+def test_gold_answers_of_a_supervised_run_must_fit(tmp_path: Path) -> None:
+    given = {"method": "supervised", "loss": {"estimator": "nll"}, "teachers": {}, "rollout": {"max_new_tokens": 70}}
+    context = {**CONFIG, "max_position_embeddings": 30}
+    base = {"model": {"architecture": "llama", "config": context, "vocabulary": 100}}
+    domains = {"math": {"task": "arithmetic"}}
+    found = problems(tmp_path, **given, student=base, domains=domains, stages={})
+    assert any("with its gold answer has" in problem and "`student.model`" in problem for problem in found)
 
 
 def test_a_stage_is_not_trained_on_unit_tests(tmp_path: Path) -> None:
