@@ -22,6 +22,7 @@ _NUMBER = re.compile(
 )
 """Sign, digits, exponent, denominator. A minus after a digit or letter is a subtraction and no sign."""
 _FRACTION = re.compile(r"(\d{1,40})?\s*\\[dt]?frac\s*\{\s*(\d{1,40})\s*\}\s*\{\s*(\d{1,40})\s*\}")
+_SPACE = re.compile(r"\s+")
 _LONGEST_NUMBER, _LONGEST_EXPONENT = 100, 4  # characters; `1e999999999` would fill the memory
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _LETTER = r"[\s*_$(\[{]*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\(?)?([A-HJ]|I(?!\s+[a-z]))(?![\w'])"
@@ -77,7 +78,7 @@ def python_tests(tests: str, text: str) -> float:
 def last_number(text: str) -> Fraction | None:
     """The value of the last number of a text, after :func:`number`'s rules; None if it has none."""
     boxed = _last_boxed(text)
-    text = text if boxed is None else boxed
+    text = _SPACE.sub(" ", text if boxed is None else boxed)
     for written, meant in (("\u2212", "-"), ("{,}", ","), (r"\,", ""), (r"\$", "$")):
         text = text.replace(written, meant)
     found = _NUMBER.findall(_FRACTION.sub(_improper, text))
@@ -98,6 +99,7 @@ def _improper(match: re.Match[str]) -> str:
 
 def chosen_letter(text: str) -> str | None:
     """The option that a text names, after :func:`choice`'s rules; None if it names none."""
+    text = _SPACE.sub(" ", text)  # the patterns take quadratic time on long runs of blanks
     boxed = _last_boxed(text)
     if boxed is not None and (match := re.match(_LETTER, boxed)):
         return match[1]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 from typing import get_args
 
@@ -106,6 +109,39 @@ REFUSE = {
         ("assert f(2) == 4", "while True: pass"),
     ],
 }
+
+
+LONG = 200_000
+HOSTILE = {  # name: (verifier, text), on which a pattern that looks again from every place would take hours
+    "blanks after answer": ("choice", "the answer" + " " * LONG + "?"),
+    "blanks after answer is": ("choice", "answer is" + " \n" * LONG + "?"),
+    "blanks after option": ("choice", "option" + "\t" * LONG + "?"),
+    "blanks in braces": ("choice", r"answer \text" + " " * LONG + "{?"),
+    "blanks in a box": ("choice", r"\boxed{" + " " * LONG + "?}"),
+    "stars": ("choice", "answer " + "* " * LONG),
+    "blanks before a fraction": ("number", "1" + " " * LONG + "x"),
+    "blanks in a fraction": ("number", r"\frac{1" + " " * LONG + "x"),
+    "fractions that stop": ("number", r"\frac {1} " * LONG),
+    "digits": ("number", "1" * LONG + "x"),
+    "groups of digits": ("number", "1" + ",111" * LONG + "1"),
+    "exponents": ("number", "1e" + "1" * LONG + "x"),
+    "fences": ("python_tests", "```python" + " " * LONG + "```\n"),
+}
+
+
+def test_no_text_keeps_a_verifier_busy() -> None:
+    """All of these together, in a process that the kernel kills after ten seconds of processor time."""
+    code = """
+import json, resource, sys, time
+from rollouts.verifiers import VERIFIERS, extract_program
+end = int(time.process_time()) + 10
+resource.setrlimit(resource.RLIMIT_CPU, (end, end))
+for name, text in json.load(sys.stdin):
+    print(len(extract_program(text)) if name == "python_tests" else VERIFIERS[name]("B 7", text))
+"""
+    texts = json.dumps(list(HOSTILE.values()))
+    done = subprocess.run([sys.executable, "-c", code], input=texts, capture_output=True, text=True)
+    assert (done.returncode, len(done.stdout.split())) == (0, len(HOSTILE)), done.stderr
 
 
 def test_every_verifier_of_the_schema_is_there() -> None:
