@@ -99,7 +99,7 @@ class Exam:
         return verify(self._tasks, prompts, texts)
 
     def decode(self, rollout: Rollout) -> str:
-        """The completion's text, without special tokens."""
+        """The completion's text, without the closing EOS."""
         return completion_text(self._tokenizer, rollout)
 
     def pieces(self, rollout: Rollout) -> list[str]:
