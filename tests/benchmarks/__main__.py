@@ -28,6 +28,7 @@ from recipes.training import prompt_source, tasks_of
 from rollouts.sampler import GoldSampler
 from rollouts.tokenizer import completion_ids
 from teachers.model import TeacherModel
+from tests.benchmarks import hidden
 
 ROLES = ("generation", "scoring", "update")
 WARM_UP_STEPS = 4
@@ -97,14 +98,20 @@ def main() -> None:
         figures: dict[str, Any] = {f"ranks_{n}": breakdown(n, Path(folder) / f"ranks-{n}") for n in (1, 2)}
         figures["scoring_tokens_per_second"] = scoring_tokens_per_second(Path(folder) / "ranks-1")
     one, two = figures["ranks_1"], figures["ranks_2"]
+    figures["divergence_from_hidden_states"] = hidden.measure()
     figures["ratios"] = {f"{name}_two_ranks_over_one": two[name] / one[name] for name in one}
     json.dump(figures, sys.stdout, indent=2)
     table = Table("", "1 rank", "2 ranks", "ratio", title="a step of the quickstart, medians")
     for name in one:
         table.add_row(name.replace("_", " "), f"{one[name]:.3g}", f"{two[name]:.3g}", f"{two[name] / one[name]:.2f}")
     table.add_row("scoring tokens per second, one teacher", f"{figures['scoring_tokens_per_second']:.3g}", "", "")
+    ratios = figures["divergence_from_hidden_states"]
+    beside = Table("", "full logits", "hidden states", "ratio", title=f"exact divergence, {hidden.SIZES}")
+    for unit in ("extra_bytes", "seconds"):
+        naive, ours = ratios[f"naive_{unit}"], ratios[f"hidden_{unit}"]
+        beside.add_row(unit.replace("_", " "), f"{naive:.3g}", f"{ours:.3g}", f"{ours / naive:.3f}")
     print()
-    Console().print(table)
+    Console().print(table, beside)
 
 
 if __name__ == "__main__":
