@@ -85,9 +85,6 @@ def build(spec: StudentSpec) -> tuple[Any, moe.LoadBalance]:
     if not dist.is_initialized():
         backend = "nccl" if spec.device == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
     torch.manual_seed(spec.seed)
     dtype = model_dtype(spec.engine, spec.device)
     model = load_whole(spec.model, dtype=dtype)

@@ -40,6 +40,9 @@ def load_whole(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
         UserError: it lacks weights, or has some of other shapes.
     """
     from transformers import AutoModelForCausalLM  # seconds that the driver, which loads no model, does not spend
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # it would run through the console of who asked
 
     return from_pretrained(AutoModelForCausalLM, path, named=path, dtype=dtype)
 

@@ -194,7 +194,10 @@ def ray_cluster(out: Path) -> Iterator[None]:
             namespace=str(out),
         )  # fmt: skip
     except ConnectionError as error:
-        raise UserError(f"no Ray cluster at RAY_ADDRESS={address}: {error}; start one, or unset RAY_ADDRESS") from error
+        raise UserError(
+            f"no Ray cluster at RAY_ADDRESS={address}: {error}; start one, unset RAY_ADDRESS, or, where its nodes ask "
+            "for a token (`ray start` may set one up in ~/.ray), set RAY_AUTH_MODE=token"
+        ) from error
     try:
         yield
     finally:
