@@ -7,7 +7,7 @@ token ``t`` given the tokens before it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,8 @@ class Full:
 
 
 Payload: TypeAlias = Sampled | TopK | Hidden | Full
+PayloadName: TypeAlias = Literal["full", "sampled"]
+"""Payloads that teachers give and losses use so far."""
 PAYLOADS: dict[str, type[Any]] = {"sampled": Sampled, "topk": TopK, "hidden": Hidden, "full": Full}
 
 

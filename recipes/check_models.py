@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from distill.engine import check_engine
+from distill.losses import LOSSES
 from distill.recipe import Engine, Optimizer, Recipe
 from distill.types import UserError
 from recipes.check_tasks import Lengths
@@ -86,7 +87,7 @@ def _engines(recipe: Recipe, facts: Mapping[str, Facts], device: Literal["cpu", 
 
 def _teachers(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
     student = facts.get("student.model")
-    full = recipe.loss.estimator == "full_reverse_kl"
+    full = LOSSES[recipe.loss.estimator].payload == "full"
     for name in recipe.teachers:
         teacher = facts.get(f"teachers.{name}.model")
         if student is None or teacher is None or teacher is student:

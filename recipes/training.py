@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.console import Progress
 from distill.loop import train
+from distill.losses import LOSSES
 from distill.rank import StudentSpec
 from distill.recipe import Recipe
 from distill.student import DeepSpeedStudent
@@ -184,7 +185,8 @@ class Training:
             for name, path in self.teachers.items()
         }
         routes = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
-        payload = "full" if recipe.loss.estimator == "full_reverse_kl" else "sampled"
+        payload = LOSSES[recipe.loss.estimator].payload
+        assert payload is not None, "a method without teachers has none to ask"
         return TeacherPool(specs, routes=routes, payload=payload)
 
     def _check_vocabularies(self, teachers: TeacherPool) -> None:

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from distill.batch import combine_teachers
 from distill.console import TaskHandle
+from distill.grades import combine_teachers
 from distill.recipe import Recipe
 from distill.track import Tracker
 from distill.types import Full, Metrics, Sampler, ScoredRollout, Weights

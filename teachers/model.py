@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
 from distill.load import load_model
-from distill.types import Full, Int32, Payload, Sampled, align_logits
-
-PayloadName = Literal["sampled", "full"]
+from distill.types import Full, Int32, Payload, PayloadName, Sampled, align_logits
 
 
 class TeacherModel:

@@ -16,13 +16,14 @@ from distill.types import (
     Int32,
     NonFinite,
     Payload,
+    PayloadName,
     Rollout,
     Sampled,
     ScoredRollout,
     TeacherScore,
     WorldError,
 )
-from teachers.model import PayloadName, TeacherModel
+from teachers.model import TeacherModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,14 @@ def kl(p, q):
     return math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
+def jensen_shannon(p, q, beta):
+    """GKD's eq 1 with the student p and the teacher q; its two ends by definition."""
+    if beta in (0, 1):
+        return kl(q, p) if beta == 0 else kl(p, q)
+    m = [beta * b + (1 - beta) * a for a, b in zip(p, q, strict=True)]
+    return beta * kl(q, m) + (1 - beta) * kl(p, m)
+
+
 def numeric_gradient(function, logits, step=1e-5):
     """Central differences of a scalar function of a list."""
     out = []

@@ -5,7 +5,8 @@ import pytest
 import torch
 from batch_kit import SHARES, V, as_sampled, log_softmax, mixed_batch, scored
 
-from distill.batch import collate, combine_teachers, plan_updates
+from distill.batch import collate, plan_updates
+from distill.grades import combine_teachers
 from distill.losses import LOSSES
 from distill.recipe import FullReverseKL
 from distill.types import ScoredRollout, UserError, WorldError

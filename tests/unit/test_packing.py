@@ -4,15 +4,19 @@ import numpy as np
 import pytest
 import torch
 from batch_kit import SHARES, V, as_sampled, mixed_batch, scored
+from naive import jensen_shannon
 
 from distill.batch import collate, plan_updates
 from distill.losses import LOSSES
-from distill.recipe import FullReverseKL, PolicyGradient
+from distill.recipe import JSD, K2, ForwardKL, FullReverseKL, PolicyGradient
 from distill.types import ScoredRollout, align_logits
 
 SETTINGS = {
     "full_reverse_kl": FullReverseKL(estimator="full_reverse_kl"),
+    "forward_kl": ForwardKL(estimator="forward_kl"),
+    "jsd": JSD(estimator="jsd", beta=0.3),
     "policy_gradient": PolicyGradient(estimator="policy_gradient", gate=(0.5, 2.0), reward_weight=0.5),
+    "k2": K2(estimator="k2", gate=(0.5, 2.0)),
 }
 """Chosen so that the gate drops some tokens of the batch and keeps others."""
 
@@ -32,7 +36,7 @@ class Bigram(torch.nn.Module):
 def update(batch, name, *, shares=None, ranks=1, budget=10_000, pad_id=0):
     """Loss and gradient of one update, as a student on ``ranks`` ranks accumulates them."""
     shares = shares or SHARES
-    batch = [as_sampled(one) for one in batch] if name == "policy_gradient" else batch
+    batch = [as_sampled(one) for one in batch] if LOSSES[name].payload == "sampled" else batch
     (plan,) = plan_updates(batch, shares=shares, updates=1, ranks=ranks, microbatch_tokens=budget)
     model, total = Bigram(), 0.0
     for members in (members for rank in plan.microbatches for members in rank):
@@ -44,6 +48,7 @@ def update(batch, name, *, shares=None, ranks=1, budget=10_000, pad_id=0):
             payload=LOSSES[name].payload,
             reward_advantages=[2.0 * batch[i].reward - 1.0 for i in members],
             device="cpu",
+            apart=LOSSES[name].apart,
         )
         logits = align_logits(model(microbatch.token_ids_BT))
         loss = (LOSSES[name].token_loss(logits, microbatch, SETTINGS[name]).loss_BT * microbatch.weights_BT).sum()
@@ -57,9 +62,13 @@ def naive_token_loss(one: ScoredRollout, t, logp, name):
     teacher = one.scores[0][1].payload.logprobs_TV[t].astype(np.float64)
     if name == "full_reverse_kl":
         return sum(np.exp(logp[v]) * (logp[v] - teacher[v]) for v in range(V))
+    if name in ("forward_kl", "jsd"):
+        return jensen_shannon(np.exp(logp), np.exp(teacher), {"forward_kl": 0, "jsd": 0.3}[name])
     ratio = np.exp(logp[y] - one.rollout.sampler_logprobs[t])
     if not 0.5 <= ratio <= 2.0:
         return 0.0
+    if name == "k2":
+        return ratio * (teacher[y] - logp[y]) ** 2 / 2
     advantage = min(5.0, max(-5.0, teacher[y] - logp[y])) + 0.5 * (2.0 * one.reward - 1.0)
     return -ratio * advantage * logp[y]
 
@@ -88,7 +97,7 @@ def test_loss_is_the_definition_and_dropped_tokens_stay_in_the_denominator(name)
     expected, dropped = naive_update(batch, name)
     assert update(batch, name)[0] == pytest.approx(expected, rel=1e-6)
     trained = sum(one.rollout.trained_tokens for one in batch)
-    assert 0 < dropped < trained if name == "policy_gradient" else dropped == 0
+    assert 0 < dropped < trained if LOSSES[name].payload == "sampled" else dropped == 0
 
 
 @pytest.mark.parametrize("name", SETTINGS)
