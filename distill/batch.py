@@ -199,6 +199,7 @@ def collate(
     domain_B = [domains.index(scored.rollout.domain) for scored in rollouts] or [0]
     reward_B = None if reward_advantages is None else torch.tensor([*reward_advantages] or [0.0], dtype=torch.float32)
     mean = None if payload is None or apart else mean_of_teachers(rollouts, (B, T), payload)
+    slots = () if payload is None or not apart else teachers_apart(rollouts, (B, T), payload)
     return Microbatch(
         token_ids_BT=torch.from_numpy(token_ids_BT).to(device),
         attention_mask_BT=torch.from_numpy(attention_mask_BT).to(device),
@@ -209,5 +210,5 @@ def collate(
         teacher=None if mean is None else mean.to(device),
         has_teacher_B=torch.tensor([bool(scored.scores) for scored in rollouts] or [False], device=device),
         reward_advantage_B=None if reward_B is None else reward_B.to(device),
-        slots=tuple(slot.to(device) for slot in teachers_apart(rollouts, (B, T))) if apart else (),
+        slots=tuple(slot.to(device) for slot in slots),
     )

@@ -9,24 +9,13 @@ Shape legend: B sequences, T tokens of a sequence, V vocabulary, N trained token
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from distill.advantages import teacher_gap
 from distill.batch import Microbatch
 from distill.recipe import JSD, ForwardKL, FullReverseKL
-from distill.token_loss import TokenLoss, add_up, log_softmax, pick, spread, teachers_mean
-
-
-class Divergence(NamedTuple):
-    """Of rows: its value and its gradient at the student's logits; ``kl_N`` is the reverse KL, whatever the loss."""
-
-    value_N: Tensor
-    gradient_NV: Tensor
-    kl_N: Tensor
+from distill.token_loss import Divergence, TokenLoss, divergence_loss, each_teacher, pick, teachers_mean
 
 
 def full_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: FullReverseKL) -> TokenLoss:
@@ -44,7 +33,7 @@ def forward_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: ForwardKL) 
 
     Source: shared method notes, section 2; GKD (arXiv 2306.13649) calls it supervised KD on the student's own outputs.
     """
-    return _each_teacher(logits_BTV, microbatch, forward_rows)
+    return _each_against(logits_BTV, microbatch, forward_rows)
 
 
 def jsd(logits_BTV: Tensor, microbatch: Microbatch, settings: JSD) -> TokenLoss:
@@ -56,10 +45,10 @@ def jsd(logits_BTV: Tensor, microbatch: Microbatch, settings: JSD) -> TokenLoss:
     Source: GKD, arXiv 2306.13649, eq 1; the two ends are those of TRL.
     """
     if settings.beta == 0:
-        return _each_teacher(logits_BTV, microbatch, forward_rows)
+        return _each_against(logits_BTV, microbatch, forward_rows)
     if settings.beta == 1:
-        return _each_teacher(logits_BTV, microbatch, reverse_rows)
-    return _each_teacher(logits_BTV, microbatch, lambda logp, logq: mixture_rows(logp, logq, beta=settings.beta))
+        return _each_against(logits_BTV, microbatch, reverse_rows)
+    return _each_against(logits_BTV, microbatch, lambda logp, logq: mixture_rows(logp, logq, beta=settings.beta))
 
 
 def reverse_rows(logp_NV: Tensor, logq_NV: Tensor) -> Divergence:
@@ -98,22 +87,6 @@ def mixture_rows(logp_NV: Tensor, logq_NV: Tensor, *, beta: float) -> Divergence
     return Divergence(value_N, p_NV.mul_(p_to_m_NV.sub_(student_N.unsqueeze(-1))).mul_(1 - beta), kl_N)
 
 
-def _each_teacher(
-    logits_BTV: Tensor, microbatch: Microbatch, divergence: Callable[[Tensor, Tensor], Divergence]
-) -> TokenLoss:
-    """``sum_k w_k D(pi_theta, pi_k)`` over the teachers of each rollout."""
-    if not microbatch.slots:
-        raise ValueError("this estimator needs every teacher's scores, and the microbatch was collated without")
-    parts = []
-    for slot in microbatch.slots:
-        weight_BT = slot.weight_B.unsqueeze(1).expand_as(microbatch.mask_BT)
-        chosen_BT = microbatch.mask_BT & (weight_BT != 0)
-        one = _against(logits_BTV, slot.logprobs, microbatch, chosen_BT, divergence)
-        stats = {name: weight_BT * values_BT for name, values_BT in one.stats.items()}
-        parts.append(TokenLoss(weight_BT * one.loss_BT, stats))
-    return add_up(parts)
-
-
 def _against(
     logits_BTV: Tensor,
     teacher_BTV: Tensor,
@@ -121,36 +94,19 @@ def _against(
     mask_BT: Tensor,
     divergence: Callable[[Tensor, Tensor], Divergence],
 ) -> TokenLoss:
-    teacher_NV, tokens_N = teacher_BTV[mask_BT], microbatch.token_ids_BT[mask_BT]
-    loss_N, kl_N, entropy_N, logprobs_N = _Rows.apply(logits_BTV[mask_BT], teacher_NV, tokens_N, divergence)
-    gap_N = teacher_gap(teacher_logprobs_N=pick(teacher_NV, tokens_N), student_logprobs_N=logprobs_N)
-    ratio_N = (logprobs_N - microbatch.sampler_logprobs_BT[mask_BT]).exp()
-    return spread(loss_N, {"kl": kl_N, "entropy": entropy_N, "advantage": gap_N, "ratio": ratio_N}, mask_BT)
+    teacher_NV = teacher_BTV[mask_BT]
+    return divergence_loss(
+        logits_BTV,
+        microbatch,
+        mask_BT,
+        lambda logp_NV: divergence(logp_NV, teacher_NV),
+        teacher_logprobs_N=pick(teacher_NV, microbatch.token_ids_BT[mask_BT]),
+    )
 
 
-class _Rows(torch.autograd.Function):
-    """A divergence of rows with its analytic gradient.
-
-    Autograd's own gradient reaches 0 at p = q only up to rounding, and keeps several N x V tensors. These are exactly
-    0 there and keep one: the gradient itself, computed in the forward while everything is at hand.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits_NV: Tensor, teacher_NV: Tensor, tokens_N: Tensor, divergence: Callable[..., Divergence]
-    ) -> tuple[Tensor, ...]:
-        logp_NV = log_softmax(logits_NV)
-        entropy_N = torch.special.entr(logp_NV.exp()).sum(-1)
-        logprobs_N = pick(logp_NV, tokens_N)
-        value_N, gradient_NV, kl_N = divergence(logp_NV, teacher_NV)
-        ctx.save_for_backward(gradient_NV)
-        ctx.mark_non_differentiable(kl_N, entropy_N, logprobs_N)
-        ctx.logits_dtype = logits_NV.dtype
-        return value_N, kl_N, entropy_N, logprobs_N
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        grad_N, *_ = grads
-        (gradient_NV,) = ctx.saved_tensors
-        return (gradient_NV * grad_N.unsqueeze(-1)).to(ctx.logits_dtype), None, None, None
+def _each_against(
+    logits_BTV: Tensor, microbatch: Microbatch, divergence: Callable[[Tensor, Tensor], Divergence]
+) -> TokenLoss:
+    return each_teacher(
+        microbatch, lambda slot, mask_BT: _against(logits_BTV, slot.logprobs, microbatch, mask_BT, divergence)
+    )

@@ -1,6 +1,6 @@
 """What teachers said of rollouts, as tensors of a microbatch: their weighted mean, or each teacher apart.
 
-Shape legend: B sequences, T tokens of the longest one, V vocabulary.
+Shape legend: B sequences, T tokens of the longest one, V vocabulary, K entries of a top-k support.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.types import Float32, Full, PayloadName, Sampled, ScoredRollout, TeacherScore
+from distill.types import Float32, Full, Int32, PayloadName, Sampled, ScoredRollout, TeacherScore, TopK
+
+
+@dataclass(frozen=True, slots=True)
+class SupportRows:
+    """Where top-k log-probabilities belong; see :class:`distill.types.TopK`. ``ids_BTK`` is int64."""
+
+    ids_BTK: Tensor
+    rest_BT: Tensor
+    sampled_BT: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +31,19 @@ class TeacherSlot:
 
     Attributes:
         weight_B: float32, this teacher's weight; 0 where the rollout has none in this slot, whose rows are zeros.
-        logprobs: float32, nats, ``(B, T, V)``.
+        logprobs: float32, nats, ``(B, T, V)`` for payload ``full``, ``(B, T, K)`` for ``topk``.
+        support: for payload ``topk``, else None.
     """
 
     weight_B: Tensor
     logprobs: Tensor
+    support: SupportRows | None = None
 
     def to(self, device: torch.device | str) -> TeacherSlot:
         """The same on a device."""
-        return TeacherSlot(self.weight_B.to(device), self.logprobs.to(device))
+        s = self.support
+        support = s and SupportRows(s.ids_BTK.to(device), s.rest_BT.to(device), s.sampled_BT.to(device))
+        return TeacherSlot(self.weight_B.to(device), self.logprobs.to(device), support)
 
 
 def combine_teachers(scored: ScoredRollout, payload: PayloadName) -> Float32:
@@ -62,38 +75,79 @@ def mean_of_teachers(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], 
     if payload == "full":
         _refuse_untaught(rollouts)
     rows = [combine_teachers(scored, payload) if scored.scores else None for scored in rollouts]
-    # The vocabulary of a dummy is 1, which broadcasts against any; no row of it is ever read.
-    V = max((row.shape[1] for row in rows if row is not None), default=1) if payload == "full" else None
-    return _padded(rows, shape if V is None else (*shape, V))
+    return _padded(rows, (*shape, _width(rows)) if payload == "full" else shape)
 
 
-def teachers_apart(rollouts: Sequence[ScoredRollout], shape: tuple[int, int]) -> tuple[TeacherSlot, ...]:
+def teachers_apart(
+    rollouts: Sequence[ScoredRollout], shape: tuple[int, int], payload: PayloadName
+) -> tuple[TeacherSlot, ...]:
     """As many slots as the rollout with most teachers has; the k-th holds every rollout's k-th. ``shape``: ``(B, T)``.
 
     Raises:
-        ValueError: a rollout has no teacher or lacks the payload, or vocabularies differ in size.
+        ValueError: a rollout has no teacher or lacks the payload, or vocabularies or supports differ in size.
     """
     _refuse_untaught(rollouts)
-    slots = []
-    for k in range(max((len(scored.scores) for scored in rollouts), default=1)):
-        weight_B = torch.zeros(shape[0])
-        rows: list[Float32 | None] = []
-        for b, scored in enumerate(rollouts):
-            weight, row = 0.0, None
-            if k < len(scored.scores):
-                weight, score = scored.scores[k]
-                if not isinstance(score.payload, Full):
-                    raise _unfit(scored, score, "full")
-                row = score.payload.logprobs_TV
-            weight_B[b] = weight
-            rows.append(row)
-        V = max((row.shape[1] for row in rows if row is not None), default=1)
-        slots.append(TeacherSlot(weight_B, _padded(rows, (*shape, V))))
-    return tuple(slots)
+    most = max((len(scored.scores) for scored in rollouts), default=1)
+    return tuple(_slot(rollouts, shape, payload, k) for k in range(most))
 
 
-def _padded(rows: Sequence[Float32 | None], shape: tuple[int, ...]) -> Tensor:
-    padded = np.zeros(shape, dtype=np.float32)
+def _slot(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], payload: PayloadName, k: int) -> TeacherSlot:
+    weight_B = torch.zeros(shape[0])
+    fulls: list[Float32 | None] = [None] * len(rollouts)
+    topks: list[TopK | None] = [None] * len(rollouts)
+    for b, scored in enumerate(rollouts):
+        if k < len(scored.scores):
+            weight_B[b], score = scored.scores[k]
+            match payload, score.payload:
+                case "full", Full(logprobs_TV):
+                    fulls[b] = logprobs_TV
+                case "topk", TopK() as topk:
+                    topks[b] = topk
+                case _:
+                    raise _unfit(scored, score, payload)
+    if payload == "full":
+        return TeacherSlot(weight_B, _padded(fulls, (*shape, _width(fulls))))
+    logprobs = [topk and topk.logprobs_TK for topk in topks]
+    wide = (*shape, _width(logprobs))
+    support = SupportRows(
+        ids_BTK=_padded([topk and topk.ids_TK for topk in topks], wide).long(),
+        rest_BT=_padded([topk and topk.rest_T for topk in topks], shape),
+        sampled_BT=_padded([topk and topk.sampled_T for topk in topks], shape),
+    )
+    return TeacherSlot(weight_B, _padded(logprobs, wide), support)
+
+
+def sampled_logprobs(scored: ScoredRollout) -> Float32:
+    """The teachers' weighted mean log-probability of each token, ``(T,)``, in nats, whatever their payload.
+
+    Raises:
+        ValueError: no teacher graded the rollout, or one gave hidden states.
+    """
+    ids = scored.rollout.token_ids
+    total = np.zeros(len(ids), dtype=np.float32)
+    _refuse_untaught([scored])
+    for weight, score in scored.scores:
+        match score.payload:
+            case Sampled(logprobs_T):
+                total += np.float32(weight) * logprobs_T
+            case TopK(sampled_T=logprobs_T):
+                total += np.float32(weight) * logprobs_T
+            case Full(logprobs_TV):
+                total += np.float32(weight) * logprobs_TV[range(len(ids)), ids]
+            case _:
+                raise _unfit(scored, score, "sampled")
+    return total
+
+
+def _width(rows: Sequence[Float32 | None]) -> int:
+    """Of the last dimension. That of a dummy is 1, which broadcasts against any; no row of it is ever read."""
+    return max((row.shape[1] for row in rows if row is not None), default=1)
+
+
+def _padded(rows: Sequence[Float32 | Int32 | None], shape: tuple[int, ...]) -> Tensor:
+    """Rows in a tensor of their own type, zeros elsewhere."""
+    there = [row for row in rows if row is not None]
+    padded = np.zeros(shape, dtype=there[0].dtype if there else np.float32)
     for b, row in enumerate(rows):
         if row is not None:
             padded[b, : len(row)] = row

@@ -4,8 +4,9 @@ Logits come in aligned (row ``t`` is the distribution of token ``t``) and divide
 are taken in float32 at least. Only the rows of trained tokens are ever read: a masked place may hold NaN, its loss is
 exactly 0 and so is its gradient. Weighing the tokens (``g_d / N_d``) is the caller's, with ``Microbatch.weights_BT``.
 
-**A further estimator** is one function here or in ``divergences.py``, one row of ``LOSSES``, and one class of settings
-in the recipe's ``Loss``. Those that look right and are not, with the reason, are in ``distill.recipe.TRAPS``.
+**A further estimator** is one function here, in ``divergences.py`` or in ``topk.py``, one row of ``LOSSES``, and one
+class of settings in the recipe's ``Loss``. Those that look right and are not, with the reason, are in
+``distill.recipe.TRAPS``.
 
 Shape legend: B sequences, T tokens of a sequence, V vocabulary, N trained tokens of the microbatch.
 """
@@ -25,6 +26,7 @@ from distill.divergences import forward_kl, full_reverse_kl, jsd
 from distill.recipe import K2, NegativeLogLikelihood, PolicyGradient, SampledToken
 from distill.token_loss import TokenLoss as TokenLoss
 from distill.token_loss import log_softmax, pick, spread, teachers_mean
+from distill.topk import topk_reverse_kl
 from distill.types import PayloadName
 
 
@@ -101,6 +103,7 @@ LOSSES: dict[str, LossSpec] = {
     "full_reverse_kl": LossSpec("full", full_reverse_kl),
     "forward_kl": LossSpec("full", forward_kl, apart=True),
     "jsd": LossSpec("full", jsd, apart=True),
+    "topk_reverse_kl": LossSpec("topk", topk_reverse_kl, apart=True),
     "policy_gradient": LossSpec("sampled", policy_gradient),
     "k2": LossSpec("sampled", k2),
     "nll": LossSpec(None, nll),

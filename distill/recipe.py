@@ -23,6 +23,7 @@ from distill.recipe_loss import (
     NegativeLogLikelihood,
     PolicyGradient,
     SampledToken,
+    TopKReverseKL,
 )
 from distill.recipe_parts import (
     Architecture,
@@ -63,6 +64,7 @@ __all__ = [
     "Strict",
     "StudentRecipe",
     "TeacherRecipe",
+    "TopKReverseKL",
     "TrackRecipe",
     "WandbRecipe",
 ]

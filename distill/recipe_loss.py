@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from distill.recipe_parts import NonNegative, Positive, Strict, refusal
+from distill.recipe_parts import Count, NonNegative, Positive, Strict, refusal
 
 TRAPS: dict[str, str] = {
     "k1_backprop": "back-propagating log(student/teacher) has zero expected gradient: the teacher drops out",
@@ -19,7 +19,7 @@ TRAPS: dict[str, str] = {
 """Estimators that look right and are not, with the reason (shared method notes, section 2)."""
 
 
-WHICH = "which loss: full_reverse_kl, forward_kl, jsd, policy_gradient, k2 or nll"
+WHICH = "which loss: full_reverse_kl, forward_kl, jsd, topk_reverse_kl, policy_gradient, k2 or nll"
 
 
 class FullReverseKL(Strict):
@@ -41,6 +41,27 @@ class JSD(Strict):
     beta: float = Field(
         default=0.5, ge=0, le=1, description="teacher's part of the mixture; 0 is the forward KL, 1 the reverse KL"
     )
+
+
+class TopKReverseKL(Strict):
+    """Reverse KL on the teacher's likeliest tokens, which are all that it ships; arXiv 2606.30406, eq 5."""
+
+    estimator: Literal["topk_reverse_kl"] = Field(default="topk_reverse_kl", description=WHICH)
+    k: Count = Field(default=64, description="likeliest tokens of the teacher, besides EOS and all control tokens")
+    outside: Literal["left_out", "bucket"] = Field(
+        default="left_out", description="all other tokens: left_out (eq 5), or bucket: together one more outcome"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _support(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "support" in value:
+            raise refusal(
+                "has a `support`, which is always the teacher's: it answers for its own likeliest tokens and is not "
+                "told the student's, which also move with every update; take `support` away, raise `k`, or take "
+                "full_reverse_kl, whose support is everything"
+            )
+        return value
 
 
 class SampledToken(Strict):
@@ -80,6 +101,7 @@ ESTIMATORS: dict[str, type[Strict]] = {
     "full_reverse_kl": FullReverseKL,
     "forward_kl": ForwardKL,
     "jsd": JSD,
+    "topk_reverse_kl": TopKReverseKL,
     "policy_gradient": PolicyGradient,
     "k2": K2,
     "nll": NegativeLogLikelihood,
@@ -97,6 +119,7 @@ Loss: TypeAlias = Annotated[
     Annotated[FullReverseKL, Tag("<full_reverse_kl>")]
     | Annotated[ForwardKL, Tag("<forward_kl>")]
     | Annotated[JSD, Tag("<jsd>")]
+    | Annotated[TopKReverseKL, Tag("<topk_reverse_kl>")]
     | Annotated[PolicyGradient, Tag("<policy_gradient>")]
     | Annotated[K2, Tag("<k2>")]
     | Annotated[NegativeLogLikelihood, Tag("<nll>")],

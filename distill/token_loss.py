@@ -5,13 +5,17 @@ Shape legend: B sequences, T tokens of a sequence, V vocabulary, N trained token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from distill.advantages import teacher_gap
 from distill.batch import Microbatch
+from distill.grades import TeacherSlot
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,14 @@ class TokenLoss:
 
     loss_BT: Tensor
     stats: dict[str, Tensor]
+
+
+class Divergence(NamedTuple):
+    """Of rows: its value and its gradient at the student's logits; ``kl_N`` is the reverse KL, whatever the loss."""
+
+    value_N: Tensor
+    gradient_NV: Tensor
+    kl_N: Tensor
 
 
 def log_softmax(logits_NV: Tensor) -> Tensor:
@@ -62,10 +74,72 @@ def spread(loss_N: Tensor, stats: dict[str, Tensor], mask_BT: Tensor) -> TokenLo
     return TokenLoss(back(loss_N), {name: back(values_N) for name, values_N in stats.items()})
 
 
-def add_up(parts: Sequence[TokenLoss]) -> TokenLoss:
-    """The sum of losses, and of each of their statistics, token by token; at least one, and all know the same ones."""
-    first, *others = parts
-    for other in others:
-        stats = {name: values_BT + other.stats[name] for name, values_BT in first.stats.items()}
-        first = TokenLoss(first.loss_BT + other.loss_BT, stats)
-    return first
+def each_teacher(microbatch: Microbatch, one: Callable[[TeacherSlot, Tensor], TokenLoss]) -> TokenLoss:
+    """``sum_k w_k`` of what ``one(slot, mask_BT)`` says of each rollout's k-th teacher, statistics too.
+
+    Raises:
+        ValueError: the microbatch was collated without teachers apart.
+    """
+    if not microbatch.slots:
+        raise ValueError("this estimator needs every teacher's scores, and the microbatch was collated without")
+    total: TokenLoss | None = None
+    for slot in microbatch.slots:
+        weight_BT = slot.weight_B.unsqueeze(1).expand_as(microbatch.mask_BT)
+        part = one(slot, microbatch.mask_BT & (weight_BT != 0))
+        loss_BT = weight_BT * part.loss_BT
+        stats = {name: weight_BT * values_BT for name, values_BT in part.stats.items()}
+        if total is not None:
+            loss_BT = loss_BT + total.loss_BT
+            stats = {name: values_BT + total.stats[name] for name, values_BT in stats.items()}
+        total = TokenLoss(loss_BT, stats)
+    assert total is not None
+    return total
+
+
+def divergence_loss(
+    logits_BTV: Tensor,
+    microbatch: Microbatch,
+    mask_BT: Tensor,
+    divergence: Callable[[Tensor], Divergence],
+    *,
+    teacher_logprobs_N: Tensor,
+) -> TokenLoss:
+    """A divergence as the loss of the tokens of a mask, with the statistics that all of its kind have.
+
+    Args:
+        divergence: from the student's log-probabilities ``(N, V)``, which it may overwrite.
+        teacher_logprobs_N: of the tokens that were drawn, in nats.
+    """
+    tokens_N = microbatch.token_ids_BT[mask_BT]
+    value_N, kl_N, entropy_N, logprobs_N = _Rows.apply(logits_BTV[mask_BT], tokens_N, divergence)
+    gap_N = teacher_gap(teacher_logprobs_N=teacher_logprobs_N, student_logprobs_N=logprobs_N)
+    ratio_N = (logprobs_N - microbatch.sampler_logprobs_BT[mask_BT]).exp()
+    return spread(value_N, {"kl": kl_N, "entropy": entropy_N, "advantage": gap_N, "ratio": ratio_N}, mask_BT)
+
+
+class _Rows(torch.autograd.Function):
+    """A divergence of rows with its analytic gradient.
+
+    Autograd's own gradient reaches 0 at p = q only up to rounding, and keeps several N x V tensors. These are exactly
+    0 there and keep one: the gradient itself, computed in the forward while everything is at hand.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_NV: Tensor, tokens_N: Tensor, divergence: Callable[[Tensor], Divergence]
+    ) -> tuple[Tensor, ...]:
+        logp_NV = log_softmax(logits_NV)
+        entropy_N = torch.special.entr(logp_NV.exp()).sum(-1)
+        logprobs_N = pick(logp_NV, tokens_N)
+        value_N, gradient_NV, kl_N = divergence(logp_NV)
+        ctx.save_for_backward(gradient_NV)
+        ctx.mark_non_differentiable(kl_N, entropy_N, logprobs_N)
+        ctx.logits_dtype = logits_NV.dtype
+        return value_N, kl_N, entropy_N, logprobs_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_N, *_ = grads
+        (gradient_NV,) = ctx.saved_tensors
+        return (gradient_NV * grad_N.unsqueeze(-1)).to(ctx.logits_dtype), None, None

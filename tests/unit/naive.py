@@ -21,6 +21,18 @@ def jensen_shannon(p, q, beta):
     return beta * kl(q, m) + (1 - beta) * kl(p, m)
 
 
+def topk_left_out(p, q, support):
+    """arXiv 2606.30406, eq 5."""
+    return math.fsum(p[v] * math.log(p[v] / q[v]) - p[v] + q[v] for v in support)
+
+
+def topk_bucket(p, q, support):
+    """The KL of the distributions in which all tokens outside of the support are one."""
+    inside = kl([p[v] for v in support], [q[v] for v in support])
+    outside = [v for v in range(len(p)) if v not in support]
+    return inside + (kl([math.fsum(p[v] for v in outside)], [math.fsum(q[v] for v in outside)]) if outside else 0.0)
+
+
 def numeric_gradient(function, logits, step=1e-5):
     """Central differences of a scalar function of a list."""
     out = []

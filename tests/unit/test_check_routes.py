@@ -27,7 +27,9 @@ def test_a_sound_recipe_has_no_problems() -> None:
     assert problems() == []
 
 
-@pytest.mark.parametrize("estimator", ["full_reverse_kl", "forward_kl", "jsd", "policy_gradient", "k2"])
+@pytest.mark.parametrize(
+    "estimator", ["full_reverse_kl", "forward_kl", "jsd", "topk_reverse_kl", "policy_gradient", "k2"]
+)
 def test_every_estimator_of_the_teachers_is_mopds(estimator: str) -> None:
     assert problems(loss={"estimator": estimator}) == []
     supervised = {"method": "supervised", "losses": METHODS["supervised"].losses, "loss": {"estimator": estimator}}

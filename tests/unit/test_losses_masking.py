@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from losses_kit import FORWARD, FULL, HALF, NLL, PLAIN, SQUARE, V, graded, microbatch, rows, run
+from losses_kit import BUCKET, FORWARD, FULL, HALF, NLL, PLAIN, SQUARE, TOPK, V, graded, microbatch, rows, run
 
 from distill.losses import LOSSES
 from distill.recipe import PolicyGradient
@@ -22,7 +22,7 @@ def poisoned_case(name, masked):
 
 CASES = [
     (settings.estimator, settings)
-    for settings in (FULL, FORWARD, HALF, PLAIN.model_copy(update={"reward_weight": 1.0}), SQUARE, NLL)
+    for settings in (FULL, FORWARD, HALF, TOPK, BUCKET, PLAIN.model_copy(update={"reward_weight": 1.0}), SQUARE, NLL)
 ]
 
 
@@ -39,7 +39,7 @@ def test_a_masked_place_never_reaches_loss_gradient_or_statistics(name, settings
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_nothing_trained_gives_zero_loss_and_a_gradient_of_zeros(name, settings):
-    batch = graded(name, [[False, False]], [[0, 0]], torch.zeros(1, 2, 1), reward=[0.0])
+    batch = graded(name, [[False, False]], [[0, 0]], torch.zeros(1, 2, V), reward=[0.0])
     out, gradient = run(name, torch.full((1, 2, V), math.nan).double(), batch, settings)
     assert torch.equal(out.loss_BT, torch.zeros(1, 2).double())
     assert torch.equal(gradient, torch.zeros(1, 2, V).double())
@@ -55,6 +55,7 @@ def test_nan_at_a_trained_place_is_not_hidden(name, settings, where):
     out, _ = run(name, logits, batch, settings)
     reads = {
         "full": {"logits", "teacher"},
+        "topk": {"logits", "teacher"},
         "sampled": {"logits", "teacher", "sampler_logprobs_BT"},
         None: {"logits"},
     }[LOSSES[name].payload]

@@ -3,18 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from batch_kit import SHARES, V, as_sampled, mixed_batch, scored
-from naive import jensen_shannon
+from batch_kit import SHARES, V, as_topk, cut_for, mixed_batch, scored
+from naive import jensen_shannon, topk_bucket
 
 from distill.batch import collate, plan_updates
 from distill.losses import LOSSES
-from distill.recipe import JSD, K2, ForwardKL, FullReverseKL, PolicyGradient
+from distill.recipe import JSD, K2, ForwardKL, FullReverseKL, PolicyGradient, TopKReverseKL
 from distill.types import ScoredRollout, align_logits
 
 SETTINGS = {
     "full_reverse_kl": FullReverseKL(estimator="full_reverse_kl"),
     "forward_kl": ForwardKL(estimator="forward_kl"),
     "jsd": JSD(estimator="jsd", beta=0.3),
+    "topk_reverse_kl": TopKReverseKL(estimator="topk_reverse_kl", k=3, outside="bucket"),
     "policy_gradient": PolicyGradient(estimator="policy_gradient", gate=(0.5, 2.0), reward_weight=0.5),
     "k2": K2(estimator="k2", gate=(0.5, 2.0)),
 }
@@ -36,7 +37,7 @@ class Bigram(torch.nn.Module):
 def update(batch, name, *, shares=None, ranks=1, budget=10_000, pad_id=0):
     """Loss and gradient of one update, as a student on ``ranks`` ranks accumulates them."""
     shares = shares or SHARES
-    batch = [as_sampled(one) for one in batch] if LOSSES[name].payload == "sampled" else batch
+    batch = [cut_for(LOSSES[name].payload, one) for one in batch]
     (plan,) = plan_updates(batch, shares=shares, updates=1, ranks=ranks, microbatch_tokens=budget)
     model, total = Bigram(), 0.0
     for members in (members for rank in plan.microbatches for members in rank):
@@ -64,6 +65,9 @@ def naive_token_loss(one: ScoredRollout, t, logp, name):
         return sum(np.exp(logp[v]) * (logp[v] - teacher[v]) for v in range(V))
     if name in ("forward_kl", "jsd"):
         return jensen_shannon(np.exp(logp), np.exp(teacher), {"forward_kl": 0, "jsd": 0.3}[name])
+    if name == "topk_reverse_kl":
+        support = as_topk(one).scores[0][1].payload.ids_TK[t].tolist()
+        return topk_bucket(np.exp(logp), np.exp(teacher), support)
     ratio = np.exp(logp[y] - one.rollout.sampler_logprobs[t])
     if not 0.5 <= ratio <= 2.0:
         return 0.0

@@ -41,6 +41,8 @@ from distill.types import UserError
         ("loss={estimator: k3_backprop}", "is a trap: back-propagating k3 gives the forward KL"),
         ("loss={estimator: policy_gradient, gate: [5, 0.2]}", "`loss.gate` is inverted: [5, 0.2]"),
         ("loss={estimator: jsd, beta: 1.5}", "`loss.beta` must be at most 1; it is 1.5"),
+        ("loss={estimator: topk_reverse_kl, k: 0}", "`loss.k` must be at least 1; it is 0"),
+        ("loss={estimator: topk_reverse_kl, support: union}", "`loss` has a `support`, which is always the teacher's"),
         ("loss={estimator: k2, gate: [5, 0.2]}", "`loss.gate` is inverted: [5, 0.2]"),
         ("loss={estimator: full_reverse_kl, gate: [1, 2]}", "unknown key `loss.gate`; known here: estimator"),
         ("name=a/b", "`name` is not a usable name"),
