@@ -28,6 +28,25 @@ def teacher_gap(*, teacher_logprobs_N: Tensor, student_logprobs_N: Tensor) -> Te
     return (teacher_logprobs_N - student_logprobs_N).detach()
 
 
+def extrapolated_gap(
+    *, teacher_logprobs_N: Tensor, student_logprobs_N: Tensor, reference_logprobs_N: Tensor, strength: float
+) -> Tensor:
+    """The teacher gap, and ``strength - 1`` times as far again in the direction that the teacher took from a reference.
+
+    ``strength`` is lambda, without a unit: 1 is :func:`teacher_gap`, above 1 the student is asked to go beyond its
+    teacher (1.25 was good there, 1.5 unstable). The reference is the student before distillation; all three
+    log-probabilities are under one temperature. It is the gap to a mean of two "teachers" with weights that sum to 1,
+    ``lambda log pi_T + (1 - lambda) log pi_ref``, so a loss that takes the teachers' mean needs nothing else.
+
+    No recipe reaches it yet: it waits for a teacher that is the student before distillation.
+
+    Source: ExOPD, arXiv 2602.12125: ``(log pi_T - log pi_theta) + (lambda - 1) (log pi_T - log pi_ref)``.
+    """
+    gap_N = teacher_gap(teacher_logprobs_N=teacher_logprobs_N, student_logprobs_N=student_logprobs_N)
+    taken_N = teacher_gap(teacher_logprobs_N=teacher_logprobs_N, student_logprobs_N=reference_logprobs_N)
+    return gap_N + (strength - 1) * taken_N
+
+
 def clip_gap(gap_N: Tensor, bound: float) -> tuple[Tensor, Tensor]:
     """Clip the teacher gap to ``[-bound, bound]`` nats; say where it was outside.
 

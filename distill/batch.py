@@ -9,19 +9,16 @@ Shape legend: B sequences, T tokens of the longest one, V vocabulary.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distill.types import Float32, Full, Sampled, ScoredRollout, UserError, WorldError
-
-PayloadName: TypeAlias = Literal["full", "sampled"]
+from distill.grades import TeacherSlot, mean_of_teachers, teachers_apart
+from distill.types import PayloadName, ScoredRollout, UserError, WorldError
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +138,10 @@ class Microbatch:
         sampler_logprobs_BT: float32, nats.
         domain_B: int64, index into the ``domains`` given to :func:`collate`.
         teacher: float32, nats: the teachers' weighted mean log-probabilities, ``(B, T, V)`` for payload ``full``,
-            ``(B, T)`` for ``sampled``, None where the loss needs no teacher.
+            ``(B, T)`` for ``sampled``, None where the loss needs no teacher, or each teacher apart.
         has_teacher_B: bool, False where the rollout was graded by reward alone.
         reward_advantage_B: float32, group-normalised reward, or None where the loss uses no reward.
+        slots: the teachers one by one, for losses that are not a function of their mean; otherwise empty.
     """
 
     token_ids_BT: Tensor
@@ -155,6 +153,7 @@ class Microbatch:
     teacher: Tensor | None
     has_teacher_B: Tensor
     reward_advantage_B: Tensor | None
+    slots: tuple[TeacherSlot, ...] = ()
 
 
 def collate(
@@ -166,6 +165,7 @@ def collate(
     payload: PayloadName | None,
     reward_advantages: Sequence[float] | None,
     device: torch.device | str,
+    apart: bool = False,
 ) -> Microbatch:
     """Pad rollouts into the tensors of a microbatch. No rollouts give a dummy of 1 x 2 tokens that trains nothing.
 
@@ -174,6 +174,7 @@ def collate(
         domains: the trained domains in the recipe's order; ``domain_B`` points into it.
         payload: what the loss needs of the teachers; see ``distill.losses.LOSSES``.
         reward_advantages: one per rollout, or None.
+        apart: whether the loss needs each teacher apart instead of their mean.
 
     Raises:
         ValueError: a rollout lacks the payload, or vocabularies differ in size.
@@ -197,6 +198,8 @@ def collate(
         sampler_logprobs_BT[b, :n] = rollout.sampler_logprobs
     domain_B = [domains.index(scored.rollout.domain) for scored in rollouts] or [0]
     reward_B = None if reward_advantages is None else torch.tensor([*reward_advantages] or [0.0], dtype=torch.float32)
+    mean = None if payload is None or apart else mean_of_teachers(rollouts, (B, T), payload)
+    slots = () if payload is None or not apart else teachers_apart(rollouts, (B, T), payload)
     return Microbatch(
         token_ids_BT=torch.from_numpy(token_ids_BT).to(device),
         attention_mask_BT=torch.from_numpy(attention_mask_BT).to(device),
@@ -204,45 +207,8 @@ def collate(
         weights_BT=torch.from_numpy(weights_BT).to(device),
         sampler_logprobs_BT=torch.from_numpy(sampler_logprobs_BT).to(device),
         domain_B=torch.tensor(domain_B, device=device),
-        teacher=None if payload is None else torch.from_numpy(_teacher(rollouts, (B, T), payload)).to(device),
+        teacher=None if mean is None else mean.to(device),
         has_teacher_B=torch.tensor([bool(scored.scores) for scored in rollouts] or [False], device=device),
         reward_advantage_B=None if reward_B is None else reward_B.to(device),
+        slots=tuple(slot.to(device) for slot in slots),
     )
-
-
-def combine_teachers(scored: ScoredRollout, payload: PayloadName) -> Float32:
-    """The weighted mean of a rollout's teachers' log-probabilities, ``(T, V)`` or ``(T,)``, in nats.
-
-    It is not normalised, and need not be: ``sum_k w_k KL(pi || pi_k) = E_pi[log pi - sum_k w_k log pi_k]`` for weights
-    that sum to 1, so one tensor stands for all teachers exactly. A single teacher's comes back untouched, bit by bit.
-
-    Raises:
-        ValueError: a teacher gave another payload, or vocabularies differ in size.
-    """
-    parts: list[Float32] = []
-    for weight, score in scored.scores:
-        match payload, score.payload:
-            case ("full", Full(logprobs)) | ("sampled", Sampled(logprobs)):
-                # A single teacher has weight 1: multiplying would only copy the largest array of the step.
-                parts.append(logprobs if len(scored.scores) == 1 else np.float32(weight) * logprobs)
-            case _:
-                raise ValueError(
-                    f"teacher {score.teacher!r} gave {type(score.payload).__name__} for rollout {scored.rollout.index} "
-                    f"(domain {scored.rollout.domain!r}); the loss needs {payload!r}"
-                )
-    return functools.reduce(np.add, parts)
-
-
-def _teacher(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], payload: PayloadName) -> Float32:
-    """All rows of :func:`combine_teachers`, padded with zeros to ``(B, T, V)`` or ``(B, T)``."""
-    rows = [combine_teachers(scored, payload) if scored.scores else None for scored in rollouts]
-    untaught = [scored.rollout for scored, row in zip(rollouts, rows, strict=True) if row is None]
-    if payload == "full" and untaught:
-        raise ValueError(f"rollout {untaught[0].index} of domain {untaught[0].domain!r} has no teacher; it needs one")
-    # The vocabulary of a dummy is 1, which broadcasts against any; no row of it is ever read.
-    V = max((row.shape[1] for row in rows if row is not None), default=1) if payload == "full" else None
-    teacher = np.zeros(shape if V is None else (*shape, V), dtype=np.float32)
-    for b, row in enumerate(rows):
-        if row is not None:
-            teacher[b, : len(row)] = row
-    return teacher

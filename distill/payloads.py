@@ -7,7 +7,7 @@ token ``t`` given the tokens before it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,16 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """Log-probabilities (never renormalised) on a support of K tokens per position, both ``(T, K)``."""
+    """Log-probabilities (never renormalised, in nats) on a support of K tokens per position, both ``(T, K)``.
+
+    ``rest_T`` is the log-probability of all other tokens together, -inf where there are none: it cannot be had from
+    the support without losing all its digits. ``sampled_T`` is that of the token itself, in the support or not.
+    """
 
     ids_TK: Int32
     logprobs_TK: Float32
+    rest_T: Float32
+    sampled_T: Float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,8 @@ class Full:
 
 
 Payload: TypeAlias = Sampled | TopK | Hidden | Full
+PayloadName: TypeAlias = Literal["full", "sampled", "topk"]
+"""Payloads that teachers give and losses use so far."""
 PAYLOADS: dict[str, type[Any]] = {"sampled": Sampled, "topk": TopK, "hidden": Hidden, "full": Full}
 
 

@@ -194,6 +194,7 @@ class StudentRank:
             payload=losses.payload,
             reward_advantages=None if update.reward_advantages is None else update.reward_advantages[i],
             device=self.device,
+            apart=losses.apart,
         )
         if update.microbatches[i]:
             self.load_balance.count(microbatch.attention_mask_BT)

@@ -1,7 +1,8 @@
 """The recipe's schema: every leaf with its default, its unit and, where there is one, its source.
 
 A recipe is frozen once it is resolved. Reading one (YAML, ``extends:``, ``key=value``) is in distill/recipe_file.py;
-what students and stages share (engine, optimizer, loss) is in distill/recipe_parts.py and offered from here too.
+what students and stages share (engine, optimizer) is in distill/recipe_parts.py, the loss in distill/recipe_loss.py,
+and both are offered from here too.
 """
 
 from __future__ import annotations
@@ -11,20 +12,27 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
-from distill.recipe_parts import (
+from distill.recipe_loss import (
     ESTIMATORS,
+    JSD,
+    K2,
     TRAPS,
+    ForwardKL,
+    FullReverseKL,
+    Loss,
+    NegativeLogLikelihood,
+    PolicyGradient,
+    SampledToken,
+    TopKReverseKL,
+)
+from distill.recipe_parts import (
     Architecture,
     Count,
     Engine,
-    FullReverseKL,
-    Loss,
     ModelSource,
     Name,
-    NegativeLogLikelihood,
     NonNegative,
     Optimizer,
-    PolicyGradient,
     Positive,
     Seed,
     Strict,
@@ -33,11 +41,14 @@ from distill.recipe_parts import (
 
 __all__ = [
     "ESTIMATORS",
+    "JSD",
+    "K2",
     "TRAPS",
     "Architecture",
     "DomainRecipe",
     "Engine",
     "EvaluateRecipe",
+    "ForwardKL",
     "FullReverseKL",
     "Loss",
     "NegativeLogLikelihood",
@@ -47,11 +58,13 @@ __all__ = [
     "Recipe",
     "RolloutRecipe",
     "RunRecipe",
+    "SampledToken",
     "Source",
     "StageRecipe",
     "Strict",
     "StudentRecipe",
     "TeacherRecipe",
+    "TopKReverseKL",
     "TrackRecipe",
     "WandbRecipe",
 ]

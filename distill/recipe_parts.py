@@ -1,10 +1,10 @@
-"""The parts of a recipe that students and stages share: a model's source, its engine, its optimizer, and the loss."""
+"""The parts of a recipe that students and stages share: a model's source, its engine and its optimizer."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -14,16 +14,6 @@ Seed: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """A signed number of 64 bits, which is what the generators of random numbers take."""
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 """Of a domain, a teacher or a stage: they become folders, metric names and keys of dotted paths."""
-
-TRAPS: dict[str, str] = {
-    "k1_backprop": "back-propagating log(student/teacher) has zero expected gradient: the teacher drops out",
-    "k3_backprop": "back-propagating k3 gives the forward KL's gradient with heavy tails, not the reverse KL's",
-    "k3_advantage": "a policy gradient with advantage -k3 points elsewhere (cosine 0.13 with the reverse KL's)",
-    "topk_truncated": "a truncated top-k sum has a non-zero gradient where student and teacher agree",
-    "topk_advantage": "a top-k sum used as the sampled token's advantage has zero expected gradient",
-    "topk_renormalized": "renormalising the teacher's top-k gives no gradient at k = 1 and the wrong one above",
-}
-"""Estimators that look right and are not, with the reason (shared method notes, section 2)."""
 
 
 def refusal(message: str) -> PydanticCustomError:
@@ -83,57 +73,3 @@ class Engine(Strict):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
-
-
-class FullReverseKL(Strict):
-    """Exact reverse KL over the whole vocabulary; MiMo-V2-Flash report, eq 6, without the sampling noise."""
-
-    estimator: Literal["full_reverse_kl"] = Field(
-        default="full_reverse_kl", description="which loss: full_reverse_kl, policy_gradient or nll"
-    )
-
-
-class PolicyGradient(Strict):
-    """Policy gradient on the sampled token; MiMo-V2-Flash report, eqs 5-9."""
-
-    estimator: Literal["policy_gradient"] = Field(
-        default="policy_gradient", description="which loss: full_reverse_kl, policy_gradient or nll"
-    )
-    advantage_clip: Positive = Field(default=5.0, description="nats; bound of the teacher gap, arXiv 2606.30406")
-    gate: tuple[Positive, Positive] = Field(default=(0.2, 5.0), description="kept range of policy/sampler ratio")
-    reward_weight: NonNegative = Field(default=0.0, description="alpha, weight of the group-normalised reward")
-
-    @field_validator("gate")
-    @classmethod
-    def _ordered(cls, gate: tuple[float, float]) -> tuple[float, float]:
-        if not gate[0] < gate[1]:
-            raise refusal(f"is inverted: [{gate[0]:g}, {gate[1]:g}]; the lower bound must come first")
-        return gate
-
-
-class NegativeLogLikelihood(Strict):
-    """Cross-entropy of given tokens; supervised stages and off-policy fine-tuning."""
-
-    estimator: Literal["nll"] = Field(default="nll", description="which loss: full_reverse_kl, policy_gradient or nll")
-
-
-ESTIMATORS: dict[str, type[Strict]] = {
-    "full_reverse_kl": FullReverseKL,
-    "policy_gradient": PolicyGradient,
-    "nll": NegativeLogLikelihood,
-}
-"""The estimators on offer. A new one takes a row here, in the union `Loss` below and in distill.losses.LOSSES."""
-
-
-def _estimator(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"<{value.get('estimator', 'full_reverse_kl')}>"
-    return f"<{getattr(value, 'estimator', None)}>"
-
-
-Loss: TypeAlias = Annotated[
-    Annotated[FullReverseKL, Tag("<full_reverse_kl>")]
-    | Annotated[PolicyGradient, Tag("<policy_gradient>")]
-    | Annotated[NegativeLogLikelihood, Tag("<nll>")],
-    Discriminator(_estimator, custom_error_type="estimator", custom_error_message="is no estimator on offer"),
-]

@@ -25,6 +25,7 @@ from distill.payloads import Full as Full
 from distill.payloads import Hidden as Hidden
 from distill.payloads import Int32 as Int32
 from distill.payloads import Payload as Payload
+from distill.payloads import PayloadName as PayloadName
 from distill.payloads import Sampled as Sampled
 from distill.payloads import TeacherScore as TeacherScore
 from distill.payloads import TopK as TopK

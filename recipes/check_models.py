@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from distill.engine import check_engine
-from distill.recipe import Engine, Optimizer, Recipe
+from distill.losses import LOSSES
+from distill.recipe import Engine, Optimizer, Recipe, TopKReverseKL
 from distill.types import UserError
 from recipes.check_tasks import Lengths
 from recipes.stages import stage_domains
 from recipes.survey import Facts
+from rollouts.tokenizer import control_ids
 from teachers.preflight import compare_heads, compare_tokenizers
 
 
@@ -20,7 +22,7 @@ def check_models(recipe: Recipe, facts: Mapping[str, Facts], *, device: Literal[
     Args:
         facts: by the leaf that names the model, see :func:`recipes.survey.survey`.
     """
-    return [*_engines(recipe, facts, device), *_teachers(recipe, facts)]
+    return [*_engines(recipe, facts, device), *_teachers(recipe, facts), *_support(recipe, facts)]
 
 
 def check_lengths(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths]) -> list[str]:
@@ -86,7 +88,7 @@ def _engines(recipe: Recipe, facts: Mapping[str, Facts], device: Literal["cpu", 
 
 def _teachers(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
     student = facts.get("student.model")
-    full = recipe.loss.estimator == "full_reverse_kl"
+    full = LOSSES[recipe.loss.estimator].payload in ("full", "topk")
     for name in recipe.teachers:
         teacher = facts.get(f"teachers.{name}.model")
         if student is None or teacher is None or teacher is student:
@@ -98,6 +100,18 @@ def _teachers(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
                 f"`teachers.{name}` ({_told(teacher)}) {problem}; a teacher scores the student's token ids, so take "
                 f"one of the student's family ({_told(student)})"
             )
+
+
+def _support(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
+    student = facts.get("student.model")
+    if student is None or not isinstance(recipe.loss, TopKReverseKL):
+        return
+    size, forced = student.config.get_text_config().vocab_size, len(control_ids(student.tokenizer))
+    if recipe.loss.k + forced >= size:
+        yield (
+            f"`loss.k` is {recipe.loss.k}, and with {forced} control tokens that is the student's whole output head of "
+            f"{size} tokens; take `loss: {{estimator: full_reverse_kl}}`, which is the same, or a smaller k"
+        )
 
 
 def _told(facts: Facts) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from distill.losses import LOSSES
 from distill.recipe import Recipe
 from distill.types import Grader, Rollout, Sampler, ScoredRollout
 from rollouts.generate import Decoding
@@ -118,10 +119,11 @@ def _teachers(cast: Cast) -> Grader:
     return TeachersAndRewards(cast.teachers(), rewards, rewarded) if taught else rewards
 
 
+TAUGHT = frozenset(name for name, spec in LOSSES.items() if spec.payload is not None)
+"""The estimators that learn from teachers."""
+
 METHODS: dict[str, Method] = {
-    "mopd": Method(
-        actor=_student, graders=_teachers, losses=frozenset({"full_reverse_kl", "policy_gradient"}), samples=True
-    ),
+    "mopd": Method(actor=_student, graders=_teachers, losses=TAUGHT, samples=True),
     "supervised": Method(actor=_gold, graders=_ungraded, losses=frozenset({"nll"}), samples=False),
 }
 """Every method by the name that a recipe gives it."""

@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.console import Progress
 from distill.loop import train
+from distill.losses import LOSSES
 from distill.rank import StudentSpec
-from distill.recipe import Recipe
+from distill.recipe import Recipe, TopKReverseKL
 from distill.student import DeepSpeedStudent
+from distill.topk import Support
 from distill.track import Tracker
 from distill.types import Sampler, WorldError
 from recipes.costs import Costs
@@ -26,6 +28,7 @@ from recipes.watch import RunWatch
 from rollouts.prompts import Prefetched, PromptSource, Supply
 from rollouts.sampler import StudentSampler
 from rollouts.tasks import Task, make_task
+from rollouts.tokenizer import control_ids
 from rollouts.workers import PublishedSampler, SamplerWorkers
 from teachers.pool import TeacherPool, TeacherSpec
 
@@ -172,6 +175,8 @@ class Training:
             return None
         recipe, as_student = self.recipe, self.recipe.student.engine.dtype
         asked = {name: recipe.teachers[name].dtype for name in self.teachers}
+        loss, forced = recipe.loss, control_ids(self.tokenizer)
+        support = Support(loss.k, forced) if isinstance(loss, TopKReverseKL) else None
         specs = {
             name: TeacherSpec(
                 path=path,
@@ -180,11 +185,13 @@ class Training:
                 temperature=recipe.rollout.temperature,
                 microbatch_tokens=recipe.student.engine.microbatch_tokens,
                 gpus=world.gpus,
+                support=support,
             )
             for name, path in self.teachers.items()
         }
         routes = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
-        payload = "full" if recipe.loss.estimator == "full_reverse_kl" else "sampled"
+        payload = LOSSES[recipe.loss.estimator].payload
+        assert payload is not None, "a method without teachers has none to ask"
         return TeacherPool(specs, routes=routes, payload=payload)
 
     def _check_vocabularies(self, teachers: TeacherPool) -> None:

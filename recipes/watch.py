@@ -6,11 +6,11 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from distill.batch import combine_teachers
 from distill.console import TaskHandle
+from distill.grades import sampled_logprobs
 from distill.recipe import Recipe
 from distill.track import Tracker
-from distill.types import Full, Metrics, Sampler, ScoredRollout, Weights
+from distill.types import Metrics, Sampler, ScoredRollout, Weights
 from recipes.costs import Costs
 from recipes.exam import Exam
 
@@ -105,10 +105,5 @@ def sampled_advantages(scored: ScoredRollout) -> list[float]:
     if not scored.scores:
         return []
     rollout = scored.rollout
-    if isinstance(scored.scores[0][1].payload, Full):
-        full_TV = combine_teachers(scored, "full")
-        teacher_T = full_TV[range(len(rollout.token_ids)), rollout.token_ids]
-    else:
-        teacher_T = combine_teachers(scored, "sampled")
-    gap_T = teacher_T - rollout.sampler_logprobs
+    gap_T = sampled_logprobs(scored) - rollout.sampler_logprobs
     return [round(float(gap), 4) for gap in gap_T[rollout.loss_mask]]

@@ -51,6 +51,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     return tuple(cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that are no text, ascending: EOS, padding, turns of a chat, calls of tools, whatever is marked so."""
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return tuple(sorted(marked.union(tokenizer.all_special_ids)))
+
+
 def completion_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> tuple[int, ...]:
     """The token ids of an answer, closed by EOS.
 

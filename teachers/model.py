@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
 from distill.load import load_model
-from distill.types import Full, Int32, Payload, Sampled, align_logits
-
-PayloadName = Literal["sampled", "full"]
+from distill.topk import Support, top_k
+from distill.types import Full, Int32, Payload, PayloadName, Sampled, TopK, align_logits
 
 
 class TeacherModel:
@@ -24,23 +22,32 @@ class TeacherModel:
         dtype: ``"float32"`` or ``"bfloat16"``; log-softmax is always taken in float32.
         temperature: logits are divided by it, as the student's are.
         microbatch_tokens: padded tokens of one forward at most; a longer rollout goes alone.
+        support: which tokens to ship for payload ``topk``.
     """
 
     def __init__(
-        self, path: str | Path, *, device: str, dtype: str, temperature: float, microbatch_tokens: int
+        self,
+        path: str | Path,
+        *,
+        device: str,
+        dtype: str,
+        temperature: float,
+        microbatch_tokens: int,
+        support: Support | None = None,
     ) -> None:
         self.model = load_model(path, device=device, dtype=dtype)
         self.device = torch.device(device)
         self.temperature = temperature
         self.microbatch_tokens = microbatch_tokens
+        self.support = support
 
     @torch.no_grad()
     def score(self, token_ids: Sequence[Int32], payload: PayloadName) -> list[Payload]:
         """Score rollouts, each an array of token ids of shape ``(T,)``, in order.
 
         Returns:
-            Aligned payloads of T rows each: ``Sampled`` log-probabilities ``(T,)`` or ``Full`` ones ``(T, V)``, in
-            nats. Row 0 says nothing, for no token precedes token 0.
+            Aligned payloads of T rows each: ``Sampled`` log-probabilities ``(T,)``, ``Full`` ones ``(T, V)`` or
+            ``TopK`` ones ``(T, K)``, in nats. Row 0 says nothing, for no token precedes token 0.
         """
         # Longest first, so that padding is small and the first forward is the one that could run out of memory.
         order = sorted(range(len(token_ids)), key=lambda i: (-len(token_ids[i]), i))
@@ -68,4 +75,12 @@ class TeacherModel:
             full = logprobs_BTV.cpu().numpy()
             return [Full(full[b, :n].copy()) for b, n in enumerate(lengths)]
         sampled = logprobs_BTV.gather(-1, ids_BT.unsqueeze(-1)).squeeze(-1).cpu().numpy()
+        if payload == "topk":
+            assert self.support is not None, "payload topk needs a support"
+            ids, likely, rest = (one.cpu().numpy() for one in top_k(logprobs_BTV, self.support))
+            ids = ids.astype(np.int32)
+            return [
+                TopK(ids[b, :n].copy(), likely[b, :n].copy(), rest[b, :n].copy(), sampled[b, :n].copy())
+                for b, n in enumerate(lengths)
+            ]
         return [Sampled(sampled[b, :n].copy()) for b, n in enumerate(lengths)]

@@ -10,19 +10,22 @@ import numpy as np
 import ray
 import ray.exceptions
 
+from distill.topk import Support
 from distill.types import (
     Float32,
     Full,
     Int32,
     NonFinite,
     Payload,
+    PayloadName,
     Rollout,
     Sampled,
     ScoredRollout,
     TeacherScore,
+    TopK,
     WorldError,
 )
-from teachers.model import PayloadName, TeacherModel
+from teachers.model import TeacherModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class TeacherSpec:
     temperature: float
     microbatch_tokens: int
     gpus: float
+    support: Support | None = None
 
 
 class _Host:
@@ -50,6 +54,7 @@ class _Host:
             dtype=spec.dtype,
             temperature=spec.temperature,
             microbatch_tokens=spec.microbatch_tokens,
+            support=spec.support,
         )
 
     def ready(self) -> int:
@@ -146,6 +151,8 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload) -> None:
         values: Float32 = payload.logprobs_TV
     elif isinstance(payload, Sampled):
         values = payload.logprobs_T
+    elif isinstance(payload, TopK):
+        values = payload.logprobs_TK
     else:
         raise WorldError(f"teacher {teacher!r} answered with {type(payload).__name__}, which was not asked for")
     if len(values) != len(rollout.token_ids):
@@ -155,6 +162,9 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload) -> None:
         )
     bad = ~np.isfinite(values[rollout.loss_mask])
     bad = bad.any(axis=1) if bad.ndim == 2 else bad
+    if isinstance(payload, TopK):
+        sampled, rest = payload.sampled_T[rollout.loss_mask], payload.rest_T[rollout.loss_mask]
+        bad = bad | ~np.isfinite(sampled) | ~(rest < np.inf)  # -inf is sound: nothing is outside of the support
     if bad.any():
         raise NonFinite(
             f"teacher {teacher!r} gave NaN or infinity at {int(bad.sum())} of {rollout.trained_tokens} tokens of "

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from distill.types import Full, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore
+from distill.types import Full, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, TopK
 
 V = 9
 SHARES = {"math": 1.0, "code": 3.0}
@@ -50,3 +50,26 @@ def as_sampled(rollout: ScoredRollout) -> ScoredRollout:
         for w, s in rollout.scores
     )
     return ScoredRollout(rollout.rollout, scores, rollout.reward)
+
+
+def as_topk(rollout: ScoredRollout, *, k=3, forced=1) -> ScoredRollout:
+    """The teachers' likeliest ``k`` tokens besides ``forced``, and that one, row by row."""
+
+    def cut(full_TV, token_ids):
+        rows = []
+        for row_V, y in zip(full_TV.astype(np.float64), token_ids, strict=True):
+            ids = [*sorted((v for v in range(V) if v != forced), key=lambda v, row_V=row_V: -row_V[v])[:k], forced]
+            rest = np.log(sum(np.exp(row_V[v]) for v in range(V) if v not in ids))
+            rows.append((ids, row_V[ids], rest, row_V[y]))
+        ids, logprobs, rest, sampled = (np.array(column) for column in zip(*rows, strict=True))
+        return TopK(ids.astype(np.int32), *(x.astype(np.float32) for x in (logprobs, rest, sampled)))
+
+    scores = tuple(
+        (w, TeacherScore(s.teacher, cut(s.payload.logprobs_TV, rollout.rollout.token_ids))) for w, s in rollout.scores
+    )
+    return ScoredRollout(rollout.rollout, scores, rollout.reward)
+
+
+def cut_for(payload, rollout: ScoredRollout) -> ScoredRollout:
+    """The same rollout, its teachers' whole distributions cut down to a payload."""
+    return {"sampled": as_sampled, "topk": as_topk}.get(payload, lambda same: same)(rollout)

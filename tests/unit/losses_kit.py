@@ -3,11 +3,18 @@
 import torch
 
 from distill.batch import Microbatch
+from distill.grades import SupportRows, TeacherSlot
 from distill.losses import LOSSES, TokenLoss
-from distill.recipe import FullReverseKL, NegativeLogLikelihood, PolicyGradient
+from distill.recipe import JSD, K2, ForwardKL, FullReverseKL, NegativeLogLikelihood, PolicyGradient, TopKReverseKL
+from distill.topk import Support, top_k
 
 FULL = FullReverseKL(estimator="full_reverse_kl")
 PLAIN = PolicyGradient(estimator="policy_gradient", advantage_clip=1e9, gate=(1e-9, 1e9))  # no clip, no gate
+FORWARD = ForwardKL(estimator="forward_kl")
+HALF = JSD(estimator="jsd", beta=0.5)
+TOPK = TopKReverseKL(estimator="topk_reverse_kl", k=2)
+BUCKET = TopKReverseKL(estimator="topk_reverse_kl", k=2, outside="bucket")
+SQUARE = K2(estimator="k2", advantage_clip=1e9, gate=(1e-9, 1e9))  # no clip, no gate
 NLL = NegativeLogLikelihood(estimator="nll")
 V = 6
 
@@ -16,7 +23,8 @@ def rows(*shape, seed, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def microbatch(mask, tokens, *, teacher=None, sampler=None, reward=None, taught=None) -> Microbatch:
+def microbatch(mask, tokens, *, teacher=None, sampler=None, reward=None, taught=None, slots=()) -> Microbatch:
+    """``slots``: (weight by row, log-probabilities, and the rows of a support) of each teacher that is apart."""
     mask_BT = torch.as_tensor(mask)
     B, _ = mask_BT.shape
     return Microbatch(
@@ -29,7 +37,23 @@ def microbatch(mask, tokens, *, teacher=None, sampler=None, reward=None, taught=
         teacher=teacher,
         has_teacher_B=torch.ones(B, dtype=torch.bool) if taught is None else torch.as_tensor(taught),
         reward_advantage_B=None if reward is None else torch.as_tensor(reward, dtype=torch.float64),
+        slots=tuple(TeacherSlot(torch.as_tensor(weight_B), *rest) for weight_B, *rest in slots),
     )
+
+
+def graded(name, mask, tokens, teacher, **more) -> Microbatch:
+    """A microbatch of one teacher, given as whole distributions, in the form that the estimator wants."""
+    sampled = teacher.gather(-1, torch.as_tensor(tokens)[..., None])[..., 0]
+    if LOSSES[name].payload == "topk":
+        ids, teacher, rest = top_k(teacher, Support(k=2, forced=(0,)))
+        return microbatch(
+            mask, tokens, slots=[([1.0] * len(teacher), teacher, SupportRows(ids, rest, sampled))], **more
+        )
+    if LOSSES[name].apart:
+        return microbatch(mask, tokens, slots=[([1.0] * len(teacher), teacher)], **more)
+    if LOSSES[name].payload == "sampled":
+        teacher = sampled
+    return microbatch(mask, tokens, teacher=teacher, **more)
 
 
 def run(name, logits, batch, settings) -> tuple[TokenLoss, torch.Tensor]:

@@ -13,6 +13,26 @@ def kl(p, q):
     return math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
+def jensen_shannon(p, q, beta):
+    """GKD's eq 1 with the student p and the teacher q; its two ends by definition."""
+    if beta in (0, 1):
+        return kl(q, p) if beta == 0 else kl(p, q)
+    m = [beta * b + (1 - beta) * a for a, b in zip(p, q, strict=True)]
+    return beta * kl(q, m) + (1 - beta) * kl(p, m)
+
+
+def topk_left_out(p, q, support):
+    """arXiv 2606.30406, eq 5."""
+    return math.fsum(p[v] * math.log(p[v] / q[v]) - p[v] + q[v] for v in support)
+
+
+def topk_bucket(p, q, support):
+    """The KL of the distributions in which all tokens outside of the support are one."""
+    inside = kl([p[v] for v in support], [q[v] for v in support])
+    outside = [v for v in range(len(p)) if v not in support]
+    return inside + (kl([math.fsum(p[v] for v in outside)], [math.fsum(q[v] for v in outside)]) if outside else 0.0)
+
+
 def numeric_gradient(function, logits, step=1e-5):
     """Central differences of a scalar function of a list."""
     out = []

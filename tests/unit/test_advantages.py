@@ -4,8 +4,16 @@ import math
 
 import pytest
 import torch
+from naive import expectation, kl, numeric_gradient, score, softmax
 
-from distill.advantages import STD_EPSILON, clip_gap, gated_ratio, group_advantages, teacher_gap
+from distill.advantages import (
+    STD_EPSILON,
+    clip_gap,
+    extrapolated_gap,
+    gated_ratio,
+    group_advantages,
+    teacher_gap,
+)
 
 
 def leaf(*values):
@@ -16,6 +24,35 @@ def test_gap_is_positive_where_the_teacher_likes_the_token_more_and_has_no_gradi
     gap = teacher_gap(teacher_logprobs_N=leaf(-1.0, -3.0, -2.0), student_logprobs_N=leaf(-2.5, -0.5, -2.0))
     assert gap.tolist() == [1.5, -2.5, 0.0]
     assert not gap.requires_grad
+
+
+def test_extrapolation_by_hand_and_without_gradient():
+    gap = extrapolated_gap(
+        teacher_logprobs_N=leaf(-1.0, -3.0, -2.0),
+        student_logprobs_N=leaf(-2.5, -0.5, -2.0),
+        reference_logprobs_N=leaf(-3.0, -1.0, -2.0),
+        strength=1.25,
+    )
+    assert gap.tolist() == [1.5 + 0.25 * 2.0, -2.5 + 0.25 * -2.0, 0.0]
+    assert not gap.requires_grad
+
+
+@pytest.mark.parametrize("strength", [1.0, 1.25, 0.5])
+def test_extrapolation_is_a_pull_towards_one_teacher_and_away_from_the_reference(strength):
+    """Its expected gradient is that of ``lambda KL(pi || T) - (lambda - 1) KL(pi || ref)``."""
+    z, teacher, reference = [0.3, -0.2, 0.5, 0.0], [0.1, 0.9, -0.4, 0.2], [0.0, 0.1, 0.2, -0.5]
+    p, q, r = softmax(z), softmax(teacher), softmax(reference)
+    gap = extrapolated_gap(
+        teacher_logprobs_N=leaf(*q).log(),
+        student_logprobs_N=leaf(*p).log(),
+        reference_logprobs_N=leaf(*r).log(),
+        strength=strength,
+    )
+    expected = expectation(p, lambda v: [-gap[v].item() * s for s in score(p, v)])
+    mixed = numeric_gradient(lambda z: strength * kl(softmax(z), q) - (strength - 1) * kl(softmax(z), r), z)
+    assert expected == pytest.approx(mixed, abs=1e-9)
+    mean = [strength * math.log(a) + (1 - strength) * math.log(b) for a, b in zip(q, r, strict=True)]
+    assert gap.tolist() == pytest.approx([m - math.log(a) for m, a in zip(mean, p, strict=True)], abs=1e-12)
 
 
 def test_clip_bounds_are_inside_and_broken_gaps_stay_broken():

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from batch_kit import SHARES, V, as_sampled, log_softmax, mixed_batch, scored
+from batch_kit import SHARES, V, as_sampled, as_topk, log_softmax, mixed_batch, scored
 
-from distill.batch import collate, combine_teachers, plan_updates
+from distill.batch import collate, plan_updates
+from distill.grades import combine_teachers, sampled_logprobs
 from distill.losses import LOSSES
 from distill.recipe import FullReverseKL
 from distill.types import ScoredRollout, UserError, WorldError
@@ -112,9 +113,12 @@ def test_collate_places_every_token_and_pads_on_the_right():
     assert torch.equal(sampled.teacher[0, :5], batch.teacher[0, :5].gather(1, batch.token_ids_BT[0, :5, None])[:, 0])
 
 
-@pytest.mark.parametrize("payload", ["full", "sampled", None])
-def test_dummy_trains_nothing(payload):
-    batch = gather([], payload=payload, reward_advantages=[])
+@pytest.mark.parametrize(
+    ("payload", "apart"), [("full", False), ("sampled", False), (None, False), ("full", True), ("topk", True)]
+)
+def test_dummy_trains_nothing(payload, apart):
+    batch = gather([], payload=payload, reward_advantages=[], apart=apart)
+    assert len(batch.slots) == apart
     assert batch.token_ids_BT.shape == (1, 2)
     assert batch.attention_mask_BT.all()
     assert not batch.mask_BT.any()
@@ -141,13 +145,52 @@ def test_one_hot_weights_are_routing_bit_by_bit():
     assert combine_teachers(one, "full") is one.scores[0][1].payload.logprobs_TV
 
 
+def test_teachers_apart_keep_their_order_their_weights_and_their_places():
+    """The first rollout has two teachers, the second one: slot 1 holds nothing of it."""
+    rollouts = [scored(0, "math", answer=2, teachers=2), scored(1, "code", answer=5)]
+    full = gather(rollouts, apart=True)
+    topk = gather([as_topk(one) for one in rollouts], payload="topk", apart=True)
+    assert full.teacher is None
+    assert [slot.weight_B.tolist() for slot in full.slots] == [[0.25, 1.0], [0.75, 0.0]]
+    assert [slot.weight_B.tolist() for slot in topk.slots] == [[0.25, 1.0], [0.75, 0.0]]
+    for k, whole, cut in zip((0, 1), full.slots, topk.slots, strict=True):
+        for b, one in enumerate(rollouts):
+            n = len(one.rollout.token_ids)
+            assert not whole.logprobs[b, n:].any()
+            if k == len(one.scores):
+                assert not whole.logprobs[b].any()
+                assert not cut.logprobs[b].any()
+                continue
+            said, said_in_short = one.scores[k][1].payload, as_topk(one).scores[k][1].payload
+            assert np.array_equal(whole.logprobs[b, :n].numpy(), said.logprobs_TV)
+            assert np.array_equal(cut.logprobs[b, :n].numpy(), said_in_short.logprobs_TK)
+            assert np.array_equal(cut.support.ids_BTK[b, :n].numpy(), said_in_short.ids_TK)
+            assert np.array_equal(cut.support.rest_BT[b, :n].numpy(), said_in_short.rest_T)
+            assert np.array_equal(cut.support.sampled_BT[b, :n].numpy(), said_in_short.sampled_T)
+            assert not cut.support.rest_BT[b, n:].any()
+
+
+def test_sampled_log_probabilities_are_known_from_every_payload():
+    one = scored(5, "math", teachers=2)
+    ids = one.rollout.token_ids
+    expected = [sum(w * score.payload.logprobs_TV[t, y] for w, score in one.scores) for t, y in enumerate(ids.tolist())]
+    for same in (one, as_sampled(one), as_topk(one)):
+        assert sampled_logprobs(same).tolist() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="has no teacher"):
+        sampled_logprobs(ScoredRollout(one.rollout, reward=1.0))
+
+
 def test_what_a_loss_cannot_use_is_refused():
     one = scored(0, "math")
     with pytest.raises(ValueError, match=r"teacher 't0' gave Full for rollout 0.*'sampled'"):
         gather([one], payload="sampled")
+    with pytest.raises(ValueError, match=r"teacher 't0' gave Full for rollout 0.*'topk'"):
+        gather([one], payload="topk", apart=True)
     untaught = ScoredRollout(one.rollout, reward=1.0)
     with pytest.raises(ValueError, match="rollout 0 of domain 'math' has no teacher"):
         gather([untaught])
+    with pytest.raises(ValueError, match="rollout 0 of domain 'math' has no teacher"):
+        gather([untaught], apart=True)
     batch = gather([as_sampled(one), untaught], payload="sampled", reward_advantages=[0.0, 1.0])
     assert batch.has_teacher_B.tolist() == [True, False]
     with pytest.raises(ValueError, match="1 reward advantages for 2 rollouts"):

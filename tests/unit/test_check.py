@@ -194,6 +194,14 @@ def test_a_teacher_from_another_base_is_refused(tmp_path: Path) -> None:
     assert "made from nothing by `stages.math.from`" in found
 
 
+def test_a_support_that_is_the_whole_vocabulary_is_refused(tmp_path: Path) -> None:
+    size = len(tokenizer_of("arithmetic", vocabulary=100))
+    loss = {"estimator": "topk_reverse_kl", "k": size - 3}  # <pad>, <eos> and <unk> are forced
+    (told,) = problems(tmp_path, loss=loss)
+    assert f"`loss.k` is {size - 3}, and with 3 control tokens that is the student's whole output head" in told
+    check(recipe(loss={**loss, "k": size - 4}), tmp_path)
+
+
 def test_special_tokens_and_chat_templates_are_compared() -> None:
     ours = tokenizer_of("arithmetic")
     theirs = PreTrainedTokenizerFast(tokenizer_object=ours.backend_tokenizer, pad_token="<pad>", eos_token="<unk>")  # pyright: ignore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -10,19 +11,29 @@ from check_kit import recipe, tree
 from distill.recipe import Recipe
 from recipes.check_routes import check_routes
 from recipes.lineage import chain, origin
+from recipes.methods import METHODS
 
 TASKS = ("arithmetic", "list_programs", "ordering")
-MOPD = ("full_reverse_kl", "policy_gradient")
+MOPD = METHODS["mopd"].losses
 REWARDED = {"estimator": "policy_gradient", "reward_weight": 1.0}
 MATH = {"task": "arithmetic", "teacher": "math"}
 
 
-def problems(losses: tuple[str, ...] = MOPD, **changes: Any) -> list[str]:
+def problems(losses: Collection[str] = MOPD, **changes: Any) -> list[str]:
     return check_routes(recipe(**changes), tasks=TASKS, losses=losses)
 
 
 def test_a_sound_recipe_has_no_problems() -> None:
     assert problems() == []
+
+
+@pytest.mark.parametrize(
+    "estimator", ["full_reverse_kl", "forward_kl", "jsd", "topk_reverse_kl", "policy_gradient", "k2"]
+)
+def test_every_estimator_of_the_teachers_is_mopds(estimator: str) -> None:
+    assert problems(loss={"estimator": estimator}) == []
+    supervised = {"method": "supervised", "losses": METHODS["supervised"].losses, "loss": {"estimator": estimator}}
+    assert any("method 'supervised' does not use" in problem for problem in problems(**supervised))
 
 
 @pytest.mark.parametrize(
@@ -35,6 +46,10 @@ def test_a_sound_recipe_has_no_problems() -> None:
         ({"domains": {"math": {"task": "arithmetic", "evaluate_only": True}}}, "no domain is trained"),
         ({"loss": {"estimator": "nll"}}, "`loss.estimator` is 'nll', which method 'mopd' does not use"),
         ({"domains": {"math": {**MATH, "reward": True}}}, "`domains.math.reward` is true, and the loss gives"),
+        (
+            {"loss": {"estimator": "k2"}, "domains": {"math": {**MATH, "reward": True}}},
+            "`domains.math.reward` is true, and the loss gives",
+        ),
         ({"loss": REWARDED}, "`loss.reward_weight` is 1, and no domain has `reward: true`"),
         (
             {"student": {"model": "stage:bass"}},

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from losses_kit import FULL, NLL, PLAIN, V, every_token, microbatch, rows, run
+from losses_kit import FORWARD, FULL, HALF, NLL, PLAIN, SQUARE, TOPK, V, every_token, graded, microbatch, rows, run
 from naive import kl, numeric_gradient, reverse_kl_gradient, score, softmax
 
 from distill.losses import LOSSES
-from distill.recipe import PolicyGradient
+from distill.recipe import K2, PolicyGradient
 
 # --- full reverse KL --------------------------------------------------------------------------------------------------
 
@@ -96,13 +96,10 @@ def test_impossible_tokens_cost_nothing_unless_the_student_takes_them():
     assert out.loss_BT[0, 1] == math.inf
 
 
-@pytest.mark.parametrize(("name", "settings"), [("full_reverse_kl", FULL), ("policy_gradient", PLAIN), ("nll", NLL)])
-def test_one_tensor_of_the_size_of_the_logits_is_kept_for_the_backward(name, settings):
-    teacher = rows(2, 3, V, seed=10).log_softmax(-1)
-    batch = microbatch(
-        [[True] * 3] * 2, [[0, 1, 2]] * 2, teacher=teacher if name == "full_reverse_kl" else teacher[..., 0]
-    )
-    kept = []
+@pytest.mark.parametrize("settings", [FULL, FORWARD, HALF, TOPK, PLAIN, SQUARE, NLL], ids=lambda s: s.estimator)
+def test_one_tensor_of_the_size_of_the_logits_is_kept_for_the_backward(settings):
+    name, kept = settings.estimator, []
+    batch = graded(name, [[True] * 3] * 2, [[0, 1, 2]] * 2, rows(2, 3, V, seed=10).log_softmax(-1))
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         LOSSES[name].token_loss(rows(2, 3, V, seed=11).requires_grad_(), batch, settings)
     assert len({x.untyped_storage().data_ptr() for x in kept if x.numel() == 2 * 3 * V}) == 1
@@ -176,6 +173,60 @@ def test_without_reward_weight_rewards_change_nothing_and_without_a_teacher_only
         assert gradient[v, 1].tolist() == pytest.approx([-0.7 * rewards[v] * s for s in score(p, v)], abs=1e-12)
     with pytest.raises(ValueError, match="no reward advantages"):
         run("policy_gradient", *every_token(student, teacher), rewarded)
+
+
+# --- k2 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_expected_k2_gradient_is_the_gradient_of_the_reverse_kl():
+    student, teacher = rows(V, seed=23), rows(V, seed=24)
+    sampler = student + 0.3 * rows(V, seed=25)
+    logits, batch = every_token(student, teacher, sampler_V=sampler.log_softmax(-1))
+    _, gradient = run("k2", logits, batch, SQUARE)
+    expected = (sampler.softmax(-1).unsqueeze(-1) * gradient[:, 1]).sum(0)
+    p, q = softmax(student.tolist()), softmax(teacher.tolist())
+    assert expected.tolist() == pytest.approx(reverse_kl_gradient(p, q), abs=1e-9)
+    assert max(abs(x) for x in expected.tolist()) > 1e-2
+
+
+def test_k2_is_half_the_square_of_the_gap_and_linear_beyond_the_clip():
+    student, teacher = torch.tensor([2.0, 0.0, -1.0, 0.5]).double(), torch.tensor([-1.0, 0.2, 2.0, 0.4]).double()
+    log_ratio = torch.tensor([0.0, 0.2, -0.1, 1.0]).double()  # the last token is outside the gate
+    logits, batch = every_token(student, teacher, sampler_V=student.log_softmax(-1) - log_ratio)
+    out, gradient = run("k2", logits, batch, K2(estimator="k2", advantage_clip=1.5, gate=(0.5, 2.0)))
+    p, q = softmax(student.tolist()), softmax(teacher.tolist())
+    sides = set()
+    for v in range(4):
+        gap, ratio = math.log(q[v] / p[v]), math.exp(log_ratio[v])
+        inside = abs(gap) <= 1.5
+        weight = ratio if 0.5 <= ratio <= 2.0 else 0.0
+        value = gap**2 / 2 if inside else 1.5 * (abs(gap) - 0.75)
+        slope = gap if inside else math.copysign(1.5, gap)
+        assert out.loss_BT[v, 1].item() == pytest.approx(weight * value, abs=1e-12)
+        assert gradient[v, 1].tolist() == pytest.approx([-weight * slope * s for s in score(p, v)], abs=1e-12)
+        assert out.stats["clipped"][v, 1] == float(not inside)
+        sides.add(inside)
+    assert sides == {True, False}, "the case shows both"
+
+
+def test_k2_pulls_as_the_policy_gradient_does_with_the_same_bounds():
+    student, teacher = 3 * rows(V, seed=26), 3 * rows(V, seed=27)
+    logits, batch = every_token(student, teacher, sampler_V=(student + 0.5 * rows(V, seed=28)).log_softmax(-1))
+    bounds = {"advantage_clip": 1.0, "gate": (0.7, 1.4)}
+    square, ours = run("k2", logits, batch, K2(estimator="k2", **bounds))
+    surrogate, theirs = run("policy_gradient", logits, batch, PolicyGradient(estimator="policy_gradient", **bounds))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    assert 0 < square.stats["gate_dropped"].sum() < V
+    assert square.stats.keys() == surrogate.stats.keys()
+    assert all(torch.equal(stat, surrogate.stats[name]) for name, stat in square.stats.items())
+
+
+def test_k2_is_zero_where_the_teacher_is_the_student_and_where_nobody_graded():
+    student = rows(V, seed=29)
+    for logits, batch in (every_token(student, student), every_token(student, 2 * student, taught=[False] * V)):
+        out, gradient = run("k2", logits, batch, SQUARE)
+        assert not out.loss_BT.any()
+        assert not gradient.any()
 
 
 # --- negative log-likelihood ------------------------------------------------------------------------------------------

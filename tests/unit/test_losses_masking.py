@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from losses_kit import FULL, NLL, PLAIN, V, microbatch, rows, run
+from losses_kit import BUCKET, FORWARD, FULL, HALF, NLL, PLAIN, SQUARE, TOPK, V, graded, microbatch, rows, run
 
+from distill.losses import LOSSES
 from distill.recipe import PolicyGradient
 
 
@@ -14,13 +15,15 @@ def poisoned_case(name, masked):
     logits, full = rows(2, 4, V, seed=20), rows(2, 4, V, seed=21).log_softmax(-1)
     tokens = torch.tensor([[0, 1, 2, 3], [4, 5, 0, 1]])
     sampler = full[..., 1].clone()
-    teacher = (full if name == "full_reverse_kl" else full[..., 0]).clone()
-    for tensor in (logits, teacher, sampler):
+    for tensor in (logits, full, sampler):
         tensor[~mask] = masked
-    return logits, microbatch(mask, tokens, teacher=teacher, sampler=sampler, reward=[0.5, -1.0])
+    return logits, graded(name, mask, tokens, full, sampler=sampler, reward=[0.5, -1.0])
 
 
-CASES = [("full_reverse_kl", FULL), ("policy_gradient", PLAIN.model_copy(update={"reward_weight": 1.0})), ("nll", NLL)]
+CASES = [
+    (settings.estimator, settings)
+    for settings in (FULL, FORWARD, HALF, TOPK, BUCKET, PLAIN.model_copy(update={"reward_weight": 1.0}), SQUARE, NLL)
+]
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
@@ -36,12 +39,7 @@ def test_a_masked_place_never_reaches_loss_gradient_or_statistics(name, settings
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_nothing_trained_gives_zero_loss_and_a_gradient_of_zeros(name, settings):
-    batch = microbatch(
-        [[False, False]],
-        [[0, 0]],
-        teacher=torch.zeros(1, 2, 1) if name == "full_reverse_kl" else torch.zeros(1, 2),
-        reward=[0.0],
-    )
+    batch = graded(name, [[False, False]], [[0, 0]], torch.zeros(1, 2, V), reward=[0.0])
     out, gradient = run(name, torch.full((1, 2, V), math.nan).double(), batch, settings)
     assert torch.equal(out.loss_BT, torch.zeros(1, 2).double())
     assert torch.equal(gradient, torch.zeros(1, 2, V).double())
@@ -52,11 +50,15 @@ def test_nothing_trained_gives_zero_loss_and_a_gradient_of_zeros(name, settings)
 def test_nan_at_a_trained_place_is_not_hidden(name, settings, where):
     logits, batch = poisoned_case(name, 0.0)
     target = logits if where == "logits" else getattr(batch, where)
+    target = batch.slots[0].logprobs if target is None else target
     target[0, 1] = math.nan
     out, _ = run(name, logits, batch, settings)
-    reads = {"full_reverse_kl": {"logits", "teacher"}, "nll": {"logits"}}.get(
-        name, {"logits", "teacher", "sampler_logprobs_BT"}
-    )
+    reads = {
+        "full": {"logits", "teacher"},
+        "topk": {"logits", "teacher"},
+        "sampled": {"logits", "teacher", "sampler_logprobs_BT"},
+        None: {"logits"},
+    }[LOSSES[name].payload]
     assert bool(out.loss_BT[0, 1].isnan()) == (where in reads)
     assert out.loss_BT[0, 2].isfinite()
 
@@ -71,6 +73,7 @@ def test_a_broken_teacher_is_not_hidden_by_clip_or_gate():
     assert not out.loss_BT[0, 1:3].isfinite().any()
 
 
-def test_loss_without_its_teacher_is_refused():
-    with pytest.raises(ValueError, match="needs teacher scores"):
-        run("full_reverse_kl", rows(1, 2, V, seed=22), microbatch([[False, True]], [[0, 1]]), FULL)
+@pytest.mark.parametrize(("name", "settings"), [case for case in CASES if LOSSES[case[0]].payload is not None])
+def test_loss_without_its_teacher_is_refused(name, settings):
+    with pytest.raises(ValueError, match=r"needs (teacher|every teacher's) scores"):
+        run(name, rows(1, 2, V, seed=22), microbatch([[False, True]], [[0, 1]]), settings)

@@ -40,6 +40,10 @@ from distill.types import UserError
         ("loss={estimator: full_reverse_kal}", "did you mean `full_reverse_kl`"),
         ("loss={estimator: k3_backprop}", "is a trap: back-propagating k3 gives the forward KL"),
         ("loss={estimator: policy_gradient, gate: [5, 0.2]}", "`loss.gate` is inverted: [5, 0.2]"),
+        ("loss={estimator: jsd, beta: 1.5}", "`loss.beta` must be at most 1; it is 1.5"),
+        ("loss={estimator: topk_reverse_kl, k: 0}", "`loss.k` must be at least 1; it is 0"),
+        ("loss={estimator: topk_reverse_kl, support: union}", "`loss` has a `support`, which is always the teacher's"),
+        ("loss={estimator: k2, gate: [5, 0.2]}", "`loss.gate` is inverted: [5, 0.2]"),
         ("loss={estimator: full_reverse_kl, gate: [1, 2]}", "unknown key `loss.gate`; known here: estimator"),
         ("name=a/b", "`name` is not a usable name"),
     ],
@@ -49,6 +53,11 @@ def test_a_wrong_value_is_told_in_a_plain_sentence(tmp_path: Path, override: str
     assert told in message
     for jargon in ("Input should", "pydantic", "validation error", "<", "tag"):
         assert jargon not in message.split("recipe.yaml: ")[1]
+
+
+def test_a_setting_of_another_estimator_is_unknown(tmp_path: Path) -> None:
+    told = "unknown key `loss.reward_weight`; known here: advantage_clip, gate, estimator"
+    assert told in refused(tmp_path, SMALL, "loss={estimator: k2, reward_weight: 1}")
 
 
 def test_all_problems_are_told_together(tmp_path: Path) -> None:

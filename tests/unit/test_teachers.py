@@ -9,7 +9,8 @@ import torch
 from student_kit import VOCABULARY, make_model, make_rollout
 from transformers import AutoModelForCausalLM
 
-from distill.types import Full, NonFinite, Sampled, WorldError
+from distill.topk import Support
+from distill.types import Full, NonFinite, Sampled, TopK, WorldError
 from teachers.model import TeacherModel
 from teachers.pool import TeacherPool, TeacherSpec, check_score
 
@@ -52,6 +53,27 @@ def test_scores_equal_forwards_over_each_prefix(tmp_path, temperature, budget):
             assert row_T.logprobs_T[t] == pytest.approx(expected_TV[t, ids[t]], abs=2e-5)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("budget", [8, 4096])
+def test_a_topk_score_is_the_head_of_the_whole_one_with_what_is_left(tmp_path, temperature, budget):
+    path, forced = make_model(tmp_path), (0, 1)
+    settings = {"temperature": temperature, "microbatch_tokens": budget, "support": Support(5, forced)}
+    teacher = TeacherModel(path, device="cpu", dtype="float32", **settings)
+    asked = [r.token_ids for r in rollouts()]
+    reference = AutoModelForCausalLM.from_pretrained(path).eval()
+    for ids, said in zip(asked, teacher.score(asked, "topk"), strict=True):
+        assert isinstance(said, TopK)
+        assert said.ids_TK.shape == said.logprobs_TK.shape == (len(ids), 7)
+        assert said.ids_TK.dtype == np.int32
+        expected_TV = naive_logprobs(reference, ids, temperature)
+        for t in range(1, len(ids)):
+            free = [v for v in np.argsort(-expected_TV[t]).tolist() if v not in forced]
+            assert set(said.ids_TK[t].tolist()) == {*free[:5], *forced}
+            np.testing.assert_allclose(said.logprobs_TK[t], expected_TV[t, said.ids_TK[t]], atol=2e-5)
+            assert said.rest_T[t] == pytest.approx(np.log(np.exp(expected_TV[t, free[5:]]).sum()), abs=2e-5)
+            assert said.sampled_T[t] == pytest.approx(expected_TV[t, ids[t]], abs=2e-5)
+
+
 @pytest.fixture(scope="module")
 def cluster():
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -91,6 +113,22 @@ def test_every_rollout_goes_to_its_domains_teachers(pool):
             )
 
 
+def test_a_pool_ships_the_support_that_it_was_given(cluster, tmp_path):
+    path, support = make_model(tmp_path), Support(3, (1,))
+    specs = {"a": TeacherSpec(path, "cpu", "float32", 1.0, 256, 0.0, support=support)}
+    pool = TeacherPool(specs, routes={"code": {"a": 1.0}}, payload="topk")
+    batch = rollouts(4, domains=("code",))
+    local = TeacherModel(
+        path, device="cpu", dtype="float32", temperature=1.0, microbatch_tokens=256, support=support
+    ).score([r.token_ids for r in batch], "topk")
+    for one, alone in zip(pool.score([batch]), local, strict=True):
+        ((_, score),) = one.scores
+        for name in ("ids_TK", "logprobs_TK", "rest_T", "sampled_T"):
+            theirs, ours = getattr(score.payload, name), getattr(alone, name)
+            np.testing.assert_allclose(theirs[one.rollout.loss_mask], ours[one.rollout.loss_mask], atol=1e-5)
+    pool.close()
+
+
 def test_a_domain_without_a_route_is_an_error(pool):
     stray = rollouts(1, domains=("poetry",))
     with pytest.raises(KeyError, match="poetry"):
@@ -123,6 +161,31 @@ def test_broken_scores_name_teacher_domain_and_step(value):
     logprobs[-1, 2] = value
     with pytest.raises(NonFinite, match=r"'euler'.*domain 'math', step 8"):
         check_score("euler", rollout, Full(logprobs))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "sound"),
+    [
+        ("logprobs_TK", -np.inf, False),
+        ("logprobs_TK", np.nan, False),
+        ("sampled_T", -np.inf, False),
+        ("rest_T", np.nan, False),
+        ("rest_T", np.inf, False),
+        ("rest_T", -np.inf, True),
+        ("rest_T", -1.0, True),
+    ],
+)
+def test_a_broken_part_of_a_topk_score_is_caught_and_an_empty_rest_is_sound(part, value, sound):
+    (rollout,) = rollouts(1)
+    n = len(rollout.token_ids)
+    said = TopK(np.zeros((n, 2), np.int32), np.full((n, 2), -1, np.float32), *np.full((2, n), -1, np.float32))
+    getattr(said, part)[0] = np.nan  # row 0 says nothing, and may hold anything
+    getattr(said, part)[-1] = value
+    if sound:
+        check_score("euler", rollout, said)
+    else:
+        with pytest.raises(NonFinite, match="'euler' gave NaN or infinity at 1 of"):
+            check_score("euler", rollout, said)
 
 
 @pytest.mark.parametrize("payload", [Full(np.zeros((3, 4), np.float32)), Sampled(np.full(3, np.nan, np.float32))])

@@ -8,7 +8,7 @@ import pytest
 from distill.types import Prompt, Rollout
 from rollouts.rewards import RewardGrader
 from rollouts.tasks import TASKS
-from rollouts.tokenizer import build_tokenizer, completion_text, encode, to_prompt
+from rollouts.tokenizer import build_tokenizer, completion_text, control_ids, encode, to_prompt
 
 TOKENIZER = build_tokenizer(["0 1 2 3 4 5 6 7 8 9 + - * / = ? sum of abc"] * 3, 60)
 PAD, EOS, UNKNOWN = 0, 1, 2
@@ -62,3 +62,11 @@ def test_special_tokens_inside_an_answer_cost_the_reward() -> None:
         written = [[*answer, EOS], answer, [*begin, PAD, last, EOS], [*begin, UNKNOWN, last, EOS]]
         scored = grader.score([[rollout_of(w, prompt=prompt) for w in written]])
         assert [s.reward for s in scored] == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_control_tokens_are_the_named_ones_and_all_that_are_marked_so() -> None:
+    tokenizer = build_tokenizer(["plain text"], 60)
+    assert control_ids(tokenizer) == (0, 1, 2)
+    tokenizer.add_tokens(["<turn>"], special_tokens=True)
+    tokenizer.add_tokens(["word"])
+    assert control_ids(tokenizer) == (0, 1, 2, len(tokenizer) - 2)
