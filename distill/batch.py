@@ -52,7 +52,8 @@ def plan_updates(
         WorldError: a domain has no trained token in an update.
         ValueError: a rollout's domain has no share.
 
-    Source: shared method notes, section 4.
+    Why shares are explicit: a token mean weighs a domain by what it writes (Open-MOPD, arXiv 2608.19098), a sequence
+    mean by its noise (DN-MOPD, arXiv 2609.35347).
     """
     by_domain: dict[str, list[int]] = {name: [] for name in shares}
     for position, scored in enumerate(batch):

@@ -31,7 +31,7 @@ def full_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: FullRe
 def forward_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: ForwardKL) -> TokenLoss:
     """``KL(pi_T || pi_theta)`` of each token's whole distribution, exact; several teachers: ``sum_k w_k`` of them.
 
-    Source: shared method notes, section 2; GKD (arXiv 2306.13649) calls it supervised KD on the student's own outputs.
+    Source: GKD, arXiv 2306.13649, which calls it supervised KD on the student's own outputs.
     """
     return _each_against(logits_BTV, microbatch, forward_rows)
 

@@ -16,7 +16,7 @@ TRAPS: dict[str, str] = {
     "topk_advantage": "a top-k sum used as the sampled token's advantage has zero expected gradient",
     "topk_renormalized": "renormalising the teacher's top-k gives no gradient at k = 1 and the wrong one above",
 }
-"""Estimators that look right and are not, with the reason (shared method notes, section 2)."""
+"""Estimators that look right and are not, with the reason."""
 
 
 WHICH = "which loss: full_reverse_kl, forward_kl, jsd, topk_reverse_kl, policy_gradient, k2 or nll"

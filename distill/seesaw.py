@@ -1,6 +1,6 @@
 """Does one domain pay for another? Measures of the seesaw: pure functions of a table of scores.
 
-Definitions are those of the shared method notes, section 5; sources are named where a measure has one elsewhere.
+Sources are named where a measure has one elsewhere; the others are defined here.
 
 Shape legend: D domains (always the last axis), C checkpoints in the order of training, ``...`` any leading axes (the
 resamples of a bootstrap, for one). Scores are fractions 0..1, so a point is 0.01. NaN means undefined, and is written

@@ -59,7 +59,7 @@ def topk_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: TopKRe
     ``p_rest log(p_rest / q_rest)``, all other tokens as one outcome: a KL, at most the exact one.
     The statistic ``kl`` is the bucket's in both.
 
-    Source: arXiv 2606.30406, eq 5; the bucket is the shared method notes' section 2.
+    Source: arXiv 2606.30406, eq 5; the bucket is what TRL calls the tail of a top-k divergence.
     """
 
     def one(slot: TeacherSlot, mask_BT: Tensor) -> TokenLoss:
