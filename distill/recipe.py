@@ -37,6 +37,7 @@ __all__ = [
     "DomainRecipe",
     "Engine",
     "EvaluateRecipe",
+    "FaultRecipe",
     "FullReverseKL",
     "Loss",
     "NegativeLogLikelihood",
@@ -128,6 +129,19 @@ class TeacherRecipe(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
 
 
+class FaultRecipe(Strict):
+    """A teacher that dies, hangs or fails is restarted from its checkpoint and asked again; then the run ends.
+
+    What would be the same again (NaN, another length, another vocabulary) ends it at once. Either way the finished
+    steps are saved.
+    """
+
+    retries: int = Field(default=3, ge=0, description="times that a lost microbatch is asked again; 0: never")
+    backoff_seconds: NonNegative = Field(default=1.0, description="pause before a restart; doubles with each in a row")
+    microbatch_seconds: Positive = Field(default=600.0, description="a teacher that scores one for longer is hung")
+    start_seconds: Positive = Field(default=1800.0, description="a teacher that loads its weights for longer is hung")
+
+
 class RolloutRecipe(Strict):
     """How the student writes."""
 
@@ -203,6 +217,7 @@ class Recipe(Strict):
     student: StudentRecipe
     domains: dict[Name, DomainRecipe] = Field(min_length=1, description="what is learnt or measured, by name")
     teachers: dict[Name, TeacherRecipe] = Field(default_factory=dict, description="specialists, by name")
+    faults: FaultRecipe = FaultRecipe()
     loss: Loss = FullReverseKL()
     rollout: RolloutRecipe = RolloutRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()

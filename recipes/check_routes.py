@@ -182,6 +182,10 @@ def _idle(recipe: Recipe) -> Iterator[str]:
     if recipe.method == "supervised":
         leaves = ("samples_per_prompt", "temperature", "workers")
         yield from _set(recipe.rollout, "rollout", leaves, "a supervised run samples nothing it trains on")
+    if not recipe.teachers:
+        yield from _set(recipe.faults, "faults", tuple(type(recipe.faults).model_fields), "the recipe has no teachers")
+    elif recipe.faults.retries == 0:
+        yield from _set(recipe.faults, "faults", ("backoff_seconds",), "a lost microbatch is never asked again")
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
 

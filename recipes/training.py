@@ -27,7 +27,8 @@ from rollouts.prompts import Prefetched, PromptSource, Supply
 from rollouts.sampler import StudentSampler
 from rollouts.tasks import Task, make_task
 from rollouts.workers import PublishedSampler, SamplerWorkers
-from teachers.pool import TeacherPool, TeacherSpec
+from teachers.host import TeacherSpec
+from teachers.pool import TeacherPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ class Training:
         }
         routes = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
         payload = "full" if recipe.loss.estimator == "full_reverse_kl" else "sampled"
-        return TeacherPool(specs, routes=routes, payload=payload)
+        return TeacherPool(specs, routes=routes, payload=payload, faults=recipe.faults, say=world.progress.print)
 
     def _check_vocabularies(self, teachers: TeacherPool) -> None:
         student = len(self.tokenizer)

@@ -15,6 +15,22 @@ from distill.types import Full, Int32, Payload, Sampled, align_logits
 PayloadName = Literal["sampled", "full"]
 
 
+def microbatches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Which rollouts share a forward: positions in ``lengths``, longest first, of at most ``tokens`` padded tokens.
+
+    A pure function of its arguments, so that whoever scores a microbatch, and however often, gets the same last digits.
+    A longer rollout goes alone.
+    """
+    # Longest first, so that padding is small and the first forward is the one that could run out of memory.
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    taken: list[list[int]] = []
+    while order:
+        n = max(1, tokens // lengths[order[0]])
+        taken.append(order[:n])
+        order = order[n:]
+    return taken
+
+
 class TeacherModel:
     """A frozen causal language model that says how likely given tokens are.
 
@@ -42,13 +58,8 @@ class TeacherModel:
             Aligned payloads of T rows each: ``Sampled`` log-probabilities ``(T,)`` or ``Full`` ones ``(T, V)``, in
             nats. Row 0 says nothing, for no token precedes token 0.
         """
-        # Longest first, so that padding is small and the first forward is the one that could run out of memory.
-        order = sorted(range(len(token_ids)), key=lambda i: (-len(token_ids[i]), i))
         scored: dict[int, Payload] = {}
-        while order:
-            width = len(token_ids[order[0]])
-            n = max(1, self.microbatch_tokens // width)
-            taken, order = order[:n], order[n:]
+        for taken in microbatches([len(ids) for ids in token_ids], self.microbatch_tokens):
             for i, one in zip(taken, self._forward([token_ids[i] for i in taken], payload), strict=True):
                 scored[i] = one
         return [scored[i] for i in range(len(token_ids))]

@@ -129,6 +129,16 @@ def test_a_supervised_recipe_takes_nll_and_no_teachers() -> None:
         ),
         ({"method": "supervised", "rollout": {"temperature": 0.5}}, "rollout.temperature"),
         ({"domains": {"math": {**MATH, "task": {"path": "./a.jsonl"}, "easy_share": 0.5}}}, "domains.math.easy_share"),
+        ({"faults": {"retries": 0, "backoff_seconds": 3.0}}, "faults.backoff_seconds"),
+        (
+            {
+                "domains": {"math": {"task": "arithmetic"}},
+                "teachers": {},
+                "method": "supervised",
+                "faults": {"microbatch_seconds": 9.0},
+            },
+            "faults.microbatch_seconds",
+        ),
         (
             {
                 "run": {"parallel_stages": 3},

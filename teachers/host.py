@@ -1,0 +1,169 @@
+"""The process of a teacher: asked one microbatch at a time, restarted and asked again as the fault policy says."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from distill.recipe import FaultRecipe
+from distill.types import GradingFailed, Int32, Payload
+from teachers.model import PayloadName, TeacherModel
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSpec:
+    """What a teacher's process needs: see :class:`teachers.model.TeacherModel`."""
+
+    path: str
+    device: str
+    dtype: str
+    temperature: float
+    microbatch_tokens: int
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a process says of a microbatch: its payloads in order, and the seconds that it worked on them."""
+
+    payloads: list[Payload]
+    seconds: float
+
+
+class _Teacher:
+    """Lives in the actor: one model, one thread."""
+
+    def load(self, spec: TeacherSpec) -> int:
+        """Load the weights; returns the size of the output head's vocabulary."""
+        import torch
+
+        torch.set_num_threads(1)
+        self.model = TeacherModel(
+            spec.path,
+            device=spec.device,
+            dtype=spec.dtype,
+            temperature=spec.temperature,
+            microbatch_tokens=spec.microbatch_tokens,
+        )
+        return int(self.model.model.config.get_text_config().vocab_size)
+
+    def score(self, token_ids: Sequence[Int32], payload: PayloadName) -> Answer:
+        start = time.perf_counter()
+        payloads = self.model.score(token_ids, payload)
+        return Answer(payloads, time.perf_counter() - start)
+
+
+class Host:
+    """A teacher's process, with a thread of the driver that waits for it, whatever the driver does meanwhile.
+
+    Args:
+        name: the teacher's, for messages.
+        faults: how long to wait, and what to do with a process that died, hangs or fails.
+        say: tells a person of every restart.
+    """
+
+    def __init__(self, name: str, spec: TeacherSpec, *, faults: FaultRecipe, say: Callable[[str], None]) -> None:
+        self.name = name
+        self.vocabulary: int = 0
+        self._spec, self._faults, self._say = spec, faults, say
+        self._lock, self._over, self._retries = threading.Lock(), threading.Event(), 0
+        self._actor: Any
+        self._loaded: Any
+        self._actor, self._loaded = self._start()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"teacher-{name}")
+
+    def wait_until_ready(self) -> int:
+        """Wait until it has loaded; returns the size of its output vocabulary.
+
+        Raises:
+            GradingFailed: it could not load its checkpoint, or was lost more often than the policy bears.
+        """
+        self.ask([], "sampled").result()
+        return self.vocabulary
+
+    def ask(self, token_ids: Sequence[Int32], payload: PayloadName) -> Future[Answer]:
+        """The answer to come to one microbatch, which is asked whole, and whole again where its process was lost.
+
+        The future raises GradingFailed where the fault policy ends.
+        """
+        return self._thread.submit(self._ask, token_ids, payload)
+
+    def take_retries(self) -> int:
+        """How many microbatches were lost and asked again since the last call."""
+        with self._lock:
+            retries, self._retries = self._retries, 0
+        return retries
+
+    def close(self) -> None:
+        """End the process; what it was asked is not answered any more."""
+        with self._lock:
+            self._over.set()
+            ray.kill(self._actor)
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self) -> tuple[Any, Any]:
+        """A process, and the size of its vocabulary, which comes once its weights are loaded."""
+        make: Any = ray.remote(_Teacher)
+        actor = make.options(num_cpus=0, num_gpus=self._spec.gpus, max_concurrency=1).remote()
+        return actor, actor.load.remote(self._spec)
+
+    def _ask(self, token_ids: Sequence[Int32], payload: PayloadName) -> Answer:
+        for attempt in range(self._faults.retries + 1):
+            limit = self._faults.start_seconds
+            try:
+                self._check_vocabulary(ray.get(self._loaded, timeout=limit))
+                limit = self._faults.microbatch_seconds
+                return ray.get(self._actor.score.remote(token_ids, payload), timeout=limit)
+            except ray.exceptions.RayError as error:
+                told = self._told(error, limit)
+                # What never loaded would fail the same way again.
+                unusable = self.vocabulary == 0 and isinstance(error, ray.exceptions.RayTaskError)
+                if unusable or attempt == self._faults.retries:
+                    what = f"a microbatch of {len(token_ids)} rollouts was lost" if token_ids else "it was started"
+                    raise GradingFailed(
+                        f"teacher {self.name!r} {told}; {what} {attempt + 1} times, and `faults.retries` is "
+                        f"{self._faults.retries}. The weights have not moved: mend the teacher or the limit, and resume"
+                    ) from error
+                self._restart(told, attempt + 1)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _restart(self, told: str, number: int) -> None:
+        """Wait as the policy says, then put a new process in the place of the lost one.
+
+        Raises:
+            GradingFailed: nobody waits for the answer any more.
+        """
+        again = f"asking it again ({number} of {self._faults.retries})"
+        if not self._over.is_set():
+            self._say(f"teacher {self.name!r} {told}; restarting it from its checkpoint and {again}")
+        self._over.wait(self._faults.backoff_seconds * 2 ** (number - 1))
+        with self._lock:
+            if self._over.is_set():
+                raise GradingFailed(f"teacher {self.name!r} {told}, and the run is ending")
+            ray.kill(self._actor)  # it may hang, and its GPU is needed
+            self._retries += 1
+            self._actor, self._loaded = self._start()
+
+    def _check_vocabulary(self, size: int) -> None:
+        if self.vocabulary not in (0, size):
+            raise GradingFailed(
+                f"teacher {self.name!r} came back with {size} output tokens and had {self.vocabulary}: the checkpoint "
+                f"at {self._spec.path} was changed during the run; put the old one back and resume"
+            )
+        self.vocabulary = size
+
+    def _told(self, error: ray.exceptions.RayError, limit: float) -> str:
+        """What happened, as a predicate."""
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            return f"did not answer within {limit:g} s"
+        if isinstance(error, ray.exceptions.RayTaskError):
+            return f"failed: {type(error.cause).__name__}: {error.cause}"
+        first = str(error).strip().splitlines()[0]
+        return f"died: {first}" if isinstance(error, ray.exceptions.RayActorError) else f"was lost: {first}"
