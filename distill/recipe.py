@@ -127,6 +127,7 @@ class TeacherRecipe(Strict):
 
     model: str = Field(description="stage:NAME, a path (begins with ./ or /), or a Hub id")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
+    replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
 
 
 class FaultRecipe(Strict):

@@ -62,10 +62,11 @@ def check_device(recipe: Recipe) -> list[str]:
     if resolve_device(recipe.device) == "cpu" or os.environ.get("RAY_ADDRESS"):
         return []
     # Ray would wait for ever for what this machine has not.
-    ranks, teachers, workers = recipe.student.engine.ranks, len(recipe.teachers), recipe.rollout.workers
+    ranks, workers = recipe.student.engine.ranks, recipe.rollout.workers
+    teachers = sum(teacher.replicas for teacher in recipe.teachers.values())
     of_stages = sorted((stage.engine.ranks for stage in recipe.stages.values()), reverse=True)
     phases = {
-        f"the run ({ranks} ranks, {teachers} teachers, {workers} sampler workers)": ranks + teachers + workers,
+        f"the run ({ranks} ranks, {teachers} for teachers, {workers} sampler workers)": ranks + teachers + workers,
         f"stages, {recipe.run.parallel_stages} at a time": sum(of_stages[: recipe.run.parallel_stages]),
     }
     there = torch.cuda.device_count()

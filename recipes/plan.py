@@ -140,7 +140,7 @@ def _processes(
         each = (
             _frozen_bytes(one, Engine(dtype=teacher.dtype), device) + engine.microbatch_tokens * _vocabulary(one) * 12
         )
-        yield ProcessPlan("run", f"teacher {name}", 1, each)
+        yield ProcessPlan("run", f"teacher {name}", teacher.replicas, each)
     if recipe.rollout.workers:
         yield ProcessPlan("run", "sampler", recipe.rollout.workers, _frozen_bytes(student, engine, device))
 

@@ -181,6 +181,7 @@ class Training:
                 temperature=recipe.rollout.temperature,
                 microbatch_tokens=recipe.student.engine.microbatch_tokens,
                 gpus=world.gpus,
+                replicas=recipe.teachers[name].replicas,
             )
             for name, path in self.teachers.items()
         }

@@ -1,7 +1,8 @@
-"""The process of a teacher: asked one microbatch at a time, restarted and asked again as the fault policy says."""
+"""The processes of a teacher: each is asked a microbatch at a time, and restarted as the fault policy says."""
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from teachers.model import PayloadName, TeacherModel
 
 @dataclass(frozen=True, slots=True)
 class TeacherSpec:
-    """What a teacher's process needs: see :class:`teachers.model.TeacherModel`."""
+    """What a teacher's processes need, see :class:`teachers.model.TeacherModel`, and how many there are."""
 
     path: str
     device: str
@@ -27,6 +28,15 @@ class TeacherSpec:
     temperature: float
     microbatch_tokens: int
     gpus: float
+    replicas: int
+
+
+@dataclass(slots=True)
+class _Replica:
+    """A process, and the size of its vocabulary, which comes once its weights are loaded."""
+
+    actor: Any
+    loaded: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,9 @@ class _Teacher:
 
 
 class Host:
-    """A teacher's process, with a thread of the driver that waits for it, whatever the driver does meanwhile.
+    """A teacher's processes, all alike: a microbatch goes to whichever is free, and comes back the same from each.
+
+    Every process has a thread of the driver that waits for it, whatever the driver does meanwhile.
 
     Args:
         name: the teacher's, for messages.
@@ -74,18 +86,20 @@ class Host:
         self.vocabulary: int = 0
         self._spec, self._faults, self._say = spec, faults, say
         self._lock, self._over, self._retries = threading.Lock(), threading.Event(), 0
-        self._actor: Any
-        self._loaded: Any
-        self._actor, self._loaded = self._start()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"teacher-{name}")
+        self._replicas = [_Replica(*self._start()) for _ in range(spec.replicas)]
+        self._free: queue.SimpleQueue[_Replica] = queue.SimpleQueue()
+        for replica in self._replicas:
+            self._free.put(replica)
+        self._threads = ThreadPoolExecutor(spec.replicas, thread_name_prefix=f"teacher-{name}")
 
     def wait_until_ready(self) -> int:
-        """Wait until it has loaded; returns the size of its output vocabulary.
+        """Wait until all processes have loaded; returns the size of the output vocabulary.
 
         Raises:
-            GradingFailed: it could not load its checkpoint, or was lost more often than the policy bears.
+            GradingFailed: one could not load its checkpoint, or was lost more often than the policy bears.
         """
-        self.ask([], "sampled").result()
+        for future in [self._threads.submit(self._serve, replica, [], "sampled") for replica in self._replicas]:
+            future.result()
         return self.vocabulary
 
     def ask(self, token_ids: Sequence[Int32], payload: PayloadName) -> Future[Answer]:
@@ -93,7 +107,7 @@ class Host:
 
         The future raises GradingFailed where the fault policy ends.
         """
-        return self._thread.submit(self._ask, token_ids, payload)
+        return self._threads.submit(self._ask, token_ids, payload)
 
     def take_retries(self) -> int:
         """How many microbatches were lost and asked again since the last call."""
@@ -102,11 +116,12 @@ class Host:
         return retries
 
     def close(self) -> None:
-        """End the process; what it was asked is not answered any more."""
+        """End the processes; what they were asked is not answered any more."""
         with self._lock:
             self._over.set()
-            ray.kill(self._actor)
-        self._thread.shutdown(wait=True, cancel_futures=True)
+            for replica in self._replicas:
+                ray.kill(replica.actor)
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _start(self) -> tuple[Any, Any]:
         """A process, and the size of its vocabulary, which comes once its weights are loaded."""
@@ -115,12 +130,19 @@ class Host:
         return actor, actor.load.remote(self._spec)
 
     def _ask(self, token_ids: Sequence[Int32], payload: PayloadName) -> Answer:
+        replica = self._free.get()
+        try:
+            return self._serve(replica, token_ids, payload)
+        finally:
+            self._free.put(replica)
+
+    def _serve(self, replica: _Replica, token_ids: Sequence[Int32], payload: PayloadName) -> Answer:
         for attempt in range(self._faults.retries + 1):
             limit = self._faults.start_seconds
             try:
-                self._check_vocabulary(ray.get(self._loaded, timeout=limit))
+                self._check_vocabulary(ray.get(replica.loaded, timeout=limit))
                 limit = self._faults.microbatch_seconds
-                return ray.get(self._actor.score.remote(token_ids, payload), timeout=limit)
+                return ray.get(replica.actor.score.remote(token_ids, payload), timeout=limit)
             except ray.exceptions.RayError as error:
                 told = self._told(error, limit)
                 # What never loaded would fail the same way again.
@@ -131,10 +153,10 @@ class Host:
                         f"teacher {self.name!r} {told}; {what} {attempt + 1} times, and `faults.retries` is "
                         f"{self._faults.retries}. The weights have not moved: mend the teacher or the limit, and resume"
                     ) from error
-                self._restart(told, attempt + 1)
+                self._restart(replica, told, attempt + 1)
         raise AssertionError("the last attempt returns or raises")
 
-    def _restart(self, told: str, number: int) -> None:
+    def _restart(self, replica: _Replica, told: str, number: int) -> None:
         """Wait as the policy says, then put a new process in the place of the lost one.
 
         Raises:
@@ -147,9 +169,9 @@ class Host:
         with self._lock:
             if self._over.is_set():
                 raise GradingFailed(f"teacher {self.name!r} {told}, and the run is ending")
-            ray.kill(self._actor)  # it may hang, and its GPU is needed
+            ray.kill(replica.actor)  # it may hang, and its GPU is needed
             self._retries += 1
-            self._actor, self._loaded = self._start()
+            replica.actor, replica.loaded = self._start()
 
     def _check_vocabulary(self, size: int) -> None:
         if self.vocabulary not in (0, size):

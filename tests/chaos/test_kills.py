@@ -1,4 +1,4 @@
-"""`make chaos`: the smoke run, or a teacher of it, is killed at ten random moments, and ends bitwise where it would have."""
+"""`make chaos`: the smoke run or a teacher of it is killed at ten random moments; all ends bitwise as undisturbed."""
 
 import random
 import sys

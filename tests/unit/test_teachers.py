@@ -76,9 +76,12 @@ def cluster():
     ray.shutdown()
 
 
-def make_pool(paths, *, routes=None, payload="full", budget=40, say=print, **faults):
+def make_pool(paths, *, routes=None, payload="full", budget=40, replicas=None, say=print, **faults):
     """Teachers of the checkpoints at ``paths``, each of the domain of its own name where no routes are given."""
-    specs = {name: TeacherSpec(path, "cpu", "float32", 1.0, budget, 0.0) for name, path in paths.items()}
+    specs = {
+        name: TeacherSpec(path, "cpu", "float32", 1.0, budget, 0.0, (replicas or {}).get(name, 1))
+        for name, path in paths.items()
+    }
     routes = {name: {name: 1.0} for name in paths} if routes is None else routes
     policy = FaultRecipe(**{"backoff_seconds": 0.0, **faults})
     return TeacherPool(specs, routes=routes, payload=payload, faults=policy, say=say)
@@ -134,7 +137,8 @@ def test_a_teacher_that_cannot_be_loaded_is_named(cluster, tmp_path):
 
 
 def pid(pool, name):
-    return ray.get(pool._hosts[name]._actor.__ray_call__.remote(lambda self: os.getpid()))
+    """Of the teacher's first process."""
+    return ray.get(pool._hosts[name]._replicas[0].actor.__ray_call__.remote(lambda self: os.getpid()))
 
 
 def broken_off(pool, batch, number, name):
@@ -166,6 +170,33 @@ def test_a_teacher_that_dies_or_hangs_amid_scoring_changes_no_bit(pool, number, 
     assert any(f"teacher 'b' {told}" in line and "(1 of 3)" in line for line in said)
     assert pid(pool, "b") != before
     assert psutil.wait_procs([psutil.Process(before)] if psutil.pid_exists(before) else [], timeout=10)[1] == []
+
+
+def test_two_replicas_share_the_work_and_change_no_bit(pool):
+    """Even where one of them dies and comes back: the reference is the one process of the same checkpoint."""
+
+    def count_forwards(self):  # nested: a process of Ray's cannot import this file
+        real, self.forwards = self.model.score, 0
+
+        def counted(*args):
+            self.forwards += 1
+            return real(*args)
+
+        self.model.score = counted
+
+    pool, paths, _ = pool
+    batch = rollouts(30, domains=("code",))
+    expected = bits(pool.score([[rollout] for rollout in batch]))
+    both = make_pool({"a": paths["a"]}, routes={"code": {"a": 1.0}}, replicas={"a": 2})
+    both.wait_until_ready()
+    actors = [replica.actor for replica in both._hosts["a"]._replicas]
+    ray.get([actor.__ray_call__.remote(count_forwards) for actor in actors])
+    assert bits(both.score([[rollout] for rollout in batch])) == expected
+    worked = ray.get([actor.__ray_call__.remote(lambda self: self.forwards) for actor in actors])
+    assert sum(worked) == 30 > max(worked)
+    assert bits(both.score(broken_off(both, batch, signal.SIGKILL, "a"))) == expected
+    assert both.metrics()["teacher_retries/a"] >= 1
+    both.close()
 
 
 def test_metrics_count_what_was_done_since_they_were_read(pool):
