@@ -125,7 +125,9 @@ class DomainRecipe(Strict):
 class TeacherRecipe(Strict):
     """A specialist."""
 
-    model: str = Field(description="stage:NAME, a path (begins with ./ or /), or a Hub id")
+    model: str = Field(
+        description="stage:NAME, a path (begins with ./ or /), a Hub id, or self: the student as it starts, frozen"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
     replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from distill.recipe import Optimizer, PolicyGradient, Recipe, Source
+from distill.recipe import Architecture, Optimizer, PolicyGradient, Recipe, Source
 from distill.recipe_schema import guess
-from recipes.lineage import chain, sources, stage_name
+from recipes.lineage import SELF, chain, sources, stage_name
 from recipes.methods import METHODS
 from recipes.stages import stage_domains
 
@@ -52,6 +52,23 @@ def _teachers(recipe: Recipe) -> Iterator[str]:
     for teacher in recipe.teachers:
         if teacher not in used:
             yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
+    yield from _anchors(recipe)
+
+
+def _anchors(recipe: Recipe) -> Iterator[str]:
+    """Whether ``self`` anchors something that is worth holding, beside something that is learnt."""
+    anchors = {name for name, teacher in recipe.teachers.items() if teacher.model == SELF}
+    for name in sorted(anchors):
+        if isinstance(recipe.student.model, Architecture):
+            yield (
+                f"`teachers.{name}.model` is self, and the student is made from nothing: it would be held to its own "
+                f"noise; train it in a stage first, or name another model"
+            )
+    if anchors == set(recipe.teachers) and anchors and not any(domain.reward for domain in recipe.domains.values()):
+        yield (
+            "`teachers`: every one is self, so the student would be held where it is and learn nothing; name a "
+            "specialist for one domain at least"
+        )
 
 
 def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:

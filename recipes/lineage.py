@@ -9,6 +9,8 @@ from distill.recipe import Architecture, Recipe
 from recipes.stages import PREFIX
 
 Source = str | Architecture
+SELF = "self"
+"""A teacher's model: the student as it starts, frozen. It holds a domain that has no expert where it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,16 @@ def origin(recipe: Recipe, where: str, source: Source) -> Origin | None:
     return None if stage_name(source) is not None else Origin(where, source, stage)
 
 
+def teacher_source(recipe: Recipe, name: str) -> Source:
+    """What a teacher is made from; the student's own source where its model is ``self``."""
+    model = recipe.teachers[name].model
+    return recipe.student.model if model == SELF else model
+
+
 def sources(recipe: Recipe) -> dict[str, Source]:
     """Every source of a model in the recipe, by the leaf that names it: student, teachers, stages."""
     return (
         {"student.model": recipe.student.model}
-        | {f"teachers.{name}.model": teacher.model for name, teacher in recipe.teachers.items()}
+        | {f"teachers.{name}.model": teacher_source(recipe, name) for name in recipe.teachers}
         | {f"stages.{name}.from": stage.from_ for name, stage in recipe.stages.items()}
     )

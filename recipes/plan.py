@@ -9,6 +9,7 @@ from typing import Any, Literal
 from distill.engine import model_dtype
 from distill.recipe import Engine, Optimizer, Recipe
 from recipes.check_tasks import Lengths
+from recipes.lineage import SELF
 from recipes.stages import stage_domains
 from recipes.survey import Facts
 
@@ -105,7 +106,8 @@ def _models(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[ModelPlan]:
         yield ModelPlan(f"stage:{name}", made, one.cost.total_parameters, one.cost.active_parameters)
     for name, teacher in recipe.teachers.items():
         one = facts[f"teachers.{name}.model"]
-        yield ModelPlan(f"teacher {name}", teacher.model, one.cost.total_parameters, one.cost.active_parameters)
+        made = "self: the student as it starts" if teacher.model == SELF else teacher.model
+        yield ModelPlan(f"teacher {name}", made, one.cost.total_parameters, one.cost.active_parameters)
     student, one = recipe.student.model, facts["student.model"]
     source = student if isinstance(student, str) else f"{student.architecture}, from nothing"
     made = f"{recipe.method}, {recipe.run.steps} steps from {source}"

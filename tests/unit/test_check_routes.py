@@ -9,7 +9,7 @@ from check_kit import recipe, tree
 
 from distill.recipe import Recipe
 from recipes.check_routes import check_routes
-from recipes.lineage import chain, origin
+from recipes.lineage import chain, origin, sources, teacher_source
 
 TASKS = ("arithmetic", "list_programs", "ordering")
 MOPD = ("full_reverse_kl", "policy_gradient")
@@ -33,6 +33,11 @@ def test_a_sound_recipe_has_no_problems() -> None:
         ({"domains": {"math": MATH, "more": {"task": "ordering"}}}, "`domains.more` has neither teacher nor reward"),
         ({"teachers": {"math": {"model": "./a"}, "idle": {"model": "./b"}}}, "`teachers.idle`: no domain uses"),
         ({"domains": {"math": {"task": "arithmetic", "evaluate_only": True}}}, "no domain is trained"),
+        ({"teachers": {"math": {"model": "self"}}}, "`teachers`: every one is self, so the student would be held"),
+        (
+            {"teachers": {"math": {"model": "self"}}, "student": {"model": tree()["stages"]["base"]["from"]}},
+            "`teachers.math.model` is self, and the student is made from nothing",
+        ),
         ({"loss": {"estimator": "nll"}}, "`loss.estimator` is 'nll', which method 'mopd' does not use"),
         ({"domains": {"math": {**MATH, "reward": True}}}, "`domains.math.reward` is true, and the loss gives"),
         ({"loss": REWARDED}, "`loss.reward_weight` is 1, and no domain has `reward: true`"),
@@ -169,3 +174,13 @@ def test_an_origin_that_is_nowhere_is_none() -> None:
     circle = Recipe.model_validate(tree(stages={"a": {"from": "stage:b"}, "b": {"from": "stage:a"}}))
     assert origin(circle, "student.model", "stage:a") is None
     assert origin(circle, "student.model", "stage:c") is None
+
+
+def test_self_is_the_students_own_source() -> None:
+    anchored = recipe(
+        domains={"math": MATH, "rest": {"task": "ordering", "teacher": "anchor"}},
+        teachers={"math": {"model": "stage:math"}, "anchor": {"model": "self"}},
+    )
+    assert check_routes(anchored, tasks=TASKS, losses=MOPD) == []
+    assert sources(anchored)["teachers.anchor.model"] == "stage:base" == anchored.student.model
+    assert teacher_source(anchored, "math") == "stage:math"
