@@ -128,6 +128,9 @@ class TeacherRecipe(Strict):
     model: str = Field(
         description="stage:NAME, a path (begins with ./ or /), a Hub id, or self: the student as it starts, frozen"
     )
+    adapter: str | None = Field(
+        default=None, description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /)"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
     replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
 

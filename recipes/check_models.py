@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
+from distill.adapters import with_adapters
 from distill.engine import check_engine
 from distill.recipe import Engine, Optimizer, Recipe
 from distill.types import UserError
-from recipes.survey import Facts
+from recipes.lineage import adapter_folders, is_path
+from recipes.survey import Facts, empty_model
 from teachers.preflight import compare_heads, compare_tokenizers
 
 
@@ -18,7 +20,7 @@ def check_models(recipe: Recipe, facts: Mapping[str, Facts], *, device: Literal[
     Args:
         facts: by the leaf that names the model, see :func:`recipes.survey.survey`.
     """
-    return [*_engines(recipe, facts, device), *_teachers(recipe, facts)]
+    return [*_engines(recipe, facts, device), *_teachers(recipe, facts), *_adapters(recipe, facts)]
 
 
 def check_lengths(recipe: Recipe, facts: Mapping[str, Facts], longest_prompt: Mapping[str, int]) -> list[str]:
@@ -79,6 +81,19 @@ def _teachers(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
                 f"`teachers.{name}` ({_told(teacher)}) {problem}; a teacher scores the student's token ids, so take "
                 f"one of the student's family ({_told(student)})"
             )
+
+
+def _adapters(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
+    for name, folder in adapter_folders(recipe).items():
+        base = facts.get(f"teachers.{name}.model")
+        where, given = f"`teachers.{name}.adapter`", recipe.teachers[name].adapter
+        if given is not None and not is_path(given):
+            yield f"{where} is {given!r}; an adapter is a folder: write its path, which begins with ./ or /"
+        elif base is not None:
+            try:
+                with_adapters(empty_model(base.config)[0], [folder], device="cpu")
+            except UserError as error:
+                yield f"{where}: {error}"
 
 
 def _told(facts: Facts) -> str:

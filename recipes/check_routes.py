@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator
 from typing import Any
 
 from distill.recipe import Architecture, Optimizer, PolicyGradient, Recipe, Source
 from distill.recipe_schema import guess
-from recipes.lineage import SELF, chain, sources, stage_name
+from recipes.lineage import SELF, chain, households, sources, stage_name
 from recipes.methods import METHODS
 from recipes.stages import stage_domains
 
@@ -53,6 +54,13 @@ def _teachers(recipe: Recipe) -> Iterator[str]:
         if teacher not in used:
             yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
     yield from _anchors(recipe)
+    groups = households(recipe)
+    for one, other in itertools.combinations([recipe.teachers[names[0]] for names in groups], 2):
+        if (one.model, one.dtype) == (other.model, other.dtype):
+            yield (
+                f"`teachers`: two over the base {one.model} have {one.replicas} and {other.replicas} replicas; they "
+                f"share its processes, so give both the same number"
+            )
 
 
 def _anchors(recipe: Recipe) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from distill.recipe import Architecture, Recipe
 from recipes.stages import PREFIX
@@ -60,6 +61,21 @@ def teacher_source(recipe: Recipe, name: str) -> Source:
     """What a teacher is made from; the student's own source where its model is ``self``."""
     model = recipe.teachers[name].model
     return recipe.student.model if model == SELF else model
+
+
+def adapter_folders(recipe: Recipe) -> dict[str, str]:
+    """The adapter of every teacher that has one, wherever a process' working folder is."""
+    return {name: str(Path(t.adapter).resolve()) for name, t in recipe.teachers.items() if t.adapter is not None}
+
+
+def households(recipe: Recipe) -> list[list[str]]:
+    """The teachers that share processes: those of one base, dtype and number of replicas, whatever their adapters."""
+    together: dict[tuple[str, str, int], list[str]] = {}
+    for name, teacher in recipe.teachers.items():
+        source = teacher_source(recipe, name)
+        base = source if isinstance(source, str) else SELF
+        together.setdefault((base, teacher.dtype, teacher.replicas), []).append(name)
+    return list(together.values())
 
 
 def sources(recipe: Recipe) -> dict[str, Source]:

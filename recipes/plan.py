@@ -9,7 +9,7 @@ from typing import Any, Literal
 from distill.engine import model_dtype
 from distill.recipe import Engine, Optimizer, Recipe
 from recipes.check_tasks import Lengths
-from recipes.lineage import SELF
+from recipes.lineage import SELF, households
 from recipes.stages import stage_domains
 from recipes.survey import Facts
 
@@ -107,6 +107,7 @@ def _models(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[ModelPlan]:
     for name, teacher in recipe.teachers.items():
         one = facts[f"teachers.{name}.model"]
         made = "self: the student as it starts" if teacher.model == SELF else teacher.model
+        made += f", with adapter {teacher.adapter}" if teacher.adapter is not None else ""
         yield ModelPlan(f"teacher {name}", made, one.cost.total_parameters, one.cost.active_parameters)
     student, one = recipe.student.model, facts["student.model"]
     source = student if isinstance(student, str) else f"{student.architecture}, from nothing"
@@ -137,12 +138,12 @@ def _processes(
         engine.ranks,
         _rank_bytes(student, engine, recipe.student.optimizer, width, device),
     )
-    for name, teacher in recipe.teachers.items():
-        one = facts[f"teachers.{name}.model"]
+    for names in households(recipe):
+        one, teacher = facts[f"teachers.{names[0]}.model"], recipe.teachers[names[0]]
         each = (
             _frozen_bytes(one, Engine(dtype=teacher.dtype), device) + engine.microbatch_tokens * _vocabulary(one) * 12
         )
-        yield ProcessPlan("run", f"teacher {name}", teacher.replicas, each)
+        yield ProcessPlan("run", f"teacher {', '.join(names)}", teacher.replicas, each)
     if recipe.rollout.workers:
         yield ProcessPlan("run", "sampler", recipe.rollout.workers, _frozen_bytes(student, engine, device))
 

@@ -20,6 +20,7 @@ from distill.track import Tracker
 from distill.types import Sampler, WorldError
 from recipes.costs import Costs
 from recipes.exam import Exam
+from recipes.lineage import adapter_folders
 from recipes.methods import METHODS, Cast, decoding
 from recipes.ranks import RayRanks
 from recipes.watch import RunWatch
@@ -80,7 +81,7 @@ class Training:
         folder: where its checkpoints, metrics and result go.
         attempt: the id that owns ``folder``.
         model: the checkpoint it starts from.
-        teachers: checkpoints of its teachers by name.
+        teachers: checkpoints of its teachers by name; the bases of those that are adapters.
     """
 
     recipe: Recipe
@@ -173,6 +174,7 @@ class Training:
             return None
         recipe, as_student = self.recipe, self.recipe.student.engine.dtype
         asked = {name: recipe.teachers[name].dtype for name in self.teachers}
+        adapters = adapter_folders(recipe)
         specs = {
             name: TeacherSpec(
                 path=path,
@@ -182,6 +184,7 @@ class Training:
                 microbatch_tokens=recipe.student.engine.microbatch_tokens,
                 gpus=world.gpus,
                 replicas=recipe.teachers[name].replicas,
+                adapter=adapters.get(name),
             )
             for name, path in self.teachers.items()
         }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from distill.adapters import active, with_adapters
 from distill.load import load_model
 from distill.types import Full, Int32, Payload, Sampled, align_logits
 
@@ -40,28 +41,37 @@ class TeacherModel:
         dtype: ``"float32"`` or ``"bfloat16"``; log-softmax is always taken in float32.
         temperature: logits are divided by it, as the student's are.
         microbatch_tokens: padded tokens of one forward at most; a longer rollout goes alone.
+        adapters: folders of LoRA adapters over this one base; each makes another teacher of it.
     """
 
     def __init__(
-        self, path: str | Path, *, device: str, dtype: str, temperature: float, microbatch_tokens: int
+        self,
+        path: str | Path,
+        *,
+        device: str,
+        dtype: str,
+        temperature: float,
+        microbatch_tokens: int,
+        adapters: Sequence[str] = (),
     ) -> None:
-        self.model = load_model(path, device=device, dtype=dtype)
+        self.model: Any = with_adapters(load_model(path, device=device, dtype=dtype), adapters, device=device)
         self.device = torch.device(device)
         self.temperature = temperature
         self.microbatch_tokens = microbatch_tokens
 
     @torch.no_grad()
-    def score(self, token_ids: Sequence[Int32], payload: PayloadName) -> list[Payload]:
-        """Score rollouts, each an array of token ids of shape ``(T,)``, in order.
+    def score(self, token_ids: Sequence[Int32], payload: PayloadName, adapter: str | None = None) -> list[Payload]:
+        """Score rollouts, each an array of token ids of shape ``(T,)``, in order; without an adapter, as the base.
 
         Returns:
             Aligned payloads of T rows each: ``Sampled`` log-probabilities ``(T,)`` or ``Full`` ones ``(T, V)``, in
             nats. Row 0 says nothing, for no token precedes token 0.
         """
         scored: dict[int, Payload] = {}
-        for taken in microbatches([len(ids) for ids in token_ids], self.microbatch_tokens):
-            for i, one in zip(taken, self._forward([token_ids[i] for i in taken], payload), strict=True):
-                scored[i] = one
+        with active(self.model, adapter):
+            for taken in microbatches([len(ids) for ids in token_ids], self.microbatch_tokens):
+                for i, one in zip(taken, self._forward([token_ids[i] for i in taken], payload), strict=True):
+                    scored[i] = one
         return [scored[i] for i in range(len(token_ids))]
 
     def _forward(self, token_ids: Sequence[Int32], payload: PayloadName) -> list[Payload]:

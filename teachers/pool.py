@@ -1,10 +1,10 @@
-"""The teachers of a run, each in a process of its own, routed by name through the rollout's domain."""
+"""The teachers of a run, in processes of their own, routed by name through the rollout's domain."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -57,7 +57,12 @@ class TeacherPool:
         self._specs = dict(specs)
         self._routes = {domain: dict(weights) for domain, weights in routes.items()}
         self._payload: PayloadName = payload
-        self._hosts = {name: Host(name, spec, faults=faults, say=say) for name, spec in specs.items()}
+        over: dict[TeacherSpec, dict[str, str | None]] = {}
+        for name, spec in specs.items():
+            over.setdefault(replace(spec, adapter=None), {})[name] = spec.adapter
+        self._hosts: dict[str, Host] = {}
+        for base, adapters in over.items():
+            self._hosts |= dict.fromkeys(adapters, Host(adapters, base, faults=faults, say=say))
         self._seconds = dict.fromkeys(specs, 0.0)
 
     def wait_until_ready(self) -> dict[str, int]:
@@ -108,14 +113,14 @@ class TeacherPool:
 
     def metrics(self) -> Metrics:
         """By teacher: microbatches that were lost and asked again, and the seconds that its own processes worked."""
-        metrics: Metrics = {f"teacher_retries/{name}": host.take_retries() for name, host in self._hosts.items()}
+        metrics: Metrics = {f"teacher_retries/{name}": host.take_retries(name) for name, host in self._hosts.items()}
         metrics |= {f"seconds/teacher/{name}": seconds for name, seconds in self._seconds.items()}
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         return metrics
 
     def close(self) -> None:
         """End the teachers' processes."""
-        for host in self._hosts.values():
+        for host in dict.fromkeys(self._hosts.values()):  # each once
             host.close()
 
     def _ask(self, teacher: str, places: list[int], rollouts: list[Rollout]) -> list[_Asked]:
@@ -125,7 +130,7 @@ class TeacherPool:
         for members in microbatches(lengths, self._specs[teacher].microbatch_tokens):
             mine = [places[member] for member in members]
             tokens = [rollouts[place].token_ids for place in mine]
-            asked.append(_Asked(teacher, mine, self._hosts[teacher].ask(tokens, self._payload)))
+            asked.append(_Asked(teacher, mine, self._hosts[teacher].ask(teacher, tokens, self._payload)))
         return asked
 
 
