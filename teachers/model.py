@@ -55,7 +55,7 @@ class TeacherModel:
         adapters: Sequence[str] = (),
     ) -> None:
         self.model: Any = with_adapters(load_model(path, device=device, dtype=dtype), adapters, device=device)
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), dtype
         self.temperature = temperature
         self.microbatch_tokens = microbatch_tokens
 
