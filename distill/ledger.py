@@ -6,7 +6,8 @@ whose rows are cut back to its checkpoint, counts every step once. Time that was
 
 FLOPs are those the model needs (one multiplication and one addition are two), not those a machine did: padding,
 and recomputed activations are left out. Seconds are wall clock of the loop, whose roles take turns; starting processes,
-saving and exporting are left out. Teachers have no seconds of their own: they work while the loop generates or waits.
+saving and exporting are left out. A teacher's seconds are its own processes', added up: they work while the loop
+generates or waits, so no total includes them. What a lost process did of a microbatch is in none.
 Stages may run side by side: the total of a run that includes theirs is longer than their part of it took.
 """
 
@@ -29,7 +30,7 @@ ROLES: dict[str, str] = {
     "publish": "handing the student's weights to the sampler",
     "generation": "the student writes rollouts; tokens: written",
     "scoring": "the loop waits for grades: of teachers, and of verifiers where they reward",
-    "teacher": "a teacher scores rollouts in its own process (teacher/NAME); tokens: scored, prompts included",
+    "teacher": "a teacher scores rollouts in its own processes (teacher/NAME); tokens: scored, prompts included",
     "update": "forward and backward; tokens: trained",
     "evaluation": "base, teachers and student answer held-out prompts, and are verified; tokens: written",
     "other": "the part of a step that is none of these",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from distill.adapters import merged
 from distill.types import UserError
 
 if TYPE_CHECKING:
@@ -16,19 +17,22 @@ SHOWN = 3
 """How many wrong weights a message names."""
 
 
-def load_model(path: str | Path, *, device: str, dtype: str) -> PreTrainedModel:
+def load_model(path: str | Path, *, device: str, dtype: str, adapter: str | None = None) -> PreTrainedModel:
     """A frozen checkpoint, in eval mode.
 
     Args:
         path: a Hugging Face checkpoint's folder, or a Hub id.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"`` or ``"bfloat16"``.
+        adapter: folder of a LoRA adapter that is added into its weights.
 
     Raises:
         OSError: there is no checkpoint, or it cannot be read.
-        UserError: it lacks weights, or has some of other shapes.
+        UserError: it lacks weights, or has some of other shapes; or the adapter does.
     """
     model: Any = load_whole(path, dtype=getattr(torch, dtype))
+    if adapter is not None:
+        model = merged(model, adapter)
     return model.to(device).eval()
 
 

@@ -7,7 +7,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from distill.types import Grader, Metrics, Prompts, Rollout, Sampler, ScoredRollout, Student, Weights
+from distill.types import (
+    Grader,
+    GradingFailed,
+    Metrics,
+    NonFinite,
+    Prompts,
+    Rollout,
+    Sampler,
+    ScoredRollout,
+    Student,
+    Weights,
+)
 
 
 class Interrupted(Exception):
@@ -49,7 +60,8 @@ def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompt
 
     Raises:
         Interrupted: ``watch.stops()``; the last finished step is saved.
-        WorldError: a process or a number broke; the newest checkpoint resumes the run.
+        WorldError: a process or a number broke; the newest checkpoint resumes the run. Where it was a grader, that is
+            the last finished step.
     """
     step = saved = student.load_latest()
     watch.resumed(step)
@@ -69,11 +81,16 @@ def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompt
             sampler.load_weights(student.weights(), version=step)  # act with the weights the gradient is taken at
         with clock("scoring"):
             rollouts = clock.during("generation", sampler.sample(prompts(step), step=step))
-            batch = grader.score(rollouts)  # consumes microbatches while later ones are being written
+            try:
+                batch = grader.score(rollouts)  # consumes microbatches while later ones are being written
+            except (GradingFailed, NonFinite):
+                if step > saved:
+                    student.save(step)  # nothing of it moved: what is finished is kept
+                raise
         with clock("update"):
             metrics = student.update(batch, step=step)
         step += 1
-        watch.record(step, batch, metrics | clock.read())
+        watch.record(step, batch, metrics | grader.metrics() | clock.read())
 
 
 class StepClock:

@@ -29,6 +29,7 @@ from distill.recipe_parts import (
     Architecture,
     Count,
     Engine,
+    FaultRecipe,
     ModelSource,
     Name,
     NonNegative,
@@ -48,6 +49,7 @@ __all__ = [
     "DomainRecipe",
     "Engine",
     "EvaluateRecipe",
+    "FaultRecipe",
     "ForwardKL",
     "FullReverseKL",
     "Loss",
@@ -138,8 +140,14 @@ class DomainRecipe(Strict):
 class TeacherRecipe(Strict):
     """A specialist."""
 
-    model: str = Field(description="stage:NAME, a path (begins with ./ or /), or a Hub id")
+    model: str = Field(
+        description="stage:NAME, a path (begins with ./ or /), a Hub id, or self: the student as it starts, frozen"
+    )
+    adapter: str | None = Field(
+        default=None, description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /)"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
+    replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
 
 
 class RolloutRecipe(Strict):
@@ -217,6 +225,7 @@ class Recipe(Strict):
     student: StudentRecipe
     domains: dict[Name, DomainRecipe] = Field(min_length=1, description="what is learnt or measured, by name")
     teachers: dict[Name, TeacherRecipe] = Field(default_factory=dict, description="specialists, by name")
+    faults: FaultRecipe = FaultRecipe()
     loss: Loss = FullReverseKL()
     rollout: RolloutRecipe = RolloutRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()

@@ -19,6 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from distill.errors import GradingFailed as GradingFailed
+from distill.errors import NonFinite as NonFinite
+from distill.errors import UserError as UserError
+from distill.errors import WorldError as WorldError
 from distill.payloads import PAYLOADS as PAYLOADS
 from distill.payloads import Float32 as Float32
 from distill.payloads import Full as Full
@@ -183,7 +187,15 @@ class Grader(Protocol):
     """Who grades: turns rollouts into scored rollouts, in the order in which they come."""
 
     def score(self, microbatches: Iterable[list[Rollout]]) -> list[ScoredRollout]:
-        """Score every rollout; consumes microbatches as they are sampled. Raises rather than drop or skip one."""
+        """Score every rollout; consumes microbatches as they are sampled. Raises rather than drop or skip one.
+
+        Raises:
+            GradingFailed: the grader broke; NonFinite: its scores are broken. The student's weights are whole.
+        """
+        ...
+
+    def metrics(self) -> Metrics:
+        """What grading took since the last call, for the step's row: ``teacher_retries/NAME`` and the like."""
         ...
 
 
@@ -217,25 +229,6 @@ class Student(Protocol):
 
 Prompts: TypeAlias = Callable[[int], Sequence[Prompt]]
 """The prompts of a step: a pure function of the step's number."""
-
-
-class UserError(Exception):
-    """Something that the user can mend, found before anything was spent. Exit code 2.
-
-    The message names the thing, what it has, what was needed and what to do; several problems are listed together.
-    """
-
-    def __init__(self, *problems: str) -> None:
-        self.problems = problems
-        super().__init__("\n".join(problems))
-
-
-class WorldError(Exception):
-    """The world broke during a run (a process died, a disk filled). Exit code 1; the last checkpoint resumes."""
-
-
-class NonFinite(WorldError):
-    """NaN or infinity in a loss, a score or a gradient; raised before the weights move."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from distill.types import UserError
 from recipes.check_models import check_lengths, check_models
 from recipes.check_routes import check_routes
 from recipes.check_tasks import check_tasks, make_tasks
+from recipes.lineage import households
 from recipes.methods import METHODS
 from recipes.plan import Plan, make_plan
 from recipes.run_folder import check_folder
@@ -62,10 +63,11 @@ def check_device(recipe: Recipe) -> list[str]:
     if resolve_device(recipe.device) == "cpu" or os.environ.get("RAY_ADDRESS"):
         return []
     # Ray would wait for ever for what this machine has not.
-    ranks, teachers, workers = recipe.student.engine.ranks, len(recipe.teachers), recipe.rollout.workers
+    ranks, workers = recipe.student.engine.ranks, recipe.rollout.workers
+    teachers = sum(recipe.teachers[names[0]].replicas for names in households(recipe))
     of_stages = sorted((stage.engine.ranks for stage in recipe.stages.values()), reverse=True)
     phases = {
-        f"the run ({ranks} ranks, {teachers} teachers, {workers} sampler workers)": ranks + teachers + workers,
+        f"the run ({ranks} ranks, {teachers} for teachers, {workers} sampler workers)": ranks + teachers + workers,
         f"stages, {recipe.run.parallel_stages} at a time": sum(of_stages[: recipe.run.parallel_stages]),
     }
     there = torch.cuda.device_count()

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
+from distill.adapters import with_adapters
 from distill.engine import check_engine
 from distill.losses import LOSSES
 from distill.recipe import Engine, Optimizer, Recipe, TopKReverseKL
 from distill.types import UserError
 from recipes.check_tasks import Lengths
+from recipes.lineage import adapter_folders, is_path
 from recipes.stages import stage_domains
-from recipes.survey import Facts
+from recipes.survey import Facts, empty_model
 from rollouts.tokenizer import control_ids
 from teachers.preflight import compare_heads, compare_tokenizers
 
@@ -22,7 +24,12 @@ def check_models(recipe: Recipe, facts: Mapping[str, Facts], *, device: Literal[
     Args:
         facts: by the leaf that names the model, see :func:`recipes.survey.survey`.
     """
-    return [*_engines(recipe, facts, device), *_teachers(recipe, facts), *_support(recipe, facts)]
+    return [
+        *_engines(recipe, facts, device),
+        *_teachers(recipe, facts),
+        *_support(recipe, facts),
+        *_adapters(recipe, facts),
+    ]
 
 
 def check_lengths(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths]) -> list[str]:
@@ -112,6 +119,19 @@ def _support(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
             f"`loss.k` is {recipe.loss.k}, and with {forced} control tokens that is the student's whole output head of "
             f"{size} tokens; take `loss: {{estimator: full_reverse_kl}}`, which is the same, or a smaller k"
         )
+
+
+def _adapters(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
+    for name, folder in adapter_folders(recipe).items():
+        base = facts.get(f"teachers.{name}.model")
+        where, given = f"`teachers.{name}.adapter`", recipe.teachers[name].adapter
+        if given is not None and not is_path(given):
+            yield f"{where} is {given!r}; an adapter is a folder: write its path, which begins with ./ or /"
+        elif base is not None:
+            try:
+                with_adapters(empty_model(base.config)[0], [folder], device="cpu")
+            except UserError as error:
+                yield f"{where}: {error}"
 
 
 def _told(facts: Facts) -> str:

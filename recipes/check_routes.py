@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from distill.recipe import Optimizer, PolicyGradient, Recipe, Source
+from distill.recipe import Architecture, Optimizer, PolicyGradient, Recipe, Source
 from distill.recipe_schema import guess
-from recipes.lineage import chain, sources, stage_name
+from recipes.lineage import SELF, chain, households, sources, stage_name
 from recipes.methods import METHODS
 from recipes.stages import stage_domains
 
@@ -52,6 +53,30 @@ def _teachers(recipe: Recipe) -> Iterator[str]:
     for teacher in recipe.teachers:
         if teacher not in used:
             yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
+    yield from _anchors(recipe)
+    groups = households(recipe)
+    for one, other in itertools.combinations([recipe.teachers[names[0]] for names in groups], 2):
+        if (one.model, one.dtype) == (other.model, other.dtype):
+            yield (
+                f"`teachers`: two over the base {one.model} have {one.replicas} and {other.replicas} replicas; they "
+                f"share its processes, so give both the same number"
+            )
+
+
+def _anchors(recipe: Recipe) -> Iterator[str]:
+    """Whether ``self`` anchors something that is worth holding, beside something that is learnt."""
+    anchors = {name for name, teacher in recipe.teachers.items() if teacher.model == SELF}
+    for name in sorted(anchors):
+        if isinstance(recipe.student.model, Architecture):
+            yield (
+                f"`teachers.{name}.model` is self, and the student is made from nothing: it would be held to its own "
+                f"noise; train it in a stage first, or name another model"
+            )
+    if anchors == set(recipe.teachers) and anchors and not any(domain.reward for domain in recipe.domains.values()):
+        yield (
+            "`teachers`: every one is self, so the student would be held where it is and learn nothing; name a "
+            "specialist for one domain at least"
+        )
 
 
 def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
@@ -182,6 +207,10 @@ def _idle(recipe: Recipe) -> Iterator[str]:
     if recipe.method == "supervised":
         leaves = ("samples_per_prompt", "temperature", "workers")
         yield from _set(recipe.rollout, "rollout", leaves, "a supervised run samples nothing it trains on")
+    if not recipe.teachers:
+        yield from _set(recipe.faults, "faults", tuple(type(recipe.faults).model_fields), "the recipe has no teachers")
+    elif recipe.faults.retries == 0:
+        yield from _set(recipe.faults, "faults", ("backoff_seconds",), "a lost microbatch is never asked again")
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
 

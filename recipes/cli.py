@@ -88,7 +88,12 @@ def run(
 
 
 @app.command()
-def check(recipe: RecipeArgument, overrides: OverridesArgument = None, out: OutOption = None) -> None:
+def check(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    out: OutOption = None,
+    deep: Annotated[bool, typer.Option("--deep", help="load student and teachers, and ask whether they fit")] = False,
+) -> None:
     """Check a recipe without running it, and print what it would take."""
     resolved, folder = _load(recipe, overrides, out)
     import shutil
@@ -104,6 +109,8 @@ def check(recipe: RecipeArgument, overrides: OverridesArgument = None, out: OutO
     console = Console()
     free = shutil.disk_usage(existing_parent(folder)).free
     print_plan(plan, console, free_bytes=free, memory_bytes=psutil.virtual_memory().total)
+    if deep:
+        _check_deeply(resolved, folder, console)
     console.print(Text(f"{resolved.name}: every check passed"), style="green")
 
 
@@ -149,6 +156,21 @@ def _load(recipe: str, overrides: list[str] | None, out: Path | None) -> Any:
 
     resolved = load_recipe(recipe, overrides or (), shipped=SHIPPED)
     return resolved, out if out is not None else Path("runs") / resolved.name
+
+
+def _check_deeply(recipe: Any, out: Path, console: Console) -> None:
+    from distill.types import UserError
+    from recipes.check_deep import DeepCheck, findings_table
+
+    findings = DeepCheck(recipe, out).findings()
+    console.print(findings_table(findings))
+    unusable = [
+        f"`teachers.{one.teacher}` cannot teach domain {one.domain!r}: {one.reason}; {one.remedy}"
+        for one in findings
+        if one.verdict == "unusable"
+    ]
+    if unusable:
+        raise UserError(*unusable)
 
 
 def _say_problems(problems: tuple[str, ...], and_so: str) -> None:

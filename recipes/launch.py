@@ -25,6 +25,7 @@ from recipes.check import check, resolve_device
 from recipes.costs import Costs
 from recipes.environment import note_environment
 from recipes.exam import Exam
+from recipes.lineage import teacher_source
 from recipes.measure import evaluate_model, measure_frozen
 from recipes.methods import METHODS
 from recipes.models import load_tokenizer, make_initial
@@ -97,9 +98,7 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
     out = world.out
     with Tracker(out, recipe=recipe, say=world.progress.print) as tracker:
         model = starting_model(recipe, recipe, out=out, folder=out, attempt=attempt)
-        used = {teacher for domain in recipe.trained_domains.values() for teacher in domain.teacher_weights}
-        named = {n: t.model for n, t in recipe.teachers.items() if n in used}
-        teachers = {n: on_disk(model_path(source, out=out, folder=out)) for n, source in named.items()}
+        teachers = teacher_folders(recipe, out)
         job = training(recipe, out, attempt, model=model, teachers=teachers, tracker=tracker)
         source = prompt_source(recipe, job.tasks, job.tokenizer, held_out=True)
         exam = Exam(
@@ -125,6 +124,13 @@ def starting_model(recipe: Recipe, whole: Recipe, *, out: Path, folder: Path, at
         make_initial(source, Path(path), domains=whole.domains, seed=recipe.seed, run_dir=folder, attempt=attempt)
         return path
     return on_disk(path)
+
+
+def teacher_folders(recipe: Recipe, out: Path) -> dict[str, str]:
+    """The checkpoint of every teacher that grades a domain, by name."""
+    used = {teacher for domain in recipe.trained_domains.values() for teacher in domain.teacher_weights}
+    named = {name: teacher_source(recipe, name) for name in recipe.teachers if name in used}
+    return {name: on_disk(model_path(source, out=out, folder=out)) for name, source in named.items()}
 
 
 def on_disk(source: str) -> str:

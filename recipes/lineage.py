@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from distill.recipe import Architecture, Recipe
 from recipes.stages import PREFIX
 
 Source = str | Architecture
+SELF = "self"
+"""A teacher's model: the student as it starts, frozen. It holds a domain that has no expert where it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,31 @@ def origin(recipe: Recipe, where: str, source: Source) -> Origin | None:
     return None if stage_name(source) is not None else Origin(where, source, stage)
 
 
+def teacher_source(recipe: Recipe, name: str) -> Source:
+    """What a teacher is made from; the student's own source where its model is ``self``."""
+    model = recipe.teachers[name].model
+    return recipe.student.model if model == SELF else model
+
+
+def adapter_folders(recipe: Recipe) -> dict[str, str]:
+    """The adapter of every teacher that has one, wherever a process' working folder is."""
+    return {name: str(Path(t.adapter).resolve()) for name, t in recipe.teachers.items() if t.adapter is not None}
+
+
+def households(recipe: Recipe) -> list[list[str]]:
+    """The teachers that share processes: those of one base, dtype and number of replicas, whatever their adapters."""
+    together: dict[tuple[str, str, int], list[str]] = {}
+    for name, teacher in recipe.teachers.items():
+        source = teacher_source(recipe, name)
+        base = source if isinstance(source, str) else SELF
+        together.setdefault((base, teacher.dtype, teacher.replicas), []).append(name)
+    return list(together.values())
+
+
 def sources(recipe: Recipe) -> dict[str, Source]:
     """Every source of a model in the recipe, by the leaf that names it: student, teachers, stages."""
     return (
         {"student.model": recipe.student.model}
-        | {f"teachers.{name}.model": teacher.model for name, teacher in recipe.teachers.items()}
+        | {f"teachers.{name}.model": teacher_source(recipe, name) for name in recipe.teachers}
         | {f"stages.{name}.from": stage.from_ for name, stage in recipe.stages.items()}
     )

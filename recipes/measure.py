@@ -14,6 +14,7 @@ from distill.loop import Interrupted
 from distill.recipe import DomainRecipe, Recipe, StudentRecipe
 from recipes.check import resolve_device
 from recipes.exam import Exam, verify
+from recipes.lineage import adapter_folders
 from recipes.methods import decoding
 from recipes.models import load_tokenizer
 from recipes.training import World, prompt_source, tasks_of
@@ -28,6 +29,7 @@ def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str
     todo = {name: path for name, path in models.items() if not all(exam.taken(name, 0, split) for split in splits)}
     if not todo:
         return
+    adapters = {f"teachers/{name}": folder for name, folder in adapter_folders(recipe).items()}
     tokenizer = load_tokenizer(next(iter(models.values())))
     sampler = StudentSampler(decoding(recipe, tokenizer), samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
     # On a CPU two processes measure twice as fast; GPUs are only those that the run needs anyway.
@@ -37,7 +39,7 @@ def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str
     handle = world.progress.task("measuring base and teachers", len(todo) * len(splits))
     try:
         for i, (name, path) in enumerate(todo.items()):
-            workers.load(path)
+            workers.load(path, adapters.get(name))
             sampler.load_weights(workers, version=0)
             for j, split in enumerate(splits):
                 if world.stop.is_set():

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.losses import LOSSES
 from distill.recipe import Recipe
-from distill.types import Grader, Rollout, Sampler, ScoredRollout
+from distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout
 from rollouts.generate import Decoding
 from rollouts.rewards import RewardGrader
 from rollouts.sampler import GoldSampler
@@ -75,6 +75,10 @@ class Ungraded:
         """Wrap every rollout as it is."""
         return [ScoredRollout(rollout) for microbatch in microbatches for rollout in microbatch]
 
+    def metrics(self) -> Metrics:
+        """None: it took nothing."""
+        return {}
+
 
 class TeachersAndRewards:
     """Grades with teachers, and adds the verifiers' reward in the domains that ask for it."""
@@ -95,6 +99,10 @@ class TeachersAndRewards:
         rewarded = self._rewards.score([[r for r in seen if r.domain in self._reward_domains]])
         reward_of = {scored.rollout.index: scored.reward for scored in rewarded}
         return [replace(scored, reward=reward_of.get(scored.rollout.index)) for scored in graded]
+
+    def metrics(self) -> Metrics:
+        """What both took."""
+        return self._teachers.metrics() | self._rewards.metrics()
 
 
 def _student(cast: Cast) -> Sampler:

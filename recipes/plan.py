@@ -9,6 +9,7 @@ from typing import Any, Literal
 from distill.engine import model_dtype
 from distill.recipe import Engine, Optimizer, Recipe
 from recipes.check_tasks import Lengths
+from recipes.lineage import SELF, households
 from recipes.stages import stage_domains
 from recipes.survey import Facts
 
@@ -105,7 +106,9 @@ def _models(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[ModelPlan]:
         yield ModelPlan(f"stage:{name}", made, one.cost.total_parameters, one.cost.active_parameters)
     for name, teacher in recipe.teachers.items():
         one = facts[f"teachers.{name}.model"]
-        yield ModelPlan(f"teacher {name}", teacher.model, one.cost.total_parameters, one.cost.active_parameters)
+        made = "self: the student as it starts" if teacher.model == SELF else teacher.model
+        made += f", with adapter {teacher.adapter}" if teacher.adapter is not None else ""
+        yield ModelPlan(f"teacher {name}", made, one.cost.total_parameters, one.cost.active_parameters)
     student, one = recipe.student.model, facts["student.model"]
     source = student if isinstance(student, str) else f"{student.architecture}, from nothing"
     made = f"{recipe.method}, {recipe.run.steps} steps from {source}"
@@ -135,12 +138,12 @@ def _processes(
         engine.ranks,
         _rank_bytes(student, engine, recipe.student.optimizer, width, device),
     )
-    for name, teacher in recipe.teachers.items():
-        one = facts[f"teachers.{name}.model"]
+    for names in households(recipe):
+        one, teacher = facts[f"teachers.{names[0]}.model"], recipe.teachers[names[0]]
         each = (
             _frozen_bytes(one, Engine(dtype=teacher.dtype), device) + engine.microbatch_tokens * _vocabulary(one) * 12
         )
-        yield ProcessPlan("run", f"teacher {name}", 1, each)
+        yield ProcessPlan("run", f"teacher {', '.join(names)}", teacher.replicas, each)
     if recipe.rollout.workers:
         yield ProcessPlan("run", "sampler", recipe.rollout.workers, _frozen_bytes(student, engine, device))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from datetime import datetime
@@ -14,6 +15,8 @@ from distill.types import UserError
 
 RECIPE = "recipe.yaml"
 SHOWN_DIFFERENCES = 20
+MAY_DIFFER = re.compile(r"faults\.|teachers\.[^.]+\.replicas\b")
+"""Keys that change no number of a run: whoever resumes it may change them."""
 
 
 def refuse_changed_recipe(recipe: Recipe, out: Path) -> None:
@@ -30,7 +33,7 @@ def refuse_changed_recipe(recipe: Recipe, out: Path) -> None:
     except UserError as error:
         first = f"{path} is no recipe of this version of mopd; give another folder with --out, or --restart"
         raise UserError(first, *error.problems) from error
-    different = diff_recipes(begun, recipe)
+    different = [line for line in diff_recipes(begun, recipe) if not MAY_DIFFER.match(line)]
     if not different:
         return
     shown = "\n".join(f"    {line}" for line in different[:SHOWN_DIFFERENCES])

@@ -22,6 +22,7 @@ from distill.track import Tracker
 from distill.types import Sampler, WorldError
 from recipes.costs import Costs
 from recipes.exam import Exam
+from recipes.lineage import adapter_folders
 from recipes.methods import METHODS, Cast, decoding
 from recipes.ranks import RayRanks
 from recipes.watch import RunWatch
@@ -30,7 +31,8 @@ from rollouts.sampler import StudentSampler
 from rollouts.tasks import Task, make_task
 from rollouts.tokenizer import control_ids
 from rollouts.workers import PublishedSampler, SamplerWorkers
-from teachers.pool import TeacherPool, TeacherSpec
+from teachers.host import TeacherSpec
+from teachers.pool import TeacherPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Training:
         folder: where its checkpoints, metrics and result go.
         attempt: the id that owns ``folder``.
         model: the checkpoint it starts from.
-        teachers: checkpoints of its teachers by name.
+        teachers: checkpoints of its teachers by name; the bases of those that are adapters.
     """
 
     recipe: Recipe
@@ -177,6 +179,7 @@ class Training:
         asked = {name: recipe.teachers[name].dtype for name in self.teachers}
         loss, forced = recipe.loss, control_ids(self.tokenizer)
         support = Support(loss.k, forced) if isinstance(loss, TopKReverseKL) else None
+        adapters = adapter_folders(recipe)
         specs = {
             name: TeacherSpec(
                 path=path,
@@ -186,13 +189,15 @@ class Training:
                 microbatch_tokens=recipe.student.engine.microbatch_tokens,
                 gpus=world.gpus,
                 support=support,
+                replicas=recipe.teachers[name].replicas,
+                adapter=adapters.get(name),
             )
             for name, path in self.teachers.items()
         }
         routes = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
         payload = LOSSES[recipe.loss.estimator].payload
         assert payload is not None, "a method without teachers has none to ask"
-        return TeacherPool(specs, routes=routes, payload=payload)
+        return TeacherPool(specs, routes=routes, payload=payload, faults=recipe.faults, say=world.progress.print)
 
     def _check_vocabularies(self, teachers: TeacherPool) -> None:
         student = len(self.tokenizer)

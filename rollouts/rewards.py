@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from distill.types import Rollout, ScoredRollout, UserError, WorldError
+from distill.types import Metrics, Rollout, ScoredRollout, UserError, WorldError
 from rollouts.tasks.base import Task
 from rollouts.tokenizer import completion_text
 
@@ -36,6 +36,10 @@ class RewardGrader:
             places = [place for place, rollout in enumerate(rollouts) if rollout.domain == domain]
             rewards.update(zip(places, self._verify(domain, [rollouts[p] for p in places]), strict=True))
         return [ScoredRollout(rollout, reward=rewards[place]) for place, rollout in enumerate(rollouts)]
+
+    def metrics(self) -> Metrics:
+        """None: the loop itself waits for verifiers, and counts that."""
+        return {}
 
     def _verify(self, domain: str, rollouts: Sequence[Rollout]) -> list[float]:
         if domain not in self._tasks:

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from distill.adapters import active, with_adapters
 from distill.load import load_model
 from distill.topk import Support, top_k
 from distill.types import Full, Int32, Payload, PayloadName, Sampled, TopK, align_logits
+
+
+def microbatches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Which rollouts share a forward: positions in ``lengths``, longest first, of at most ``tokens`` padded tokens.
+
+    A pure function of its arguments, so that whoever scores a microbatch, and however often, gets the same last digits.
+    A longer rollout goes alone.
+    """
+    # Longest first, so that padding is small and the first forward is the one that could run out of memory.
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    taken: list[list[int]] = []
+    while order:
+        n = max(1, tokens // lengths[order[0]])
+        taken.append(order[:n])
+        order = order[n:]
+    return taken
 
 
 class TeacherModel:
@@ -23,6 +41,7 @@ class TeacherModel:
         temperature: logits are divided by it, as the student's are.
         microbatch_tokens: padded tokens of one forward at most; a longer rollout goes alone.
         support: which tokens to ship for payload ``topk``.
+        adapters: folders of LoRA adapters over this one base; each makes another teacher of it.
     """
 
     def __init__(
@@ -34,30 +53,27 @@ class TeacherModel:
         temperature: float,
         microbatch_tokens: int,
         support: Support | None = None,
+        adapters: Sequence[str] = (),
     ) -> None:
-        self.model = load_model(path, device=device, dtype=dtype)
-        self.device = torch.device(device)
+        self.model: Any = with_adapters(load_model(path, device=device, dtype=dtype), adapters, device=device)
+        self.device, self.dtype = torch.device(device), dtype
         self.temperature = temperature
         self.microbatch_tokens = microbatch_tokens
         self.support = support
 
     @torch.no_grad()
-    def score(self, token_ids: Sequence[Int32], payload: PayloadName) -> list[Payload]:
-        """Score rollouts, each an array of token ids of shape ``(T,)``, in order.
+    def score(self, token_ids: Sequence[Int32], payload: PayloadName, adapter: str | None = None) -> list[Payload]:
+        """Score rollouts, each an array of token ids of shape ``(T,)``, in order; without an adapter, as the base.
 
         Returns:
             Aligned payloads of T rows each: ``Sampled`` log-probabilities ``(T,)``, ``Full`` ones ``(T, V)`` or
             ``TopK`` ones ``(T, K)``, in nats. Row 0 says nothing, for no token precedes token 0.
         """
-        # Longest first, so that padding is small and the first forward is the one that could run out of memory.
-        order = sorted(range(len(token_ids)), key=lambda i: (-len(token_ids[i]), i))
         scored: dict[int, Payload] = {}
-        while order:
-            width = len(token_ids[order[0]])
-            n = max(1, self.microbatch_tokens // width)
-            taken, order = order[:n], order[n:]
-            for i, one in zip(taken, self._forward([token_ids[i] for i in taken], payload), strict=True):
-                scored[i] = one
+        with active(self.model, adapter):
+            for taken in microbatches([len(ids) for ids in token_ids], self.microbatch_tokens):
+                for i, one in zip(taken, self._forward([token_ids[i] for i in taken], payload), strict=True):
+                    scored[i] = one
         return [scored[i] for i in range(len(token_ids))]
 
     def _forward(self, token_ids: Sequence[Int32], payload: PayloadName) -> list[Payload]:

@@ -1,20 +1,19 @@
-"""The teachers of a run, each in a Ray actor of its own, routed by name through the rollout's domain."""
+"""The teachers of a run, in processes of their own, routed by name through the rollout's domain."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 
 import numpy as np
-import ray
-import ray.exceptions
 
-from distill.topk import Support
+from distill.recipe import FaultRecipe
 from distill.types import (
     Float32,
     Full,
-    Int32,
+    GradingFailed,
+    Metrics,
     NonFinite,
     Payload,
     PayloadName,
@@ -23,46 +22,18 @@ from distill.types import (
     ScoredRollout,
     TeacherScore,
     TopK,
-    WorldError,
 )
-from teachers.model import TeacherModel
+from teachers.host import Answer, Host, TeacherSpec
+from teachers.model import microbatches
 
 
 @dataclass(frozen=True, slots=True)
-class TeacherSpec:
-    """What a teacher's actor needs: see :class:`teachers.model.TeacherModel`."""
+class _Asked:
+    """A microbatch on its way: whom it was given to, its rollouts' places in the step, the answer to come."""
 
-    path: str
-    device: str
-    dtype: str
-    temperature: float
-    microbatch_tokens: int
-    gpus: float
-    support: Support | None = None
-
-
-class _Host:
-    """Lives in the actor: one model, one thread."""
-
-    def __init__(self, spec: TeacherSpec, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self.model = TeacherModel(
-            spec.path,
-            device=spec.device,
-            dtype=spec.dtype,
-            temperature=spec.temperature,
-            microbatch_tokens=spec.microbatch_tokens,
-            support=spec.support,
-        )
-
-    def ready(self) -> int:
-        """The size of the output head's vocabulary; answering means that the weights are loaded."""
-        return int(self.model.model.config.get_text_config().vocab_size)
-
-    def score(self, token_ids: Sequence[Int32], payload: PayloadName) -> list[Payload]:
-        return self.model.score(token_ids, payload)
+    teacher: str
+    places: list[int]
+    answer: Future[Answer]
 
 
 class TeacherPool:
@@ -72,53 +43,68 @@ class TeacherPool:
         specs: teachers by name.
         routes: for each domain its teachers with their weights, which sum to 1.
         payload: what the loss needs of each teacher.
+        faults: what to do with a process that died, hangs or fails.
+        say: tells a person of it.
     """
 
     def __init__(
-        self, specs: Mapping[str, TeacherSpec], *, routes: Mapping[str, Mapping[str, float]], payload: PayloadName
+        self,
+        specs: Mapping[str, TeacherSpec],
+        *,
+        routes: Mapping[str, Mapping[str, float]],
+        payload: PayloadName,
+        faults: FaultRecipe,
+        say: Callable[[str], None],
     ) -> None:
+        self._specs = dict(specs)
         self._routes = {domain: dict(weights) for domain, weights in routes.items()}
         self._payload: PayloadName = payload
-        self.scored_tokens = dict.fromkeys(specs, 0)
-        self._actors: dict[str, Any] = {
-            name: ray.remote(_Host).options(num_cpus=0, num_gpus=spec.gpus, max_concurrency=1).remote(spec, 1)
-            for name, spec in specs.items()
-        }
+        over: dict[TeacherSpec, dict[str, str | None]] = {}
+        for name, spec in specs.items():
+            over.setdefault(replace(spec, adapter=None), {})[name] = spec.adapter
+        self._hosts: dict[str, Host] = {}
+        for base, adapters in over.items():
+            self._hosts |= dict.fromkeys(adapters, Host(adapters, base, faults=faults, say=say))
+        self._seconds = dict.fromkeys(specs, 0.0)
 
     def wait_until_ready(self) -> dict[str, int]:
         """Wait until every teacher has loaded; returns the size of each one's output vocabulary.
 
         Raises:
-            WorldError: a teacher's process died or could not load its checkpoint.
+            GradingFailed: a teacher cannot load its checkpoint, or was lost more often than the fault policy bears.
         """
-        return {name: self._get(name, actor.ready.remote()) for name, actor in self._actors.items()}
+        return {name: host.wait_until_ready() for name, host in self._hosts.items()}
 
     def score(self, microbatches: Iterable[list[Rollout]]) -> list[ScoredRollout]:
         """Score rollouts as they come; the work of a microbatch is handed out before the next one is asked for.
 
+        A request is one forward: its members and their padding follow from the rollouts alone, so that it may be asked
+        again, and of any process, and is answered bit by bit the same (on a CPU).
+
         Raises:
             KeyError: a rollout's domain has no route.
             NonFinite: a teacher answered NaN or +-infinity at a trained token; names teacher, domain and rollout.
-            WorldError: a teacher died, or answered for other tokens than it was asked.
+            GradingFailed: a teacher was lost more often than the fault policy bears, or answered for other tokens or
+                another vocabulary than it was asked.
         """
         rollouts: list[Rollout] = []
-        pending: list[tuple[str, list[int], Any]] = []
+        asked: list[_Asked] = []
         for microbatch in microbatches:
             first = len(rollouts)
             rollouts.extend(microbatch)
-            asked: dict[str, list[int]] = {}
-            for position in range(first, len(rollouts)):
-                for teacher in self._routes[rollouts[position].domain]:
-                    asked.setdefault(teacher, []).append(position)
-            for teacher, positions in asked.items():
-                tokens = [rollouts[i].token_ids for i in positions]
-                pending.append((teacher, positions, self._actors[teacher].score.remote(tokens, self._payload)))
+            places: dict[str, list[int]] = {}
+            for place in range(first, len(rollouts)):
+                for teacher in self._routes[rollouts[place].domain]:
+                    places.setdefault(teacher, []).append(place)
+            for teacher, mine in places.items():
+                asked += self._ask(teacher, mine, rollouts)
         answers: dict[tuple[int, str], Payload] = {}
-        for teacher, positions, reference in pending:
-            for i, payload in zip(positions, self._get(teacher, reference), strict=True):
-                check_score(teacher, rollouts[i], payload)
-                answers[i, teacher] = payload
-                self.scored_tokens[teacher] += len(rollouts[i].token_ids)
+        for one in asked:
+            answer = one.answer.result()
+            self._seconds[one.teacher] += answer.seconds
+            for place, payload in zip(one.places, answer.payloads, strict=True):
+                check_score(one.teacher, rollouts[place], payload, vocabulary=self._hosts[one.teacher].vocabulary)
+                answers[place, one.teacher] = payload
         return [
             ScoredRollout(
                 rollout,
@@ -127,25 +113,38 @@ class TeacherPool:
             for i, rollout in enumerate(rollouts)
         ]
 
+    def metrics(self) -> Metrics:
+        """By teacher: microbatches that were lost and asked again, and the seconds that its own processes worked."""
+        metrics: Metrics = {f"teacher_retries/{name}": host.take_retries(name) for name, host in self._hosts.items()}
+        metrics |= {f"seconds/teacher/{name}": seconds for name, seconds in self._seconds.items()}
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        return metrics
+
     def close(self) -> None:
         """End the teachers' processes."""
-        for actor in self._actors.values():
-            ray.kill(actor)
-        self._actors.clear()
+        for host in dict.fromkeys(self._hosts.values()):  # each once
+            host.close()
 
-    def _get(self, teacher: str, reference: Any) -> Any:
-        try:
-            return ray.get(reference)
-        except ray.exceptions.RayError as error:
-            raise WorldError(f"teacher {teacher!r} failed: {error}. The last checkpoint resumes the run.") from error
+    def _ask(self, teacher: str, places: list[int], rollouts: list[Rollout]) -> list[_Asked]:
+        """Hand rollouts out to a teacher, forward by forward."""
+        asked = []
+        lengths = [len(rollouts[place].token_ids) for place in places]
+        for members in microbatches(lengths, self._specs[teacher].microbatch_tokens):
+            mine = [places[member] for member in members]
+            tokens = [rollouts[place].token_ids for place in mine]
+            asked.append(_Asked(teacher, mine, self._hosts[teacher].ask(teacher, tokens, self._payload)))
+        return asked
 
 
-def check_score(teacher: str, rollout: Rollout, payload: Payload) -> None:
-    """Refuse a score that would poison the update.
+def check_score(teacher: str, rollout: Rollout, payload: Payload, *, vocabulary: int) -> None:
+    """Refuse a score that would poison the update. Asked again, the teacher would answer the same.
+
+    Args:
+        vocabulary: how many output tokens the teacher has.
 
     Raises:
         NonFinite: at a trained token, the sampled token's log-probability or a whole row is NaN or infinite.
-        WorldError: it has another number of rows than the rollout has tokens.
+        GradingFailed: it has another number of rows than the rollout has tokens, or another vocabulary.
     """
     if isinstance(payload, Full):
         values: Float32 = payload.logprobs_TV
@@ -154,11 +153,16 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload) -> None:
     elif isinstance(payload, TopK):
         values = payload.logprobs_TK
     else:
-        raise WorldError(f"teacher {teacher!r} answered with {type(payload).__name__}, which was not asked for")
+        raise GradingFailed(f"teacher {teacher!r} answered with {type(payload).__name__}, which was not asked for")
     if len(values) != len(rollout.token_ids):
-        raise WorldError(
+        raise GradingFailed(
             f"teacher {teacher!r} scored {len(values)} positions of rollout {rollout.index} (domain "
             f"{rollout.domain!r}), which has {len(rollout.token_ids)} tokens"
+        )
+    if isinstance(payload, Full) and values.shape[1] != vocabulary:
+        raise GradingFailed(
+            f"teacher {teacher!r} gave a distribution over {values.shape[1]} tokens for rollout {rollout.index} "
+            f"(domain {rollout.domain!r}); its output head has {vocabulary}"
         )
     bad = ~np.isfinite(values[rollout.loss_mask])
     bad = bad.any(axis=1) if bad.ndim == 2 else bad

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from distill.recipe_file import load_recipe, shipped_recipes
 from recipes import SHIPPED
 from recipes.check import check
+from recipes.launch import teacher_folders
 from recipes.survey import survey
 from rollouts.tasks import TASKS
 from teachers.preflight import compare_heads, compare_tokenizers
@@ -53,6 +54,26 @@ def test_the_plan_counts_what_is_there(tmp_path: Path) -> None:
         ("run", "rank of the student", 1),
         ("run", "teacher math", 1),
     ]
+
+
+def test_an_anchor_is_the_model_that_the_student_starts_from(tmp_path: Path) -> None:
+    start, expert = (save_model(tmp_path / name, tokenizer_of("arithmetic")) for name in ("start", "expert"))
+    anchored = recipe(
+        student={"model": start},
+        domains={
+            "math": {"task": "arithmetic", "teacher": "math"},
+            "rest": {"task": "ordering", "teacher": "anchor"},
+        },
+        teachers={"math": {"model": expert}, "anchor": {"model": "self", "replicas": 3}},
+        stages={},
+    )
+    plan = check(anchored, tmp_path / "run")
+    assert {m.name: m.made for m in plan.models}["teacher anchor"] == "self: the student as it starts"
+    assert {p.name: p.count for p in plan.processes if p.name.startswith("teacher")} == {
+        "teacher math": 1,
+        "teacher anchor": 3,
+    }
+    assert teacher_folders(anchored, tmp_path / "run") == {"math": expert, "anchor": start}
 
 
 def test_experts_count_by_the_share_that_a_token_passes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from check_kit import recipe, tree
 
 from distill.recipe import Recipe
 from recipes.check_routes import check_routes
-from recipes.lineage import chain, origin
+from recipes.lineage import chain, origin, sources, teacher_source
 from recipes.methods import METHODS
 
 TASKS = ("arithmetic", "list_programs", "ordering")
@@ -44,6 +44,11 @@ def test_every_estimator_of_the_teachers_is_mopds(estimator: str) -> None:
         ({"domains": {"math": MATH, "more": {"task": "ordering"}}}, "`domains.more` has neither teacher nor reward"),
         ({"teachers": {"math": {"model": "./a"}, "idle": {"model": "./b"}}}, "`teachers.idle`: no domain uses"),
         ({"domains": {"math": {"task": "arithmetic", "evaluate_only": True}}}, "no domain is trained"),
+        ({"teachers": {"math": {"model": "self"}}}, "`teachers`: every one is self, so the student would be held"),
+        (
+            {"teachers": {"math": {"model": "self"}}, "student": {"model": tree()["stages"]["base"]["from"]}},
+            "`teachers.math.model` is self, and the student is made from nothing",
+        ),
         ({"loss": {"estimator": "nll"}}, "`loss.estimator` is 'nll', which method 'mopd' does not use"),
         ({"domains": {"math": {**MATH, "reward": True}}}, "`domains.math.reward` is true, and the loss gives"),
         (
@@ -144,6 +149,16 @@ def test_a_supervised_recipe_takes_nll_and_no_teachers() -> None:
         ),
         ({"method": "supervised", "rollout": {"temperature": 0.5}}, "rollout.temperature"),
         ({"domains": {"math": {**MATH, "task": {"path": "./a.jsonl"}, "easy_share": 0.5}}}, "domains.math.easy_share"),
+        ({"faults": {"retries": 0, "backoff_seconds": 3.0}}, "faults.backoff_seconds"),
+        (
+            {
+                "domains": {"math": {"task": "arithmetic"}},
+                "teachers": {},
+                "method": "supervised",
+                "faults": {"microbatch_seconds": 9.0},
+            },
+            "faults.microbatch_seconds",
+        ),
         (
             {
                 "run": {"parallel_stages": 3},
@@ -174,3 +189,13 @@ def test_an_origin_that_is_nowhere_is_none() -> None:
     circle = Recipe.model_validate(tree(stages={"a": {"from": "stage:b"}, "b": {"from": "stage:a"}}))
     assert origin(circle, "student.model", "stage:a") is None
     assert origin(circle, "student.model", "stage:c") is None
+
+
+def test_self_is_the_students_own_source() -> None:
+    anchored = recipe(
+        domains={"math": MATH, "rest": {"task": "ordering", "teacher": "anchor"}},
+        teachers={"math": {"model": "stage:math"}, "anchor": {"model": "self"}},
+    )
+    assert check_routes(anchored, tasks=TASKS, losses=MOPD) == []
+    assert sources(anchored)["teachers.anchor.model"] == "stage:base" == anchored.student.model
+    assert teacher_source(anchored, "math") == "stage:math"

@@ -56,7 +56,7 @@ def command(request: pytest.FixtureRequest) -> str:
         ("student.optimizer.lr=0", "`student.optimizer.lr` must be greater than 0"),
         ("rollout.temperature=0", "`rollout.temperature` must be greater than 0"),
         ("loss={estimator: policy_gradient, gate: [5, 0.2]}", "`loss.gate` is inverted: [5, 0.2]"),
-        ("loss.estimator=reverse_kl", "`loss.estimator` 'reverse_kl' is unknown; did you mean `full_reverse_kl`"),
+        ("loss.estimator=full_kl", "`loss.estimator` 'full_kl' is unknown; did you mean `full_reverse_kl`"),
         ("loss.estimator=k1_backprop", "is a trap: back-propagating log(student/teacher) has zero expected gradient"),
         ("run.steps", "override 'run.steps' is not key=value"),
     ],

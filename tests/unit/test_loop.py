@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distill.loop import Interrupted, StepClock, train
-from distill.types import Prompt, Rollout, ScoredRollout
+from distill.types import GradingFailed, NonFinite, Prompt, Rollout, ScoredRollout, WorldError
 
 
 class Counter:
@@ -47,6 +47,9 @@ class Grades:
     def score(self, microbatches):
         return [ScoredRollout(r) for m in microbatches for r in m]
 
+    def metrics(self):
+        return {"teacher_retries/math": 2.0}
+
 
 class Watch:
     def __init__(self, *, save_every=3, stop_after=None):
@@ -67,6 +70,7 @@ class Watch:
     def record(self, step, batch, metrics):
         self.step = step
         self.log.append(("recorded", step))
+        assert metrics["teacher_retries/math"] == 2
         assert set(metrics) >= {"loss", "seconds/generation", "seconds/scoring", "seconds/update", "seconds/step"}
 
     def saves(self, step):
@@ -80,8 +84,8 @@ def prompts(step):
     return [Prompt("math", f"{step}/{i}", (1, 2), "?", "!") for i in range(2)]
 
 
-def go(student, watch, steps=5):
-    train(student=student, sampler=Actor(), grader=Grades(), prompts=prompts, steps=steps, watch=watch)
+def go(student, watch, steps=5, grader=None):
+    train(student=student, sampler=Actor(), grader=grader or Grades(), prompts=prompts, steps=steps, watch=watch)
 
 
 def test_every_step_acts_grades_and_moves_once_in_order():
@@ -122,6 +126,26 @@ def test_a_failing_update_is_not_recorded():
     with pytest.raises(FloatingPointError):
         go(Breaks(), watch)
     assert ("recorded", 1) not in watch.log
+
+
+@pytest.mark.parametrize(("error", "kept"), [(GradingFailed, [2]), (NonFinite, [2]), (WorldError, [])])
+def test_finished_steps_are_kept_where_a_grader_breaks_and_the_student_is_whole(error, kept):
+    class Breaks(Grades):
+        def score(self, microbatches):
+            scored = super().score(microbatches)
+            if scored[0].rollout.version == 2:
+                raise error("teacher 'math' died")
+            return scored
+
+    student = Counter()
+    with pytest.raises(error):
+        go(student, Watch(), grader=Breaks())
+    assert student.saved == kept
+    assert student.weight == 2
+    resumed = Counter(saved=student.saved)
+    with pytest.raises(error):
+        go(resumed, Watch(), grader=Breaks())
+    assert resumed.saved == kept, "nothing new was finished"
 
 
 def test_clock_gives_generation_its_own_time_and_takes_it_out_of_scoring(monkeypatch):

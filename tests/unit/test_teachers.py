@@ -1,18 +1,25 @@
 """Teachers: scores against the model's own forward, one rollout at a time; routing; broken answers are caught."""
 
 import dataclasses
+import os
+import shutil
+import signal
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
 from student_kit import VOCABULARY, make_model, make_rollout
 from transformers import AutoModelForCausalLM
 
+from distill.load import load_model
+from distill.recipe import FaultRecipe
 from distill.topk import Support
-from distill.types import Full, NonFinite, Sampled, TopK, WorldError
-from teachers.model import TeacherModel
-from teachers.pool import TeacherPool, TeacherSpec, check_score
+from distill.types import Full, GradingFailed, NonFinite, Sampled, TopK
+from teachers.host import TeacherSpec
+from teachers.model import TeacherModel, microbatches
+from teachers.pool import TeacherPool, check_score
 
 
 def rollouts(n=9, domains=("code", "math")):
@@ -74,6 +81,16 @@ def test_a_topk_score_is_the_head_of_the_whole_one_with_what_is_left(tmp_path, t
             assert said.sampled_T[t] == pytest.approx(expected_TV[t, ids[t]], abs=2e-5)
 
 
+@pytest.mark.parametrize("budget", [1, 7, 20, 1000])
+def test_microbatches_hold_every_rollout_once_within_their_budget(budget):
+    lengths = np.random.default_rng(0).integers(1, 20, 50).tolist()
+    taken = microbatches(lengths, budget)
+    assert sorted(i for one in taken for i in one) == list(range(50))
+    assert all(len(one) == 1 or len(one) * max(lengths[i] for i in one) <= budget for one in taken)
+    assert [lengths[i] for one in taken for i in one] == sorted(lengths, reverse=True)
+    assert microbatches([], budget) == []
+
+
 @pytest.fixture(scope="module")
 def cluster():
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -81,18 +98,30 @@ def cluster():
     ray.shutdown()
 
 
+def make_pool(paths, *, routes=None, payload="full", budget=40, replicas=None, say=print, **faults):
+    """Teachers of the checkpoints at ``paths``, each of the domain of its own name where no routes are given."""
+    specs = {
+        name: TeacherSpec(path, "cpu", "float32", 1.0, budget, 0.0, (replicas or {}).get(name, 1))
+        for name, path in paths.items()
+    }
+    routes = {name: {name: 1.0} for name in paths} if routes is None else routes
+    policy = FaultRecipe(**{"backoff_seconds": 0.0, **faults})
+    return TeacherPool(specs, routes=routes, payload=payload, faults=policy, say=say)
+
+
 @pytest.fixture(scope="module")
 def pool(cluster, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teachers")
-    paths = {"a": make_model(folder, seed=1), "b": make_model(folder, seed=2)}
-    specs = {name: TeacherSpec(path, "cpu", "float32", 1.0, 256, 0.0) for name, path in paths.items()}
-    pool = TeacherPool(specs, routes={"code": {"a": 1.0}, "math": {"a": 0.25, "b": 0.75}}, payload="full")
-    yield pool, paths
+    paths = {"a": make_model(folder, seed=1), "b": make_model(folder, "qwen3_moe", seed=2)}
+    routes = {"code": {"a": 1.0}, "math": {"a": 0.25, "b": 0.75}}
+    said = []
+    pool = make_pool(paths, routes=routes, say=said.append, microbatch_seconds=8.0)
+    yield pool, paths, said
     pool.close()
 
 
 def test_every_rollout_goes_to_its_domains_teachers(pool):
-    pool, paths = pool
+    pool, paths, _ = pool
     assert pool.wait_until_ready() == {"a": VOCABULARY, "b": VOCABULARY}
     batch = rollouts()
     scored = pool.score([batch[:4], batch[4:5], [], batch[5:]])
@@ -115,8 +144,8 @@ def test_every_rollout_goes_to_its_domains_teachers(pool):
 
 def test_a_pool_ships_the_support_that_it_was_given(cluster, tmp_path):
     path, support = make_model(tmp_path), Support(3, (1,))
-    specs = {"a": TeacherSpec(path, "cpu", "float32", 1.0, 256, 0.0, support=support)}
-    pool = TeacherPool(specs, routes={"code": {"a": 1.0}}, payload="topk")
+    specs = {"a": TeacherSpec(path, "cpu", "float32", 1.0, 256, 0.0, 1, support=support)}
+    pool = TeacherPool(specs, routes={"code": {"a": 1.0}}, payload="topk", faults=FaultRecipe(), say=print)
     batch = rollouts(4, domains=("code",))
     local = TeacherModel(
         path, device="cpu", dtype="float32", temperature=1.0, microbatch_tokens=256, support=support
@@ -135,20 +164,115 @@ def test_a_domain_without_a_route_is_an_error(pool):
         pool[0].score([stray])
 
 
-def test_a_dead_teacher_is_named(cluster, tmp_path):
-    spec = TeacherSpec(make_model(tmp_path), "cpu", "float32", 1.0, 256, 0.0)
-    pool = TeacherPool({"math": spec}, routes={"math": {"math": 1.0}}, payload="sampled")
-    pool.wait_until_ready()
-    ray.kill(pool._actors["math"])
-    with pytest.raises(WorldError, match="teacher 'math' failed"):
-        pool.score([rollouts(2, domains=("math",))])
-
-
 def test_a_teacher_that_cannot_be_loaded_is_named(cluster, tmp_path):
-    spec = TeacherSpec(str(tmp_path / "nothing"), "cpu", "float32", 1.0, 256, 0.0)
-    pool = TeacherPool({"math": spec}, routes={"math": {"math": 1.0}}, payload="sampled")
-    with pytest.raises(WorldError, match="teacher 'math'"):
-        pool.wait_until_ready()
+    pool = make_pool({"math": str(tmp_path / "nothing")})
+    with pytest.raises(GradingFailed, match=r"teacher 'math' failed: .*nothing.*it was started 1 times"):
+        pool.wait_until_ready()  # once: a second time it would fail the same way
+    pool.close()
+
+
+# ---- faults
+
+
+def pid(pool, name):
+    """Of the teacher's first process."""
+    return ray.get(pool._hosts[name]._replicas[0].actor.__ray_call__.remote(lambda self: os.getpid()))
+
+
+def broken_off(pool, batch, number, name):
+    """Microbatches of a rollout each; after three of them the teacher's process gets a signal."""
+    for i, rollout in enumerate(batch):
+        if i == 3:
+            os.kill(pid(pool, name), number)
+        yield [rollout]
+
+
+def bits(scored):
+    return [(score.teacher, score.payload.logprobs_TV.tobytes()) for one in scored for _, score in one.scores]
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(signal.SIGKILL, "died: "), (signal.SIGSTOP, "did not answer within 8 s")],
+    ids=["dies", "hangs"],
+)
+def test_a_teacher_that_dies_or_hangs_amid_scoring_changes_no_bit(pool, number, told):
+    pool, _, said = pool
+    expected = bits(pool.score([[rollout] for rollout in rollouts(30)]))
+    pool.metrics(), said.clear()
+    before = pid(pool, "b")
+    assert bits(pool.score(broken_off(pool, rollouts(30), number, "b"))) == expected
+    metrics = pool.metrics()
+    assert metrics["teacher_retries/b"] >= 1
+    assert metrics["teacher_retries/a"] == 0
+    assert any(f"teacher 'b' {told}" in line and "(1 of 3)" in line for line in said)
+    assert pid(pool, "b") != before
+    assert psutil.wait_procs([psutil.Process(before)] if psutil.pid_exists(before) else [], timeout=10)[1] == []
+
+
+def test_two_replicas_share_the_work_and_change_no_bit(pool):
+    """Even where one of them dies and comes back: the reference is the one process of the same checkpoint."""
+
+    def count_forwards(self):  # nested: a process of Ray's cannot import this file
+        real, self.forwards = self.model.score, 0
+
+        def counted(*args):
+            self.forwards += 1
+            return real(*args)
+
+        self.model.score = counted
+
+    pool, paths, _ = pool
+    batch = rollouts(30, domains=("code",))
+    expected = bits(pool.score([[rollout] for rollout in batch]))
+    both = make_pool({"a": paths["a"]}, routes={"code": {"a": 1.0}}, replicas={"a": 2})
+    both.wait_until_ready()
+    actors = [replica.actor for replica in both._hosts["a"]._replicas]
+    ray.get([actor.__ray_call__.remote(count_forwards) for actor in actors])
+    assert bits(both.score([[rollout] for rollout in batch])) == expected
+    worked = ray.get([actor.__ray_call__.remote(lambda self: self.forwards) for actor in actors])
+    assert sum(worked) == 30 > max(worked)
+    assert bits(both.score(broken_off(both, batch, signal.SIGKILL, "a"))) == expected
+    assert both.metrics()["teacher_retries/a"] >= 1
+    both.close()
+
+
+def test_metrics_count_what_was_done_since_they_were_read(pool):
+    pool = pool[0]
+    pool.score([rollouts(4)])
+    metrics = pool.metrics()
+    assert (metrics["teacher_retries/a"], metrics["teacher_retries/b"]) == (0, 0)
+    assert metrics["seconds/teacher/a"] > 0 < metrics["seconds/teacher/b"]
+    assert pool.metrics() == dict.fromkeys(metrics, 0)
+
+
+def test_a_fault_that_stays_or_changes_the_teacher_ends_the_run(cluster, tmp_path):
+    path = make_model(tmp_path)
+    pool = make_pool({"math": path}, retries=1)
+    pool.wait_until_ready()
+    model = load_model(path, device="cpu", dtype="float32")
+    shutil.rmtree(path)
+    os.kill(pid(pool, "math"), signal.SIGKILL)
+    with pytest.raises(GradingFailed, match=r"'math' failed: .*lost 2 times, and `faults.retries` is 1"):
+        pool.score([rollouts(2, domains=("math",))])
+    model.resize_token_embeddings(VOCABULARY + 8)
+    model.save_pretrained(path)
+    with pytest.raises(GradingFailed, match=rf"'math' came back with {VOCABULARY + 8} output tokens and had"):
+        pool.score([rollouts(2, domains=("math",))])
+    pool.close()
+
+
+def test_a_teacher_of_nan_is_asked_once(cluster, tmp_path):
+    path = make_model(tmp_path)
+    model = load_model(path, device="cpu", dtype="float32")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[5] = float("nan")
+    model.save_pretrained(path)
+    pool = make_pool({"math": path}, payload="sampled")
+    with pytest.raises(NonFinite, match=r"teacher 'math' gave NaN.*weights have not moved"):
+        pool.score([rollouts(2, domains=("math",))])
+    assert pool.metrics()["teacher_retries/math"] == 0
+    pool.close()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -157,10 +281,10 @@ def test_broken_scores_name_teacher_domain_and_step(value):
     rollout = dataclasses.replace(rollout, version=7)
     logprobs = np.full((len(rollout.token_ids), 4), -1.0, dtype=np.float32)
     logprobs[0] = np.nan  # row 0 says nothing, and may hold anything
-    check_score("euler", rollout, Full(logprobs))
+    check_score("euler", rollout, Full(logprobs), vocabulary=4)
     logprobs[-1, 2] = value
     with pytest.raises(NonFinite, match=r"'euler'.*domain 'math', step 8"):
-        check_score("euler", rollout, Full(logprobs))
+        check_score("euler", rollout, Full(logprobs), vocabulary=4)
 
 
 @pytest.mark.parametrize(
@@ -182,10 +306,10 @@ def test_a_broken_part_of_a_topk_score_is_caught_and_an_empty_rest_is_sound(part
     getattr(said, part)[0] = np.nan  # row 0 says nothing, and may hold anything
     getattr(said, part)[-1] = value
     if sound:
-        check_score("euler", rollout, said)
+        check_score("euler", rollout, said, vocabulary=4)
     else:
         with pytest.raises(NonFinite, match="'euler' gave NaN or infinity at 1 of"):
-            check_score("euler", rollout, said)
+            check_score("euler", rollout, said, vocabulary=4)
 
 
 @pytest.mark.parametrize("payload", [Full(np.zeros((3, 4), np.float32)), Sampled(np.full(3, np.nan, np.float32))])
@@ -196,10 +320,16 @@ def test_a_rollout_without_trained_tokens_asks_nothing_of_its_score(payload):
     bare = dataclasses.replace(
         rollout, prompt=prompt, token_ids=ids, loss_mask=nothing.astype(bool), sampler_logprobs=nothing
     )
-    check_score("euler", bare, payload)
+    check_score("euler", bare, payload, vocabulary=4)
 
 
 def test_a_score_of_other_length_is_refused():
     (rollout,) = rollouts(1)
-    with pytest.raises(WorldError, match="scored 1 positions"):
-        check_score("euler", rollout, Sampled(np.zeros(1, np.float32)))
+    with pytest.raises(GradingFailed, match="scored 1 positions"):
+        check_score("euler", rollout, Sampled(np.zeros(1, np.float32)), vocabulary=4)
+
+
+def test_a_score_of_another_vocabulary_is_refused():
+    (rollout,) = rollouts(1)
+    with pytest.raises(GradingFailed, match=r"'euler' gave a distribution over 5 tokens.*has 4"):
+        check_score("euler", rollout, Full(np.zeros((len(rollout.token_ids), 5), np.float32)), vocabulary=4)

@@ -1,0 +1,26 @@
+"""What can go wrong, by who can mend it. Part of distill/types.py, and imported from there."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something that the user can mend, found before anything was spent. Exit code 2.
+
+    The message names the thing, what it has, what was needed and what to do; several problems are listed together.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class WorldError(Exception):
+    """The world broke during a run (a process died, a disk filled). Exit code 1; the last checkpoint resumes."""
+
+
+class NonFinite(WorldError):
+    """NaN or infinity in a loss, a score or a gradient; raised before the weights move."""
+
+
+class GradingFailed(WorldError):
+    """A grader broke, and the student did not: the loop saves the finished steps before it ends."""

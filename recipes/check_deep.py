@@ -1,0 +1,239 @@
+"""`mopd check --deep`: starts student and teachers, one at a time, and asks of each teacher whether it can teach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.table import Table
+from rich.text import Text
+
+from distill.adapters import active
+from distill.evaluate import evaluate
+from distill.recipe import Architecture, Recipe
+from distill.types import Float32, Full, Rollout, align_logits
+from recipes.check import resolve_device
+from recipes.exam import verify
+from recipes.launch import on_disk
+from recipes.lineage import SELF, Source, adapter_folders, stage_name, teacher_source
+from recipes.methods import decoding
+from recipes.models import load_tokenizer
+from recipes.stages import model_path
+from recipes.training import prompt_source, tasks_of
+from rollouts.sampler import InProcess, StudentSampler
+from rollouts.tokenizer import completion_text
+from teachers.model import TeacherModel
+
+ROLLOUTS = 16
+"""Of the student, a domain: what teachers are asked to score."""
+FAR = 0.2
+"""Nats a token, reverse KL of the student to a teacher before the first step; about 0.04 is healthy for teachers of one
+origin. Source: shared method notes, section 6."""
+POINTS = 0.02
+"""A teacher's gain over the student that is worth teaching, at least, if it is above 3 standard errors; section 5."""
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
+"""Nats by which two ways to one log-probability may differ; they differ by the padding of a forward."""
+
+Verdict = Literal["usable", "warning", "unusable", "later"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is known of a teacher on a domain that it grades, and what to do about it."""
+
+    teacher: str
+    domain: str
+    verdict: Verdict
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Student:
+    """The student before the first step: its rollouts by domain, their distributions, its answers by prompt id."""
+
+    rollouts: Mapping[str, list[Rollout]]
+    logprobs: Mapping[str, list[Float32]]
+    correct: Mapping[str, float]
+
+
+class DeepCheck:
+    """The deep check of a recipe that passed the static one; ``out`` is the run's folder, whose stages may be there."""
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self._recipe, self._out = recipe, out.resolve()
+        self._device = resolve_device(recipe.device)
+        self._adapters = adapter_folders(recipe)
+
+    def findings(self) -> list[Finding]:
+        """One for every teacher and domain that it grades, in the recipe's order of domains."""
+        routes = {name: domain.teacher_weights for name, domain in self._recipe.trained_domains.items()}
+        graded = {name: [d for d, weights in routes.items() if name in weights] for name in self._recipe.teachers}
+        start = self._folder(self._recipe.student.model)
+        if start is None:
+            return [self._later(t, d, self._recipe.student.model) for t, domains in graded.items() for d in domains]
+        student = self._student(start)
+        found: list[Finding] = []
+        for name, domains in graded.items():
+            source = teacher_source(self._recipe, name)
+            folder = self._folder(source)
+            if folder is None:
+                found += [self._later(name, domain, source) for domain in domains]
+            else:
+                found += self._teacher(name, folder, domains, student)
+        return found
+
+    def _folder(self, source: Source) -> str | None:
+        """Where a model lies; None where a run has yet to make it."""
+        path = model_path(source, out=self._out, folder=self._out)
+        if isinstance(source, Architecture) or stage_name(source) is not None:
+            return path if Path(path).is_dir() else None
+        return on_disk(path)
+
+    def _later(self, teacher: str, domain: str, source: Source) -> Finding:
+        stage = source.architecture if isinstance(source, Architecture) else source
+        return Finding(teacher, domain, "later", f"after {stage}", "check again once a run has made it")
+
+    def _model(self, folder: str, asked: str, adapter: str | None) -> TeacherModel:
+        recipe = self._recipe
+        as_student = recipe.student.engine.dtype if asked == "auto" else asked
+        auto = "bfloat16" if self._device == "cuda" else "float32"
+        return TeacherModel(
+            folder,
+            device=self._device,
+            dtype=auto if as_student == "auto" else as_student,
+            temperature=recipe.rollout.temperature,
+            microbatch_tokens=recipe.student.engine.microbatch_tokens,
+            adapters=[adapter] if adapter is not None else [],
+        )
+
+    def _student(self, folder: str) -> _Student:
+        recipe, model = self._recipe, self._model(folder, "auto", None)
+        tokenizer = load_tokenizer(folder)
+        source = prompt_source(recipe, tasks_of(recipe, tokenizer), tokenizer, held_out=False)
+        asked = {name: [p for p in source(0) if p.domain == name][:ROLLOUTS] for name in recipe.trained_domains}
+        sampler = StudentSampler(
+            decoding(recipe, tokenizer), samples_per_prompt=1, batch_size=recipe.rollout.batch_size
+        )
+        sampler.load_weights(InProcess(model.model), version=0)
+        rollouts = {
+            name: [rollout for microbatch in sampler.sample(prompts, step=0) for rollout in microbatch]
+            for name, prompts in asked.items()
+        }
+        logprobs = {name: _full(model, mine, None) for name, mine in rollouts.items()}
+        return _Student(rollouts, logprobs, self._exam(model.model, folder))
+
+    def _exam(self, model: Any, folder: str) -> dict[str, float]:
+        """Verdicts on greedy answers to the validation prompts, by prompt id."""
+        recipe, tokenizer = self._recipe, load_tokenizer(folder)
+        tasks = tasks_of(recipe, tokenizer)
+        how = replace(decoding(recipe, tokenizer), greedy=True)
+        sampler = StudentSampler(how, samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
+        sampler.load_weights(InProcess(model), version=0)
+        settings = recipe.evaluate
+        rows = evaluate(
+            sampler,
+            prompt_source(recipe, tasks, tokenizer, held_out=False).held_out(
+                "validation", settings.validation_prompts, seed=settings.seed
+            ),
+            lambda prompts, texts: verify(tasks, prompts, texts),
+            lambda rollout: completion_text(tokenizer, rollout),
+            0,
+            model=folder,
+            split="validation",
+        )
+        return {f"{row.domain}/{row.prompt_id}": row.correct for row in rows}
+
+    def _teacher(self, name: str, folder: str, domains: Sequence[str], student: _Student) -> list[Finding]:
+        settings, adapter = self._recipe.teachers[name], self._adapters.get(name)
+        model = self._model(folder, settings.dtype, adapter)
+        with active(model.model, adapter):
+            correct = {} if settings.model == SELF and adapter is None else self._exam(model.model, folder)
+        found = []
+        for domain in domains:
+            rollouts = student.rollouts[domain]
+            scored = _full(model, rollouts, adapter)
+            problem = self_test(model, rollouts, scored, adapter)
+            if problem is not None:
+                remedy = "score in float32 (`dtype`), on a machine whose kernels repeat, or take another teacher"
+                found.append(Finding(name, domain, "unusable", problem, remedy))
+                continue
+            kl = reverse_kl(student.logprobs[domain], scored, rollouts)
+            ours = {key: value for key, value in student.correct.items() if key.startswith(f"{domain}/")}
+            found.append(judge(name, domain, kl, [ours[k] for k in ours], [correct[k] for k in ours if correct]))
+        return found
+
+
+def self_test(
+    model: TeacherModel, rollouts: Sequence[Rollout], scored: Sequence[Float32], adapter: str | None
+) -> str | None:
+    """What is wrong with a teacher's scores: asked twice, and beside its own forward of one rollout without padding."""
+    for first, second in zip(scored, _full(model, rollouts, adapter), strict=True):
+        if not np.array_equal(first, second, equal_nan=True):
+            return f"asked twice, it scores the same tokens {np.abs(first - second).max():.2g} nats apart"
+    rollout, mine_TV = rollouts[0], scored[0]
+    ids_1T = torch.tensor(rollout.token_ids[None].astype(np.int64), device=model.device)
+    with torch.no_grad(), active(model.model, adapter):
+        logits_TV = align_logits(model.model(input_ids=ids_1T, use_cache=False).logits)[0].double()
+    expected_TV = torch.log_softmax(logits_TV / model.temperature, dim=-1).cpu().numpy()
+    apart = float(np.abs(expected_TV - mine_TV)[rollout.loss_mask].max())
+    if not apart <= TOLERANCE[model.dtype]:
+        return f"its scores are {apart:.2g} nats from its own distribution at temperature {model.temperature:g}"
+    return None
+
+
+def reverse_kl(student: Sequence[Float32], teacher: Sequence[Float32], rollouts: Sequence[Rollout]) -> float:
+    """Mean over trained tokens of ``KL(student || teacher)``, in nats; rows ``(T, V)`` of log-probabilities."""
+    total, tokens = 0.0, 0
+    for student_TV, teacher_TV, rollout in zip(student, teacher, rollouts, strict=True):
+        p_TV = student_TV[rollout.loss_mask].astype(np.float64)
+        q_TV = teacher_TV[rollout.loss_mask, : p_TV.shape[1]].astype(np.float64)
+        possible = np.isfinite(p_TV)  # what the student never says (a padded head) adds nothing
+        total += float((np.exp(p_TV[possible]) * (p_TV[possible] - q_TV[possible])).sum())
+        tokens += len(p_TV)
+    return total / tokens
+
+
+def judge(teacher: str, domain: str, kl: float, ours: Sequence[float], theirs: Sequence[float]) -> Finding:
+    """A finding from the distance of a teacher and from both models' verdicts on the same prompts, in order.
+
+    Args:
+        theirs: empty where the teacher is the student itself.
+    """
+    if not math.isfinite(kl):
+        return Finding(teacher, domain, "unusable", f"KL to it is {kl}", "take a teacher without NaN or masked tokens")
+    reasons = [f"KL {kl:.3f} nats a token at the start"]
+    remedies = []
+    if kl > FAR:
+        reasons[0] += f", above {FAR:g}"
+        remedies.append("take a teacher of the student's own origin, or expect a slow start")
+    if theirs:
+        gain = np.array(theirs) - np.array(ours)
+        needed = max(POINTS, 3 * float(gain.std()) / math.sqrt(len(gain)))
+        reasons.append(f"{100 * np.mean(theirs):.1f}% right, the student {100 * np.mean(ours):.1f}%")
+        if gain.mean() < needed:
+            reasons[1] += f": no gain of {100 * needed:.1f} points"
+            remedies.append("take a better specialist of this domain, or set more evaluate.validation_prompts")
+    else:
+        reasons.append("the student itself, as an anchor")
+    return Finding(teacher, domain, "warning" if remedies else "usable", "; ".join(reasons), "; ".join(remedies))
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """What a person reads: teacher, verdict, reason, what to do."""
+    styles: dict[Verdict, str] = {"usable": "green", "warning": "yellow", "unusable": "red", "later": "dim"}
+    table = Table("teacher", "domain", "verdict", "reason", "what to do", title="can they teach this student?")
+    for one in findings:
+        verdict = Text(one.verdict, style=styles[one.verdict])
+        table.add_row(Text(one.teacher), Text(one.domain), verdict, Text(one.reason), Text(one.remedy))
+    return table
+
+
+def _full(model: TeacherModel, rollouts: Sequence[Rollout], adapter: str | None) -> list[Float32]:
+    payloads = model.score([rollout.token_ids for rollout in rollouts], "full", adapter)
+    return [payload.logprobs_TV for payload in payloads if isinstance(payload, Full)]
