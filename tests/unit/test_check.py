@@ -18,7 +18,6 @@ from recipes.survey import survey
 from rollouts.tasks import TASKS
 from teachers.preflight import compare_heads, compare_tokenizers
 
-
 BERT = {key: value for key, value in CONFIG.items() if key != "num_key_value_heads"}
 
 
