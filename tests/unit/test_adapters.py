@@ -94,6 +94,18 @@ def test_adapters_score_like_models_whose_weights_were_added_by_hand(tmp_path: P
     assert furthest(scores(both), alone) == 0
 
 
+@pytest.mark.parametrize("family", ["mimo_v2_flash", "llama"])
+def test_in_bfloat16_an_adapter_and_its_merged_model_agree_within_its_digits(tmp_path: Path, family: str) -> None:
+    base = make_model(tmp_path, family)
+    folder = make_adapter(base, tmp_path / "adapter", seed=1)
+    whole = added_by_hand(base, folder, tmp_path / "whole")
+    settings: dict[str, Any] = {"device": "cpu", "dtype": "bfloat16", "temperature": 1.0, "microbatch_tokens": 64}
+    mine = scores(TeacherModel(base, **settings, adapters=[folder]), folder)
+    # 8 bits of precision, and logits of size 1; the adapter itself moves scores by far more.
+    assert furthest(mine, scores(TeacherModel(whole, **settings))) < 0.1
+    assert furthest(mine, scores(TeacherModel(base, **settings))) > 0.1
+
+
 def parameter_bytes(model: Any) -> int:
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
