@@ -154,7 +154,7 @@ class Measured:
     def spread(self, seed: int = 0) -> Array:
         """Resamples of :attr:`mean`, ``(S,)`` or ``(S, D)``: questions are resampled, seeds are drawn by Student's t.
 
-        A few seeds can't be resampled: of three, the bootstrap's 95% would cover the truth in about two of three cases.
+        A few seeds can't be resampled: of three, a bootstrap's 95% would cover the truth in three of four cases only.
         So the uncertainty over seeds is that of their mean, ``t_{N-1} s / sqrt(N)``, added to each resample of the
         questions. What differs by question *and* seed is in both parts: the interval is on the safe side. With one
         seed it speaks of questions alone.

@@ -38,6 +38,8 @@ from recipes.compare_runs import Run, common_split, read_runs, reading, refuse_u
 from recipes.compare_yardstick import Yardstick, teachers_on_every_domain, yardsticks
 from recipes.report_data import Row, teacher_weights
 
+NOT_NEGATIVE = ("imbalance", "max_regression", "pareto_gap")
+
 BEHIND = ("worst_recovery", "mean_recovery")
 
 
@@ -125,7 +127,9 @@ def _metrics(found: Mapping[str, Measured], domains: Sequence[str]) -> dict[str,
 
 
 def _intervals(found: Mapping[str, Measured], domains: Sequence[str]) -> dict[str, Any]:
-    return {name: ends(metric.spread(), domains) for name, metric in found.items()}
+    # Student's t knows nothing of bounds: what cannot be negative by definition isn't told to be.
+    resampled = {n: np.maximum(m.spread(), 0.0) if n in NOT_NEGATIVE else m.spread() for n, m in found.items()}
+    return {name: ends(samples, domains) for name, samples in resampled.items()}
 
 
 def _mean(values: Sequence[Any], domains: Sequence[str]) -> Any:

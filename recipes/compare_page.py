@@ -137,16 +137,15 @@ def _table_row(row: Row, domains: Sequence[str]) -> dict[str, Any]:
 
 
 def _compute(comparison: Row, rows: Sequence[Row], css: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A chart a domain: validation score over the FLOPs of training, a line a row."""
+    """A chart a domain: validation score over the FLOPs of training, a line a row, numbered as the legend is."""
     levels = comparison["levels"]
-    drawn = [row for row in rows if row["curve"]]
     charts: list[dict[str, Any]] = []
     for domain in comparison["domains"]:
         lines = []
-        for row in drawn:
+        for number, row in enumerate(rows, start=1):
             told = [(p["flops"], *p["scores"][domain]) for p in row["curve"]]
             band = [(x, low, high) for x, _, low, high in told] if row["n"] > 1 else []
-            lines.append(Line(row["name"], css[row["name"]], [(x, y) for x, y, _, _ in told], band, marks=True))
+            lines.append(Line(f"{number} ·", css[row["name"]], [(x, y) for x, y, _, _ in told], band, marks=True))
         references = [
             Level(name, kind, levels[name][domain])
             for name, kind in (("teacher", "plain teacher"), ("base", "base"))

@@ -122,7 +122,8 @@ def _fingerprint(recipe: Row, domain: str) -> str | None:
     from rollouts.tasks import TASKS, fingerprint  # loads transformers, which finished runs don't need
 
     task = recipe["domains"][domain]["task"]
-    return fingerprint(TASKS[task], seed=recipe["evaluate"]["seed"]) if task in TASKS else None
+    shipped = isinstance(task, str) and task in TASKS
+    return fingerprint(TASKS[task], seed=recipe["evaluate"]["seed"]) if shipped else None
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from recipes.report_data import Row
 from recipes.report_run import si
-from recipes.verdict import Level, fallen, listed, percent, points
+from recipes.verdict import GOOD_WORST_RECOVERY, Level, fallen, listed, percent, points
 
 
 def ranked(comparison: Row) -> list[Row]:
@@ -26,7 +26,8 @@ def headline(comparison: Row) -> tuple[Level, str]:
     said = f"{first['name']} keeps {percent(worst)} of its teachers’ gain in the worst domain"
     pending: Level | None = None if all(row["finished"] for row in rows) else "pending"
     if len(rows) == 1:
-        return pending or "mixed", said
+        kept = worst >= GOOD_WORST_RECOVERY and not fallen(first["metrics_ci"]) and not first["seesaws"]
+        return pending or ("good" if kept else "mixed"), said
     second = rows[1]
     if second["metrics"]["worst_recovery"] is None:
         return pending or "mixed", f"{said}; no other row has a recovery"

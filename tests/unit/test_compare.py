@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compare_kit import BASE, LEDGER, RECIPE, STUDENT, TEACHERS, levels, right, write_hand_run
+from compare_kit import BASE, LEDGER, TEACHERS, levels, write_hand_run
 from rich.console import Console
 
 import recipes.compare
@@ -176,6 +176,26 @@ def test_the_difference_to_the_leader_and_the_words(tmp_path: Path) -> None:
     assert "Training took 450 FLOP (ahead)" in told
 
 
+@pytest.mark.parametrize(("chat", "level"), [(70, "good"), (55, "mixed")])
+def test_one_run_is_good_if_it_keeps_the_gains_and_pays_nowhere(tmp_path: Path, chat: int, level: str) -> None:
+    comparison = compare([write_hand_run(tmp_path / "one", student=levels(84, 77, chat))])
+    assert headline(comparison) == (level, "one keeps 85% of its teachers’ gain in the worst domain")
+
+
+def test_a_seesaw_over_training_is_called_one(tmp_path: Path) -> None:
+    """Math and code take turns by 40 points, far beyond noise."""
+    curve = {10 * i: levels(50 + 40 * (i % 2), 90 - 40 * (i % 2), 70) for i in range(9)}
+    comparison = compare([write_hand_run(tmp_path / "one", curve=curve)])
+    row = comparison["rows"][0]
+    assert (row["seesaws"], row["metrics"]["seesaw_share"]) == (1, pytest.approx(1.0))
+    assert row["metrics"]["forgetting"] == {"math": pytest.approx(0.4), "code": pytest.approx(0.0), "chat": 0.0}
+    noise = 100 * row["metrics"]["seesaw_noise"]
+    assert (
+        f"one is a seesaw: 100% (noise alone: {noise:.1f}%) of the movement beyond noise" in sentences(comparison)[-2]
+    )
+    assert headline(comparison)[0] == "mixed"
+
+
 def test_a_run_under_way_puts_everything_on_validation(tmp_path: Path) -> None:
     tasks = {"math": "arithmetic", "code": "list_programs", "chat": "ordering"}
     known = {domain: fingerprint(TASKS[task], seed=0) for domain, task in tasks.items()}
@@ -230,9 +250,3 @@ def test_every_key_of_comparison_json_is_documented(tmp_path: Path) -> None:
         comparison["tasks"]["math"],
     )
     assert [key for part in parts for key in part if key not in told] == []
-
-
-def test_the_kit_is_what_it_says() -> None:
-    assert sum(STUDENT["chat"]) == 64
-    assert right(2, 3) == [1.0, 1.0, 0.0]
-    assert RECIPE["domains"]["chat"]["teacher"] is None
