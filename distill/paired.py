@@ -1,6 +1,6 @@
 """Base, teacher and student on the same questions: the seesaw metrics with paired bootstrap intervals.
 
-Shape legend: D domains, Q questions of a domain, S resamples; 3 is base, teacher, student.
+Shape legend: D domains, Q questions of a domain, S resamples, N seeds; 3 is base, teacher, student.
 """
 
 from __future__ import annotations
@@ -119,13 +119,73 @@ def metrics_ci(table: Table, *, resamples: int = RESAMPLES, seed: int = 0) -> di
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     domains = list(table.answers)
-    intervals: dict[str, Any] = {}
-    for name, samples in _against_teachers(table.resampled(resamples, seed), table.defined).items():
-        undefined = np.isnan(samples).all(axis=0)
-        ends = np.nanpercentile(np.where(undefined, 0.0, samples), [2.5, 97.5], axis=0)
-        low, high = (plain(np.where(undefined, np.nan, end), domains) for end in ends)
-        if isinstance(low, dict):
-            intervals[name] = {d: None if low[d] is None else [low[d], high[d]] for d in domains}
-        else:
-            intervals[name] = None if low is None else [low, high]
-    return intervals
+    resampled = _against_teachers(table.resampled(resamples, seed), table.defined)
+    return {name: ends(samples, domains) for name, samples in resampled.items()}
+
+
+def ends(samples: Array, domains: Sequence[str]) -> Any:
+    """95% percentile interval of ``(S,)`` or ``(S, D)`` resamples: ``[low, high]``, or one a domain; None undefined."""
+    undefined = np.isnan(samples).all(axis=0)
+    both = np.nanpercentile(np.where(undefined, 0.0, samples), [2.5, 97.5], axis=0)
+    low, high = (plain(np.where(undefined, np.nan, end), domains) for end in both)
+    if isinstance(low, dict):
+        return {d: None if low[d] is None else [low[d], high[d]] for d in domains}
+    return None if low is None else [low, high]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A metric of N runs that differ in nothing but the seed.
+
+    Attributes:
+        values: the metric of each run, ``(N,)`` or ``(N, D)``.
+        resampled: the same under each resample of the questions, ``(N, S)`` or ``(N, S, D)``. The draws are the same
+            in every run and every row that answered the same questions: so differences between them are paired.
+    """
+
+    values: Array
+    resampled: Array
+
+    @property
+    def mean(self) -> Array:
+        """Over seeds; NaN where the metric is undefined in any of them."""
+        return self.values.mean(axis=0)
+
+    def spread(self, seed: int = 0) -> Array:
+        """Resamples of :attr:`mean`, ``(S,)`` or ``(S, D)``: questions are resampled, seeds are drawn by Student's t.
+
+        A few seeds can't be resampled: of three, a bootstrap's 95% would cover the truth in three of four cases only.
+        So the uncertainty over seeds is that of their mean, ``t_{N-1} s / sqrt(N)``, added to each resample of the
+        questions. What differs by question *and* seed is in both parts: the interval is on the safe side. With one
+        seed it speaks of questions alone.
+        """
+        runs = len(self.values)
+        samples = self.resampled.mean(axis=0)
+        if runs == 1:
+            return samples
+        standard_error = self.values.std(axis=0, ddof=1) / math.sqrt(runs)
+        drawn_S = np.random.default_rng([seed, 1]).standard_t(runs - 1, size=len(samples))
+        return samples + np.multiply.outer(drawn_S, standard_error)
+
+    def minus(self, other: Measured) -> Measured:
+        """The difference, seed by seed: both must hold the same seeds in the same order."""
+        return Measured(self.values - other.values, self.resampled - other.resampled)
+
+
+def measured(table: Table, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Measured]:
+    """The metrics of one run, resampled as in :func:`metrics_ci`, and ``scores``: its student's mean by domain."""
+    both = [
+        _against_teachers(means_3D, table.defined) | {"scores": means_3D[..., 2, :]}
+        for means_3D in (table.means, table.resampled(resamples, seed))
+    ]
+    return {name: Measured(both[0][name][None], both[1][name][None]) for name in both[0]}
+
+
+def over_seeds(runs: Sequence[Mapping[str, Measured]]) -> dict[str, Measured]:
+    """The metrics of runs that differ in nothing but the seed, and answered the same questions in the same order."""
+    return {
+        name: Measured(
+            np.concatenate([run[name].values for run in runs]), np.concatenate([run[name].resampled for run in runs])
+        )
+        for name in runs[0]
+    }

@@ -91,11 +91,15 @@ def curve(grouped: Rows, domains: Sequence[str]) -> list[dict[str, Any]]:
     return points
 
 
-def _over_time(grouped: Rows, domains: Sequence[str]) -> dict[str, Any]:
+OVER_TIME = ("forgetting", "seesaw_share", "seesaw_noise", "seesaw_correlation", "seesaw_correlation_p")
+"""The metrics of the curve; ``forgetting`` is one number a domain, ``seesaw_noise`` the share that noise gives."""
+
+
+def over_time(grouped: Rows, domains: Sequence[str]) -> dict[str, Any]:
     """Forgetting and the seesaw of the curve; None where there are too few checkpoints."""
     points = curve(grouped, domains)
     if len(points) < 2:
-        return dict.fromkeys(("forgetting", "seesaw_share", "seesaw_correlation", "seesaw_correlation_p"))
+        return dict.fromkeys(OVER_TIME)
     curve_CD = np.array([[point["scores"][d] for d in domains] for point in points])
     asked_CD = np.array([[len(grouped["student", p["step"], "validation"][d]) for d in domains] for p in points])
     se_CD = np.sqrt(curve_CD * (1 - curve_CD) / asked_CD)
@@ -103,9 +107,20 @@ def _over_time(grouped: Rows, domains: Sequence[str]) -> dict[str, Any]:
     return {
         "forgetting": plain(seesaw.forgetting(curve_CD), domains),
         "seesaw_share": plain(seesaw.seesaw_share(curve_CD, se_CD), domains),
+        "seesaw_noise": seesaw.noise_share(se_CD),
         "seesaw_correlation": plain(rho, domains),
         "seesaw_correlation_p": plain(p, domains),
     }
+
+
+def scored_models(grouped: Rows, split: Split, domains: Sequence[str]) -> dict[str, Any]:
+    """Model -> domain -> score of its last step on ``split`` with its interval and the number of questions."""
+    models: dict[str, Any] = {}
+    for model, step in last_steps(grouped, split).items():
+        answers = grouped[model, step, split]
+        scored = {d: interval(list(answers[d].values())) for d in domains if d in answers}
+        models[model] = {d: {"score": s.score, "low": s.low, "high": s.high, "n": s.n} for d, s in scored.items()}
+    return models
 
 
 def _teacher_transfer(table: Table, models: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,11 +154,7 @@ def build_seesaw(
         ValueError: two models that must be compared answered different questions.
     """
     grouped, domains = group(rows), list(teachers)
-    models: dict[str, Any] = {}
-    for model, step in last_steps(grouped, split).items():
-        answers = grouped[model, step, split]
-        scored = {d: interval(list(answers[d].values())) for d in domains if d in answers}
-        models[model] = {d: {"score": s.score, "low": s.low, "high": s.high, "n": s.n} for d, s in scored.items()}
+    models = scored_models(grouped, split, domains)
     table = paired_table(grouped, split, teachers)
     undefined = dict.fromkeys(AGAINST_TEACHERS)
     return {
@@ -155,7 +166,7 @@ def build_seesaw(
         "models": models,
         "curve": curve(grouped, domains),
         "metrics": (metrics(table) if table else undefined)
-        | _over_time(grouped, domains)
+        | over_time(grouped, domains)
         | {"teacher_transfer": _teacher_transfer(table, models) if table else None},
         "metrics_ci": metrics_ci(table) if table else undefined,
     }

@@ -164,6 +164,16 @@ def seesaw_share(curve_CD: Array, se_CD: Array | float, z: float = NOISE_FLOOR) 
     return np.where(moved > 0, traded / np.where(moved > 0, moved, 1.0), 0.0)
 
 
+def noise_share(se_CD: Array, *, draws: int = 2000, seed: int = 0) -> float:
+    """The seesaw share that noise alone gives on average: of a student that never changes, measured with these errors.
+
+    Args:
+        se_CD: standard error of each score of the curve, ``(C, D)``.
+    """
+    noise_NCD = np.random.default_rng(seed).normal(size=(draws, *se_CD.shape)) * se_CD
+    return float(seesaw_share(noise_NCD, se_CD).mean())
+
+
 def _opposition(change_CD: Array) -> Array:
     """Mean over pairs of ``max(0, -corr_t)``; a domain that never moves correlates with nothing."""
     centred_CD = change_CD - change_CD.mean(axis=-2, keepdims=True)

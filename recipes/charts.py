@@ -94,8 +94,10 @@ def line_chart(
     levels: Sequence[Level] = (),
     label_values: bool = True,
     x_end: float | None = None,
+    x_label: str = "step",
+    x_format: Callable[[float], str] = "{:g}".format,
 ) -> Markup:
-    """Lines over training steps, each named at its end; references are labelled at the right edge.
+    """Lines over training steps (or whatever ``x_label`` says), each named at its end; references at the right edge.
 
     Args:
         title: what a screen reader says of it.
@@ -104,7 +106,7 @@ def line_chart(
     """
     xs = [x for line in lines for x, _ in line.points] or [0.0]
     frame = _Frame(min(xs), max(xs) if x_end is None else max(x_end, *xs), *y_range)
-    parts = [_axes(frame, y_format)]
+    parts = [_axes(frame, y_format, x_label=x_label, x_format=x_format)]
     labels: list[tuple[float, str, str]] = []
     for level in levels:
         parts.append(
@@ -123,7 +125,7 @@ def line_chart(
         if line.marks:
             parts += [
                 f'<circle class="mark {escape(line.css)}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="2.6">'
-                f"<title>step {x:g}: {escape(y_format(y))}</title></circle>"
+                f"<title>{escape(x_label)} {escape(x_format(x))}: {escape(y_format(y))}</title></circle>"
                 for x, y in points
             ]
         last = points[-1][1]
@@ -151,7 +153,7 @@ def share_chart(
         middle = (floor[-1][1] + top[-1][1]) / 2
         labels.append((frame.y(middle), css, _label(label, column[-1][1], lambda y: f"{100 * y:.0f}%", True)))
         floor = top
-    parts.append(_axes(frame, lambda y: f"{100 * y:.0f}%"))
+    parts.append(_axes(frame, lambda y: f"{100 * y:.0f}%", x_label="step", x_format="{:g}".format))
     return _svg(title, parts + _placed(labels))
 
 
@@ -160,7 +162,7 @@ def _label(text: str, value: float, y_format: Callable[[float], str], with_value
     return f"{short} {y_format(value)}" if with_value else short
 
 
-def _axes(frame: _Frame, y_format: Callable[[float], str]) -> str:
+def _axes(frame: _Frame, y_format: Callable[[float], str], *, x_label: str, x_format: Callable[[float], str]) -> str:
     parts: list[str] = []
     for y in ticks(frame.y_low, frame.y_high):
         parts.append(
@@ -169,10 +171,11 @@ def _axes(frame: _Frame, y_format: Callable[[float], str]) -> str:
         )
     for x in ticks(frame.x_low, frame.x_high):
         parts.append(
-            f'<text class="tick" x="{frame.x(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>'
+            f'<text class="tick" x="{frame.x(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
+            f"{escape(x_format(x))}</text>"
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="tick" x="{middle:.0f}" y="{HEIGHT - 3}" text-anchor="middle">step</text>')
+    parts.append(f'<text class="tick" x="{middle:.0f}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
     return "".join(parts)
 
 

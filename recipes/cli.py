@@ -1,4 +1,4 @@
-"""The command line: ``mopd run | check | eval | schema``, and the one place where exit codes are decided.
+"""The command line: ``mopd run | check | compare | eval | schema``, and the one place where exit codes are decided.
 
 0: done. 1: the world broke, the last checkpoint resumes. 2: the user can mend it. 130: interrupted.
 """
@@ -112,6 +112,33 @@ def check(
     if deep:
         _check_deeply(resolved, folder, console)
     console.print(Text(f"{resolved.name}: every check passed"), style="green")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, finished or under way")],
+    out: Annotated[Path, typer.Option(help="the folder that comparison.json and comparison.html go to")] = Path(
+        "runs/comparison"
+    ),
+    pareto: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="two domains to set against each other; those that differ most unless given"),
+    ] = None,
+) -> None:
+    """Set the seesaw of several runs side by side: a table, a page, and JSON. Seeds of one recipe become one row.
+
+    Runs are refused that were not asked the same questions. Recovery in all runs of one base is measured against the
+    best teacher that any of them has for a domain.
+    """
+    from recipes.compare import compare as compare_runs
+    from recipes.compare_console import console_tables
+    from recipes.compare_page import chosen_pair, write_comparison
+
+    comparison = compare_runs(runs)
+    page = write_comparison(comparison, out, chosen_pair(comparison, pareto))
+    console = Console()
+    console.print(console_tables(comparison))
+    console.print(Text(f"page: {page}"), soft_wrap=True)
 
 
 @app.command("eval")

@@ -36,10 +36,7 @@ def write_report(run_dir: Path) -> Path:
 
 def render(data: RunData) -> str:
     """The report as HTML. Whatever comes from the run (prompts, answers, names) is escaped."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    templates.filters |= {"percent": percent, "between": _between}
-    return templates.get_template(TEMPLATE).render(
+    return page_template(TEMPLATE).render(
         data=data,
         css=css_of(data),
         verdict=judge(data.final, finished=data.finished, step=data.step, steps=data.steps),
@@ -55,6 +52,14 @@ def render(data: RunData) -> str:
         recipe_yaml=(data.folder / "recipe.yaml").read_text(),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def page_template(name: str) -> jinja2.Template:
+    """A page's template, which escapes whatever it is given."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    templates.filters |= {"percent": percent, "between": _between}
+    return templates.get_template(name)
 
 
 def _between(scored: Row) -> str:

@@ -110,8 +110,10 @@ def teacher_weights(recipe: Row) -> dict[str, dict[str, float]]:
 
 
 def run_ledger(run_dir: Path) -> Ledger:
-    """What a run spent, stages under ``stage/NAME/``: rebuilt from every metrics.jsonl of its folder."""
+    """What a run spent, stages under ``stage/NAME/``: rebuilt from every metrics.jsonl of its folder, and its exams."""
     ledger = ledger_from_rows(read_jsonl(run_dir / "metrics.jsonl"))
+    for exam in read_jsonl(run_dir / "exams.jsonl"):
+        ledger.add("evaluation", tokens=exam["tokens"], flops=exam["flops"], seconds=exam["seconds"])
     for metrics in sorted(run_dir.glob("stages/*/metrics.jsonl")):
         ledger.include(ledger_from_rows(read_jsonl(metrics)), stage=metrics.parent.name)
     return ledger
@@ -152,11 +154,11 @@ def _read_json(path: Path) -> Row:
 
 def _seesaw(answers: Sequence[Evaluation], recipe: Row, split: Split) -> Row:
     fingerprints = dict.fromkeys(recipe["domains"], "")
-    whole = _whole_evaluations(answers)
+    whole = whole_evaluations(answers)
     return build_seesaw(whole, teachers=teacher_weights(recipe), fingerprints=fingerprints, split=split)
 
 
-def _whole_evaluations(answers: Sequence[Evaluation]) -> list[Evaluation]:
+def whole_evaluations(answers: Sequence[Evaluation]) -> list[Evaluation]:
     """Without evaluations that a kill cut off: those that have fewer answers than the largest of their split."""
     counts: dict[tuple[str, int, str], int] = {}
     for row in answers:

@@ -202,7 +202,7 @@ def test_cost_is_the_sum_over_the_run_and_its_stages(run: Path) -> None:
     assert spent["evaluation"].seconds == pytest.approx(11 * 1.4)
     rows = {row["role"]: row for row in cost(load_run(run))}
     assert (rows["stage base"]["seconds"], rows["stage base"]["tokens"]) == ("1 min 59 s", "1.61 M")
-    assert rows["teacher math"]["note"].strip() == "a teacher scores rollouts in its own process"
+    assert rows["teacher math"]["note"].strip() == "a teacher scores rollouts in its own processes"
     assert rows["stage base"]["width"] == 100.0
 
 

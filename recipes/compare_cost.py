@@ -1,0 +1,114 @@
+"""What the runs of a comparison spent: training, making teachers, base and exams apart; and compute over steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from distill.jsonl import read_jsonl
+from distill.ledger import Ledger, Spent, read_ledger
+from distill.results import curve
+from recipes.compare_runs import Run
+from recipes.report_data import run_ledger, teacher_weights
+from recipes.stages import PREFIX
+
+Cost: TypeAlias = dict[str, float]
+"""``{"flops": ..., "seconds": ...}``."""
+
+PARTS = ("training", "teachers", "with_teachers", "base", "evaluation")
+"""What is told apart. ``with_teachers`` is the sum of the first two; base and exams are in neither."""
+
+
+def cost(run: Run) -> dict[str, Cost | None]:
+    """What a run spent, by :data:`PARTS`; None where it was spent elsewhere and nothing tells how much.
+
+    ``training`` is the run's own loop: publishing, generation, teachers' scoring, updates. ``teachers`` are the stages
+    that only teachers were made by, and the runs whose result a teacher is, where ``ledger.json`` lies beside it;
+    what made the student's base (``base``) is no teacher's cost. Seconds of stages that ran side by side are summed.
+    """
+    path = run.folder / "ledger.json"
+    spent = (read_ledger(path) if path.is_file() else run_ledger(run.folder)).spent
+    own = {role: s for role, s in spent.items() if not role.startswith("stage/")}
+    used = dict.fromkeys(name for weights in teacher_weights(run.recipe).values() for name in weights)
+    base_stages = set(_stages(run.recipe, run.recipe["student"]["model"]))
+    sources = [run.recipe["teachers"][name]["model"] for name in used]
+    made = {stage: None for source in sources for stage in _stages(run.recipe, source) if stage not in base_stages}
+    training = _amount([s for role, s in own.items() if role != "evaluation"])
+    teachers = _sum([_of_stages(spent, made), *(_elsewhere(source) for source in dict.fromkeys(sources))])
+    return {
+        "training": training,
+        "teachers": teachers,
+        "with_teachers": _sum([training, teachers]),
+        "base": _sum([_of_stages(spent, dict.fromkeys(base_stages)), _elsewhere(run.recipe["student"]["model"])]),
+        "evaluation": _amount([own.get("evaluation", Spent())]),
+    }
+
+
+def mean_cost(costs: Sequence[Mapping[str, Cost | None]]) -> dict[str, Cost | None]:
+    """The mean over seeds of each part; None where it is unknown of any."""
+    summed = {part: _sum([one[part] for one in costs]) for part in PARTS}
+    return {
+        p: None if c is None else {unit: value / len(costs) for unit, value in c.items()} for p, c in summed.items()
+    }
+
+
+def compute_curve(run: Run, domains: Sequence[str]) -> list[dict[str, Any]]:
+    """The student's validation scores with the FLOPs of training (no exams, no stages) that each had taken.
+
+    Returns:
+        ``[{"step": 0, "flops": 0.0, "scores": {"math": 0.39, ...}}, ...]``.
+    """
+    flops = {0: 0.0}
+    total = 0.0
+    for row in read_jsonl(run.folder / "metrics.jsonl"):
+        if row.get("kind") == "train":
+            total += sum(
+                v or 0.0 for name, v in row.items() if name.startswith("flops/") and name != "flops/evaluation"
+            )
+            flops[row["step"]] = total
+    points = curve(run.answers, domains)
+    return [{"step": p["step"], "flops": flops.get(p["step"], total), "scores": p["scores"]} for p in points]
+
+
+def _stages(recipe: Mapping[str, Any], source: Any) -> Iterator[str]:
+    """The stages that a model stands on, nearest first."""
+    seen: set[str] = set()
+    while isinstance(source, str) and source.startswith(PREFIX) and source not in seen:
+        seen.add(source)
+        name = source.removeprefix(PREFIX)
+        yield name
+        source = recipe["stages"][name]["from"]
+
+
+def _of_stages(spent: Mapping[str, Spent], stages: Mapping[str, None]) -> Cost:
+    parts = [role.split("/") for role in spent]
+    mine = [p[0] == "stage" and p[1] in stages and p[2] != "evaluation" for p in parts]
+    return _amount([one for one, is_mine in zip(spent.values(), mine, strict=True) if is_mine])
+
+
+def _elsewhere(source: Any) -> Cost | None:
+    """What a model cost that is no stage of the run: none from nothing, its own run's training, or unknown."""
+    if not isinstance(source, str) or source.startswith(PREFIX):
+        return _amount([])
+    beside = Path(source).parent / "ledger.json"
+    ledger = read_ledger(beside) if beside.is_file() else None
+    return None if ledger is None else _own_training(ledger)
+
+
+def _own_training(ledger: Ledger) -> Cost:
+    mine = [s for role, s in ledger.spent.items() if not role.startswith("stage/") and role != "evaluation"]
+    return _amount(mine)
+
+
+def _amount(spent: Sequence[Spent]) -> Cost:
+    return {"flops": sum(s.flops for s in spent), "seconds": round(sum(s.seconds for s in spent), 3)}
+
+
+def _sum(costs: Sequence[Cost | None]) -> Cost | None:
+    total: Cost = {"flops": 0.0, "seconds": 0.0}
+    for one in costs:
+        if one is None:
+            return None
+        total = {unit: total[unit] + one[unit] for unit in total}
+    return total

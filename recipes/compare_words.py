@@ -1,0 +1,144 @@
+"""What a comparison says, in words: who is ahead and by how much, who pays, and what a reader has to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from recipes.report_data import Row
+from recipes.report_run import si
+from recipes.verdict import GOOD_WORST_RECOVERY, Level, fallen, listed, percent, points
+
+
+def ranked(comparison: Row) -> list[Row]:
+    """Rows from the highest worst recovery down; those that have none at the end, as they were given."""
+    known = [row for row in comparison["rows"] if row["metrics"]["worst_recovery"] is not None]
+    known.sort(key=lambda row: -row["metrics"]["worst_recovery"])
+    return known + [row for row in comparison["rows"] if row["metrics"]["worst_recovery"] is None]
+
+
+def headline(comparison: Row) -> tuple[Level, str]:
+    """One sentence, and the colour it is said in."""
+    rows = ranked(comparison)
+    first, worst = rows[0], rows[0]["metrics"]["worst_recovery"]
+    if worst is None:
+        return "mixed", "No recovery to compare: nowhere is a teacher clearly better than the base"
+    said = f"{first['name']} keeps {percent(worst)} of its teachers’ gain in the worst domain"
+    pending: Level | None = None if all(row["finished"] for row in rows) else "pending"
+    if len(rows) == 1:
+        kept = worst >= GOOD_WORST_RECOVERY and not fallen(first["metrics_ci"]) and not first["seesaws"]
+        return pending or ("good" if kept else "mixed"), said
+    second = rows[1]
+    if second["metrics"]["worst_recovery"] is None:
+        return pending or "mixed", f"{said}; no other row has a recovery"
+    difference, low, high = second["behind"]["worst_recovery"]
+    told = f"{-100 * difference:.0f} points more than {second['name']}"
+    if high < 0:
+        return pending or "good", f"{said}, {told}"
+    return pending or "mixed", f"{said}, {told}, which chance may explain (95% interval {span(-high, -low)})"
+
+
+def span(low: float, high: float) -> str:
+    """An interval of differences in points: ``-3 to 12``."""
+    return f"{100 * low:.0f} to {100 * high:.0f}".replace("-", "−")
+
+
+def sentences(comparison: Row) -> list[str]:
+    """What carries the headline: means, losses, seesaws, cost."""
+    rows = ranked(comparison)
+    return [*_means(rows), *_losses(rows), *_seesaws(rows), *_costs(rows)]
+
+
+def _means(rows: Sequence[Row]) -> list[str]:
+    known = [row for row in rows if row["metrics"]["mean_recovery"] is not None]
+    if len(known) < 2:
+        return []
+    best = max(known, key=lambda row: row["metrics"]["mean_recovery"])
+    told = f"The highest mean recovery is {best['name']}’s, {percent(best['metrics']['mean_recovery'])}"
+    if best is not rows[0]:
+        told += f", but its worst domain keeps only {percent(best['metrics']['worst_recovery'])}: the mean hides it"
+    return [f"{told}."]
+
+
+def _losses(rows: Sequence[Row]) -> list[str]:
+    lost = {row["name"]: fallen(row["metrics_ci"]) for row in rows}
+    told = [f"{name} falls below its base on {listed(domains)}." for name, domains in lost.items() if domains]
+    who = "None" if len(rows) > 1 else rows[0]["name"]
+    beyond = "on any domain" if len(rows) > 1 else "on no domain"
+    return told or [f"{who} falls below its base {beyond} beyond chance."]
+
+
+def _seesaws(rows: Sequence[Row]) -> list[str]:
+    known = [row for row in rows if row["metrics"]["seesaw_share"] is not None]
+    if not known:
+        return []
+    traded = "of the movement beyond noise was traded between domains"
+    told = [f"{row['name']} is a seesaw{_of_seeds(row)}: {_share(row)} {traded}." for row in known if row["seesaws"]]
+    most = max(known, key=lambda row: row["metrics"]["seesaw_share"])
+    return told or [f"No trajectory is a seesaw: at most {_share(most)} {traded} ({most['name']})."]
+
+
+def _of_seeds(row: Row) -> str:
+    return f" on {row['seesaws']} of {row['n']} seeds" if row["n"] > 1 else ""
+
+
+def _share(row: Row) -> str:
+    return f"{percent(row['metrics']['seesaw_share'])} (noise alone: {percent(row['metrics']['seesaw_noise'], 1)})"
+
+
+def _costs(rows: Sequence[Row]) -> list[str]:
+    known = [row for row in rows if row["cost"]["training"] and row["cost"]["training"]["flops"]]
+    if not known:
+        return []
+    cheap, dear = (choose(known, key=lambda row: row["cost"]["training"]["flops"]) for choose in (min, max))
+    told = f"Training took {flop(cheap['cost']['training']['flops'])} ({cheap['name']})"
+    if cheap is not dear:
+        told += f" to {flop(dear['cost']['training']['flops'])} ({dear['name']})"
+    made = [row["cost"]["teachers"]["flops"] for row in known if row["cost"]["teachers"]]
+    if made and max(made):
+        told += f"; making the teachers takes {flop(max(made))} on top"
+    return [f"{told}."]
+
+
+def flop(amount: float) -> str:
+    """``4.65e12`` as ``4.65 TFLOP``."""
+    told = si(amount)
+    return f"{told}FLOP" if told[-1].isalpha() else f"{told} FLOP"
+
+
+def notes(comparison: Row) -> list[str]:
+    """What a reader has to know before believing a number."""
+    runs: Sequence[Any] = comparison["runs"]
+    told: list[str] = []
+    under_way = [f"{run['name']} (step {run['step']} of {run['steps']})" for run in runs if not run["finished"]]
+    if under_way:
+        told.append(f"Not finished: {listed(under_way)}.")
+    if comparison["split"] == "validation":
+        told.append("Not every student has been tested: all scores are on the fewer validation questions.")
+    bases = {row["name"]: {run["base"] for run in runs if run["row"] == row["name"]} for row in comparison["rows"]}
+    if len({frozenset(names) for names in bases.values()}) > 1:
+        told.append(
+            "Rows begin from different bases: each recovery is of the gap between a run’s own base and teachers."
+        )
+    for domain in comparison["domains"]:
+        bare = [run["name"] for run in runs if run["against"][domain] is None]
+        if bare:
+            told.append(f"No teacher to measure {listed(bare)} against on {domain}: points are told, no recovery.")
+        lenders: dict[str, list[str]] = {}
+        for run in runs:
+            if domain in run["borrowed"]:
+                lenders.setdefault(run["against"][domain]["run"], []).append(run["name"])
+        told += [
+            f"On {domain}, {listed(names)} {'is' if len(names) == 1 else 'are'} measured against the teacher of "
+            f"{lender}, which began from the same base."
+            for lender, names in lenders.items()
+        ]
+    single = [row["name"] for row in comparison["rows"] if row["n"] == 1]
+    if single:
+        told.append(f"One seed only: {listed(single)}. Their intervals are over questions, not over seeds.")
+    return told
+
+
+def signed(interval: Sequence[float] | None) -> str:
+    """``[difference, low, high]`` as ``−23.0 (−30 to −17)``, in points."""
+    return "" if interval is None else f"{points(interval[0])} ({span(interval[1], interval[2])})"
