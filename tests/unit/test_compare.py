@@ -176,6 +176,14 @@ def test_the_difference_to_the_leader_and_the_words(tmp_path: Path) -> None:
     assert "Training took 450 FLOP (ahead)" in told
 
 
+def test_a_difference_that_chance_may_explain_is_called_so(tmp_path: Path) -> None:
+    near = write_hand_run(tmp_path / "near", {"run.steps": 30}, student=levels(80, 74, 70))
+    comparison = compare([write_hand_run(tmp_path / "hand"), near])
+    level, told = headline(comparison)
+    assert level == "mixed"
+    assert "hand keeps 75% of its teachers’ gain in the worst domain, 5 points more than near, which chance may" in told
+
+
 @pytest.mark.parametrize(("chat", "level"), [(70, "good"), (55, "mixed")])
 def test_one_run_is_good_if_it_keeps_the_gains_and_pays_nowhere(tmp_path: Path, chat: int, level: str) -> None:
     comparison = compare([write_hand_run(tmp_path / "one", student=levels(84, 77, chat))])

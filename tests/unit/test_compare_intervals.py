@@ -112,7 +112,8 @@ def test_methods_with_the_same_seeds_are_compared_seed_by_seed(tmp_path: Path) -
             student = levels(level - less, 60 + (level - less - 50) // 2, 70)
             changes = {"seed": seed, "student.optimizer.lr": 1.0 + less}
             folders.append(write_hand_run(tmp_path / f"{name}-{seed}", changes, student=student))
-    comparison = compare(folders[::-1])
+    strong, weak = folders[::2], folders[1::2]
+    comparison = compare([*strong, weak[2], weak[0], weak[1]])
     rows = {row["name"]: row for row in comparison["rows"]}
     assert {name: row["n"] for name, row in rows.items()} == {"strong": 3, "weak": 3}
     value, low, high = rows["weak"]["behind"]["mean_recovery"]
@@ -121,6 +122,7 @@ def test_methods_with_the_same_seeds_are_compared_seed_by_seed(tmp_path: Path) -
     alone = rows["weak"]["metrics_ci"]["mean_recovery"]
     assert alone[1] - alone[0] > 1.0
     assert low < value < high < 0
+    assert all(row["metrics_ci"]["imbalance"][0] >= 0 for row in rows.values())  # t alone would go below
 
 
 def test_three_seeds_cover_the_truth_and_resampling_them_would_not() -> None:
@@ -160,3 +162,13 @@ def test_the_share_that_noise_alone_gives_is_that_of_a_naive_simulation() -> Non
     assert seesaw.noise_share(np.array(errors)) == pytest.approx(fmean(shares), abs=4 * stdev(shares) / math.sqrt(2000))
     assert 0.0 < fmean(shares) < 0.05
     assert seesaw.noise_share(np.zeros((5, 3))) == 0.0
+
+
+def test_the_order_in_which_questions_were_asked_does_not_matter(tmp_path: Path) -> None:
+    """The same answers, written down the other way round: no difference at all, in no resample."""
+    folders = [write_hand_run(tmp_path / "a"), write_hand_run(tmp_path / "b", {"run.steps": 30})]
+    path = folders[1] / "evaluations.jsonl"
+    path.write_text("".join(line + "\n" for line in reversed(path.read_text().splitlines())))
+    rows = {row["name"]: row for row in compare(folders)["rows"]}
+    assert rows["b"]["behind"]["worst_recovery"] == pytest.approx([0.0, 0.0, 0.0], abs=1e-12)
+    assert rows["b"]["metrics_ci"]["recovery"]["math"] == pytest.approx(rows["a"]["metrics_ci"]["recovery"]["math"])
