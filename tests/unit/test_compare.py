@@ -95,6 +95,7 @@ def test_seeds_of_one_recipe_are_one_row(tmp_path: Path) -> None:
     assert row["metrics"]["recovery"]["code"] == pytest.approx(0.875)
     assert row["metrics"]["worst_recovery"] == pytest.approx((0.75 + 0.5) / 2)
     assert row["metrics"]["max_regression"] == pytest.approx(0.03)
+    assert row["metrics_ci"]["max_regression"][0] == 0.0  # of two seeds, t alone would go far below
     assert row["cost"]["training"] == {"flops": 450.0, "seconds": 3.0}
     assert [run["metrics"]["worst_recovery"] for run in comparison["runs"]] == [pytest.approx(0.5), pytest.approx(0.75)]
     assert not any("One seed only" in note for note in notes(comparison))

@@ -33,7 +33,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         student = levels(math, code, 70)
         folders.append(write_hand_run(home / name, {"run.steps": 20 + i}, student=student, curve=curve))
     second = {"seed": 1}
-    folders.append(write_hand_run(home / "mopd-1", second, student=levels(84, 77, 70), curve=curve))
+    folders.append(write_hand_run(home / "mopd-1", second, student=levels(84, 77, 70)))
     assert compare([folders[0], folders[-1]])["rows"][0]["n"] == 2
     single = {"domains.code.teacher": None, "domains.code.evaluate_only": True}
     single |= {"teachers": {"math": {"model": "stage:math"}}}
