@@ -1,17 +1,17 @@
 """The recipe's schema: every leaf with its default, its unit and, where there is one, its source.
 
 A recipe is frozen once it is resolved. Reading one (YAML, ``extends:``, ``key=value``) is in distill/recipe_file.py;
-what students and stages share (engine, optimizer) is in distill/recipe_parts.py, the loss in distill/recipe_loss.py,
-and both are offered from here too.
+what students and stages share (engine, optimizer) is in distill/recipe_parts.py; domains, teachers and the loss have
+rooms of their own; and all are offered from here too.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import Field
 
+from distill.recipe_domains import DomainRecipe, Source
 from distill.recipe_loss import (
     ESTIMATORS,
     JSD,
@@ -29,7 +29,6 @@ from distill.recipe_parts import (
     Architecture,
     Count,
     Engine,
-    FaultRecipe,
     ModelSource,
     Name,
     NonNegative,
@@ -37,8 +36,8 @@ from distill.recipe_parts import (
     Positive,
     Seed,
     Strict,
-    refusal,
 )
+from distill.recipe_teachers import FaultRecipe, TeacherRecipe
 
 __all__ = [
     "ESTIMATORS",
@@ -79,75 +78,6 @@ class StudentRecipe(Strict):
     engine: Engine = Engine()
     optimizer: Optimizer = Optimizer()
     updates_per_step: Count = Field(default=2, description="optimizer steps per batch of rollouts")
-
-
-class Source(Strict):
-    """Prompts from a `datasets` source."""
-
-    path: str = Field(description="a Hub id, or a path (begins with ./ or /) of a .jsonl, .json or .parquet file")
-    name: str | None = Field(default=None, description="configuration of a Hub dataset")
-    split: str = Field(default="train", description="split that training prompts come from")
-    validation_split: str | None = Field(default=None, description="split for validation; none: held out by hash")
-    test_split: str | None = Field(default=None, description="split for test; none: held out by hash")
-    prompt: str = Field(default="prompt", description="column of the prompt: text, or a list of chat messages")
-    answer: str = Field(default="answer", description="column of the gold answer (of the unit tests, see `tests`)")
-    tests: str | None = Field(
-        default=None, description="column of the unit tests of verifier python_tests; none: `answer` holds them"
-    )
-    domain: str | None = Field(default=None, description="column of the domain; rows of other domains are left out")
-    verifier: Literal["exact", "number", "choice", "math", "python_tests"] = Field(
-        default="exact", description="how an answer is checked"
-    )
-
-
-def _kind_of_task(value: Any) -> str:
-    return "<mapping>" if isinstance(value, dict | BaseModel) else "<name>"
-
-
-TaskSource: TypeAlias = Annotated[
-    Annotated[str, Tag("<name>")] | Annotated[Source, Tag("<mapping>")], Discriminator(_kind_of_task)
-]
-
-
-class DomainRecipe(Strict):
-    """One domain: where its prompts come from, who grades it, and what it weighs."""
-
-    task: TaskSource = Field(description="name of a shipped task, or a dataset source")
-    teacher: str | None = Field(default=None, description="the one teacher of this domain")
-    teachers: dict[Name, Positive] = Field(default_factory=dict, description="several teachers, weights that sum to 1")
-    reward: bool = Field(default=False, description="grade by the task's verifier")
-    evaluate_only: bool = Field(default=False, description="measured, never trained on")
-    prompts: Count = Field(default=64, description="prompts per step")
-    share: Positive = Field(default=1.0, description="g_d, this domain's share of the loss, relative to the others'")
-    easy_share: float = Field(default=0.0, ge=0, le=1, description="share of training prompts in the task's easy form")
-
-    @model_validator(mode="after")
-    def _one_way_to_name_teachers(self) -> Self:
-        if self.teacher is not None and self.teachers:
-            raise refusal("has both `teacher` and `teachers`; give one of them")
-        if self.teachers and not math.isclose(sum(self.teachers.values()), 1.0, abs_tol=1e-6):
-            raise refusal(f"has teacher weights that sum to {sum(self.teachers.values()):g}; they must sum to 1")
-        if self.evaluate_only and (self.teacher or self.teachers or self.reward):
-            raise refusal("is evaluate_only, so it takes neither a teacher nor a reward")
-        return self
-
-    @property
-    def teacher_weights(self) -> dict[str, float]:
-        """Teachers by name with their weights; one-hot where a single one is named."""
-        return {self.teacher: 1.0} if self.teacher is not None else dict(self.teachers)
-
-
-class TeacherRecipe(Strict):
-    """A specialist."""
-
-    model: str = Field(
-        description="stage:NAME, a path (begins with ./ or /), a Hub id, or self: the student as it starts, frozen"
-    )
-    adapter: str | None = Field(
-        default=None, description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /)"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
-    replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
 
 
 class RolloutRecipe(Strict):

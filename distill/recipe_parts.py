@@ -73,16 +73,3 @@ class Engine(Strict):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
-
-
-class FaultRecipe(Strict):
-    """A teacher that dies, hangs or fails is restarted from its checkpoint and asked again; then the run ends.
-
-    What would be the same again (NaN, another length, another vocabulary) ends it at once. Either way the finished
-    steps are saved.
-    """
-
-    retries: int = Field(default=3, ge=0, description="times that a lost microbatch is asked again; 0: never")
-    backoff_seconds: NonNegative = Field(default=1.0, description="pause before a restart; doubles with each in a row")
-    microbatch_seconds: Positive = Field(default=600.0, description="a teacher that scores one for longer is hung")
-    start_seconds: Positive = Field(default=1800.0, description="a teacher that loads its weights for longer is hung")

@@ -32,7 +32,9 @@ from rollouts.tasks import Task, make_task
 from rollouts.tokenizer import control_ids
 from rollouts.workers import PublishedSampler, SamplerWorkers
 from teachers.host import TeacherSpec
+from teachers.model import Checkpoint
 from teachers.pool import TeacherPool
+from teachers.scorer import Conditions
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +182,12 @@ class Training:
         loss, forced = recipe.loss, control_ids(self.tokenizer)
         support = Support(loss.k, forced) if isinstance(loss, TopKReverseKL) else None
         adapters = adapter_folders(recipe)
+        conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         specs = {
             name: TeacherSpec(
-                path=path,
-                device=world.device,
-                dtype=world.dtype(as_student if asked[name] == "auto" else asked[name]),
-                temperature=recipe.rollout.temperature,
-                microbatch_tokens=recipe.student.engine.microbatch_tokens,
+                Checkpoint(path, world.device, world.dtype(as_student if asked[name] == "auto" else asked[name])),
+                conditions,
                 gpus=world.gpus,
-                support=support,
                 replicas=recipe.teachers[name].replicas,
                 adapter=adapters.get(name),
             )

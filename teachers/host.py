@@ -15,27 +15,25 @@ import ray
 import ray.exceptions
 
 from distill.recipe import FaultRecipe
-from distill.topk import Support
 from distill.types import GradingFailed, Int32, Payload, PayloadName
-from teachers.model import TeacherModel
+from teachers.scorer import Conditions, TeacherSource
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherSpec:
-    """What a teacher's processes need, see :class:`teachers.model.TeacherModel`, and how many there are.
+    """What a teacher's processes need, and how many there are.
 
     Teachers that differ in nothing but the adapter share processes, and the base in their memory.
+
+    Attributes:
+        gpus: that each process takes of its node.
     """
 
-    path: str
-    device: str
-    dtype: str
-    temperature: float
-    microbatch_tokens: int
+    source: TeacherSource
+    conditions: Conditions
     gpus: float
     replicas: int
     adapter: str | None = None
-    support: Support | None = None
 
 
 @dataclass(slots=True)
@@ -58,24 +56,16 @@ class _Teacher:
     """Lives in the actor: one base, one thread."""
 
     def load(self, spec: TeacherSpec, adapters: list[str]) -> int:
-        """Load the weights; returns the size of the output head's vocabulary."""
+        """Load the weights; returns the size of the output's vocabulary."""
         import torch
 
         torch.set_num_threads(1)
-        self.model = TeacherModel(
-            spec.path,
-            device=spec.device,
-            dtype=spec.dtype,
-            temperature=spec.temperature,
-            microbatch_tokens=spec.microbatch_tokens,
-            adapters=adapters,
-            support=spec.support,
-        )
-        return int(self.model.model.config.get_text_config().vocab_size)
+        self.scorer = spec.source.open(spec.conditions, adapters)
+        return self.scorer.vocabulary
 
     def score(self, token_ids: Sequence[Int32], payload: PayloadName, adapter: str | None) -> Answer:
         start = time.perf_counter()
-        payloads = self.model.score(token_ids, payload, adapter)
+        payloads = self.scorer.score(token_ids, payload, adapter)
         return Answer(payloads, time.perf_counter() - start)
 
 
@@ -194,8 +184,8 @@ class Host:
     def _check_vocabulary(self, teacher: str, size: int) -> None:
         if self.vocabulary not in (0, size):
             raise GradingFailed(
-                f"teacher {teacher!r} came back with {size} output tokens and had {self.vocabulary}: the checkpoint "
-                f"at {self._spec.path} was changed during the run; put the old one back and resume"
+                f"teacher {teacher!r} came back with {size} output tokens and had {self.vocabulary}: "
+                f"{self._spec.source} was changed during the run; put the old one back and resume"
             )
         self.vocabulary = size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from distill.adapters import active, with_adapters
 from distill.load import load_model
 from distill.topk import Support, top_k
 from distill.types import Full, Int32, Payload, PayloadName, Sampled, TopK, align_logits
+from teachers.scorer import Conditions
 
 
 def microbatches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
@@ -61,6 +63,11 @@ class TeacherModel:
         self.microbatch_tokens = microbatch_tokens
         self.support = support
 
+    @property
+    def vocabulary(self) -> int:
+        """The size of the output head, in tokens."""
+        return int(self.model.config.get_text_config().vocab_size)
+
     @torch.no_grad()
     def score(self, token_ids: Sequence[Int32], payload: PayloadName, adapter: str | None = None) -> list[Payload]:
         """Score rollouts, each an array of token ids of shape ``(T,)``, in order; without an adapter, as the base.
@@ -100,3 +107,27 @@ class TeacherModel:
                 for b, n in enumerate(lengths)
             ]
         return [Sampled(sampled[b, :n].copy()) for b, n in enumerate(lengths)]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A teacher's source: a checkpoint of transformers, on a device of the process that opens it."""
+
+    path: str
+    device: str
+    dtype: str
+
+    def open(self, conditions: Conditions, adapters: Sequence[str]) -> TeacherModel:
+        """Load it, with adapters beside it; see :class:`TeacherModel`."""
+        return TeacherModel(
+            self.path,
+            device=self.device,
+            dtype=self.dtype,
+            temperature=conditions.temperature,
+            microbatch_tokens=conditions.microbatch_tokens,
+            adapters=adapters,
+            support=conditions.support,
+        )
+
+    def __str__(self) -> str:
+        return f"the checkpoint at {self.path}"

@@ -129,7 +129,7 @@ class TeacherPool:
         """Hand rollouts out to a teacher, forward by forward."""
         asked = []
         lengths = [len(rollouts[place].token_ids) for place in places]
-        for members in microbatches(lengths, self._specs[teacher].microbatch_tokens):
+        for members in microbatches(lengths, self._specs[teacher].conditions.microbatch_tokens):
             mine = [places[member] for member in members]
             tokens = [rollouts[place].token_ids for place in mine]
             asked.append(_Asked(teacher, mine, self._hosts[teacher].ask(teacher, tokens, self._payload)))

@@ -25,8 +25,9 @@ from distill.recipe import FaultRecipe
 from distill.types import Full, UserError
 from recipes.check import check
 from teachers.host import TeacherSpec
-from teachers.model import TeacherModel
+from teachers.model import Checkpoint, TeacherModel
 from teachers.pool import TeacherPool
+from teachers.scorer import Conditions
 
 RANK, ALPHA = 2, 3.0
 
@@ -133,7 +134,7 @@ def test_teachers_over_one_base_share_its_process_and_come_back_with_it(cluster:
     base = make_model(tmp_path)
     folders = {"b": make_adapter(base, tmp_path / "b", seed=1), "c": make_adapter(base, tmp_path / "c", seed=2)}
     specs = {
-        name: TeacherSpec(base, "cpu", "float32", 0.8, 32, 0.0, 1, adapter=folders.get(name))
+        name: TeacherSpec(Checkpoint(base, "cpu", "float32"), Conditions(0.8, 32), 0.0, 1, adapter=folders.get(name))
         for name in ("a", "b", "c")
     }
     routes = {"math": {"a": 0.5, "b": 0.25, "c": 0.25}}

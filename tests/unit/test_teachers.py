@@ -18,8 +18,9 @@ from distill.recipe import FaultRecipe
 from distill.topk import Support
 from distill.types import Full, GradingFailed, NonFinite, Sampled, TopK
 from teachers.host import TeacherSpec
-from teachers.model import TeacherModel, microbatches
+from teachers.model import Checkpoint, TeacherModel, microbatches
 from teachers.pool import TeacherPool, check_score
+from teachers.scorer import Conditions
 
 
 def rollouts(n=9, domains=("code", "math")):
@@ -101,7 +102,9 @@ def cluster():
 def make_pool(paths, *, routes=None, payload="full", budget=40, replicas=None, say=print, **faults):
     """Teachers of the checkpoints at ``paths``, each of the domain of its own name where no routes are given."""
     specs = {
-        name: TeacherSpec(path, "cpu", "float32", 1.0, budget, 0.0, (replicas or {}).get(name, 1))
+        name: TeacherSpec(
+            Checkpoint(path, "cpu", "float32"), Conditions(1.0, budget), 0.0, (replicas or {}).get(name, 1)
+        )
         for name, path in paths.items()
     }
     routes = {name: {name: 1.0} for name in paths} if routes is None else routes
@@ -144,7 +147,7 @@ def test_every_rollout_goes_to_its_domains_teachers(pool):
 
 def test_a_pool_ships_the_support_that_it_was_given(cluster, tmp_path):
     path, support = make_model(tmp_path), Support(3, (1,))
-    specs = {"a": TeacherSpec(path, "cpu", "float32", 1.0, 256, 0.0, 1, support=support)}
+    specs = {"a": TeacherSpec(Checkpoint(path, "cpu", "float32"), Conditions(1.0, 256, support), 0.0, 1)}
     pool = TeacherPool(specs, routes={"code": {"a": 1.0}}, payload="topk", faults=FaultRecipe(), say=print)
     batch = rollouts(4, domains=("code",))
     local = TeacherModel(
@@ -214,13 +217,13 @@ def test_two_replicas_share_the_work_and_change_no_bit(pool):
     """Even where one of them dies and comes back: the reference is the one process of the same checkpoint."""
 
     def count_forwards(self):  # nested: a process of Ray's cannot import this file
-        real, self.forwards = self.model.score, 0
+        real, self.forwards = self.scorer.score, 0
 
         def counted(*args):
             self.forwards += 1
             return real(*args)
 
-        self.model.score = counted
+        self.scorer.score = counted
 
     pool, paths, _ = pool
     batch = rollouts(30, domains=("code",))

@@ -1,0 +1,35 @@
+"""What a recipe says of its teachers: what each is, and what is done when one is lost."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from distill.recipe_parts import Count, NonNegative, Positive, Strict
+
+
+class TeacherRecipe(Strict):
+    """A specialist."""
+
+    model: str = Field(
+        description="stage:NAME, a path (begins with ./ or /), a Hub id, or self: the student as it starts, frozen"
+    )
+    adapter: str | None = Field(
+        default=None, description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /)"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
+    replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
+
+
+class FaultRecipe(Strict):
+    """A teacher that dies, hangs or fails is restarted from its checkpoint and asked again; then the run ends.
+
+    What would be the same again (NaN, another length, another vocabulary) ends it at once. Either way the finished
+    steps are saved.
+    """
+
+    retries: int = Field(default=3, ge=0, description="times that a lost microbatch is asked again; 0: never")
+    backoff_seconds: NonNegative = Field(default=1.0, description="pause before a restart; doubles with each in a row")
+    microbatch_seconds: Positive = Field(default=600.0, description="a teacher that scores one for longer is hung")
+    start_seconds: Positive = Field(default=1800.0, description="a teacher that loads its weights for longer is hung")
