@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from distill.recipe_parts import Count, NonNegative, Positive, Strict, refusal
 
@@ -44,24 +44,17 @@ class JSD(Strict):
 
 
 class TopKReverseKL(Strict):
-    """Reverse KL on the teacher's likeliest tokens, which are all that it ships; arXiv 2606.30406, eq 5."""
+    """Reverse KL on the likeliest tokens, which are all that a teacher ships; arXiv 2606.30406, eq 5."""
 
     estimator: Literal["topk_reverse_kl"] = Field(default="topk_reverse_kl", description=WHICH)
-    k: Count = Field(default=64, description="likeliest tokens of the teacher, besides EOS and all control tokens")
+    k: Count = Field(default=64, description="likeliest tokens, besides EOS and all control tokens")
+    support: Literal["teacher", "student", "union"] = Field(
+        default="teacher",
+        description="whose k likeliest: the teacher's, the student's as it samples, or union: both, up to 2 k tokens",
+    )
     outside: Literal["left_out", "bucket"] = Field(
         default="left_out", description="all other tokens: left_out (eq 5), or bucket: together one more outcome"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _support(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "support" in value:
-            raise refusal(
-                "has a `support`, which is always the teacher's: it answers for its own likeliest tokens and is not "
-                "told the student's, which also move with every update; take `support` away, raise `k`, or take "
-                "full_reverse_kl, whose support is everything"
-            )
-        return value
 
 
 class SampledToken(Strict):

@@ -1,4 +1,4 @@
-"""The reverse KL on a teacher's likeliest tokens: which of them it ships, and the loss on that support.
+"""The reverse KL on the likeliest tokens of teacher, student or both: the support, and the loss on it.
 
 Probabilities are raw, never renormalised, and whatever is outside the support is either left out in the way that still
 gives no gradient where student and teacher agree (the generalised KL), or is one more outcome (the bucket). A plain
@@ -26,36 +26,73 @@ class Support:
     """Which tokens of every distribution a teacher ships.
 
     Attributes:
-        k: how many of its likeliest, besides the forced ones; all others where there are fewer.
+        k: how many likeliest, besides the forced ones; all others where there are fewer.
         forced: tokens that are always there: the closing EOS and all control tokens. They are rare and decide how a
             rollout ends, so a push on them must not depend on their rank.
+        whose: likeliest under which distribution: the teacher's; the student's as it wrote the rollout; or both.
     """
 
     k: int
     forced: tuple[int, ...]
+    whose: Literal["teacher", "student", "union"] = "teacher"
+
+    @property
+    def given(self) -> bool:
+        """Whether it needs the student's own likeliest tokens, which a rollout then carries to its teachers."""
+        return self.whose != "teacher"
 
 
-def top_k(logprobs: Tensor, support: Support) -> tuple[Tensor, Tensor, Tensor]:
-    """The support of each distribution, its log-probabilities, and that of all other tokens together.
+def likeliest(logprobs: Tensor, support: Support) -> Tensor:
+    """The k likeliest tokens of each distribution, and the forced ones: ids ``(..., K)``, ``K = min(k + forced, V)``.
 
     Args:
-        logprobs: normalised, nats, ``(..., V)``.
-
-    Returns:
-        Token ids and log-probabilities, ``(..., K)`` with ``K = min(k + forced, V)``, and the rest's, ``(...)``.
+        logprobs: nats, normalised or not, ``(..., V)``.
     """
     forced = torch.tensor(support.forced, dtype=torch.int64, device=logprobs.device)
-    k = min(support.k, logprobs.shape[-1] - len(forced))
-    likeliest = logprobs.index_fill(-1, forced, -torch.inf).topk(k, dim=-1).indices
-    ids = torch.cat([likeliest, forced.expand(*likeliest.shape[:-1], len(forced))], dim=-1)  # not per token
+    return _with(logprobs, forced.expand(*logprobs.shape[:-1], len(forced)), support.k)  # not per token
+
+
+def top_k(logprobs: Tensor, support: Support, given: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The support of each distribution, its log-probabilities, and that of all other tokens together.
+
+    The union holds the student's K tokens and the teacher's k likeliest *others*. So it has the likeliest of both,
+    every token once, and, where the two overlap, the teacher's next ones: every position has as many.
+
+    Args:
+        logprobs: the teacher's, normalised, nats, ``(..., V)``.
+        given: the student's support, ids ``(..., K)`` by :func:`likeliest`; None where it is the teacher's alone.
+
+    Returns:
+        Token ids and log-probabilities, ``(..., K)`` (``min(2 k + forced, V)`` of them for the union, else as
+        :func:`likeliest`), and the rest's, ``(...)``.
+
+    Raises:
+        ValueError: the support needs the student's tokens, and there are none.
+    """
+    if support.given and given is None:
+        raise ValueError(
+            f"the support is {support.whose}, and the rollout does not carry the student's likeliest tokens"
+        )
+    if not support.given or given is None:
+        ids = likeliest(logprobs, support)
+    else:
+        ids = given if support.whose == "student" else _with(logprobs, given, support.k)
     return ids, logprobs.gather(-1, ids), _rest(logprobs, ids)
 
 
+def _with(logprobs: Tensor, ids: Tensor, k: int) -> Tensor:
+    """The k likeliest of all tokens but ``ids``, and those; all others where there are fewer."""
+    k = min(k, logprobs.shape[-1] - ids.shape[-1])
+    others = logprobs.scatter(-1, ids, -torch.inf).topk(k, dim=-1).indices
+    return torch.cat([others, ids], dim=-1)
+
+
 def topk_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: TopKReverseKL) -> TokenLoss:
-    """The reverse KL on each teacher's own support; several teachers: ``sum_k w_k`` of theirs.
+    """The reverse KL on the support that each teacher answered for; several teachers: ``sum_k w_k`` of theirs.
 
     ``outside: left_out`` is ``sum_S [p log(p/q) - p + q]``: no gradient at p = q, the exact reverse KL where S is
-    everything, and no push on tokens outside of S but through the softmax. ``outside: bucket`` adds
+    everything, and no push on tokens outside of S but through the softmax: a favourite of the student's that is not
+    the teacher's stays, unless S has the student's likeliest too. ``outside: bucket`` adds
     ``p_rest log(p_rest / q_rest)``, all other tokens as one outcome: a KL, at most the exact one.
     The statistic ``kl`` is the bucket's in both.
 

@@ -88,6 +88,8 @@ class Rollout:
         group: number of the prompt within its step; samples of one prompt share it.
         index: number of the rollout within its step.
         routed_experts: ``(T, moe layers, experts per token)`` where routing was recorded.
+        support_ids: ``(T, K)`` the sampler's likeliest tokens, where the loss asks its teachers for those; anything at
+            masked positions. See :func:`distill.topk.likeliest`.
     """
 
     prompt: Prompt
@@ -99,13 +101,15 @@ class Rollout:
     group: int
     index: int
     routed_experts: Int32 | None = None
+    support_ids: Int32 | None = None
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)
-        for name in ("loss_mask", "sampler_logprobs"):
-            if len(getattr(self, name)) != n:
+        for name in ("loss_mask", "sampler_logprobs", "support_ids"):
+            values = getattr(self, name)
+            if values is not None and len(values) != n:
                 raise ValueError(
-                    f"rollout {self.index} ({self.prompt.id}): {name} has length {len(getattr(self, name))}, "
+                    f"rollout {self.index} ({self.prompt.id}): {name} has length {len(values)}, "
                     f"token_ids has {n}; every per-token sequence has the length of token_ids"
                 )
         if tuple(self.token_ids[: len(self.prompt.token_ids)].tolist()) != self.prompt.token_ids:

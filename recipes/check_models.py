@@ -114,10 +114,12 @@ def _support(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
     if student is None or not isinstance(recipe.loss, TopKReverseKL):
         return
     size, forced = student.config.get_text_config().vocab_size, len(control_ids(student.tokenizer))
-    if recipe.loss.k + forced >= size:
+    both = recipe.loss.support == "union"
+    if recipe.loss.k * (1 + both) + forced >= size:
         yield (
-            f"`loss.k` is {recipe.loss.k}, and with {forced} control tokens that is the student's whole output head of "
-            f"{size} tokens; take `loss: {{estimator: full_reverse_kl}}`, which is the same, or a smaller k"
+            f"`loss.k` is {recipe.loss.k}{' for each of the two' * both}, and with {forced} control tokens that is the "
+            f"student's whole output head of {size} tokens; take `loss: {{estimator: full_reverse_kl}}`, which is the "
+            f"same, or a smaller k"
         )
 
 

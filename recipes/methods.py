@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from distill.losses import LOSSES
-from distill.recipe import Recipe
+from distill.recipe import Recipe, TopKReverseKL
+from distill.topk import Support
 from distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout
 from rollouts.generate import Decoding
 from rollouts.rewards import RewardGrader
 from rollouts.sampler import GoldSampler
 from rollouts.tasks import Task
-from rollouts.tokenizer import completion_ids
+from rollouts.tokenizer import completion_ids, control_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Method:
 def decoding(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Decoding:
     """How the recipe's policy writes, outside of expert parallelism; the step is filled in by the sampler."""
     assert isinstance(tokenizer.eos_token_id, int)
+    support = support_of(recipe, tokenizer)
     pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else tokenizer.eos_token_id
     return Decoding(
         max_new_tokens=recipe.rollout.max_new_tokens,
@@ -65,7 +67,14 @@ def decoding(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Decoding:
         step=0,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad,
+        support=support if support is not None and support.given else None,
     )
+
+
+def support_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Support | None:
+    """Which tokens the recipe's loss compares student and teachers on; None where it is not a top-k loss."""
+    loss = recipe.loss
+    return Support(loss.k, control_ids(tokenizer), loss.support) if isinstance(loss, TopKReverseKL) else None
 
 
 class Ungraded:

@@ -15,21 +15,19 @@ from distill.console import Progress
 from distill.loop import train
 from distill.losses import LOSSES
 from distill.rank import StudentSpec
-from distill.recipe import Recipe, TopKReverseKL
+from distill.recipe import Recipe
 from distill.student import DeepSpeedStudent
-from distill.topk import Support
 from distill.track import Tracker
 from distill.types import Sampler, WorldError
 from recipes.costs import Costs
 from recipes.exam import Exam
 from recipes.lineage import adapter_folders
-from recipes.methods import METHODS, Cast, decoding
+from recipes.methods import METHODS, Cast, decoding, support_of
 from recipes.ranks import RayRanks
 from recipes.watch import RunWatch
 from rollouts.prompts import Prefetched, PromptSource, Supply
 from rollouts.sampler import StudentSampler
 from rollouts.tasks import Task, make_task
-from rollouts.tokenizer import control_ids
 from rollouts.workers import PublishedSampler, SamplerWorkers
 from teachers.host import TeacherSpec
 from teachers.model import Checkpoint
@@ -179,8 +177,7 @@ class Training:
             return None
         recipe, as_student = self.recipe, self.recipe.student.engine.dtype
         asked = {name: recipe.teachers[name].dtype for name in self.teachers}
-        loss, forced = recipe.loss, control_ids(self.tokenizer)
-        support = Support(loss.k, forced) if isinstance(loss, TopKReverseKL) else None
+        support = support_of(recipe, self.tokenizer)
         adapters = adapter_folders(recipe)
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         specs = {

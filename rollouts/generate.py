@@ -16,6 +16,7 @@ import torch.distributed
 from torch import nn
 from transformers import DynamicCache
 
+from distill.topk import Support, likeliest
 from distill.types import Finish, Float32, Int32
 
 
@@ -32,6 +33,7 @@ class Decoding:
         eos_token_id: ends a completion.
         pad_token_id: fills the left of shorter prompts.
         lockstep: all ranks take equally many forwards, as expert parallelism and ZeRO-3 need.
+        support: which likeliest tokens to record at each position; None: none.
     """
 
     max_new_tokens: int
@@ -42,15 +44,20 @@ class Decoding:
     eos_token_id: int
     pad_token_id: int
     lockstep: bool = False
+    support: Support | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What was written after one prompt: ``token_ids`` and their natural log-probabilities, both ``(N,)``."""
+    """What was written after one prompt: ``token_ids`` and their natural log-probabilities, both ``(N,)``.
+
+    ``support_ids`` are the likeliest tokens at each position, ``(N, K)``, where they were asked for.
+    """
 
     token_ids: Int32
     logprobs: Float32
     finish: Finish
+    support_ids: Int32 | None = None
 
 
 def keyed_uniforms(*, seed: int, step: int, rollout: int, n: int) -> np.ndarray:
@@ -105,6 +112,7 @@ class _Batch:
         )  # fmt: skip
         self.tokens = np.zeros((len(rows), decoding.max_new_tokens), dtype=np.int32)
         self.logprobs = np.zeros((len(rows), decoding.max_new_tokens), dtype=np.float32)
+        self.support: Int32 | None = None  # its width is known with the first logits
         self.lengths = np.zeros(len(rows), dtype=np.int64)
         self.live = np.arange(len(rows))
 
@@ -119,10 +127,13 @@ class _Batch:
                 input_ids=inputs, attention_mask=self.mask, position_ids=positions,
                 past_key_values=cache, use_cache=True, logits_to_keep=1,
             ).logits[:, -1]  # fmt: skip
-            token_B, logprob_B = self._choose(logits_BV, t)
+            logprobs_BV = torch.log_softmax(logits_BV.float() / self.how.temperature, dim=-1)
+            token_B, logprob_B = self._choose(logprobs_BV, t)
             fresh = ~done[self.live]
             rows = self.live[fresh]
             self.tokens[rows, t], self.logprobs[rows, t] = token_B[fresh], logprob_B[fresh]
+            if self.how.support is not None:
+                self._note_support(likeliest(logprobs_BV, self.how.support).cpu().numpy()[fresh], rows, t)
             self.lengths[rows] = t + 1
             done[rows] = token_B[fresh] == self.how.eos_token_id
             if not self._anyone(bool((~done).any())) or t + 1 == self.how.max_new_tokens:
@@ -140,9 +151,8 @@ class _Batch:
             positions = positions[:, -1:] + 1  # not per token: the place of the one that comes next
         return [self._completion(row, done[row]) for row in range(self.n)]
 
-    def _choose(self, logits_BV: torch.Tensor, t: int) -> tuple[np.ndarray, np.ndarray]:
+    def _choose(self, logprobs_BV: torch.Tensor, t: int) -> tuple[np.ndarray, np.ndarray]:
         """Token and log-probability per live row: the mode, or the inverse distribution function."""
-        logprobs_BV = torch.log_softmax(logits_BV.float() / self.how.temperature, dim=-1)
         if self.how.greedy:
             token_B = logprobs_BV.argmax(-1)
         else:
@@ -151,9 +161,14 @@ class _Batch:
             # Scaled by the total, which rounding leaves a hair off 1, so that no draw falls beyond the last token.
             target_B1 = (uniform_B * cumulative_BV[:, -1]).unsqueeze(1)
             token_B = torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(1)
-            token_B = token_B.clamp(max=logits_BV.shape[-1] - 1)
+            token_B = token_B.clamp(max=logprobs_BV.shape[-1] - 1)
         logprob_B = logprobs_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
         return token_B.cpu().numpy().astype(np.int32), logprob_B.cpu().numpy()
+
+    def _note_support(self, ids_BK: np.ndarray, rows: np.ndarray, t: int) -> None:
+        if self.support is None:
+            self.support = np.zeros((*self.tokens.shape, ids_BK.shape[1]), dtype=np.int32)
+        self.support[rows, t] = ids_BK
 
     def _anyone(self, mine: bool) -> bool:
         """Whether any rank still has a row to write; every rank asks equally often."""
@@ -165,4 +180,6 @@ class _Batch:
 
     def _completion(self, row: int, ended: bool) -> Completion:
         n = int(self.lengths[row])
-        return Completion(self.tokens[row, :n].copy(), self.logprobs[row, :n].copy(), "eos" if ended else "length")
+        support = None if self.support is None else self.support[row, :n].copy()
+        finish: Finish = "eos" if ended else "length"
+        return Completion(self.tokens[row, :n].copy(), self.logprobs[row, :n].copy(), finish, support)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distill.types import Prompt, Rollout, Weights
+from distill.types import Int32, Prompt, Rollout, Weights
 from rollouts.generate import Completion, Decoding, generate
 
 EncodeAnswer = Callable[[str], Sequence[int]]
@@ -70,7 +70,9 @@ class StudentSampler:
         """
         if self._weights is None:
             raise RuntimeError("the sampler has no weights; call load_weights first")
-        decoding = replace(self._decoding, step=step, greedy=greedy)
+        # What is written greedily is verified and not graded.
+        support = None if greedy else self._decoding.support
+        decoding = replace(self._decoding, step=step, greedy=greedy, support=support)
         samples = 1 if greedy else self._samples
         planned = [
             _Planned(prompt, index=group * samples + k, group=group)
@@ -104,7 +106,15 @@ class StudentSampler:
             version=self._version,
             group=plan.group,
             index=plan.index,
+            support_ids=_with_prompt(len(prompt), completion.support_ids),
         )
+
+
+def _with_prompt(length: int, support_ids: Int32 | None) -> Int32 | None:
+    """The support of a completion with zeros for the prompt's positions, which nobody reads."""
+    if support_ids is None:
+        return None
+    return np.concatenate([np.zeros((length, support_ids.shape[1]), dtype=np.int32), support_ids])
 
 
 class GoldSampler:

@@ -45,6 +45,15 @@ class _Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What a process is asked of a microbatch; see :meth:`teachers.scorer.Scorer.score`."""
+
+    token_ids: Sequence[Int32]
+    payload: PayloadName
+    given: Sequence[Int32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a process says of a microbatch: its payloads in order, and the seconds that it worked on them."""
 
@@ -63,9 +72,9 @@ class _Teacher:
         self.scorer = spec.source.open(spec.conditions, adapters)
         return self.scorer.vocabulary
 
-    def score(self, token_ids: Sequence[Int32], payload: PayloadName, adapter: str | None) -> Answer:
+    def score(self, asked: Asked, adapter: str | None) -> Answer:
         start = time.perf_counter()
-        payloads = self.scorer.score(token_ids, payload, adapter)
+        payloads = self.scorer.score(asked.token_ids, asked.payload, adapter, asked.given)
         return Answer(payloads, time.perf_counter() - start)
 
 
@@ -106,16 +115,16 @@ class Host:
             GradingFailed: one could not load its checkpoint, or was lost more often than the policy bears.
         """
         names = ", ".join(self._adapters)
-        for future in [self._threads.submit(self._serve, one, names, [], "sampled") for one in self._replicas]:
+        for future in [self._threads.submit(self._serve, one, names, Asked([], "sampled")) for one in self._replicas]:
             future.result()
         return self.vocabulary
 
-    def ask(self, teacher: str, token_ids: Sequence[Int32], payload: PayloadName) -> Future[Answer]:
+    def ask(self, teacher: str, asked: Asked) -> Future[Answer]:
         """A teacher's answer to come to one microbatch, asked whole, and whole again where its process was lost.
 
         The future raises GradingFailed where the fault policy ends.
         """
-        return self._threads.submit(self._ask, teacher, token_ids, payload)
+        return self._threads.submit(self._ask, teacher, asked)
 
     def take_retries(self, teacher: str) -> int:
         """How many of a teacher's microbatches were lost and asked again since the last call."""
@@ -136,27 +145,28 @@ class Host:
         actor = make.options(num_cpus=0, num_gpus=self._spec.gpus, max_concurrency=1).remote()
         return actor, actor.load.remote(self._spec, [folder for folder in self._adapters.values() if folder])
 
-    def _ask(self, teacher: str, token_ids: Sequence[Int32], payload: PayloadName) -> Answer:
+    def _ask(self, teacher: str, asked: Asked) -> Answer:
         replica = self._free.get()
         try:
-            return self._serve(replica, teacher, token_ids, payload)
+            return self._serve(replica, teacher, asked)
         finally:
             self._free.put(replica)
 
-    def _serve(self, replica: _Replica, teacher: str, token_ids: Sequence[Int32], payload: PayloadName) -> Answer:
+    def _serve(self, replica: _Replica, teacher: str, asked: Asked) -> Answer:
         adapter = self._adapters.get(teacher)
         for attempt in range(self._faults.retries + 1):
             limit = self._faults.start_seconds
             try:
                 self._check_vocabulary(teacher, ray.get(replica.loaded, timeout=limit))
                 limit = self._faults.microbatch_seconds
-                return ray.get(replica.actor.score.remote(token_ids, payload, adapter), timeout=limit)
+                return ray.get(replica.actor.score.remote(asked, adapter), timeout=limit)
             except ray.exceptions.RayError as error:
                 told = self._told(error, limit)
                 # What never loaded would fail the same way again.
                 unusable = self.vocabulary == 0 and isinstance(error, ray.exceptions.RayTaskError)
                 if unusable or attempt == self._faults.retries:
-                    what = f"a microbatch of {len(token_ids)} rollouts was lost" if token_ids else "it was started"
+                    n = len(asked.token_ids)
+                    what = f"a microbatch of {n} rollouts was lost" if n else "it was started"
                     raise GradingFailed(
                         f"teacher {teacher!r} {told}; {what} {attempt + 1} times, and `faults.retries` is "
                         f"{self._faults.retries}. The weights have not moved: mend the teacher or the limit, and resume"

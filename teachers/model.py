@@ -69,8 +69,17 @@ class TeacherModel:
         return int(self.model.config.get_text_config().vocab_size)
 
     @torch.no_grad()
-    def score(self, token_ids: Sequence[Int32], payload: PayloadName, adapter: str | None = None) -> list[Payload]:
+    def score(
+        self,
+        token_ids: Sequence[Int32],
+        payload: PayloadName,
+        adapter: str | None = None,
+        given: Sequence[Int32] | None = None,
+    ) -> list[Payload]:
         """Score rollouts, each an array of token ids of shape ``(T,)``, in order; without an adapter, as the base.
+
+        Args:
+            given: the student's likeliest tokens of each rollout, ``(T, K)``, where the support asks for them.
 
         Returns:
             Aligned payloads of T rows each: ``Sampled`` log-probabilities ``(T,)``, ``Full`` ones ``(T, V)`` or
@@ -79,11 +88,14 @@ class TeacherModel:
         scored: dict[int, Payload] = {}
         with active(self.model, adapter):
             for taken in microbatches([len(ids) for ids in token_ids], self.microbatch_tokens):
-                for i, one in zip(taken, self._forward([token_ids[i] for i in taken], payload), strict=True):
+                theirs = None if given is None else [given[i] for i in taken]
+                for i, one in zip(taken, self._forward([token_ids[i] for i in taken], payload, theirs), strict=True):
                     scored[i] = one
         return [scored[i] for i in range(len(token_ids))]
 
-    def _forward(self, token_ids: Sequence[Int32], payload: PayloadName) -> list[Payload]:
+    def _forward(
+        self, token_ids: Sequence[Int32], payload: PayloadName, given: Sequence[Int32] | None
+    ) -> list[Payload]:
         lengths = [len(ids) for ids in token_ids]
         padded = np.zeros((len(token_ids), max(lengths)), dtype=np.int64)
         mask = np.zeros_like(padded)
@@ -100,13 +112,22 @@ class TeacherModel:
         sampled = logprobs_BTV.gather(-1, ids_BT.unsqueeze(-1)).squeeze(-1).cpu().numpy()
         if payload == "topk":
             assert self.support is not None, "payload topk needs a support"
-            ids, likely, rest = (one.cpu().numpy() for one in top_k(logprobs_BTV, self.support))
+            given_BTK = None if given is None else _padded(given, max(lengths)).to(self.device)
+            ids, likely, rest = (one.cpu().numpy() for one in top_k(logprobs_BTV, self.support, given_BTK))
             ids = ids.astype(np.int32)
             return [
                 TopK(ids[b, :n].copy(), likely[b, :n].copy(), rest[b, :n].copy(), sampled[b, :n].copy())
                 for b, n in enumerate(lengths)
             ]
         return [Sampled(sampled[b, :n].copy()) for b, n in enumerate(lengths)]
+
+
+def _padded(rows_TK: Sequence[Int32], length: int) -> torch.Tensor:
+    """Rows of ids in one tensor, int64, zeros after the end of each."""
+    padded = np.zeros((len(rows_TK), length, rows_TK[0].shape[1]), dtype=np.int64)
+    for b, rows in enumerate(rows_TK):
+        padded[b, : len(rows)] = rows
+    return torch.from_numpy(padded)
 
 
 @dataclass(frozen=True, slots=True)

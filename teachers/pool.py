@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -13,6 +13,7 @@ from distill.types import (
     Float32,
     Full,
     GradingFailed,
+    Int32,
     Metrics,
     NonFinite,
     Payload,
@@ -23,7 +24,7 @@ from distill.types import (
     TeacherScore,
     TopK,
 )
-from teachers.host import Answer, Host, TeacherSpec
+from teachers.host import Answer, Asked, Host, TeacherSpec
 from teachers.model import microbatches
 
 
@@ -131,9 +132,23 @@ class TeacherPool:
         lengths = [len(rollouts[place].token_ids) for place in places]
         for members in microbatches(lengths, self._specs[teacher].conditions.microbatch_tokens):
             mine = [places[member] for member in members]
-            tokens = [rollouts[place].token_ids for place in mine]
-            asked.append(_Asked(teacher, mine, self._hosts[teacher].ask(teacher, tokens, self._payload)))
+            tokens, support = [rollouts[place].token_ids for place in mine], self._specs[teacher].conditions.support
+            given = likeliest_of([rollouts[place] for place in mine]) if support and support.given else None
+            answer = self._hosts[teacher].ask(teacher, Asked(tokens, self._payload, given))
+            asked.append(_Asked(teacher, mine, answer))
         return asked
+
+
+def likeliest_of(rollouts: Sequence[Rollout]) -> list[Int32]:
+    """The student's likeliest tokens of each rollout, ``(T, K)``.
+
+    Raises:
+        ValueError: a sampler did not record them.
+    """
+    found = [rollout.support_ids for rollout in rollouts if rollout.support_ids is not None]
+    if len(found) < len(rollouts):
+        raise ValueError("the loss asks teachers for the student's likeliest tokens, and the sampler recorded none")
+    return found
 
 
 def check_score(teacher: str, rollout: Rollout, payload: Payload, *, vocabulary: int) -> None:

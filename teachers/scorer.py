@@ -33,8 +33,18 @@ class Scorer(Protocol):
         """How many tokens its output distributes over."""
         ...
 
-    def score(self, token_ids: Sequence[Int32], payload: PayloadName, adapter: str | None = None) -> list[Payload]:
+    def score(
+        self,
+        token_ids: Sequence[Int32],
+        payload: PayloadName,
+        adapter: str | None = None,
+        given: Sequence[Int32] | None = None,
+    ) -> list[Payload]:
         """Score rollouts, each an array of token ids of shape ``(T,)``, in order.
+
+        Args:
+            given: for payload ``topk``, the student's likeliest tokens of each rollout, ``(T, K)``, where the
+                conditions' support asks for them. A kind that cannot answer for given tokens is refused before the run.
 
         Returns:
             Aligned payloads of T rows each (row ``t`` speaks of token ``t``), in nats, at the conditions' temperature.

@@ -221,6 +221,8 @@ def test_a_support_that_is_the_whole_vocabulary_is_refused(tmp_path: Path) -> No
     (told,) = problems(tmp_path, loss=loss)
     assert f"`loss.k` is {size - 3}, and with 3 control tokens that is the student's whole output head" in told
     check(recipe(loss={**loss, "k": size - 4}), tmp_path)
+    (told,) = problems(tmp_path, loss={**loss, "k": size // 2, "support": "union"})
+    assert f"`loss.k` is {size // 2} for each of the two, and with 3 control tokens" in told
 
 
 def test_special_tokens_and_chat_templates_are_compared() -> None:

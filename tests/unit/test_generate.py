@@ -7,9 +7,10 @@ from scipy import stats
 from student_kit import FAMILIES, VOCABULARY, make_model
 from transformers import AutoModelForCausalLM
 
+from distill.topk import Support
 from distill.types import Prompt, align_logits
 from rollouts.generate import Decoding, generate, keyed_uniforms
-from rollouts.sampler import GoldSampler, StudentSampler
+from rollouts.sampler import GoldSampler, InProcess, StudentSampler
 
 EOS, PAD = 1, 0
 
@@ -155,3 +156,21 @@ def test_gold_sampler_writes_the_answer_and_eos():
     (rollouts,) = sampler.sample(as_prompts([[7, 8]]), step=2)
     assert rollouts[0].token_ids.tolist() == [7, 8, ord("!"), EOS]
     assert rollouts[0].loss_mask.tolist() == [False, False, True, True]
+
+
+def test_the_students_likeliest_tokens_are_recorded_where_it_wrote(tmp_path):
+    """From a whole forward over each rollout; the prompt's positions hold anything, and greedy answers carry none."""
+    model, asked = load(tmp_path), prompts(5)
+    support = Support(3, (EOS, 7), "union")
+    sampler = StudentSampler(how(support=support), samples_per_prompt=2, batch_size=4)
+    sampler.load_weights(InProcess(model), version=0)
+    given = [Prompt("math", str(i), tuple(ids), "", "") for i, ids in enumerate(asked)]
+    for rollout in (one for microbatch in sampler.sample(given, step=5) for one in microbatch):
+        assert rollout.support_ids.shape == (len(rollout.token_ids), 5)
+        with torch.no_grad():
+            rows_TV = align_logits(model(input_ids=torch.tensor(rollout.token_ids[None]).long()).logits)[0]
+        for t in np.flatnonzero(rollout.loss_mask):
+            order = [v for v in rows_TV[t].argsort(descending=True).tolist() if v not in support.forced]
+            assert sorted(rollout.support_ids[t].tolist()) == sorted([*order[:3], *support.forced])
+    (first, *_) = sampler.sample(given, step=5, greedy=True)
+    assert first[0].support_ids is None

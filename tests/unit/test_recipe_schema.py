@@ -41,7 +41,9 @@ OTHER: dict[str, Any] = {  # leaves whose other value has to be said, because mo
     "student.model.config": {"hidden_size": 16},
     "stages.*.from.config": {"hidden_size": 16},
 }
-LOSS_OF: dict[str, str] = {"loss.beta": "jsd", "loss.k": "topk_reverse_kl", "loss.outside": "topk_reverse_kl"}
+LOSS_OF: dict[str, str] = {"loss.beta": "jsd"} | dict.fromkeys(
+    ("loss.k", "loss.support", "loss.outside"), "topk_reverse_kl"
+)
 """The estimator of a setting that the one of EVERYTHING does not have."""
 BESIDES: dict[str, Any] = {"domains.*.teacher": {"teachers": {}}, "domains.*.evaluate_only": {"teachers": {}}}
 """What else has to change in the same section for the other value to be valid."""

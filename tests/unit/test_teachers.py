@@ -145,19 +145,32 @@ def test_every_rollout_goes_to_its_domains_teachers(pool):
             )
 
 
-def test_a_pool_ships_the_support_that_it_was_given(cluster, tmp_path):
-    path, support = make_model(tmp_path), Support(3, (1,))
+@pytest.mark.parametrize("whose", ["teacher", "union"])
+def test_a_pool_ships_the_support_that_it_was_given(cluster, tmp_path, whose):
+    path, support = make_model(tmp_path), Support(3, (1,), whose)
     specs = {"a": TeacherSpec(Checkpoint(path, "cpu", "float32"), Conditions(1.0, 256, support), 0.0, 1)}
     pool = TeacherPool(specs, routes={"code": {"a": 1.0}}, payload="topk", faults=FaultRecipe(), say=print)
-    batch = rollouts(4, domains=("code",))
+    rng = np.random.default_rng(1)
+    batch = [
+        dataclasses.replace(one, support_ids=np.array([[*rng.permutation(np.arange(2, VOCABULARY))[:3], 1]
+                                                       for _ in one.token_ids], np.int32))
+        for one in rollouts(4, domains=("code",))
+    ]  # fmt: skip
+    given = [one.support_ids for one in batch]
     local = TeacherModel(
         path, device="cpu", dtype="float32", temperature=1.0, microbatch_tokens=256, support=support
-    ).score([r.token_ids for r in batch], "topk")
+    ).score([r.token_ids for r in batch], "topk", None, given)
     for one, alone in zip(pool.score([batch]), local, strict=True):
         ((_, score),) = one.scores
         for name in ("ids_TK", "logprobs_TK", "rest_T", "sampled_T"):
             theirs, ours = getattr(score.payload, name), getattr(alone, name)
             np.testing.assert_allclose(theirs[one.rollout.loss_mask], ours[one.rollout.loss_mask], atol=1e-5)
+        mine = {1} if whose == "teacher" else set(one.rollout.support_ids[-1].tolist())
+        assert mine <= set(score.payload.ids_TK[-1].tolist())
+        assert score.payload.ids_TK.shape[1] == 3 + len(mine)
+    if whose == "union":
+        with pytest.raises(ValueError, match="the sampler recorded none"):
+            pool.score([rollouts(1, domains=("code",))])
     pool.close()
 
 

@@ -1,5 +1,6 @@
 """Top-k reverse KL against its definitions, with loops in float64; the support that a teacher ships."""
 
+import itertools
 import math
 
 import pytest
@@ -8,26 +9,40 @@ from losses_kit import BUCKET, FULL, TOPK, V, graded, microbatch, rows, run
 from naive import kl, numeric_gradient, softmax, topk_bucket, topk_left_out
 
 from distill.grades import SupportRows
-from distill.topk import Support, top_k
+from distill.topk import Support, likeliest, top_k
 
 DEFINITIONS = {"left_out": topk_left_out, "bucket": topk_bucket}
 NAME = "topk_reverse_kl"
 
 
-def naive_support(q, *, k=2, forced=(0,)):
-    return [*sorted((v for v in range(len(q)) if v not in forced), key=lambda v: -q[v])[:k], *forced]
+WHOSE = ("teacher", "student", "union")
+
+
+def naive_likeliest(q, *, k=2, besides=(0,)):
+    """The k likeliest tokens of those that are not there yet, then those."""
+    return [*sorted((v for v in range(len(q)) if v not in besides), key=lambda v: -q[v])[:k], *besides]
+
+
+def naive_support(q, mu=None, *, support):
+    """Of a teacher's distribution and, where it matters, that which the student sampled from."""
+    if support.whose == "teacher":
+        return naive_likeliest(q, k=support.k, besides=support.forced)
+    students = naive_likeliest(mu, k=support.k, besides=support.forced)
+    return students if support.whose == "student" else naive_likeliest(q, k=support.k, besides=students)
 
 
 def told(settings):
     return settings.outside
 
 
-def slot(teacher, tokens, *, support, weight=1.0):
-    """A teacher's slot from its logits, cut down with loops."""
+def slot(teacher, tokens, *, support, weight=1.0, sampler=None):
+    """A teacher's slot from its logits, and from the sampler's where the support is the student's, with loops."""
     ids, kept, rest, sampled = [], [], [], []
-    for row, y in zip(teacher.reshape(-1, V).tolist(), torch.as_tensor(tokens).reshape(-1).tolist(), strict=True):
+    students = (teacher if sampler is None else sampler).reshape(-1, V).tolist()
+    drawn = torch.as_tensor(tokens).reshape(-1).tolist()
+    for row, other, y in zip(teacher.reshape(-1, V).tolist(), students, drawn, strict=True):
         q = softmax(row)
-        chosen = naive_support(q, k=support.k, forced=support.forced)
+        chosen = naive_support(q, softmax(other), support=support)
         ids.append(chosen)
         kept.append([math.log(q[v]) for v in chosen])
         left = [q[v] for v in range(V) if v not in chosen]
@@ -41,17 +56,18 @@ def slot(teacher, tokens, *, support, weight=1.0):
 
 
 @pytest.mark.parametrize("settings", [TOPK, BUCKET], ids=told)
-@pytest.mark.parametrize("k", [1, 2, 4])
-def test_loss_is_the_definition_in_value_gradient_and_statistics(settings, k):
+@pytest.mark.parametrize(("whose", "k"), [*itertools.product(WHOSE, [1, 2]), ("teacher", 4), ("student", 4)])
+def test_loss_is_the_definition_in_value_gradient_and_statistics(settings, whose, k):
     logits, teacher = 2 * rows(2, 3, V, seed=0), 2 * rows(2, 3, V, seed=1)
     mask, tokens = [[False, True, True], [False, False, True]], [[0, 4, 1], [2, 3, 5]]
     sampler = rows(2, 3, seed=2) - 2
-    slots = [slot(teacher, tokens, support=Support(k, (0,)))]
+    wanted, wrote = Support(k, (0,), whose), 2 * rows(2, 3, V, seed=3)
+    slots = [slot(teacher, tokens, support=wanted, sampler=wrote)]
     out, gradient = run(NAME, logits, microbatch(mask, tokens, slots=slots, sampler=sampler), settings)
     drawn_outside = set()
     for b, t in ((0, 1), (0, 2), (1, 2)):
         z, q, y = logits[b, t].tolist(), softmax(teacher[b, t].tolist()), tokens[b][t]
-        p, support = softmax(z), naive_support(q, k=k)
+        p, support = softmax(z), naive_support(q, softmax(wrote[b, t].tolist()), support=wanted)
 
         def definition(z, q=q, support=support):
             return DEFINITIONS[settings.outside](softmax(z), q, support)
@@ -67,15 +83,19 @@ def test_loss_is_the_definition_in_value_gradient_and_statistics(settings, k):
             }
         )
         drawn_outside.add(y not in support)
-    assert True in drawn_outside or k == 4, "the advantage is known outside of the support too"
+    assert True in drawn_outside or whose != "teacher" or k == 4, "the advantage is known outside of the support too"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("settings", [TOPK, BUCKET], ids=told)
-def test_loss_is_exactly_zero_where_the_teacher_is_the_student(settings, dtype):
+def test_loss_is_exactly_zero_where_the_teacher_is_the_student(settings, whose, dtype):
     logits = 5 * rows(3, 4, 133, seed=6, dtype=dtype)
     teacher = logits.to(torch.promote_types(dtype, torch.float32)).log_softmax(-1)
-    batch = graded(NAME, [[False, True, True, True]] * 3, [[1, 2, 3, 4]] * 3, teacher)
+    mask, tokens, support = [[False, True, True, True]] * 3, torch.tensor([[1, 2, 3, 4]] * 3), Support(2, (0,), whose)
+    ids, kept, rest = top_k(teacher, support, likeliest(teacher + rows(3, 4, 133, seed=5), support))
+    at = SupportRows(ids, rest, teacher.gather(-1, tokens[..., None])[..., 0])
+    batch = microbatch(mask, tokens, slots=[([1.0] * 3, kept, at)])
     out, gradient = run(NAME, logits, batch, settings)
     assert gradient.dtype == dtype
     assert not out.loss_BT.any()
@@ -86,9 +106,10 @@ def test_loss_is_exactly_zero_where_the_teacher_is_the_student(settings, dtype):
 
 
 @pytest.mark.parametrize("settings", [TOPK, BUCKET], ids=told)
-def test_where_the_support_is_everything_it_is_the_exact_reverse_kl(settings):
+@pytest.mark.parametrize("support", [Support(V - 1, (0,)), Support(V - 1, (0,), "student"), Support(3, (0,), "union")])
+def test_where_the_support_is_everything_it_is_the_exact_reverse_kl(settings, support):
     logits, teacher = rows(1, 2, V, seed=8), rows(1, 2, V, seed=9)
-    slots = [slot(teacher, [[0, 1]], support=Support(V - 1, (0,)))]
+    slots = [slot(teacher, [[0, 1]], support=support, sampler=rows(1, 2, V, seed=19))]
     ours, gradient = run(NAME, logits, microbatch([[False, True]], [[0, 1]], slots=slots), settings)
     batch = microbatch([[False, True]], [[0, 1]], teacher=teacher.log_softmax(-1))
     exact, exact_gradient = run("full_reverse_kl", logits, batch, FULL)
@@ -123,7 +144,7 @@ def test_several_teachers_have_supports_of_their_own(settings):
         q = [softmax(teacher[b, 1].tolist()) for teacher in (first, second)]
 
         def total(z, weights=weights, q=q):
-            parts = [DEFINITIONS[settings.outside](softmax(z), one, naive_support(one)) for one in q]
+            parts = [DEFINITIONS[settings.outside](softmax(z), one, naive_support(one, support=support)) for one in q]
             return sum(w * part for w, part in zip(weights, parts, strict=True))
 
         z = logits[b, 1].tolist()
@@ -142,7 +163,7 @@ def test_under_a_temperature_the_divergence_is_of_the_tempered_distributions(set
 
     def tempered(z):
         p, q = (softmax([a / temperature for a in one]) for one in (z, teacher.tolist()))
-        return DEFINITIONS[settings.outside](p, q, naive_support(q))
+        return DEFINITIONS[settings.outside](p, q, naive_support(q, support=Support(2, (0,))))
 
     assert out.loss_BT[0, 1].item() == pytest.approx(tempered(raw.tolist()), abs=1e-12)
     assert gradient[0, 1].tolist() == pytest.approx(numeric_gradient(tempered, raw.tolist()), abs=1e-9)
@@ -166,10 +187,47 @@ def test_support_is_the_likeliest_and_the_forced_once_each(k, forced):
     for b in range(2):
         for t in range(3):
             row = logp[b, t].tolist()
-            assert sorted(ids[b, t].tolist()) == sorted(naive_support(row, k=k, forced=forced))
+            assert sorted(ids[b, t].tolist()) == sorted(naive_likeliest(row, k=k, besides=forced))
             assert [row[v] for v in ids[b, t].tolist()] == logprobs[b, t].tolist()
             left = math.fsum(math.exp(row[v]) for v in range(V) if v not in ids[b, t].tolist())
             assert math.exp(rest[b, t]) == pytest.approx(left, rel=1e-12)
+
+
+@pytest.mark.parametrize("whose", WHOSE)
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_support_of_student_and_union_has_every_token_once_and_as_many_everywhere(whose, k):
+    teacher, student = rows(2, 3, V, seed=17).log_softmax(-1), rows(2, 3, V, seed=18)
+    support = Support(k, (4,), whose)
+    given = likeliest(student, support)
+    ids, logprobs, rest = top_k(teacher, support, given)
+    assert ids.shape[-1] == min(V, (2 if whose == "union" else 1) * k + 1)
+    for b, t in itertools.product(range(2), range(3)):
+        q, chosen = teacher[b, t].tolist(), ids[b, t].tolist()
+        assert sorted(chosen) == sorted(naive_support(q, student[b, t].tolist(), support=support))
+        assert len({*chosen, 4}) == len(chosen)
+        ours, theirs = (set(naive_likeliest(one, k=k, besides=(4,))) for one in (student[b, t].tolist(), q))
+        assert {"teacher": theirs, "student": ours, "union": ours | theirs}[whose] <= set(chosen)
+        assert logprobs[b, t].tolist() == [q[v] for v in chosen]
+        left = math.fsum(math.exp(q[v]) for v in range(V) if v not in chosen)
+        assert math.exp(rest[b, t]) == pytest.approx(left, rel=1e-12)
+
+
+def test_a_support_that_needs_the_students_tokens_does_not_do_without():
+    with pytest.raises(ValueError, match="the support is union, and the rollout does not carry"):
+        top_k(rows(1, V, seed=19), Support(2, (), "union"))
+
+
+def test_the_union_pushes_where_eq_5_on_the_teachers_support_is_silent():
+    """They agree on what the teacher finds likely, and the student has a favourite besides: it is in the union."""
+    teacher = torch.tensor([[[0.0] * V, [3.0, 2.0, 1.0, -9.0, -9.0, -9.0]]]).double()
+    p = torch.tensor([*teacher[0, 1].softmax(-1)[:3] * 0.5, 0.4, 0.05, 0.05]).double()
+    logits = torch.stack([torch.zeros(V).double(), p.log()])[None]
+    gradients = {}
+    for whose in WHOSE:
+        slots = [slot(teacher, [[0, 1]], support=Support(2, (0,), whose), sampler=logits)]
+        _, gradients[whose] = run(NAME, logits, microbatch([[False, True]], [[0, 1]], slots=slots), TOPK)
+    for whose in ("student", "union"):
+        assert gradients[whose][0, 1, 3] > 5 * gradients["teacher"][0, 1, 3].abs(), "descent takes its mass"
 
 
 def test_the_rest_keeps_its_digits_in_float32():
