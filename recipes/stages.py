@@ -20,6 +20,7 @@ from distill.recipe import (
     TrackRecipe,
     WandbRecipe,
 )
+
 PREFIX = "stage:"
 
 
