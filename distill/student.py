@@ -73,13 +73,26 @@ class LiveWeights:
 
 
 class DeepSpeedStudent:
-    """A student trained by DeepSpeed; satisfies :class:`distill.types.Student`."""
+    """A student trained by DeepSpeed; satisfies :class:`distill.types.Student`.
 
-    def __init__(self, ranks: Ranks, spec: StudentSpec, *, shares: Mapping[str, float], updates_per_step: int) -> None:
+    Args:
+        selective: its grader selects what is learnt from; see :func:`distill.batch.plan_updates`.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        spec: StudentSpec,
+        *,
+        shares: Mapping[str, float],
+        updates_per_step: int,
+        selective: bool = False,
+    ) -> None:
         self._ranks = ranks
         self._spec = spec
         self._shares = dict(shares)
         self._updates_per_step = updates_per_step
+        self._selective = selective
 
     def load_latest(self) -> int:
         """Restore the newest whole checkpoint, if any; returns the number of finished steps (0 if none)."""
@@ -90,7 +103,7 @@ class DeepSpeedStudent:
         return LiveWeights(self._ranks)
 
     def update(self, batch: Sequence[ScoredRollout], *, step: int) -> Metrics:
-        """Take ``updates_per_step`` optimizer steps on ``batch``; returns metrics averaged over them.
+        """Take ``updates_per_step`` optimizer steps on ``batch``; returns metrics averaged over them, none of none.
 
         Raises:
             NonFinite: loss or gradient is NaN or infinite; raised before the weights move.
@@ -101,7 +114,10 @@ class DeepSpeedStudent:
             updates=self._updates_per_step,
             ranks=self._ranks.size,
             microbatch_tokens=self._spec.engine.microbatch_tokens,
+            selective=self._selective,
         )
+        if not plans:
+            return {}
         rewards = self._reward_advantages(batch)
         first = step * self._updates_per_step
         per_rank = [

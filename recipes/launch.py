@@ -147,7 +147,8 @@ def training(
     recipe: Recipe, folder: Path, attempt: str, *, model: str, teachers: Mapping[str, str], tracker: Tracker
 ) -> Training:
     """A run or a stage, ready to be trained, without an exam."""
-    tokenizer = load_tokenizer(model)
+    tokenizer, method = load_tokenizer(model), METHODS[recipe.method]
+    writers = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
     return Training(
         recipe=recipe,
         folder=folder,
@@ -157,7 +158,7 @@ def training(
         tokenizer=tokenizer,
         tasks=tasks_of(recipe, tokenizer),
         tracker=tracker,
-        costs=Costs(model, teachers, samples=METHODS[recipe.method].samples),
+        costs=Costs(model, teachers, samples=method.samples, writers=writers if method.teachers == "write" else {}),
         exam=None,
     )
 
