@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from distill import checkpoint, engine, moe
 from distill.batch import collate
-from distill.losses import LOSSES
+from distill.losses import LOSSES, reference_of
 from distill.measure import UpdateTotals
 from distill.recipe import Engine, Loss, Optimizer
 from distill.schedule import learning_rate
@@ -195,6 +195,7 @@ class StudentRank:
             reward_advantages=None if update.reward_advantages is None else update.reward_advantages[i],
             device=self.device,
             apart=losses.apart,
+            reference=reference_of(spec.loss),
         )
         if update.microbatches[i]:
             self.load_balance.count(microbatch.attention_mask_BT)

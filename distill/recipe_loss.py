@@ -62,6 +62,12 @@ class SampledToken(Strict):
 
     advantage_clip: Positive = Field(default=5.0, description="nats; bound of the teacher gap, arXiv 2606.30406")
     gate: tuple[Positive, Positive] = Field(default=(0.2, 5.0), description="kept range of policy/sampler ratio")
+    extrapolation: Positive = Field(
+        default=1.0, description="lambda of ExOPD, arXiv 2602.12125: 1 is the teacher, 1.25 beyond it, 1.5 was unstable"
+    )
+    reference: str | None = Field(
+        default=None, description="where extrapolation goes away from: a teacher whose model is self"
+    )
 
     @field_validator("gate")
     @classmethod

@@ -6,8 +6,10 @@ import itertools
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from distill.losses import reference_of
 from distill.recipe import Architecture, Optimizer, PolicyGradient, Recipe, Source
 from distill.recipe_schema import guess
+from recipes.check_loss import check_loss
 from recipes.lineage import SELF, chain, households, sources, stage_name
 from recipes.methods import METHODS
 from recipes.stages import stage_domains
@@ -25,6 +27,7 @@ def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[s
         *_teachers(recipe),
         *_method(recipe, losses),
         *_rewards(recipe),
+        *check_loss(recipe),
         *_stages(recipe),
         *_updates(recipe),
         *_idle(recipe),
@@ -51,7 +54,7 @@ def _teachers(recipe: Recipe) -> Iterator[str]:
                     f"{guess(teacher, recipe.teachers)}"
                 )
     for teacher in recipe.teachers:
-        if teacher not in used:
+        if teacher not in used and teacher != reference_of(recipe.loss):
             yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
     yield from _anchors(recipe)
     groups = households(recipe)

@@ -27,7 +27,7 @@ from recipes.environment import note_environment
 from recipes.exam import Exam
 from recipes.lineage import teacher_source
 from recipes.measure import evaluate_model, measure_frozen
-from recipes.methods import METHODS
+from recipes.methods import METHODS, routes
 from recipes.models import load_tokenizer, make_initial
 from recipes.report import summary_table, write_report
 from recipes.run_folder import move_aside, refuse_changed_recipe
@@ -104,7 +104,9 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
         exam = Exam(
             recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
         )
-        measure_frozen(recipe, world, exam, {"base": model} | {f"teachers/{n}": path for n, path in teachers.items()})
+        graded_by = {name for domain in recipe.domains.values() for name in domain.teacher_weights}
+        sitting = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
+        measure_frozen(recipe, world, exam, {"base": model} | sitting)
         replace(job, exam=exam).run(world, title=recipe.name)
         seesaw = build_seesaw(
             exam.rows,
@@ -127,8 +129,8 @@ def starting_model(recipe: Recipe, whole: Recipe, *, out: Path, folder: Path, at
 
 
 def teacher_folders(recipe: Recipe, out: Path) -> dict[str, str]:
-    """The checkpoint of every teacher that grades a domain, by name."""
-    used = {teacher for domain in recipe.trained_domains.values() for teacher in domain.teacher_weights}
+    """The checkpoint of every teacher that is asked, by name."""
+    used = {teacher for weights in routes(recipe).values() for teacher in weights}
     named = {name: teacher_source(recipe, name) for name in recipe.teachers if name in used}
     return {name: on_disk(model_path(source, out=out, folder=out)) for name, source in named.items()}
 

@@ -10,6 +10,7 @@ from distill.engine import model_dtype
 from distill.recipe import Engine, Optimizer, Recipe
 from recipes.check_tasks import Lengths
 from recipes.lineage import SELF, households
+from recipes.methods import routes
 from recipes.stages import stage_domains
 from recipes.survey import Facts
 
@@ -198,7 +199,7 @@ def _flops(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Len
             domain.prompts * recipe.rollout.samples_per_prompt
         )
         total += student.train(sequences) + (student.generate(sequences) if recipe.method == "mopd" else 0)
-        total += sum(facts[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in domain.teacher_weights)
+        total += sum(facts[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in routes(recipe)[name])
     total *= recipe.run.steps
     for name, stage in recipe.stages.items():
         for domain in stage_domains(recipe, name):

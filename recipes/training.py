@@ -22,7 +22,7 @@ from distill.types import Sampler, WorldError
 from recipes.costs import Costs
 from recipes.exam import Exam
 from recipes.lineage import adapter_folders
-from recipes.methods import METHODS, Cast, decoding, support_of
+from recipes.methods import METHODS, Cast, decoding, routes, support_of
 from recipes.ranks import RayRanks
 from recipes.watch import RunWatch
 from rollouts.prompts import Prefetched, PromptSource, Supply
@@ -190,10 +190,11 @@ class Training:
             )
             for name, path in self.teachers.items()
         }
-        routes = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
         payload = LOSSES[recipe.loss.estimator].payload
         assert payload is not None, "a method without teachers has none to ask"
-        return TeacherPool(specs, routes=routes, payload=payload, faults=recipe.faults, say=world.progress.print)
+        return TeacherPool(
+            specs, routes=routes(recipe), payload=payload, faults=recipe.faults, say=world.progress.print
+        )
 
     def _check_vocabularies(self, teachers: TeacherPool) -> None:
         student = len(self.tokenizer)

@@ -1,0 +1,41 @@
+"""Checks of what a recipe's loss is told besides its estimator: extrapolation and its reference. Nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from distill.recipe import Recipe, SampledToken
+from distill.recipe_schema import guess
+from recipes.lineage import SELF
+
+
+def check_loss(recipe: Recipe) -> Iterator[str]:
+    """Every problem of it, each a sentence."""
+    loss = recipe.loss
+    if not isinstance(loss, SampledToken):
+        return
+    name = loss.reference
+    if name is None:
+        if loss.extrapolation != 1:
+            yield (
+                f"`loss.extrapolation` is {loss.extrapolation:g}, and no `loss.reference` says what to go away from; "
+                f"write `teachers: {{anchor: {{model: self}}}}` and `loss: {{reference: anchor}}`, or set it to 1"
+            )
+        return
+    if loss.extrapolation == 1:
+        yield (
+            f"`loss.reference` is {name!r} and would change nothing (`loss.extrapolation` is 1: the teacher itself); "
+            f"take it away, or extrapolate"
+        )
+    if name not in recipe.teachers:
+        yield f"`loss.reference`: no teacher {name!r} is declared under `teachers`; {guess(name, recipe.teachers)}"
+    elif recipe.teachers[name].model != SELF:
+        yield (
+            f"`loss.reference` is the teacher {name!r}, whose model is {recipe.teachers[name].model}; what the student "
+            f"goes away from is where it starts: name a teacher whose model is self"
+        )
+    if not any(teacher != name for domain in recipe.trained_domains.values() for teacher in domain.teacher_weights):
+        yield (
+            "`loss.extrapolation` goes beyond a teacher, and no domain has one; give a domain a `teacher`, or take "
+            "`loss.extrapolation` and `loss.reference` away"
+        )
