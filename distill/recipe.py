@@ -158,6 +158,12 @@ class Recipe(Strict):
     teachers: dict[Name, TeacherRecipe] = Field(default_factory=dict, description="specialists, by name")
     faults: FaultRecipe = FaultRecipe()
     loss: Loss = FullReverseKL()
+    share_rule: Literal["explicit", "variance_scaled", "gap_following"] = Field(
+        default="explicit",
+        description="a step's shares of the loss: explicit: those of the domains; variance_scaled: times "
+        "clip(sigma_all / sigma_d, 0.25, 4) of the token advantages (DN-MOPD, arXiv 2609.35347); gap_following: times "
+        "clip(KL_d / mean KL, 0.05, 20)",
+    )
     rollout: RolloutRecipe = RolloutRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
     run: RunRecipe = RunRecipe()

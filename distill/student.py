@@ -13,6 +13,7 @@ from distill import checkpoint, engine
 from distill.advantages import group_advantages
 from distill.batch import UpdatePlan, plan_updates
 from distill.rank import RankUpdate, StudentRank, StudentSpec
+from distill.shares import SHARE_RULES, normalised, step_tokens
 from distill.types import Metrics, ScoredRollout
 
 
@@ -75,10 +76,19 @@ class LiveWeights:
 class DeepSpeedStudent:
     """A student trained by DeepSpeed; satisfies :class:`distill.types.Student`."""
 
-    def __init__(self, ranks: Ranks, spec: StudentSpec, *, shares: Mapping[str, float], updates_per_step: int) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        spec: StudentSpec,
+        *,
+        shares: Mapping[str, float],
+        updates_per_step: int,
+        share_rule: str,
+    ) -> None:
         self._ranks = ranks
         self._spec = spec
         self._shares = dict(shares)
+        self._share_rule = share_rule
         self._updates_per_step = updates_per_step
 
     def load_latest(self) -> int:
@@ -92,17 +102,20 @@ class DeepSpeedStudent:
     def update(self, batch: Sequence[ScoredRollout], *, step: int) -> Metrics:
         """Take ``updates_per_step`` optimizer steps on ``batch``; returns metrics averaged over them.
 
+        ``share/d`` is each domain's part of the loss in this step, the same in all of its updates.
+
         Raises:
             NonFinite: loss or gradient is NaN or infinite; raised before the weights move.
         """
+        rewards = self._reward_advantages(batch)
+        shares = self._shares_of(batch, rewards)
         plans = plan_updates(
             batch,
-            shares=self._shares,
+            shares=shares,
             updates=self._updates_per_step,
             ranks=self._ranks.size,
             microbatch_tokens=self._spec.engine.microbatch_tokens,
         )
-        rewards = self._reward_advantages(batch)
         first = step * self._updates_per_step
         per_rank = [
             tuple(
@@ -111,7 +124,8 @@ class DeepSpeedStudent:
             )
             for rank in range(self._ranks.size)
         ]
-        return self._ranks.call("update", [(updates,) for updates in per_rank])[0]
+        metrics: Metrics = self._ranks.call("update", [(updates,) for updates in per_rank])[0]
+        return metrics | {f"share/{domain}": share for domain, share in normalised(shares).items()}
 
     def save(self, step: int) -> None:
         """Write a checkpoint from which a run resumes exactly after ``step`` finished steps, unless it is there."""
@@ -124,6 +138,10 @@ class DeepSpeedStudent:
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._ranks.call(method, [args] * self._ranks.size)
+
+    def _shares_of(self, batch: Sequence[ScoredRollout], rewards: Sequence[float] | None) -> dict[str, float]:
+        tokens = {} if self._share_rule == "explicit" else step_tokens(batch, self._spec.loss, rewards)
+        return SHARE_RULES[self._share_rule](self._shares, tokens)
 
     def _reward_advantages(self, batch: Sequence[ScoredRollout]) -> list[float] | None:
         if getattr(self._spec.loss, "reward_weight", 0.0) == 0:

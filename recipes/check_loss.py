@@ -1,9 +1,10 @@
-"""Checks of what a recipe's loss is told besides its estimator: extrapolation and its reference. Nothing is loaded."""
+"""Checks of what a recipe says of its loss besides the estimator: extrapolation, the rule of shares."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from distill.losses import LOSSES
 from distill.recipe import Recipe, SampledToken
 from distill.recipe_schema import guess
 from recipes.lineage import SELF
@@ -11,6 +12,24 @@ from recipes.lineage import SELF
 
 def check_loss(recipe: Recipe) -> Iterator[str]:
     """Every problem of it, each a sentence."""
+    yield from _extrapolation(recipe)
+    if recipe.share_rule != "explicit":
+        yield from _share_rule(recipe)
+
+
+def _share_rule(recipe: Recipe) -> Iterator[str]:
+    where, trained, loss = f"`share_rule` is {recipe.share_rule}", recipe.trained_domains, recipe.loss.estimator
+    if LOSSES[loss].payload is None:
+        yield f"{where}, and {loss} has neither advantages nor a gap to teachers; set it to explicit"
+    elif len(trained) == 1:
+        yield f"{where}, and one domain has the whole loss; set it to explicit"
+    if recipe.share_rule == "gap_following":
+        for name, domain in trained.items():
+            if not domain.teacher_weights:
+                yield f"{where}, and domain {name!r} has no teacher to be away from; name one, or use another rule"
+
+
+def _extrapolation(recipe: Recipe) -> Iterator[str]:
     loss = recipe.loss
     if not isinstance(loss, SampledToken):
         return

@@ -115,8 +115,7 @@ class Training:
             spec = self._student_spec(world)
             ranks = RayRanks(spec)
             closing.callback(ranks.close)
-            shares = {name: domain.share for name, domain in recipe.trained_domains.items()}
-            student = DeepSpeedStudent(ranks, spec, shares=shares, updates_per_step=recipe.student.updates_per_step)
+            student = self._student(ranks, spec)
 
             def graders() -> TeacherPool:
                 assert teachers is not None
@@ -154,6 +153,16 @@ class Training:
                 examinee.load_weights(student.weights(), version=recipe.run.steps)
                 self.exam.take("student", step=recipe.run.steps, split="test", sampler=examinee)
             student.export(str(self.folder / "student"))
+
+    def _student(self, ranks: RayRanks, spec: StudentSpec) -> DeepSpeedStudent:
+        recipe = self.recipe
+        return DeepSpeedStudent(
+            ranks,
+            spec,
+            shares={name: domain.share for name, domain in recipe.trained_domains.items()},
+            updates_per_step=recipe.student.updates_per_step,
+            share_rule=recipe.share_rule,
+        )
 
     def _student_spec(self, world: World) -> StudentSpec:
         recipe = self.recipe
