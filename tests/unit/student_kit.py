@@ -64,7 +64,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "v_head_dim": 8,
     },
     "llama": {},
+    "qwen3": {},
 }
+DENSE = ("llama", "qwen3")
 
 
 def make_model(folder: Path, family: str = "mimo_v2_flash", *, seed: int = 0) -> str:
