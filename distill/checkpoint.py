@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -145,15 +145,15 @@ def whole_checkpoints(folder: str | Path) -> list[int]:
     return sorted(int(match[1]) for path in Path(folder).iterdir() if (match := _STEP.match(path.name)))
 
 
-def prune(run_dir: str | Path, folder: str | Path, *, keep: int, attempt: str) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and what other attempts left half written.
+def prune(run_dir: str | Path, folder: str | Path, *, keep: int, attempt: str, spared: Collection[int] = ()) -> None:
+    """Remove all but the newest ``keep`` checkpoints and the steps ``spared``, and what other attempts half wrote.
 
     Raises:
         WorldError: a newer attempt owns the run; what is half written may be its own.
     """
     with _publishing(run_dir):
         check_current(run_dir, attempt, "the list of checkpoints")
-        for step in whole_checkpoints(folder)[:-keep]:
+        for step in set(whole_checkpoints(folder)[:-keep]) - set(spared):
             remove(Path(folder) / checkpoint_name(step))
         for path in Path(folder).glob("*.tmp-*"):
             if not path.name.endswith(f".tmp-{attempt}"):

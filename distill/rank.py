@@ -8,7 +8,7 @@ Shape legend: B sequences, T tokens of a sequence, V vocabulary, D trained domai
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +100,10 @@ class StudentRank:
         with self._whole():
             return fn(self.module, *args)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, spared: Collection[int]) -> None:
         """Write the checkpoint after ``step`` finished steps under a temporary name, then publish it.
+
+        Older ones go, but for the newest few and those of the steps ``spared``.
 
         Raises:
             WorldError: a newer attempt owns the run.
@@ -121,7 +123,8 @@ class StudentRank:
             checkpoint.write_atomic(folder / "layout.json", json.dumps(self._layout()))
             checkpoint.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name)
             spec = self.spec
-            checkpoint.prune(spec.run_dir, self._checkpoints, keep=spec.keep_checkpoints, attempt=spec.attempt)
+            kept = {"keep": spec.keep_checkpoints, "spared": spared}
+            checkpoint.prune(spec.run_dir, self._checkpoints, **kept, attempt=spec.attempt)
 
         self._on_first(publish)
 
@@ -132,9 +135,13 @@ class StudentRank:
             UserError: it was written with another number of ranks, ZeRO stage, expert parallelism, device or dtype.
         """
         steps = checkpoint.whole_checkpoints(self._checkpoints)
-        if not steps:
-            return 0
-        name = checkpoint.checkpoint_name(steps[-1])
+        if steps:
+            self.load(steps[-1])
+        return steps[-1] if steps else 0
+
+    def load(self, step: int) -> None:
+        """Restore the checkpoint after ``step`` finished steps, which is there; raises as :meth:`load_latest` does."""
+        name = checkpoint.checkpoint_name(step)
         written = json.loads((self._checkpoints / name / "layout.json").read_text())
         if written != self._layout():
             raise UserError(
@@ -142,7 +149,6 @@ class StudentRank:
                 "resume with the old settings, or start anew with --restart"
             )
         engine.load(self.engine, self._checkpoints, name)
-        return steps[-1]
 
     def state_dict(self) -> dict[str, torch.Tensor] | None:
         """The consolidated weights under Hugging Face names, on the CPU; None on all ranks but the first."""

@@ -100,6 +100,11 @@ class EvaluateRecipe(Strict):
     validation_prompts: Count = Field(default=200, description="per domain, for curves")
     test_prompts: Count = Field(default=1000, description="per domain, for final tables")
     seed: Seed = Field(default=0, description="of the held-out prompts; the same for every run that is compared")
+    select: Literal["worst_recovery", "last"] = Field(
+        default="worst_recovery",
+        description="which evaluated step is the result: worst_recovery: the one whose worst domain is best on "
+        "validation (by recovery; by change over the base where no teacher is clearly better than it); last: the last",
+    )
 
 
 class RunRecipe(Strict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from distill.advantages import group_advantages
 from distill.batch import UpdatePlan, plan_updates
 from distill.rank import RankUpdate, StudentRank, StudentSpec
 from distill.shares import SHARE_RULES, normalised, step_tokens
-from distill.types import Metrics, ScoredRollout
+from distill.types import Metrics, ScoredRollout, WorldError
 
 
 class Ranks(Protocol):
@@ -84,11 +84,13 @@ class DeepSpeedStudent:
         shares: Mapping[str, float],
         updates_per_step: int,
         share_rule: str,
+        spared: Callable[[], Collection[int]] = tuple,
     ) -> None:
+        """``spared``: steps whose checkpoints are not to be removed, asked at each saving."""
         self._ranks = ranks
         self._spec = spec
         self._shares = dict(shares)
-        self._share_rule = share_rule
+        self._share_rule, self._spared = share_rule, spared
         self._updates_per_step = updates_per_step
 
     def load_latest(self) -> int:
@@ -130,7 +132,20 @@ class DeepSpeedStudent:
     def save(self, step: int) -> None:
         """Write a checkpoint from which a run resumes exactly after ``step`` finished steps, unless it is there."""
         if step not in checkpoint.whole_checkpoints(Path(self._spec.run_dir) / "checkpoints"):
-            self._all("save", step)
+            self._all("save", step, tuple(self._spared()))
+
+    def load(self, step: int) -> None:
+        """Go back to the weights after ``step`` finished steps.
+
+        Raises:
+            WorldError: their checkpoint is gone.
+        """
+        if step not in checkpoint.whole_checkpoints(Path(self._spec.run_dir) / "checkpoints"):
+            raise WorldError(
+                f"the checkpoint of step {step}, which `evaluate.select` chose, is not in {self._spec.run_dir}/"
+                f"checkpoints; start anew with --restart, or with `evaluate.select=last` and another --out"
+            )
+        self._all("load", step)
 
     def export(self, path: str) -> None:
         """Write a Hugging Face checkpoint with its tokenizer."""

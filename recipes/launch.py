@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
             teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},
             fingerprints={name: fingerprint(task, seed=recipe.evaluate.seed) for name, task in job.tasks.items()},
         )
-        write_atomic(out / "seesaw.json", json.dumps(seesaw | {"trials": recipe.trials}, indent=2) + "\n")
+        seesaw |= {"trials": recipe.trials, "selected": asdict(exam.selected(recipe.run.steps))}
+        write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
         tracker.summarize(seesaw)
     write_ledger(recipe, out)
 

@@ -209,13 +209,13 @@ def _flops(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Len
 
 
 def _disk(recipe: Recipe, facts: Mapping[str, Facts], device: str) -> float:
-    """Bytes of a whole run's folder at its largest: one checkpoint more than are kept, while it is written."""
+    """Bytes of a whole run's folder at its largest: the checkpoints that are kept, one that is spared because it is the
+    best so far, and one more while it is written."""
     student = facts["student.model"].cost.total_parameters
     engine = recipe.student.engine
-    total = student * (
-        (recipe.run.keep_checkpoints + 1) * _checkpoint_bytes(engine, recipe.student.optimizer, device)
-        + 2 * model_dtype(engine, device).itemsize
-    )
+    kept = recipe.run.keep_checkpoints + 1 + (recipe.evaluate.select != "last")
+    checkpoints = kept * _checkpoint_bytes(engine, recipe.student.optimizer, device)
+    total = student * (checkpoints + 2 * model_dtype(engine, device).itemsize)
     for name, stage in recipe.stages.items():
         parameters = facts[f"stages.{name}.from"].cost.total_parameters
         # The checkpoint that is kept, one being written, the initial model and the export.

@@ -11,7 +11,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from distill.console import Progress
+from distill.console import Progress, TaskHandle
 from distill.loop import train
 from distill.losses import LOSSES
 from distill.rank import StudentSpec
@@ -99,7 +99,7 @@ class Training:
     exam: Exam | None
 
     def run(self, world: World, *, title: str) -> None:
-        """Train to the end, measure the final weights on the test prompts, export them to ``student/``.
+        """Train to the end, measure the selected step's weights on the test prompts, export them to ``student/``.
 
         Raises:
             Interrupted: it was asked to stop; the last finished step is saved.
@@ -148,11 +148,19 @@ class Training:
                     examinee=examinee,
                 ),
             )
-            if self.exam is not None and not self.exam.taken("student", recipe.run.steps, "test"):
-                progress.note("measuring the student on test prompts")
-                examinee.load_weights(student.weights(), version=recipe.run.steps)
-                self.exam.take("student", step=recipe.run.steps, split="test", sampler=examinee)
-            student.export(str(self.folder / "student"))
+            self._conclude(student, examinee, progress)
+
+    def _conclude(self, student: DeepSpeedStudent, examinee: Sampler, progress: TaskHandle) -> None:
+        """Go back to the selected step, if that is not the last; measure and export it."""
+        last = self.recipe.run.steps
+        step = last if self.exam is None else self.exam.selected(last).step
+        if step != last:
+            student.load(step)
+        if self.exam is not None and not self.exam.taken("student", step, "test"):
+            progress.note("measuring the student on test prompts")
+            examinee.load_weights(student.weights(), version=step)
+            self.exam.take("student", step=step, split="test", sampler=examinee)
+        student.export(str(self.folder / "student"))
 
     def _student(self, ranks: RayRanks, spec: StudentSpec) -> DeepSpeedStudent:
         recipe = self.recipe
@@ -162,6 +170,7 @@ class Training:
             shares={name: domain.share for name, domain in recipe.trained_domains.items()},
             updates_per_step=recipe.student.updates_per_step,
             share_rule=recipe.share_rule,
+            spared=lambda: () if self.exam is None else (self.exam.selected(0).step,),
         )
 
     def _student_spec(self, world: World) -> StudentSpec:

@@ -65,8 +65,9 @@ class RunWatch:
             self._tracker.append_rows("rollouts", self._samples(self._exam, step, batch))
 
     def saves(self, step: int) -> bool:
-        """Every ``save_every`` steps."""
-        return step % self._recipe.run.save_every == 0
+        """Every ``save_every`` steps, and where it was measured best so far."""
+        best = self._exam is not None and self._exam.selected(0).step == step
+        return best or step % self._recipe.run.save_every == 0
 
     def stops(self) -> bool:
         """Whether Ctrl-C was pressed, or another stage failed."""

@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
+import torch
 from runs import assert_whole, finish, kill, mopd, rows, run, wait_for, weights
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 STEPS = 4
@@ -103,6 +106,31 @@ def test_the_same_command_on_a_finished_run_changes_nothing(smoke):
     assert {p: (out / p).read_bytes() for p in ("metrics.jsonl", "evaluations.jsonl", "seesaw.json")} | weights(
         out
     ) == before
+
+
+def test_the_step_that_was_best_on_validation_is_tested_and_exported(smoke, tmp_path):
+    """The answers of step 2 are made right ones, so it is best; the run is finished again from there."""
+    out = tmp_path / "best"
+    shutil.copytree(smoke[0], out)
+    for made in ("finished.json", "seesaw.json"):
+        (out / made).unlink()
+    shutil.rmtree(out / "student")
+    answers = [row for row in rows(out / "evaluations.jsonl") if (row["model"], row["split"]) != ("student", "test")]
+    for row in answers:
+        if (row["model"], row["step"]) == ("student", 2):
+            row["correct"] = 1.0
+    (out / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    run("run", "smoke", "--out", out)
+    chosen = json.loads((out / "seesaw.json").read_text())["selected"]
+    assert (chosen["step"], chosen["by"]) == (2, "worst_points"), "no teacher of this recipe is clearly better"
+    tested = [r["step"] for r in rows(out / "evaluations.jsonl") if (r["model"], r["split"]) == ("student", "test")]
+    assert tested == [2] * 48
+    saved = torch.load(out / "checkpoints/step-000002/mp_rank_00_model_states.pt", weights_only=False)["module"]
+    exported = load_file(out / "student/model.safetensors")
+    same = {name: torch.equal(saved[name], tensor) for name, tensor in exported.items() if name in saved}
+    assert len(same) > 10
+    assert all(same.values())
+    assert weights(out)["student/model.safetensors"] != weights(smoke[0])["student/model.safetensors"]
 
 
 def test_a_changed_recipe_is_refused_and_the_difference_shown(smoke):
