@@ -36,6 +36,7 @@ class StudentSpec:
         total_optimizer_steps: of the whole run, for the learning rate's schedule.
         run_dir: the run's folder; checkpoints lie in its ``checkpoints/``.
         attempt: id of the attempt that owns the folder; see :func:`distill.checkpoint.claim`.
+        trust_remote_code: whether Python code that lies in the folder of ``model`` may run.
     """
 
     model: str
@@ -50,6 +51,7 @@ class StudentSpec:
     run_dir: str
     attempt: str
     keep_checkpoints: int
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,13 @@ class StudentRank:
 
         def publish() -> None:
             checkpoint.remove(temporary)
-            checkpoint.export_hf(temporary, state_dict=state or {}, model=self.module, source=self.spec.model)
+            checkpoint.export_hf(
+                temporary,
+                state_dict=state or {},
+                model=self.module,
+                source=self.spec.model,
+                trust_remote_code=self.spec.trust_remote_code,
+            )
             checkpoint.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
 
         self._on_first(publish)

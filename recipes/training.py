@@ -21,7 +21,7 @@ from distill.track import Tracker
 from distill.types import Sampler, WorldError
 from recipes.costs import Costs
 from recipes.exam import Exam
-from recipes.lineage import adapter_folders
+from recipes.lineage import adapter_folders, trusted
 from recipes.methods import METHODS, Cast, decoding, routes, support_of
 from recipes.ranks import RayRanks
 from recipes.watch import RunWatch
@@ -188,6 +188,7 @@ class Training:
             run_dir=str(self.folder),
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
+            trust_remote_code=recipe.student.trust_remote_code,
         )
 
     def _teachers(self, world: World) -> TeacherPool | None:
@@ -200,7 +201,12 @@ class Training:
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         specs = {
             name: TeacherSpec(
-                Checkpoint(path, world.device, world.dtype(as_student if asked[name] == "auto" else asked[name])),
+                Checkpoint(
+                    path,
+                    world.device,
+                    world.dtype(as_student if asked[name] == "auto" else asked[name]),
+                    trusted(recipe, f"teachers.{name}.model"),
+                ),
                 conditions,
                 gpus=world.gpus,
                 replicas=recipe.teachers[name].replicas,
@@ -233,7 +239,7 @@ class Training:
                 rollout.workers, device=world.device, dtype=world.dtype(recipe.student.engine.dtype), gpus=world.gpus
             )
             closing.callback(workers.close)
-            workers.load(self.model)
+            workers.load(self.model, trust_remote_code=recipe.student.trust_remote_code)
             return PublishedSampler(
                 workers, how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size
             )
