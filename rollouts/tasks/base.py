@@ -95,8 +95,8 @@ class Generated:
         return [self.verify(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
     def wrong_answer(self, example: Example) -> str:
-        """The gold answer with its last character twice."""
-        return example.answer + example.answer[-1:]
+        """The gold answer twice."""
+        return 2 * example.answer
 
 
 def split_of(canonical: str) -> Split:

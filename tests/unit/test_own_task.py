@@ -147,7 +147,7 @@ def test_a_generated_task_has_its_class_name_its_splits_and_a_wrong_answer() -> 
         {Numbers().example(seed=0, split=s, index=i).text for i in range(200)} for s in ("train", "validation", "test")
     ]
     assert not texts[0] & texts[1] | texts[0] & texts[2] | texts[1] & texts[2]
-    assert Numbers().wrong_answer(Example("id", "say 12=", "12")) == "122"
+    assert Numbers().wrong_answer(Example("id", "say 12=", "12")) == "1212"
 
 
 # ---- a file that changes
