@@ -36,6 +36,7 @@ class StudentSpec:
         total_optimizer_steps: of the whole run, for the learning rate's schedule.
         run_dir: the run's folder; checkpoints lie in its ``checkpoints/``.
         attempt: id of the attempt that owns the folder; see :func:`distill.checkpoint.claim`.
+        trust_remote_code: whether Python code that lies in the folder of ``model`` may run.
     """
 
     model: str
@@ -50,6 +51,7 @@ class StudentSpec:
     run_dir: str
     attempt: str
     keep_checkpoints: int
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +128,12 @@ class StudentRank:
 
         self._on_first(publish)
 
-    def load_latest(self) -> int:
-        """Restore the newest whole checkpoint; returns its step, 0 if there is none.
+    def load(self, step: int) -> None:
+        """Restore the checkpoint after ``step`` finished steps, which is there.
 
         Raises:
             UserError: it was written with another number of ranks, ZeRO stage, expert parallelism, device or dtype.
         """
-        steps = checkpoint.whole_checkpoints(self._checkpoints)
-        if steps:
-            self.load(steps[-1])
-        return steps[-1] if steps else 0
-
-    def load(self, step: int) -> None:
-        """Restore the checkpoint after ``step`` finished steps, which is there; raises as :meth:`load_latest` does."""
         name = checkpoint.checkpoint_name(step)
         written = json.loads((self._checkpoints / name / "layout.json").read_text())
         if written != self._layout():
@@ -161,7 +156,13 @@ class StudentRank:
 
         def publish() -> None:
             checkpoint.remove(temporary)
-            checkpoint.export_hf(temporary, state_dict=state or {}, model=self.module, source=self.spec.model)
+            checkpoint.export_hf(
+                temporary,
+                state_dict=state or {},
+                model=self.module,
+                source=self.spec.model,
+                trust_remote_code=self.spec.trust_remote_code,
+            )
             checkpoint.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
 
         self._on_first(publish)

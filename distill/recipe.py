@@ -77,6 +77,9 @@ class StudentRecipe(Strict):
     """The model that is trained."""
 
     model: ModelSource = Field(description="stage:NAME, a path (begins with ./ or /), a Hub id, or an architecture")
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that lies in the folder of `model`; read it first"
+    )
     engine: Engine = Engine()
     optimizer: Optimizer = Optimizer()
     updates_per_step: Count = Field(default=2, description="optimizer steps per batch of rollouts")
@@ -157,6 +160,9 @@ class StageRecipe(Strict):
     """How a base or a specialist is made; a run of its own inside the run's folder."""
 
     from_: ModelSource = Field(alias="from", description="stage:NAME, a path, a Hub id, or an architecture")
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that lies in the folder of `from`; read it first"
+    )
     method: Literal["supervised"] = Field(default="supervised", description="a row of recipes/methods.py")
     domains: tuple[str, ...] | None = Field(default=None, description="domains trained on; none: all that are trained")
     prompts: Count = Field(default=64, description="prompts per domain and step")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.table import Table
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from distill.adapters import active
 from distill.evaluate import evaluate
@@ -20,7 +21,7 @@ from distill.types import Float32, Full, Rollout, align_logits
 from recipes.check import resolve_device
 from recipes.exam import verify
 from recipes.launch import on_disk
-from recipes.lineage import SELF, Source, adapter_folders, stage_name, teacher_source
+from recipes.lineage import SELF, Source, adapter_folders, stage_name, teacher_source, trusted
 from recipes.methods import decoding
 from recipes.models import load_tokenizer
 from recipes.stages import model_path
@@ -57,6 +58,7 @@ class Finding:
 class _Student:
     """The student before the first step: its rollouts by domain, their distributions, its answers by prompt id."""
 
+    tokenizer: PreTrainedTokenizerBase
     rollouts: Mapping[str, list[Rollout]]
     logprobs: Mapping[str, list[Float32]]
     correct: Mapping[str, float]
@@ -99,7 +101,7 @@ class DeepCheck:
         stage = source.architecture if isinstance(source, Architecture) else source
         return Finding(teacher, domain, "later", f"after {stage}", "check again once a run has made it")
 
-    def _model(self, folder: str, asked: str, adapter: str | None) -> TeacherModel:
+    def _model(self, folder: str, where: str, asked: str, adapter: str | None) -> TeacherModel:
         recipe = self._recipe
         as_student = recipe.student.engine.dtype if asked == "auto" else asked
         auto = "bfloat16" if self._device == "cuda" else "float32"
@@ -110,11 +112,12 @@ class DeepCheck:
             temperature=recipe.rollout.temperature,
             microbatch_tokens=recipe.student.engine.microbatch_tokens,
             adapters=[adapter] if adapter is not None else [],
+            trust_remote_code=trusted(recipe, where),
         )
 
     def _student(self, folder: str) -> _Student:
-        recipe, model = self._recipe, self._model(folder, "auto", None)
-        tokenizer = load_tokenizer(folder)
+        recipe, model = self._recipe, self._model(folder, "student.model", "auto", None)
+        tokenizer = load_tokenizer(folder, trust_remote_code=recipe.student.trust_remote_code)
         source = prompt_source(recipe, tasks_of(recipe, tokenizer), tokenizer, held_out=False)
         asked = {name: [p for p in source(0) if p.domain == name][:ROLLOUTS] for name in recipe.trained_domains}
         sampler = StudentSampler(
@@ -126,11 +129,11 @@ class DeepCheck:
             for name, prompts in asked.items()
         }
         logprobs = {name: _full(model, mine, None) for name, mine in rollouts.items()}
-        return _Student(rollouts, logprobs, self._exam(model.model, folder))
+        return _Student(tokenizer, rollouts, logprobs, self._exam(model.model, tokenizer))
 
-    def _exam(self, model: Any, folder: str) -> dict[str, float]:
+    def _exam(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Verdicts on greedy answers to the validation prompts, by prompt id."""
-        recipe, tokenizer = self._recipe, load_tokenizer(folder)
+        recipe = self._recipe
         tasks = tasks_of(recipe, tokenizer)
         how = replace(decoding(recipe, tokenizer), greedy=True)
         sampler = StudentSampler(how, samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
@@ -144,16 +147,16 @@ class DeepCheck:
             lambda prompts, texts: verify(tasks, prompts, texts),
             lambda rollout: completion_text(tokenizer, rollout),
             0,
-            model=folder,
+            model="",  # the rows are not kept
             split="validation",
         )
         return {f"{row.domain}/{row.prompt_id}": row.correct for row in rows}
 
     def _teacher(self, name: str, folder: str, domains: Sequence[str], student: _Student) -> list[Finding]:
         settings, adapter = self._recipe.teachers[name], self._adapters.get(name)
-        model = self._model(folder, settings.dtype, adapter)
+        model = self._model(folder, f"teachers.{name}.model", settings.dtype, adapter)
         with active(model.model, adapter):
-            correct = {} if settings.model == SELF and adapter is None else self._exam(model.model, folder)
+            correct = {} if settings.model == SELF and adapter is None else self._exam(model.model, student.tokenizer)
         found = []
         for domain in domains:
             rollouts = student.rollouts[domain]

@@ -11,9 +11,10 @@ from distill.losses import LOSSES
 from distill.recipe import Engine, Optimizer, Recipe, TopKReverseKL
 from distill.types import UserError
 from recipes.check_tasks import Lengths
+from recipes.checkpoints import empty_model
 from recipes.lineage import adapter_folders, is_path
 from recipes.stages import stage_domains
-from recipes.survey import Facts, empty_model
+from recipes.survey import Facts
 from rollouts.tokenizer import control_ids
 from teachers.preflight import compare_heads, compare_tokenizers
 
@@ -131,7 +132,7 @@ def _adapters(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
             yield f"{where} is {given!r}; an adapter is a folder: write its path, which begins with ./ or /"
         elif base is not None:
             try:
-                with_adapters(empty_model(base.config)[0], [folder], device="cpu")
+                with_adapters(empty_model(base.config, trust_remote_code=base.own_code)[0], [folder], device="cpu")
             except UserError as error:
                 yield f"{where}: {error}"
 

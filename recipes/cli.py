@@ -147,12 +147,15 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint's folder, or a Hub id")],
     tasks: Annotated[str, typer.Option(help="names of tasks, separated by commas")],
     prompts: Annotated[int, typer.Option(min=1, help="test prompts of each task")] = 200,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run Python code that lies in the folder; read it first")
+    ] = False,
 ) -> None:
     """Measure a model on tasks: greedy answers to test prompts, with 95% intervals."""
     from distill.recipe_schema import guess
     from distill.types import UserError
+    from recipes.checkpoints import local_folder, read_checkpoint
     from recipes.measure import evaluate_model
-    from recipes.survey import local_folder, read_checkpoint
     from rollouts.tasks import TASKS
 
     names = list(dict.fromkeys(name.strip() for name in tasks.split(",")))
@@ -162,8 +165,8 @@ def evaluate(
     # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
     is_folder = os.path.isdir(model) and not Path(model).is_absolute()
     folder = local_folder(f"./{model}" if is_folder else model)
-    read_checkpoint(folder)
-    evaluate_model(folder, names, prompts)
+    read_checkpoint(folder, permit="give --trust-remote-code", trust_remote_code=trust_remote_code)
+    evaluate_model(folder, names, prompts, trust_remote_code=trust_remote_code)
 
 
 @app.command()

@@ -23,10 +23,11 @@ from distill.stopping import stop_reason
 from distill.track import Tracker, read_jsonl
 from distill.types import UserError
 from recipes.check import check, resolve_device
+from recipes.checkpoints import local_folder
 from recipes.costs import Costs
 from recipes.environment import note_environment
 from recipes.exam import Exam
-from recipes.lineage import teacher_source
+from recipes.lineage import teacher_source, trusted_models
 from recipes.measure import evaluate_model, measure_frozen
 from recipes.methods import METHODS, routes
 from recipes.models import load_tokenizer, make_initial
@@ -40,7 +41,6 @@ from recipes.stages import (
     stage_folder,
     stage_recipe,
 )
-from recipes.survey import local_folder
 from recipes.training import Training, World, prompt_source, tasks_of
 from rollouts.tasks import fingerprint
 
@@ -155,7 +155,7 @@ def training(
     recipe: Recipe, folder: Path, attempt: str, *, model: str, teachers: Mapping[str, str], tracker: Tracker
 ) -> Training:
     """A run or a stage, ready to be trained, without an exam."""
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, trust_remote_code=recipe.student.trust_remote_code)
     return Training(
         recipe=recipe,
         folder=folder,
@@ -165,7 +165,7 @@ def training(
         tokenizer=tokenizer,
         tasks=tasks_of(recipe, tokenizer),
         tracker=tracker,
-        costs=Costs(model, teachers, samples=METHODS[recipe.method].samples),
+        costs=Costs(model, teachers, samples=METHODS[recipe.method].samples, trusted=trusted_models(recipe)),
         exam=None,
     )
 

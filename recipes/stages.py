@@ -51,6 +51,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
         device=recipe.device,
         student=StudentRecipe(
             model=stage.from_,
+            trust_remote_code=stage.trust_remote_code,
             engine=stage.engine,
             optimizer=stage.optimizer,
             updates_per_step=stage.updates_per_step,

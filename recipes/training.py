@@ -22,7 +22,7 @@ from distill.types import Sampler, WorldError
 from recipes.costs import Costs
 from recipes.exam import Exam
 from recipes.held_out import held_out
-from recipes.lineage import adapter_folders
+from recipes.lineage import adapter_folders, trusted
 from recipes.methods import METHODS, Cast, decoding, routes, support_of
 from recipes.ranks import RayRanks
 from recipes.watch import RunWatch
@@ -102,8 +102,7 @@ class Training:
     def run(self, world: World, *, title: str) -> int:
         """Train to the end, measure the selected step's weights on the test prompts, export them to ``student/``.
 
-        Returns:
-            The number of finished steps: fewer than the recipe's where its stop rule fired.
+        Returns the number of finished steps: fewer than the recipe's where its stop rule fired.
 
         Raises:
             Interrupted: it was asked to stop; the last finished step is saved.
@@ -193,6 +192,7 @@ class Training:
             run_dir=str(self.folder),
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
+            trust_remote_code=recipe.student.trust_remote_code,
         )
 
     def _teachers(self, world: World) -> TeacherPool | None:
@@ -201,15 +201,19 @@ class Training:
         recipe, as_student = self.recipe, self.recipe.student.engine.dtype
         asked = {name: recipe.teachers[name].dtype for name in self.teachers}
         support = support_of(recipe, self.tokenizer)
-        adapters = adapter_folders(recipe)
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         specs = {
             name: TeacherSpec(
-                Checkpoint(path, world.device, world.dtype(as_student if asked[name] == "auto" else asked[name])),
+                Checkpoint(
+                    path,
+                    world.device,
+                    world.dtype(as_student if asked[name] == "auto" else asked[name]),
+                    trusted(recipe, f"teachers.{name}.model"),
+                ),
                 conditions,
                 gpus=world.gpus,
                 replicas=recipe.teachers[name].replicas,
-                adapter=adapters.get(name),
+                adapter=adapter_folders(recipe).get(name),
             )
             for name, path in self.teachers.items()
         }
@@ -238,7 +242,7 @@ class Training:
                 rollout.workers, device=world.device, dtype=world.dtype(recipe.student.engine.dtype), gpus=world.gpus
             )
             closing.callback(workers.close)
-            workers.load(self.model)
+            workers.load(self.model, trust_remote_code=recipe.student.trust_remote_code)
             return PublishedSampler(
                 workers, how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size
             )

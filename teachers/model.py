@@ -44,6 +44,7 @@ class TeacherModel:
         microbatch_tokens: padded tokens of one forward at most; a longer rollout goes alone.
         support: which tokens to ship for payload ``topk``.
         adapters: folders of LoRA adapters over this one base; each makes another teacher of it.
+        trust_remote_code: whether Python code that lies in the checkpoint's folder may run.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class TeacherModel:
         microbatch_tokens: int,
         support: Support | None = None,
         adapters: Sequence[str] = (),
+        trust_remote_code: bool = False,
     ) -> None:
-        self.model: Any = with_adapters(load_model(path, device=device, dtype=dtype), adapters, device=device)
+        base = load_model(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        self.model: Any = with_adapters(base, adapters, device=device)
         self.device, self.dtype = torch.device(device), dtype
         self.temperature = temperature
         self.microbatch_tokens = microbatch_tokens
@@ -137,6 +140,7 @@ class Checkpoint:
     path: str
     device: str
     dtype: str
+    trust_remote_code: bool = False
 
     def open(self, conditions: Conditions, adapters: Sequence[str]) -> TeacherModel:
         """Load it, with adapters beside it; see :class:`TeacherModel`."""
@@ -148,6 +152,7 @@ class Checkpoint:
             microbatch_tokens=conditions.microbatch_tokens,
             adapters=adapters,
             support=conditions.support,
+            trust_remote_code=self.trust_remote_code,
         )
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The table of docs/families.md: every family teaches and is taught, with real tiny models; each of its cells is run."""
+"""The table of docs/families.md: every family teaches and is taught, with real tiny models; each cell is run."""
 
 from __future__ import annotations
 
