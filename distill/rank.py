@@ -156,13 +156,8 @@ class StudentRank:
 
         def publish() -> None:
             checkpoint.remove(temporary)
-            checkpoint.export_hf(
-                temporary,
-                state_dict=state or {},
-                model=self.module,
-                source=self.spec.model,
-                trust_remote_code=self.spec.trust_remote_code,
-            )
+            told = {"source": self.spec.model, "trust_remote_code": self.spec.trust_remote_code}
+            checkpoint.export_hf(temporary, state_dict=state or {}, model=self.module, **told)
             checkpoint.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
 
         self._on_first(publish)

@@ -17,7 +17,6 @@ from distill.checkpoint import claim, write_atomic
 from distill.console import Progress
 from distill.ledger import ledger_from_rows, read_ledger
 from distill.recipe import Architecture, Recipe
-from distill.recipe_file import dump_recipe
 from distill.results import build_seesaw
 from distill.stopping import stop_reason
 from distill.track import Tracker, read_jsonl
@@ -32,7 +31,7 @@ from recipes.measure import evaluate_model, measure_frozen
 from recipes.methods import METHODS, routes
 from recipes.models import load_tokenizer, make_initial
 from recipes.report import summary_table, write_report
-from recipes.run_folder import move_aside, refuse_changed_recipe
+from recipes.run_folder import move_aside, note_recipe, refuse_changed_recipe
 from recipes.stages import (
     finished,
     mark_finished,
@@ -67,7 +66,7 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     refuse_changed_recipe(recipe, out)
     with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
         if not (out / FINISHED).is_file():
-            write_atomic(out / "recipe.yaml", dump_recipe(recipe))
+            note_recipe(recipe, out)
             note_environment(out / "environment.json")
             world = World(out=out, device=device, progress=progress, stop=stop)
             with ray_cluster(out):
