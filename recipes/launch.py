@@ -18,6 +18,7 @@ from distill.console import Progress
 from distill.ledger import ledger_from_rows, read_ledger
 from distill.recipe import Architecture, Recipe
 from distill.results import build_seesaw
+from distill.stopping import stop_reason
 from distill.track import Tracker, read_jsonl
 from distill.types import UserError
 from recipes.check import check, resolve_device
@@ -106,13 +107,17 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
         graded_by = {name for domain in recipe.domains.values() for name in domain.teacher_weights}
         sitting = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
         measure_frozen(recipe, world, exam, {"base": model} | sitting)
-        replace(job, exam=exam).run(world, title=recipe.name)
+        last = replace(job, exam=exam).run(world, title=recipe.name)
         seesaw = build_seesaw(
             exam.rows,
             teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},
             fingerprints={name: fingerprint(task, seed=recipe.evaluate.seed) for name, task in job.tasks.items()},
         )
-        seesaw |= {"trials": recipe.trials, "selected": asdict(exam.selected(recipe.run.steps))}
+        why = stop_reason(recipe.stop, tracker.rows("eval"))
+        if why is not None:
+            world.progress.print(f"ended after step {last} of {recipe.run.steps} by `stop`: {why}")
+        seesaw |= {"trials": recipe.trials, "selected": asdict(exam.selected(last))}
+        seesaw |= {"stopped": None if why is None else {"step": last, "why": why}}
         write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
         tracker.summarize(seesaw)
     write_ledger(recipe, out)
