@@ -125,7 +125,7 @@ class Tracker:
         truncate_jsonl(self._rows(name), keep)
 
     def summarize(self, seesaw: Mapping[str, Any]) -> None:
-        """Show the result in W&B: the seesaw metrics as the run's summary, and a table of models x domains.
+        """Show the result in W&B: the metrics as the run's summary, a table of models x domains, recovery as bars.
 
         Args:
             seesaw: the content of seesaw.json (format 1).
@@ -138,6 +138,7 @@ class Tracker:
             for model, scores in seesaw["models"].items()
         ]
         self._sink.table("scores", max(self._last_steps.values(), default=0), ["model", *domains], rows)
+        self._sink.bars("recovery_by_domain", max(self._last_steps.values(), default=0), _recoveries(seesaw))
         self._sink.summary(_flat("seesaw", seesaw["metrics"]) | _flat("seesaw", seesaw["metrics_ci"]))
 
     def write_ledger(self) -> None:
@@ -191,6 +192,11 @@ class Tracker:
         columns = list(dict.fromkeys(name for row in rows for name in row))
         cells = [[_cell(row.get(name)) for name in columns] for row in rows]
         self._sink.table("rollouts", max(map(_step, rows)), columns, cells)
+
+
+def _recoveries(seesaw: Mapping[str, Any]) -> dict[str, float]:
+    """Recovery by domain, where it is defined."""
+    return {domain: value for domain, value in seesaw["metrics"]["recovery"].items() if value is not None}
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, float | None]:

@@ -23,6 +23,7 @@ from distill.recipe import Recipe
 if TYPE_CHECKING:
     import wandb
 
+_TAG = 64  # characters of a tag, at most
 _LOCK = threading.Lock()  # stages start and end at the same time; W&B's process-wide state is touched by one of them
 _OPEN: set[WandbSink] = set()  # sinks whose threads use W&B
 
@@ -81,6 +82,18 @@ class WandbSink:
 
             with _staging(self._folder / "wandb" / "staging"):
                 _log(run, step, {name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+        self._put(show)
+
+    def bars(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        """Show one number of each domain at ``step``: a table ``<name>_table``, and a bar chart of it."""
+
+        def show(run: wandb.Run) -> None:
+            import wandb
+
+            with _staging(self._folder / "wandb" / "staging"):
+                table = wandb.Table(columns=["domain", name], data=[list(row) for row in values.items()])
+                _log(run, step, {name: wandb.plot.bar(table, "domain", name, title=name.replace("_", " "))})
 
         self._put(show)
 
@@ -178,7 +191,7 @@ class WandbSink:
         run = wandb.init(
             project=settings.project,
             entity=settings.entity,
-            tags=settings.tags,
+            tags=_tags(recipe),
             notes=recipe.description or None,
             group=recipe.name,
             name=self._name,
@@ -209,6 +222,13 @@ class WandbSink:
         if not path.exists():
             path.write_text(secrets.token_hex(4))
         return path.read_text()
+
+
+def _tags(recipe: Recipe) -> list[str]:
+    """What runs are told apart by in a workspace of several recipes: method, estimator, seed; then the recipe's own."""
+    estimator = recipe.loss.estimator.rpartition("/")[2]
+    tags = [recipe.method, estimator[:_TAG], f"seed-{recipe.seed}", *recipe.track.wandb.tags]  # not per token
+    return list(dict.fromkeys(tags))
 
 
 @contextlib.contextmanager
