@@ -137,8 +137,10 @@ class Tracker:
             [model, *(scores[domain]["score"] if domain in scores else None for domain in domains)]
             for model, scores in seesaw["models"].items()
         ]
-        self._sink.table("scores", max(self._last_steps.values(), default=0), ["model", *domains], rows)
-        self._sink.bars("recovery_by_domain", max(self._last_steps.values(), default=0), _recoveries(seesaw))
+        last = max(self._last_steps.values(), default=0)
+        self._sink.table("scores", last, ["model", *domains], rows)
+        known = [[name, value] for name, value in seesaw["metrics"]["recovery"].items() if value is not None]
+        self._sink.table("recovery_by_domain", last, ["domain", "recovery_by_domain"], known, bars=True)
         self._sink.summary(_flat("seesaw", seesaw["metrics"]) | _flat("seesaw", seesaw["metrics_ci"]))
 
     def write_ledger(self) -> None:
@@ -192,11 +194,6 @@ class Tracker:
         columns = list(dict.fromkeys(name for row in rows for name in row))
         cells = [[_cell(row.get(name)) for name in columns] for row in rows]
         self._sink.table("rollouts", max(map(_step, rows)), columns, cells)
-
-
-def _recoveries(seesaw: Mapping[str, Any]) -> dict[str, float]:
-    """Recovery by domain, where it is defined."""
-    return {domain: value for domain, value in seesaw["metrics"]["recovery"].items() if value is not None}
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, float | None]:

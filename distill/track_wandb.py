@@ -74,26 +74,18 @@ class WandbSink:
         shown = {f"{kind}/{name}": value for name, value in values.items() if value is not None}
         self._put(lambda run: _log(run, step, {"step": step, **shown}))
 
-    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Show a table at ``step``."""
+    def table(
+        self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, bars: bool = False
+    ) -> None:
+        """Show a table at ``step``; as ``bars``, a chart of its two columns, whose table is ``<name>_table``."""
 
         def show(run: wandb.Run) -> None:
             import wandb
 
             with _staging(self._folder / "wandb" / "staging"):
-                _log(run, step, {name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
-
-        self._put(show)
-
-    def bars(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """Show one number of each domain at ``step``: a table ``<name>_table``, and a bar chart of it."""
-
-        def show(run: wandb.Run) -> None:
-            import wandb
-
-            with _staging(self._folder / "wandb" / "staging"):
-                table = wandb.Table(columns=["domain", name], data=[list(row) for row in values.items()])
-                _log(run, step, {name: wandb.plot.bar(table, "domain", name, title=name.replace("_", " "))})
+                table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+                title = name.replace("_", " ")
+                _log(run, step, {name: wandb.plot.bar(table, *columns, title=title) if bars else table})
 
         self._put(show)
 
