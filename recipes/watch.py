@@ -55,7 +55,7 @@ class RunWatch:
         """Measure the student on the validation prompts, and where it stands against base and teachers."""
         assert self._exam is not None
         self._examinee.load_weights(weights, version=step)
-        # First: where a teacher fails, the step is saved and nothing is written of its evaluation, which is taken again.
+        # First: where a teacher fails, nothing is written of this evaluation, and the resumed run takes it again.
         held_out = {} if self._held_out is None else self._held_out.take(step, self._examinee)
         metrics = held_out | self._exam.take("student", step=step, split="validation", sampler=self._examinee)
         metrics |= self._exam.against_teachers({n: d.teacher_weights for n, d in self._recipe.trained_domains.items()})
