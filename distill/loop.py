@@ -48,13 +48,20 @@ class Watcher(Protocol):
         """Whether to write a checkpoint after ``step`` steps."""
         ...
 
+    def ended(self) -> bool:
+        """Whether the run's own rule ends it after this step, in order."""
+        ...
+
     def stops(self) -> bool:
         """Whether somebody asked the run to end after this step."""
         ...
 
 
-def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompts, steps: int, watch: Watcher) -> None:
+def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompts, steps: int, watch: Watcher) -> int:
     """Act, grade, move, until ``steps`` steps are done; resumes from the student's newest checkpoint.
+
+    Returns:
+        The number of finished steps: fewer than ``steps`` where ``watch`` ended the run.
 
     Source: MiMo-V2-Flash report (arXiv 2601.02780), section 4.4; the MOPD paper (arXiv 2606.30406), algorithm 1.
 
@@ -69,11 +76,11 @@ def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompt
     while True:
         if watch.evaluates(step):
             watch.evaluate(step, student.weights())
-        stops = watch.stops()
-        if step > saved and (watch.saves(step) or stops or step == steps):
+        stops, over = watch.stops(), step >= steps or watch.ended()
+        if step > saved and (watch.saves(step) or stops or over):
             student.save(step)
-        if step >= steps:
-            return
+        if over:
+            return step
         if stops:
             raise Interrupted(f"stopped after step {step} of {steps}")
         clock.start()

@@ -128,19 +128,12 @@ class StudentRank:
 
         self._on_first(publish)
 
-    def load_latest(self) -> int:
-        """Restore the newest whole checkpoint; returns its step, 0 if there is none.
+    def load(self, step: int) -> None:
+        """Restore the checkpoint after ``step`` finished steps, which is there.
 
         Raises:
             UserError: it was written with another number of ranks, ZeRO stage, expert parallelism, device or dtype.
         """
-        steps = checkpoint.whole_checkpoints(self._checkpoints)
-        if steps:
-            self.load(steps[-1])
-        return steps[-1] if steps else 0
-
-    def load(self, step: int) -> None:
-        """Restore the checkpoint after ``step`` finished steps, which is there; raises as :meth:`load_latest` does."""
         name = checkpoint.checkpoint_name(step)
         written = json.loads((self._checkpoints / name / "layout.json").read_text())
         if written != self._layout():

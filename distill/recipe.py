@@ -29,6 +29,7 @@ from distill.recipe_parts import (
     Architecture,
     Count,
     Engine,
+    Fraction,
     ModelSource,
     Name,
     NonNegative,
@@ -62,6 +63,7 @@ __all__ = [
     "SampledToken",
     "Source",
     "StageRecipe",
+    "StopRecipe",
     "Strict",
     "StudentRecipe",
     "TeacherRecipe",
@@ -99,12 +101,31 @@ class EvaluateRecipe(Strict):
 
     validation_prompts: Count = Field(default=200, description="per domain, for curves")
     test_prompts: Count = Field(default=1000, description="per domain, for final tables")
+    graded_prompts: int = Field(
+        default=16,
+        ge=0,
+        description="of the validation ones, per taught domain, written as in training and graded by "
+        "the teachers: held-out KL, entropy, overlap",
+    )
     seed: Seed = Field(default=0, description="of the held-out prompts; the same for every run that is compared")
     select: Literal["worst_recovery", "last"] = Field(
         default="worst_recovery",
         description="which evaluated step is the result: worst_recovery: the one whose worst domain is best on "
         "validation (by recovery; by change over the base where no teacher is clearly better than it); last: the last",
     )
+
+
+class StopRecipe(Strict):
+    """When a run ends before its last step, in order: it saves, is measured and exported. No bound: never.
+
+    A domain must be beyond one bound at every one of the last evaluations.
+    """
+
+    kl: Positive | None = Field(default=None, description="nats a token: held-out reverse KL above this")
+    truncation: Fraction | None = Field(default=None, description="part of answers cut at the limit above this")
+    repetition: Fraction | None = Field(default=None, description="part of answers that zlib finds repeated above this")
+    length: Fraction | None = Field(default=None, description="mean answer shorter than this part of the base's")
+    evaluations: Count = Field(default=2, description="in a row that a bound must be passed at")
 
 
 class RunRecipe(Strict):
@@ -177,6 +198,7 @@ class Recipe(Strict):
     )
     rollout: RolloutRecipe = RolloutRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
+    stop: StopRecipe = StopRecipe()
     run: RunRecipe = RunRecipe()
     track: TrackRecipe = TrackRecipe()
     stages: dict[Name, StageRecipe] = Field(default_factory=dict, description="how base and specialists are made")

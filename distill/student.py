@@ -95,7 +95,10 @@ class DeepSpeedStudent:
 
     def load_latest(self) -> int:
         """Restore the newest whole checkpoint, if any; returns the number of finished steps (0 if none)."""
-        return self._all("load_latest")[0]
+        steps = self._checkpoints()
+        if steps:
+            self._all("load", steps[-1])
+        return steps[-1] if steps else 0
 
     def weights(self) -> LiveWeights:
         """The weights of now."""
@@ -131,7 +134,7 @@ class DeepSpeedStudent:
 
     def save(self, step: int) -> None:
         """Write a checkpoint from which a run resumes exactly after ``step`` finished steps, unless it is there."""
-        if step not in checkpoint.whole_checkpoints(Path(self._spec.run_dir) / "checkpoints"):
+        if step not in self._checkpoints():
             self._all("save", step, tuple(self._spared()))
 
     def load(self, step: int) -> None:
@@ -140,7 +143,7 @@ class DeepSpeedStudent:
         Raises:
             WorldError: their checkpoint is gone.
         """
-        if step not in checkpoint.whole_checkpoints(Path(self._spec.run_dir) / "checkpoints"):
+        if step not in self._checkpoints():
             raise WorldError(
                 f"the checkpoint of step {step}, which `evaluate.select` chose, is not in {self._spec.run_dir}/"
                 f"checkpoints; start anew with --restart, or with `evaluate.select=last` and another --out"
@@ -153,6 +156,9 @@ class DeepSpeedStudent:
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._ranks.call(method, [args] * self._ranks.size)
+
+    def _checkpoints(self) -> list[int]:
+        return checkpoint.whole_checkpoints(Path(self._spec.run_dir) / "checkpoints")
 
     def _shares_of(self, batch: Sequence[ScoredRollout], rewards: Sequence[float] | None) -> dict[str, float]:
         tokens = {} if self._share_rule == "explicit" else step_tokens(batch, self._spec.loss, rewards)

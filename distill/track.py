@@ -95,6 +95,10 @@ class Tracker:
         if self._sink is not None:
             self._sink.log(kind, step, values)
 
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl of one kind, in order."""
+        return [row for row in read_jsonl(self._metrics) if row.get("kind") == kind]
+
     def append_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to one of the :data:`ROWS`' files; rollouts are a W&B table of their step as well.
 

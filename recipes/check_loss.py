@@ -13,8 +13,31 @@ from recipes.lineage import SELF
 def check_loss(recipe: Recipe) -> Iterator[str]:
     """Every problem of it, each a sentence."""
     yield from _extrapolation(recipe)
+    yield from check_stop(recipe)
     if recipe.share_rule != "explicit":
         yield from _share_rule(recipe)
+
+
+def check_stop(recipe: Recipe) -> Iterator[str]:
+    """Every problem of the stop rule: one that could never fire is refused."""
+    stop, run = recipe.stop, recipe.run
+    bounds = {name: getattr(stop, name) for name in type(stop).model_fields if name != "evaluations"}
+    if all(bound is None for bound in bounds.values()):
+        if stop.evaluations != type(stop).model_fields["evaluations"].default:
+            told = ", ".join(bounds)
+            yield f"`stop.evaluations` is set and would change nothing: set a bound ({told}) as well, or take it away"
+        return
+    if run.steps // run.evaluate_every + (run.steps % run.evaluate_every > 0) < stop.evaluations:
+        yield (
+            f"`stop.evaluations` is {stop.evaluations}, and {run.steps} steps have fewer evaluations at one in "
+            f"{run.evaluate_every} (`run.evaluate_every`): the rule could never fire; lower one of them"
+        )
+    taught = any(domain.teacher_weights for domain in recipe.trained_domains.values())
+    if stop.kl is not None and (recipe.evaluate.graded_prompts == 0 or not taught):
+        yield (
+            "`stop.kl` is a bound of the held-out KL, and no teacher grades held-out prompts; raise "
+            "`evaluate.graded_prompts`, give a domain a teacher, or take the bound away"
+        )
 
 
 def _share_rule(recipe: Recipe) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from distill.losses import reference_of
+from distill.own import is_own
 from distill.recipe import Architecture, Optimizer, PolicyGradient, Recipe, Source
 from distill.recipe_schema import guess
 from recipes.check_loss import check_loss
@@ -36,7 +37,7 @@ def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[s
 
 def _tasks(recipe: Recipe, tasks: Collection[str]) -> Iterator[str]:
     for name, domain in recipe.domains.items():
-        if isinstance(domain.task, str) and domain.task not in tasks:
+        if isinstance(domain.task, str) and domain.task not in tasks and not is_own(domain.task):
             yield f"`domains.{name}.task`: no task is called {domain.task!r}; {guess(domain.task, tasks)}"
     if not recipe.trained_domains:
         yield "no domain is trained: every one is evaluate_only; give one a teacher or a reward"

@@ -1,6 +1,7 @@
 """The command line: ``mopd run | check | compare | eval | schema``, and the one place where exit codes are decided.
 
-0: done. 1: the world broke, the last checkpoint resumes. 2: the user can mend it. 130: interrupted.
+0: done, by the recipe's stop rule too. 1: the world broke, the last checkpoint resumes. 2: the user can mend it.
+130: interrupted.
 """
 
 from __future__ import annotations

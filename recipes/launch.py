@@ -17,8 +17,8 @@ from distill.checkpoint import claim, write_atomic
 from distill.console import Progress
 from distill.ledger import ledger_from_rows, read_ledger
 from distill.recipe import Architecture, Recipe
-from distill.recipe_file import dump_recipe
 from distill.results import build_seesaw
+from distill.stopping import stop_reason
 from distill.track import Tracker, read_jsonl
 from distill.types import UserError
 from recipes.check import check, resolve_device
@@ -31,7 +31,7 @@ from recipes.measure import evaluate_model, measure_frozen
 from recipes.methods import METHODS, routes
 from recipes.models import load_tokenizer, make_initial
 from recipes.report import summary_table, write_report
-from recipes.run_folder import move_aside, refuse_changed_recipe
+from recipes.run_folder import move_aside, note_recipe, refuse_changed_recipe
 from recipes.stages import (
     finished,
     mark_finished,
@@ -66,7 +66,7 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     refuse_changed_recipe(recipe, out)
     with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
         if not (out / FINISHED).is_file():
-            write_atomic(out / "recipe.yaml", dump_recipe(recipe))
+            note_recipe(recipe, out)
             note_environment(out / "environment.json")
             world = World(out=out, device=device, progress=progress, stop=stop)
             with ray_cluster(out):
@@ -107,13 +107,17 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
         graded_by = {name for domain in recipe.domains.values() for name in domain.teacher_weights}
         sitting = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
         measure_frozen(recipe, world, exam, {"base": model} | sitting)
-        replace(job, exam=exam).run(world, title=recipe.name)
+        last = replace(job, exam=exam).run(world, title=recipe.name)
         seesaw = build_seesaw(
             exam.rows,
             teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},
             fingerprints={name: fingerprint(task, seed=recipe.evaluate.seed) for name, task in job.tasks.items()},
         )
-        seesaw |= {"trials": recipe.trials, "selected": asdict(exam.selected(recipe.run.steps))}
+        why = stop_reason(recipe.stop, tracker.rows("eval"))
+        if why is not None:
+            world.progress.print(f"ended after step {last} of {recipe.run.steps} by `stop`: {why}")
+        seesaw |= {"trials": recipe.trials, "selected": asdict(exam.selected(last))}
+        seesaw |= {"stopped": None if why is None else {"step": last, "why": why}}
         write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
         tracker.summarize(seesaw)
     write_ledger(recipe, out)

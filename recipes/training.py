@@ -21,6 +21,7 @@ from distill.track import Tracker
 from distill.types import Sampler
 from recipes.costs import Costs
 from recipes.exam import Exam
+from recipes.held_out import held_out
 from recipes.lineage import adapter_folders, trusted
 from recipes.methods import METHODS, Cast, decoding, routes, support_of
 from recipes.preflight import before_first_step
@@ -99,8 +100,10 @@ class Training:
     costs: Costs
     exam: Exam | None
 
-    def run(self, world: World, *, title: str) -> None:
+    def run(self, world: World, *, title: str) -> int:
         """Train to the end, measure the selected step's weights on the test prompts, export them to ``student/``.
+
+        Returns the number of finished steps: fewer than the recipe's where its stop rule fired.
 
         Raises:
             Interrupted: it was asked to stop; the last finished step is saved.
@@ -133,7 +136,7 @@ class Training:
                 before_first_step(self, world, teachers, student, examinee)
             prompts = Prefetched(prompt_source(recipe, self.tasks, self.tokenizer, held_out=False))
             closing.callback(prompts.close)
-            train(
+            last = train(
                 student=student,
                 sampler=sampler,
                 grader=method.graders(cast),
@@ -147,13 +150,14 @@ class Training:
                     stop=world.stop,
                     exam=self.exam,
                     examinee=examinee,
+                    held_out=held_out(self, teachers),
                 ),
             )
-            self._conclude(student, examinee, progress)
+            self._conclude(student, examinee, progress, last)
+            return last
 
-    def _conclude(self, student: DeepSpeedStudent, examinee: Sampler, progress: TaskHandle) -> None:
+    def _conclude(self, student: DeepSpeedStudent, examinee: Sampler, progress: TaskHandle, last: int) -> None:
         """Go back to the selected step, if that is not the last; measure and export it."""
-        last = self.recipe.run.steps
         step = last if self.exam is None else self.exam.selected(last).step
         if step != last:
             student.load(step)
@@ -197,7 +201,6 @@ class Training:
             return None
         recipe = self.recipe
         support = support_of(recipe, self.tokenizer)
-        adapters = adapter_folders(recipe)
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         specs = {
             name: TeacherSpec(
@@ -210,7 +213,7 @@ class Training:
                 conditions,
                 gpus=world.gpus,
                 replicas=recipe.teachers[name].replicas,
-                adapter=adapters.get(name),
+                adapter=adapter_folders(recipe).get(name),
             )
             for name, path in self.teachers.items()
         }

@@ -153,13 +153,16 @@ def _of_student(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> lis
 
 
 def _of_selection(final: Mapping[str, Any], steps: int) -> list[str]:
+    told = final.get("stopped")
+    early = [] if told is None else [f"The run ended by its stop rule: {told['why']}."]
     chosen = final.get("selected")
     if chosen is None or chosen["by"] == "last":
-        return []
+        return early
     by = "recovery" if chosen["by"] == "worst_recovery" else "change over the base"
     return [
+        *early,
         f"The student is that of step {chosen['step']} of {steps}, whose worst domain’s {by} was the best on "
-        f"validation questions; its scores here are on test questions."
+        f"validation questions; its scores here are on test questions.",
     ]
 
 

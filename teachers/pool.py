@@ -89,8 +89,10 @@ class TeacherPool:
         """
         return {name: host.wait_until_ready() for name, host in self._hosts.items()}
 
-    def score(self, microbatches: Iterable[list[Rollout]]) -> list[ScoredRollout]:
+    def score(self, microbatches: Iterable[list[Rollout]], *, asking: PayloadName | None = None) -> list[ScoredRollout]:
         """Score rollouts as they come; the work of a microbatch is handed out before the next one is asked for.
+
+        ``asking`` is the payload to ask for this once, where it is not what the loss needs.
 
         A request is one forward: its members and their padding follow from the rollouts alone, so that it may be asked
         again, and of any process, and is answered bit by bit the same (on a CPU).
@@ -111,7 +113,7 @@ class TeacherPool:
                 for teacher in self._routes[rollouts[place].domain]:
                     places.setdefault(teacher, []).append(place)
             for teacher, mine in places.items():
-                asked += self._ask(teacher, mine, rollouts)
+                asked += self._ask(teacher, mine, rollouts, asking or self._payload)
         answers: dict[tuple[int, str], Payload] = {}
         for one in asked:
             answer = one.answer.result()
@@ -163,7 +165,7 @@ class TeacherPool:
         for host in dict.fromkeys(self._hosts.values()):  # each once
             host.close()
 
-    def _ask(self, teacher: str, places: list[int], rollouts: list[Rollout]) -> list[_Asked]:
+    def _ask(self, teacher: str, places: list[int], rollouts: list[Rollout], payload: PayloadName) -> list[_Asked]:
         """Hand rollouts out to a teacher, forward by forward."""
         asked = []
         lengths = [len(rollouts[place].token_ids) for place in places]
@@ -171,7 +173,7 @@ class TeacherPool:
             mine = [places[member] for member in members]
             tokens, support = [rollouts[place].token_ids for place in mine], self._specs[teacher].conditions.support
             given = likeliest_of([rollouts[place] for place in mine]) if support and support.given else None
-            answer = self._hosts[teacher].ask(teacher, Asked(tokens, self._payload, given))
+            answer = self._hosts[teacher].ask(teacher, Asked(tokens, payload, given))
             asked.append(_Asked(teacher, mine, answer))
         return asked
 

@@ -105,7 +105,12 @@ def test_shares_add_up_and_every_role_is_on_the_ledger(smoke):
     assert ledger["generation"]["tokens"] == written > 0
     assert ledger["update"]["flops"] > ledger["generation"]["flops"] > 0
     exams = rows(out / "exams.jsonl")
-    assert len(exams) == 2 * 4 + 3 + 1  # base and teachers on two splits, the student's curve and its final test
+    # Base and teachers on two splits, the student's curve, what teachers graded of it, and its final test.
+    assert len(exams) == 2 * 4 + 3 + 3 + 1
+    for row in rows(out / "metrics.jsonl"):
+        if row["kind"] == "eval":
+            assert {f"{name}/{d}" for name in ("held_out_kl", "held_out_entropy") for d in DOMAINS} <= row.keys()
+            assert all(0 < row[f"topk_overlap/{d}"] <= 1 for d in DOMAINS)
     assert ledger["evaluation"]["tokens"] == sum(exam["tokens"] for exam in exams) > 0
     assert ledger["evaluation"]["flops"] > 0
 
@@ -142,6 +147,26 @@ def test_the_step_that_was_best_on_validation_is_tested_and_exported(smoke, tmp_
     assert len(same) > 10
     assert all(same.values())
     assert weights(out)["student/model.safetensors"] != weights(smoke[0])["student/model.safetensors"]
+
+
+def test_a_run_that_collapses_is_ended_by_the_rule_it_declared(smoke, tmp_path):
+    """A learning rate that breaks the student; the distance to its teachers tells, and the run ends in order."""
+    out = tmp_path / "collapsed"
+    shutil.copytree(smoke[0] / "stages", out / "stages")
+    changes = ("student.optimizer.lr=3.0", "student.optimizer.warmup_steps=0", "run.steps=12", "stop.kl=1.0")
+    printed = run("run", "smoke", *changes, "--out", out)
+    evaluated = [row for row in rows(out / "metrics.jsonl") if row["kind"] == "eval"]
+    assert [row["step"] for row in evaluated] == [0, 2, 4]
+    assert all(evaluated[0][f"held_out_kl/{d}"] < 1 for d in DOMAINS), "it was sound before"
+    broken = [d for d in DOMAINS if min(row[f"held_out_kl/{d}"] for row in evaluated[1:]) > 1]
+    assert broken
+    assert_whole(out, steps=4)
+    seesaw = json.loads((out / "seesaw.json").read_text())
+    assert seesaw["stopped"]["step"] == 4
+    assert f"held_out_kl/{broken[0]} was" in seesaw["stopped"]["why"]
+    assert "ended after step 4 of 12 by `stop`" in " ".join(printed.split())
+    assert (out / "student" / "config.json").is_file()
+    assert (out / "checkpoints" / "step-000004").is_dir()
 
 
 def test_a_changed_recipe_is_refused_and_the_difference_shown(smoke):

@@ -30,6 +30,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "teachers": {"t": {"model": "stage:s"}, "u": {"model": "stage:s"}},
     "loss": {"estimator": "policy_gradient"},
+    "stop": dict.fromkeys(("kl", "truncation", "repetition", "length"), 0.5),
     "stages": {"s": {"from": {"architecture": "llama"}}},
 }
 OTHER: dict[str, Any] = {  # leaves whose other value has to be said, because most values would be refused
