@@ -14,7 +14,7 @@ Shape legend: B sequences, T tokens of a sequence, V vocabulary, N trained token
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +23,12 @@ from torch import Tensor
 from distill.advantages import GatedRatio, clip_gap, extrapolated_gap, gated_ratio, teacher_gap
 from distill.batch import Microbatch
 from distill.divergences import forward_kl, full_reverse_kl, jsd
-from distill.recipe import K2, Loss, NegativeLogLikelihood, PolicyGradient, SampledToken
+from distill.own import load_own, own_file
+from distill.recipe import K2, Loss, NegativeLogLikelihood, OwnLoss, PolicyGradient, SampledToken
 from distill.token_loss import TokenLoss as TokenLoss
 from distill.token_loss import log_softmax, pick, spread, teachers_mean
 from distill.topk import topk_reverse_kl
-from distill.types import PayloadName
+from distill.types import PayloadName, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class LossSpec:
     Attributes:
         payload: what it needs of every teacher, None if it needs no teacher.
         token_loss: ``(logits_BTV, microbatch, settings) -> TokenLoss``; ``settings`` is the recipe's ``loss``, of the
-            class that has this estimator's name.
+            class that has this estimator's name; for a user's own estimator its ``settings``, numbers by name.
         apart: whether it needs several teachers one by one; the others need only the mean of their log-probabilities.
     """
 
@@ -110,6 +111,38 @@ LOSSES: dict[str, LossSpec] = {
     "nll": LossSpec(None, nll),
 }
 """Estimators by the name that a recipe gives them."""
+OWN_PAYLOADS: tuple[PayloadName | None, ...] = ("sampled", "full", None)
+"""What a user's own estimator may ask of teachers; a top-k support is a setting of the shipped loss."""
+
+
+def loss_spec(loss: Loss) -> LossSpec:
+    """The estimator that a recipe's ``loss`` names, a row of :data:`LOSSES` or a user's own.
+
+    Raises:
+        UserError: an own one can't be loaded, is no :class:`LossSpec`, or asks teachers for what they don't give.
+    """
+    if not isinstance(loss, OwnLoss):
+        return LOSSES[loss.estimator]
+    spec = load_own(loss.estimator, where="loss.estimator")
+    if not isinstance(spec, LossSpec):
+        raise UserError(
+            f"`loss.estimator`: {loss.estimator} is {type(spec).__name__}, and must be a distill.losses.LossSpec, for "
+            'example LossSpec("full", my_token_loss)'
+        )
+    if spec.payload not in OWN_PAYLOADS:
+        offered = ", ".join(map(repr, OWN_PAYLOADS))
+        raise UserError(f"`loss.estimator`: {loss.estimator} has payload {spec.payload!r}; take one of {offered}")
+    return replace(
+        spec, token_loss=lambda logits_BTV, microbatch, own: spec.token_loss(logits_BTV, microbatch, own.settings)
+    )
+
+
+def located(loss: Loss) -> Loss:
+    """The same for a process with another working folder: an own file by its absolute path."""
+    if not isinstance(loss, OwnLoss):
+        return loss
+    name = loss.estimator.rpartition(":")[2]
+    return loss.model_copy(update={"estimator": f"{own_file(loss.estimator)}:{name}"})
 
 
 def reference_of(loss: Loss) -> str | None:

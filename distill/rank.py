@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from distill import checkpoint, engine, moe
 from distill.batch import collate
-from distill.losses import LOSSES, reference_of
+from distill.losses import loss_spec, reference_of
 from distill.measure import UpdateTotals
 from distill.recipe import Engine, Loss, Optimizer
 from distill.schedule import learning_rate
@@ -78,6 +78,7 @@ class StudentRank:
 
     def __init__(self, spec: StudentSpec) -> None:
         self.spec = spec
+        self._losses = loss_spec(spec.loss)
         self.engine, self.load_balance = engine.build(spec)
         self.module: torch.nn.Module = self.engine.module
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -187,7 +188,7 @@ class StudentRank:
         return {**totals.metrics(), "grad_norm": norm, "lr": lr, **self.load_balance.apply(counts_LE)}
 
     def _forward_backward(self, update: RankUpdate, i: int, totals: UpdateTotals) -> None:
-        spec, losses = self.spec, LOSSES[self.spec.loss.estimator]
+        spec, losses = self.spec, self._losses
         microbatch = collate(
             update.microbatches[i],
             token_weight=update.token_weight,

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from distill.recipe import Recipe
+from distill.recipe import OwnLoss, Recipe
 from distill.types import UserError
 from recipes.check_models import check_lengths, check_models
+from recipes.check_own import check_own_loss
 from recipes.check_routes import check_routes
 from recipes.check_tasks import check_tasks, make_tasks
 from recipes.lineage import households
@@ -31,6 +32,8 @@ def check(recipe: Recipe, out: Path) -> Plan:
         UserError: with every problem that was found.
     """
     device = resolve_device(recipe.device)
+    if isinstance(recipe.loss, OwnLoss) and (broken := list(check_own_loss(recipe.loss))):
+        raise UserError(*broken)  # all else asks the loss what it needs
     problems = check_routes(recipe, tasks=TASKS, losses=METHODS[recipe.method].losses)
     tasks, unusable = make_tasks(recipe, tokenizer=None)
     facts, unreadable = survey(recipe, tasks)

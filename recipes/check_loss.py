@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from distill.losses import LOSSES
+from distill.losses import loss_spec
 from distill.recipe import Recipe, SampledToken
 from distill.recipe_schema import guess
 from recipes.lineage import SELF
@@ -42,7 +42,7 @@ def check_stop(recipe: Recipe) -> Iterator[str]:
 
 def _share_rule(recipe: Recipe) -> Iterator[str]:
     where, trained, loss = f"`share_rule` is {recipe.share_rule}", recipe.trained_domains, recipe.loss.estimator
-    if LOSSES[loss].payload is None:
+    if loss_spec(recipe.loss).payload is None:
         yield f"{where}, and {loss} has neither advantages nor a gap to teachers; set it to explicit"
     elif len(trained) == 1:
         yield f"{where}, and one domain has the whole loss; set it to explicit"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from distill.adapters import with_adapters
 from distill.engine import check_engine
-from distill.losses import LOSSES
+from distill.losses import loss_spec
 from distill.recipe import Engine, Optimizer, Recipe, TopKReverseKL
 from distill.types import UserError
 from recipes.check_tasks import Lengths
@@ -96,7 +96,7 @@ def _engines(recipe: Recipe, facts: Mapping[str, Facts], device: Literal["cpu", 
 
 def _teachers(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
     student = facts.get("student.model")
-    full = LOSSES[recipe.loss.estimator].payload in ("full", "topk")
+    full = loss_spec(recipe.loss).payload in ("full", "topk")
     for name in recipe.teachers:
         teacher = facts.get(f"teachers.{name}.model")
         if student is None or teacher is None or teacher is student:

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from distill.losses import reference_of
+from distill.losses import LOSSES, OWN_PAYLOADS, loss_spec, reference_of
 from distill.own import is_own
-from distill.recipe import Architecture, Optimizer, PolicyGradient, Recipe, Source
+from distill.recipe import Architecture, Optimizer, OwnLoss, PolicyGradient, Recipe, Source
 from distill.recipe_schema import guess
 from recipes.check_loss import check_loss
 from recipes.lineage import SELF, chain, households, sources, stage_name
@@ -84,7 +84,15 @@ def _anchors(recipe: Recipe) -> Iterator[str]:
 
 
 def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
-    if recipe.loss.estimator not in losses:
+    wanted = {LOSSES[name].payload for name in losses}
+    if isinstance(recipe.loss, OwnLoss):
+        if (payload := loss_spec(recipe.loss).payload) not in wanted:
+            shown = " or ".join(sorted(map(repr, wanted & {*OWN_PAYLOADS})))
+            yield (
+                f"`loss.estimator`: {recipe.loss.estimator} has payload {payload!r}, and method {recipe.method!r} "
+                f"takes {shown}"
+            )
+    elif recipe.loss.estimator not in losses:
         offered = " or ".join(sorted(losses))
         yield (
             f"`loss.estimator` is {recipe.loss.estimator!r}, which method {recipe.method!r} does not use; "

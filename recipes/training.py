@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.console import Progress, TaskHandle
 from distill.loop import train
-from distill.losses import LOSSES
+from distill.losses import located, loss_spec
 from distill.rank import StudentSpec
 from distill.recipe import Recipe
 from distill.student import DeepSpeedStudent
@@ -184,7 +184,7 @@ class Training:
             model=self.model,
             engine=recipe.student.engine,
             optimizer=recipe.student.optimizer,
-            loss=recipe.loss,
+            loss=located(recipe.loss),
             temperature=recipe.rollout.temperature,
             domains=tuple(recipe.trained_domains),
             total_optimizer_steps=recipe.run.steps * recipe.student.updates_per_step,
@@ -217,7 +217,7 @@ class Training:
             )
             for name, path in self.teachers.items()
         }
-        payload = LOSSES[recipe.loss.estimator].payload
+        payload = loss_spec(recipe.loss).payload
         assert payload is not None, "a method without teachers has none to ask"
         return TeacherPool(
             specs, routes=routes(recipe), payload=payload, faults=recipe.faults, say=world.progress.print

@@ -43,24 +43,25 @@ def with_task(reference: str) -> Recipe:
 
 def test_a_fourth_domain_takes_six_lines_and_a_task_of_sixty_at_most() -> None:
     assert len((FOURTH / "fourth.yaml").read_text().splitlines()) <= 6
-    assert len((FOURTH / "letters.py").read_text().splitlines()) <= 60
+    assert len((FOURTH / "walk.py").read_text().splitlines()) <= 60
 
 
 def test_the_fourth_domain_passes_every_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     fourth = load_recipe(str(FOURTH / "fourth.yaml"), shipped=SHIPPED)
-    assert list(fourth.domains) == ["math", "code", "reasoning", "letters"]
+    assert list(fourth.domains) == ["math", "code", "reasoning", "walks"]
     check(fourth, tmp_path / "run")
 
 
-def test_the_example_sorts() -> None:
-    task = own_task(f"{FOURTH}/letters.py:Letters", where="here")
+def test_the_example_walks() -> None:
+    task = own_task(f"{FOURTH}/walk.py:Walk", where="here")
     for index in range(50):
         example = task.example(seed=3, split="train", index=index)
-        shown = example.text.removeprefix("sort ").removesuffix("=")
-        assert len(set(shown)) == 8
-        assert example.answer == "".join(sorted(shown))
-        assert task.verify(Prompt("any", example.id, (0,), example.text, example.answer), shown[::-1]) == 0.0
+        start, steps = example.text[5], example.text.removeprefix("walk ").removesuffix("=").lstrip("ABCDEFGHIJKLMNOP")
+        circle = "ABCDEFGHIJKLMNOP" * 4
+        ends = [circle[circle.index(start) + sum(map(int, steps[: n + 1]))] for n in range(5)]  # not per token
+        assert example.answer == "".join(ends)
+        assert task.verify(Prompt("any", example.id, (0,), example.text, example.answer), start + example.answer) == 0
 
 
 # ---- the door
