@@ -166,7 +166,7 @@ def export_hf(
     state_dict: Mapping[str, torch.Tensor],
     model: Any,
     source: str | Path,
-    trust_remote_code: bool = False,
+    own_code: bool = False,
 ) -> None:
     """Write a Hugging Face checkpoint into the folder ``path``: weights, configuration, generation config, tokenizer.
 
@@ -175,18 +175,18 @@ def export_hf(
         state_dict: consolidated weights under Hugging Face names.
         model: the live model, for its configuration and generation config alone.
         source: the checkpoint that the tokenizer is taken from; one without a tokenizer exports none.
-        trust_remote_code: whether Python code that lies in the folder ``source`` may run; it is exported too.
+        own_code: whether Python code that lies in the folder ``source`` may run; it is exported too.
     """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(model.config, trust_remote_code=trust_remote_code)
+        shell = AutoModelForCausalLM.from_config(model.config, trust_remote_code=own_code)
     shell.generation_config = model.generation_config
     shell.save_pretrained(path, state_dict=dict(state_dict))
     if (Path(source) / "tokenizer_config.json").exists():
         from transformers import AutoTokenizer
 
-        AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(path)
+        AutoTokenizer.from_pretrained(source, trust_remote_code=own_code).save_pretrained(path)
 
 
 @contextmanager

@@ -153,12 +153,12 @@ class StudentRank:
     def export(self, path: str) -> None:
         """Write a Hugging Face checkpoint with its tokenizer into ``path``, replacing what is there."""
         state = self.state_dict()
+        source, trusted = self.spec.model, self.spec.trust_remote_code
         temporary = Path(f"{path}.tmp-{self.spec.attempt}")
 
         def publish() -> None:
             checkpoint.remove(temporary)
-            told = {"source": self.spec.model, "trust_remote_code": self.spec.trust_remote_code}
-            checkpoint.export_hf(temporary, state_dict=state or {}, model=self.module, **told)
+            checkpoint.export_hf(temporary, state_dict=state or {}, model=self.module, source=source, own_code=trusted)
             checkpoint.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
 
         self._on_first(publish)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
-from rich.table import Table
-from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from distill.adapters import active
 from distill.evaluate import evaluate
 from distill.recipe import Architecture, Recipe
-from distill.types import Float32, Full, Rollout, align_logits
+from distill.types import Float32, Full, Rollout
 from recipes.check import resolve_device
 from recipes.exam import verify
+from recipes.findings import ROLLOUTS, TOLERANCE, Finding, judge, reverse_kl
 from recipes.launch import on_disk
 from recipes.lineage import SELF, Source, adapter_folders, stage_name, teacher_source, trusted
 from recipes.methods import decoding
@@ -29,29 +26,6 @@ from recipes.training import prompt_source, tasks_of
 from rollouts.sampler import InProcess, StudentSampler
 from rollouts.tokenizer import completion_text
 from teachers.model import TeacherModel
-
-ROLLOUTS = 16
-"""Of the student, a domain: what teachers are asked to score."""
-FAR = 0.2
-"""Nats a token, reverse KL of the student to a teacher before the first step; about 0.04 is healthy for teachers of one
-origin. Source: shared method notes, section 6."""
-POINTS = 0.02
-"""A teacher's gain over the student that is worth teaching, at least, if it is above 3 standard errors; section 5."""
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
-"""Nats by which two ways to one log-probability may differ; they differ by the padding of a forward."""
-
-Verdict = Literal["usable", "warning", "unusable", "later"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What is known of a teacher on a domain that it grades, and what to do about it."""
-
-    teacher: str
-    domain: str
-    verdict: Verdict
-    reason: str
-    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +73,7 @@ class DeepCheck:
 
     def _later(self, teacher: str, domain: str, source: Source) -> Finding:
         stage = source.architecture if isinstance(source, Architecture) else source
-        return Finding(teacher, domain, "later", f"after {stage}", "check again once a run has made it")
+        return Finding(teacher, domain, "later", f"after {stage}", "a run asks it then, before its first step")
 
     def _model(self, folder: str, where: str, asked: str, adapter: str | None) -> TeacherModel:
         recipe = self._recipe
@@ -180,61 +154,11 @@ def self_test(
         if not np.array_equal(first, second, equal_nan=True):
             return f"asked twice, it scores the same tokens {np.abs(first - second).max():.2g} nats apart"
     rollout, mine_TV = rollouts[0], scored[0]
-    ids_1T = torch.tensor(rollout.token_ids[None].astype(np.int64), device=model.device)
-    with torch.no_grad(), active(model.model, adapter):
-        logits_TV = align_logits(model.model(input_ids=ids_1T, use_cache=False).logits)[0].double()
-    expected_TV = torch.log_softmax(logits_TV / model.temperature, dim=-1).cpu().numpy()
+    expected_TV = model.reference(rollout.token_ids, adapter)
     apart = float(np.abs(expected_TV - mine_TV)[rollout.loss_mask].max())
     if not apart <= TOLERANCE[model.dtype]:
         return f"its scores are {apart:.2g} nats from its own distribution at temperature {model.temperature:g}"
     return None
-
-
-def reverse_kl(student: Sequence[Float32], teacher: Sequence[Float32], rollouts: Sequence[Rollout]) -> float:
-    """Mean over trained tokens of ``KL(student || teacher)``, in nats; rows ``(T, V)`` of log-probabilities."""
-    total, tokens = 0.0, 0
-    for student_TV, teacher_TV, rollout in zip(student, teacher, rollouts, strict=True):
-        p_TV = student_TV[rollout.loss_mask].astype(np.float64)
-        q_TV = teacher_TV[rollout.loss_mask, : p_TV.shape[1]].astype(np.float64)
-        possible = np.isfinite(p_TV)  # what the student never says (a padded head) adds nothing
-        total += float((np.exp(p_TV[possible]) * (p_TV[possible] - q_TV[possible])).sum())
-        tokens += len(p_TV)
-    return total / tokens
-
-
-def judge(teacher: str, domain: str, kl: float, ours: Sequence[float], theirs: Sequence[float]) -> Finding:
-    """A finding from the distance of a teacher and from both models' verdicts on the same prompts, in order.
-
-    Args:
-        theirs: empty where the teacher is the student itself.
-    """
-    if not math.isfinite(kl):
-        return Finding(teacher, domain, "unusable", f"KL to it is {kl}", "take a teacher without NaN or masked tokens")
-    reasons = [f"KL {kl:.3f} nats a token at the start"]
-    remedies = []
-    if kl > FAR:
-        reasons[0] += f", above {FAR:g}"
-        remedies.append("take a teacher of the student's own origin, or expect a slow start")
-    if theirs:
-        gain = np.array(theirs) - np.array(ours)
-        needed = max(POINTS, 3 * float(gain.std()) / math.sqrt(len(gain)))
-        reasons.append(f"{100 * np.mean(theirs):.1f}% right, the student {100 * np.mean(ours):.1f}%")
-        if gain.mean() < needed:
-            reasons[1] += f": no gain of {100 * needed:.1f} points"
-            remedies.append("take a better specialist of this domain, or set more evaluate.validation_prompts")
-    else:
-        reasons.append("the student itself, as an anchor")
-    return Finding(teacher, domain, "warning" if remedies else "usable", "; ".join(reasons), "; ".join(remedies))
-
-
-def findings_table(findings: Sequence[Finding]) -> Table:
-    """What a person reads: teacher, verdict, reason, what to do."""
-    styles: dict[Verdict, str] = {"usable": "green", "warning": "yellow", "unusable": "red", "later": "dim"}
-    table = Table("teacher", "domain", "verdict", "reason", "what to do", title="can they teach this student?")
-    for one in findings:
-        verdict = Text(one.verdict, style=styles[one.verdict])
-        table.add_row(Text(one.teacher), Text(one.domain), verdict, Text(one.reason), Text(one.remedy))
-    return table
 
 
 def _full(model: TeacherModel, rollouts: Sequence[Rollout], adapter: str | None) -> list[Float32]:

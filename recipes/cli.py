@@ -190,18 +190,12 @@ def _load(recipe: str, overrides: list[str] | None, out: Path | None) -> Any:
 
 
 def _check_deeply(recipe: Any, out: Path, console: Console) -> None:
-    from distill.types import UserError
-    from recipes.check_deep import DeepCheck, findings_table
+    from recipes.check_deep import DeepCheck
+    from recipes.findings import findings_table, refuse_unusable
 
     findings = DeepCheck(recipe, out).findings()
     console.print(findings_table(findings))
-    unusable = [
-        f"`teachers.{one.teacher}` cannot teach domain {one.domain!r}: {one.reason}; {one.remedy}"
-        for one in findings
-        if one.verdict == "unusable"
-    ]
-    if unusable:
-        raise UserError(*unusable)
+    refuse_unusable(findings)
 
 
 def _say_problems(problems: tuple[str, ...], and_so: str) -> None:

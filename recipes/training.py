@@ -18,12 +18,13 @@ from distill.rank import StudentSpec
 from distill.recipe import Recipe
 from distill.student import DeepSpeedStudent
 from distill.track import Tracker
-from distill.types import Sampler, WorldError
+from distill.types import Sampler
 from recipes.costs import Costs
 from recipes.exam import Exam
 from recipes.held_out import held_out
 from recipes.lineage import adapter_folders, trusted
 from recipes.methods import METHODS, Cast, decoding, routes, support_of
+from recipes.preflight import before_first_step
 from recipes.ranks import RayRanks
 from recipes.watch import RunWatch
 from rollouts.prompts import Prefetched, PromptSource, Supply
@@ -132,7 +133,7 @@ class Training:
             # Whoever acts in training, it is the student that sits the exam.
             examinee = sampler if method.samples or self.exam is None else cast.student_sampler()
             if teachers is not None:
-                self._check_vocabularies(teachers)
+                before_first_step(self, world, teachers, student, examinee)
             prompts = Prefetched(prompt_source(recipe, self.tasks, self.tokenizer, held_out=False))
             closing.callback(prompts.close)
             last = train(
@@ -198,8 +199,7 @@ class Training:
     def _teachers(self, world: World) -> TeacherPool | None:
         if not self.teachers:
             return None
-        recipe, as_student = self.recipe, self.recipe.student.engine.dtype
-        asked = {name: recipe.teachers[name].dtype for name in self.teachers}
+        recipe = self.recipe
         support = support_of(recipe, self.tokenizer)
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         specs = {
@@ -207,7 +207,7 @@ class Training:
                 Checkpoint(
                     path,
                     world.device,
-                    world.dtype(as_student if asked[name] == "auto" else asked[name]),
+                    self.teacher_dtype(name, world),
                     trusted(recipe, f"teachers.{name}.model"),
                 ),
                 conditions,
@@ -223,11 +223,10 @@ class Training:
             specs, routes=routes(recipe), payload=payload, faults=recipe.faults, say=world.progress.print
         )
 
-    def _check_vocabularies(self, teachers: TeacherPool) -> None:
-        student = len(self.tokenizer)
-        for name, size in teachers.wait_until_ready().items():
-            if size < student:
-                raise WorldError(f"teacher {name!r} has {size} output tokens, the student's tokenizer {student}")
+    def teacher_dtype(self, name: str, world: World) -> str:
+        """A teacher's dtype, resolved."""
+        asked = self.recipe.teachers[name].dtype
+        return world.dtype(self.recipe.student.engine.dtype if asked == "auto" else asked)
 
     def _sampler(self, world: World, closing: ExitStack) -> Callable[[], Sampler]:
         recipe = self.recipe

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from distill.adapters import active, with_adapters
@@ -95,6 +96,17 @@ class TeacherModel:
                 for i, one in zip(taken, self._forward([token_ids[i] for i in taken], payload, theirs), strict=True):
                     scored[i] = one
         return [scored[i] for i in range(len(token_ids))]
+
+    @torch.no_grad()
+    def reference(self, ids_T: Int32, adapter: str | None = None) -> npt.NDArray[np.float64]:
+        """What its scores are tested against: its distribution after one rollout's tokens, ``(T, V)``, in nats.
+
+        One forward without padding, log-softmax in float64, and none of the code that scores.
+        """
+        ids_1T = torch.from_numpy(ids_T[None].astype(np.int64)).to(self.device)
+        with active(self.model, adapter):
+            logits_TV = align_logits(self.model(input_ids=ids_1T, use_cache=False).logits)[0].double()
+        return torch.log_softmax(logits_TV / self.temperature, dim=-1).cpu().numpy()
 
     def _forward(
         self, token_ids: Sequence[Int32], payload: PayloadName, given: Sequence[Int32] | None

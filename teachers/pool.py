@@ -37,6 +37,19 @@ class _Asked:
     answer: Future[Answer]
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a teacher said of the tokens of some rollouts when it was tried out, in nats.
+
+    Attributes:
+        answers: of every process, twice: the tokens' log-probabilities ``(T,)`` of each rollout, in order.
+        reference: what those of the first rollout must be; None where the teacher's kind has no reference.
+    """
+
+    answers: tuple[tuple[Float32, ...], ...]
+    reference: Float32 | None
+
+
 class TeacherPool:
     """A grader: every rollout goes to its domain's teachers, all teachers score at the same time.
 
@@ -116,6 +129,30 @@ class TeacherPool:
             for i, rollout in enumerate(rollouts)
         ]
 
+    def try_out(self, teacher: str, rollouts: Sequence[Rollout]) -> Trial:
+        """Ask every process of a teacher for the same rollouts, twice, before it is trusted with a step.
+
+        Raises:
+            NonFinite: as in :meth:`score`.
+            GradingFailed: as in :meth:`score`.
+        """
+        conditions = self._specs[teacher].conditions
+        wanted: PayloadName = "sampled" if self._payload not in ("full", "topk") else self._payload
+        taken = microbatches([len(rollout.token_ids) for rollout in rollouts], conditions.microbatch_tokens)
+        answers: list[dict[int, Float32]] = [{} for _ in range(2 * self._specs[teacher].replicas)]
+        for members in taken:
+            mine = [rollouts[i] for i in members]
+            given = likeliest_of(mine) if conditions.support and conditions.support.given else None
+            asked = Asked([rollout.token_ids for rollout in mine], wanted, given)
+            for number, answer in enumerate(
+                answer for _ in range(2) for answer in self._hosts[teacher].ask_all(teacher, asked)
+            ):
+                for i, payload in zip(members, answer.payloads, strict=True):
+                    check_score(teacher, rollouts[i], payload, vocabulary=self._hosts[teacher].vocabulary)
+                    answers[number][i] = sampled_of(payload, rollouts[i].token_ids)
+        asked_for = tuple(tuple(one[i] for i in range(len(rollouts))) for one in answers)
+        return Trial(asked_for, self._hosts[teacher].reference(teacher, rollouts[0].token_ids))
+
     def metrics(self) -> Metrics:
         """By teacher: microbatches that were lost and asked again, and the seconds that its own processes worked."""
         metrics: Metrics = {f"teacher_retries/{name}": host.take_retries(name) for name, host in self._hosts.items()}
@@ -151,6 +188,21 @@ def likeliest_of(rollouts: Sequence[Rollout]) -> list[Int32]:
     if len(found) < len(rollouts):
         raise ValueError("the loss asks teachers for the student's likeliest tokens, and the sampler recorded none")
     return found
+
+
+def sampled_of(payload: Payload, ids_T: Int32) -> Float32:
+    """The log-probability of each token, ``(T,)``, from a payload that tells it.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if isinstance(payload, Sampled):
+        return payload.logprobs_T
+    if isinstance(payload, TopK):
+        return payload.sampled_T
+    if isinstance(payload, Full):
+        return np.take_along_axis(payload.logprobs_TV, ids_T[:, None].astype(np.int64), 1)[:, 0]
+    raise ValueError(f"a {type(payload).__name__} does not tell the log-probabilities of its tokens")
 
 
 def check_score(teacher: str, rollout: Rollout, payload: Payload, *, vocabulary: int) -> None:

@@ -32,6 +32,7 @@ def test_a_run_leaves_what_the_design_promises(smoke):
         "evaluations.jsonl",
         "rollouts.jsonl",
         "ledger.json",
+        "preflight.json",
         "report.html",
         "student/config.json",
         "student/generation_config.json",
@@ -41,6 +42,16 @@ def test_a_run_leaves_what_the_design_promises(smoke):
         assert (out / name).exists(), name
     assert_whole(out, steps=STEPS)
     assert str(out / "report.html") in printed.replace("\n", "")
+
+
+def test_every_teacher_was_tried_out_before_the_first_step(smoke):
+    out, printed = smoke
+    told = json.loads((out / "preflight.json").read_text())
+    assert told["passed"]
+    assert [(one["teacher"], one["domain"]) for one in told["findings"]] == [(name, name) for name in DOMAINS]
+    assert all("nats a token at the start" in one["reason"] for one in told["findings"])
+    assert printed.count("can they teach this student?") == 1
+    assert "Can they teach this student?" in (out / "report.html").read_text()
 
 
 def test_every_model_sat_the_whole_exam(smoke):
