@@ -76,8 +76,11 @@ class OfflineRun:
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Every table by name, in the order in which they were logged."""
         found: dict[str, list[dict[str, Any]]] = {}
-        for path in sorted(self.folder.glob("files/media/table/*.json"), key=lambda p: int(p.name.split("_")[1])):
-            found.setdefault(path.name.split("_")[0], []).append(json.loads(path.read_text()))
+        named = [
+            (re.fullmatch(r"(.+)_(\d+)_\w+\.table\.json", p.name), p) for p in self.folder.glob("files/media/table/*")
+        ]
+        for match, path in sorted(((m, p) for m, p in named if m), key=lambda pair: int(pair[0][2])):
+            found.setdefault(match[1], []).append(json.loads(path.read_text()))
         return found
 
 
