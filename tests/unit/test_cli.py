@@ -163,12 +163,12 @@ def test_schema_is_json() -> None:
     assert result.exit_code == 0
     schema = json.loads(result.output)
     assert "extends" in schema["properties"]
-    assert schema["$defs"]["RunRecipe"]["properties"]["steps"]["description"]
+    assert schema["$defs"]["RunRecipe"]["properties"]["steps"]["anyOf"][0]["description"]
 
 
 def test_help_names_every_command() -> None:
     result = mopd("--help")
-    for name in ("run", "check", "eval", "schema"):
+    for name in ("run", "check", "compare", "eval", "workspace", "schema"):
         assert name in result.output
 
 
