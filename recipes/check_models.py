@@ -102,7 +102,13 @@ def _teachers(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
         if student is None or teacher is None or teacher is student:
             continue
         different = compare_tokenizers(teacher.tokenizer, student.tokenizer)
-        different += compare_heads(teacher.config, student.config, full=full) if not different else []
+        different += (
+            compare_heads(
+                teacher.config, student.config, full=full, tokens=max(student.tokenizer.get_vocab().values()) + 1
+            )
+            if not different
+            else []
+        )
         for problem in different:
             yield (
                 f"`teachers.{name}` ({_told(teacher)}) {problem}; a teacher scores the student's token ids, so take "
