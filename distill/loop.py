@@ -75,7 +75,8 @@ def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompt
     clock = StepClock()
     while True:
         if watch.evaluates(step):
-            watch.evaluate(step, student.weights())
+            with saved_if_grading_fails(student, step, saved):
+                watch.evaluate(step, student.weights())
         stops, over = watch.stops(), step >= steps or watch.ended()
         if step > saved and (watch.saves(step) or stops or over):
             student.save(step)
@@ -88,16 +89,23 @@ def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompt
             sampler.load_weights(student.weights(), version=step)  # act with the weights the gradient is taken at
         with clock("scoring"):
             rollouts = clock.during("generation", sampler.sample(prompts(step), step=step))
-            try:
+            with saved_if_grading_fails(student, step, saved):
                 batch = grader.score(rollouts)  # consumes microbatches while later ones are being written
-            except (GradingFailed, NonFinite):
-                if step > saved:
-                    student.save(step)  # nothing of it moved: what is finished is kept
-                raise
         with clock("update"):
             metrics = student.update(batch, step=step)
         step += 1
         watch.record(step, batch, metrics | grader.metrics() | clock.read())
+
+
+@contextmanager
+def saved_if_grading_fails(student: Student, step: int, saved: int) -> Iterator[None]:
+    """Where a grader breaks in the block, nothing of the student has moved: what is finished is kept."""
+    try:
+        yield
+    except (GradingFailed, NonFinite):
+        if step > saved:
+            student.save(step)
+        raise
 
 
 class StepClock:

@@ -125,7 +125,7 @@ class Tracker:
         truncate_jsonl(self._rows(name), keep)
 
     def summarize(self, seesaw: Mapping[str, Any]) -> None:
-        """Show the result in W&B: the seesaw metrics as the run's summary, and a table of models x domains.
+        """Show the result in W&B: the metrics as the run's summary, a table of models x domains, recovery as bars.
 
         Args:
             seesaw: the content of seesaw.json (format 1).
@@ -137,7 +137,10 @@ class Tracker:
             [model, *(scores[domain]["score"] if domain in scores else None for domain in domains)]
             for model, scores in seesaw["models"].items()
         ]
-        self._sink.table("scores", max(self._last_steps.values(), default=0), ["model", *domains], rows)
+        last = max(self._last_steps.values(), default=0)
+        self._sink.table("scores", last, ["model", *domains], rows)
+        known = [[name, value] for name, value in seesaw["metrics"]["recovery"].items() if value is not None]
+        self._sink.table("recovery_by_domain", last, ["domain", "recovery_by_domain"], known, bars=True)
         self._sink.summary(_flat("seesaw", seesaw["metrics"]) | _flat("seesaw", seesaw["metrics_ci"]))
 
     def write_ledger(self) -> None:

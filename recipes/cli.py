@@ -180,6 +180,14 @@ def evaluate(
 
 
 @app.command()
+def workspace(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Save a W&B workspace of the recipe's project, in which recipes line up."""
+    from distill.workspace import save_workspace
+
+    typer.echo(save_workspace(_load(recipe, overrides, None)[0]))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a recipe, for the editor."""
     from distill.recipe_editor import editor_schema

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from distill.held_out import OVERLAP_K, distance_metrics
-from distill.losses import LOSSES
+from distill.losses import loss_spec
 from distill.recipe import Loss, Recipe, TopKReverseKL
 from distill.topk import Support
 from distill.track import Tracker
@@ -57,7 +57,7 @@ def payload_to_ask(loss: Loss) -> PayloadName:
     """What tells the teachers' likeliest tokens, where the loss' payload does; else what the KL needs."""
     if isinstance(loss, TopKReverseKL):
         return "topk" if loss.k >= OVERLAP_K and loss.support != "student" else "sampled"
-    return "full" if LOSSES[loss.estimator].payload == "full" else "sampled"
+    return "full" if loss_spec(loss).payload == "full" else "sampled"
 
 
 class HeldOut:

@@ -55,10 +55,10 @@ class RunWatch:
         """Measure the student on the validation prompts, and where it stands against base and teachers."""
         assert self._exam is not None
         self._examinee.load_weights(weights, version=step)
-        metrics = self._exam.take("student", step=step, split="validation", sampler=self._examinee)
+        # First: where a teacher fails, nothing is written of this evaluation, and the resumed run takes it again.
+        held_out = {} if self._held_out is None else self._held_out.take(step, self._examinee)
+        metrics = held_out | self._exam.take("student", step=step, split="validation", sampler=self._examinee)
         metrics |= self._exam.against_teachers({n: d.teacher_weights for n, d in self._recipe.trained_domains.items()})
-        if self._held_out is not None:
-            metrics |= self._held_out.take(step, self._examinee)
         self._tracker.log("eval", step, metrics)
         self._why = stop_reason(self._recipe.stop, self._tracker.rows("eval"))
         self._progress.advance(step, metrics)

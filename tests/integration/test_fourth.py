@@ -1,6 +1,7 @@
 """The fourth domain of docs/fourth, a user's own task and a loss of their own, from the command line to the report."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,38 @@ def test_every_domain_is_graded_by_the_loss_of_ones_own(fourth):
         f"{ROOT}/docs/fourth/walk.py:Walk",
         f"{fourth[0]}/loss.py:LOSS",
     }
+
+
+# ---- docs/metrics.md
+
+
+def documented() -> dict[str, set[str]]:
+    """Names of each kind of row, as the page has them."""
+    names: dict[str, set[str]] = {}
+    for line in (ROOT / "docs" / "metrics.md").read_text().splitlines():
+        if line.startswith("## "):
+            kind = line.removeprefix("## ").split(",")[0]
+        elif match := re.match(r"\| `(\S+)` \| \S.* \| \S.* \|$", line):
+            names.setdefault(kind, set()).add(match[1])
+    return names
+
+
+def generic(name: str) -> str:
+    """``kl/math`` as ``kl/DOMAIN``."""
+    head, _, last = name.rpartition("/")
+    if head in ("teacher_retries", "seconds/teacher", "tokens/teacher", "flops/teacher"):
+        return f"{head}/TEACHER"
+    return f"{head}/DOMAIN" if last in DOMAINS else name
+
+
+def test_a_run_writes_no_metric_that_the_page_does_not_name(fourth):
+    written: dict[str, set[str]] = {}
+    for path in (fourth[0] / "run").rglob("metrics.jsonl"):
+        for row in rows(path):
+            written.setdefault(row.pop("kind"), set()).update(map(generic, row.keys() - {"step"}))
+    page = documented()
+    assert set(page) == set(written) == {"train", "eval"}
+    assert {kind: names - page[kind] for kind, names in written.items()} == {"train": set(), "eval": set()}
+    # What this run has no occasion for: estimators on the sampled token, teachers that gain, a teacher that was lost.
+    rare = {"gate_dropped/DOMAIN", "clipped/DOMAIN", "recovery/DOMAIN", "mean_recovery", "worst_recovery"}
+    assert (page["train"] - written["train"]) | (page["eval"] - written["eval"]) <= rare | {"teacher_retries/TEACHER"}

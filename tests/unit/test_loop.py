@@ -163,6 +163,22 @@ def test_finished_steps_are_kept_where_a_grader_breaks_and_the_student_is_whole(
     assert resumed.saved == kept, "nothing new was finished"
 
 
+def test_a_grader_that_breaks_in_an_evaluation_costs_no_finished_step():
+    class Breaks(Watch):
+        def evaluate(self, step, weights):
+            if step == 4:
+                raise GradingFailed("teacher 'math' died")
+            super().evaluate(step, weights)
+
+    student = Counter()
+    with pytest.raises(GradingFailed):
+        go(student, Breaks(save_every=3))
+    assert student.saved == [3, 4]
+    resumed, watch = Counter(saved=student.saved), Watch()
+    assert go(resumed, watch) == 5
+    assert watch.log[:2] == [("resumed", 4), ("evaluated", 4)], "taken again"
+
+
 def test_clock_gives_generation_its_own_time_and_takes_it_out_of_scoring(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])

@@ -31,7 +31,7 @@ def test_offline_files_hold_what_the_run_wrote(tmp_path: Path) -> None:
     assert shown.history()[-1] == {"step": 5, "train/kl/math": 0.5}
     run = shown.run
     assert (run.project, run.run_group, run.display_name, run.job_type) == ("seesaws", "tiny", "tiny", "mopd")
-    assert list(run.tags) == ["a", "b"]
+    assert list(run.tags) == ["mopd", "full_reverse_kl", "seed-7", "a", "b"]
     config = dict(shown.config)
     assert config.pop("stage") is None
     assert Recipe.model_validate(config) == recipe()
@@ -66,10 +66,16 @@ def test_tables(tmp_path: Path) -> None:
         write_run(tracker, steps=2)
         tracker.append_rows("rollouts", ROLLOUTS)
         tracker.summarize(SEESAW)
-    tables = offline_runs(tmp_path)[0].tables()
+    (shown,) = offline_runs(tmp_path)
+    charts = [u for r in shown.records for u in r.config.update if u.nested_key[:2] == ["_wandb", "visualize"]]
+    assert [chart.nested_key[2] for chart in charts] == ["recovery_by_domain"]
+    assert "wandb/bar/v0" in charts[0].value_json
+    tables = shown.tables()
     (scores,) = tables["scores"]
     assert scores["columns"] == ["model", "math", "code"]
     assert scores["data"] == [["base", 0.5, 0.25], ["student", 0.75, None]]
+    (bars,) = tables["recovery_by_domain_table"]
+    assert (bars["columns"], bars["data"]) == (["domain", "recovery_by_domain"], [["math", 0.9]])
     (rollouts,) = tables["rollouts"]
     assert rollouts["columns"] == ["step", "domain", "prompt", "text", "verdict", "advantages"]
     assert rollouts["data"] == [[2, "math", "1+1=", "2", 1.0, "[0.5, -0.25]"]]
