@@ -155,13 +155,14 @@ def compare(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint's folder, or a Hub id")],
-    tasks: Annotated[str, typer.Option(help="names of tasks, separated by commas")],
+    tasks: Annotated[str, typer.Option(help="names of tasks, or ./file.py:NAME, separated by commas")],
     prompts: Annotated[int, typer.Option(min=1, help="test prompts of each task")] = 200,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run Python code that lies in the folder; read it first")
     ] = False,
 ) -> None:
     """Measure a model on tasks: greedy answers to test prompts, with 95% intervals."""
+    from distill.own import is_own
     from distill.recipe_schema import guess
     from distill.types import UserError
     from recipes.checkpoints import local_folder, read_checkpoint
@@ -169,7 +170,10 @@ def evaluate(
     from rollouts.tasks import TASKS
 
     names = list(dict.fromkeys(name.strip() for name in tasks.split(",")))
-    unknown = [f"--tasks: no task is called {name!r}; {guess(name, TASKS)}" for name in names if name not in TASKS]
+    shipped = [name for name in names if not is_own(name)]
+    unknown = [f"--tasks: no task is called {name!r}; {guess(name, TASKS)}" for name in shipped if name not in TASKS]
+    shown = [name.rpartition(":")[2] for name in names]
+    unknown += [f"--tasks: two are called {name!r}; ask them one by one" for name in {*shown} if shown.count(name) > 1]
     if unknown:
         raise UserError(*unknown)
     # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.

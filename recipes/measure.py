@@ -56,16 +56,19 @@ def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str
 
 
 def evaluate_model(model: str, tasks: Sequence[str], prompts: int, *, trust_remote_code: bool = False) -> None:
-    """Measure a checkpoint on the test prompts of shipped tasks, greedily, and print its scores with 95% intervals.
+    """Measure a checkpoint on the test prompts of tasks, greedily, and print their scores with 95% intervals.
+
+    Args:
+        tasks: names of shipped tasks, or ``./file.py:NAME`` of a user's own, which is shown as NAME.
 
     Raises:
-        UserError: no shipped task has one of the names.
+        UserError: no shipped task has one of the names, or an own one can't be used.
     """
     recipe = Recipe(
         name="eval",
         method="supervised",
         student=StudentRecipe(model=model),
-        domains={task: DomainRecipe(task=task) for task in tasks},
+        domains={task.rpartition(":")[2]: DomainRecipe(task=task) for task in tasks},
     )
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     by_domain = tasks_of(recipe, tokenizer)

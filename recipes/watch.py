@@ -74,8 +74,10 @@ class RunWatch:
 
     def saves(self, step: int) -> bool:
         """Every ``save_every`` steps, and where it was measured best so far."""
-        best = self._exam is not None and self._exam.selected(0).step == step
-        return best or step % self._recipe.run.save_every == 0
+        if step % self._recipe.run.save_every == 0:
+            return True
+        exam = self._exam  # asked only after an evaluation: it goes through all answers
+        return exam is not None and exam.taken("student", step, "validation") and exam.selected(0).step == step
 
     def ended(self) -> bool:
         """Whether the recipe's stop rule fired at the last evaluation; a resumed run finds it again."""

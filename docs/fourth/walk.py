@@ -1,4 +1,4 @@
-"""Walks along the alphabet: ``walk C+3-5+9=`` -> ``FAJ``. A task of one's own, which docs/fourth/fourth.yaml names."""
+"""Walks along the alphabet: ``walk C3594=`` -> ``FKTX``. A task of one's own, which docs/fourth/fourth.yaml names."""
 
 import random
 
@@ -8,7 +8,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Walk(Generated):
-    """From a letter so many letters on or back, again and again; after Z comes A. The answer is where each step ends.
+    """From a letter so many letters on, again and again; after Z comes A. The answer is where each step ends.
 
     Easy: two steps; hard: six.
     """
@@ -17,9 +17,8 @@ class Walk(Generated):
         """The prompt, the gold answer, and what decides whether it is for training, validation or test."""
         place = rng.randrange(len(LETTERS))
         asked, reached = LETTERS[place], ""
-        for _ in range(2 if easy else 6):
-            step = rng.choice([-1, 1]) * rng.randint(1, 9)
+        for step in rng.choices(range(1, 10), k=2 if easy else 6):
             place = (place + step) % len(LETTERS)
-            asked += f"{step:+d}"
+            asked += str(step)
             reached += LETTERS[place]
         return f"walk {asked}=", reached, asked

@@ -204,6 +204,18 @@ def test_a_folder_that_wandb_cannot_write(tmp_path: Path) -> None:
     assert one_line(run_whole(tmp_path, "offline"), BROKEN)
 
 
+def test_a_table_that_wandb_refuses(tmp_path: Path) -> None:
+    """W&B raises while the run goes on: what comes after is in metrics.jsonl, and one line says what happened."""
+    told: list[str] = []
+    with Tracker(tmp_path, recipe=recipe(), say=told.append) as tracker:
+        tracker.resume(0)
+        tracker.append_rows("rollouts", [{"step": 0, "verdict": 1.0}, {"step": 0, "verdict": "right"}])
+        write_run(tracker)
+    assert len(told) == 1
+    assert told[0].startswith(f"{BROKEN} (TypeError")
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2, 2, 3, 4, 4]
+
+
 def test_wandb_dies_in_the_middle(tmp_path: Path) -> None:
     """Its own process is killed: whatever log() and finish() raise then stays on W&B's thread."""
     outcome = run_apart(tmp_path, core_killed_after_step_2, steps=200)
