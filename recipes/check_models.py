@@ -101,8 +101,12 @@ def _teachers(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
         teacher = facts.get(f"teachers.{name}.model")
         if student is None or teacher is None or teacher is student:
             continue
-        different = compare_tokenizers(teacher.tokenizer, student.tokenizer)
-        different += compare_heads(teacher.config, student.config, full=full) if not different else []
+        different: list[str] = []
+        used = 0
+        if teacher.tokenizer is not None and student.tokenizer is not None:
+            different = compare_tokenizers(teacher.tokenizer, student.tokenizer)
+            used = max(student.tokenizer.get_vocab().values()) + 1
+        different = different or compare_heads(teacher.config, student.config, full=full, tokens=used)
         for problem in different:
             yield (
                 f"`teachers.{name}` ({_told(teacher)}) {problem}; a teacher scores the student's token ids, so take "
@@ -114,7 +118,8 @@ def _support(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
     student = facts.get("student.model")
     if student is None or not isinstance(recipe.loss, TopKReverseKL):
         return
-    size, forced = student.config.get_text_config().vocab_size, len(control_ids(student.tokenizer))
+    size = student.config.get_text_config().vocab_size
+    forced = len(control_ids(student.tokenizer)) if student.tokenizer is not None else 0
     both = recipe.loss.support == "union"
     if recipe.loss.k * (1 + both) + forced >= size:
         yield (

@@ -40,7 +40,9 @@ class Lengths:
     mean_answer: float
 
 
-def make_tasks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[dict[str, Task], list[str]]:
+def make_tasks(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, *, without: frozenset[str] = frozenset()
+) -> tuple[dict[str, Task], list[str]]:
     """Every domain's task that can be made, and what is wrong with the others.
 
     A task that is not shipped under its name is left to :func:`recipes.check_routes.check_routes`.
@@ -48,6 +50,8 @@ def make_tasks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tup
     tasks: dict[str, Task] = {}
     problems: list[str] = []
     for name, domain in recipe.domains.items():
+        if name in without:
+            continue
         own = isinstance(domain.task, str) and is_own(domain.task)
         try:
             task = make_task(domain.task, domain=name, tokenizer=tokenizer)

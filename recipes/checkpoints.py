@@ -110,7 +110,8 @@ def _hub_folder(name: str) -> str:
     except Exception as error:  # no network, no route, a proxy's refusal, a time-out
         raise UserError(
             f"Hub model {name!r} is not in the local cache, and the Hub cannot be reached ({type(error).__name__}); "
-            f"download it where there is a network (`hf download {name}`), or give a path that begins with ./"
+            f"download it where there is a network (`hf download {name}`), give a path that begins with ./, or "
+            f"see the plan alone with `mopd check --offline`"
         ) from error
     return name
 

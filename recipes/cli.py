@@ -94,6 +94,9 @@ def check(
     overrides: OverridesArgument = None,
     out: OutOption = None,
     deep: Annotated[bool, typer.Option("--deep", help="load student and teachers, and ask whether they fit")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="ask nothing of the Hub: the plan of public models, and what stays open")
+    ] = False,
 ) -> None:
     """Check a recipe without running it, and print what it would take."""
     resolved, folder = _load(recipe, overrides, out)
@@ -101,18 +104,25 @@ def check(
 
     import psutil
 
+    from distill.types import UserError
     from recipes.check import check as check_recipe
+    from recipes.offline import unchecked
     from recipes.plan_view import print_plan
     from recipes.run_folder import existing_parent, refuse_changed_recipe
 
-    plan = check_recipe(resolved, folder)
+    if deep and offline:
+        raise UserError("--deep loads the models that --offline does without; give one of them")
+    plan = check_recipe(resolved, folder, offline=offline)
     refuse_changed_recipe(resolved, folder)
     console = Console()
     free = shutil.disk_usage(existing_parent(folder)).free
     print_plan(plan, console, free_bytes=free, memory_bytes=psutil.virtual_memory().total)
     if deep:
         _check_deeply(resolved, folder, console)
-    console.print(Text(f"{resolved.name}: every check passed"), style="green")
+    left = unchecked(resolved) if offline else []
+    if left:
+        console.print(Text("\n- ".join(["left unchecked, without a network:", *left])), style="yellow")
+    console.print(Text(f"{resolved.name}: every {'other ' * bool(left)}check passed"), style="green")
 
 
 @app.command()

@@ -152,17 +152,17 @@ def _processes(
 def _rank_bytes(facts: Facts, engine: Engine, optimizer: Optimizer, width: float, device: str) -> float:
     """Bytes of one rank: weights and gradients, the optimizer's part by ZeRO stage, activations of a microbatch."""
     value = model_dtype(engine, device).itemsize
-    held = _held_parameters(facts, engine)
-    shard = engine.ranks if engine.zero_stage >= 1 else 1
-    whole = engine.ranks if engine.zero_stage == 3 else 1
     states = 8 if optimizer.name == "adamw" else 0
-    model = held * 2 * value / whole + held * (4 + 4 + states) / shard
+    # Experts are spread over the expert-parallel group, and ZeRO shards them over what is left of the ranks.
+    spread = engine.expert_parallel
+    dense = facts.cost.total_parameters - facts.routed_parameters
+    parts = (dense, engine.ranks), (facts.routed_parameters / spread, engine.ranks // spread)
+    model = 0.0
+    for held, group in parts:
+        shard = group if engine.zero_stage >= 1 else 1
+        whole = group if engine.zero_stage == 3 else 1
+        model += held * 2 * value / whole + held * (4 + 4 + states) / shard
     return RANK_BYTES + model + _activation_values(facts.config, engine, width) * value
-
-
-def _held_parameters(facts: Facts, engine: Engine) -> float:
-    """Parameters on one rank: experts are spread over the expert-parallel group, all else is whole."""
-    return facts.cost.total_parameters - facts.routed_parameters * (1 - 1 / engine.expert_parallel)
 
 
 def _activation_values(config: Any, engine: Engine, width: float) -> float:

@@ -16,8 +16,9 @@ from distill.recipe import Architecture, Recipe
 from distill.recipe_schema import guess, nearest
 from distill.types import UserError
 from recipes.checkpoints import empty_model, has_code, local_folder, needs_code, read_checkpoint
-from recipes.lineage import Origin, origin, sources, trust_leaf, trusted
+from recipes.lineage import Origin, is_path, origin, sources, trust_leaf, trusted
 from recipes.models import training_texts
+from recipes.offline import shipped_config
 from recipes.probe import probe
 from recipes.stages import stage_seed
 from rollouts.tasks import Task
@@ -34,7 +35,8 @@ class Facts:
     Attributes:
         origin: where its architecture and tokenizer come from.
         config: its transformers configuration.
-        tokenizer: its tokenizer; a stage's own is trained here exactly as the stage will train it.
+        tokenizer: its tokenizer; a stage's own is trained here exactly as the stage will train it. None where it lies
+            on the Hub, and no network is to be used.
         cost: its parameters, total and active, and what a token costs; counted without making a weight.
         correction_bias: whether its routers have the bias that levels the load of experts.
         own_code: whether it is made by Python code that lies in its folder, which its stanza trusts.
@@ -42,7 +44,7 @@ class Facts:
 
     origin: Origin
     config: Any
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     cost: ModelCost
     correction_bias: bool
     own_code: bool = False
@@ -58,12 +60,13 @@ class Facts:
         return idle / (1 - text.num_experts_per_tok / experts)
 
 
-def survey(recipe: Recipe, tasks: Mapping[str, Task]) -> tuple[dict[str, Facts], list[str]]:
+def survey(recipe: Recipe, tasks: Mapping[str, Task], *, offline: bool = False) -> tuple[dict[str, Facts], list[str]]:
     """Facts of every model by the leaf that names it, such as ``student.model``, and the problems found on the way.
 
     Args:
         tasks: by domain; a stage's tokenizer is trained on all of them. Where one is missing (it could not be made),
             models made from nothing are left out.
+        offline: of a model on the Hub nothing is asked but its shipped configuration.
     """
     facts: dict[str, Facts] = {}
     problems: list[str] = []
@@ -75,7 +78,7 @@ def survey(recipe: Recipe, tasks: Mapping[str, Task]) -> tuple[dict[str, Facts],
         key = found.source if isinstance(found.source, str) else found.where, trusted(recipe, found.where)
         if key not in looked_at:
             try:
-                looked_at[key] = _look(recipe, found, tasks)
+                looked_at[key] = _look(recipe, found, tasks, offline)
             except UserError as error:
                 looked_at[key] = None
                 problems += [f"`{found.where}`: {problem}" for problem in error.problems]
@@ -122,7 +125,7 @@ def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokeniz
         raise UserError(f"{defaults.__name__} refuses this `config`: {error}") from error
 
 
-def _look(recipe: Recipe, found: Origin, tasks: Mapping[str, Task]) -> Facts | None:
+def _look(recipe: Recipe, found: Origin, tasks: Mapping[str, Task], offline: bool) -> Facts | None:
     if isinstance(found.source, Architecture):
         if set(tasks) != set(recipe.domains):
             return None
@@ -132,6 +135,9 @@ def _look(recipe: Recipe, found: Origin, tasks: Mapping[str, Task]) -> Facts | N
         model, cost = empty_model(config)
         probe(config, cost.total_parameters)
         own_code = False
+    elif offline and not is_path(found.source):
+        tokenizer, own_code = None, False
+        model, cost = empty_model(shipped_config(found.source))
     else:
         trust, permit = trusted(recipe, found.where), _permit(trust_leaf(recipe, found.where))
         tokenizer, model, cost = read_checkpoint(local_folder(found.source), permit=permit, trust_remote_code=trust)
