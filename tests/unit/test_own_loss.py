@@ -13,18 +13,9 @@ from distill.recipe import OwnLoss
 from recipes.check import check
 from recipes.check_own import check_own_loss
 
-OWN = """
-from distill.losses import LossSpec
-from distill.token_loss import log_softmax, spread
-
-def kl(logits_BTV, microbatch, settings):
-    mask = microbatch.mask_BT
-    logp = log_softmax(logits_BTV[mask])
-    value = (logp.exp() * (logp - microbatch.teacher[mask])).sum(-1)
-    return spread(settings["strength"] * value, {"kl": value.detach()}, mask)
-
-LOSS = LossSpec("full", kl)
-"""
+PAGE = (Path(__file__).parents[2] / "docs" / "own.md").read_text()
+OWN = PAGE.partition("```python\n")[2].partition("```")[0]
+"""The example of the documentation."""
 
 
 def written(folder: Path, source: str = OWN, name: str = "LOSS", **settings: float) -> OwnLoss:
@@ -64,14 +55,14 @@ REFUSED: dict[str, tuple[str, str]] = {
     "a setting that is not given": (changed('"strength"', '"beta"'), "raises KeyError: 'beta'"),
     "no token loss": (changed("return spread(", "return ("), "and must give a distill.token_loss.TokenLoss"),
     "NaN of masked tokens": (
-        OWN.replace("[mask]", "").replace("return spread(", "return TokenLoss(mask * ").replace(", mask)", ")")
+        OWN.replace("[mask_BT]", "").replace("return spread(", "return TokenLoss(mask_BT * ").replace(", mask_BT)", ")")
         + "\nfrom distill.token_loss import TokenLoss",
         "maybe from tokens that are not trained",
     ),
-    "no gradient": (changed("value = (", "value = 0 * ("), "whose gradient is zero"),
+    "no gradient": (changed("kl_N = (", "kl_N = 0 * ("), "whose gradient is zero"),
     "detached": (changed(".sum(-1)\n", ".sum(-1).detach()\n"), "gives a loss without a gradient"),
-    "stats with a gradient": (changed("value.detach()", "value"), "stats['kl'] with a gradient; detach it"),
-    "a number for a sequence": (changed('settings["strength"] * value', "value.mean()"), "raises RuntimeError"),
+    "stats with a gradient": (changed("kl_N.detach()", "kl_N"), "stats['kl'] with a gradient; detach it"),
+    "a number for a sequence": (changed('settings["strength"] * kl_N', "kl_N.mean()"), "raises RuntimeError"),
 }
 
 
@@ -92,7 +83,7 @@ def test_a_setting_that_nothing_reads_is_refused(tmp_path: Path) -> None:
 def test_check_holds_an_own_loss_to_its_method(tmp_path: Path) -> None:
     own = written(tmp_path).model_dump()
     check(recipe(loss=own), tmp_path / "run")
-    source = changed('"full"', "None").replace("microbatch.teacher[mask]", "1.0")
+    source = changed('"full"', "None").replace("microbatch.teacher[mask_BT]", "1.0")
     (found,) = problems(tmp_path / "run", loss=written(tmp_path, source).model_dump())
     assert found.startswith("`loss.estimator`")
     assert "has payload None, and method 'mopd' takes 'full' or 'sampled'" in found
