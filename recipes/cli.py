@@ -115,11 +115,12 @@ def check(
     plan = check_recipe(resolved, folder, offline=offline)
     refuse_changed_recipe(resolved, folder)
     console = Console()
-    free = shutil.disk_usage(existing_parent(folder)).free
-    print_plan(plan, console, free_bytes=free, memory_bytes=psutil.virtual_memory().total)
+    left = unchecked(resolved) if offline else []
+    # Models of the Hub are planned for other machines than the one that a plan is read on.
+    free = None if left else shutil.disk_usage(existing_parent(folder)).free
+    print_plan(plan, console, free_bytes=free, memory_bytes=None if left else psutil.virtual_memory().total)
     if deep:
         _check_deeply(resolved, folder, console)
-    left = unchecked(resolved) if offline else []
     if left:
         console.print(Text("\n- ".join(["left unchecked, without a network:", *left])), style="yellow")
     console.print(Text(f"{resolved.name}: every {'other ' * bool(left)}check passed"), style="green")

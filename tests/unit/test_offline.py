@@ -91,5 +91,6 @@ def test_the_command_prints_the_plan_and_what_is_open(tmp_path: Path) -> None:
     assert ended.exit_code == 0, ended.output
     for told in ("30.5 B", "3.4 B", "left unchecked, without a network:", "qwen3_8gpu: every other check passed"):
         assert told in ended.output, told
+    assert "here" not in ended.output.split("left unchecked")[0]  # this machine is not the one that is planned for
     ended = CliRunner().invoke(app, [*command, "--deep"])
     assert ended.exit_code == 2
