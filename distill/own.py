@@ -51,7 +51,7 @@ def load_own(reference: str, *, where: str) -> Any:
     """
     file, name = own_file(reference), reference.rpartition(":")[2]
     if not file.is_file():
-        raise UserError(f"`{where}` is {reference!r}, and there is no file {file}")
+        raise UserError(f"`{where}` is {reference!r}, and there is no file {file} (it counts from the working folder)")
     module_name = f"mopd_own_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{own_digest(reference)}"
     module = sys.modules.get(module_name)
     if module is None:
