@@ -6,8 +6,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from distill.recipe import Recipe
 from distill.types import Sampler
-from recipes.lineage import adapter_folders
+from recipes.lineage import adapter_folders, trusted
 from recipes.methods import decoding
 from rollouts.sampler import StudentSampler
 from rollouts.workers import FrozenSampler, PublishedSampler, SamplerWorkers
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def student_sampler(job: Training, world: World, closing: ExitStack) -> Sampler:
     """The sampler of the student's weights; its processes, if it has any, end with ``closing``."""
-    recipe = job.recipe
+    recipe: Recipe = job.recipe
     how = decoding(recipe, job.tokenizer)
     rollout, engine = recipe.rollout, recipe.student.engine
     if rollout.workers == 0:
@@ -26,7 +27,7 @@ def student_sampler(job: Training, world: World, closing: ExitStack) -> Sampler:
         return StudentSampler(own, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
     workers = SamplerWorkers(rollout.workers, device=world.device, dtype=world.dtype(engine.dtype), gpus=world.gpus)
     closing.callback(workers.close)
-    workers.load(job.model)
+    workers.load(job.model, trust_remote_code=recipe.student.trust_remote_code)
     return PublishedSampler(workers, how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
 
 
@@ -36,11 +37,9 @@ def teachers_writing(job: Training, world: World, closing: ExitStack) -> Sampler
     how, rollout = decoding(recipe, job.tokenizer), recipe.rollout
     writers: dict[str, StudentSampler] = {}
     for name, path in job.teachers.items():
-        asked = recipe.teachers[name].dtype
-        dtype = world.dtype(recipe.student.engine.dtype if asked == "auto" else asked)
-        workers = SamplerWorkers(1, device=world.device, dtype=dtype, gpus=world.gpus)
+        workers = SamplerWorkers(1, device=world.device, dtype=job.teacher_dtype(name, world), gpus=world.gpus)
         closing.callback(workers.close)
-        workers.load(path, adapters.get(name))
+        workers.load(path, adapters.get(name), trust_remote_code=trusted(recipe, f"teachers.{name}.model"))
         writers[name] = StudentSampler(
             how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size
         )

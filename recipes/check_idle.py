@@ -45,6 +45,11 @@ def _samples(recipe: Recipe) -> Iterator[str]:
     for name, stage in recipe.stages.items():
         if not METHODS[stage.method].samples:
             yield from _set(stage, f"stages.{name}", ("samples_per_prompt",), "it samples nothing it trains on")
+        if stage.method == "mix_rl" and stage.samples_per_prompt < 2:
+            yield (
+                f"`stages.{name}.samples_per_prompt` is 1: a reward is compared within the group of a prompt's "
+                f"samples, so it needs at least 2"
+            )
         if not METHODS[stage.method].selects:
             yield from _set(stage, f"stages.{name}", ("keep_verified",), "only expert_iteration keeps some")
         elif stage.keep_verified > stage.samples_per_prompt:

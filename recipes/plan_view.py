@@ -9,23 +9,23 @@ from rich.text import Text
 from recipes.plan import GIB, Plan
 
 
-def print_plan(plan: Plan, console: Console, *, free_bytes: float, memory_bytes: float) -> None:
+def print_plan(plan: Plan, console: Console, *, free_bytes: float | None, memory_bytes: float | None) -> None:
     """Print models, processes, tokens of a step and disk.
 
     Args:
         free_bytes: on the disk of the run's folder.
-        memory_bytes: of the machine.
+        memory_bytes: of the machine. None where the plan is for another one.
     """
     console.print(_models(plan))
     console.print(_processes(plan))
     console.print(_steps(plan))
     console.print(
-        f"memory: about {_size(plan.memory_bytes)} at the peak, of {_size(memory_bytes)} here\n"
-        f"disk: about {_size(plan.disk_bytes)}, of {_size(free_bytes)} free\n"
+        f"memory: about {_size(plan.memory_bytes)} at the peak, in all processes{_of(memory_bytes, 'here')}\n"
+        f"disk: about {_size(plan.disk_bytes)}{_of(free_bytes, 'free')}\n"
         f"compute: about {plan.flops:.1e} floating-point operations",
         highlight=False,
     )
-    if plan.memory_bytes > memory_bytes:
+    if memory_bytes is not None and plan.memory_bytes > memory_bytes:
         console.print(
             "The estimate is more than this machine has: fewer run.parallel_stages, a smaller "
             "student.engine.microbatch_tokens or more ranks lower it.",
@@ -66,6 +66,10 @@ def _table(title: str, *columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number >= len(columns) - 2 else "left", overflow="fold")
     return table
+
+
+def _of(there: float | None, where: str) -> str:
+    return "" if there is None else f", of {_size(there)} {where}"
 
 
 def _size(amount: float) -> str:
