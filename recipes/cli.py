@@ -73,15 +73,22 @@ def run(
     out: OutOption = None,
     restart: Annotated[bool, typer.Option("--restart", help="move the folder aside and start anew")] = False,
 ) -> None:
-    """Run a recipe, or go on with what is there: the same command resumes."""
+    """Run a recipe or a study, or go on with what is there: the same command resumes."""
     resolved, folder = _load(recipe, overrides, out)
+    from distill.recipe_study import Study
     from distill.types import UserError
-    from recipes import launch
 
     try:
-        launch.run(resolved, folder, restart=restart)
+        if isinstance(resolved, Study):
+            from recipes.study import run_study
+
+            run_study(resolved, folder, restart=restart)
+        else:
+            from recipes import launch
+
+            launch.run(resolved, folder, restart=restart)
     except UserError as error:
-        if not any(os.path.exists(folder / trained) for trained in ("metrics.jsonl", "stages")):
+        if not any(os.path.exists(folder / trained) for trained in ("metrics.jsonl", "stages", "study.json")):
             raise
         _say_problems(error.problems, "")  # something has been trained there, now or before
         raise typer.Exit(USER_CAN_MEND) from error
@@ -94,23 +101,19 @@ def check(
     out: OutOption = None,
     deep: Annotated[bool, typer.Option("--deep", help="load student and teachers, and ask whether they fit")] = False,
 ) -> None:
-    """Check a recipe without running it, and print what it would take."""
+    """Check a recipe or a study without running it, and print what it would take."""
     resolved, folder = _load(recipe, overrides, out)
-    import shutil
+    from distill.recipe_study import Study
 
-    import psutil
-
-    from recipes.check import check as check_recipe
-    from recipes.plan_view import print_plan
-    from recipes.run_folder import existing_parent, refuse_changed_recipe
-
-    plan = check_recipe(resolved, folder)
-    refuse_changed_recipe(resolved, folder)
     console = Console()
-    free = shutil.disk_usage(existing_parent(folder)).free
-    print_plan(plan, console, free_bytes=free, memory_bytes=psutil.virtual_memory().total)
-    if deep:
-        _check_deeply(resolved, folder, console)
+    if isinstance(resolved, Study):
+        from recipes.study_check import show_study
+
+        show_study(resolved, folder, console, deep=deep)
+    else:
+        _check_recipe(resolved, folder, console)
+        if deep:
+            _check_deeply(resolved, folder, console)
     console.print(Text(f"{resolved.name}: every check passed"), style="green")
 
 
@@ -179,10 +182,20 @@ def main() -> None:
 
 
 def _load(recipe: str, overrides: list[str] | None, out: Path | None) -> Any:
-    from distill.recipe_file import load_recipe
+    from distill.recipe_study import load
 
-    resolved = load_recipe(recipe, overrides or (), shipped=SHIPPED)
+    resolved = load(recipe, overrides or (), shipped=SHIPPED)
     return resolved, out if out is not None else Path("runs") / resolved.name
+
+
+def _check_recipe(recipe: Any, out: Path, console: Console) -> None:
+    from recipes.check import check as check_recipe
+    from recipes.plan_view import print_plan, room
+    from recipes.run_folder import refuse_changed_recipe
+
+    plan = check_recipe(recipe, out)
+    refuse_changed_recipe(recipe, out)
+    print_plan(plan, console, room(out))
 
 
 def _check_deeply(recipe: Any, out: Path, console: Console) -> None:

@@ -24,6 +24,7 @@ from recipes.exam import Exam
 from recipes.lineage import adapter_folders
 from recipes.methods import METHODS, Cast, decoding, support_of
 from recipes.ranks import RayRanks
+from recipes.shared_answers import SharedAnswers
 from recipes.watch import RunWatch
 from rollouts.prompts import Prefetched, PromptSource, Supply
 from rollouts.sampler import StudentSampler
@@ -41,15 +42,19 @@ class World:
 
     Attributes:
         out: the run's folder.
+        title: the run's name, for people.
         device: ``cpu`` or ``cuda``, resolved.
         progress: the console.
         stop: set to end every loop after its step.
+        answers: of base and specialists, shared by the runs of a study.
     """
 
     out: Path
+    title: str
     device: Literal["cpu", "cuda"]
     progress: Progress
     stop: threading.Event
+    answers: SharedAnswers | None = None
 
     def dtype(self, asked: str) -> str:
         """``auto`` resolved: bfloat16 on a GPU, else float32."""
