@@ -31,6 +31,15 @@ def own_digest(reference: str) -> str:
     return hashlib.sha256(own_file(reference).read_bytes()).hexdigest()[:16]
 
 
+def own_digests(tree: Any) -> dict[str, str]:
+    """Hashes of every file of a user's own that a recipe's tree (nested mappings and lists) names, by reference."""
+    if isinstance(tree, dict | list):
+        nodes = tree.values() if isinstance(tree, dict) else tree
+        return {reference: digest for node in nodes for reference, digest in own_digests(node).items()}
+    named = isinstance(tree, str) and is_own(tree) and own_file(tree).is_file()
+    return {tree: own_digest(tree)} if named else {}
+
+
 def load_own(reference: str, *, where: str) -> Any:
     """The object that ``./file.py:NAME`` means.
 
@@ -42,7 +51,7 @@ def load_own(reference: str, *, where: str) -> Any:
     """
     file, name = own_file(reference), reference.rpartition(":")[2]
     if not file.is_file():
-        raise UserError(f"`{where}` is {reference!r}, and there is no file {file}")
+        raise UserError(f"`{where}` is {reference!r}, and there is no file {file} (it counts from the working folder)")
     module_name = f"mopd_own_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{own_digest(reference)}"
     module = sys.modules.get(module_name)
     if module is None:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from distill.checkpoint import claim, write_atomic
 from distill.console import Progress
 from distill.ledger import ledger_from_rows, read_ledger
 from distill.recipe import Architecture, Recipe
-from distill.recipe_file import dump_recipe
 from distill.results import build_seesaw
+from distill.stopping import stop_reason
 from distill.track import Tracker, read_jsonl
 from recipes.check import check, resolve_device
+from recipes.checkpoints import local_folder
 from recipes.costs import Costs
 from recipes.environment import note_environment
 from recipes.exam import Exam
-from recipes.lineage import teacher_source
+from recipes.lineage import teacher_source, trusted_models
 from recipes.measure import evaluate_model, measure_frozen
-from recipes.methods import METHODS
+from recipes.methods import METHODS, routes
 from recipes.models import load_tokenizer, make_initial
 from recipes.report import summary_table, write_report
-from recipes.run_folder import move_aside, refuse_changed_recipe
+from recipes.run_folder import move_aside, note_recipe, refuse_changed_recipe
 from recipes.stages import (
     finished,
     mark_finished,
@@ -33,8 +34,8 @@ from recipes.stages import (
     stage_recipe,
 )
 from recipes.surroundings import quieten_libraries, ray_cluster, stopping
-from recipes.survey import local_folder
-from recipes.training import Training, World, prompt_source, tasks_of
+from recipes.training import Training, prompt_source, tasks_of
+from recipes.world import World
 from rollouts.tasks import fingerprint
 
 __all__ = ["evaluate_model", "run"]
@@ -74,7 +75,7 @@ def is_finished(out: Path) -> bool:
 
 def carry_out(recipe: Recipe, world: World, attempt: str) -> None:
     """Bring a run that was checked to its end in the folder ``world.out``, which ``attempt`` owns."""
-    write_atomic(world.out / "recipe.yaml", dump_recipe(recipe))
+    note_recipe(recipe, world.out)
     note_environment(world.out / "environment.json")
     todo = {name: stage for name, stage in recipe.stages.items() if not finished(world.out, recipe, name)}
     run_stages(
@@ -105,14 +106,21 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
         exam = Exam(
             recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
         )
-        measure_frozen(recipe, world, exam, {"base": model} | {f"teachers/{n}": path for n, path in teachers.items()})
-        replace(job, exam=exam).run(world, title=world.title)
+        graded_by = {name for domain in recipe.domains.values() for name in domain.teacher_weights}
+        sitting = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
+        measure_frozen(recipe, world, exam, {"base": model} | sitting)
+        last = replace(job, exam=exam).run(world, title=world.title)
         seesaw = build_seesaw(
             exam.rows,
             teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},
             fingerprints={name: fingerprint(task, seed=recipe.evaluate.seed) for name, task in job.tasks.items()},
         )
-        write_atomic(out / "seesaw.json", json.dumps(seesaw | {"trials": recipe.trials}, indent=2) + "\n")
+        why = stop_reason(recipe.stop, tracker.rows("eval"))
+        if why is not None:
+            world.progress.print(f"ended after step {last} of {recipe.run.steps} by `stop`: {why}")
+        seesaw |= {"trials": recipe.trials, "selected": asdict(exam.selected(last))}
+        seesaw |= {"stopped": None if why is None else {"step": last, "why": why}}
+        write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
         tracker.summarize(seesaw)
     write_ledger(recipe, out)
 
@@ -128,8 +136,8 @@ def starting_model(recipe: Recipe, whole: Recipe, *, out: Path, folder: Path, at
 
 
 def teacher_folders(recipe: Recipe, out: Path) -> dict[str, str]:
-    """The checkpoint of every teacher that grades a domain, by name."""
-    used = {teacher for domain in recipe.trained_domains.values() for teacher in domain.teacher_weights}
+    """The checkpoint of every teacher that is asked, by name."""
+    used = {teacher for weights in routes(recipe).values() for teacher in weights}
     named = {name: teacher_source(recipe, name) for name in recipe.teachers if name in used}
     return {name: on_disk(model_path(source, out=out, folder=out)) for name, source in named.items()}
 
@@ -148,7 +156,7 @@ def training(
     recipe: Recipe, folder: Path, attempt: str, *, model: str, teachers: Mapping[str, str], tracker: Tracker
 ) -> Training:
     """A run or a stage, ready to be trained, without an exam."""
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, trust_remote_code=recipe.student.trust_remote_code)
     return Training(
         recipe=recipe,
         folder=folder,
@@ -158,7 +166,7 @@ def training(
         tokenizer=tokenizer,
         tasks=tasks_of(recipe, tokenizer),
         tracker=tracker,
-        costs=Costs(model, teachers, samples=METHODS[recipe.method].samples),
+        costs=Costs(model, teachers, samples=METHODS[recipe.method].samples, trusted=trusted_models(recipe)),
         exam=None,
     )
 

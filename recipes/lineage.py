@@ -63,6 +63,28 @@ def teacher_source(recipe: Recipe, name: str) -> Source:
     return recipe.student.model if model == SELF else model
 
 
+def trust_leaf(recipe: Recipe, where: str) -> str:
+    """The leaf that lets the code in a model's folder run, by the leaf that names the model; an anchor's is the
+    student's."""
+    section = where.rpartition(".")[0]
+    kind, _, name = section.partition(".")
+    anchor = kind == "teachers" and recipe.teachers[name].model == SELF
+    return "student.trust_remote_code" if anchor else f"{section}.trust_remote_code"
+
+
+def trusted(recipe: Recipe, where: str) -> bool:
+    """Whether the code in the folder of the model that the leaf ``where`` names may run."""
+    kind, _, name = trust_leaf(recipe, where).rpartition(".")[0].partition(".")
+    if kind == "student":
+        return recipe.student.trust_remote_code
+    return (recipe.teachers if kind == "teachers" else recipe.stages)[name].trust_remote_code
+
+
+def trusted_models(recipe: Recipe) -> frozenset[str]:
+    """The leaves of all models whose code may run."""
+    return frozenset(where for where in sources(recipe) if trusted(recipe, where))
+
+
 def adapter_folders(recipe: Recipe) -> dict[str, str]:
     """The adapter of every teacher that has one, wherever a process' working folder is."""
     return {name: str(Path(t.adapter).resolve()) for name, t in recipe.teachers.items() if t.adapter is not None}

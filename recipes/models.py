@@ -21,9 +21,9 @@ _RANDOM = threading.Lock()
 """Torch's generator is the process', and the bases of two seeds of a study are made at the same time."""
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint."""
-    return AutoTokenizer.from_pretrained(path)
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint; with code that lies in its folder only where that is trusted."""
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
 def training_texts(tasks: Mapping[str, Task], *, seed: int) -> Iterator[str]:

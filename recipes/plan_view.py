@@ -17,15 +17,19 @@ from recipes.run_folder import existing_parent
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What there is: bytes free on the disk of a run's folder, and of this machine's memory."""
+    """What there is: bytes free on the disk of a run's folder, and of this machine's memory; None: elsewhere."""
 
-    disk_bytes: float
-    memory_bytes: float
+    disk_bytes: float | None
+    memory_bytes: float | None
 
 
-def room(out: Path) -> Room:
-    """What there is for a run in the folder ``out``."""
-    return Room(shutil.disk_usage(existing_parent(out)).free, psutil.virtual_memory().total)
+def room(out: Path, *, elsewhere: bool = False) -> Room:
+    """What there is for a run in the folder ``out``; ``elsewhere``: the plan is for another machine."""
+    return (
+        Room(None, None)
+        if elsewhere
+        else Room(shutil.disk_usage(existing_parent(out)).free, psutil.virtual_memory().total)
+    )
 
 
 def print_plan(plan: Plan, console: Console, there: Room) -> None:
@@ -34,12 +38,12 @@ def print_plan(plan: Plan, console: Console, there: Room) -> None:
     console.print(_processes(plan))
     console.print(_steps(plan))
     console.print(
-        f"memory: about {size(plan.memory_bytes)} at the peak, of {size(there.memory_bytes)} here\n"
-        f"disk: about {size(plan.disk_bytes)}, of {size(there.disk_bytes)} free\n"
+        f"memory: about {size(plan.memory_bytes)} at the peak, in all processes{out_of(there.memory_bytes, 'here')}\n"
+        f"disk: about {size(plan.disk_bytes)}{out_of(there.disk_bytes, 'free')}\n"
         f"compute: about {plan.flops:.1e} floating-point operations",
         highlight=False,
     )
-    if plan.memory_bytes > there.memory_bytes:
+    if there.memory_bytes is not None and plan.memory_bytes > there.memory_bytes:
         console.print(
             "The estimate is more than this machine has: fewer run.parallel_stages, a smaller "
             "student.engine.microbatch_tokens or more ranks lower it.",
@@ -80,6 +84,11 @@ def _table(title: str, *columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number >= len(columns) - 2 else "left", overflow="fold")
     return table
+
+
+def out_of(there: float | None, where: str) -> str:
+    """``, of 8.0 GiB here``; nothing where that is not known."""
+    return "" if there is None else f", of {size(there)} {where}"
 
 
 def size(amount: float) -> str:

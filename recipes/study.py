@@ -11,7 +11,6 @@ from pathlib import Path
 from distill.checkpoint import claim, write_atomic
 from distill.console import Progress
 from distill.loop import Interrupted
-from distill.recipe_file import dump_recipe
 from distill.recipe_study import Child, Study
 from distill.types import UserError, WorldError
 from recipes.check import resolve_device
@@ -21,13 +20,13 @@ from recipes.compare_page import chosen_pair, write_comparison
 from recipes.jobs import run_jobs
 from recipes.launch import carry_out, is_finished, make_stage
 from recipes.report import write_report
-from recipes.run_folder import STUDY, move_aside
+from recipes.run_folder import RECIPE, STUDY, move_aside, note_recipe
 from recipes.shared_answers import SharedAnswers
 from recipes.stages import finished, needs, stage_fingerprint, stage_folder
 from recipes.study_check import check_study, refuse_changed_runs
 from recipes.study_line import StudyLine
 from recipes.surroundings import quieten_libraries, ray_cluster, stopping
-from recipes.training import World
+from recipes.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +80,8 @@ def prepare(study: Study, out: Path) -> None:
     for child in study.children:
         folder = out / child.name
         (folder / "stages").mkdir(parents=True, exist_ok=True)
-        if not (folder / "recipe.yaml").is_file():
-            write_atomic(folder / "recipe.yaml", dump_recipe(child.recipe))
+        if not (folder / RECIPE).is_file():
+            note_recipe(child.recipe, folder)
         for name in child.recipe.stages:
             link, made = stage_folder(folder, name), shared_stage(child, name)
             (out / made).mkdir(parents=True, exist_ok=True)

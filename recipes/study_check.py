@@ -14,7 +14,7 @@ from distill.recipe_study import Child, Study
 from distill.types import UserError
 from recipes.check import check
 from recipes.plan import Plan
-from recipes.plan_view import Room, room, size
+from recipes.plan_view import Room, out_of, size
 from recipes.run_folder import check_folder, refuse_changed_recipe
 from recipes.stages import stage_fingerprint
 
@@ -44,7 +44,7 @@ class StudyPlan:
         return sum(self.of_method[child.method].disk_bytes for child in self.study.children)
 
 
-def check_study(study: Study, out: Path) -> StudyPlan:
+def check_study(study: Study, out: Path, *, offline: bool = False) -> StudyPlan:
     """Check the recipe of every method, on the first seed: on others it differs in nothing that is checked.
 
     Raises:
@@ -56,7 +56,7 @@ def check_study(study: Study, out: Path) -> StudyPlan:
     problems: dict[str, list[str]] = {}
     for method, child in first.items():
         try:
-            plans[method] = check(child.recipe, out / child.name)
+            plans[method] = check(child.recipe, out / child.name, offline=offline)
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(method)
@@ -97,22 +97,6 @@ def asked_differently(children: Sequence[Child]) -> list[str]:
     return problems
 
 
-def show_study(study: Study, out: Path, console: Console, *, deep: bool) -> None:
-    """What `mopd check` does with a study.
-
-    Raises:
-        UserError: with every problem; or a deep check was asked for, which is for single runs.
-    """
-    if deep:
-        raise UserError(
-            f"--deep: {study.name} is a study, and models are loaded for one run at a time; check one of its runs, "
-            f"whose recipe `mopd run` writes to {out}/METHOD-SEED/recipe.yaml"
-        )
-    plan = check_study(study, out)
-    refuse_changed_runs(study, out)
-    print_study_plan(plan, console, room(out))
-
-
 def refuse_changed_runs(study: Study, out: Path) -> None:
     """Refuse a study of which a run was begun with another recipe. Another method or seed is a new run, and welcome.
 
@@ -142,12 +126,13 @@ def print_study_plan(plan: StudyPlan, console: Console, there: Room) -> None:
         sizes = [size(one.memory_bytes), size(one.disk_bytes)]
         table.add_row(Text(child.method), ", ".join(map(str, seeds[child.method])), *cells, *sizes)
     console.print(table)
+    memory = out_of(there.memory_bytes, "here")
     console.print(
         f"stages: {plan.stages}, each made once for all runs that share it\n"
-        f"memory: about {size(plan.memory_bytes)} for {study.parallel} at a time, of {size(there.memory_bytes)} here\n"
-        f"disk: at most about {size(plan.disk_bytes)}, of {size(there.disk_bytes)} free\n"
+        f"memory: about {size(plan.memory_bytes)} for {study.parallel} at a time{memory}\n"
+        f"disk: at most about {size(plan.disk_bytes)}{out_of(there.disk_bytes, 'free')}\n"
         "time: not known beforehand; a study under way says how long it will take",
         highlight=False,
     )
-    if plan.memory_bytes > there.memory_bytes:
+    if there.memory_bytes is not None and plan.memory_bytes > there.memory_bytes:
         console.print("That is more memory than this machine has: a lower `parallel` takes less.", style="yellow")
