@@ -33,13 +33,17 @@ class TaskHandle:
         self._marks.append((self._now(), step))
         self._progress._show(self, at_once=False)
 
-    def advance(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show that ``step`` steps are finished. Loss, KL and scores are shown; other metrics are not."""
+    def advance(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
+        """Show that ``step`` steps are finished. Loss, KL and scores are shown; other metrics are not.
+
+        ``note`` stands in the place of the time left.
+        """
         self._numbers |= _key_numbers(metrics)
-        self._note = ""
+        self._note = note
         if step != self.step:
             self._marks.append((self._now(), step))
-        self._progress._show(self, at_once=any(name.startswith("score/") for name in metrics))
+        scored = any(name.startswith("score/") for name in metrics)
+        self._progress._show(self, at_once=scored or bool(note))
 
     def note(self, text: str) -> None:
         """Say what is being done between or after the steps."""
@@ -49,7 +53,7 @@ class TaskHandle:
     def close(self) -> None:
         """Nothing more will happen; the line stays as it is."""
         self._note = "done" if self.step >= self.total else "stopped"
-        self._progress._show(self, at_once=True)
+        self._progress._close(self)
 
     @property
     def step(self) -> int:
@@ -77,6 +81,7 @@ class Progress:
         console: where to; standard error unless given.
         title: printed once at the start.
         interval_seconds: without a terminal, a task prints one line in this time, and one for each evaluation.
+        keeps_finished: whether the lines of closed tasks stay on a terminal's display, or are printed above it.
         now: a clock, in seconds.
     """
 
@@ -86,10 +91,12 @@ class Progress:
         *,
         title: str = "",
         interval_seconds: float = 10.0,
+        keeps_finished: bool = True,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console = console or Console(stderr=True)
         self._title, self._interval_seconds, self._now = title, interval_seconds, now
+        self._keeps_finished = keeps_finished
         self._printed: dict[TaskHandle, tuple[float, str]] = {}
         self._lock = threading.Lock()
         self._live: RichProgress | None = None
@@ -127,17 +134,29 @@ class Progress:
             return None
         return self._live.add_task(escape(task.name), total=task.total, numbers="", status="")
 
+    def _close(self, task: TaskHandle) -> None:
+        if self._live is not None and task._rich_id is not None and not self._keeps_finished:
+            self._live.remove_task(task._rich_id)
+            task._rich_id = None
+            self.print(_line(task))
+        else:
+            self._show(task, at_once=True)
+
     def _show(self, task: TaskHandle, *, at_once: bool) -> None:
         numbers, status = task.numbers, task.status
         if self._live is not None and task._rich_id is not None:
             self._live.update(task._rich_id, completed=task.step, numbers=escape(numbers), status=escape(status))
             return
-        line = "  ".join(part for part in (f"{task.name}  {task.step}/{task.total}", numbers, status) if part)
+        line = _line(task)
         with self._lock:
             last, printed = self._printed.get(task, (self._now() - self._interval_seconds, ""))
             if (at_once or self._now() - last >= self._interval_seconds) and line != printed:
                 self._printed[task] = (self._now(), line)
                 self.print(line)
+
+
+def _line(task: TaskHandle) -> str:
+    return "  ".join(part for part in (f"{task.name}  {task.step}/{task.total}", task.numbers, task.status) if part)
 
 
 def _key_numbers(metrics: Mapping[str, float]) -> dict[str, str]:

@@ -14,7 +14,8 @@ from rollouts.sampler import StudentSampler
 from rollouts.workers import FrozenSampler, PublishedSampler, SamplerWorkers
 
 if TYPE_CHECKING:
-    from recipes.training import Training, World
+    from recipes.training import Training
+    from recipes.world import World
 
 
 def student_sampler(job: Training, world: World, closing: ExitStack) -> Sampler:

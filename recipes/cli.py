@@ -74,15 +74,22 @@ def run(
     out: OutOption = None,
     restart: Annotated[bool, typer.Option("--restart", help="move the folder aside and start anew")] = False,
 ) -> None:
-    """Run a recipe, or go on with what is there: the same command resumes."""
+    """Run a recipe or a study, or go on with what is there: the same command resumes."""
     resolved, folder = _load(recipe, overrides, out)
+    from distill.recipe_study import Study
     from distill.types import UserError
-    from recipes import launch
 
     try:
-        launch.run(resolved, folder, restart=restart)
+        if isinstance(resolved, Study):
+            from recipes.study import run_study
+
+            run_study(resolved, folder, restart=restart)
+        else:
+            from recipes import launch
+
+            launch.run(resolved, folder, restart=restart)
     except UserError as error:
-        if not any(os.path.exists(folder / trained) for trained in ("metrics.jsonl", "stages")):
+        if not any(os.path.exists(folder / trained) for trained in ("metrics.jsonl", "stages", "study.json")):
             raise
         _say_problems(error.problems, "")  # something has been trained there, now or before
         raise typer.Exit(USER_CAN_MEND) from error
@@ -98,32 +105,11 @@ def check(
         bool, typer.Option("--offline", help="ask nothing of the Hub: the plan of public models, and what stays open")
     ] = False,
 ) -> None:
-    """Check a recipe without running it, and print what it would take."""
+    """Check a recipe or a study without running it, and print what it would take."""
     resolved, folder = _load(recipe, overrides, out)
-    import shutil
+    from recipes.check_view import show
 
-    import psutil
-
-    from distill.types import UserError
-    from recipes.check import check as check_recipe
-    from recipes.offline import unchecked
-    from recipes.plan_view import print_plan
-    from recipes.run_folder import existing_parent, refuse_changed_recipe
-
-    if deep and offline:
-        raise UserError("--deep loads the models that --offline does without; give one of them")
-    plan = check_recipe(resolved, folder, offline=offline)
-    refuse_changed_recipe(resolved, folder)
-    console = Console()
-    left = unchecked(resolved) if offline else []
-    # Models of the Hub are planned for other machines than the one that a plan is read on.
-    free = None if left else shutil.disk_usage(existing_parent(folder)).free
-    print_plan(plan, console, free_bytes=free, memory_bytes=None if left else psutil.virtual_memory().total)
-    if deep:
-        _check_deeply(resolved, folder, console)
-    if left:
-        console.print(Text("\n- ".join(["left unchecked, without a network:", *left])), style="yellow")
-    console.print(Text(f"{resolved.name}: every {'other ' * bool(left)}check passed"), style="green")
+    show(resolved, folder, Console(), deep=deep, offline=offline)
 
 
 @app.command()
@@ -206,19 +192,10 @@ def main() -> None:
 
 
 def _load(recipe: str, overrides: list[str] | None, out: Path | None) -> Any:
-    from distill.recipe_file import load_recipe
+    from distill.recipe_study import load
 
-    resolved = load_recipe(recipe, overrides or (), shipped=SHIPPED)
+    resolved = load(recipe, overrides or (), shipped=SHIPPED)
     return resolved, out if out is not None else Path("runs") / resolved.name
-
-
-def _check_deeply(recipe: Any, out: Path, console: Console) -> None:
-    from recipes.check_deep import DeepCheck
-    from recipes.findings import findings_table, refuse_unusable
-
-    findings = DeepCheck(recipe, out).findings()
-    console.print(findings_table(findings))
-    refuse_unusable(findings)
 
 
 def _say_problems(problems: tuple[str, ...], and_so: str) -> None:

@@ -5,7 +5,8 @@ undefined is null. Of a row with several seeds every number is the mean over the
 
     format, split, domains    1; ``test``, or ``validation`` while a run is under way; names
     tasks                     domain -> fingerprint (null for a dataset's run under way), questions
-    rows                      one a recipe: name, method, runs, seeds, n, finished, step, steps, taught_by;
+    rows                      one a recipe: name, method, runs, seeds, n, finished, step, steps, taught_by; trials, the
+                              settings tried before these were chosen, 0 if that is not told;
                               ``metrics`` and ``metrics_ci`` as in seesaw.json, and ``scores``; ``seesaws``, how many of
                               its runs are one; ``cost``: training, teachers, with_teachers, base, evaluation, each
                               flops and seconds, or null; ``curve``: [{step, flops, scores: {domain: [mean, lowest,
@@ -34,7 +35,7 @@ from distill.results import over_time, scored_models
 from distill.seesaw import is_seesaw
 from recipes.compare_cost import Cost, compute_curve, cost, mean_cost
 from recipes.compare_rows import Group, differing_leaves, group_seeds
-from recipes.compare_runs import Run, common_split, read_runs, reading, refuse_unlike
+from recipes.compare_runs import Run, common_split, expand_studies, read_runs, reading, refuse_unlike
 from recipes.compare_yardstick import Yardstick, teachers_on_every_domain, yardsticks
 from recipes.report_data import Row, teacher_weights
 
@@ -49,7 +50,7 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
     Raises:
         UserError: a folder holds no run, or runs were measured on different questions.
     """
-    runs = read_runs(folders)
+    runs = read_runs(expand_studies(folders))
     refuse_unlike(runs)
     split, domains = common_split(runs), runs[0].domains
     measures = dict(zip([run.name for run in runs], yardsticks(runs, split), strict=True))
@@ -108,6 +109,7 @@ def _row(
         "method": first.recipe["method"],
         "runs": [run.name for run in one.runs],
         "seeds": one.seeds,
+        "trials": int(first.recipe.get("trials", 0)),
         "n": len(one.runs),
         "finished": all(run.finished for run in one.runs),
         "step": first.step(split),

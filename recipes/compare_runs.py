@@ -15,6 +15,7 @@ from distill.jsonl import read_jsonl
 from distill.results import Rows, group, last_steps
 from distill.types import UserError, WorldError
 from recipes.report_data import Row, whole_evaluations
+from recipes.run_folder import STUDY
 
 NEEDED = ("seed", "method", "student", "domains", "evaluate", "run")
 """Keys of a recipe without which nothing can be compared; a run's own recipe.yaml has every leaf written out."""
@@ -54,6 +55,30 @@ class Run:
         """Ids of what the student was asked last; empty where it wasn't."""
         step = last_steps(self.answers, split).get("student", -1)
         return frozenset(self.answers.get(("student", step, split), {}).get(domain, {}))
+
+
+def expand_studies(folders: Sequence[Path]) -> list[Path]:
+    """The folders, with a study's replaced by those of its runs that have been measured.
+
+    Raises:
+        UserError: a study none of whose runs has been.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if not (folder / STUDY).is_file():
+            found.append(folder)
+            continue
+        with reading(folder):
+            runs = [folder / name for name in _json(folder / STUDY)["runs"]]
+            measured = [run for run in runs if _student_measured(run)]
+        if not measured:
+            raise UserError(f"no run of the study {folder} has been measured yet; compare it once one has been")
+        found += measured
+    return found
+
+
+def _student_measured(run: Path) -> bool:
+    return any(row["model"] == "student" for row in read_jsonl(run / "evaluations.jsonl"))
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

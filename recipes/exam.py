@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -53,11 +54,31 @@ class Exam:
         self.prompts: dict[Split, dict[str, list[Prompt]]] = {
             split: source.held_out(split, n, seed=settings.seed) for split, n in asked.items()
         }
+        self._how = (recipe.rollout.max_new_tokens, recipe.rollout.batch_size, recipe.student.engine.dtype)
         self._tasks, self._tokenizer, self._tracker, self._costs = tasks, tokenizer, tracker, costs
         self._select = settings.select
         self._teachers = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
         self.rows: list[Evaluation] = []
         self._read(folder / "evaluations.jsonl")
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with any question, and with how answers are written."""
+        told = hashlib.sha256(repr(self._how).encode())
+        for split, by_domain in self.prompts.items():
+            for prompts in by_domain.values():
+                for one in prompts:
+                    told.update(repr((split, one.domain, one.id, one.answer, one.token_ids)).encode())
+        return told.hexdigest()[:16]
+
+    def answers(self, model: str) -> list[Evaluation]:
+        """What ``model`` answered so far."""
+        return [row for row in self.rows if row.model == model]
+
+    def take_over(self, answers: Sequence[Evaluation]) -> None:
+        """Write down answers that were given to the same questions elsewhere, at no cost."""
+        self._tracker.append_rows("evaluations", [row.record() for row in answers])
+        self._add(answers)
 
     def taken(self, model: str, step: int, split: Split) -> bool:
         """Whether ``model`` has answered every question of ``split`` at ``step``."""

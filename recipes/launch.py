@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from distill.checkpoint import claim, write_atomic
 from distill.console import Progress
@@ -20,7 +14,6 @@ from distill.recipe import Architecture, Recipe
 from distill.results import build_seesaw
 from distill.stopping import stop_reason
 from distill.track import Tracker, read_jsonl
-from distill.types import UserError
 from recipes.check import check, resolve_device
 from recipes.checkpoints import local_folder
 from recipes.costs import Costs
@@ -40,7 +33,9 @@ from recipes.stages import (
     stage_folder,
     stage_recipe,
 )
-from recipes.training import Training, World, prompt_source, tasks_of
+from recipes.surroundings import quieten_libraries, ray_cluster, stopping
+from recipes.training import Training, prompt_source, tasks_of
+from recipes.world import World
 from rollouts.tasks import fingerprint
 
 __all__ = ["evaluate_model", "run"]
@@ -65,32 +60,39 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
         move_aside(out)
     refuse_changed_recipe(recipe, out)
     with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
-        if not (out / FINISHED).is_file():
-            note_recipe(recipe, out)
-            note_environment(out / "environment.json")
-            world = World(out=out, device=device, progress=progress, stop=stop)
+        if not is_finished(out):
             with ray_cluster(out):
-                make_stages(recipe, world)
-                distill(recipe, world, attempt)
-            write_atomic(out / FINISHED, json.dumps({"steps": recipe.run.steps}) + "\n")
+                carry_out(recipe, World(out, recipe.name, device, progress, stop), attempt)
         write_report(out)
         progress.print(summary_table(out))
         progress.print(f"report: {out / 'report.html'}")
 
 
-def make_stages(recipe: Recipe, world: World) -> None:
-    """Train every stage whose result is not there yet."""
+def is_finished(out: Path) -> bool:
+    """Whether every result of a run is there."""
+    return (out / FINISHED).is_file()
+
+
+def carry_out(recipe: Recipe, world: World, attempt: str) -> None:
+    """Bring a run that was checked to its end in the folder ``world.out``, which ``attempt`` owns."""
+    note_recipe(recipe, world.out)
+    note_environment(world.out / "environment.json")
     todo = {name: stage for name, stage in recipe.stages.items() if not finished(world.out, recipe, name)}
+    run_stages(
+        todo, lambda name: make_stage(recipe, name, world), parallel=recipe.run.parallel_stages, stop=world.stop.set
+    )
+    distill(recipe, world, attempt)
+    write_atomic(world.out / FINISHED, json.dumps({"steps": recipe.run.steps}) + "\n")
 
-    def run_one(name: str) -> None:
-        stage, folder = stage_recipe(recipe, name), stage_folder(world.out, name)
-        with claim(folder) as attempt, Tracker(folder, recipe=recipe, stage=name, say=world.progress.print) as tracker:
-            model = starting_model(stage, recipe, out=world.out, folder=folder, attempt=attempt)
-            training(stage, folder, attempt, model=model, teachers={}, tracker=tracker).run(world, title=name)
-            tracker.write_ledger()
-            mark_finished(world.out, recipe, name)
 
-    run_stages(todo, run_one, parallel=recipe.run.parallel_stages, stop=world.stop.set)
+def make_stage(recipe: Recipe, name: str, world: World, *, title: str | None = None) -> None:
+    """Train one stage of a recipe, or go on with it; what it starts from is there. People know it as ``title``."""
+    stage, folder = stage_recipe(recipe, name), stage_folder(world.out, name)
+    with claim(folder) as attempt, Tracker(folder, recipe=recipe, stage=name, say=world.progress.print) as tracker:
+        model = starting_model(stage, recipe, out=world.out, folder=folder, attempt=attempt)
+        training(stage, folder, attempt, model=model, teachers={}, tracker=tracker).run(world, title=title or name)
+        tracker.write_ledger()
+        mark_finished(world.out, recipe, name)
 
 
 def distill(recipe: Recipe, world: World, attempt: str) -> None:
@@ -107,7 +109,7 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
         graded_by = {name for domain in recipe.domains.values() for name in domain.teacher_weights}
         sitting = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
         measure_frozen(recipe, world, exam, {"base": model} | sitting)
-        last = replace(job, exam=exam).run(world, title=recipe.name)
+        last = replace(job, exam=exam).run(world, title=world.title)
         seesaw = build_seesaw(
             exam.rows,
             teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},
@@ -184,62 +186,3 @@ def write_ledger(recipe: Recipe, out: Path) -> None:
     for name in recipe.stages:
         ledger.include(read_ledger(stage_folder(out, name) / "ledger.json"), stage=name)
     ledger.write(out / "ledger.json")
-
-
-def quieten_libraries(device: str) -> None:
-    """The console is the run's own: no bars for a model of a second's loading, no advice on accelerators."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    os.environ.setdefault("DS_ACCELERATOR", device)  # else DeepSpeed looks around, and says what it did not find
-    os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
-
-
-@contextmanager
-def ray_cluster(out: Path) -> Iterator[None]:
-    """A Ray cluster of this run's own, or the one that RAY_ADDRESS names.
-
-    Raises:
-        UserError: there is no cluster at RAY_ADDRESS.
-    """
-    import ray
-
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # "local": without an address Ray would join whatever cluster somebody has started on this machine.
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    try:
-        ray.init(
-            address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-            namespace=str(out),
-        )  # fmt: skip
-    except ConnectionError as error:
-        raise UserError(
-            f"no Ray cluster at RAY_ADDRESS={address}: {error}; start one, unset RAY_ADDRESS, or, where its nodes ask "
-            "for a token (`ray start` may set one up in ~/.ray), set RAY_AUTH_MODE=token"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def stopping(progress: Progress) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one ends the process where it stands."""
-    stop = threading.Event()
-
-    def on_interrupt(signum: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        progress.print("Ctrl-C: finishing the step and saving; once more quits at once")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals reach only the main thread
-        return
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)

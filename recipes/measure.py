@@ -17,19 +17,38 @@ from recipes.exam import Exam, verify
 from recipes.lineage import adapter_folders, trusted
 from recipes.methods import decoding
 from recipes.models import load_tokenizer
-from recipes.training import World, prompt_source, tasks_of
+from recipes.training import prompt_source, tasks_of
+from recipes.world import World
 from rollouts.sampler import InProcess, StudentSampler
 from rollouts.tokenizer import completion_text
 from rollouts.workers import SamplerWorkers
 
+SPLITS: tuple[Split, ...] = ("validation", "test")
+
 
 def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str, str]) -> None:
     """Base and teachers sit the exam, unless they have: their scores are the lines that the student is held against."""
-    splits: tuple[Split, ...] = ("validation", "test")
-    todo = {name: path for name, path in models.items() if not all(exam.taken(name, 0, split) for split in splits)}
-    if not todo:
-        return
     adapters = {f"teachers/{name}": folder for name, folder in adapter_folders(recipe).items()}
+    if world.answers is None:
+        _measure(recipe, world, exam, models, adapters)
+        return
+    told = exam.fingerprint
+    with world.answers.asking:
+        for name, path in models.items():
+            if name not in adapters and not exam.answers(name):
+                exam.take_over(world.answers.find(name, path, told))
+        asked = _measure(recipe, world, exam, models, adapters)
+        for name in asked - adapters.keys():
+            world.answers.keep(models[name], told, exam.answers(name))
+
+
+def _measure(
+    recipe: Recipe, world: World, exam: Exam, models: Mapping[str, str], adapters: Mapping[str, str]
+) -> set[str]:
+    """Ask all models that have not answered everything; returns their names."""
+    todo = {name: path for name, path in models.items() if not all(exam.taken(name, 0, split) for split in SPLITS)}
+    if not todo:
+        return set()
     code = recipe.student.trust_remote_code
     tokenizer = load_tokenizer(models["base"], trust_remote_code=code)
     sampler = StudentSampler(decoding(recipe, tokenizer), samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
@@ -37,22 +56,23 @@ def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str
     processes = max(2, recipe.student.engine.ranks) if world.device == "cpu" else recipe.student.engine.ranks
     dtype = world.dtype(recipe.student.engine.dtype)
     workers = SamplerWorkers(processes, device=world.device, dtype=dtype, gpus=world.gpus)
-    handle = world.progress.task("measuring base and teachers", len(todo) * len(splits))
+    handle = world.progress.task(f"{world.title}: base and teachers", len(todo) * len(SPLITS))
     try:
         for i, (name, path) in enumerate(todo.items()):
             teacher = name.removeprefix("teachers/")
             mine = code if name == "base" else trusted(recipe, f"teachers.{teacher}.model")
             workers.load(path, adapters.get(name), trust_remote_code=mine)
             sampler.load_weights(workers, version=0)
-            for j, split in enumerate(splits):
+            for j, split in enumerate(SPLITS):
                 if world.stop.is_set():
                     raise Interrupted("stopped while base and teachers were measured")
                 if not exam.taken(name, 0, split):
                     exam.take(name, step=0, split=split, sampler=sampler)
-                handle.advance(i * len(splits) + j + 1, {})
+                handle.advance(i * len(SPLITS) + j + 1, {})
     finally:
         handle.close()
         workers.close()
+    return set(todo)
 
 
 def evaluate_model(model: str, tasks: Sequence[str], prompts: int, *, trust_remote_code: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from rollouts.tokenizer import build_tokenizer
 
 TOKENIZER_TEXTS = 1500
 """Examples of each form of a task that a tokenizer is trained on."""
+
+_RANDOM = threading.Lock()
+"""Torch's generator is the process', and the bases of two seeds of a study are made at the same time."""
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -57,7 +61,7 @@ def make_initial(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
+    with _RANDOM, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     temporary = folder.with_name(f"{folder.name}.tmp-{attempt}")

@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from recipes.plan import GIB, Plan
+from recipes.run_folder import existing_parent
 
 
-def print_plan(plan: Plan, console: Console, *, free_bytes: float | None, memory_bytes: float | None) -> None:
-    """Print models, processes, tokens of a step and disk.
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What there is: bytes free on the disk of a run's folder, and of this machine's memory; None: elsewhere."""
 
-    Args:
-        free_bytes: on the disk of the run's folder.
-        memory_bytes: of the machine. None where the plan is for another one.
-    """
+    disk_bytes: float | None
+    memory_bytes: float | None
+
+
+def room(out: Path, *, elsewhere: bool = False) -> Room:
+    """What there is for a run in the folder ``out``; ``elsewhere``: the plan is for another machine."""
+    return (
+        Room(None, None)
+        if elsewhere
+        else Room(shutil.disk_usage(existing_parent(out)).free, psutil.virtual_memory().total)
+    )
+
+
+def print_plan(plan: Plan, console: Console, there: Room) -> None:
+    """Print models, processes, tokens of a step, memory and disk."""
     console.print(_models(plan))
     console.print(_processes(plan))
     console.print(_steps(plan))
     console.print(
-        f"memory: about {_size(plan.memory_bytes)} at the peak, in all processes{_of(memory_bytes, 'here')}\n"
-        f"disk: about {_size(plan.disk_bytes)}{_of(free_bytes, 'free')}\n"
+        f"memory: about {size(plan.memory_bytes)} at the peak, in all processes{out_of(there.memory_bytes, 'here')}\n"
+        f"disk: about {size(plan.disk_bytes)}{out_of(there.disk_bytes, 'free')}\n"
         f"compute: about {plan.flops:.1e} floating-point operations",
         highlight=False,
     )
-    if memory_bytes is not None and plan.memory_bytes > memory_bytes:
+    if there.memory_bytes is not None and plan.memory_bytes > there.memory_bytes:
         console.print(
             "The estimate is more than this machine has: fewer run.parallel_stages, a smaller "
             "student.engine.microbatch_tokens or more ranks lower it.",
@@ -43,7 +61,7 @@ def _models(plan: Plan) -> Table:
 def _processes(plan: Plan) -> Table:
     table = _table("processes", "process", "while", "how many", "memory each")
     for process in plan.processes:
-        table.add_row(Text(process.name), process.phase, str(process.count), _size(process.bytes_each))
+        table.add_row(Text(process.name), process.phase, str(process.count), size(process.bytes_each))
     return table
 
 
@@ -68,11 +86,13 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _of(there: float | None, where: str) -> str:
-    return "" if there is None else f", of {_size(there)} {where}"
+def out_of(there: float | None, where: str) -> str:
+    """``, of 8.0 GiB here``; nothing where that is not known."""
+    return "" if there is None else f", of {size(there)} {where}"
 
 
-def _size(amount: float) -> str:
+def size(amount: float) -> str:
+    """Bytes for people: ``1.2 GiB``."""
     return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / 2**20:.0f} MiB"
 
 

@@ -23,7 +23,8 @@ from recipes.lineage import SELF
 from teachers.pool import TeacherPool, Trial
 
 if TYPE_CHECKING:
-    from recipes.training import Training, World
+    from recipes.training import Training
+    from recipes.world import World
 
 PREFLIGHT = "preflight.json"
 """In the run's folder: ``{"format": 1, "passed": true, "rollouts": 48, "seconds": 1.2, "findings": [{"teacher": ...,

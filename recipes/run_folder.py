@@ -16,6 +16,8 @@ from distill.recipe_file import diff_recipes, dump_recipe, load_recipe
 from distill.types import UserError
 
 RECIPE = "recipe.yaml"
+STUDY = "study.json"
+"""Lies in the folder of a study, and names its runs."""
 OWN = "own.json"
 SHOWN_DIFFERENCES = 20
 MAY_DIFFER = re.compile(r"trials\b|description\b|faults\.|teachers\.[^.]+\.replicas\b")
@@ -72,7 +74,7 @@ def move_aside(out: Path) -> Path | None:
     out = out.resolve()  # `.` has no name to change
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    if not (out / RECIPE).is_file():
+    if not any((out / name).is_file() for name in (RECIPE, STUDY)):
         raise UserError(
             f"--restart would move {out} aside, which is no run's folder: it holds no {RECIPE}; give another with --out"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from distill.checkpoint import write_atomic
@@ -22,6 +21,7 @@ from distill.recipe import (
     TrackRecipe,
     WandbRecipe,
 )
+from recipes.jobs import run_jobs
 
 PREFIX = "stage:"
 
@@ -140,22 +140,11 @@ def run_stages(
     Raises:
         Exception: what the first failing stage raised, after the others have ended.
     """
-    waiting = dict(stages)
-    running: dict[Future[None], str] = {}
-    failure: BaseException | None = None
-    with ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="stage") as pool:
-        while running or (waiting and failure is None):
-            unfinished = {*waiting, *running.values()}
-            ready = [name for name, stage in waiting.items() if needs(stage) not in unfinished]
-            for name in ready[: parallel - len(running)] if failure is None else []:
-                del waiting[name]
-                running[pool.submit(run_one, name)] = name
-            # With a time limit, so that the main thread can take a Ctrl-C.
-            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in done:
-                running.pop(future)
-                if (error := future.exception()) is not None and failure is None:
-                    failure = error
-                    stop()
-    if failure is not None:
+
+    def end(name: str, error: BaseException) -> bool:
+        stop()
+        return False
+
+    needed = {name: [before] if (before := needs(stage)) is not None else [] for name, stage in stages.items()}
+    for failure in run_jobs(needed, run_one, parallel=parallel, goes_on=end).values():
         raise failure

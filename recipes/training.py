@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from distill.console import Progress, TaskHandle
+from distill.console import TaskHandle
 from distill.loop import train
 from distill.losses import located, loss_spec
 from distill.rank import StudentSpec
@@ -28,38 +26,13 @@ from recipes.methods import METHODS, Cast, routes, support_of
 from recipes.preflight import before_first_step
 from recipes.ranks import RayRanks
 from recipes.watch import RunWatch
+from recipes.world import World
 from rollouts.prompts import Prefetched, PromptSource, Supply
 from rollouts.tasks import Task, make_task
 from teachers.host import TeacherSpec
 from teachers.model import Checkpoint
 from teachers.pool import TeacherPool
 from teachers.scorer import Conditions
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What a run and its stages share.
-
-    Attributes:
-        out: the run's folder.
-        device: ``cpu`` or ``cuda``, resolved.
-        progress: the console.
-        stop: set to end every loop after its step.
-    """
-
-    out: Path
-    device: Literal["cpu", "cuda"]
-    progress: Progress
-    stop: threading.Event
-
-    def dtype(self, asked: str) -> str:
-        """``auto`` resolved: bfloat16 on a GPU, else float32."""
-        return asked if asked != "auto" else "bfloat16" if self.device == "cuda" else "float32"
-
-    @property
-    def gpus(self) -> float:
-        """GPUs that a process which holds a model takes."""
-        return 1.0 if self.device == "cuda" else 0.0
 
 
 def tasks_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Task]:

@@ -1,0 +1,97 @@
+"""A study of two methods on two seeds: killed, then with a run that cannot write, then to its end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from runs import assert_whole, finish, kill, mopd, rows, run, wait_for
+
+STUDY = """
+extends: smoke
+name: tiny
+domains: {math: {prompts: 4}, code: null, reasoning: null}
+teachers: {code: null, reasoning: null}
+stages:
+  base: {steps: 3, save_every: 3, prompts: 4}
+  math: {steps: 2, prompts: 4}
+  code: null
+  reasoning: null
+evaluate: {validation_prompts: 4, test_prompts: 6}
+run: {steps: 2, evaluate_every: 1, save_every: 1}
+track: {wandb: {mode: disabled}}
+methods:
+  mopd: {trials: 2}
+  gold:
+    method: supervised
+    loss: {estimator: nll}
+    domains: {math: {teacher: null}}
+    teachers: null
+    stages: {math: null}
+seeds: [0, 1]
+"""
+RUNS = ["mopd-0", "gold-0", "mopd-1", "gold-1"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished study that was killed in its first run and met a run that broke; and what it printed at last."""
+    home = tmp_path_factory.mktemp("study")
+    (home / "tiny.yaml").write_text(STUDY)
+    command, out = ("run", home / "tiny.yaml", "--out", home / "tiny"), home / "tiny"
+    process = mopd(*command)
+    wait_for(process, out / "mopd-0" / "metrics.jsonl", 1)
+    kill(process)
+    made = {path: path.stat().st_mtime_ns for path in out.glob("stages-*/*/finished.json")}
+    assert len(made) >= 2, "base and specialist of the first seed come before its runs"
+    (out / "gold-1" / "metrics.jsonl").mkdir()
+    code, printed = finish(mopd(*command))
+    assert code == 1, printed
+    assert "3 of 4 runs are finished" in printed
+    assert "Failed: gold-1: " in printed, printed
+    assert {path: path.stat().st_mtime_ns for path in made} == made, "a finished stage was made again"
+    (out / "gold-1" / "metrics.jsonl").rmdir()
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("*/finished.json")}
+    assert len(finished) == 3
+    printed = run(*command)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished run was done again"
+    return out, printed
+
+
+def test_every_run_is_an_ordinary_one(study: tuple[Path, str]) -> None:
+    out, _ = study
+    for name in RUNS:
+        assert_whole(out / name, steps=2)
+        assert (out / name / "report.html").is_file()
+        roles = json.loads((out / name / "ledger.json").read_text())["roles"]
+        assert roles["stage/base/update"]["flops"] > 0, "a run knows what its shared stages cost"
+    again = run("run", out / "gold-0" / "recipe.yaml", "--out", out / "gold-0")
+    assert "report:" in again
+
+
+def test_base_and_specialists_of_a_seed_are_made_and_measured_once(study: tuple[Path, str]) -> None:
+    out, _ = study
+    for seed in (0, 1):
+        one, other = ((out / f"{method}-{seed}" / "stages" / "base").resolve() for method in ("mopd", "gold"))
+        assert one == other
+        assert one.parent == out / f"stages-{seed}"
+        names = [f"{method}-{seed}" for method in ("mopd", "gold")]
+        given = [[r for r in rows(out / name / "evaluations.jsonl") if r["model"] == "base"] for name in names]
+        assert given[0] == given[1]
+        assert len(given[0]) == 4 + 6
+        asked = [r for name in names for r in rows(out / name / "exams.jsonl") if r["model"] == "base"]
+        assert len(asked) == 2, "validation and test, by one of the two runs"
+    assert len(list(out.glob("stages-*/*/student"))) == 4
+
+
+def test_it_ends_with_the_comparison_of_all_runs(study: tuple[Path, str]) -> None:
+    out, printed = study
+    told = json.loads((out / "comparison.json").read_text())
+    assert {row["name"]: (row["n"], row["trials"]) for row in told["rows"]} == {"mopd": (2, 2), "gold": (2, 0)}
+    assert [one["name"] for one in told["runs"]] == ["mopd-0", "mopd-1", "gold-0", "gold-1"]
+    assert (out / "comparison.html").is_file()
+    assert "tiny  4/4" in printed
+    code, printed = finish(mopd("compare", out, "--out", out / "again"))
+    assert code == 0, printed
+    assert json.loads((out / "again" / "comparison.json").read_text())["rows"] == told["rows"]
