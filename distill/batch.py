@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.grades import TeacherSlot, mean_of_teachers, teachers_apart
+from distill.grades import HiddenRows, TeacherSlot, hidden_rows, mean_of_teachers, teachers_apart
 from distill.types import PayloadName, ScoredRollout, UserError, WorldError
 
 
@@ -143,6 +143,7 @@ class Microbatch:
         has_teacher_B: bool, False where the rollout was graded by reward alone.
         reward_advantage_B: float32, group-normalised reward, or None where the loss uses no reward.
         slots: the teachers one by one, for losses that are not a function of their mean; otherwise empty.
+        hidden: for payload ``hidden``, else None.
     """
 
     token_ids_BT: Tensor
@@ -155,6 +156,7 @@ class Microbatch:
     has_teacher_B: Tensor
     reward_advantage_B: Tensor | None
     slots: tuple[TeacherSlot, ...] = ()
+    hidden: HiddenRows | None = None
 
 
 def collate(
@@ -199,8 +201,13 @@ def collate(
         sampler_logprobs_BT[b, :n] = rollout.sampler_logprobs
     domain_B = [domains.index(scored.rollout.domain) for scored in rollouts] or [0]
     reward_B = None if reward_advantages is None else torch.tensor([*reward_advantages] or [0.0], dtype=torch.float32)
-    mean = None if payload is None or apart else mean_of_teachers(rollouts, (B, T), payload)
-    slots = () if payload is None or not apart else teachers_apart(rollouts, (B, T), payload)
+    mean, slots, hidden = None, (), None
+    if payload == "hidden":
+        hidden = hidden_rows(rollouts, (B, T)).to(device)
+    elif payload is not None and apart:
+        slots = teachers_apart(rollouts, (B, T), payload)
+    elif payload is not None:
+        mean = mean_of_teachers(rollouts, (B, T), payload)
     return Microbatch(
         token_ids_BT=torch.from_numpy(token_ids_BT).to(device),
         attention_mask_BT=torch.from_numpy(attention_mask_BT).to(device),
@@ -212,4 +219,5 @@ def collate(
         has_teacher_B=torch.tensor([bool(scored.scores) for scored in rollouts] or [False], device=device),
         reward_advantage_B=None if reward_B is None else reward_B.to(device),
         slots=tuple(slot.to(device) for slot in slots),
+        hidden=hidden,
     )

@@ -23,7 +23,7 @@ from torch import Tensor
 from distill.advantages import GatedRatio, clip_gap, gated_ratio, teacher_gap
 from distill.batch import Microbatch
 from distill.divergences import forward_kl, full_reverse_kl, jsd
-from distill.recipe import K2, NegativeLogLikelihood, PolicyGradient, SampledToken
+from distill.recipe import K2, FullReverseKL, Loss, NegativeLogLikelihood, PolicyGradient, SampledToken
 from distill.token_loss import TokenLoss as TokenLoss
 from distill.token_loss import log_softmax, pick, spread, teachers_mean
 from distill.topk import topk_reverse_kl
@@ -35,7 +35,8 @@ class LossSpec:
     """An estimator.
 
     Attributes:
-        payload: what it needs of every teacher, None if it needs no teacher.
+        payload: what it needs of every teacher, None if it needs no teacher; a recipe may choose another that says as
+            much, see :func:`payload_of`.
         token_loss: ``(logits_BTV, microbatch, settings) -> TokenLoss``; ``settings`` is the recipe's ``loss``, of the
             class that has this estimator's name.
         apart: whether it needs several teachers one by one; the others need only the mean of their log-probabilities.
@@ -109,6 +110,11 @@ LOSSES: dict[str, LossSpec] = {
     "nll": LossSpec(None, nll),
 }
 """Estimators by the name that a recipe gives them."""
+
+
+def payload_of(loss: Loss) -> PayloadName | None:
+    """What a recipe's loss needs of every teacher; None if it needs no teacher."""
+    return loss.payload if isinstance(loss, FullReverseKL) else LOSSES[loss.estimator].payload
 
 
 def _graded(logits_BTV: Tensor, microbatch: Microbatch, settings: SampledToken) -> _Graded:

@@ -11,9 +11,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Int32: TypeAlias = npt.NDArray[np.int32]
 Float32: TypeAlias = npt.NDArray[np.float32]
+UInt16: TypeAlias = npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,21 @@ class TopK:
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """The last hidden states ``(T, H)``, aligned, and the name of the output head they belong to."""
+    """What goes into the output head: the last hidden states ``(T, H)``, aligned.
 
-    hidden_TH: Float32
+    Attributes:
+        hidden_TH: float32; or bfloat16, which numpy has not, as its bits: uint16.
+        head: fingerprint of the output head that they belong to; see :func:`distill.heads.fingerprint`.
+    """
+
+    hidden_TH: Float32 | UInt16
     head: str
+
+    def finite_T(self) -> npt.NDArray[np.bool_]:
+        """At which positions every number is finite, ``(T,)``."""
+        if self.hidden_TH.dtype == np.uint16:
+            return ((self.hidden_TH & 0x7F80) != 0x7F80).all(axis=1)  # an exponent of all ones is NaN or infinity
+        return np.isfinite(self.hidden_TH).all(axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +66,25 @@ class Full:
 
 
 Payload: TypeAlias = Sampled | TopK | Hidden | Full
-PayloadName: TypeAlias = Literal["full", "sampled", "topk"]
-"""Payloads that teachers give and losses use so far."""
+PayloadName: TypeAlias = Literal["full", "sampled", "topk", "hidden"]
 PAYLOADS: dict[str, type[Any]] = {"sampled": Sampled, "topk": TopK, "hidden": Hidden, "full": Full}
+
+
+def payload_bytes(payload: Payload) -> int:
+    """Bytes of a payload's arrays: what travels from a teacher to the student."""
+    parts = (getattr(payload, name) for name in payload.__slots__)
+    return sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
+
+
+def to_numpy(tensor: torch.Tensor) -> Float32 | UInt16:
+    """Floats of a tensor on the CPU as an array that shares its memory; bfloat16 as its bits."""
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.float().numpy()
+
+
+def to_torch(array: Float32 | UInt16) -> torch.Tensor:
+    """The inverse of :func:`to_numpy`; the array must be writable."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
 @dataclass(frozen=True, slots=True)
