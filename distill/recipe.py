@@ -147,6 +147,7 @@ class Recipe(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run's folder and W&B group")
     description: str = Field(default="", description="one line for people")
+    trials: int = Field(default=0, ge=0, description="settings tried before these were chosen; 0: not told")
     seed: Seed = Field(default=0, description="of prompts, sampling noise and initialisation")
     method: Literal["mopd", "supervised"] = Field(default="mopd", description="a row of recipes/methods.py")
     device: Literal["auto", "cpu", "cuda"] = Field(

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from distill.recipe import Recipe
 from distill.recipe_schema import guess, sentences, takes_chosen_names
+from distill.recipe_yaml import parse_yaml, write_yaml
 from distill.types import UserError
 
 Tree = dict[str, Any]
 """A recipe as it is written: nested mappings, not validated yet."""
 
+STUDY_KEYS = ("methods", "seeds", "parallel")
+"""Keys that make a file a study."""
+
 KINDS = ("estimator", "architecture")
 """Keys that say what a mapping is. Where a child names another kind, its mapping replaces the parent's."""
-
-_FLOAT = re.compile(
-    r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-)
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, shipped: Path) -> Recipe:
@@ -39,19 +37,39 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, shipped: Pa
     Raises:
         UserError: with every problem that was found, each a sentence that names the key.
     """
+    tree, origin = read_tree(name_or_path, shipped=shipped)
+    if is_study(tree):
+        raise UserError(
+            f"{origin} is a study, several runs in one file (it has {', '.join(k for k in STUDY_KEYS if k in tree)}), "
+            "and one recipe is needed here; name the recipe.yaml of one of its runs"
+        )
+    return validate(merge(tree, parse_overrides(overrides, tree)), origin=origin)
+
+
+def read_tree(name_or_path: str, *, shipped: Path) -> tuple[Tree, str]:
+    """A file as it is written, laid over what it extends, not validated; and where it lies."""
     path = _find(name_or_path, shipped, wanted_by=None)
-    tree = _resolve(path, shipped, chain=())
+    return _resolve(path, shipped, chain=()), str(path)
+
+
+def is_study(tree: Tree) -> bool:
+    """Whether a file describes several runs: distill/recipe_study.py."""
+    return any(key in tree for key in STUDY_KEYS)
+
+
+def parse_overrides(overrides: Sequence[str], tree: Tree) -> Tree:
+    """``key=value`` overrides of ``tree`` as one tree of changes."""
     _refuse_repeated(overrides)
     changes: Tree = {}
     for override in overrides:
-        changes = _merge(changes, _parse_override(override, tree))
-    return _validate(_merge(tree, changes), origin=str(path))
+        changes = merge(changes, _parse_override(override, tree))
+    return changes
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every leaf written out; :func:`load_recipe` reads it back to an equal recipe."""
     tree = recipe.model_dump(mode="json", by_alias=True)
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return write_yaml(tree)
 
 
 def diff_recipes(old: Recipe, new: Recipe) -> list[str]:
@@ -74,39 +92,6 @@ def recipe_fingerprint(part: BaseModel) -> str:
 def shipped_recipes(shipped: Path) -> list[str]:
     """Names of the recipes in a folder."""
     return sorted(path.stem for path in shipped.glob("*.yaml"))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars: ``1e-3`` is a number, ``no`` and ``2024-01-01`` are text; a key stands once."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own way to say it)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                line = seen[name] + 1
-                raise yaml.MarkedYAMLError(
-                    problem=f"key `{name}` stands twice, first on line {line}", problem_mark=key.start_mark
-                )
-            seen[name] = key.start_mark.line
-        return super().construct_mapping(node, deep)
-
-    def construct_whole_number(self, node: yaml.ScalarNode) -> int:
-        return int(self.construct_scalar(node))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what either YAML 1.1 or 1.2 would read as something else than text."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:[tT]rue|TRUE|[fF]alse|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)
 
 
 def _find(name_or_path: str, shipped: Path, wanted_by: Path | None) -> Path:
@@ -137,12 +122,12 @@ def _resolve(path: Path, shipped: Path, chain: tuple[Path, ...]) -> Tree:
         return tree
     if not isinstance(parent, str):
         raise UserError(f"{path}: `extends` must be one recipe's name or path; it is {parent!r}")
-    return _merge(_resolve(_find(parent, shipped, wanted_by=path), shipped, (*chain, path.resolve())), tree)
+    return merge(_resolve(_find(parent, shipped, wanted_by=path), shipped, (*chain, path.resolve())), tree)
 
 
 def _read(path: Path) -> Tree:
     try:
-        tree = _parse(path.read_text(encoding="utf-8"), str(path))
+        tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if tree is None:
@@ -150,18 +135,6 @@ def _read(path: Path) -> Tree:
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds {type(tree).__name__} {str(tree)[:40]!r}; a recipe is a mapping of keys")
     return tree
-
-
-def _parse(text: str, origin: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{origin}, line {mark.line + 1}, column {mark.column + 1}" if mark else origin
-        context = f" ({error.context})" if error.context else ""
-        raise UserError(f"{where}: not readable as YAML: {error.problem}{context}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
-        raise UserError(f"{origin}: not readable as YAML: {error}") from error
 
 
 def _refuse_repeated(overrides: Sequence[str]) -> None:
@@ -185,13 +158,13 @@ def _parse_override(override: str, tree: Tree) -> Tree:
         if name not in known and takes_chosen_names(tuple(keys[:depth])):
             raise UserError(f"override {override!r}: there is no `{'.'.join(keys[: depth + 1])}`; {guess(name, known)}")
         here = known.get(name)
-    value = _parse(text, f"override {override!r}")
+    value = parse_yaml(text, f"override {override!r}")
     for name in reversed(keys):
         value = {name: value}
     return value
 
 
-def _merge(parent: Tree, child: Tree) -> Tree:
+def merge(parent: Tree, child: Tree) -> Tree:
     """The child laid over the parent, key by key; ``null`` takes an inherited key away. Neither is changed."""
     if any(kind in child and kind in parent and child[kind] != parent[kind] for kind in KINDS):
         return dict(child)
@@ -201,13 +174,18 @@ def _merge(parent: Tree, child: Tree) -> Tree:
         if value is None and key in parent:
             del merged[key]
         elif isinstance(value, dict) and isinstance(inherited, dict):
-            merged[key] = _merge(inherited, value)
+            merged[key] = merge(inherited, value)
         else:
             merged[key] = value
     return merged
 
 
-def _validate(tree: Tree, origin: str) -> Recipe:
+def validate(tree: Tree, origin: str) -> Recipe:
+    """A tree as a recipe.
+
+    Raises:
+        UserError: with every problem, each a sentence that names the key after ``origin``.
+    """
     try:
         # As JSON, since pydantic's strict mode then takes a list for a tuple, and still no text for a number.
         return Recipe.model_validate_json(json.dumps(tree, default=str), strict=True)

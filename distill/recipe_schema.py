@@ -79,19 +79,6 @@ def dotted(location: Location) -> str:
     return text
 
 
-def editor_schema() -> dict[str, Any]:
-    """JSON Schema of a recipe's file, for an editor's completion and help.
-
-    Nothing is required in it: a file that ``extends`` another leaves out what that one gives. Whether a recipe is
-    whole is for :func:`distill.recipe_file.load_recipe` to say.
-    """
-    schema = Recipe.model_json_schema(by_alias=True)
-    schema["properties"]["extends"] = {"type": "string", "description": "a shipped recipe's name, or a relative path"}
-    for section in (schema, *schema["$defs"].values()):
-        section.pop("required", None)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
 def sentences(error: ValidationError) -> list[str]:
     """Each problem of a recipe as one sentence that names the key, what it has and what was needed."""
     return [_sentence(problem) for problem in error.errors(include_url=False)]

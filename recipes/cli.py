@@ -168,7 +168,7 @@ def evaluate(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a recipe, for the editor."""
-    from distill.recipe_schema import editor_schema
+    from distill.recipe_editor import editor_schema
 
     typer.echo(json.dumps(editor_schema(), indent=2))
 

@@ -111,7 +111,7 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
             teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},
             fingerprints={name: fingerprint(task, seed=recipe.evaluate.seed) for name, task in job.tasks.items()},
         )
-        write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
+        write_atomic(out / "seesaw.json", json.dumps(seesaw | {"trials": recipe.trials}, indent=2) + "\n")
         tracker.summarize(seesaw)
     write_ledger(recipe, out)
 

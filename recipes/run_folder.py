@@ -15,7 +15,7 @@ from distill.types import UserError
 
 RECIPE = "recipe.yaml"
 SHOWN_DIFFERENCES = 20
-MAY_DIFFER = re.compile(r"faults\.|teachers\.[^.]+\.replicas\b")
+MAY_DIFFER = re.compile(r"trials\b|description\b|faults\.|teachers\.[^.]+\.replicas\b")
 """Keys that change no number of a run: whoever resumes it may change them."""
 
 

@@ -69,12 +69,18 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
 
 def stage_fingerprint(recipe: Recipe, name: str) -> str:
     """A hash of all that a stage's weights depend on: its own recipe and those of the stages before it."""
+    from recipes.methods import METHODS  # loads transformers, which comparisons don't need
+
     before = needs(recipe.stages[name])
     upstream = stage_fingerprint(recipe, before) if before is not None else ""
     # The tokenizer of a model made from nothing is trained on the texts of every domain, so all tasks count.
     tasks = {domain: settings.task for domain, settings in recipe.domains.items()}
-    own = stage_recipe(recipe, name).model_dump_json(by_alias=True)
-    told = json.dumps([upstream, own, {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}])
+    # Not what no weight depends on: names, exams, and how a student writes where gold answers are written instead.
+    own = stage_recipe(recipe, name).model_dump(mode="json", by_alias=True, exclude={"name", "evaluate"})
+    if not METHODS[recipe.stages[name].method].samples:
+        own["rollout"] = {"temperature": recipe.rollout.temperature}
+    texts = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}
+    told = json.dumps([upstream, own, texts], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from distill.recipe import DomainRecipe, Recipe
+from distill.recipe_editor import editor_schema
 from distill.recipe_file import diff_recipes, recipe_fingerprint, shipped_recipes
-from distill.recipe_schema import Leaf, editor_schema, keys_at, leaves
+from distill.recipe_schema import Leaf, keys_at, leaves
 from recipes import SHIPPED
 
 ROOT = Path(__file__).parents[2]

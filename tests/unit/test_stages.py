@@ -102,6 +102,10 @@ def test_fingerprints_follow_what_a_stage_depends_on_and_nothing_else():
     plain = {name: stage_fingerprint(recipe(), name) for name in ("base", "math", "code")}
     longer = recipe(run={"steps": 999})
     assert {name: stage_fingerprint(longer, name) for name in plain} == plain
+    # Methods of a study differ in all of this, and share their base and specialists.
+    written = recipe(name="other", rollout={"samples_per_prompt": 8, "max_new_tokens": 9}, evaluate={"test_prompts": 3})
+    assert {name: stage_fingerprint(written, name) for name in plain} == plain
+    assert stage_fingerprint(recipe(rollout={"temperature": 0.7}), "base") != plain["base"]
     stages = recipe().model_dump(by_alias=True)["stages"]
     other_base = recipe(stages={**stages, "base": {**stages["base"], "steps": 7}})
     assert all(stage_fingerprint(other_base, name) != plain[name] for name in plain), "math starts from base"
