@@ -121,7 +121,7 @@ def _from_hidden(
 def _held(heads: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in heads:
         raise WorldError(
-            f"a teacher's hidden states belong to the output head {name}, and the student holds {', '.join(heads)}: its "
-            "checkpoint was changed during the run; put the old one back and resume"
+            f"a teacher's hidden states belong to the output head {name}, and the student holds {', '.join(heads)}: "
+            "its checkpoint was changed during the run; put the old one back and resume"
         )
     return heads[name]

@@ -51,12 +51,6 @@ class Hidden:
     hidden_TH: Float32 | UInt16
     head: str
 
-    def finite_T(self) -> npt.NDArray[np.bool_]:
-        """At which positions every number is finite, ``(T,)``."""
-        if self.hidden_TH.dtype == np.uint16:
-            return ((self.hidden_TH & 0x7F80) != 0x7F80).all(axis=1)  # an exponent of all ones is NaN or infinity
-        return np.isfinite(self.hidden_TH).all(axis=1)
-
 
 @dataclass(frozen=True, slots=True)
 class Full:
@@ -74,6 +68,27 @@ def payload_bytes(payload: Payload) -> int:
     """Bytes of a payload's arrays: what travels from a teacher to the student."""
     parts = (getattr(payload, name) for name in payload.__slots__)
     return sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
+
+
+def row_bytes(payload: PayloadName, *, vocabulary: int, hidden: int, support: int, value_bytes: int) -> int:
+    """Bytes that a teacher ships of one token.
+
+    Args:
+        vocabulary: of its output head, in tokens.
+        hidden: size of its last hidden states.
+        support: K, the tokens of a top-k support, forced ones included.
+        value_bytes: of its dtype; hidden states are shipped as they are, all else in float32.
+    """
+    return {"full": 4 * vocabulary, "hidden": value_bytes * hidden, "topk": 8 * support + 8, "sampled": 4}[payload]
+
+
+def finite_rows(values: Float32 | UInt16) -> npt.NDArray[np.bool_]:
+    """Where every number of a row is finite, ``(T,)``, without a copy of the rows: ``(T,)`` or ``(T, ...)``."""
+    if values.dtype == np.uint16:  # the bits of bfloat16: an exponent of all ones is NaN or infinity
+        return np.bitwise_and(values, np.uint16(0x7F80)).max(axis=1) != 0x7F80
+    if values.ndim == 1:
+        return np.isfinite(values)
+    return np.isfinite(values.min(axis=1)) & np.isfinite(values.max(axis=1))  # both pass NaN on
 
 
 def to_numpy(tensor: torch.Tensor) -> Float32 | UInt16:

@@ -10,7 +10,7 @@ from recipes.plan import GIB, Plan
 
 
 def print_plan(plan: Plan, console: Console, *, free_bytes: float, memory_bytes: float) -> None:
-    """Print models, processes, tokens of a step and disk.
+    """Print models, processes, tokens of a step, what is shipped in it, and disk.
 
     Args:
         free_bytes: on the disk of the run's folder.
@@ -22,6 +22,7 @@ def print_plan(plan: Plan, console: Console, *, free_bytes: float, memory_bytes:
     console.print(
         f"memory: about {_size(plan.memory_bytes)} at the peak, of {_size(memory_bytes)} here\n"
         f"disk: about {_size(plan.disk_bytes)}, of {_size(free_bytes)} free\n"
+        f"from teachers to student: about {_size(sum(step.payload_bytes for step in plan.steps))} a step\n"
         f"compute: about {plan.flops:.1e} floating-point operations",
         highlight=False,
     )
@@ -69,7 +70,9 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _size(amount: float) -> str:
-    return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / 2**20:.0f} MiB"
+    if amount >= GIB:
+        return f"{amount / GIB:.1f} GiB"
+    return f"{amount / 2**20:.0f} MiB" if amount >= 2**20 else f"{amount / 2**10:.0f} KiB"
 
 
 def _count(number: float) -> str:

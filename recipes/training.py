@@ -12,8 +12,9 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from distill.console import Progress
+from distill.heads import HeadSource
 from distill.loop import train
-from distill.losses import LOSSES
+from distill.losses import payload_of
 from distill.rank import StudentSpec
 from distill.recipe import Recipe
 from distill.student import DeepSpeedStudent
@@ -170,19 +171,21 @@ class Training:
             run_dir=str(self.folder),
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
+            heads=tuple(HeadSource(path, self._teacher_dtype(n, world)) for n, path in self.teachers.items())
+            if payload_of(recipe.loss) == "hidden"
+            else (),
         )
 
     def _teachers(self, world: World) -> TeacherPool | None:
         if not self.teachers:
             return None
-        recipe, as_student = self.recipe, self.recipe.student.engine.dtype
-        asked = {name: recipe.teachers[name].dtype for name in self.teachers}
+        recipe = self.recipe
         support = support_of(recipe, self.tokenizer)
         adapters = adapter_folders(recipe)
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         specs = {
             name: TeacherSpec(
-                Checkpoint(path, world.device, world.dtype(as_student if asked[name] == "auto" else asked[name])),
+                Checkpoint(path, world.device, self._teacher_dtype(name, world)),
                 conditions,
                 gpus=world.gpus,
                 replicas=recipe.teachers[name].replicas,
@@ -191,9 +194,13 @@ class Training:
             for name, path in self.teachers.items()
         }
         routes = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
-        payload = LOSSES[recipe.loss.estimator].payload
+        payload = payload_of(recipe.loss)
         assert payload is not None, "a method without teachers has none to ask"
         return TeacherPool(specs, routes=routes, payload=payload, faults=recipe.faults, say=world.progress.print)
+
+    def _teacher_dtype(self, name: str, world: World) -> str:
+        asked = self.recipe.teachers[name].dtype
+        return world.dtype(self.recipe.student.engine.dtype if asked == "auto" else asked)
 
     def _check_vocabularies(self, teachers: TeacherPool) -> None:
         student = len(self.tokenizer)

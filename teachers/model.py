@@ -118,12 +118,12 @@ class TeacherModel:
         inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
         if payload == "hidden":
             hidden_BTH = in_place_of_head(self.model, plain_head(self.model), align_logits, **inputs).cpu()
-            return [Hidden(to_numpy(hidden_BTH[b, :n]).copy(), self._head) for b, n in enumerate(lengths)]
+            return [Hidden(to_numpy(hidden_BTH[b, :n]), self._head) for b, n in enumerate(lengths)]
         logits_BTV = align_logits(self.model(**inputs, use_cache=False).logits)
         logprobs_BTV = torch.log_softmax(logits_BTV.float() / self.temperature, dim=-1)
         if payload == "full":
             full = logprobs_BTV.cpu().numpy()
-            return [Full(full[b, :n].copy()) for b, n in enumerate(lengths)]
+            return [Full(full[b, :n]) for b, n in enumerate(lengths)]
         sampled = logprobs_BTV.gather(-1, ids_BT.unsqueeze(-1)).squeeze(-1).cpu().numpy()
         if payload == "topk":
             assert self.support is not None, "payload topk needs a support"

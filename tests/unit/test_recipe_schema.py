@@ -41,7 +41,7 @@ OTHER: dict[str, Any] = {  # leaves whose other value has to be said, because mo
     "student.model.config": {"hidden_size": 16},
     "stages.*.from.config": {"hidden_size": 16},
 }
-LOSS_OF: dict[str, str] = {"loss.beta": "jsd"} | dict.fromkeys(
+LOSS_OF: dict[str, str] = {"loss.beta": "jsd", "loss.payload": "full_reverse_kl"} | dict.fromkeys(
     ("loss.k", "loss.support", "loss.outside"), "topk_reverse_kl"
 )
 """The estimator of a setting that the one of EVERYTHING does not have."""
