@@ -36,9 +36,7 @@ def extrapolated_gap(
     ``strength`` is lambda, without a unit: 1 is :func:`teacher_gap`, above 1 the student is asked to go beyond its
     teacher (1.25 was good there, 1.5 unstable). The reference is the student before distillation; all three
     log-probabilities are under one temperature. It is the gap to a mean of two "teachers" with weights that sum to 1,
-    ``lambda log pi_T + (1 - lambda) log pi_ref``, so a loss that takes the teachers' mean needs nothing else.
-
-    No recipe reaches it yet: it waits for a teacher that is the student before distillation.
+    ``lambda log pi_T + (1 - lambda) log pi_ref``.
 
     Source: ExOPD, arXiv 2602.12125: ``(log pi_T - log pi_theta) + (lambda - 1) (log pi_T - log pi_ref)``.
     """

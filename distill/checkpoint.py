@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -145,22 +145,29 @@ def whole_checkpoints(folder: str | Path) -> list[int]:
     return sorted(int(match[1]) for path in Path(folder).iterdir() if (match := _STEP.match(path.name)))
 
 
-def prune(run_dir: str | Path, folder: str | Path, *, keep: int, attempt: str) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and what other attempts left half written.
+def prune(run_dir: str | Path, folder: str | Path, *, keep: int, attempt: str, spared: Collection[int] = ()) -> None:
+    """Remove all but the newest ``keep`` checkpoints and the steps ``spared``, and what other attempts half wrote.
 
     Raises:
         WorldError: a newer attempt owns the run; what is half written may be its own.
     """
     with _publishing(run_dir):
         check_current(run_dir, attempt, "the list of checkpoints")
-        for step in whole_checkpoints(folder)[:-keep]:
+        for step in set(whole_checkpoints(folder)[:-keep]) - set(spared):
             remove(Path(folder) / checkpoint_name(step))
         for path in Path(folder).glob("*.tmp-*"):
             if not path.name.endswith(f".tmp-{attempt}"):
                 remove(path)
 
 
-def export_hf(path: str | Path, *, state_dict: Mapping[str, torch.Tensor], model: Any, source: str | Path) -> None:
+def export_hf(
+    path: str | Path,
+    *,
+    state_dict: Mapping[str, torch.Tensor],
+    model: Any,
+    source: str | Path,
+    own_code: bool = False,
+) -> None:
     """Write a Hugging Face checkpoint into the folder ``path``: weights, configuration, generation config, tokenizer.
 
     Args:
@@ -168,17 +175,18 @@ def export_hf(path: str | Path, *, state_dict: Mapping[str, torch.Tensor], model
         state_dict: consolidated weights under Hugging Face names.
         model: the live model, for its configuration and generation config alone.
         source: the checkpoint that the tokenizer is taken from; one without a tokenizer exports none.
+        own_code: whether Python code that lies in the folder ``source`` may run; it is exported too.
     """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(model.config)
+        shell = AutoModelForCausalLM.from_config(model.config, trust_remote_code=own_code)
     shell.generation_config = model.generation_config
     shell.save_pretrained(path, state_dict=dict(state_dict))
     if (Path(source) / "tokenizer_config.json").exists():
         from transformers import AutoTokenizer
 
-        AutoTokenizer.from_pretrained(source).save_pretrained(path)
+        AutoTokenizer.from_pretrained(source, trust_remote_code=own_code).save_pretrained(path)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Shape legend: B sequences, T tokens of a sequence, N trained tokens, V vocabular
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from distill.batch import Microbatch
 from distill.grades import HiddenRows
 from distill.heads import HeadSource, fingerprint, in_place_of_head, plain_head
 from distill.hidden import Chunks, Opinion, hidden_reverse_kl
-from distill.losses import LOSSES
+from distill.losses import LossSpec
 from distill.measure import UpdateTotals
 from distill.recipe import Loss
 from distill.token_loss import TokenLoss, spread
@@ -42,21 +43,28 @@ def read_heads(sources: Sequence[HeadSource], device: torch.device | str) -> dic
     return heads
 
 
-def forward(
-    engine: Any,
-    microbatch: Microbatch,
-    loss: Loss,
-    *,
-    temperature: float,
-    heads: Mapping[str, Tensor],
-    totals: UpdateTotals,
-) -> TokenLoss:
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a rank's student is trained for.
+
+    Attributes:
+        losses: the estimator; see :func:`distill.losses.loss_spec`.
+        settings: the recipe's ``loss``.
+        temperature: the student's logits are divided by it.
+        heads: of the teachers, where they ship hidden states; see :func:`read_heads`.
+    """
+
+    losses: LossSpec
+    settings: Loss
+    temperature: float
+    heads: Mapping[str, Tensor]
+
+
+def forward(engine: Any, microbatch: Microbatch, objective: Objective, totals: UpdateTotals) -> TokenLoss:
     """Each token's loss under the student's distribution of now.
 
     Args:
         engine: DeepSpeed's, around a causal model of transformers.
-        loss: the recipe's.
-        heads: of the teachers, where they ship hidden states; see :func:`read_heads`.
         totals: are told, in the backward, the norm of the gradient at each token's tempered logits.
 
     Raises:
@@ -64,28 +72,22 @@ def forward(
         UserError: the student's own hidden states do not tell its distribution.
     """
     if microbatch.hidden is not None:
-        return _from_hidden(engine, microbatch, microbatch.hidden, temperature=temperature, heads=heads, totals=totals)
+        return _from_hidden(engine, microbatch, microbatch.hidden, objective, totals)
     output = engine(input_ids=microbatch.token_ids_BT, attention_mask=microbatch.attention_mask_BT, use_cache=False)
-    logits_BTV = align_logits(output.logits).float() / temperature
+    logits_BTV = align_logits(output.logits).float() / objective.temperature
     totals.watch_gradient(logits_BTV, microbatch)
-    return LOSSES[loss.estimator].token_loss(logits_BTV, microbatch, loss)
+    return objective.losses.token_loss(logits_BTV, microbatch, objective.settings)
 
 
 def _from_hidden(
-    engine: Any,
-    microbatch: Microbatch,
-    rows: HiddenRows,
-    *,
-    temperature: float,
-    heads: Mapping[str, Tensor],
-    totals: UpdateTotals,
+    engine: Any, microbatch: Microbatch, rows: HiddenRows, objective: Objective, totals: UpdateTotals
 ) -> TokenLoss:
     """``full_reverse_kl`` where the student's output head gives each token's divergence: nothing is ``(T, V)``.
 
     Loss and statistics are those of :func:`distill.divergences.full_reverse_kl`, several teachers with weights too.
     """
     head, mask_BT = plain_head(engine.module), microbatch.mask_BT
-    groups = [[Opinion(p.weight, p.hidden_NH, _held(heads, p.head)) for p in group] for group in rows.groups]
+    groups = [[Opinion(p.weight, p.hidden_NH, _held(objective.heads, p.head)) for p in group] for group in rows.groups]
 
     def scattered(values: Tensor) -> Tensor:
         """From one row a token to ``(B, T, ...)``, zeros elsewhere."""
@@ -98,7 +100,7 @@ def _from_hidden(
             student_head_VH=head.weight,
             groups=groups,
             tokens_N=microbatch.token_ids_BT.flatten()[rows.places_N],
-            temperature=temperature,
+            temperature=objective.temperature,
             chunks=CHUNKS,
             watch=lambda norms_N: totals.add_gradient(scattered(norms_N), microbatch),
         )

@@ -107,6 +107,29 @@ def mean_of_teachers(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], 
     return _padded(rows, (*shape, _width(rows)) if payload == "full" else shape)
 
 
+def one_teacher(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], name: str) -> Tensor:
+    """What one teacher said of each token, whatever its weight: ``(B, T)``, zeros where nobody graded the rollout.
+
+    Raises:
+        ValueError: it did not grade a rollout that others did, or gave another payload than ``sampled``.
+    """
+    rows: list[Float32 | None] = []
+    for scored in rollouts:
+        score = next((score for _, score in scored.scores if score.teacher == name), None)
+        if score is None and scored.scores:
+            rollout = scored.rollout
+            raise ValueError(f"rollout {rollout.index} of domain {rollout.domain!r} has no score of reference {name!r}")
+        match score and score.payload:
+            case None:
+                rows.append(None)
+            case Sampled(logprobs_T):
+                rows.append(logprobs_T)
+            case _:
+                assert score is not None
+                raise _unfit(scored, score, "sampled")
+    return _padded(rows, shape)
+
+
 def teachers_apart(
     rollouts: Sequence[ScoredRollout], shape: tuple[int, int], payload: PayloadName
 ) -> tuple[TeacherSlot, ...]:

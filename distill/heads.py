@@ -24,10 +24,11 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class HeadSource:
-    """Where a teacher's output head is: its checkpoint, and the dtype that it is used in."""
+    """Where a teacher's output head is: its checkpoint, the dtype that it is used in, whether its own code may run."""
 
     path: str
     dtype: str
+    trust_remote_code: bool = False
 
     def read(self, device: torch.device | str) -> Tensor:
         """The head's weight, ``(V, H)``; nothing else of the checkpoint is read where it names the head as its model.
@@ -37,13 +38,23 @@ class HeadSource:
             UserError: it lacks weights.
         """
         dtype = getattr(torch, self.dtype)
-        for name in _names(self.path):
+        for name in self._names():
             weight_VH = _tensor(Path(self.path), name)
             if weight_VH is not None:
                 return weight_VH.to(device, dtype)
         # Whatever the file calls it (an old format, names of another version): transformers knows.
-        model = load_model(self.path, device="cpu", dtype=self.dtype)
+        model = load_model(self.path, device="cpu", dtype=self.dtype, trust_remote_code=self.trust_remote_code)
         return plain_head(model).weight.detach().clone().to(device)
+
+    def _names(self) -> list[str]:
+        """What the checkpoint may call its head: tied to the embeddings, it has their name."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        trust = {"trust_remote_code": self.trust_remote_code}
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(self.path, **trust), **trust)
+        weight = plain_head(model).weight
+        return [name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor is weight]
 
 
 def plain_head(model: Any) -> nn.Linear:
@@ -131,16 +142,6 @@ def in_place_of_head(model: Callable[..., Any], head: nn.Module, fn: Callable[[T
 def _inner(model: Any) -> Any:
     """A model without peft's wrapper; the adapters' layers are in it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _names(path: str) -> list[str]:
-    """What a checkpoint may call its head: tied to the embeddings, it has their name."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
-    weight = plain_head(model).weight
-    return [name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor is weight]
 
 
 def _tensor(folder: Path, name: str) -> Tensor | None:

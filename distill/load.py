@@ -17,7 +17,9 @@ SHOWN = 3
 """How many wrong weights a message names."""
 
 
-def load_model(path: str | Path, *, device: str, dtype: str, adapter: str | None = None) -> PreTrainedModel:
+def load_model(
+    path: str | Path, *, device: str, dtype: str, adapter: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """A frozen checkpoint, in eval mode.
 
     Args:
@@ -25,19 +27,20 @@ def load_model(path: str | Path, *, device: str, dtype: str, adapter: str | None
         device: ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"`` or ``"bfloat16"``.
         adapter: folder of a LoRA adapter that is added into its weights.
+        trust_remote_code: whether Python code that lies in its folder may run.
 
     Raises:
         OSError: there is no checkpoint, or it cannot be read.
         UserError: it lacks weights, or has some of other shapes; or the adapter does.
     """
-    model: Any = load_whole(path, dtype=getattr(torch, dtype))
+    model: Any = load_whole(path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
     if adapter is not None:
         model = merged(model, adapter)
     return model.to(device).eval()
 
 
-def load_whole(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    """A checkpoint as transformers loads it.
+def load_whole(path: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A checkpoint as transformers loads it; with Python code that lies in its folder only where that is trusted.
 
     Raises:
         OSError: there is no checkpoint, or it cannot be read.
@@ -48,7 +51,8 @@ def load_whole(path: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
 
     disable_progress_bar()  # it would run through the console of who asked
 
-    return from_pretrained(AutoModelForCausalLM, path, named=path, dtype=dtype)
+    # Said even where it is no: transformers would ask whoever sits at the terminal.
+    return from_pretrained(AutoModelForCausalLM, path, named=path, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def from_pretrained(model_class: Any, source: str | Path | None, *, named: str | Path, **settings: Any) -> Any:

@@ -48,13 +48,20 @@ class Watcher(Protocol):
         """Whether to write a checkpoint after ``step`` steps."""
         ...
 
+    def ended(self) -> bool:
+        """Whether the run's own rule ends it after this step, in order."""
+        ...
+
     def stops(self) -> bool:
         """Whether somebody asked the run to end after this step."""
         ...
 
 
-def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompts, steps: int, watch: Watcher) -> None:
+def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompts, steps: int, watch: Watcher) -> int:
     """Act, grade, move, until ``steps`` steps are done; resumes from the student's newest checkpoint.
+
+    Returns:
+        The number of finished steps: fewer than ``steps`` where ``watch`` ended the run.
 
     Source: MiMo-V2-Flash report (arXiv 2601.02780), section 4.4; the MOPD paper (arXiv 2606.30406), algorithm 1.
 
@@ -68,12 +75,13 @@ def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompt
     clock = StepClock()
     while True:
         if watch.evaluates(step):
-            watch.evaluate(step, student.weights())
-        stops = watch.stops()
-        if step > saved and (watch.saves(step) or stops or step == steps):
+            with saved_if_grading_fails(student, step, saved):
+                watch.evaluate(step, student.weights())
+        stops, over = watch.stops(), step >= steps or watch.ended()
+        if step > saved and (watch.saves(step) or stops or over):
             student.save(step)
-        if step >= steps:
-            return
+        if over:
+            return step
         if stops:
             raise Interrupted(f"stopped after step {step} of {steps}")
         clock.start()
@@ -81,16 +89,23 @@ def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompt
             sampler.load_weights(student.weights(), version=step)  # act with the weights the gradient is taken at
         with clock("scoring"):
             rollouts = clock.during("generation", sampler.sample(prompts(step), step=step))
-            try:
+            with saved_if_grading_fails(student, step, saved):
                 batch = grader.score(rollouts)  # consumes microbatches while later ones are being written
-            except (GradingFailed, NonFinite):
-                if step > saved:
-                    student.save(step)  # nothing of it moved: what is finished is kept
-                raise
         with clock("update"):
             metrics = student.update(batch, step=step)
         step += 1
         watch.record(step, batch, metrics | grader.metrics() | clock.read())
+
+
+@contextmanager
+def saved_if_grading_fails(student: Student, step: int, saved: int) -> Iterator[None]:
+    """Where a grader breaks in the block, nothing of the student has moved: what is finished is kept."""
+    try:
+        yield
+    except (GradingFailed, NonFinite):
+        if step > saved:
+            student.save(step)
+        raise
 
 
 class StepClock:

@@ -14,20 +14,21 @@ Shape legend: B sequences, T tokens of a sequence, V vocabulary, N trained token
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from distill.advantages import GatedRatio, clip_gap, gated_ratio, teacher_gap
+from distill.advantages import GatedRatio, clip_gap, extrapolated_gap, gated_ratio, teacher_gap
 from distill.batch import Microbatch
 from distill.divergences import forward_kl, full_reverse_kl, jsd
-from distill.recipe import K2, FullReverseKL, Loss, NegativeLogLikelihood, PolicyGradient, SampledToken
+from distill.own import load_own, own_file
+from distill.recipe import K2, FullReverseKL, Loss, NegativeLogLikelihood, OwnLoss, PolicyGradient, SampledToken
 from distill.token_loss import TokenLoss as TokenLoss
 from distill.token_loss import log_softmax, pick, spread, teachers_mean
 from distill.topk import topk_reverse_kl
-from distill.types import PayloadName
+from distill.types import PayloadName, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,9 @@ class LossSpec:
     """An estimator.
 
     Attributes:
-        payload: what it needs of every teacher, None if it needs no teacher; a recipe may choose another that says as
-            much, see :func:`payload_of`.
+        payload: what it needs of every teacher, None if it needs no teacher.
         token_loss: ``(logits_BTV, microbatch, settings) -> TokenLoss``; ``settings`` is the recipe's ``loss``, of the
-            class that has this estimator's name.
+            class that has this estimator's name; for a user's own estimator its ``settings``, numbers by name.
         apart: whether it needs several teachers one by one; the others need only the mean of their log-probabilities.
     """
 
@@ -51,6 +51,7 @@ class _Graded(NamedTuple):
     """The trained tokens as estimators on the sampled token see them; only ``logprobs_N`` has a gradient."""
 
     logprobs_N: Tensor
+    gap_N: Tensor
     clipped_gap_N: Tensor
     gated: GatedRatio
     stats: dict[str, Tensor]
@@ -68,7 +69,7 @@ def policy_gradient(logits_BTV: Tensor, microbatch: Microbatch, settings: Policy
     Source: MiMo-V2-Flash report, arXiv 2601.02780, eqs 5-9; the clip is arXiv 2606.30406's.
     """
     mask_BT = microbatch.mask_BT
-    logprobs_N, advantage_N, gated, stats = _graded(logits_BTV, microbatch, settings)
+    logprobs_N, _, advantage_N, gated, stats = _graded(logits_BTV, microbatch, settings)
     if settings.reward_weight > 0:
         if microbatch.reward_advantage_B is None:
             raise ValueError(f"reward_weight is {settings.reward_weight:g} but the microbatch has no reward advantages")
@@ -87,9 +88,9 @@ def k2(logits_BTV: Tensor, microbatch: Microbatch, settings: K2) -> TokenLoss:
 
     Source: k2 of J. Schulman, "Approximating KL divergence" (2020); the clipped square is Huber's loss.
     """
-    logprobs_N, clipped_N, gated, stats = _graded(logits_BTV, microbatch, settings)
+    logprobs_N, gap_N, clipped_N, gated, stats = _graded(logits_BTV, microbatch, settings)
     # h(gap) = clipped * (gap - clipped / 2): half a square inside the bound, linear outside, slope `clipped` in both.
-    gap_N = -stats["kl"] + (logprobs_N.detach() - logprobs_N)
+    gap_N = gap_N + (logprobs_N.detach() - logprobs_N)
     loss_N = gated.weight_N * clipped_N * (gap_N - clipped_N / 2)
     return spread(loss_N, {**stats, "advantage": clipped_N}, microbatch.mask_BT)
 
@@ -110,19 +111,64 @@ LOSSES: dict[str, LossSpec] = {
     "nll": LossSpec(None, nll),
 }
 """Estimators by the name that a recipe gives them."""
+OWN_PAYLOADS: tuple[PayloadName | None, ...] = ("sampled", "full", None)
+"""What a user's own estimator may ask of teachers; a top-k support is a setting of the shipped loss."""
 
 
-def payload_of(loss: Loss) -> PayloadName | None:
-    """What a recipe's loss needs of every teacher; None if it needs no teacher."""
-    return loss.payload if isinstance(loss, FullReverseKL) else LOSSES[loss.estimator].payload
+def loss_spec(loss: Loss) -> LossSpec:
+    """The estimator that a recipe's ``loss`` names, a row of :data:`LOSSES` or a user's own, with the recipe's payload.
+
+    Raises:
+        UserError: an own one can't be loaded, is no :class:`LossSpec`, or asks teachers for what they don't give.
+    """
+    if isinstance(loss, FullReverseKL):
+        return replace(LOSSES[loss.estimator], payload=loss.payload)
+    if not isinstance(loss, OwnLoss):
+        return LOSSES[loss.estimator]
+    spec = load_own(loss.estimator, where="loss.estimator")
+    if not isinstance(spec, LossSpec):
+        raise UserError(
+            f"`loss.estimator`: {loss.estimator} is {type(spec).__name__}, and must be a distill.losses.LossSpec, for "
+            'example LossSpec("full", my_token_loss)'
+        )
+    if spec.payload not in OWN_PAYLOADS:
+        offered = ", ".join(map(repr, OWN_PAYLOADS))
+        raise UserError(f"`loss.estimator`: {loss.estimator} has payload {spec.payload!r}; take one of {offered}")
+    return replace(
+        spec, token_loss=lambda logits_BTV, microbatch, own: spec.token_loss(logits_BTV, microbatch, own.settings)
+    )
+
+
+def located(loss: Loss) -> Loss:
+    """The same for a process with another working folder: an own file by its absolute path."""
+    if not isinstance(loss, OwnLoss):
+        return loss
+    name = loss.estimator.rpartition(":")[2]
+    return loss.model_copy(update={"estimator": f"{own_file(loss.estimator)}:{name}"})
+
+
+def reference_of(loss: Loss) -> str | None:
+    """The teacher that a recipe's loss extrapolates away from, if it does."""
+    return loss.reference if isinstance(loss, SampledToken) else None
 
 
 def _graded(logits_BTV: Tensor, microbatch: Microbatch, settings: SampledToken) -> _Graded:
     mask_BT = microbatch.mask_BT
     logprobs_N, entropy_N = _sampled_logprobs(logits_BTV, microbatch)
     taught_N = microbatch.has_teacher_B.unsqueeze(1).expand_as(mask_BT)[mask_BT]
-    gap_N = teacher_gap(teacher_logprobs_N=teachers_mean(microbatch)[mask_BT], student_logprobs_N=logprobs_N)
-    gap_N = torch.where(taught_N, gap_N, 0.0)
+    teacher_N = teachers_mean(microbatch)[mask_BT]
+    to_teacher_N = torch.where(taught_N, teacher_gap(teacher_logprobs_N=teacher_N, student_logprobs_N=logprobs_N), 0.0)
+    gap_N = to_teacher_N
+    if settings.extrapolation != 1:
+        if microbatch.reference_BT is None:
+            raise ValueError(f"extrapolation is {settings.extrapolation:g} but the microbatch has no reference")
+        beyond_N = extrapolated_gap(
+            teacher_logprobs_N=teacher_N,
+            student_logprobs_N=logprobs_N,
+            reference_logprobs_N=microbatch.reference_BT[mask_BT],
+            strength=settings.extrapolation,
+        )
+        gap_N = torch.where(taught_N, beyond_N, 0.0)
     clipped_gap_N, clipped_N = clip_gap(gap_N, settings.advantage_clip)
     gated = gated_ratio(
         student_logprobs_N=logprobs_N,
@@ -130,13 +176,13 @@ def _graded(logits_BTV: Tensor, microbatch: Microbatch, settings: SampledToken) 
         gate=settings.gate,
     )
     stats = {
-        "kl": -gap_N,
+        "kl": -to_teacher_N,
         "entropy": entropy_N,
         "ratio": gated.ratio_N,
         "gate_dropped": gated.dropped_N,
         "clipped": clipped_N,
     }
-    return _Graded(logprobs_N, clipped_gap_N, gated, stats)
+    return _Graded(logprobs_N, gap_N, clipped_gap_N, gated, stats)
 
 
 def _sampled_logprobs(logits_BTV: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,15 @@ def own_digest(reference: str) -> str:
     return hashlib.sha256(own_file(reference).read_bytes()).hexdigest()[:16]
 
 
+def own_digests(tree: Any) -> dict[str, str]:
+    """Hashes of every file of a user's own that a recipe's tree (nested mappings and lists) names, by reference."""
+    if isinstance(tree, dict | list):
+        nodes = tree.values() if isinstance(tree, dict) else tree
+        return {reference: digest for node in nodes for reference, digest in own_digests(node).items()}
+    named = isinstance(tree, str) and is_own(tree) and own_file(tree).is_file()
+    return {tree: own_digest(tree)} if named else {}
+
+
 def load_own(reference: str, *, where: str) -> Any:
     """The object that ``./file.py:NAME`` means.
 

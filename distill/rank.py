@@ -8,7 +8,7 @@ Shape legend: B sequences, T tokens of a sequence, V vocabulary, D trained domai
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,9 @@ import torch.distributed as dist
 
 from distill import checkpoint, engine, moe
 from distill.batch import collate
-from distill.forward import forward, read_heads
+from distill.forward import Objective, forward, read_heads
 from distill.heads import HeadSource
-from distill.losses import LOSSES, payload_of
+from distill.losses import loss_spec, reference_of
 from distill.measure import UpdateTotals
 from distill.recipe import Engine, Loss, Optimizer
 from distill.schedule import learning_rate
@@ -39,6 +39,7 @@ class StudentSpec:
         run_dir: the run's folder; checkpoints lie in its ``checkpoints/``.
         attempt: id of the attempt that owns the folder; see :func:`distill.checkpoint.claim`.
         heads: output heads of teachers that ship hidden states, held on every rank.
+        trust_remote_code: whether Python code that lies in the folder of ``model`` may run.
     """
 
     model: str
@@ -54,6 +55,7 @@ class StudentSpec:
     attempt: str
     keep_checkpoints: int
     heads: tuple[HeadSource, ...] = ()
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,13 @@ class StudentRank:
 
     def __init__(self, spec: StudentSpec) -> None:
         self.spec = spec
+        losses = loss_spec(spec.loss)
         self.engine, self.load_balance = engine.build(spec)
         self.module: torch.nn.Module = self.engine.module
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device = self.engine.device
-        self._heads = read_heads(spec.heads, self.device)
+        heads = read_heads(spec.heads, self.device)
+        self._objective = Objective(losses, spec.loss, spec.temperature, heads)
         self._checkpoints = Path(spec.run_dir) / "checkpoints"
         self._pad_id: int = getattr(self.module.config, "pad_token_id", None) or 0
 
@@ -103,8 +107,10 @@ class StudentRank:
         with self._whole():
             return fn(self.module, *args)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, spared: Collection[int]) -> None:
         """Write the checkpoint after ``step`` finished steps under a temporary name, then publish it.
+
+        Older ones go, but for the newest few and those of the steps ``spared``.
 
         Raises:
             WorldError: a newer attempt owns the run.
@@ -124,20 +130,18 @@ class StudentRank:
             checkpoint.write_atomic(folder / "layout.json", json.dumps(self._layout()))
             checkpoint.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name)
             spec = self.spec
-            checkpoint.prune(spec.run_dir, self._checkpoints, keep=spec.keep_checkpoints, attempt=spec.attempt)
+            kept = {"keep": spec.keep_checkpoints, "spared": spared}
+            checkpoint.prune(spec.run_dir, self._checkpoints, **kept, attempt=spec.attempt)
 
         self._on_first(publish)
 
-    def load_latest(self) -> int:
-        """Restore the newest whole checkpoint; returns its step, 0 if there is none.
+    def load(self, step: int) -> None:
+        """Restore the checkpoint after ``step`` finished steps, which is there.
 
         Raises:
             UserError: it was written with another number of ranks, ZeRO stage, expert parallelism, device or dtype.
         """
-        steps = checkpoint.whole_checkpoints(self._checkpoints)
-        if not steps:
-            return 0
-        name = checkpoint.checkpoint_name(steps[-1])
+        name = checkpoint.checkpoint_name(step)
         written = json.loads((self._checkpoints / name / "layout.json").read_text())
         if written != self._layout():
             raise UserError(
@@ -145,7 +149,6 @@ class StudentRank:
                 "resume with the old settings, or start anew with --restart"
             )
         engine.load(self.engine, self._checkpoints, name)
-        return steps[-1]
 
     def state_dict(self) -> dict[str, torch.Tensor] | None:
         """The consolidated weights under Hugging Face names, on the CPU; None on all ranks but the first."""
@@ -156,11 +159,12 @@ class StudentRank:
     def export(self, path: str) -> None:
         """Write a Hugging Face checkpoint with its tokenizer into ``path``, replacing what is there."""
         state = self.state_dict()
+        source, trusted = self.spec.model, self.spec.trust_remote_code
         temporary = Path(f"{path}.tmp-{self.spec.attempt}")
 
         def publish() -> None:
             checkpoint.remove(temporary)
-            checkpoint.export_hf(temporary, state_dict=state or {}, model=self.module, source=self.spec.model)
+            checkpoint.export_hf(temporary, state_dict=state or {}, model=self.module, source=source, own_code=trusted)
             checkpoint.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
 
         self._on_first(publish)
@@ -190,22 +194,21 @@ class StudentRank:
         return {**totals.metrics(), "grad_norm": norm, "lr": lr, **self.load_balance.apply(counts_LE)}
 
     def _forward_backward(self, update: RankUpdate, i: int, totals: UpdateTotals) -> None:
-        spec = self.spec
+        spec, losses = self.spec, self._objective.losses
         microbatch = collate(
             update.microbatches[i],
             token_weight=update.token_weight,
             domains=spec.domains,
             pad_id=self._pad_id,
-            payload=payload_of(spec.loss),
+            payload=losses.payload,
             reward_advantages=None if update.reward_advantages is None else update.reward_advantages[i],
             device=self.device,
-            apart=LOSSES[spec.loss.estimator].apart,
+            apart=losses.apart,
+            reference=reference_of(spec.loss),
         )
         if update.microbatches[i]:
             self.load_balance.count(microbatch.attention_mask_BT)
-        token_loss = forward(
-            self.engine, microbatch, spec.loss, temperature=spec.temperature, heads=self._heads, totals=totals
-        )
+        token_loss = forward(self.engine, microbatch, self._objective, totals)
         self.load_balance.pause()
         totals.add(microbatch, token_loss)
         # DeepSpeed averages gradients over ranks; the weights g_d / N_d already hold the whole batch's denominator.

@@ -21,6 +21,7 @@ from distill.recipe_loss import (
     FullReverseKL,
     Loss,
     NegativeLogLikelihood,
+    OwnLoss,
     PolicyGradient,
     SampledToken,
     TopKReverseKL,
@@ -29,6 +30,7 @@ from distill.recipe_parts import (
     Architecture,
     Count,
     Engine,
+    Fraction,
     ModelSource,
     Name,
     NonNegative,
@@ -55,6 +57,7 @@ __all__ = [
     "NegativeLogLikelihood",
     "NonNegative",
     "Optimizer",
+    "OwnLoss",
     "PolicyGradient",
     "Recipe",
     "RolloutRecipe",
@@ -62,6 +65,7 @@ __all__ = [
     "SampledToken",
     "Source",
     "StageRecipe",
+    "StopRecipe",
     "Strict",
     "StudentRecipe",
     "TeacherRecipe",
@@ -75,6 +79,9 @@ class StudentRecipe(Strict):
     """The model that is trained."""
 
     model: ModelSource = Field(description="stage:NAME, a path (begins with ./ or /), a Hub id, or an architecture")
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that lies in the folder of `model`; read it first"
+    )
     engine: Engine = Engine()
     optimizer: Optimizer = Optimizer()
     updates_per_step: Count = Field(default=2, description="optimizer steps per batch of rollouts")
@@ -96,7 +103,31 @@ class EvaluateRecipe(Strict):
 
     validation_prompts: Count = Field(default=200, description="per domain, for curves")
     test_prompts: Count = Field(default=1000, description="per domain, for final tables")
+    graded_prompts: int = Field(
+        default=16,
+        ge=0,
+        description="of the validation ones, per taught domain, written as in training and graded by "
+        "the teachers: held-out KL, entropy, overlap",
+    )
     seed: Seed = Field(default=0, description="of the held-out prompts; the same for every run that is compared")
+    select: Literal["worst_recovery", "last"] = Field(
+        default="worst_recovery",
+        description="which evaluated step is the result: worst_recovery: the one whose worst domain is best on "
+        "validation (by recovery; by change over the base where no teacher is clearly better than it); last: the last",
+    )
+
+
+class StopRecipe(Strict):
+    """When a run ends before its last step, in order: it saves, is measured and exported. No bound: never.
+
+    A domain must be beyond one bound at every one of the last evaluations.
+    """
+
+    kl: Positive | None = Field(default=None, description="nats a token: held-out reverse KL above this")
+    truncation: Fraction | None = Field(default=None, description="part of answers cut at the limit above this")
+    repetition: Fraction | None = Field(default=None, description="part of answers that zlib finds repeated above this")
+    length: Fraction | None = Field(default=None, description="mean answer shorter than this part of the base's")
+    evaluations: Count = Field(default=2, description="in a row that a bound must be passed at")
 
 
 class RunRecipe(Strict):
@@ -131,6 +162,9 @@ class StageRecipe(Strict):
     """How a base or a specialist is made; a run of its own inside the run's folder."""
 
     from_: ModelSource = Field(alias="from", description="stage:NAME, a path, a Hub id, or an architecture")
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that lies in the folder of `from`; read it first"
+    )
     method: Literal["supervised"] = Field(default="supervised", description="a row of recipes/methods.py")
     domains: tuple[str, ...] | None = Field(default=None, description="domains trained on; none: all that are trained")
     prompts: Count = Field(default=64, description="prompts per domain and step")
@@ -158,8 +192,15 @@ class Recipe(Strict):
     teachers: dict[Name, TeacherRecipe] = Field(default_factory=dict, description="specialists, by name")
     faults: FaultRecipe = FaultRecipe()
     loss: Loss = FullReverseKL()
+    share_rule: Literal["explicit", "variance_scaled", "gap_following"] = Field(
+        default="explicit",
+        description="a step's shares of the loss: explicit: those of the domains; variance_scaled: times "
+        "clip(sigma_all / sigma_d, 0.25, 4) of the token advantages (DN-MOPD, arXiv 2609.35347); gap_following: times "
+        "clip(KL_d / mean KL, 0.05, 20)",
+    )
     rollout: RolloutRecipe = RolloutRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
+    stop: StopRecipe = StopRecipe()
     run: RunRecipe = RunRecipe()
     track: TrackRecipe = TrackRecipe()
     stages: dict[Name, StageRecipe] = Field(default_factory=dict, description="how base and specialists are made")

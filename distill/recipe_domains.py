@@ -41,7 +41,7 @@ TaskSource: TypeAlias = Annotated[
 class DomainRecipe(Strict):
     """One domain: where its prompts come from, who grades it, and what it weighs."""
 
-    task: TaskSource = Field(description="name of a shipped task, or a dataset source")
+    task: TaskSource = Field(description="name of a shipped task, ./file.py:NAME of your own, or a dataset source")
     teacher: str | None = Field(default=None, description="the one teacher of this domain")
     teachers: dict[Name, Positive] = Field(default_factory=dict, description="several teachers, weights that sum to 1")
     reward: bool = Field(default=False, description="grade by the task's verifier")

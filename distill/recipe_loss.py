@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from distill.recipe_parts import Count, NonNegative, Positive, Strict, refusal
+from distill.own import is_own
+from distill.recipe_parts import Count, Name, NonNegative, Positive, Strict, refusal
 
 TRAPS: dict[str, str] = {
     "k1_backprop": "back-propagating log(student/teacher) has zero expected gradient: the teacher drops out",
@@ -19,7 +20,7 @@ TRAPS: dict[str, str] = {
 """Estimators that look right and are not, with the reason."""
 
 
-WHICH = "which loss: full_reverse_kl, forward_kl, jsd, topk_reverse_kl, policy_gradient, k2 or nll"
+WHICH = "which loss: full_reverse_kl, forward_kl, jsd, topk_reverse_kl, policy_gradient, k2, nll or ./file.py:NAME"
 
 
 class FullReverseKL(Strict):
@@ -67,6 +68,12 @@ class SampledToken(Strict):
 
     advantage_clip: Positive = Field(default=5.0, description="nats; bound of the teacher gap, arXiv 2606.30406")
     gate: tuple[Positive, Positive] = Field(default=(0.2, 5.0), description="kept range of policy/sampler ratio")
+    extrapolation: Positive = Field(
+        default=1.0, description="lambda of ExOPD, arXiv 2602.12125: 1 is the teacher, 1.25 beyond it, 1.5 was unstable"
+    )
+    reference: str | None = Field(
+        default=None, description="where extrapolation goes away from: a teacher whose model is self"
+    )
 
     @field_validator("gate")
     @classmethod
@@ -95,6 +102,13 @@ class NegativeLogLikelihood(Strict):
     estimator: Literal["nll"] = Field(default="nll", description=WHICH)
 
 
+class OwnLoss(Strict):
+    """An estimator of a user's own: ``./file.py:NAME``, a :class:`distill.losses.LossSpec`."""
+
+    estimator: str = Field(pattern=r"^(/|\.\.?/).*\.py:[^:]+$", description=WHICH)
+    settings: dict[Name, float] = Field(default_factory=dict, description="numbers that your estimator reads, by name")
+
+
 ESTIMATORS: dict[str, type[Strict]] = {
     "full_reverse_kl": FullReverseKL,
     "forward_kl": ForwardKL,
@@ -108,9 +122,8 @@ ESTIMATORS: dict[str, type[Strict]] = {
 
 
 def _estimator(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"<{value.get('estimator', 'full_reverse_kl')}>"
-    return f"<{getattr(value, 'estimator', None)}>"
+    name = value.get("estimator", "full_reverse_kl") if isinstance(value, dict) else getattr(value, "estimator", None)
+    return "<own>" if isinstance(name, str) and is_own(name) else f"<{name}>"
 
 
 Loss: TypeAlias = Annotated[
@@ -120,6 +133,7 @@ Loss: TypeAlias = Annotated[
     | Annotated[TopKReverseKL, Tag("<topk_reverse_kl>")]
     | Annotated[PolicyGradient, Tag("<policy_gradient>")]
     | Annotated[K2, Tag("<k2>")]
-    | Annotated[NegativeLogLikelihood, Tag("<nll>")],
+    | Annotated[NegativeLogLikelihood, Tag("<nll>")]
+    | Annotated[OwnLoss, Tag("<own>")],
     Discriminator(_estimator, custom_error_type="estimator", custom_error_message="is no estimator on offer"),
 ]

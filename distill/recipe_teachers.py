@@ -18,6 +18,9 @@ class TeacherRecipe(Strict):
     adapter: str | None = Field(
         default=None, description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /)"
     )
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that lies in the folder of `model`; read it first"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
     replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
 

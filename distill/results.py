@@ -58,8 +58,12 @@ def _column(grouped: Rows, evaluated: tuple[str, int, Split], domain: str, quest
     return np.array([given[question] for question in questions])
 
 
-def paired_table(grouped: Rows, split: Split, teachers: TeacherWeights) -> Table | None:
+def paired_table(
+    grouped: Rows, split: Split, teachers: TeacherWeights, *, student_step: int | None = None
+) -> Table | None:
     """The table of base, teachers and student on ``split``; None while base or student have not been evaluated.
+
+    Each model at its last step, the student at ``student_step`` where that is given.
 
     Raises:
         ValueError: two models answered different questions of a domain, so that they can't be paired.
@@ -67,6 +71,8 @@ def paired_table(grouped: Rows, split: Split, teachers: TeacherWeights) -> Table
     last = last_steps(grouped, split)
     if "base" not in last or "student" not in last:
         return None
+    if student_step is not None:
+        last["student"] = student_step
     answers: dict[str, Array] = {}
     for domain, weights in teachers.items():
         questions = list(grouped["base", last["base"], split].get(domain, {}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,8 @@ from distill import checkpoint, engine
 from distill.advantages import group_advantages
 from distill.batch import UpdatePlan, plan_updates
 from distill.rank import RankUpdate, StudentRank, StudentSpec
-from distill.types import Metrics, ScoredRollout
+from distill.shares import SHARE_RULES, normalised, step_tokens
+from distill.types import Metrics, ScoredRollout, WorldError
 
 
 class Ranks(Protocol):
@@ -75,15 +76,29 @@ class LiveWeights:
 class DeepSpeedStudent:
     """A student trained by DeepSpeed; satisfies :class:`distill.types.Student`."""
 
-    def __init__(self, ranks: Ranks, spec: StudentSpec, *, shares: Mapping[str, float], updates_per_step: int) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        spec: StudentSpec,
+        *,
+        shares: Mapping[str, float],
+        updates_per_step: int,
+        share_rule: str,
+        spared: Callable[[], Collection[int]] = tuple,
+    ) -> None:
+        """``spared``: steps whose checkpoints are not to be removed, asked at each saving."""
         self._ranks = ranks
         self._spec = spec
         self._shares = dict(shares)
+        self._share_rule, self._spared = share_rule, spared
         self._updates_per_step = updates_per_step
 
     def load_latest(self) -> int:
         """Restore the newest whole checkpoint, if any; returns the number of finished steps (0 if none)."""
-        return self._all("load_latest")[0]
+        steps = self._checkpoints()
+        if steps:
+            self._all("load", steps[-1])
+        return steps[-1] if steps else 0
 
     def weights(self) -> LiveWeights:
         """The weights of now."""
@@ -92,17 +107,20 @@ class DeepSpeedStudent:
     def update(self, batch: Sequence[ScoredRollout], *, step: int) -> Metrics:
         """Take ``updates_per_step`` optimizer steps on ``batch``; returns metrics averaged over them.
 
+        ``share/d`` is each domain's part of the loss in this step, the same in all of its updates.
+
         Raises:
             NonFinite: loss or gradient is NaN or infinite; raised before the weights move.
         """
+        rewards = self._reward_advantages(batch)
+        shares = self._shares_of(batch, rewards)
         plans = plan_updates(
             batch,
-            shares=self._shares,
+            shares=shares,
             updates=self._updates_per_step,
             ranks=self._ranks.size,
             microbatch_tokens=self._spec.engine.microbatch_tokens,
         )
-        rewards = self._reward_advantages(batch)
         first = step * self._updates_per_step
         per_rank = [
             tuple(
@@ -111,12 +129,26 @@ class DeepSpeedStudent:
             )
             for rank in range(self._ranks.size)
         ]
-        return self._ranks.call("update", [(updates,) for updates in per_rank])[0]
+        metrics: Metrics = self._ranks.call("update", [(updates,) for updates in per_rank])[0]
+        return metrics | {f"share/{domain}": share for domain, share in normalised(shares).items()}
 
     def save(self, step: int) -> None:
         """Write a checkpoint from which a run resumes exactly after ``step`` finished steps, unless it is there."""
-        if step not in checkpoint.whole_checkpoints(Path(self._spec.run_dir) / "checkpoints"):
-            self._all("save", step)
+        if step not in self._checkpoints():
+            self._all("save", step, tuple(self._spared()))
+
+    def load(self, step: int) -> None:
+        """Go back to the weights after ``step`` finished steps.
+
+        Raises:
+            WorldError: their checkpoint is gone.
+        """
+        if step not in self._checkpoints():
+            raise WorldError(
+                f"the checkpoint of step {step}, which `evaluate.select` chose, is not in {self._spec.run_dir}/"
+                f"checkpoints; start anew with --restart, or with `evaluate.select=last` and another --out"
+            )
+        self._all("load", step)
 
     def export(self, path: str) -> None:
         """Write a Hugging Face checkpoint with its tokenizer."""
@@ -124,6 +156,13 @@ class DeepSpeedStudent:
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._ranks.call(method, [args] * self._ranks.size)
+
+    def _checkpoints(self) -> list[int]:
+        return checkpoint.whole_checkpoints(Path(self._spec.run_dir) / "checkpoints")
+
+    def _shares_of(self, batch: Sequence[ScoredRollout], rewards: Sequence[float] | None) -> dict[str, float]:
+        tokens = {} if self._share_rule == "explicit" else step_tokens(batch, self._spec.loss, rewards)
+        return SHARE_RULES[self._share_rule](self._shares, tokens)
 
     def _reward_advantages(self, batch: Sequence[ScoredRollout]) -> list[float] | None:
         if getattr(self._spec.loss, "reward_weight", 0.0) == 0:

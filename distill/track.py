@@ -95,6 +95,10 @@ class Tracker:
         if self._sink is not None:
             self._sink.log(kind, step, values)
 
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl of one kind, in order."""
+        return [row for row in read_jsonl(self._metrics) if row.get("kind") == kind]
+
     def append_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to one of the :data:`ROWS`' files; rollouts are a W&B table of their step as well.
 
@@ -121,7 +125,7 @@ class Tracker:
         truncate_jsonl(self._rows(name), keep)
 
     def summarize(self, seesaw: Mapping[str, Any]) -> None:
-        """Show the result in W&B: the seesaw metrics as the run's summary, and a table of models x domains.
+        """Show the result in W&B: the metrics as the run's summary, a table of models x domains, recovery as bars.
 
         Args:
             seesaw: the content of seesaw.json (format 1).
@@ -133,7 +137,10 @@ class Tracker:
             [model, *(scores[domain]["score"] if domain in scores else None for domain in domains)]
             for model, scores in seesaw["models"].items()
         ]
-        self._sink.table("scores", max(self._last_steps.values(), default=0), ["model", *domains], rows)
+        last = max(self._last_steps.values(), default=0)
+        self._sink.table("scores", last, ["model", *domains], rows)
+        known = [[name, value] for name, value in seesaw["metrics"]["recovery"].items() if value is not None]
+        self._sink.table("recovery_by_domain", last, ["domain", "recovery_by_domain"], known, bars=True)
         self._sink.summary(_flat("seesaw", seesaw["metrics"]) | _flat("seesaw", seesaw["metrics_ci"]))
 
     def write_ledger(self) -> None:

@@ -23,6 +23,7 @@ from distill.recipe import Recipe
 if TYPE_CHECKING:
     import wandb
 
+_TAG = 64  # characters of a tag, at most
 _LOCK = threading.Lock()  # stages start and end at the same time; W&B's process-wide state is touched by one of them
 _OPEN: set[WandbSink] = set()  # sinks whose threads use W&B
 
@@ -73,14 +74,18 @@ class WandbSink:
         shown = {f"{kind}/{name}": value for name, value in values.items() if value is not None}
         self._put(lambda run: _log(run, step, {"step": step, **shown}))
 
-    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Show a table at ``step``."""
+    def table(
+        self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, bars: bool = False
+    ) -> None:
+        """Show a table at ``step``; as ``bars``, a chart of its two columns, whose table is ``<name>_table``."""
 
         def show(run: wandb.Run) -> None:
             import wandb
 
             with _staging(self._folder / "wandb" / "staging"):
-                _log(run, step, {name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+                table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+                title = name.replace("_", " ")
+                _log(run, step, {name: wandb.plot.bar(table, *columns, title=title) if bars else table})
 
         self._put(show)
 
@@ -178,7 +183,7 @@ class WandbSink:
         run = wandb.init(
             project=settings.project,
             entity=settings.entity,
-            tags=settings.tags,
+            tags=_tags(recipe),
             notes=recipe.description or None,
             group=recipe.name,
             name=self._name,
@@ -209,6 +214,13 @@ class WandbSink:
         if not path.exists():
             path.write_text(secrets.token_hex(4))
         return path.read_text()
+
+
+def _tags(recipe: Recipe) -> list[str]:
+    """What runs are told apart by in a workspace of several recipes: method, estimator, seed; then the recipe's own."""
+    estimator = recipe.loss.estimator.rpartition("/")[2]
+    tags = [recipe.method, estimator[:_TAG], f"seed-{recipe.seed}", *recipe.track.wandb.tags]  # not per token
+    return list(dict.fromkeys(tags))
 
 
 @contextlib.contextmanager

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
-from rich.table import Table
-from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from distill.adapters import active
 from distill.evaluate import evaluate
 from distill.recipe import Architecture, Recipe
-from distill.types import Float32, Full, Rollout, align_logits
+from distill.types import Float32, Full, Rollout
 from recipes.check import resolve_device
 from recipes.exam import verify
+from recipes.findings import ROLLOUTS, TOLERANCE, Finding, judge, reverse_kl
 from recipes.launch import on_disk
-from recipes.lineage import SELF, Source, adapter_folders, stage_name, teacher_source
+from recipes.lineage import SELF, Source, adapter_folders, stage_name, teacher_source, trusted
 from recipes.methods import decoding
 from recipes.models import load_tokenizer
 from recipes.stages import model_path
@@ -29,34 +27,12 @@ from rollouts.sampler import InProcess, StudentSampler
 from rollouts.tokenizer import completion_text
 from teachers.model import TeacherModel
 
-ROLLOUTS = 16
-"""Of the student, a domain: what teachers are asked to score."""
-FAR = 0.2
-"""Nats a token, reverse KL of the student to a teacher before the first step; about 0.04 is healthy for teachers of one
-origin. Source: shared method notes, section 6."""
-POINTS = 0.02
-"""A teacher's gain over the student that is worth teaching, at least, if it is above 3 standard errors; section 5."""
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
-"""Nats by which two ways to one log-probability may differ; they differ by the padding of a forward."""
-
-Verdict = Literal["usable", "warning", "unusable", "later"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What is known of a teacher on a domain that it grades, and what to do about it."""
-
-    teacher: str
-    domain: str
-    verdict: Verdict
-    reason: str
-    remedy: str = ""
-
 
 @dataclass(frozen=True, slots=True)
 class _Student:
     """The student before the first step: its rollouts by domain, their distributions, its answers by prompt id."""
 
+    tokenizer: PreTrainedTokenizerBase
     rollouts: Mapping[str, list[Rollout]]
     logprobs: Mapping[str, list[Float32]]
     correct: Mapping[str, float]
@@ -97,9 +73,9 @@ class DeepCheck:
 
     def _later(self, teacher: str, domain: str, source: Source) -> Finding:
         stage = source.architecture if isinstance(source, Architecture) else source
-        return Finding(teacher, domain, "later", f"after {stage}", "check again once a run has made it")
+        return Finding(teacher, domain, "later", f"after {stage}", "a run asks it then, before its first step")
 
-    def _model(self, folder: str, asked: str, adapter: str | None) -> TeacherModel:
+    def _model(self, folder: str, where: str, asked: str, adapter: str | None) -> TeacherModel:
         recipe = self._recipe
         as_student = recipe.student.engine.dtype if asked == "auto" else asked
         auto = "bfloat16" if self._device == "cuda" else "float32"
@@ -110,11 +86,12 @@ class DeepCheck:
             temperature=recipe.rollout.temperature,
             microbatch_tokens=recipe.student.engine.microbatch_tokens,
             adapters=[adapter] if adapter is not None else [],
+            trust_remote_code=trusted(recipe, where),
         )
 
     def _student(self, folder: str) -> _Student:
-        recipe, model = self._recipe, self._model(folder, "auto", None)
-        tokenizer = load_tokenizer(folder)
+        recipe, model = self._recipe, self._model(folder, "student.model", "auto", None)
+        tokenizer = load_tokenizer(folder, trust_remote_code=recipe.student.trust_remote_code)
         source = prompt_source(recipe, tasks_of(recipe, tokenizer), tokenizer, held_out=False)
         asked = {name: [p for p in source(0) if p.domain == name][:ROLLOUTS] for name in recipe.trained_domains}
         sampler = StudentSampler(
@@ -126,11 +103,11 @@ class DeepCheck:
             for name, prompts in asked.items()
         }
         logprobs = {name: _full(model, mine, None) for name, mine in rollouts.items()}
-        return _Student(rollouts, logprobs, self._exam(model.model, folder))
+        return _Student(tokenizer, rollouts, logprobs, self._exam(model.model, tokenizer))
 
-    def _exam(self, model: Any, folder: str) -> dict[str, float]:
+    def _exam(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Verdicts on greedy answers to the validation prompts, by prompt id."""
-        recipe, tokenizer = self._recipe, load_tokenizer(folder)
+        recipe = self._recipe
         tasks = tasks_of(recipe, tokenizer)
         how = replace(decoding(recipe, tokenizer), greedy=True)
         sampler = StudentSampler(how, samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
@@ -144,16 +121,16 @@ class DeepCheck:
             lambda prompts, texts: verify(tasks, prompts, texts),
             lambda rollout: completion_text(tokenizer, rollout),
             0,
-            model=folder,
+            model="",  # the rows are not kept
             split="validation",
         )
         return {f"{row.domain}/{row.prompt_id}": row.correct for row in rows}
 
     def _teacher(self, name: str, folder: str, domains: Sequence[str], student: _Student) -> list[Finding]:
         settings, adapter = self._recipe.teachers[name], self._adapters.get(name)
-        model = self._model(folder, settings.dtype, adapter)
+        model = self._model(folder, f"teachers.{name}.model", settings.dtype, adapter)
         with active(model.model, adapter):
-            correct = {} if settings.model == SELF and adapter is None else self._exam(model.model, folder)
+            correct = {} if settings.model == SELF and adapter is None else self._exam(model.model, student.tokenizer)
         found = []
         for domain in domains:
             rollouts = student.rollouts[domain]
@@ -177,61 +154,11 @@ def self_test(
         if not np.array_equal(first, second, equal_nan=True):
             return f"asked twice, it scores the same tokens {np.abs(first - second).max():.2g} nats apart"
     rollout, mine_TV = rollouts[0], scored[0]
-    ids_1T = torch.tensor(rollout.token_ids[None].astype(np.int64), device=model.device)
-    with torch.no_grad(), active(model.model, adapter):
-        logits_TV = align_logits(model.model(input_ids=ids_1T, use_cache=False).logits)[0].double()
-    expected_TV = torch.log_softmax(logits_TV / model.temperature, dim=-1).cpu().numpy()
+    expected_TV = model.reference(rollout.token_ids, adapter)
     apart = float(np.abs(expected_TV - mine_TV)[rollout.loss_mask].max())
     if not apart <= TOLERANCE[model.dtype]:
         return f"its scores are {apart:.2g} nats from its own distribution at temperature {model.temperature:g}"
     return None
-
-
-def reverse_kl(student: Sequence[Float32], teacher: Sequence[Float32], rollouts: Sequence[Rollout]) -> float:
-    """Mean over trained tokens of ``KL(student || teacher)``, in nats; rows ``(T, V)`` of log-probabilities."""
-    total, tokens = 0.0, 0
-    for student_TV, teacher_TV, rollout in zip(student, teacher, rollouts, strict=True):
-        p_TV = student_TV[rollout.loss_mask].astype(np.float64)
-        q_TV = teacher_TV[rollout.loss_mask, : p_TV.shape[1]].astype(np.float64)
-        possible = np.isfinite(p_TV)  # what the student never says (a padded head) adds nothing
-        total += float((np.exp(p_TV[possible]) * (p_TV[possible] - q_TV[possible])).sum())
-        tokens += len(p_TV)
-    return total / tokens
-
-
-def judge(teacher: str, domain: str, kl: float, ours: Sequence[float], theirs: Sequence[float]) -> Finding:
-    """A finding from the distance of a teacher and from both models' verdicts on the same prompts, in order.
-
-    Args:
-        theirs: empty where the teacher is the student itself.
-    """
-    if not math.isfinite(kl):
-        return Finding(teacher, domain, "unusable", f"KL to it is {kl}", "take a teacher without NaN or masked tokens")
-    reasons = [f"KL {kl:.3f} nats a token at the start"]
-    remedies = []
-    if kl > FAR:
-        reasons[0] += f", above {FAR:g}"
-        remedies.append("take a teacher of the student's own origin, or expect a slow start")
-    if theirs:
-        gain = np.array(theirs) - np.array(ours)
-        needed = max(POINTS, 3 * float(gain.std()) / math.sqrt(len(gain)))
-        reasons.append(f"{100 * np.mean(theirs):.1f}% right, the student {100 * np.mean(ours):.1f}%")
-        if gain.mean() < needed:
-            reasons[1] += f": no gain of {100 * needed:.1f} points"
-            remedies.append("take a better specialist of this domain, or set more evaluate.validation_prompts")
-    else:
-        reasons.append("the student itself, as an anchor")
-    return Finding(teacher, domain, "warning" if remedies else "usable", "; ".join(reasons), "; ".join(remedies))
-
-
-def findings_table(findings: Sequence[Finding]) -> Table:
-    """What a person reads: teacher, verdict, reason, what to do."""
-    styles: dict[Verdict, str] = {"usable": "green", "warning": "yellow", "unusable": "red", "later": "dim"}
-    table = Table("teacher", "domain", "verdict", "reason", "what to do", title="can they teach this student?")
-    for one in findings:
-        verdict = Text(one.verdict, style=styles[one.verdict])
-        table.add_row(Text(one.teacher), Text(one.domain), verdict, Text(one.reason), Text(one.remedy))
-    return table
 
 
 def _full(model: TeacherModel, rollouts: Sequence[Rollout], adapter: str | None) -> list[Float32]:

@@ -8,13 +8,14 @@ from typing import Literal
 from distill.adapters import with_adapters
 from distill.engine import check_engine
 from distill.heads import head_problem
-from distill.losses import payload_of
+from distill.losses import loss_spec
 from distill.recipe import Engine, Optimizer, Recipe, TopKReverseKL
 from distill.types import UserError
 from recipes.check_tasks import Lengths
+from recipes.checkpoints import empty_model
 from recipes.lineage import adapter_folders, is_path
 from recipes.stages import stage_domains
-from recipes.survey import Facts, empty_model
+from recipes.survey import Facts
 from rollouts.tokenizer import control_ids
 from teachers.preflight import compare_heads, compare_tokenizers
 
@@ -97,13 +98,17 @@ def _engines(recipe: Recipe, facts: Mapping[str, Facts], device: Literal["cpu", 
 
 def _teachers(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
     student = facts.get("student.model")
-    full = payload_of(recipe.loss) in ("full", "topk", "hidden")
+    full = loss_spec(recipe.loss).payload in ("full", "topk", "hidden")
     for name in recipe.teachers:
         teacher = facts.get(f"teachers.{name}.model")
         if student is None or teacher is None or teacher is student:
             continue
-        different = compare_tokenizers(teacher.tokenizer, student.tokenizer)
-        different += compare_heads(teacher.config, student.config, full=full) if not different else []
+        different: list[str] = []
+        used = 0
+        if teacher.tokenizer is not None and student.tokenizer is not None:
+            different = compare_tokenizers(teacher.tokenizer, student.tokenizer)
+            used = max(student.tokenizer.get_vocab().values()) + 1
+        different = different or compare_heads(teacher.config, student.config, full=full, tokens=used)
         for problem in different:
             yield (
                 f"`teachers.{name}` ({_told(teacher)}) {problem}; a teacher scores the student's token ids, so take "
@@ -115,7 +120,8 @@ def _support(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
     student = facts.get("student.model")
     if student is None or not isinstance(recipe.loss, TopKReverseKL):
         return
-    size, forced = student.config.get_text_config().vocab_size, len(control_ids(student.tokenizer))
+    size = student.config.get_text_config().vocab_size
+    forced = len(control_ids(student.tokenizer)) if student.tokenizer is not None else 0
     both = recipe.loss.support == "union"
     if recipe.loss.k * (1 + both) + forced >= size:
         yield (
@@ -133,20 +139,20 @@ def _adapters(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
             yield f"{where} is {given!r}; an adapter is a folder: write its path, which begins with ./ or /"
         elif base is not None:
             try:
-                with_adapters(empty_model(base.config)[0], [folder], device="cpu")
+                with_adapters(empty_model(base.config, trust_remote_code=base.own_code)[0], [folder], device="cpu")
             except UserError as error:
                 yield f"{where}: {error}"
 
 
 def _heads(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
     """Whether hidden states and a head say as much as logits, of the student and of every teacher."""
-    if payload_of(recipe.loss) != "hidden":
+    if loss_spec(recipe.loss).payload != "hidden":
         return
     adapters = adapter_folders(recipe)
     for leaf in ("student.model", *(f"teachers.{name}.model" for name in recipe.teachers)):
         if leaf not in facts:
             continue
-        model = empty_model(facts[leaf].config)[0]
+        model = empty_model(facts[leaf].config, trust_remote_code=facts[leaf].own_code)[0]
         folder = adapters.get(leaf.split(".")[1])
         try:
             model = with_adapters(model, [folder] if folder else [], device="cpu")

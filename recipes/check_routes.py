@@ -6,8 +6,11 @@ import itertools
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from distill.recipe import Architecture, Optimizer, PolicyGradient, Recipe, Source
+from distill.losses import LOSSES, OWN_PAYLOADS, loss_spec, reference_of
+from distill.own import is_own
+from distill.recipe import Architecture, Optimizer, OwnLoss, PolicyGradient, Recipe, Source
 from distill.recipe_schema import guess
+from recipes.check_loss import check_loss
 from recipes.lineage import SELF, chain, households, sources, stage_name
 from recipes.methods import METHODS
 from recipes.stages import stage_domains
@@ -25,6 +28,7 @@ def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[s
         *_teachers(recipe),
         *_method(recipe, losses),
         *_rewards(recipe),
+        *check_loss(recipe),
         *_stages(recipe),
         *_updates(recipe),
         *_idle(recipe),
@@ -33,7 +37,7 @@ def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[s
 
 def _tasks(recipe: Recipe, tasks: Collection[str]) -> Iterator[str]:
     for name, domain in recipe.domains.items():
-        if isinstance(domain.task, str) and domain.task not in tasks:
+        if isinstance(domain.task, str) and domain.task not in tasks and not is_own(domain.task):
             yield f"`domains.{name}.task`: no task is called {domain.task!r}; {guess(domain.task, tasks)}"
     if not recipe.trained_domains:
         yield "no domain is trained: every one is evaluate_only; give one a teacher or a reward"
@@ -51,7 +55,7 @@ def _teachers(recipe: Recipe) -> Iterator[str]:
                     f"{guess(teacher, recipe.teachers)}"
                 )
     for teacher in recipe.teachers:
-        if teacher not in used:
+        if teacher not in used and teacher != reference_of(recipe.loss):
             yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
     yield from _anchors(recipe)
     groups = households(recipe)
@@ -80,7 +84,15 @@ def _anchors(recipe: Recipe) -> Iterator[str]:
 
 
 def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
-    if recipe.loss.estimator not in losses:
+    wanted = {LOSSES[name].payload for name in losses}
+    if isinstance(recipe.loss, OwnLoss):
+        if (payload := loss_spec(recipe.loss).payload) not in wanted:
+            shown = " or ".join(sorted(map(repr, wanted & {*OWN_PAYLOADS})))
+            yield (
+                f"`loss.estimator`: {recipe.loss.estimator} has payload {payload!r}, and method {recipe.method!r} "
+                f"takes {shown}"
+            )
+    elif recipe.loss.estimator not in losses:
         offered = " or ".join(sorted(losses))
         yield (
             f"`loss.estimator` is {recipe.loss.estimator!r}, which method {recipe.method!r} does not use; "

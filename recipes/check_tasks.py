@@ -9,8 +9,10 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
+from distill.own import is_own
 from distill.recipe import Recipe, Source
 from distill.types import Prompt, UserError
+from recipes.check_own import check_own_task
 from recipes.stages import stage_domains
 from rollouts.tasks import Example, Task, make_task
 from rollouts.tasks.dataset import DatasetTask
@@ -38,7 +40,9 @@ class Lengths:
     mean_answer: float
 
 
-def make_tasks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[dict[str, Task], list[str]]:
+def make_tasks(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, *, without: frozenset[str] = frozenset()
+) -> tuple[dict[str, Task], list[str]]:
     """Every domain's task that can be made, and what is wrong with the others.
 
     A task that is not shipped under its name is left to :func:`recipes.check_routes.check_routes`.
@@ -46,11 +50,21 @@ def make_tasks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tup
     tasks: dict[str, Task] = {}
     problems: list[str] = []
     for name, domain in recipe.domains.items():
+        if name in without:
+            continue
+        own = isinstance(domain.task, str) and is_own(domain.task)
         try:
-            tasks[name] = make_task(domain.task, domain=name, tokenizer=tokenizer)
+            task = make_task(domain.task, domain=name, tokenizer=tokenizer)
         except UserError as error:
-            if not isinstance(domain.task, str):
+            if own:
+                problems += error.problems
+            elif not isinstance(domain.task, str):
                 problems += [f"`domains.{name}.task`: {problem}" for problem in error.problems]
+            continue
+        if own and (broken := [f"`domains.{name}.task`: {told}" for told in check_own_task(task, seed=recipe.seed)]):
+            problems += broken
+        else:
+            tasks[name] = task
     return tasks, problems
 
 

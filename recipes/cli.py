@@ -1,6 +1,7 @@
 """The command line: ``mopd run | check | compare | eval | schema``, and the one place where exit codes are decided.
 
-0: done. 1: the world broke, the last checkpoint resumes. 2: the user can mend it. 130: interrupted.
+0: done, by the recipe's stop rule too. 1: the world broke, the last checkpoint resumes. 2: the user can mend it.
+130: interrupted.
 """
 
 from __future__ import annotations
@@ -93,6 +94,9 @@ def check(
     overrides: OverridesArgument = None,
     out: OutOption = None,
     deep: Annotated[bool, typer.Option("--deep", help="load student and teachers, and ask whether they fit")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="ask nothing of the Hub: the plan of public models, and what stays open")
+    ] = False,
 ) -> None:
     """Check a recipe without running it, and print what it would take."""
     resolved, folder = _load(recipe, overrides, out)
@@ -100,18 +104,25 @@ def check(
 
     import psutil
 
+    from distill.types import UserError
     from recipes.check import check as check_recipe
+    from recipes.offline import unchecked
     from recipes.plan_view import print_plan
     from recipes.run_folder import existing_parent, refuse_changed_recipe
 
-    plan = check_recipe(resolved, folder)
+    if deep and offline:
+        raise UserError("--deep loads the models that --offline does without; give one of them")
+    plan = check_recipe(resolved, folder, offline=offline)
     refuse_changed_recipe(resolved, folder)
     console = Console()
     free = shutil.disk_usage(existing_parent(folder)).free
     print_plan(plan, console, free_bytes=free, memory_bytes=psutil.virtual_memory().total)
     if deep:
         _check_deeply(resolved, folder, console)
-    console.print(Text(f"{resolved.name}: every check passed"), style="green")
+    left = unchecked(resolved) if offline else []
+    if left:
+        console.print(Text("\n- ".join(["left unchecked, without a network:", *left])), style="yellow")
+    console.print(Text(f"{resolved.name}: every {'other ' * bool(left)}check passed"), style="green")
 
 
 @app.command()
@@ -144,25 +155,40 @@ def compare(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint's folder, or a Hub id")],
-    tasks: Annotated[str, typer.Option(help="names of tasks, separated by commas")],
+    tasks: Annotated[str, typer.Option(help="names of tasks, or ./file.py:NAME, separated by commas")],
     prompts: Annotated[int, typer.Option(min=1, help="test prompts of each task")] = 200,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run Python code that lies in the folder; read it first")
+    ] = False,
 ) -> None:
     """Measure a model on tasks: greedy answers to test prompts, with 95% intervals."""
+    from distill.own import is_own
     from distill.recipe_schema import guess
     from distill.types import UserError
+    from recipes.checkpoints import local_folder, read_checkpoint
     from recipes.measure import evaluate_model
-    from recipes.survey import local_folder, read_checkpoint
     from rollouts.tasks import TASKS
 
     names = list(dict.fromkeys(name.strip() for name in tasks.split(",")))
-    unknown = [f"--tasks: no task is called {name!r}; {guess(name, TASKS)}" for name in names if name not in TASKS]
+    shipped = [name for name in names if not is_own(name)]
+    unknown = [f"--tasks: no task is called {name!r}; {guess(name, TASKS)}" for name in shipped if name not in TASKS]
+    shown = [name.rpartition(":")[2] for name in names]
+    unknown += [f"--tasks: two are called {name!r}; ask them one by one" for name in {*shown} if shown.count(name) > 1]
     if unknown:
         raise UserError(*unknown)
     # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
     is_folder = os.path.isdir(model) and not Path(model).is_absolute()
     folder = local_folder(f"./{model}" if is_folder else model)
-    read_checkpoint(folder)
-    evaluate_model(folder, names, prompts)
+    read_checkpoint(folder, permit="give --trust-remote-code", trust_remote_code=trust_remote_code)
+    evaluate_model(folder, names, prompts, trust_remote_code=trust_remote_code)
+
+
+@app.command()
+def workspace(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Save a W&B workspace of the recipe's project, in which recipes line up."""
+    from distill.workspace import save_workspace
+
+    typer.echo(save_workspace(_load(recipe, overrides, None)[0]))
 
 
 @app.command()
@@ -186,18 +212,12 @@ def _load(recipe: str, overrides: list[str] | None, out: Path | None) -> Any:
 
 
 def _check_deeply(recipe: Any, out: Path, console: Console) -> None:
-    from distill.types import UserError
-    from recipes.check_deep import DeepCheck, findings_table
+    from recipes.check_deep import DeepCheck
+    from recipes.findings import findings_table, refuse_unusable
 
     findings = DeepCheck(recipe, out).findings()
     console.print(findings_table(findings))
-    unusable = [
-        f"`teachers.{one.teacher}` cannot teach domain {one.domain!r}: {one.reason}; {one.remedy}"
-        for one in findings
-        if one.verdict == "unusable"
-    ]
-    if unusable:
-        raise UserError(*unusable)
+    refuse_unusable(findings)
 
 
 def _say_problems(problems: tuple[str, ...], and_so: str) -> None:

@@ -13,10 +13,11 @@ from distill.payloads import payload_bytes
 from distill.types import Metrics, ScoredRollout
 
 
-def cost_of(path: str) -> ModelCost:
+def cost_of(path: str, *, trust_remote_code: bool = False) -> ModelCost:
     """The cost of a checkpoint's architecture; no weight is loaded."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        return model_cost(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)))
+        return model_cost(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
 
 
 @dataclass(slots=True)
@@ -27,17 +28,22 @@ class Costs:
         student: path of the student's checkpoint.
         teachers: paths of the teachers' by name.
         samples: whether the student writes its rollouts; gold answers cost nothing to write.
+        trusted: leaves of the models whose own code may run; see :func:`recipes.lineage.trusted`.
     """
 
     student: str
     teachers: Mapping[str, str]
     samples: bool
+    trusted: frozenset[str] = frozenset()
     _student: ModelCost = field(init=False)
     _teachers: dict[str, ModelCost] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._student = cost_of(self.student)
-        self._teachers = {name: cost_of(path) for name, path in self.teachers.items()}
+        self._student = cost_of(self.student, trust_remote_code="student.model" in self.trusted)
+        self._teachers = {
+            name: cost_of(path, trust_remote_code=f"teachers.{name}.model" in self.trusted)
+            for name, path in self.teachers.items()
+        }
 
     def of_step(self, batch: Sequence[ScoredRollout]) -> Metrics:
         """Tokens, FLOPs and bytes by role of a step that trained on ``batch``; see ``distill.ledger.ROLES``."""

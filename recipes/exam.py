@@ -15,6 +15,7 @@ from distill.evaluate import Evaluation, Split, evaluate, health
 from distill.paired import metrics
 from distill.recipe import Recipe
 from distill.results import TeacherWeights, group, paired_table
+from distill.selection import Selected, select_step
 from distill.track import Tracker
 from distill.types import Metrics, Prompt, Rollout, Sampler
 from recipes.costs import Costs
@@ -53,6 +54,8 @@ class Exam:
             split: source.held_out(split, n, seed=settings.seed) for split, n in asked.items()
         }
         self._tasks, self._tokenizer, self._tracker, self._costs = tasks, tokenizer, tracker, costs
+        self._select = settings.select
+        self._teachers = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
         self.rows: list[Evaluation] = []
         self._read(folder / "evaluations.jsonl")
 
@@ -87,6 +90,11 @@ class Exam:
         found = {f"recovery/{domain}": value for domain, value in measured["recovery"].items()}
         found |= {name: measured[name] for name in ("worst_recovery", "mean_recovery")}
         return {name: value for name, value in found.items() if value is not None}
+
+    def selected(self, last: int) -> Selected:
+        """The step that is the run's result, of those measured; ``last`` where none was, or the recipe says so."""
+        best = select_step(group(self.rows), self._teachers) if self._select == "worst_recovery" else None
+        return best or Selected(last, "last")
 
     def forget_after(self, step: int) -> None:
         """Drop what the student was measured at after ``step``, or at all where no step is finished."""

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,21 @@ from distill.checkpoint import claim, write_atomic
 from distill.console import Progress
 from distill.ledger import ledger_from_rows, read_ledger
 from distill.recipe import Architecture, Recipe
-from distill.recipe_file import dump_recipe
 from distill.results import build_seesaw
+from distill.stopping import stop_reason
 from distill.track import Tracker, read_jsonl
 from distill.types import UserError
 from recipes.check import check, resolve_device
+from recipes.checkpoints import local_folder
 from recipes.costs import Costs
 from recipes.environment import note_environment
 from recipes.exam import Exam
-from recipes.lineage import teacher_source
+from recipes.lineage import teacher_source, trusted_models
 from recipes.measure import evaluate_model, measure_frozen
-from recipes.methods import METHODS
+from recipes.methods import METHODS, routes
 from recipes.models import load_tokenizer, make_initial
 from recipes.report import summary_table, write_report
-from recipes.run_folder import move_aside, refuse_changed_recipe
+from recipes.run_folder import move_aside, note_recipe, refuse_changed_recipe
 from recipes.stages import (
     finished,
     mark_finished,
@@ -39,7 +40,6 @@ from recipes.stages import (
     stage_folder,
     stage_recipe,
 )
-from recipes.survey import local_folder
 from recipes.training import Training, World, prompt_source, tasks_of
 from rollouts.tasks import fingerprint
 
@@ -66,7 +66,7 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     refuse_changed_recipe(recipe, out)
     with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
         if not (out / FINISHED).is_file():
-            write_atomic(out / "recipe.yaml", dump_recipe(recipe))
+            note_recipe(recipe, out)
             note_environment(out / "environment.json")
             world = World(out=out, device=device, progress=progress, stop=stop)
             with ray_cluster(out):
@@ -104,14 +104,21 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
         exam = Exam(
             recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
         )
-        measure_frozen(recipe, world, exam, {"base": model} | {f"teachers/{n}": path for n, path in teachers.items()})
-        replace(job, exam=exam).run(world, title=recipe.name)
+        graded_by = {name for domain in recipe.domains.values() for name in domain.teacher_weights}
+        sitting = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
+        measure_frozen(recipe, world, exam, {"base": model} | sitting)
+        last = replace(job, exam=exam).run(world, title=recipe.name)
         seesaw = build_seesaw(
             exam.rows,
             teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},
             fingerprints={name: fingerprint(task, seed=recipe.evaluate.seed) for name, task in job.tasks.items()},
         )
-        write_atomic(out / "seesaw.json", json.dumps(seesaw | {"trials": recipe.trials}, indent=2) + "\n")
+        why = stop_reason(recipe.stop, tracker.rows("eval"))
+        if why is not None:
+            world.progress.print(f"ended after step {last} of {recipe.run.steps} by `stop`: {why}")
+        seesaw |= {"trials": recipe.trials, "selected": asdict(exam.selected(last))}
+        seesaw |= {"stopped": None if why is None else {"step": last, "why": why}}
+        write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
         tracker.summarize(seesaw)
     write_ledger(recipe, out)
 
@@ -127,8 +134,8 @@ def starting_model(recipe: Recipe, whole: Recipe, *, out: Path, folder: Path, at
 
 
 def teacher_folders(recipe: Recipe, out: Path) -> dict[str, str]:
-    """The checkpoint of every teacher that grades a domain, by name."""
-    used = {teacher for domain in recipe.trained_domains.values() for teacher in domain.teacher_weights}
+    """The checkpoint of every teacher that is asked, by name."""
+    used = {teacher for weights in routes(recipe).values() for teacher in weights}
     named = {name: teacher_source(recipe, name) for name in recipe.teachers if name in used}
     return {name: on_disk(model_path(source, out=out, folder=out)) for name, source in named.items()}
 
@@ -147,7 +154,7 @@ def training(
     recipe: Recipe, folder: Path, attempt: str, *, model: str, teachers: Mapping[str, str], tracker: Tracker
 ) -> Training:
     """A run or a stage, ready to be trained, without an exam."""
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, trust_remote_code=recipe.student.trust_remote_code)
     return Training(
         recipe=recipe,
         folder=folder,
@@ -157,7 +164,7 @@ def training(
         tokenizer=tokenizer,
         tasks=tasks_of(recipe, tokenizer),
         tracker=tracker,
-        costs=Costs(model, teachers, samples=METHODS[recipe.method].samples),
+        costs=Costs(model, teachers, samples=METHODS[recipe.method].samples, trusted=trusted_models(recipe)),
         exam=None,
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.heads import HeadSource
+from distill.losses import loss_spec
 from distill.recipe import Architecture, Recipe
 from recipes.stages import PREFIX
 
@@ -61,6 +63,35 @@ def teacher_source(recipe: Recipe, name: str) -> Source:
     """What a teacher is made from; the student's own source where its model is ``self``."""
     model = recipe.teachers[name].model
     return recipe.student.model if model == SELF else model
+
+
+def trust_leaf(recipe: Recipe, where: str) -> str:
+    """The leaf that lets the code in a model's folder run, by the leaf that names the model; an anchor's is the
+    student's."""
+    section = where.rpartition(".")[0]
+    kind, _, name = section.partition(".")
+    anchor = kind == "teachers" and recipe.teachers[name].model == SELF
+    return "student.trust_remote_code" if anchor else f"{section}.trust_remote_code"
+
+
+def trusted(recipe: Recipe, where: str) -> bool:
+    """Whether the code in the folder of the model that the leaf ``where`` names may run."""
+    kind, _, name = trust_leaf(recipe, where).rpartition(".")[0].partition(".")
+    if kind == "student":
+        return recipe.student.trust_remote_code
+    return (recipe.teachers if kind == "teachers" else recipe.stages)[name].trust_remote_code
+
+
+def trusted_models(recipe: Recipe) -> frozenset[str]:
+    """The leaves of all models whose code may run."""
+    return frozenset(where for where in sources(recipe) if trusted(recipe, where))
+
+
+def head_sources(recipe: Recipe, folders: Mapping[str, str], dtype: Callable[[str], str]) -> tuple[HeadSource, ...]:
+    """Where the student reads its teachers' output heads, if the loss needs them; ``folders`` and ``dtype`` by name."""
+    if loss_spec(recipe.loss).payload != "hidden":
+        return ()
+    return tuple(HeadSource(folders[n], dtype(n), trusted(recipe, f"teachers.{n}.model")) for n in folders)
 
 
 def adapter_folders(recipe: Recipe) -> dict[str, str]:

@@ -14,7 +14,7 @@ from distill.loop import Interrupted
 from distill.recipe import DomainRecipe, Recipe, StudentRecipe
 from recipes.check import resolve_device
 from recipes.exam import Exam, verify
-from recipes.lineage import adapter_folders
+from recipes.lineage import adapter_folders, trusted
 from recipes.methods import decoding
 from recipes.models import load_tokenizer
 from recipes.training import World, prompt_source, tasks_of
@@ -30,7 +30,8 @@ def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str
     if not todo:
         return
     adapters = {f"teachers/{name}": folder for name, folder in adapter_folders(recipe).items()}
-    tokenizer = load_tokenizer(next(iter(models.values())))
+    code = recipe.student.trust_remote_code
+    tokenizer = load_tokenizer(models["base"], trust_remote_code=code)
     sampler = StudentSampler(decoding(recipe, tokenizer), samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
     # On a CPU two processes measure twice as fast; GPUs are only those that the run needs anyway.
     processes = max(2, recipe.student.engine.ranks) if world.device == "cpu" else recipe.student.engine.ranks
@@ -39,7 +40,9 @@ def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str
     handle = world.progress.task("measuring base and teachers", len(todo) * len(splits))
     try:
         for i, (name, path) in enumerate(todo.items()):
-            workers.load(path, adapters.get(name))
+            teacher = name.removeprefix("teachers/")
+            mine = code if name == "base" else trusted(recipe, f"teachers.{teacher}.model")
+            workers.load(path, adapters.get(name), trust_remote_code=mine)
             sampler.load_weights(workers, version=0)
             for j, split in enumerate(splits):
                 if world.stop.is_set():
@@ -52,22 +55,26 @@ def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str
         workers.close()
 
 
-def evaluate_model(model: str, tasks: Sequence[str], prompts: int) -> None:
-    """Measure a checkpoint on the test prompts of shipped tasks, greedily, and print its scores with 95% intervals.
+def evaluate_model(model: str, tasks: Sequence[str], prompts: int, *, trust_remote_code: bool = False) -> None:
+    """Measure a checkpoint on the test prompts of tasks, greedily, and print their scores with 95% intervals.
+
+    Args:
+        tasks: names of shipped tasks, or ``./file.py:NAME`` of a user's own, which is shown as NAME.
 
     Raises:
-        UserError: no shipped task has one of the names.
+        UserError: no shipped task has one of the names, or an own one can't be used.
     """
     recipe = Recipe(
         name="eval",
         method="supervised",
         student=StudentRecipe(model=model),
-        domains={task: DomainRecipe(task=task) for task in tasks},
+        domains={task.rpartition(":")[2]: DomainRecipe(task=task) for task in tasks},
     )
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     by_domain = tasks_of(recipe, tokenizer)
     device = resolve_device("auto")
-    module = load_model(model, device=device, dtype="bfloat16" if device == "cuda" else "float32")
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    module = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     how = replace(decoding(recipe, tokenizer), greedy=True)
     sampler = StudentSampler(how, samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
     sampler.load_weights(InProcess(module), version=0)

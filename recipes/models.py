@@ -17,9 +17,9 @@ TOKENIZER_TEXTS = 1500
 """Examples of each form of a task that a tokenizer is trained on."""
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint."""
-    return AutoTokenizer.from_pretrained(path)
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint; with code that lies in its folder only where that is trusted."""
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
 def training_texts(tasks: Mapping[str, Task], *, seed: int) -> Iterator[str]:

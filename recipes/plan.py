@@ -10,6 +10,7 @@ from distill.engine import model_dtype
 from distill.recipe import Engine, Optimizer, Recipe
 from recipes.check_tasks import Lengths
 from recipes.lineage import SELF, households
+from recipes.methods import routes
 from recipes.plan_payload import comparing_bytes, logits_bytes, shipped_bytes
 from recipes.stages import stage_domains
 from recipes.survey import Facts
@@ -155,17 +156,17 @@ def _processes(
 def _rank_bytes(facts: Facts, engine: Engine, optimizer: Optimizer, width: float, device: str) -> float:
     """Bytes of one rank without its logits: weights, gradients, the optimizer's part by ZeRO stage, activations."""
     value = model_dtype(engine, device).itemsize
-    held = _held_parameters(facts, engine)
-    shard = engine.ranks if engine.zero_stage >= 1 else 1
-    whole = engine.ranks if engine.zero_stage == 3 else 1
     states = 8 if optimizer.name == "adamw" else 0
-    model = held * 2 * value / whole + held * (4 + 4 + states) / shard
+    # Experts are spread over the expert-parallel group, and ZeRO shards them over what is left of the ranks.
+    spread = engine.expert_parallel
+    dense = facts.cost.total_parameters - facts.routed_parameters
+    parts = (dense, engine.ranks), (facts.routed_parameters / spread, engine.ranks // spread)
+    model = 0.0
+    for held, group in parts:
+        shard = group if engine.zero_stage >= 1 else 1
+        whole = group if engine.zero_stage == 3 else 1
+        model += held * 2 * value / whole + held * (4 + 4 + states) / shard
     return RANK_BYTES + model + _activation_values(facts.config, engine, width) * value
-
-
-def _held_parameters(facts: Facts, engine: Engine) -> float:
-    """Parameters on one rank: experts are spread over the expert-parallel group, all else is whole."""
-    return facts.cost.total_parameters - facts.routed_parameters * (1 - 1 / engine.expert_parallel)
 
 
 def _activation_values(config: Any, engine: Engine, width: float) -> float:
@@ -206,7 +207,7 @@ def _flops(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Len
             domain.prompts * recipe.rollout.samples_per_prompt
         )
         total += student.train(sequences) + (student.generate(sequences) if recipe.method == "mopd" else 0)
-        total += sum(facts[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in domain.teacher_weights)
+        total += sum(facts[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in routes(recipe)[name])
     total *= recipe.run.steps
     for name, stage in recipe.stages.items():
         for domain in stage_domains(recipe, name):
@@ -216,13 +217,13 @@ def _flops(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Len
 
 
 def _disk(recipe: Recipe, facts: Mapping[str, Facts], device: str) -> float:
-    """Bytes of a whole run's folder at its largest: one checkpoint more than are kept, while it is written."""
+    """Bytes of a whole run's folder at its largest: the checkpoints that are kept, one that is spared because it is the
+    best so far, and one more while it is written."""
     student = facts["student.model"].cost.total_parameters
     engine = recipe.student.engine
-    total = student * (
-        (recipe.run.keep_checkpoints + 1) * _checkpoint_bytes(engine, recipe.student.optimizer, device)
-        + 2 * model_dtype(engine, device).itemsize
-    )
+    kept = recipe.run.keep_checkpoints + 1 + (recipe.evaluate.select != "last")
+    checkpoints = kept * _checkpoint_bytes(engine, recipe.student.optimizer, device)
+    total = student * (checkpoints + 2 * model_dtype(engine, device).itemsize)
     for name, stage in recipe.stages.items():
         parameters = facts[f"stages.{name}.from"].cost.total_parameters
         # The checkpoint that is kept, one being written, the initial model and the export.

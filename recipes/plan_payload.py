@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from distill.engine import model_dtype
 from distill.forward import CHUNKS
-from distill.losses import payload_of
+from distill.losses import loss_spec
 from distill.payloads import row_bytes
 from distill.recipe import Engine, Recipe, TopKReverseKL
 from recipes.survey import Facts
@@ -18,12 +18,14 @@ WORKING_TENSORS = 6
 
 def shipped_bytes(recipe: Recipe, facts: Mapping[str, Facts], teacher: str, *, device: str) -> int:
     """Bytes that a teacher ships of one token under the recipe's loss."""
-    payload, loss = payload_of(recipe.loss), recipe.loss
+    payload, loss = loss_spec(recipe.loss).payload, recipe.loss
     if payload is None:
         return 0
     text, support = facts[f"teachers.{teacher}.model"].config.get_text_config(), 0
     if isinstance(loss, TopKReverseKL):
-        support = loss.k * (2 if loss.support == "union" else 1) + len(control_ids(facts["student.model"].tokenizer))
+        tokenizer = facts["student.model"].tokenizer
+        forced = 0 if tokenizer is None else len(control_ids(tokenizer))
+        support = loss.k * (2 if loss.support == "union" else 1) + forced
     return row_bytes(
         payload,
         vocabulary=text.vocab_size,
@@ -42,7 +44,7 @@ def logits_bytes(facts: Facts, engine: Engine, *, device: str) -> float:
 def comparing_bytes(recipe: Recipe, facts: Mapping[str, Facts], *, device: str) -> float:
     """Bytes of a rank of the student for distributions: those of logits, or of heads and chunks of logits."""
     engine, student = recipe.student.engine, facts["student.model"].config.get_text_config()
-    if payload_of(recipe.loss) != "hidden":
+    if loss_spec(recipe.loss).payload != "hidden":
         return logits_bytes(facts["student.model"], engine, device=device)
     heads = {
         (teacher.model, teacher.dtype): facts[f"teachers.{name}.model"].config.get_text_config().hidden_size

@@ -44,6 +44,7 @@ class RunData:
         final: content of seesaw.json; while there is none, the same made from the answers so far, on the test split
             if the student has been measured there, else on validation (its key ``split`` says which).
         validation: the same on validation: base, teachers and the student's last evaluation.
+        preflight: findings of preflight.json, a row for each teacher and domain; see recipes/preflight.py.
         finished: seesaw.json is there.
     """
 
@@ -57,6 +58,7 @@ class RunData:
     ledger: Ledger
     final: Row
     validation: Row
+    preflight: Sequence[Row]
     finished: bool
 
     @property
@@ -144,6 +146,7 @@ def load_run(run_dir: Path) -> RunData:
         ledger=run_ledger(run_dir),
         final=told or _seesaw(answers, recipe, "test" if tested else "validation"),
         validation=_seesaw(answers, recipe, "validation"),
+        preflight=_read_json(run_dir / "preflight.json").get("findings", []),
         finished=bool(told),
     )
 

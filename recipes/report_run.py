@@ -55,8 +55,8 @@ def learning(data: RunData) -> list[dict[str, Any]]:
             )
             charts.append({"title": title, "note": note, "svg": svg})
 
-    def by_domain(metric: str) -> list[Line]:
-        return [Line(d, css[d], _series(data.train, f"{metric}/{d}")) for d in data.domains]
+    def by_domain(metric: str, rows: Sequence[Row] = data.train) -> list[Line]:
+        return [Line(d, css[d], _series(rows, f"{metric}/{d}")) for d in data.domains]
 
     def shares(title: str, note: str, metric: str) -> None:
         names = [d for d in data.domains if _series(data.train, f"{metric}/{d}")]
@@ -66,6 +66,10 @@ def learning(data: RunData) -> list[dict[str, Any]]:
             charts.append({"title": title, "note": note, "svg": svg})
 
     lines("KL to the teacher", "nats a token, student against its own teacher", by_domain("kl"))
+    note = "nats a token, on validation questions that it does not train on"
+    lines("KL to the teacher, held out", note, by_domain("held_out_kl", data.evals))
+    note = "which part of the student’s likeliest tokens is among the teacher’s"
+    lines("Top-k overlap with the teacher, held out", note, by_domain("topk_overlap", data.evals))
     lines("Loss", "weighted sum over domains", [Line("loss", "plain", _series(data.train, "loss"))])
     lines("Entropy", "nats a token; towards 0 is collapse", by_domain("entropy"))
     shares("Token share", "who writes the tokens that are trained", "token_share")

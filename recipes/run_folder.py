@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from distill.checkpoint import claim
+from distill.checkpoint import claim, write_atomic
+from distill.own import own_digests
 from distill.recipe import Recipe
-from distill.recipe_file import diff_recipes, load_recipe
+from distill.recipe_file import diff_recipes, dump_recipe, load_recipe
 from distill.types import UserError
 
 RECIPE = "recipe.yaml"
+OWN = "own.json"
 SHOWN_DIFFERENCES = 20
 MAY_DIFFER = re.compile(r"trials\b|description\b|faults\.|teachers\.[^.]+\.replicas\b")
 """Keys that change no number of a run: whoever resumes it may change them."""
 
 
+def note_recipe(recipe: Recipe, out: Path) -> None:
+    """Write down what the folder belongs to: the recipe as resolved, and a hash of every own Python file it names."""
+    write_atomic(out / RECIPE, dump_recipe(recipe))
+    if own := own_digests(recipe.model_dump(mode="json")):
+        write_atomic(out / OWN, json.dumps(own, indent=2) + "\n")
+
+
 def refuse_changed_recipe(recipe: Recipe, out: Path) -> None:
-    """Refuse to go on in a folder that another recipe was begun in.
+    """Refuse to go on in a folder that another recipe was begun in, or the same with other Python files of its own.
 
     Raises:
         UserError: with every leaf that differs, and what to do.
@@ -34,6 +44,13 @@ def refuse_changed_recipe(recipe: Recipe, out: Path) -> None:
         first = f"{path} is no recipe of this version of mopd; give another folder with --out, or --restart"
         raise UserError(first, *error.problems) from error
     different = [line for line in diff_recipes(begun, recipe) if not MAY_DIFFER.match(line)]
+    noted = json.loads((out / OWN).read_text()) if (out / OWN).is_file() else {}
+    now = own_digests(recipe.model_dump(mode="json"))
+    different += [
+        f"the content of {name}: {noted[name]} -> {now[name]}"
+        for name in now
+        if noted.get(name, now[name]) != now[name]
+    ]
     if not different:
         return
     shown = "\n".join(f"    {line}" for line in different[:SHOWN_DIFFERENCES])

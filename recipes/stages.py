@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from distill.checkpoint import write_atomic
+from distill.own import own_digests
 from distill.recipe import (
     Architecture,
     DomainRecipe,
@@ -51,6 +52,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
         device=recipe.device,
         student=StudentRecipe(
             model=stage.from_,
+            trust_remote_code=stage.trust_remote_code,
             engine=stage.engine,
             optimizer=stage.optimizer,
             updates_per_step=stage.updates_per_step,
@@ -80,7 +82,7 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
     if not METHODS[recipe.stages[name].method].samples:
         own["rollout"] = {"temperature": recipe.rollout.temperature}
     texts = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}
-    told = json.dumps([upstream, own, texts], sort_keys=True)
+    told = json.dumps([upstream, own, texts, *own_digests([own, texts]).items()], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

@@ -11,19 +11,20 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from distill.console import Progress
-from distill.heads import HeadSource
+from distill.console import Progress, TaskHandle
 from distill.loop import train
-from distill.losses import payload_of
+from distill.losses import located, loss_spec
 from distill.rank import StudentSpec
 from distill.recipe import Recipe
 from distill.student import DeepSpeedStudent
 from distill.track import Tracker
-from distill.types import Sampler, WorldError
+from distill.types import Sampler
 from recipes.costs import Costs
 from recipes.exam import Exam
-from recipes.lineage import adapter_folders
-from recipes.methods import METHODS, Cast, decoding, support_of
+from recipes.held_out import held_out
+from recipes.lineage import adapter_folders, head_sources, trusted
+from recipes.methods import METHODS, Cast, decoding, routes, support_of
+from recipes.preflight import before_first_step
 from recipes.ranks import RayRanks
 from recipes.watch import RunWatch
 from rollouts.prompts import Prefetched, PromptSource, Supply
@@ -99,8 +100,10 @@ class Training:
     costs: Costs
     exam: Exam | None
 
-    def run(self, world: World, *, title: str) -> None:
-        """Train to the end, measure the final weights on the test prompts, export them to ``student/``.
+    def run(self, world: World, *, title: str) -> int:
+        """Train to the end, measure the selected step's weights on the test prompts, export them to ``student/``.
+
+        Returns the number of finished steps: fewer than the recipe's where its stop rule fired.
 
         Raises:
             Interrupted: it was asked to stop; the last finished step is saved.
@@ -116,8 +119,7 @@ class Training:
             spec = self._student_spec(world)
             ranks = RayRanks(spec)
             closing.callback(ranks.close)
-            shares = {name: domain.share for name, domain in recipe.trained_domains.items()}
-            student = DeepSpeedStudent(ranks, spec, shares=shares, updates_per_step=recipe.student.updates_per_step)
+            student = self._student(ranks, spec)
 
             def graders() -> TeacherPool:
                 assert teachers is not None
@@ -131,10 +133,10 @@ class Training:
             # Whoever acts in training, it is the student that sits the exam.
             examinee = sampler if method.samples or self.exam is None else cast.student_sampler()
             if teachers is not None:
-                self._check_vocabularies(teachers)
+                before_first_step(self, world, teachers, student, examinee)
             prompts = Prefetched(prompt_source(recipe, self.tasks, self.tokenizer, held_out=False))
             closing.callback(prompts.close)
-            train(
+            last = train(
                 student=student,
                 sampler=sampler,
                 grader=method.graders(cast),
@@ -148,13 +150,33 @@ class Training:
                     stop=world.stop,
                     exam=self.exam,
                     examinee=examinee,
+                    held_out=held_out(self, teachers),
                 ),
             )
-            if self.exam is not None and not self.exam.taken("student", recipe.run.steps, "test"):
-                progress.note("measuring the student on test prompts")
-                examinee.load_weights(student.weights(), version=recipe.run.steps)
-                self.exam.take("student", step=recipe.run.steps, split="test", sampler=examinee)
-            student.export(str(self.folder / "student"))
+            self._conclude(student, examinee, progress, last)
+            return last
+
+    def _conclude(self, student: DeepSpeedStudent, examinee: Sampler, progress: TaskHandle, last: int) -> None:
+        """Go back to the selected step, if that is not the last; measure and export it."""
+        step = last if self.exam is None else self.exam.selected(last).step
+        if step != last:
+            student.load(step)
+        if self.exam is not None and not self.exam.taken("student", step, "test"):
+            progress.note("measuring the student on test prompts")
+            examinee.load_weights(student.weights(), version=step)
+            self.exam.take("student", step=step, split="test", sampler=examinee)
+        student.export(str(self.folder / "student"))
+
+    def _student(self, ranks: RayRanks, spec: StudentSpec) -> DeepSpeedStudent:
+        recipe = self.recipe
+        return DeepSpeedStudent(
+            ranks,
+            spec,
+            shares={name: domain.share for name, domain in recipe.trained_domains.items()},
+            updates_per_step=recipe.student.updates_per_step,
+            share_rule=recipe.share_rule,
+            spared=lambda: () if self.exam is None else (self.exam.selected(0).step,),
+        )
 
     def _student_spec(self, world: World) -> StudentSpec:
         recipe = self.recipe
@@ -162,7 +184,7 @@ class Training:
             model=self.model,
             engine=recipe.student.engine,
             optimizer=recipe.student.optimizer,
-            loss=recipe.loss,
+            loss=located(recipe.loss),
             temperature=recipe.rollout.temperature,
             domains=tuple(recipe.trained_domains),
             total_optimizer_steps=recipe.run.steps * recipe.student.updates_per_step,
@@ -171,9 +193,8 @@ class Training:
             run_dir=str(self.folder),
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
-            heads=tuple(HeadSource(path, self._teacher_dtype(n, world)) for n, path in self.teachers.items())
-            if payload_of(recipe.loss) == "hidden"
-            else (),
+            trust_remote_code=recipe.student.trust_remote_code,
+            heads=head_sources(recipe, self.teachers, lambda name: self.teacher_dtype(name, world)),
         )
 
     def _teachers(self, world: World) -> TeacherPool | None:
@@ -181,32 +202,32 @@ class Training:
             return None
         recipe = self.recipe
         support = support_of(recipe, self.tokenizer)
-        adapters = adapter_folders(recipe)
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         specs = {
             name: TeacherSpec(
-                Checkpoint(path, world.device, self._teacher_dtype(name, world)),
+                Checkpoint(
+                    path,
+                    world.device,
+                    self.teacher_dtype(name, world),
+                    trusted(recipe, f"teachers.{name}.model"),
+                ),
                 conditions,
                 gpus=world.gpus,
                 replicas=recipe.teachers[name].replicas,
-                adapter=adapters.get(name),
+                adapter=adapter_folders(recipe).get(name),
             )
             for name, path in self.teachers.items()
         }
-        routes = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
-        payload = payload_of(recipe.loss)
+        payload = loss_spec(recipe.loss).payload
         assert payload is not None, "a method without teachers has none to ask"
-        return TeacherPool(specs, routes=routes, payload=payload, faults=recipe.faults, say=world.progress.print)
+        return TeacherPool(
+            specs, routes=routes(recipe), payload=payload, faults=recipe.faults, say=world.progress.print
+        )
 
-    def _teacher_dtype(self, name: str, world: World) -> str:
+    def teacher_dtype(self, name: str, world: World) -> str:
+        """A teacher's dtype, resolved."""
         asked = self.recipe.teachers[name].dtype
         return world.dtype(self.recipe.student.engine.dtype if asked == "auto" else asked)
-
-    def _check_vocabularies(self, teachers: TeacherPool) -> None:
-        student = len(self.tokenizer)
-        for name, size in teachers.wait_until_ready().items():
-            if size < student:
-                raise WorldError(f"teacher {name!r} has {size} output tokens, the student's tokenizer {student}")
 
     def _sampler(self, world: World, closing: ExitStack) -> Callable[[], Sampler]:
         recipe = self.recipe
@@ -221,7 +242,7 @@ class Training:
                 rollout.workers, device=world.device, dtype=world.dtype(recipe.student.engine.dtype), gpus=world.gpus
             )
             closing.callback(workers.close)
-            workers.load(self.model)
+            workers.load(self.model, trust_remote_code=recipe.student.trust_remote_code)
             return PublishedSampler(
                 workers, how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size
             )

@@ -60,7 +60,7 @@ def listed(names: Sequence[str]) -> str:
 def judge(final: Mapping[str, Any], *, finished: bool, step: int, steps: int) -> Verdict:
     """The verdict on a seesaw.json, or on what there is of one."""
     metrics, intervals = final["metrics"], final["metrics_ci"]
-    sentences = [*_of_specialists(final), *_of_student(metrics, intervals)]
+    sentences = [*_of_specialists(final), *_of_student(metrics, intervals), *_of_selection(final, steps)]
     recovered = metrics.get("recovery") or {}
     unknown = [d for d, teachers in final["teachers"].items() if teachers and recovered.get(d) is None]
     level, headline = _headline(metrics, intervals, unknown)
@@ -150,6 +150,20 @@ def _of_student(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> lis
         share = percent(metrics["seesaw_share"])
         told.append(f"Over training, {share} of the movement beyond noise was traded between domains.")
     return told
+
+
+def _of_selection(final: Mapping[str, Any], steps: int) -> list[str]:
+    told = final.get("stopped")
+    early = [] if told is None else [f"The run ended by its stop rule: {told['why']}."]
+    chosen = final.get("selected")
+    if chosen is None or chosen["by"] == "last":
+        return early
+    by = "recovery" if chosen["by"] == "worst_recovery" else "change over the base"
+    return [
+        *early,
+        f"The student is that of step {chosen['step']} of {steps}, whose worst domain’s {by} was the best on "
+        f"validation questions; its scores here are on test questions.",
+    ]
 
 
 def _tiles(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> list[Tile]:

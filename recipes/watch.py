@@ -9,10 +9,12 @@ from typing import Any
 from distill.console import TaskHandle
 from distill.grades import sampled_logprobs
 from distill.recipe import Recipe
+from distill.stopping import stop_reason
 from distill.track import Tracker
 from distill.types import Hidden, Metrics, Sampler, ScoredRollout, Weights
 from recipes.costs import Costs
 from recipes.exam import Exam
+from recipes.held_out import HeldOut
 
 
 class RunWatch:
@@ -28,15 +30,18 @@ class RunWatch:
         stop: threading.Event,
         exam: Exam | None,
         examinee: Sampler,
+        held_out: HeldOut | None,
     ) -> None:
         self._recipe, self._tracker, self._costs, self._progress = recipe, tracker, costs, progress
-        self._stop, self._exam, self._examinee = stop, exam, examinee
+        self._stop, self._exam, self._examinee, self._held_out = stop, exam, examinee, held_out
+        self._why: str | None = None
 
     def resumed(self, step: int) -> None:
         """Void what was recorded of steps that are run again."""
         self._tracker.resume(step)
         if self._exam is not None:
             self._exam.forget_after(step)
+        self._why = stop_reason(self._recipe.stop, self._tracker.rows("eval"))
         self._progress.start_at(step)
 
     def evaluates(self, step: int) -> bool:
@@ -50,9 +55,12 @@ class RunWatch:
         """Measure the student on the validation prompts, and where it stands against base and teachers."""
         assert self._exam is not None
         self._examinee.load_weights(weights, version=step)
-        metrics = self._exam.take("student", step=step, split="validation", sampler=self._examinee)
+        # First: where a teacher fails, nothing is written of this evaluation, and the resumed run takes it again.
+        held_out = {} if self._held_out is None else self._held_out.take(step, self._examinee)
+        metrics = held_out | self._exam.take("student", step=step, split="validation", sampler=self._examinee)
         metrics |= self._exam.against_teachers({n: d.teacher_weights for n, d in self._recipe.trained_domains.items()})
         self._tracker.log("eval", step, metrics)
+        self._why = stop_reason(self._recipe.stop, self._tracker.rows("eval"))
         self._progress.advance(step, metrics)
 
     def record(self, step: int, batch: Sequence[ScoredRollout], metrics: Metrics) -> None:
@@ -65,8 +73,15 @@ class RunWatch:
             self._tracker.append_rows("rollouts", self._samples(self._exam, step, batch))
 
     def saves(self, step: int) -> bool:
-        """Every ``save_every`` steps."""
-        return step % self._recipe.run.save_every == 0
+        """Every ``save_every`` steps, and where it was measured best so far."""
+        if step % self._recipe.run.save_every == 0:
+            return True
+        exam = self._exam  # asked only after an evaluation: it goes through all answers
+        return exam is not None and exam.taken("student", step, "validation") and exam.selected(0).step == step
+
+    def ended(self) -> bool:
+        """Whether the recipe's stop rule fired at the last evaluation; a resumed run finds it again."""
+        return self._why is not None
 
     def stops(self) -> bool:
         """Whether Ctrl-C was pressed, or another stage failed."""

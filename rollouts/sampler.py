@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from distill.types import Int32, Prompt, Rollout, Weights
+from distill.topk import Support
+from distill.types import Int32, Prompt, Rollout, Sampler, Weights
 from rollouts.generate import Completion, Decoding, generate
 
 EncodeAnswer = Callable[[str], Sequence[int]]
@@ -83,6 +84,14 @@ class StudentSampler:
         for start in range(0, len(planned), size):
             yield self._microbatch(self._weights, planned[start : start + size], decoding)
 
+    def recording(self, support: Support) -> StudentSampler:
+        """See :func:`recording`."""
+        other = StudentSampler(
+            replace(self._decoding, support=support), samples_per_prompt=1, batch_size=self._batch_size
+        )
+        other._weights, other._version = self._weights, self._version
+        return other
+
     def _microbatch(self, weights: Weights, planned: Sequence[_Planned], decoding: Decoding) -> list[Rollout]:
         # Dealt out like cards, so that every rank gets the same mixture of domains and none waits long for another.
         hands = [planned[rank :: weights.ranks] for rank in range(weights.ranks)]
@@ -115,6 +124,17 @@ def _with_prompt(length: int, support_ids: Int32 | None) -> Int32 | None:
     if support_ids is None:
         return None
     return np.concatenate([np.zeros((length, support_ids.shape[1]), dtype=np.int32), support_ids])
+
+
+def recording(sampler: Sampler, support: Support) -> Sampler:
+    """The same sampler with the weights that it has now: it writes one completion a prompt, and records ``support``.
+
+    Raises:
+        TypeError: it does not sample a student.
+    """
+    if not isinstance(sampler, StudentSampler):
+        raise TypeError(f"{type(sampler).__name__} has no distribution to record")
+    return sampler.recording(support)
 
 
 class GoldSampler:

@@ -23,9 +23,11 @@ class _Worker:
         self.model: torch.nn.Module | None = None
         self.version: int | None = None
 
-    def load(self, path: str, adapter: str | None) -> None:
+    def load(self, path: str, adapter: str | None, trust_remote_code: bool) -> None:
         """Hold the checkpoint at ``path``, with an adapter added into its weights."""
-        self.model = load_model(path, device=self.device, dtype=self.dtype, adapter=adapter)
+        self.model = load_model(
+            path, device=self.device, dtype=self.dtype, adapter=adapter, trust_remote_code=trust_remote_code
+        )
 
     def publish(self, state: Mapping[str, Any], version: int) -> int:
         """Take on ``state``, which must name every weight of the module; answers with the version now held."""
@@ -51,9 +53,9 @@ class SamplerWorkers:
         """How many processes there are."""
         return len(self._actors)
 
-    def load(self, path: str, adapter: str | None = None) -> None:
+    def load(self, path: str, adapter: str | None = None, *, trust_remote_code: bool = False) -> None:
         """Hold the checkpoint at ``path`` on every worker, with the given adapter added into its weights."""
-        self._all([actor.load.remote(path, adapter) for actor in self._actors])
+        self._all([actor.load.remote(path, adapter, trust_remote_code) for actor in self._actors])
 
     def publish(self, weights: Weights, *, version: int) -> None:
         """Copy ``weights`` to every worker, under their version.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -11,11 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 import ray.exceptions
 
 from distill.recipe import FaultRecipe
-from distill.types import GradingFailed, Int32, Payload, PayloadName
+from distill.types import Float32, GradingFailed, Int32, Payload, PayloadName
 from teachers.scorer import Conditions, TeacherSource
 
 
@@ -77,6 +79,13 @@ class _Teacher:
         payloads = self.scorer.score(asked.token_ids, asked.payload, adapter, asked.given)
         return Answer(payloads, time.perf_counter() - start)
 
+    def reference(self, ids_T: Int32, adapter: str | None) -> Float32 | None:
+        """The tokens' log-probabilities by the scorer's own reference, ``(T,)``; None where its kind has none."""
+        reference = getattr(self.scorer, "reference", None)
+        if reference is None:
+            return None
+        return np.take_along_axis(reference(ids_T, adapter), ids_T[:, None].astype(np.int64), 1)[:, 0]
+
 
 class Host:
     """Processes of one base, all alike: a microbatch goes to whichever is free, and comes back the same from each.
@@ -125,6 +134,26 @@ class Host:
         The future raises GradingFailed where the fault policy ends.
         """
         return self._threads.submit(self._ask, teacher, asked)
+
+    def ask_all(self, teacher: str, asked: Asked) -> list[Answer]:
+        """Every process' answer to one microbatch; for a preflight, while nobody else asks.
+
+        Raises:
+            GradingFailed: where the fault policy ends.
+        """
+        asking = [self._threads.submit(self._serve, replica, teacher, asked) for replica in self._replicas]
+        return [answer.result() for answer in asking]
+
+    def reference(self, teacher: str, ids_T: Int32) -> Float32 | None:
+        """What the scores of a rollout's tokens must equal, ``(T,)``; None where the teacher's kind cannot say.
+
+        Raises:
+            GradingFailed: it could not be had.
+        """
+        try:
+            return ray.get(self._replicas[0].actor.reference.remote(ids_T, self._adapters.get(teacher)))
+        except ray.exceptions.RayError as error:
+            raise GradingFailed(f"teacher {teacher!r} {self._told(error, math.inf)} when it was tested") from error
 
     def take_retries(self, teacher: str) -> int:
         """How many of a teacher's microbatches were lost and asked again since the last call."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from distill.adapters import active, with_adapters
@@ -47,6 +48,7 @@ class TeacherModel:
         microbatch_tokens: padded tokens of one forward at most; a longer rollout goes alone.
         support: which tokens to ship for payload ``topk``.
         adapters: folders of LoRA adapters over this one base; each makes another teacher of it.
+        trust_remote_code: whether Python code that lies in the checkpoint's folder may run.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class TeacherModel:
         microbatch_tokens: int,
         support: Support | None = None,
         adapters: Sequence[str] = (),
+        trust_remote_code: bool = False,
     ) -> None:
-        self.model: Any = with_adapters(load_model(path, device=device, dtype=dtype), adapters, device=device)
+        base = load_model(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        self.model: Any = with_adapters(base, adapters, device=device)
         self.device, self.dtype = torch.device(device), dtype
         self.temperature = temperature
         self.microbatch_tokens = microbatch_tokens
@@ -103,6 +107,17 @@ class TeacherModel:
                 for i, one in zip(taken, self._forward([token_ids[i] for i in taken], payload, theirs), strict=True):
                     scored[i] = one
         return [scored[i] for i in range(len(token_ids))]
+
+    @torch.no_grad()
+    def reference(self, ids_T: Int32, adapter: str | None = None) -> npt.NDArray[np.float64]:
+        """What its scores are tested against: its distribution after one rollout's tokens, ``(T, V)``, in nats.
+
+        One forward without padding, log-softmax in float64, and none of the code that scores.
+        """
+        ids_1T = torch.from_numpy(ids_T[None].astype(np.int64)).to(self.device)
+        with active(self.model, adapter):
+            logits_TV = align_logits(self.model(input_ids=ids_1T, use_cache=False).logits)[0].double()
+        return torch.log_softmax(logits_TV / self.temperature, dim=-1).cpu().numpy()
 
     def _forward(
         self, token_ids: Sequence[Int32], payload: PayloadName, given: Sequence[Int32] | None
@@ -152,6 +167,7 @@ class Checkpoint:
     path: str
     device: str
     dtype: str
+    trust_remote_code: bool = False
 
     def open(self, conditions: Conditions, adapters: Sequence[str]) -> TeacherModel:
         """Load it, with adapters beside it; see :class:`TeacherModel`."""
@@ -163,6 +179,7 @@ class Checkpoint:
             microbatch_tokens=conditions.microbatch_tokens,
             adapters=adapters,
             support=conditions.support,
+            trust_remote_code=self.trust_remote_code,
         )
 
     def __str__(self) -> str:

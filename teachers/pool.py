@@ -40,6 +40,19 @@ class _Asked:
     answer: Future[Answer]
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a teacher said of the tokens of some rollouts when it was tried out, in nats.
+
+    Attributes:
+        answers: of every process, twice: the tokens' log-probabilities ``(T,)`` of each rollout, in order.
+        reference: what those of the first rollout must be; None where the teacher's kind has no reference.
+    """
+
+    answers: tuple[tuple[Float32, ...], ...]
+    reference: Float32 | None
+
+
 class TeacherPool:
     """A grader: every rollout goes to its domain's teachers, all teachers score at the same time.
 
@@ -79,8 +92,10 @@ class TeacherPool:
         """
         return {name: host.wait_until_ready() for name, host in self._hosts.items()}
 
-    def score(self, microbatches: Iterable[list[Rollout]]) -> list[ScoredRollout]:
+    def score(self, microbatches: Iterable[list[Rollout]], *, asking: PayloadName | None = None) -> list[ScoredRollout]:
         """Score rollouts as they come; the work of a microbatch is handed out before the next one is asked for.
+
+        ``asking`` is the payload to ask for this once, where it is not what the loss needs.
 
         A request is one forward: its members and their padding follow from the rollouts alone, so that it may be asked
         again, and of any process, and is answered bit by bit the same (on a CPU).
@@ -101,7 +116,7 @@ class TeacherPool:
                 for teacher in self._routes[rollouts[place].domain]:
                     places.setdefault(teacher, []).append(place)
             for teacher, mine in places.items():
-                asked += self._ask(teacher, mine, rollouts)
+                asked += self._ask(teacher, mine, rollouts, asking or self._payload)
         answers: dict[tuple[int, str], Payload] = {}
         for one in asked:
             answer = one.answer.result()
@@ -117,6 +132,30 @@ class TeacherPool:
             for i, rollout in enumerate(rollouts)
         ]
 
+    def try_out(self, teacher: str, rollouts: Sequence[Rollout]) -> Trial:
+        """Ask every process of a teacher for the same rollouts, twice, before it is trusted with a step.
+
+        Raises:
+            NonFinite: as in :meth:`score`.
+            GradingFailed: as in :meth:`score`.
+        """
+        conditions = self._specs[teacher].conditions
+        wanted: PayloadName = "sampled" if self._payload not in ("full", "topk") else self._payload
+        taken = microbatches([len(rollout.token_ids) for rollout in rollouts], conditions.microbatch_tokens)
+        answers: list[dict[int, Float32]] = [{} for _ in range(2 * self._specs[teacher].replicas)]
+        for members in taken:
+            mine = [rollouts[i] for i in members]
+            given = likeliest_of(mine) if conditions.support and conditions.support.given else None
+            asked = Asked([rollout.token_ids for rollout in mine], wanted, given)
+            for number, answer in enumerate(
+                answer for _ in range(2) for answer in self._hosts[teacher].ask_all(teacher, asked)
+            ):
+                for i, payload in zip(members, answer.payloads, strict=True):
+                    check_score(teacher, rollouts[i], payload, vocabulary=self._hosts[teacher].vocabulary)
+                    answers[number][i] = sampled_of(payload, rollouts[i].token_ids)
+        asked_for = tuple(tuple(one[i] for i in range(len(rollouts))) for one in answers)
+        return Trial(asked_for, self._hosts[teacher].reference(teacher, rollouts[0].token_ids))
+
     def metrics(self) -> Metrics:
         """By teacher: microbatches that were lost and asked again, and the seconds that its own processes worked."""
         metrics: Metrics = {f"teacher_retries/{name}": host.take_retries(name) for name, host in self._hosts.items()}
@@ -129,7 +168,7 @@ class TeacherPool:
         for host in dict.fromkeys(self._hosts.values()):  # each once
             host.close()
 
-    def _ask(self, teacher: str, places: list[int], rollouts: list[Rollout]) -> list[_Asked]:
+    def _ask(self, teacher: str, places: list[int], rollouts: list[Rollout], payload: PayloadName) -> list[_Asked]:
         """Hand rollouts out to a teacher, forward by forward."""
         asked = []
         lengths = [len(rollouts[place].token_ids) for place in places]
@@ -137,7 +176,7 @@ class TeacherPool:
             mine = [places[member] for member in members]
             tokens, support = [rollouts[place].token_ids for place in mine], self._specs[teacher].conditions.support
             given = likeliest_of([rollouts[place] for place in mine]) if support and support.given else None
-            answer = self._hosts[teacher].ask(teacher, Asked(tokens, self._payload, given))
+            answer = self._hosts[teacher].ask(teacher, Asked(tokens, payload, given))
             asked.append(_Asked(teacher, mine, answer))
         return asked
 
@@ -152,6 +191,21 @@ def likeliest_of(rollouts: Sequence[Rollout]) -> list[Int32]:
     if len(found) < len(rollouts):
         raise ValueError("the loss asks teachers for the student's likeliest tokens, and the sampler recorded none")
     return found
+
+
+def sampled_of(payload: Payload, ids_T: Int32) -> Float32:
+    """The log-probability of each token, ``(T,)``, from a payload that tells it.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if isinstance(payload, Sampled):
+        return payload.logprobs_T
+    if isinstance(payload, TopK):
+        return payload.sampled_T
+    if isinstance(payload, Full):
+        return np.take_along_axis(payload.logprobs_TV, ids_T[:, None].astype(np.int64), 1)[:, 0]
+    raise ValueError(f"a {type(payload).__name__} does not tell the log-probabilities of its tokens")
 
 
 def check_score(teacher: str, rollout: Rollout, payload: Payload, *, vocabulary: int) -> None:

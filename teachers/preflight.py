@@ -8,7 +8,18 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 SPECIAL = ("pad_token", "eos_token", "bos_token", "unk_token")
-CONVERSATION: list[dict[str, str]] = [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]
+_ASKED: list[dict[str, str]] = [{"role": "user", "content": "2+2="}]
+_ANSWERED = [*_ASKED, {"role": "assistant", "content": "4"}]
+_GUIDED = [{"role": "system", "content": "Be brief."}, *_ASKED]
+PROBES: dict[str, tuple[list[dict[str, str]], bool]] = {
+    "a conversation": (_ANSWERED, False),
+    "a question that waits for its answer": (_ASKED, True),
+    "a conversation with a system message": (_GUIDED, False),
+    "a second question": ([*_ANSWERED, {"role": "user", "content": "3+3="}], True),
+}
+"""Conversations that chat templates are compared on, each with whether the answer is asked for."""
+FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
+"""What is said of an added token besides its text."""
 SHOWN = 3
 """How many differing tokens a message names."""
 
@@ -16,30 +27,35 @@ SHOWN = 3
 def compare_tokenizers(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> list[str]:
     """What tells a teacher's tokenizer from the student's: predicates such as "has 151 tokens, the student's 133".
 
-    The whole vocabulary is compared by content, for two of one size may hold other tokens; then the special tokens and
-    what the chat template makes of a conversation. Empty where they are the same.
+    The whole vocabulary is compared by content, for two of one size may hold other tokens; then what is said of added
+    tokens, the special tokens, and what the chat template makes of conversations. Empty where they are the same.
     """
     problems = [*_vocabularies(teacher.get_vocab(), student.get_vocab())]
+    problems += [] if problems else _added_tokens(teacher, student)
     for name in SPECIAL:
         theirs, ours = getattr(teacher, name, None), getattr(student, name, None)
         if theirs != ours:
             problems.append(f"has the {name} {theirs!r}, the student's is {ours!r}")
-    if _rendered(teacher) != _rendered(student):
-        problems.append(
-            f"writes a conversation as {_rendered(teacher)!r}, the student's chat template as {_rendered(student)!r}"
-        )
+    for what in PROBES:
+        theirs, ours = _rendered(teacher, what), _rendered(student, what)
+        if theirs != ours:
+            problems.append(f"writes {what} as {theirs!r}, the student's chat template as {ours!r}")
+            break  # templates that differ, differ on most of them
     return problems
 
 
-def compare_heads(teacher: Any, student: Any, *, full: bool) -> list[str]:
+def compare_heads(teacher: Any, student: Any, *, full: bool, tokens: int = 0) -> list[str]:
     """What tells the vocabulary of a teacher's output head from the student's.
 
     Args:
         teacher, student: transformers configurations.
         full: whether whole distributions are compared, which needs heads of one size; otherwise the teacher's must be
             at least as large as the student's.
+        tokens: ids that the tokenizer uses. Heads may be padded beyond it, and must reach so far.
     """
     theirs, ours = teacher.get_text_config().vocab_size, student.get_text_config().vocab_size
+    if theirs < tokens:
+        return [f"has an output head of {theirs} tokens, and the tokenizer has ids up to {tokens - 1}"]
     if theirs < ours or (full and theirs != ours):
         needed = "whole distributions are compared, so they must be equal" if full else "it must score all of them"
         return [f"has an output head of {theirs} tokens, the student's has {ours}; {needed}"]
@@ -55,8 +71,27 @@ def _vocabularies(teacher: dict[str, int], student: dict[str, int]) -> Sequence[
     return [f"has {len(teacher)} tokens, the student's {len(student)}, and {len(different)} ids differ ({examples})"]
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A conversation in the tokenizer's chat template; None where it has none."""
+def _added_tokens(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> list[str]:
+    """Whether tokens that were added, such as turns of a chat, are treated alike."""
+    theirs, ours = teacher.added_tokens_decoder, student.added_tokens_decoder
+    differ = [
+        f"id {i} {ours[i].content!r} has {flag} {getattr(theirs[i], flag)}, the student's {getattr(ours[i], flag)}"
+        for i in sorted({*theirs} & {*ours})
+        for flag in FLAGS
+        if getattr(theirs[i], flag) != getattr(ours[i], flag)
+    ]
+    differ += [f"id {i} is an added token for one of them only" for i in sorted({*theirs} ^ {*ours})]
+    return (
+        [f"treats {len(differ)} added tokens otherwise ({', '.join(differ[:SHOWN])})"] if differ else []
+    )  # not per token
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, probe: str) -> str | None:
+    """A probe in the tokenizer's chat template; None where it has none."""
     if not tokenizer.chat_template:
         return None
-    return str(tokenizer.apply_chat_template(CONVERSATION, tokenize=False))
+    conversation, asks = PROBES[probe]
+    try:
+        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=asks))
+    except Exception as error:  # a template raises whatever it likes, for example at a system message
+        return f"(refused: {error})"

@@ -6,10 +6,11 @@ import hashlib
 
 from transformers import PreTrainedTokenizerBase
 
+from distill.own import is_own, load_own
 from distill.recipe import Source
 from distill.types import UserError
 from rollouts.tasks.arithmetic import Arithmetic
-from rollouts.tasks.base import Example, Split, Task
+from rollouts.tasks.base import Example, Generated, Split, Task
 from rollouts.tasks.list_programs import ListPrograms
 from rollouts.tasks.ordering import Ordering
 
@@ -18,15 +19,17 @@ TASKS: dict[str, Task] = {"arithmetic": Arithmetic(), "list_programs": ListProgr
 
 
 def make_task(task: str | Source, *, domain: str, tokenizer: PreTrainedTokenizerBase | None) -> Task:
-    """A shipped task by its name, or one made from a dataset.
+    """A shipped task by its name, a user's own by its file and name, or one made from a dataset.
 
     Args:
         domain: the recipe's name of the domain, by which a dataset's rows are chosen where it has a column for it.
         tokenizer: the student's, which renders a dataset's chat messages.
 
     Raises:
-        UserError: no shipped task has that name, or the dataset can't be read as the source says.
+        UserError: no shipped task has that name, an own one is none, or the dataset can't be read as the source says.
     """
+    if isinstance(task, str) and is_own(task):
+        return own_task(task, where=f"domains.{domain}.task")
     if isinstance(task, str):
         if task not in TASKS:
             raise UserError(f"unknown task {task!r}; shipped tasks are {', '.join(TASKS)}")
@@ -34,6 +37,33 @@ def make_task(task: str | Source, *, domain: str, tokenizer: PreTrainedTokenizer
     from rollouts.tasks.dataset import DatasetTask  # `datasets` takes a second to import
 
     return DatasetTask(task, tokenizer, domain=domain)
+
+
+def own_task(reference: str, *, where: str) -> Task:
+    """The task that ``./file.py:NAME`` means: an object with a task's methods, or a class that makes one from nothing.
+
+    Args:
+        where: the leaf of the recipe that says it, for the message.
+
+    Raises:
+        UserError: there is no such object, it is not to be made without arguments, or it lacks a method.
+    """
+    found = load_own(reference, where=where)
+    if isinstance(found, type):
+        try:
+            found = found()
+        except Exception as error:
+            raise UserError(
+                f"`{where}`: {reference} is a class, and {found.__name__}() fails: {type(error).__name__}: {error}; "
+                "name an object, or a class that takes no arguments"
+            ) from error
+    methods = ("example", "verify", "verify_many", "wrong_answer")
+    if lacks := [name for name in methods if not callable(getattr(found, name, None))]:
+        raise UserError(
+            f"`{where}`: {reference} has no {', '.join(lacks)}, which a task needs (rollouts.tasks.base.Task); a "
+            "subclass of rollouts.tasks.base.Generated needs no more than `draw`"
+        )
+    return found
 
 
 def fingerprint(task: Task, *, seed: int) -> str:
@@ -45,4 +75,4 @@ def fingerprint(task: Task, *, seed: int) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["TASKS", "Example", "Split", "Task", "fingerprint", "make_task"]
+__all__ = ["TASKS", "Example", "Generated", "Split", "Task", "fingerprint", "make_task", "own_task"]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
 
 from distill.types import Prompt
-from rollouts.tasks.base import Example, draw_in_split
+from rollouts.tasks.base import Example, Generated
 
 ANSWER = re.compile(r";(\d{1,9})\Z", re.ASCII)
 
@@ -30,27 +29,21 @@ def scratchpad(a: int, b: int) -> str:
     return ",".join(columns)
 
 
-class Arithmetic:
+class Arithmetic(Generated):
     """Sums of two numbers. ``a+b`` and ``b+a`` are one problem, so both are in the same split."""
 
-    def example(self, *, seed: int, split: str, index: int, easy: bool = False) -> Example:
-        """See :class:`rollouts.tasks.base.Task`."""
+    name = "arithmetic"
+
+    def draw(self, rng: random.Random, easy: bool) -> tuple[str, str, str]:
+        """Two numbers, and their sum column by column."""
         low, high = (10, 99) if easy else (100, 999)
-
-        def draw(rng: random.Random) -> tuple[str, str, str]:
-            a, b = rng.randint(low, high), rng.randint(low, high)
-            return f"math {a}+{b}=", f"{scratchpad(a, b)};{a + b}", f"{min(a, b)}+{max(a, b)}"
-
-        return draw_in_split(draw, task="arithmetic", seed=seed, split=split, index=index, easy=easy)
+        a, b = rng.randint(low, high), rng.randint(low, high)
+        return f"math {a}+{b}=", f"{scratchpad(a, b)};{a + b}", f"{min(a, b)}+{max(a, b)}"
 
     def verify(self, prompt: Prompt, text: str) -> float:
         """1 if the text ends in ``;`` and the right number. The scratchpad is the model's own affair."""
         found, gold = ANSWER.search(text), ANSWER.search(prompt.answer)
         return float(found is not None and gold is not None and int(found[1]) == int(gold[1]))
-
-    def verify_many(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        """See :class:`rollouts.tasks.base.Task`."""
-        return [self.verify(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
     def wrong_answer(self, example: Example) -> str:
         """The gold scratchpad with a sum that is off by one."""

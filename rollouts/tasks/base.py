@@ -58,6 +58,47 @@ class Task(Protocol):
         ...
 
 
+class Generated:
+    """A task whose problems are drawn: a subclass gives ``draw``, and ``verify`` where more than one answer is right.
+
+    Attributes:
+        name: part of the key of the randomness and of every id; the class' own name unless it says another.
+    """
+
+    name = ""
+
+    def __init_subclass__(cls) -> None:
+        """A subclass that gives no name has that of its class."""
+        cls.name = cls.__dict__.get("name") or cls.__name__
+
+    def draw(self, rng: random.Random, easy: bool) -> tuple[str, str, str] | None:
+        """A problem as (prompt text, gold answer, canonical content), or None for a draw that makes no problem.
+
+        What two problems share that are one in other words is their canonical content: it decides the split.
+        """
+        raise NotImplementedError(f"task {self.name} has no `draw(self, rng, easy)`")
+
+    def example(self, *, seed: int, split: str, index: int, easy: bool = False) -> Example:
+        """See :class:`Task`."""
+
+        def draw(rng: random.Random) -> tuple[str, str, str] | None:
+            return self.draw(rng, easy)
+
+        return draw_in_split(draw, task=self.name, seed=seed, split=split, index=index, easy=easy)
+
+    def verify(self, prompt: Prompt, text: str) -> float:
+        """1 if the text is the gold answer, to the character."""
+        return float(text == prompt.answer)
+
+    def verify_many(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """See :class:`Task`."""
+        return [self.verify(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+    def wrong_answer(self, example: Example) -> str:
+        """The gold answer twice."""
+        return 2 * example.answer
+
+
 def split_of(canonical: str) -> Split:
     """The split that a canonical content belongs to: 70% train, 10% validation, 20% test, by hash."""
     bucket = hashlib.sha256(canonical.encode()).digest()[0] % 10

@@ -40,7 +40,9 @@ def process_id(module: Any) -> int:
 def test_two_ranks_from_start_to_death(cluster: None, tmp_path: Path) -> None:
     spec = make_spec(make_model(tmp_path), tmp_path / "run", engine=Engine(ranks=2, expert_parallel=2))
     ranks = RayRanks(spec)
-    student = DeepSpeedStudent(ranks, spec, shares=dict.fromkeys(DOMAINS, 1.0), updates_per_step=1)
+    student = DeepSpeedStudent(
+        ranks, spec, shares=dict.fromkeys(DOMAINS, 1.0), updates_per_step=1, share_rule="explicit"
+    )
     losses = [student.update(make_batch(), step=step)["loss"] for step in range(3)]
     assert losses[-1] < losses[0]
     batch = make_batch()

@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
+import torch
 from runs import assert_whole, finish, kill, mopd, rows, run, wait_for, weights
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 STEPS = 4
@@ -29,6 +32,7 @@ def test_a_run_leaves_what_the_design_promises(smoke):
         "evaluations.jsonl",
         "rollouts.jsonl",
         "ledger.json",
+        "preflight.json",
         "report.html",
         "student/config.json",
         "student/generation_config.json",
@@ -38,6 +42,16 @@ def test_a_run_leaves_what_the_design_promises(smoke):
         assert (out / name).exists(), name
     assert_whole(out, steps=STEPS)
     assert str(out / "report.html") in printed.replace("\n", "")
+
+
+def test_every_teacher_was_tried_out_before_the_first_step(smoke):
+    out, printed = smoke
+    told = json.loads((out / "preflight.json").read_text())
+    assert told["passed"]
+    assert [(one["teacher"], one["domain"]) for one in told["findings"]] == [(name, name) for name in DOMAINS]
+    assert all("nats a token at the start" in one["reason"] for one in told["findings"])
+    assert printed.count("can they teach this student?") == 1
+    assert "Can they teach this student?" in (out / "report.html").read_text()
 
 
 def test_every_model_sat_the_whole_exam(smoke):
@@ -91,7 +105,12 @@ def test_shares_add_up_and_every_role_is_on_the_ledger(smoke):
     assert ledger["generation"]["tokens"] == written > 0
     assert ledger["update"]["flops"] > ledger["generation"]["flops"] > 0
     exams = rows(out / "exams.jsonl")
-    assert len(exams) == 2 * 4 + 3 + 1  # base and teachers on two splits, the student's curve and its final test
+    # Base and teachers on two splits, the student's curve, what teachers graded of it, and its final test.
+    assert len(exams) == 2 * 4 + 3 + 3 + 1
+    for row in rows(out / "metrics.jsonl"):
+        if row["kind"] == "eval":
+            assert {f"{name}/{d}" for name in ("held_out_kl", "held_out_entropy") for d in DOMAINS} <= row.keys()
+            assert all(0 < row[f"topk_overlap/{d}"] <= 1 for d in DOMAINS)
     assert ledger["evaluation"]["tokens"] == sum(exam["tokens"] for exam in exams) > 0
     assert ledger["evaluation"]["flops"] > 0
 
@@ -103,6 +122,51 @@ def test_the_same_command_on_a_finished_run_changes_nothing(smoke):
     assert {p: (out / p).read_bytes() for p in ("metrics.jsonl", "evaluations.jsonl", "seesaw.json")} | weights(
         out
     ) == before
+
+
+def test_the_step_that_was_best_on_validation_is_tested_and_exported(smoke, tmp_path):
+    """The answers of step 2 are made right ones, so it is best; the run is finished again from there."""
+    out = tmp_path / "best"
+    shutil.copytree(smoke[0], out)
+    for made in ("finished.json", "seesaw.json"):
+        (out / made).unlink()
+    shutil.rmtree(out / "student")
+    answers = [row for row in rows(out / "evaluations.jsonl") if (row["model"], row["split"]) != ("student", "test")]
+    for row in answers:
+        if (row["model"], row["step"]) == ("student", 2):
+            row["correct"] = 1.0
+    (out / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    run("run", "smoke", "--out", out)
+    chosen = json.loads((out / "seesaw.json").read_text())["selected"]
+    assert (chosen["step"], chosen["by"]) == (2, "worst_points"), "no teacher of this recipe is clearly better"
+    tested = [r["step"] for r in rows(out / "evaluations.jsonl") if (r["model"], r["split"]) == ("student", "test")]
+    assert tested == [2] * 48
+    saved = torch.load(out / "checkpoints/step-000002/mp_rank_00_model_states.pt", weights_only=False)["module"]
+    exported = load_file(out / "student/model.safetensors")
+    same = {name: torch.equal(saved[name], tensor) for name, tensor in exported.items() if name in saved}
+    assert len(same) > 10
+    assert all(same.values())
+    assert weights(out)["student/model.safetensors"] != weights(smoke[0])["student/model.safetensors"]
+
+
+def test_a_run_that_collapses_is_ended_by_the_rule_it_declared(smoke, tmp_path):
+    """A learning rate that breaks the student; the distance to its teachers tells, and the run ends in order."""
+    out = tmp_path / "collapsed"
+    shutil.copytree(smoke[0] / "stages", out / "stages")
+    changes = ("student.optimizer.lr=3.0", "student.optimizer.warmup_steps=0", "run.steps=12", "stop.kl=1.0")
+    printed = run("run", "smoke", *changes, "--out", out)
+    evaluated = [row for row in rows(out / "metrics.jsonl") if row["kind"] == "eval"]
+    assert [row["step"] for row in evaluated] == [0, 2, 4]
+    assert all(evaluated[0][f"held_out_kl/{d}"] < 1 for d in DOMAINS), "it was sound before"
+    broken = [d for d in DOMAINS if min(row[f"held_out_kl/{d}"] for row in evaluated[1:]) > 1]
+    assert broken
+    assert_whole(out, steps=4)
+    seesaw = json.loads((out / "seesaw.json").read_text())
+    assert seesaw["stopped"]["step"] == 4
+    assert f"held_out_kl/{broken[0]} was" in seesaw["stopped"]["why"]
+    assert "ended after step 4 of 12 by `stop`" in " ".join(printed.split())
+    assert (out / "student" / "config.json").is_file()
+    assert (out / "checkpoints" / "step-000004").is_dir()
 
 
 def test_a_changed_recipe_is_refused_and_the_difference_shown(smoke):

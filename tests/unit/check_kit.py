@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,32 @@ def problems(out: Path, **changes: Any) -> list[str]:
     with pytest.raises(UserError) as caught:
         check(recipe(**changes), out)
     return list(caught.value.problems)
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits * 2
+        return output
+"""
+
+
+def save_own_code(folder: Path, tokenizer: PreTrainedTokenizerBase, **config: Any) -> str:
+    """A tiny llama whose code lies in its folder: it doubles the logits; returns the folder."""
+    save_model(folder, tokenizer, **config)
+    (folder / "own.py").write_text(OWN_CODE)
+    written = json.loads((folder / "config.json").read_text())
+    written |= {"model_type": "own_llama", "architectures": ["OwnForCausalLM"]}
+    written["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(written))
+    return str(folder)

@@ -23,7 +23,9 @@ def rows(*shape, seed, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def microbatch(mask, tokens, *, teacher=None, sampler=None, reward=None, taught=None, slots=()) -> Microbatch:
+def microbatch(
+    mask, tokens, *, teacher=None, sampler=None, reward=None, taught=None, slots=(), reference=None
+) -> Microbatch:
     """``slots``: (weight by row, log-probabilities, and the rows of a support) of each teacher that is apart."""
     mask_BT = torch.as_tensor(mask)
     B, _ = mask_BT.shape
@@ -37,6 +39,7 @@ def microbatch(mask, tokens, *, teacher=None, sampler=None, reward=None, taught=
         teacher=teacher,
         has_teacher_B=torch.ones(B, dtype=torch.bool) if taught is None else torch.as_tensor(taught),
         reward_advantage_B=None if reward is None else torch.as_tensor(reward, dtype=torch.float64),
+        reference_BT=reference,
         slots=tuple(TeacherSlot(torch.as_tensor(weight_B), *rest) for weight_B, *rest in slots),
     )
 
@@ -64,7 +67,7 @@ def run(name, logits, batch, settings) -> tuple[TokenLoss, torch.Tensor]:
     return out, gradient
 
 
-def every_token(student_V, teacher_V, *, sampler_V=None, **more) -> tuple[torch.Tensor, Microbatch]:
+def every_token(student_V, teacher_V, *, sampler_V=None, reference_V=None, **more) -> tuple[torch.Tensor, Microbatch]:
     """A microbatch in which row v draws token v at position 1; all rows have the same distributions."""
     n = len(student_V)
     tokens = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)], dim=1)
@@ -73,4 +76,6 @@ def every_token(student_V, teacher_V, *, sampler_V=None, **more) -> tuple[torch.
     sampler_V = logp_V if sampler_V is None else sampler_V
     sampler = torch.stack([torch.zeros(n, dtype=torch.float64), sampler_V], dim=1)
     teacher = torch.stack([torch.zeros(n, dtype=torch.float64), teacher_V.log_softmax(-1)], dim=1)
+    if reference_V is not None:
+        more["reference"] = torch.stack([torch.zeros(n, dtype=torch.float64), reference_V.log_softmax(-1)], dim=1)
     return logits_BTV, microbatch([[False, True]] * n, tokens, teacher=teacher, sampler=sampler, **more)

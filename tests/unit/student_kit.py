@@ -64,7 +64,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "v_head_dim": 8,
     },
     "llama": {},
+    "qwen3": {},
 }
+DENSE = ("llama", "qwen3")
 
 
 def make_model(folder: Path, family: str = "mimo_v2_flash", *, seed: int = 0) -> str:
@@ -188,8 +190,10 @@ def _serve(pipe: Any, environment: dict[str, str]) -> None:
         pipe.send(answer)
 
 
-def student(ranks: Ranks, spec: StudentSpec, *, updates: int = 1, shares: dict[str, float] = SHARES) -> Any:
-    return DeepSpeedStudent(ranks, spec, shares=shares, updates_per_step=updates)
+def student(
+    ranks: Ranks, spec: StudentSpec, *, updates: int = 1, shares: dict[str, float] = SHARES, rule: str = "explicit"
+) -> Any:
+    return DeepSpeedStudent(ranks, spec, shares=shares, updates_per_step=updates, share_rule=rule)
 
 
 def engine_of(ranks: int, **changes: Any) -> Engine:

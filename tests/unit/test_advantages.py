@@ -107,6 +107,16 @@ def test_reward_groups_are_those_of_a_loop():
     assert by_group == pytest.approx(dict.fromkeys(groups, 0.0), abs=1e-12)
 
 
+def test_the_scale_of_a_domains_rewards_is_its_own_affair():
+    """A prompt, and so a group, is of one domain: what another domain pays changes nothing, nor does the unit."""
+    small, large = [0.2, 0.0, 0.1, 0.2], [1.0, 0.0, 0.5, 1.0]
+    alone = group_advantages(large, [0, 0, 1, 1])
+    both = group_advantages(small + large, [2, 2, 3, 3, 0, 0, 1, 1])
+    assert both[4:] == alone
+    assert both[:4] == pytest.approx(alone, rel=5 * STD_EPSILON / 0.05)
+    assert max(map(abs, alone)) > 0.9
+
+
 def test_groups_that_prefer_nothing_give_exactly_zero():
     # The mean of three 0.1 is not 0.1 in floating point; divided by an epsilon that would be a push.
     assert group_advantages([0.1, 0.1, 0.1, 1.0], [0, 0, 0, 1]) == [0.0] * 4

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from check_kit import CONFIG, problems, recipe, save_model, tokenizer_of, tree
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from distill.recipe_file import load_recipe, shipped_recipes
 from recipes import SHIPPED
 from recipes.check import check
 from recipes.launch import teacher_folders
+from recipes.offline import unchecked
 from recipes.survey import survey
 from rollouts.tasks import TASKS
 from teachers.preflight import compare_heads, compare_tokenizers
@@ -29,7 +30,9 @@ def base(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", shipped_recipes(SHIPPED))
 def test_every_shipped_recipe_passes(tmp_path: Path, name: str) -> None:
-    plan = check(load_recipe(name, shipped=SHIPPED), tmp_path / "run")
+    # Models that lie on the Hub are planned from their configurations; see test_offline.py.
+    made = load_recipe(name, shipped=SHIPPED)
+    plan = check(made, tmp_path / "run", offline=bool(unchecked(made)))
     assert plan.disk_bytes > 0
     assert not (tmp_path / "run").exists()  # a check leaves nothing behind
 
@@ -240,6 +243,41 @@ def test_special_tokens_and_chat_templates_are_compared() -> None:
     same_words = tokenizer_of("arithmetic")
     same_words.chat_template = "{%- for message in messages -%}{{ message['content'] + ';' }}{%- endfor -%}"
     assert compare_tokenizers(talking, same_words) == []  # other templates, the same rendering
+
+
+TALK = "{% for m in messages %}{{ m.content }};{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (TALK + "{% if add_generation_prompt %}>{% endif %}", "a question that waits for its answer as '2+2=;>'"),
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + TALK, "(refused: no)"),
+        ("{% if messages | length > 2 %}{{ messages | length }}{% endif %}" + TALK, "a second question as '3"),
+    ],
+)
+def test_templates_are_compared_on_several_conversations(template: str, told: str) -> None:
+    ours, theirs = tokenizer_of("arithmetic"), tokenizer_of("arithmetic")
+    ours.chat_template, theirs.chat_template = TALK, template
+    (found,) = compare_tokenizers(theirs, ours)
+    assert told in found
+
+
+def test_added_tokens_are_compared_with_their_properties() -> None:
+    ours, theirs, plain = (tokenizer_of("arithmetic") for _ in range(3))
+    ours.add_tokens([AddedToken("<think>", special=False)])
+    theirs.add_tokens([AddedToken("<think>", special=True, lstrip=True)])
+    (found,) = compare_tokenizers(theirs, ours)
+    assert "'<think>' has special True, the student's False" in found
+    assert "has lstrip True, the student's False" in found
+    assert "has 26 tokens, the student's 27" in compare_tokenizers(plain, ours)[0]
+
+
+def test_a_head_that_is_padded_fits_and_one_that_ends_before_the_tokenizer_does_not() -> None:
+    config = AutoConfig.for_model("llama", **CONFIG, vocab_size=128)
+    assert compare_heads(config, config, full=True, tokens=120) == []
+    (found,) = compare_heads(config, config, full=False, tokens=130)
+    assert found == "has an output head of 128 tokens, and the tokenizer has ids up to 129"
 
 
 @pytest.mark.parametrize(("theirs", "ours", "full", "fits"), [(8, 8, True, True), (9, 8, True, False),

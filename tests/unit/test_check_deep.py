@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 
 from distill.load import load_model
 from distill.types import Prompt, Rollout
-from recipes.check_deep import DeepCheck, Finding, judge, reverse_kl, self_test
+from recipes.check_deep import DeepCheck, self_test
 from recipes.cli import app
+from recipes.findings import Finding, judge, reverse_kl
 from teachers.model import TeacherModel
 
+ASKED_LATER = "a run asks it then, before its first step"
 QUICKLY = {"evaluate": {"validation_prompts": 4}, "rollout": {"max_new_tokens": 40, "temperature": 0.8}}
 
 
@@ -139,7 +141,7 @@ def test_every_kind_of_teacher_is_asked(folder: Path, tmp_path: Path) -> None:
     assert "above 0.2" in found["other"].reason
     assert found["adapted"].reason != found["other"].reason
     assert not found["adapted"].reason.startswith("KL 0.000 ")
-    assert found["made"] == Finding("made", "made", "later", "after stage:made", "check again once a run has made it")
+    assert found["made"] == Finding("made", "made", "later", "after stage:made", ASKED_LATER)
     made = tmp_path / "stages" / "made" / "student"
     save_model(made, tokenizer_of("arithmetic"))
     again = {one.teacher: one for one in DeepCheck(recipe(**anchored(folder)), tmp_path).findings()}

@@ -98,7 +98,10 @@ def test_whole_checkpoints_and_pruning(tmp_path: Path) -> None:
     assert (tmp_path / "step-000030.tmp-old").exists()
     (run_dir / "attempt").write_text("mine")
     checkpoint.prune(run_dir, tmp_path, keep=2, attempt="mine")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000030.tmp-mine", "step-000100", "step-1000000"]
+    left = ["step-000030.tmp-mine", "step-000100", "step-1000000"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    checkpoint.prune(run_dir, tmp_path, keep=1, attempt="mine", spared={100, 7})
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 def test_write_atomic_leaves_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

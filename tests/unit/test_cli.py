@@ -163,21 +163,22 @@ def test_schema_is_json() -> None:
     assert result.exit_code == 0
     schema = json.loads(result.output)
     assert "extends" in schema["properties"]
-    assert schema["$defs"]["RunRecipe"]["properties"]["steps"]["description"]
+    assert schema["$defs"]["RunRecipe"]["properties"]["steps"]["anyOf"][0]["description"]
 
 
 def test_help_names_every_command() -> None:
     result = mopd("--help")
-    for name in ("run", "check", "eval", "schema"):
+    for name in ("run", "check", "compare", "eval", "workspace", "schema"):
         assert name in result.output
 
 
 def test_eval_measures_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(tmp_path / "model", tokenizer_of("arithmetic"))
     monkeypatch.chdir(tmp_path)
-    result = mopd("eval", "model", "--tasks", "arithmetic", "--prompts", "4")
+    (tmp_path / "own.py").write_text("from rollouts.tasks.arithmetic import Arithmetic")
+    result = mopd("eval", "model", "--tasks", "arithmetic,./own.py:Arithmetic", "--prompts", "4")
     assert result.exit_code == 0, result.output
-    assert "arithmetic" in result.output
+    assert all(name in result.output for name in ("arithmetic", "Arithmetic"))
     assert "0.0" in result.output  # a random model adds nothing up
 
 
@@ -187,6 +188,7 @@ def test_eval_measures_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("./nowhere", "arithmetic", "no checkpoint at ./nowhere"),
         ("./nowhere", "arithmetics,ordering", "no task is called 'arithmetics'; did you mean `arithmetic`"),
         ("./nowhere", ",", "no task is called ''"),
+        ("./nowhere", "./a.py:T,./b.py:T", "two are called 'T'; ask them one by one"),
     ],
 )
 def test_eval_refuses_what_is_not_there(model: str, tasks: str, told: str) -> None:

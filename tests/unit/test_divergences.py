@@ -1,11 +1,12 @@
 """Forward KL and Jensen-Shannon against their definitions, with loops in float64; temperature; several teachers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from losses_kit import FORWARD, FULL, HALF, PLAIN, SQUARE, V, every_token, graded, microbatch, rows, run
-from naive import jensen_shannon, kl, numeric_gradient, softmax
+from naive import jensen_shannon, kl, numeric_gradient, reverse_kl_gradient, softmax
 
 from distill.recipe import JSD
 
@@ -117,6 +118,19 @@ def test_several_teachers_give_the_weighted_sum_of_their_divergences(settings):
         assert gradient[b, 1].tolist() == pytest.approx(numeric_gradient(total, z), abs=1e-9)
         reverse = sum(w * kl(softmax(z), one) for w, one in zip(weights, q, strict=True))
         assert out.stats["kl"][b, 1].item() == pytest.approx(reverse)
+
+
+@pytest.mark.parametrize("settings", [PLAIN, SQUARE], ids=told)
+def test_expected_gradients_of_several_teachers_are_the_weighted_sum_of_their_kls(settings):
+    student, first, second = rows(V, seed=30), rows(V, seed=31), rows(V, seed=32)
+    mean = 0.25 * first.log_softmax(-1) + 0.75 * second.log_softmax(-1)  # what collation hands over: not normalised
+    logits, batch = every_token(student, first)
+    batch = replace(batch, teacher=torch.stack([torch.zeros_like(mean), mean], dim=1))
+    _, gradient = run(settings.estimator, logits, batch, settings)
+    expected = (student.softmax(-1).unsqueeze(-1) * gradient[:, 1]).sum(0)
+    p = softmax(student.tolist())
+    parts = [reverse_kl_gradient(p, softmax(teacher.tolist())) for teacher in (first, second)]
+    assert expected.tolist() == pytest.approx([0.25 * a + 0.75 * b for a, b in zip(*parts, strict=True)], abs=1e-9)
 
 
 TEMPERATURE = 0.6

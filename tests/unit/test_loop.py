@@ -52,8 +52,8 @@ class Grades:
 
 
 class Watch:
-    def __init__(self, *, save_every=3, stop_after=None):
-        self.log, self.save_every, self.stop_after = [], save_every, stop_after
+    def __init__(self, *, save_every=3, stop_after=None, end_after=None):
+        self.log, self.save_every, self.stop_after, self.end_after = [], save_every, stop_after, end_after
         self.step = 0
 
     def resumed(self, step):
@@ -76,6 +76,9 @@ class Watch:
     def saves(self, step):
         return step % self.save_every == 0
 
+    def ended(self):
+        return self.step == self.end_after
+
     def stops(self):
         return self.step == self.stop_after
 
@@ -85,7 +88,8 @@ def prompts(step):
 
 
 def go(student, watch, steps=5, grader=None):
-    train(student=student, sampler=Actor(), grader=grader or Grades(), prompts=prompts, steps=steps, watch=watch)
+    grader = grader or Grades()
+    return train(student=student, sampler=Actor(), grader=grader, prompts=prompts, steps=steps, watch=watch)
 
 
 def test_every_step_acts_grades_and_moves_once_in_order():
@@ -95,6 +99,17 @@ def test_every_step_acts_grades_and_moves_once_in_order():
     assert student.updated[3][1] == ["3/0", "3/1"]
     assert [e for e in watch.log if e[0] == "evaluated"] == [("evaluated", 0), ("evaluated", 2), ("evaluated", 4)]
     assert student.saved == [3, 5], "every third, and the last"
+
+
+def test_a_rule_that_ends_the_run_saves_its_step_and_is_no_interruption():
+    student, watch = Counter(), Watch(end_after=2)
+    assert go(student, watch) == 2
+    assert student.saved == [2]
+    assert ("evaluated", 2) in watch.log
+    resumed = Counter(saved=student.saved)
+    assert go(resumed, Watch(end_after=2)) == 2, "killed after that, it does not go on"
+    assert resumed.updated == []
+    assert go(Counter(), Watch()) == 5
 
 
 def test_an_interrupted_run_saves_its_step_and_goes_on_to_the_same_end():
@@ -146,6 +161,22 @@ def test_finished_steps_are_kept_where_a_grader_breaks_and_the_student_is_whole(
     with pytest.raises(error):
         go(resumed, Watch(), grader=Breaks())
     assert resumed.saved == kept, "nothing new was finished"
+
+
+def test_a_grader_that_breaks_in_an_evaluation_costs_no_finished_step():
+    class Breaks(Watch):
+        def evaluate(self, step, weights):
+            if step == 4:
+                raise GradingFailed("teacher 'math' died")
+            super().evaluate(step, weights)
+
+    student = Counter()
+    with pytest.raises(GradingFailed):
+        go(student, Breaks(save_every=3))
+    assert student.saved == [3, 4]
+    resumed, watch = Counter(saved=student.saved), Watch()
+    assert go(resumed, watch) == 5
+    assert watch.log[:2] == [("resumed", 4), ("evaluated", 4)], "taken again"
 
 
 def test_clock_gives_generation_its_own_time_and_takes_it_out_of_scoring(monkeypatch):

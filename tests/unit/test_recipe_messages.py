@@ -56,7 +56,7 @@ def test_a_wrong_value_is_told_in_a_plain_sentence(tmp_path: Path, override: str
 
 
 def test_a_setting_of_another_estimator_is_unknown(tmp_path: Path) -> None:
-    told = "unknown key `loss.reward_weight`; known here: advantage_clip, gate, estimator"
+    told = "unknown key `loss.reward_weight`; known here: advantage_clip, gate, extrapolation, reference, estimator"
     assert told in refused(tmp_path, SMALL, "loss={estimator: k2, reward_weight: 1}")
 
 

@@ -30,9 +30,11 @@ EVERYTHING: dict[str, Any] = {
     },
     "teachers": {"t": {"model": "stage:s"}, "u": {"model": "stage:s"}},
     "loss": {"estimator": "policy_gradient"},
+    "stop": dict.fromkeys(("kl", "truncation", "repetition", "length"), 0.5),
     "stages": {"s": {"from": {"architecture": "llama"}}},
 }
-OTHER: dict[str, Any] = {  # leaves whose other value has to be said, because most values would be refused
+OTHER: dict[str, Any] = {
+    "loss.settings": {"strength": 2.0},  # leaves whose other value has to be said, because most values would be refused
     "loss.gate": [0.1, 9.0],
     "student.optimizer.betas": [0.5, 0.6],
     "stages.*.optimizer.betas": [0.5, 0.6],
@@ -41,9 +43,11 @@ OTHER: dict[str, Any] = {  # leaves whose other value has to be said, because mo
     "student.model.config": {"hidden_size": 16},
     "stages.*.from.config": {"hidden_size": 16},
 }
-LOSS_OF: dict[str, str] = {"loss.beta": "jsd", "loss.payload": "full_reverse_kl"} | dict.fromkeys(
-    ("loss.k", "loss.support", "loss.outside"), "topk_reverse_kl"
-)
+LOSS_OF: dict[str, str] = {
+    "loss.beta": "jsd",
+    "loss.payload": "full_reverse_kl",
+    "loss.settings": "./loss.py:LOSS",
+} | dict.fromkeys(("loss.k", "loss.support", "loss.outside"), "topk_reverse_kl")
 """The estimator of a setting that the one of EVERYTHING does not have."""
 BESIDES: dict[str, Any] = {"domains.*.teacher": {"teachers": {}}, "domains.*.evaluate_only": {"teachers": {}}}
 """What else has to change in the same section for the other value to be valid."""

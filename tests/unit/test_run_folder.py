@@ -13,8 +13,8 @@ from check_kit import recipe
 from distill.checkpoint import claim
 from distill.recipe_file import dump_recipe
 from distill.types import UserError
+from recipes.checkpoints import local_folder
 from recipes.run_folder import check_folder, existing_parent, move_aside, refuse_changed_recipe
-from recipes.survey import local_folder
 
 NOBODY = 65534
 

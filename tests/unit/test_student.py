@@ -11,6 +11,7 @@ import pytest
 import torch
 from student_kit import (
     ADAMW,
+    DENSE,
     DOMAINS,
     FAMILIES,
     SGD,
@@ -89,12 +90,12 @@ def test_ranks_and_expert_parallel_train_alike(
 def test_other_families(models: Path, tmp_path: Path, one: ProcessRanks, two: ProcessRanks, family: str) -> None:
     spec = make_spec(make_model(models, family), tmp_path / "1", optimizer=SGD)
     reference, first = train(one, spec, steps=2)
-    for expert_parallel in (1,) if family == "llama" else (1, 2):
+    for expert_parallel in (1,) if family in DENSE else (1, 2):
         settings = engine_of(2, expert_parallel=expert_parallel)
         weights, metrics = train(two, replace(spec, engine=settings, run_dir=str(tmp_path / "2")), steps=2)
         assert furthest(weights, reference) < 1e-6
         assert metrics[-1] == pytest.approx(first[-1], rel=1e-4, abs=1e-5)
-    assert ("router/max_load" in first[-1]) == (family != "llama")
+    assert ("router/max_load" in first[-1]) == (family not in DENSE)
 
 
 @pytest.mark.parametrize(

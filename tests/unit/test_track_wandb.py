@@ -31,7 +31,7 @@ def test_offline_files_hold_what_the_run_wrote(tmp_path: Path) -> None:
     assert shown.history()[-1] == {"step": 5, "train/kl/math": 0.5}
     run = shown.run
     assert (run.project, run.run_group, run.display_name, run.job_type) == ("seesaws", "tiny", "tiny", "mopd")
-    assert list(run.tags) == ["a", "b"]
+    assert list(run.tags) == ["mopd", "full_reverse_kl", "seed-7", "a", "b"]
     config = dict(shown.config)
     assert config.pop("stage") is None
     assert Recipe.model_validate(config) == recipe()
@@ -66,10 +66,16 @@ def test_tables(tmp_path: Path) -> None:
         write_run(tracker, steps=2)
         tracker.append_rows("rollouts", ROLLOUTS)
         tracker.summarize(SEESAW)
-    tables = offline_runs(tmp_path)[0].tables()
+    (shown,) = offline_runs(tmp_path)
+    charts = [u for r in shown.records for u in r.config.update if u.nested_key[:2] == ["_wandb", "visualize"]]
+    assert [chart.nested_key[2] for chart in charts] == ["recovery_by_domain"]
+    assert "wandb/bar/v0" in charts[0].value_json
+    tables = shown.tables()
     (scores,) = tables["scores"]
     assert scores["columns"] == ["model", "math", "code"]
     assert scores["data"] == [["base", 0.5, 0.25], ["student", 0.75, None]]
+    (bars,) = tables["recovery_by_domain_table"]
+    assert (bars["columns"], bars["data"]) == (["domain", "recovery_by_domain"], [["math", 0.9]])
     (rollouts,) = tables["rollouts"]
     assert rollouts["columns"] == ["step", "domain", "prompt", "text", "verdict", "advantages"]
     assert rollouts["data"] == [[2, "math", "1+1=", "2", 1.0, "[0.5, -0.25]"]]
@@ -196,6 +202,18 @@ def test_wandb_that_cannot_be_imported(tmp_path: Path) -> None:
 def test_a_folder_that_wandb_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "wandb").write_text("a file where W&B wants its folder")
     assert one_line(run_whole(tmp_path, "offline"), BROKEN)
+
+
+def test_a_table_that_wandb_refuses(tmp_path: Path) -> None:
+    """W&B raises while the run goes on: what comes after is in metrics.jsonl, and one line says what happened."""
+    told: list[str] = []
+    with Tracker(tmp_path, recipe=recipe(), say=told.append) as tracker:
+        tracker.resume(0)
+        tracker.append_rows("rollouts", [{"step": 0, "verdict": 1.0}, {"step": 0, "verdict": "right"}])
+        write_run(tracker)
+    assert len(told) == 1
+    assert told[0].startswith(f"{BROKEN} (TypeError")
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2, 2, 3, 4, 4]
 
 
 def test_wandb_dies_in_the_middle(tmp_path: Path) -> None:

@@ -76,8 +76,11 @@ class OfflineRun:
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Every table by name, in the order in which they were logged."""
         found: dict[str, list[dict[str, Any]]] = {}
-        for path in sorted(self.folder.glob("files/media/table/*.json"), key=lambda p: int(p.name.split("_")[1])):
-            found.setdefault(path.name.split("_")[0], []).append(json.loads(path.read_text()))
+        named = [
+            (re.fullmatch(r"(.+)_(\d+)_\w+\.table\.json", p.name), p) for p in self.folder.glob("files/media/table/*")
+        ]
+        for match, path in sorted(((m, p) for m, p in named if m), key=lambda pair: int(pair[0][2])):
+            found.setdefault(match[1], []).append(json.loads(path.read_text()))
         return found
 
 
@@ -92,6 +95,7 @@ class Server:
     def __init__(self) -> None:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.runs: dict[str, dict[str, Any]] = {}
+        self.views: list[dict[str, Any]] = []
         handler = type("Handler", (_Handler,), {"server_of": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -109,7 +113,7 @@ class Server:
             self.rows.setdefault(match[1], []).extend(map(json.loads, lines))
             return {}
         operation = re.search(r"(?:query|mutation)\s+(\w+)", body.get("query", ""))
-        data = getattr(self, f"_{operation[1]}", lambda _: {})(body["variables"]) if operation else {}
+        data = getattr(self, f"_{operation[1]}", lambda _: {})(body.get("variables") or {}) if operation else {}
         return {"data": data}
 
     def _RunResumeStatus(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
@@ -125,6 +129,17 @@ class Server:
         project = {"id": "1", "name": asked["project"], "entity": _ENTITY}
         bucket = {"id": "1", "name": asked["name"], "displayName": asked["name"], "config": "{}", "project": project}
         return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+
+    def _UpsertView2(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        self.views.append(asked)
+        return {"upsertView": {"view": {"id": "1", "name": asked["name"]}, "inserted": True}}
+
+    def _Viewer(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return {
+            "viewer": {"id": "1", "entity": "somebody", "username": "somebody", "flags": "{}", "teams": {"edges": []}}
+        }
+
+    _GetDefaultEntity = _Viewer
 
     def _CreateRunFiles(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in asked["files"]]

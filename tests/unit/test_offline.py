@@ -1,0 +1,95 @@
+"""`mopd check --offline`: plans of real models from their configurations, and what they leave open, told."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from check_kit import recipe
+from typer.testing import CliRunner
+
+from distill.engine import model_dtype
+from distill.recipe_file import load_recipe
+from distill.types import UserError
+from recipes import SHIPPED
+from recipes.check import check
+from recipes.checkpoints import empty_model
+from recipes.cli import app
+from recipes.offline import PROMPT_TOKENS, shipped_config, unchecked
+from recipes.plan import GIB
+
+REAL = ("qwen3_8gpu",)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active", "digits"),
+    [
+        # As their model cards and reports give them: billions, to so many digits after the point.
+        ("Qwen/Qwen3-30B-A3B", 30.5, 3.3, 1),
+        ("Qwen/Qwen3-32B", 32.8, 32.8, 1),
+        ("XiaomiMiMo/MiMo-V2-Flash", 309, 15, 0),
+    ],
+)
+def test_shipped_configurations_have_the_published_parameters(
+    name: str, total: float, active: float, digits: int
+) -> None:
+    cost = empty_model(shipped_config(name))[1]
+    assert cost.total_parameters / 1e9 == pytest.approx(total, rel=0.02)
+    # Published figures are rounded: a whole unit of their last digit is allowed besides.
+    assert cost.active_parameters / 1e9 == pytest.approx(active, rel=0.02, abs=0.5 * 10**-digits)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_recipe_of_real_models_is_planned_without_a_network(tmp_path: Path, name: str) -> None:
+    made = load_recipe(name, shipped=SHIPPED)
+    plan = check(made, tmp_path / "run", offline=True)
+    assert not (tmp_path / "run").exists()
+    assert sum(process.count for process in plan.processes) == 8
+    for process in plan.processes:
+        assert process.bytes_each < 141e9, process  # what the recipe says such a GPU has
+    most = PROMPT_TOKENS + made.rollout.max_new_tokens
+    assert [step.most_tokens for step in plan.steps] == [64 * most, 64 * most]
+
+
+def test_experts_and_the_rest_are_sharded_over_the_ranks_that_hold_them(tmp_path: Path) -> None:
+    """By hand, in bytes: weights and gradients 2 each, their float32 sums and copies 4 each, Adam's two states 8."""
+    made = load_recipe("qwen3_8gpu", shipped=SHIPPED)
+    (each,) = (p.bytes_each for p in check(made, tmp_path / "run", offline=True).processes if "student" in p.name)
+    assert model_dtype(made.student.engine, "cuda").itemsize == 2
+    sharded = 30_532_122_624 * 20 / 6  # two groups of experts over three ranks each: every value is on one rank
+    assert sharded < each < sharded + 12 * GIB
+
+
+def test_what_is_left_open_is_told() -> None:
+    lines = unchecked(load_recipe("qwen3_8gpu", shipped=SHIPPED))
+    assert len(lines) == 3
+    assert "Qwen/Qwen3-30B-A3B, Qwen/Qwen3-32B" in lines[0]
+    assert "google-research-datasets/mbpp, openai/gsm8k" in lines[1]
+    assert unchecked(recipe()) == []
+
+
+def test_a_model_that_is_not_shipped_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as told:
+        check(recipe(student={"model": "Qwen/Qwen3-31B"}), tmp_path, offline=True)
+    assert "nothing is known of the Hub model 'Qwen/Qwen3-31B'; did you mean `Qwen/Qwen3-32B`?" in str(told.value)
+
+
+def test_the_command_prints_the_plan_and_what_is_open(tmp_path: Path) -> None:
+    command = ["check", "qwen3_8gpu", "--offline", "--out", str(tmp_path / "run")]
+    ended = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    assert ended.exit_code == 0, ended.output
+    for told in ("30.5 B", "3.4 B", "left unchecked, without a network:", "qwen3_8gpu: every other check passed"):
+        assert told in ended.output, told
+    ended = CliRunner().invoke(app, [*command, "--deep"])
+    assert ended.exit_code == 2
