@@ -38,7 +38,13 @@ class UpdatePlan:
 
 
 def plan_updates(
-    batch: Sequence[ScoredRollout], *, shares: Mapping[str, float], updates: int, ranks: int, microbatch_tokens: int
+    batch: Sequence[ScoredRollout],
+    *,
+    shares: Mapping[str, float],
+    updates: int,
+    ranks: int,
+    microbatch_tokens: int,
+    selective: bool = False,
 ) -> list[UpdatePlan]:
     """Split a batch into ``updates`` optimizer steps, each with every domain in it; a pure function of its arguments.
 
@@ -46,9 +52,11 @@ def plan_updates(
         batch: all rollouts of a step; samples of one prompt may land in different updates.
         shares: ``g_d`` of every trained domain, relative to each other.
         microbatch_tokens: padded tokens of a microbatch at most; a longer rollout gets a microbatch of its own.
+        selective: the grader selects. What it left out is in no update. A domain of which it kept nothing has no part
+            in the update, whose other domains weigh what they would have; an update without any is not taken.
 
     Raises:
-        UserError: a domain has fewer rollouts than there are updates.
+        UserError: a domain has fewer rollouts than there are updates; not where ``selective``.
         WorldError: a domain has no trained token in an update.
         ValueError: a rollout's domain has no share.
 
@@ -61,24 +69,23 @@ def plan_updates(
             raise ValueError(
                 f"rollout {scored.rollout.index} is of domain {scored.rollout.domain!r}; shares are of {list(shares)}"
             )
-        by_domain[scored.rollout.domain].append(position)
+        if scored.kept:
+            by_domain[scored.rollout.domain].append(position)
     problems = [
         f"domain {name!r} has {len(positions)} rollouts for {updates} updates; every update needs at least one: "
         "give the domain more prompts, or lower student.updates_per_step"
         for name, positions in by_domain.items()
         if len(positions) < updates
     ]
-    if problems:
+    if problems and not selective:
         raise UserError(*problems)
+    parts = [{name: positions[u::updates] for name, positions in by_domain.items()} for u in range(updates)]
+    if selective:
+        parts = [{name: positions for name, positions in part.items() if positions} for part in parts]
     return [
-        _plan_one(
-            batch,
-            {name: positions[u::updates] for name, positions in by_domain.items()},
-            shares=shares,
-            ranks=ranks,
-            microbatch_tokens=microbatch_tokens,
-        )
-        for u in range(updates)
+        _plan_one(batch, part, shares=shares, ranks=ranks, microbatch_tokens=microbatch_tokens)
+        for part in parts
+        if part
     ]
 
 

@@ -10,7 +10,7 @@ from distill.engine import model_dtype
 from distill.recipe import Engine, Optimizer, Recipe
 from recipes.check_tasks import Lengths
 from recipes.lineage import SELF, households
-from recipes.methods import routes
+from recipes.methods import METHODS, routes
 from recipes.stages import stage_domains
 from recipes.survey import Facts
 
@@ -198,13 +198,16 @@ def _flops(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Len
         sequences = [round(lengths[name].mean_prompt + lengths[name].mean_answer)] * (
             domain.prompts * recipe.rollout.samples_per_prompt
         )
-        total += student.train(sequences) + (student.generate(sequences) if recipe.method == "mopd" else 0)
+        total += student.train(sequences) + (student.generate(sequences) if METHODS[recipe.method].samples else 0)
         total += sum(facts[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in routes(recipe)[name])
     total *= recipe.run.steps
     for name, stage in recipe.stages.items():
         for domain in stage_domains(recipe, name):
-            sequences = [round(lengths[domain].mean_prompt + lengths[domain].mean_answer)] * stage.prompts
-            total += stage.steps * facts[f"stages.{name}.from"].cost.train(sequences)
+            samples = METHODS[stage.method].samples
+            rollouts = stage.prompts * (stage.samples_per_prompt if samples else 1)
+            sequences = [round(lengths[domain].mean_prompt + lengths[domain].mean_answer)] * rollouts
+            cost = facts[f"stages.{name}.from"].cost
+            total += stage.steps * (cost.train(sequences) + (cost.generate(sequences) if samples else 0))
     return total
 
 
