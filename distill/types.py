@@ -33,6 +33,7 @@ from distill.payloads import PayloadName as PayloadName
 from distill.payloads import Sampled as Sampled
 from distill.payloads import TeacherScore as TeacherScore
 from distill.payloads import TopK as TopK
+from distill.payloads import UInt16 as UInt16
 
 Bool: TypeAlias = npt.NDArray[np.bool_]
 Finish: TypeAlias = Literal["eos", "length"]

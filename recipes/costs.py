@@ -1,4 +1,4 @@
-"""What a step spends: tokens and FLOPs of generation, of each teacher and of the update, as rows of metrics.jsonl."""
+"""What a step spends: tokens, FLOPs and bytes of generation, of each teacher and of the update, for metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill.flops import ModelCost, model_cost
+from distill.payloads import payload_bytes
 from distill.types import Metrics, ScoredRollout
 
 
@@ -47,7 +48,7 @@ class Costs:
         }
 
     def of_step(self, batch: Sequence[ScoredRollout]) -> Metrics:
-        """Tokens and FLOPs by role of a step that trained on ``batch``; see ``distill.ledger.ROLES``."""
+        """Tokens, FLOPs and bytes by role of a step that trained on ``batch``; see ``distill.ledger.ROLES``."""
         kept = [scored.rollout for scored in batch if scored.kept]
         metrics: Metrics = {
             "tokens/update": float(sum(rollout.trained_tokens for rollout in kept)),
@@ -57,11 +58,14 @@ class Costs:
             metrics["tokens/generation"] = float(sum(scored.rollout.trained_tokens for scored in batch))
             metrics["flops/generation"] = self._generation(batch)
         scored_by: dict[str, list[int]] = {name: [] for name in self._teachers}
+        shipped = dict.fromkeys(self._teachers, 0)
         for scored in batch:
             for _, score in scored.scores:
                 scored_by[score.teacher].append(len(scored.rollout.token_ids))
+                shipped[score.teacher] += payload_bytes(score.payload)
         for name, mine in scored_by.items():
             metrics[f"tokens/teacher/{name}"] = float(sum(mine))
+            metrics[f"bytes/teacher/{name}"] = float(shipped[name])
             metrics[f"flops/teacher/{name}"] = float(self._teachers[name].forward(mine))
         return metrics
 

@@ -21,7 +21,7 @@ from recipes.actors import student_sampler, teachers_writing
 from recipes.costs import Costs
 from recipes.exam import Exam
 from recipes.held_out import held_out
-from recipes.lineage import adapter_folders, trusted
+from recipes.lineage import adapter_folders, head_sources, trusted
 from recipes.methods import METHODS, Cast, routes, support_of
 from recipes.preflight import before_first_step
 from recipes.ranks import RayRanks
@@ -172,6 +172,7 @@ class Training:
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
             trust_remote_code=recipe.student.trust_remote_code,
+            heads=head_sources(recipe, self.teachers, lambda name: self.teacher_dtype(name, world)),
         )
 
     def _teachers(self, world: World) -> TeacherPool | None:

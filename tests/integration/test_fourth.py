@@ -78,7 +78,7 @@ def documented() -> dict[str, set[str]]:
 def generic(name: str) -> str:
     """``kl/math`` as ``kl/DOMAIN``."""
     head, _, last = name.rpartition("/")
-    if head in ("teacher_retries", "seconds/teacher", "tokens/teacher", "flops/teacher"):
+    if head in ("teacher_retries", "seconds/teacher", "tokens/teacher", "flops/teacher", "bytes/teacher"):
         return f"{head}/TEACHER"
     return f"{head}/DOMAIN" if last in DOMAINS else name
 
