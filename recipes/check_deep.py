@@ -14,7 +14,7 @@ from distill.adapters import active
 from distill.evaluate import evaluate
 from distill.recipe import Architecture, Recipe
 from distill.types import Float32, Full, Rollout
-from recipes.check import resolve_device
+from recipes.placement import resolve_device
 from recipes.exam import verify
 from recipes.findings import ROLLOUTS, TOLERANCE, Finding, judge, reverse_kl
 from recipes.launch import on_disk

@@ -13,7 +13,7 @@ from distill.console import Progress
 from distill.loop import Interrupted
 from distill.recipe_study import Child, Study
 from distill.types import UserError, WorldError
-from recipes.check import resolve_device
+from recipes.placement import resolve_device
 from recipes.compare import compare
 from recipes.compare_console import console_tables
 from recipes.compare_page import chosen_pair, write_comparison
