@@ -74,3 +74,34 @@ def test_reward_learning_on_all_domains_at_once(tmp_path):
     seesaw = json.loads((tmp_path / "run" / "seesaw.json").read_text())
     assert set(seesaw["models"]) == {"base", "student"}
     assert all(f"reward/{name}" in row for row in trained(tmp_path / "run") for name in ("math", "code", "reasoning"))
+
+
+def test_the_students_of_a_cascade_and_of_a_merge_are_made_of_stages(off_policy, tmp_path):
+    """In one folder after the other, with the stages of the first run: they are there, and made by the same recipe."""
+    common = [*SMALL[1:2], *SMALL[5:], *STAGES_BY_REWARD]
+    cascade = [
+        "method=cascade",
+        "student={model: stage:code}",
+        "run={}",
+        "stages.code.from=stage:math",
+        *(f"domains.{name}.teacher=null" for name in ("math", "code", "reasoning")),
+        *(f"teachers.{name}=null" for name in ("math", "code", "reasoning")),
+    ]
+    merge = [
+        "method=merge",
+        "merge={how: task_arithmetic, strengths: [0.5, 1.0]}",
+        "student={model: stage:base}",
+        "run={}",
+    ]
+    out = tmp_path / "cascade"
+    run("run", "smoke", *common, *[one for one in cascade if "reasoning.model" not in one], "--out", out)
+    seesaw = json.loads((out / "seesaw.json").read_text())
+    assert set(seesaw["models"]) == {"base", "student"}
+    assert [point["step"] for point in seesaw["curve"]] == [1, 2]
+    out = tmp_path / "merge"
+    run("run", "smoke", *common, *merge, "--out", out)
+    seesaw = json.loads((out / "seesaw.json").read_text())
+    assert {"base", "student", "teachers/math"} <= set(seesaw["models"])
+    asked = {(row["model"], row["split"]) for row in rows(out / "evaluations.jsonl")}
+    assert {("candidates/0.5", "validation"), ("candidates/1", "validation"), ("student", "test")} <= asked
+    assert (out / "student" / "model.safetensors").is_file()
