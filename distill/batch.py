@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.grades import TeacherSlot, mean_of_teachers, one_teacher, teachers_apart
+from distill.grades import HiddenRows, TeacherSlot, hidden_rows, mean_of_teachers, one_teacher, teachers_apart
 from distill.types import PayloadName, ScoredRollout, UserError, WorldError
 
 
@@ -38,7 +38,13 @@ class UpdatePlan:
 
 
 def plan_updates(
-    batch: Sequence[ScoredRollout], *, shares: Mapping[str, float], updates: int, ranks: int, microbatch_tokens: int
+    batch: Sequence[ScoredRollout],
+    *,
+    shares: Mapping[str, float],
+    updates: int,
+    ranks: int,
+    microbatch_tokens: int,
+    selective: bool = False,
 ) -> list[UpdatePlan]:
     """Split a batch into ``updates`` optimizer steps, each with every domain in it; a pure function of its arguments.
 
@@ -46,9 +52,11 @@ def plan_updates(
         batch: all rollouts of a step; samples of one prompt may land in different updates.
         shares: ``g_d`` of every trained domain, relative to each other.
         microbatch_tokens: padded tokens of a microbatch at most; a longer rollout gets a microbatch of its own.
+        selective: the grader selects. What it left out is in no update. A domain of which it kept nothing has no part
+            in the update, whose other domains weigh what they would have; an update without any is not taken.
 
     Raises:
-        UserError: a domain has fewer rollouts than there are updates.
+        UserError: a domain has fewer rollouts than there are updates; not where ``selective``.
         WorldError: a domain has no trained token in an update.
         ValueError: a rollout's domain has no share.
 
@@ -61,24 +69,23 @@ def plan_updates(
             raise ValueError(
                 f"rollout {scored.rollout.index} is of domain {scored.rollout.domain!r}; shares are of {list(shares)}"
             )
-        by_domain[scored.rollout.domain].append(position)
+        if scored.kept:
+            by_domain[scored.rollout.domain].append(position)
     problems = [
         f"domain {name!r} has {len(positions)} rollouts for {updates} updates; every update needs at least one: "
         "give the domain more prompts, or lower student.updates_per_step"
         for name, positions in by_domain.items()
         if len(positions) < updates
     ]
-    if problems:
+    if problems and not selective:
         raise UserError(*problems)
+    parts = [{name: positions[u::updates] for name, positions in by_domain.items()} for u in range(updates)]
+    if selective:
+        parts = [{name: positions for name, positions in part.items() if positions} for part in parts]
     return [
-        _plan_one(
-            batch,
-            {name: positions[u::updates] for name, positions in by_domain.items()},
-            shares=shares,
-            ranks=ranks,
-            microbatch_tokens=microbatch_tokens,
-        )
-        for u in range(updates)
+        _plan_one(batch, part, shares=shares, ranks=ranks, microbatch_tokens=microbatch_tokens)
+        for part in parts
+        if part
     ]
 
 
@@ -144,6 +151,7 @@ class Microbatch:
         reward_advantage_B: float32, group-normalised reward, or None where the loss uses no reward.
         reference_BT: float32, nats: the log-probabilities of the loss' reference, or None where it has none.
         slots: the teachers one by one, for losses that are not a function of their mean; otherwise empty.
+        hidden: for payload ``hidden``, else None.
     """
 
     token_ids_BT: Tensor
@@ -157,6 +165,7 @@ class Microbatch:
     reward_advantage_B: Tensor | None
     reference_BT: Tensor | None = None
     slots: tuple[TeacherSlot, ...] = ()
+    hidden: HiddenRows | None = None
 
 
 def collate(
@@ -201,10 +210,9 @@ def collate(
         mask_BT[b, :n] = rollout.loss_mask
         weights_BT[b, :n] = np.where(rollout.loss_mask, token_weight[rollout.domain], 0.0)
         sampler_logprobs_BT[b, :n] = rollout.sampler_logprobs
-    domain_B = [domains.index(scored.rollout.domain) for scored in rollouts] or [0]
     reward_B = None if reward_advantages is None else torch.tensor([*reward_advantages] or [0.0], dtype=torch.float32)
-    mean = None if payload is None or apart else mean_of_teachers(rollouts, (B, T), payload)
     anchor = None if reference is None else one_teacher(rollouts, (B, T), reference)
+    mean = None if payload in (None, "hidden") or apart else mean_of_teachers(rollouts, (B, T), payload)
     slots = () if payload is None or not apart else teachers_apart(rollouts, (B, T), payload)
     return Microbatch(
         token_ids_BT=torch.from_numpy(token_ids_BT).to(device),
@@ -212,10 +220,11 @@ def collate(
         mask_BT=torch.from_numpy(mask_BT).to(device),
         weights_BT=torch.from_numpy(weights_BT).to(device),
         sampler_logprobs_BT=torch.from_numpy(sampler_logprobs_BT).to(device),
-        domain_B=torch.tensor(domain_B, device=device),
+        domain_B=torch.tensor([domains.index(scored.rollout.domain) for scored in rollouts] or [0], device=device),
         teacher=None if mean is None else mean.to(device),
         has_teacher_B=torch.tensor([bool(scored.scores) for scored in rollouts] or [False], device=device),
         reward_advantage_B=None if reward_B is None else reward_B.to(device),
         reference_BT=None if anchor is None else anchor.to(device),
         slots=tuple(slot.to(device) for slot in slots),
+        hidden=hidden_rows(rollouts, (B, T)).to(device) if payload == "hidden" else None,
     )

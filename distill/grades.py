@@ -1,6 +1,7 @@
-"""What teachers said of rollouts, as tensors of a microbatch: their weighted mean, or each teacher apart.
+"""What teachers said of rollouts, as tensors of a microbatch: their weighted mean, each apart, or hidden states.
 
-Shape legend: B sequences, T tokens of the longest one, V vocabulary, K entries of a top-k support.
+Shape legend: B sequences, T tokens of the longest one, V vocabulary, K entries of a top-k support, N trained
+tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.types import Float32, Full, Int32, PayloadName, Sampled, ScoredRollout, TeacherScore, TopK
+from distill.payloads import to_torch
+from distill.types import Float32, Full, Hidden, Int32, PayloadName, Sampled, ScoredRollout, TeacherScore, TopK
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,33 @@ class TeacherSlot:
         s = self.support
         support = s and SupportRows(s.ids_BTK.to(device), s.rest_BT.to(device), s.sampled_BT.to(device))
         return TeacherSlot(self.weight_B.to(device), self.logprobs.to(device), support)
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenPart:
+    """What one teacher says of a group's tokens: its weight, its hidden states ``(N, H)``, their head's fingerprint."""
+
+    weight: float
+    hidden_NH: Tensor
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenRows:
+    """Teachers' hidden states at the trained tokens alone, those of the same heads and weights together.
+
+    Attributes:
+        places_N: int64, where each token is in the microbatch read row by row, ``b * T + t``; group after group.
+        groups: each the teachers of consecutive tokens.
+    """
+
+    places_N: Tensor
+    groups: tuple[tuple[HiddenPart, ...], ...]
+
+    def to(self, device: torch.device | str) -> HiddenRows:
+        """The same on a device."""
+        groups = (tuple(HiddenPart(p.weight, p.hidden_NH.to(device), p.head) for p in group) for group in self.groups)
+        return HiddenRows(self.places_N.to(device), tuple(groups))
 
 
 def combine_teachers(scored: ScoredRollout, payload: PayloadName) -> Float32:
@@ -138,6 +167,36 @@ def _slot(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], payload: Pa
         sampled_BT=_padded([topk and topk.sampled_T for topk in topks], shape),
     )
     return TeacherSlot(weight_B, _padded(logprobs, wide), support)
+
+
+def hidden_rows(rollouts: Sequence[ScoredRollout], shape: tuple[int, int]) -> HiddenRows:
+    """The hidden states of the rollouts' teachers; ``shape`` is ``(B, T)``.
+
+    Raises:
+        ValueError: a rollout has no teacher or lacks the payload.
+    """
+    _refuse_untaught(rollouts)
+    places: dict[tuple[tuple[float, str], ...], list[np.ndarray]] = {}
+    rows: dict[tuple[tuple[float, str], ...], list[list[np.ndarray]]] = {}
+    for b, scored in enumerate(rollouts):
+        hidden: list[tuple[float, Hidden]] = []
+        for weight, score in scored.scores:
+            if not isinstance(score.payload, Hidden):
+                raise _unfit(scored, score, "hidden")
+            hidden.append((weight, score.payload))
+        mask = scored.rollout.loss_mask
+        group = tuple((weight, one.head) for weight, one in hidden)
+        places.setdefault(group, []).append(b * shape[1] + np.flatnonzero(mask))
+        rows.setdefault(group, []).append([one.hidden_TH[mask] for _, one in hidden])
+    parts = (
+        tuple(
+            HiddenPart(weight, to_torch(np.concatenate([one[k] for one in rows[group]])), head)
+            for k, (weight, head) in enumerate(group)
+        )
+        for group in places
+    )
+    flat = [part for some in places.values() for part in some] or [np.zeros(0, dtype=np.int64)]
+    return HiddenRows(torch.from_numpy(np.concatenate(flat)), tuple(parts))
 
 
 def sampled_logprobs(scored: ScoredRollout) -> Float32:

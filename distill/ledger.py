@@ -1,8 +1,9 @@
-"""What a run costs: tokens, floating-point operations and seconds of each role.
+"""What a run costs: tokens, floating-point operations, seconds and shipped bytes of each role.
 
 A ledger keeps no hidden state: what is added is taken step by step into metrics.jsonl as ``tokens/ROLE``,
-``flops/ROLE`` and ``seconds/ROLE``, and :func:`ledger_from_rows` rebuilds the whole from those rows. So a resumed run,
-whose rows are cut back to its checkpoint, counts every step once. Time that was lost with a killed process is in none.
+``flops/ROLE``, ``seconds/ROLE`` and ``bytes/ROLE``, and :func:`ledger_from_rows` rebuilds the whole from those rows.
+So a resumed run, whose rows are cut back to its checkpoint, counts every step once. Time that was lost with a killed
+process is in none.
 
 FLOPs are those the model needs (one multiplication and one addition are two), not those a machine did: padding,
 and recomputed activations are left out. Seconds are wall clock of the loop, whose roles take turns; starting processes,
@@ -19,7 +20,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +31,31 @@ ROLES: dict[str, str] = {
     "publish": "handing the student's weights to the sampler",
     "generation": "the student writes rollouts; tokens: written",
     "scoring": "the loop waits for grades: of teachers, and of verifiers where they reward",
-    "teacher": "a teacher scores rollouts in its own processes (teacher/NAME); tokens: scored, prompts included",
+    "teacher": "a teacher scores rollouts in its own processes (teacher/NAME); tokens: scored, prompts included; "
+    "bytes: of the payloads that it ships to the student",
     "update": "forward and backward; tokens: trained",
     "evaluation": "base, teachers and student answer held-out prompts, and are verified; tokens: written",
     "other": "the part of a step that is none of these",
 }
 """Who spends. A stage's roles are ``stage/NAME/ROLE``."""
 
-UNITS = ("tokens", "flops", "seconds")
+UNITS = ("tokens", "flops", "seconds", "bytes")
 
 _ROLE = re.compile(rf"(?:stage/[^/]+/)?(?:{'|'.join(ROLES)})(?:/[^/]+)?")
 
 
 @dataclass(slots=True)
 class Spent:
-    """An amount: tokens, floating-point operations, seconds of wall clock."""
+    """An amount: tokens, floating-point operations, seconds of wall clock, bytes between processes."""
 
     tokens: float = 0.0
     flops: float = 0.0
     seconds: float = 0.0
+    bytes: float = 0.0
 
     def plus(self, other: Spent) -> Spent:
         """The sum of both."""
-        return Spent(self.tokens + other.tokens, self.flops + other.flops, self.seconds + other.seconds)
+        return Spent(*(getattr(self, unit) + getattr(other, unit) for unit in UNITS))
 
 
 class Ledger:
@@ -67,7 +70,7 @@ class Ledger:
         """All that was added, by role, in order of first appearance."""
         return self._spent
 
-    def add(self, role: str, *, tokens: float = 0, flops: float = 0, seconds: float = 0) -> None:
+    def add(self, role: str, *, tokens: float = 0, flops: float = 0, seconds: float = 0, bytes: float = 0) -> None:
         """Add to a role.
 
         Raises:
@@ -75,7 +78,7 @@ class Ledger:
         """
         if not _ROLE.fullmatch(role):
             raise ValueError(f"{role!r} is no role of the ledger; roles are {', '.join(ROLES)}, or stage/NAME/ROLE")
-        amount = Spent(float(tokens), float(flops), float(seconds))
+        amount = Spent(float(tokens), float(flops), float(seconds), float(bytes))
         for unit in UNITS:
             value = getattr(amount, unit)
             if not (math.isfinite(value) and value >= 0):
@@ -95,12 +98,13 @@ class Ledger:
         """
         spent, start = Spent(), time.perf_counter()
         yield spent
-        self.add(role, tokens=spent.tokens, flops=spent.flops, seconds=spent.seconds + time.perf_counter() - start)
+        spent.seconds += time.perf_counter() - start
+        self.add(role, **asdict(spent))
 
     def include(self, other: Ledger, *, stage: str) -> None:
         """Add a stage's ledger under ``stage/NAME/``."""
         for role, spent in other.spent.items():
-            self.add(f"stage/{stage}/{role}", tokens=spent.tokens, flops=spent.flops, seconds=spent.seconds)
+            self.add(f"stage/{stage}/{role}", **asdict(spent))
 
     def take(self) -> Metrics:
         """What was added since the last call, for this step's row of metrics.jsonl: ``tokens/generation`` and so on."""
@@ -117,7 +121,8 @@ class Ledger:
     def record(self) -> dict[str, Any]:
         """The content of ledger.json: ``{"format": 1, "roles": {ROLE: amounts}, "total": {"flops", "seconds"}}``.
 
-        Amounts are ``{"tokens", "flops", "seconds"}``. Tokens have no total: one token is written, scored and trained.
+        Amounts are ``{"tokens", "flops", "seconds"}``, and ``"bytes"`` of who ships any. Tokens have no total: one
+        token is written, scored and trained.
         """
         own = [spent.seconds for role, spent in self._spent.items() if "teacher" not in role.split("/")]
         total = {"flops": sum(spent.flops for spent in self._spent.values()), "seconds": round(sum(own), 3)}
@@ -129,7 +134,12 @@ class Ledger:
 
 
 def _amounts(spent: Spent) -> dict[str, float]:
-    return {"tokens": round(spent.tokens), "flops": spent.flops, "seconds": round(spent.seconds, 3)}
+    amounts: dict[str, float] = {
+        "tokens": round(spent.tokens),
+        "flops": spent.flops,
+        "seconds": round(spent.seconds, 3),
+    }
+    return amounts | ({"bytes": round(spent.bytes)} if spent.bytes else {})
 
 
 def read_ledger(path: Path) -> Ledger:

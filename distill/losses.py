@@ -24,7 +24,7 @@ from distill.advantages import GatedRatio, clip_gap, extrapolated_gap, gated_rat
 from distill.batch import Microbatch
 from distill.divergences import forward_kl, full_reverse_kl, jsd
 from distill.own import load_own, own_file
-from distill.recipe import K2, Loss, NegativeLogLikelihood, OwnLoss, PolicyGradient, SampledToken
+from distill.recipe import K2, FullReverseKL, Loss, NegativeLogLikelihood, OwnLoss, PolicyGradient, SampledToken
 from distill.token_loss import TokenLoss as TokenLoss
 from distill.token_loss import log_softmax, pick, spread, teachers_mean
 from distill.topk import topk_reverse_kl
@@ -116,11 +116,13 @@ OWN_PAYLOADS: tuple[PayloadName | None, ...] = ("sampled", "full", None)
 
 
 def loss_spec(loss: Loss) -> LossSpec:
-    """The estimator that a recipe's ``loss`` names, a row of :data:`LOSSES` or a user's own.
+    """The estimator that a recipe's ``loss`` names, a row of :data:`LOSSES` or a user's own, with the recipe's payload.
 
     Raises:
         UserError: an own one can't be loaded, is no :class:`LossSpec`, or asks teachers for what they don't give.
     """
+    if isinstance(loss, FullReverseKL):
+        return replace(LOSSES[loss.estimator], payload=loss.payload)
     if not isinstance(loss, OwnLoss):
         return LOSSES[loss.estimator]
     spec = load_own(loss.estimator, where="loss.estimator")

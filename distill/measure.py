@@ -71,11 +71,12 @@ class UpdateTotals:
     def watch_gradient(self, logits_BTV: torch.Tensor, microbatch: Microbatch) -> None:
         """Add the norms of the gradient at ``logits_BTV`` when the backward passes there."""
 
-        def add(gradient_BTV: torch.Tensor) -> None:
-            norms_B = gradient_BTV.norm(dim=-1).sum(dim=1, dtype=torch.float64)
-            self._sums[_ROWS.index("gradient")].index_add_(0, microbatch.domain_B, norms_B)
+        logits_BTV.register_hook(lambda gradient_BTV: self.add_gradient(gradient_BTV.norm(dim=-1), microbatch))
 
-        logits_BTV.register_hook(add)
+    def add_gradient(self, norms_BT: torch.Tensor, microbatch: Microbatch) -> None:
+        """Add the norms of the gradient at each token's logits."""
+        norms_B = norms_BT.sum(dim=1, dtype=torch.float64)
+        self._sums[_ROWS.index("gradient")].index_add_(0, microbatch.domain_B, norms_B)
 
     def all_reduce(self, counts_LE: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks; ``counts_LE`` travels along (one collective in place of two) and comes back summed."""

@@ -11,9 +11,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Int32: TypeAlias = npt.NDArray[np.int32]
 Float32: TypeAlias = npt.NDArray[np.float32]
+UInt16: TypeAlias = npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,14 @@ class TopK:
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """The last hidden states ``(T, H)``, aligned, and the name of the output head they belong to."""
+    """What goes into the output head: the last hidden states ``(T, H)``, aligned.
 
-    hidden_TH: Float32
+    Attributes:
+        hidden_TH: float32; or bfloat16, which numpy has not, as its bits: uint16.
+        head: fingerprint of the output head that they belong to; see :func:`distill.heads.fingerprint`.
+    """
+
+    hidden_TH: Float32 | UInt16
     head: str
 
 
@@ -53,9 +60,46 @@ class Full:
 
 
 Payload: TypeAlias = Sampled | TopK | Hidden | Full
-PayloadName: TypeAlias = Literal["full", "sampled", "topk"]
-"""Payloads that teachers give and losses use so far."""
+PayloadName: TypeAlias = Literal["full", "sampled", "topk", "hidden"]
 PAYLOADS: dict[str, type[Any]] = {"sampled": Sampled, "topk": TopK, "hidden": Hidden, "full": Full}
+
+
+def payload_bytes(payload: Payload) -> int:
+    """Bytes of a payload's arrays: what travels from a teacher to the student."""
+    parts = (getattr(payload, name) for name in payload.__slots__)
+    return sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
+
+
+def row_bytes(payload: PayloadName, *, vocabulary: int, hidden: int, support: int, value_bytes: int) -> int:
+    """Bytes that a teacher ships of one token.
+
+    Args:
+        vocabulary: of its output head, in tokens.
+        hidden: size of its last hidden states.
+        support: K, the tokens of a top-k support, forced ones included.
+        value_bytes: of its dtype; hidden states are shipped as they are, all else in float32.
+    """
+    return {"full": 4 * vocabulary, "hidden": value_bytes * hidden, "topk": 8 * support + 8, "sampled": 4}[payload]
+
+
+def finite_rows(values: Float32 | UInt16) -> npt.NDArray[np.bool_]:
+    """Where every number of a row is finite, ``(T,)``, without a copy of the rows: ``(T,)`` or ``(T, ...)``."""
+    if values.dtype == np.uint16:  # the bits of bfloat16: an exponent of all ones is NaN or infinity
+        return np.bitwise_and(values, np.uint16(0x7F80)).max(axis=1) != 0x7F80
+    if values.ndim == 1:
+        return np.isfinite(values)
+    return np.isfinite(values.min(axis=1)) & np.isfinite(values.max(axis=1))  # both pass NaN on
+
+
+def to_numpy(tensor: torch.Tensor) -> Float32 | UInt16:
+    """Floats of a tensor on the CPU as an array that shares its memory; bfloat16 as its bits."""
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.float().numpy()
+
+
+def to_torch(array: Float32 | UInt16) -> torch.Tensor:
+    """The inverse of :func:`to_numpy`; the array must be writable."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
 @dataclass(frozen=True, slots=True)

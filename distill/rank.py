@@ -19,11 +19,13 @@ import torch.distributed as dist
 
 from distill import checkpoint, engine, moe
 from distill.batch import collate
+from distill.forward import Objective, forward, read_heads
+from distill.heads import HeadSource
 from distill.losses import loss_spec, reference_of
 from distill.measure import UpdateTotals
 from distill.recipe import Engine, Loss, Optimizer
 from distill.schedule import learning_rate
-from distill.types import Metrics, NonFinite, ScoredRollout, UserError, WorldError, align_logits
+from distill.types import Metrics, NonFinite, ScoredRollout, UserError, WorldError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class StudentSpec:
         total_optimizer_steps: of the whole run, for the learning rate's schedule.
         run_dir: the run's folder; checkpoints lie in its ``checkpoints/``.
         attempt: id of the attempt that owns the folder; see :func:`distill.checkpoint.claim`.
+        heads: output heads of teachers that ship hidden states, held on every rank.
         trust_remote_code: whether Python code that lies in the folder of ``model`` may run.
     """
 
@@ -51,6 +54,7 @@ class StudentSpec:
     run_dir: str
     attempt: str
     keep_checkpoints: int
+    heads: tuple[HeadSource, ...] = ()
     trust_remote_code: bool = False
 
 
@@ -78,11 +82,13 @@ class StudentRank:
 
     def __init__(self, spec: StudentSpec) -> None:
         self.spec = spec
-        self._losses = loss_spec(spec.loss)
+        losses = loss_spec(spec.loss)
         self.engine, self.load_balance = engine.build(spec)
         self.module: torch.nn.Module = self.engine.module
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device = self.engine.device
+        heads = read_heads(spec.heads, self.device)
+        self._objective = Objective(losses, spec.loss, spec.temperature, heads)
         self._checkpoints = Path(spec.run_dir) / "checkpoints"
         self._pad_id: int = getattr(self.module.config, "pad_token_id", None) or 0
 
@@ -188,7 +194,7 @@ class StudentRank:
         return {**totals.metrics(), "grad_norm": norm, "lr": lr, **self.load_balance.apply(counts_LE)}
 
     def _forward_backward(self, update: RankUpdate, i: int, totals: UpdateTotals) -> None:
-        spec, losses = self.spec, self._losses
+        spec, losses = self.spec, self._objective.losses
         microbatch = collate(
             update.microbatches[i],
             token_weight=update.token_weight,
@@ -202,14 +208,9 @@ class StudentRank:
         )
         if update.microbatches[i]:
             self.load_balance.count(microbatch.attention_mask_BT)
-        output = self.engine(
-            input_ids=microbatch.token_ids_BT, attention_mask=microbatch.attention_mask_BT, use_cache=False
-        )
+        token_loss = forward(self.engine, microbatch, self._objective, totals)
         self.load_balance.pause()
-        logits_BTV = align_logits(output.logits).float() / spec.temperature
-        token_loss = losses.token_loss(logits_BTV, microbatch, spec.loss)
         totals.add(microbatch, token_loss)
-        totals.watch_gradient(logits_BTV, microbatch)
         # DeepSpeed averages gradients over ranks; the weights g_d / N_d already hold the whole batch's denominator.
         loss = (token_loss.loss_BT * microbatch.weights_BT).sum() * self.world
         self.engine.backward(loss)

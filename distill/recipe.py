@@ -96,6 +96,9 @@ class RolloutRecipe(Strict):
     max_new_tokens: Count = Field(default=64, description="tokens of a completion at most, EOS included")
     temperature: Positive = Field(default=1.0, description="of sampler, policy and teachers alike")
     batch_size: Count = Field(default=256, description="sequences of one generation batch on a rank")
+    keep_verified: Count = Field(
+        default=1, description="expert_iteration: different right answers to a prompt that are learnt from at most"
+    )
 
 
 class EvaluateRecipe(Strict):
@@ -165,10 +168,14 @@ class StageRecipe(Strict):
     trust_remote_code: bool = Field(
         default=False, description="run Python code that lies in the folder of `from`; read it first"
     )
-    method: Literal["supervised"] = Field(default="supervised", description="a row of recipes/methods.py")
+    method: Literal["supervised", "mix_rl", "expert_iteration"] = Field(
+        default="supervised", description="a row of recipes/methods.py; the last two learn by reward, without answers"
+    )
     domains: tuple[str, ...] | None = Field(default=None, description="domains trained on; none: all that are trained")
     prompts: Count = Field(default=64, description="prompts per domain and step")
     easy_share: float = Field(default=0.0, ge=0, le=1, description="share of training prompts in the task's easy form")
+    samples_per_prompt: Count = Field(default=1, description="rollouts per prompt of a stage that learns by reward")
+    keep_verified: Count = Field(default=1, description="expert_iteration: see `rollout.keep_verified`")
     steps: Count = Field(default=200, description="loop steps")
     save_every: Count = Field(default=100, description="steps between checkpoints")
     updates_per_step: Count = Field(default=1, description="optimizer steps per batch")
@@ -183,7 +190,9 @@ class Recipe(Strict):
     description: str = Field(default="", description="one line for people")
     trials: int = Field(default=0, ge=0, description="settings tried before these were chosen; 0: not told")
     seed: Seed = Field(default=0, description="of prompts, sampling noise and initialisation")
-    method: Literal["mopd", "supervised"] = Field(default="mopd", description="a row of recipes/methods.py")
+    method: Literal["mopd", "mix_rl", "expert_iteration", "off_policy", "supervised"] = Field(
+        default="mopd", description="a row of recipes/methods.py"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda with nccl and bfloat16 where there is one, else cpu, gloo and float32"
     )

@@ -27,6 +27,11 @@ class FullReverseKL(Strict):
     """Exact reverse KL over the whole vocabulary; MiMo-V2-Flash report, eq 6, without the sampling noise."""
 
     estimator: Literal["full_reverse_kl"] = Field(default="full_reverse_kl", description=WHICH)
+    payload: Literal["full", "hidden"] = Field(
+        default="full",
+        description="what teachers ship of a token, the same loss: full: a number for every token of the vocabulary; "
+        "hidden: the last hidden state, whose output head every rank of the student holds (for real vocabularies)",
+    )
 
 
 class ForwardKL(Strict):

@@ -74,7 +74,11 @@ class LiveWeights:
 
 
 class DeepSpeedStudent:
-    """A student trained by DeepSpeed; satisfies :class:`distill.types.Student`."""
+    """A student trained by DeepSpeed; satisfies :class:`distill.types.Student`.
+
+    Args:
+        selective: its grader selects what is learnt from; see :func:`distill.batch.plan_updates`.
+    """
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class DeepSpeedStudent:
         updates_per_step: int,
         share_rule: str,
         spared: Callable[[], Collection[int]] = tuple,
+        selective: bool = False,
     ) -> None:
         """``spared``: steps whose checkpoints are not to be removed, asked at each saving."""
         self._ranks = ranks
@@ -92,6 +97,7 @@ class DeepSpeedStudent:
         self._shares = dict(shares)
         self._share_rule, self._spared = share_rule, spared
         self._updates_per_step = updates_per_step
+        self._selective = selective
 
     def load_latest(self) -> int:
         """Restore the newest whole checkpoint, if any; returns the number of finished steps (0 if none)."""
@@ -105,7 +111,7 @@ class DeepSpeedStudent:
         return LiveWeights(self._ranks)
 
     def update(self, batch: Sequence[ScoredRollout], *, step: int) -> Metrics:
-        """Take ``updates_per_step`` optimizer steps on ``batch``; returns metrics averaged over them.
+        """Take ``updates_per_step`` optimizer steps on ``batch``; returns metrics averaged over them, none of none.
 
         ``share/d`` is each domain's part of the loss in this step, the same in all of its updates.
 
@@ -120,7 +126,10 @@ class DeepSpeedStudent:
             updates=self._updates_per_step,
             ranks=self._ranks.size,
             microbatch_tokens=self._spec.engine.microbatch_tokens,
+            selective=self._selective,
         )
+        if not plans:
+            return {}
         first = step * self._updates_per_step
         per_rank = [
             tuple(

@@ -33,6 +33,7 @@ from distill.payloads import PayloadName as PayloadName
 from distill.payloads import Sampled as Sampled
 from distill.payloads import TeacherScore as TeacherScore
 from distill.payloads import TopK as TopK
+from distill.payloads import UInt16 as UInt16
 
 Bool: TypeAlias = npt.NDArray[np.bool_]
 Finish: TypeAlias = Literal["eos", "length"]
@@ -130,11 +131,15 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRollout:
-    """A rollout, the weighted scores of its teachers (weights sum to 1, or there are none) and its reward, if any."""
+    """A rollout, the weighted scores of its teachers (weights sum to 1, or there are none) and its reward, if any.
+
+    ``kept`` is False where a grader that selects left it out: it was written, and nothing is learnt from it.
+    """
 
     rollout: Rollout
     scores: tuple[tuple[float, TeacherScore], ...] = ()
     reward: float | None = None
+    kept: bool = True
 
     def __post_init__(self) -> None:
         total = sum(weight for weight, _ in self.scores)

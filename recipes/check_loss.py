@@ -44,6 +44,11 @@ def _share_rule(recipe: Recipe) -> Iterator[str]:
     where, trained, loss = f"`share_rule` is {recipe.share_rule}", recipe.trained_domains, recipe.loss.estimator
     if loss_spec(recipe.loss).payload is None:
         yield f"{where}, and {loss} has neither advantages nor a gap to teachers; set it to explicit"
+    elif loss_spec(recipe.loss).payload == "hidden":
+        yield (
+            f"{where}, and hidden states tell no advantage before they meet their head, which is in the update; set it "
+            f"to explicit, or `loss.payload` to full"
+        )
     elif len(trained) == 1:
         yield f"{where}, and one domain has the whole loss; set it to explicit"
     if recipe.share_rule == "gap_following":

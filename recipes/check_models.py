@@ -7,6 +7,7 @@ from typing import Literal
 
 from distill.adapters import with_adapters
 from distill.engine import check_engine
+from distill.heads import head_problem
 from distill.losses import loss_spec
 from distill.recipe import Engine, Optimizer, Recipe, TopKReverseKL
 from distill.types import UserError
@@ -30,6 +31,7 @@ def check_models(recipe: Recipe, facts: Mapping[str, Facts], *, device: Literal[
         *_teachers(recipe, facts),
         *_support(recipe, facts),
         *_adapters(recipe, facts),
+        *_heads(recipe, facts),
     ]
 
 
@@ -96,7 +98,7 @@ def _engines(recipe: Recipe, facts: Mapping[str, Facts], device: Literal["cpu", 
 
 def _teachers(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
     student = facts.get("student.model")
-    full = loss_spec(recipe.loss).payload in ("full", "topk")
+    full = loss_spec(recipe.loss).payload in ("full", "topk", "hidden")
     for name in recipe.teachers:
         teacher = facts.get(f"teachers.{name}.model")
         if student is None or teacher is None or teacher is student:
@@ -140,6 +142,27 @@ def _adapters(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
                 with_adapters(empty_model(base.config, trust_remote_code=base.own_code)[0], [folder], device="cpu")
             except UserError as error:
                 yield f"{where}: {error}"
+
+
+def _heads(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
+    """Whether hidden states and a head say as much as logits, of the student and of every teacher."""
+    if loss_spec(recipe.loss).payload != "hidden":
+        return
+    adapters = adapter_folders(recipe)
+    for leaf in ("student.model", *(f"teachers.{name}.model" for name in recipe.teachers)):
+        if leaf not in facts:
+            continue
+        model = empty_model(facts[leaf].config, trust_remote_code=facts[leaf].own_code)[0]
+        folder = adapters.get(leaf.split(".")[1])
+        try:
+            model = with_adapters(model, [folder] if folder else [], device="cpu")
+        except UserError:
+            continue  # told by _adapters
+        if problem := head_problem(model):
+            yield (
+                f"`{leaf.removesuffix('.model')}` ({_told(facts[leaf])}) {problem}, so its hidden states do not tell "
+                f"its distribution; take `loss: {{estimator: full_reverse_kl, payload: full}}`"
+            )
 
 
 def _told(facts: Facts) -> str:

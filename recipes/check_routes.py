@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator
 
 from distill.losses import LOSSES, OWN_PAYLOADS, loss_spec, reference_of
 from distill.own import is_own
-from distill.recipe import Architecture, Optimizer, OwnLoss, PolicyGradient, Recipe, Source
+from distill.recipe import Architecture, Optimizer, OwnLoss, PolicyGradient, Recipe
 from distill.recipe_schema import guess
+from recipes.check_idle import check_idle
 from recipes.check_loss import check_loss
 from recipes.lineage import SELF, chain, households, sources, stage_name
 from recipes.methods import METHODS
-from recipes.stages import stage_domains
 
 
 def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[str]) -> list[str]:
@@ -31,7 +30,7 @@ def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[s
         *check_loss(recipe),
         *_stages(recipe),
         *_updates(recipe),
-        *_idle(recipe),
+        *check_idle(recipe),
     ]
 
 
@@ -98,31 +97,30 @@ def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
             f"`loss.estimator` is {recipe.loss.estimator!r}, which method {recipe.method!r} does not use; "
             f"write `loss: {{estimator: {offered}}}`"
         )
-    if recipe.method == "mopd":
-        for name, domain in recipe.trained_domains.items():
-            if not domain.teacher_weights and not domain.reward:
-                yield (
-                    f"`domains.{name}` has neither teacher nor reward, so nothing grades it; name a `teacher`, set "
-                    f"`reward: true`, or set `evaluate_only: true`"
-                )
-        return
-    for name, domain in recipe.domains.items():
-        if domain.teacher_weights or domain.reward:
-            yield f"`domains.{name}` has a teacher or a reward, which method {recipe.method!r} never asks; take it away"
+    method = METHODS[recipe.method]
+    asked = [what for what, may in (("teacher", method.teachers != "none"), ("reward", method.rewards)) if may]
+    for name, domain in recipe.trained_domains.items():
+        if domain.teacher_weights and method.teachers == "none":
+            yield f"`domains.{name}` has a teacher, which method {recipe.method!r} never asks; take it away"
+        if domain.reward and not method.rewards:
+            yield f"`domains.{name}.reward` is true, and method {recipe.method!r} never asks for one; take it away"
+        if asked and not (domain.teacher_weights or domain.reward):
+            told = {"teacher": "name a `teacher`", "reward": "set `reward: true`"}
+            lacks = "neither teacher nor reward" if len(asked) > 1 else f"no {asked[0]}"
+            ways = ", ".join(told[one] for one in asked)
+            yield f"`domains.{name}` has {lacks}, so nothing grades it; {ways}, or set `evaluate_only: true`"
 
 
 def _rewards(recipe: Recipe) -> Iterator[str]:
     loss = recipe.loss
     weight = loss.reward_weight if isinstance(loss, PolicyGradient) else 0.0
     rewarded = [name for name, domain in recipe.domains.items() if domain.reward]
-    if recipe.method != "mopd":
+    if not METHODS[recipe.method].rewards or not isinstance(loss, PolicyGradient):
+        if METHODS[recipe.method].teachers == "grade":
+            yield from _unweighted(rewarded)
         return
     if weight == 0:
-        for name in rewarded:
-            yield (
-                f"`domains.{name}.reward` is true, and the loss gives rewards no weight; use `loss: {{estimator: "
-                f"policy_gradient, reward_weight: 1.0}}`, or take the reward away"
-            )
+        yield from _unweighted(rewarded)
         return
     if not rewarded:
         yield f"`loss.reward_weight` is {weight:g}, and no domain has `reward: true`; set it in one, or the weight to 0"
@@ -130,6 +128,14 @@ def _rewards(recipe: Recipe) -> Iterator[str]:
         yield (
             f"`loss.reward_weight` is {weight:g}, and `rollout.samples_per_prompt` is 1: a reward is compared within "
             f"the group of a prompt's samples, so it needs at least 2"
+        )
+
+
+def _unweighted(rewarded: Iterable[str]) -> Iterator[str]:
+    for name in rewarded:
+        yield (
+            f"`domains.{name}.reward` is true, and the loss gives rewards no weight; use `loss: {{estimator: "
+            f"policy_gradient, reward_weight: 1.0}}`, or take the reward away"
         )
 
 
@@ -172,9 +178,10 @@ def _named_domains(recipe: Recipe, name: str) -> Iterator[str]:
 def _updates(recipe: Recipe) -> Iterator[str]:
     """Whether every update gets a rollout of every domain, and the warm-up ends before the training does."""
     student = recipe.student
-    samples = recipe.rollout.samples_per_prompt if METHODS[recipe.method].samples else 1
+    method = METHODS[recipe.method]
+    samples = recipe.rollout.samples_per_prompt if method.samples or method.teachers == "write" else 1
     for name, domain in recipe.trained_domains.items():
-        if domain.prompts * samples < student.updates_per_step:
+        if not method.selects and domain.prompts * samples < student.updates_per_step:
             yield (
                 f"`student.updates_per_step` is {student.updates_per_step}, and domain {name!r} has "
                 f"{domain.prompts * samples} rollouts a step: every update needs one of every domain; raise "
@@ -183,7 +190,8 @@ def _updates(recipe: Recipe) -> Iterator[str]:
     yield from _warm_up("student", student.optimizer, "run.steps", recipe.run.steps * student.updates_per_step)
     for name, stage in recipe.stages.items():
         where, updates = f"stages.{name}", stage.updates_per_step
-        if stage.prompts < updates:
+        method = METHODS[stage.method]
+        if not method.selects and stage.prompts * (stage.samples_per_prompt if method.samples else 1) < updates:
             yield (
                 f"`{where}.updates_per_step` is {updates}, and `{where}.prompts` is {stage.prompts} a domain: every "
                 f"update needs one of every domain; raise the prompts, or lower the updates"
@@ -197,38 +205,3 @@ def _warm_up(where: str, optimizer: Optimizer, steps: str, total: int) -> Iterat
             f"`{where}.optimizer.warmup_steps` is {optimizer.warmup_steps}, and the training has {total} optimizer "
             f"steps: the schedule would never begin; lower it, or raise `{steps}`"
         )
-
-
-def _idle(recipe: Recipe) -> Iterator[str]:
-    """Leaves that were set and would change nothing: a silent no is worse than a loud one."""
-    optimizers = {"student": recipe.student.optimizer} | {f"stages.{n}": s.optimizer for n, s in recipe.stages.items()}
-    for where, optimizer in optimizers.items():
-        if optimizer.name == "sgd":
-            yield from _set(optimizer, f"{where}.optimizer", ("betas", "eps", "weight_decay"), "SGD has none")
-        if optimizer.schedule == "constant":
-            yield from _set(optimizer, f"{where}.optimizer", ("final_lr_fraction",), "a constant schedule has no end")
-    for name, domain in recipe.domains.items():
-        if domain.evaluate_only:
-            yield from _set(domain, f"domains.{name}", ("prompts", "share", "easy_share"), "it is evaluate_only")
-        elif isinstance(domain.task, Source):
-            yield from _set(domain, f"domains.{name}", ("easy_share",), "a dataset has no easy form")
-    for name, stage in recipe.stages.items():
-        trained = stage_domains(recipe, name)
-        if all(isinstance(recipe.domains[one].task, Source) for one in trained if one in recipe.domains):
-            yield from _set(stage, f"stages.{name}", ("easy_share",), "a dataset has no easy form")
-    if recipe.method == "supervised":
-        leaves = ("samples_per_prompt", "temperature", "workers")
-        yield from _set(recipe.rollout, "rollout", leaves, "a supervised run samples nothing it trains on")
-    if not recipe.teachers:
-        yield from _set(recipe.faults, "faults", tuple(type(recipe.faults).model_fields), "the recipe has no teachers")
-    elif recipe.faults.retries == 0:
-        yield from _set(recipe.faults, "faults", ("backoff_seconds",), "a lost microbatch is never asked again")
-    if not recipe.stages:
-        yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
-
-
-def _set(section: Any, where: str, names: tuple[str, ...], why: str) -> Iterator[str]:
-    for name in names:
-        default = type(section).model_fields[name].default
-        if getattr(section, name) != default:
-            yield f"`{where}.{name}` is set and would change nothing ({why}); take it away"

@@ -1,4 +1,4 @@
-"""What a step spends: tokens and FLOPs of generation, of each teacher and of the update, as rows of metrics.jsonl."""
+"""What a step spends: tokens, FLOPs and bytes of generation, of each teacher and of the update, for metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill.flops import ModelCost, model_cost
+from distill.payloads import payload_bytes
 from distill.types import Metrics, ScoredRollout
 
 
@@ -27,6 +28,7 @@ class Costs:
         student: path of the student's checkpoint.
         teachers: paths of the teachers' by name.
         samples: whether the student writes its rollouts; gold answers cost nothing to write.
+        writers: for each domain the teachers that write its rollouts, with their parts; empty where none do.
         trusted: leaves of the models whose own code may run; see :func:`recipes.lineage.trusted`.
     """
 
@@ -34,6 +36,7 @@ class Costs:
     teachers: Mapping[str, str]
     samples: bool
     trusted: frozenset[str] = frozenset()
+    writers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     _student: ModelCost = field(init=False)
     _teachers: dict[str, ModelCost] = field(init=False)
 
@@ -45,20 +48,35 @@ class Costs:
         }
 
     def of_step(self, batch: Sequence[ScoredRollout]) -> Metrics:
-        """Tokens and FLOPs by role of a step that trained on ``batch``; see ``distill.ledger.ROLES``."""
-        lengths = [len(scored.rollout.token_ids) for scored in batch]
-        trained = float(sum(scored.rollout.trained_tokens for scored in batch))
-        metrics: Metrics = {"tokens/update": trained, "flops/update": float(self._student.train(lengths))}
-        if self.samples:
-            metrics |= {"tokens/generation": trained, "flops/generation": float(self._student.generate(lengths))}
+        """Tokens, FLOPs and bytes by role of a step that trained on ``batch``; see ``distill.ledger.ROLES``."""
+        kept = [scored.rollout for scored in batch if scored.kept]
+        metrics: Metrics = {
+            "tokens/update": float(sum(rollout.trained_tokens for rollout in kept)),
+            "flops/update": float(self._student.train([len(rollout.token_ids) for rollout in kept])),
+        }
+        if self.samples or self.writers:
+            metrics["tokens/generation"] = float(sum(scored.rollout.trained_tokens for scored in batch))
+            metrics["flops/generation"] = self._generation(batch)
         scored_by: dict[str, list[int]] = {name: [] for name in self._teachers}
+        shipped = dict.fromkeys(self._teachers, 0)
         for scored in batch:
             for _, score in scored.scores:
                 scored_by[score.teacher].append(len(scored.rollout.token_ids))
+                shipped[score.teacher] += payload_bytes(score.payload)
         for name, mine in scored_by.items():
             metrics[f"tokens/teacher/{name}"] = float(sum(mine))
+            metrics[f"bytes/teacher/{name}"] = float(shipped[name])
             metrics[f"flops/teacher/{name}"] = float(self._teachers[name].forward(mine))
         return metrics
+
+    def _generation(self, batch: Sequence[ScoredRollout]) -> float:
+        if not self.writers:
+            return float(self._student.generate([len(scored.rollout.token_ids) for scored in batch]))
+        total = 0.0
+        for domain, parts in self.writers.items():
+            lengths = [len(scored.rollout.token_ids) for scored in batch if scored.rollout.domain == domain]
+            total += sum(part * float(self._teachers[name].generate(lengths)) for name, part in parts.items())
+        return total
 
     def of_exam(self, model: str, lengths: Sequence[int], *, written: int, seconds: float) -> dict[str, float]:
         """What ``base``, ``student`` or ``teachers/NAME`` spent on answers of these lengths, prompts included."""

@@ -156,6 +156,7 @@ def training(
     recipe: Recipe, folder: Path, attempt: str, *, model: str, teachers: Mapping[str, str], tracker: Tracker
 ) -> Training:
     """A run or a stage, ready to be trained, without an exam."""
+    method = METHODS[recipe.method]
     tokenizer = load_tokenizer(model, trust_remote_code=recipe.student.trust_remote_code)
     return Training(
         recipe=recipe,
@@ -166,7 +167,13 @@ def training(
         tokenizer=tokenizer,
         tasks=tasks_of(recipe, tokenizer),
         tracker=tracker,
-        costs=Costs(model, teachers, samples=METHODS[recipe.method].samples, trusted=trusted_models(recipe)),
+        costs=Costs(
+            model,
+            teachers,
+            samples=method.samples,
+            writers=routes(recipe) if method.teachers == "write" else {},
+            trusted=trusted_models(recipe),
+        ),
         exam=None,
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.heads import HeadSource
+from distill.losses import loss_spec
 from distill.recipe import Architecture, Recipe
 from recipes.stages import PREFIX
 
@@ -83,6 +85,13 @@ def trusted(recipe: Recipe, where: str) -> bool:
 def trusted_models(recipe: Recipe) -> frozenset[str]:
     """The leaves of all models whose code may run."""
     return frozenset(where for where in sources(recipe) if trusted(recipe, where))
+
+
+def head_sources(recipe: Recipe, folders: Mapping[str, str], dtype: Callable[[str], str]) -> tuple[HeadSource, ...]:
+    """Where the student reads its teachers' output heads, if the loss needs them; ``folders`` and ``dtype`` by name."""
+    if loss_spec(recipe.loss).payload != "hidden":
+        return ()
+    return tuple(HeadSource(folders[n], dtype(n), trusted(recipe, f"teachers.{n}.model")) for n in folders)
 
 
 def adapter_folders(recipe: Recipe) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,7 +13,7 @@ from distill.recipe import Recipe, TopKReverseKL
 from distill.topk import Support
 from distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout
 from rollouts.generate import Decoding
-from rollouts.rewards import RewardGrader
+from rollouts.rewards import RewardGrader, VerifiedGrader
 from rollouts.sampler import GoldSampler
 from rollouts.tasks import Task
 from rollouts.tokenizer import completion_ids, control_ids
@@ -28,6 +29,7 @@ class Cast:
         tasks: by domain.
         student_sampler: makes the sampler of the student's weights; called by methods that act with it.
         teachers: makes the teacher pool; called by methods that grade with it.
+        writers: makes the sampler of the teachers' frozen weights; called by methods that learn from what they write.
     """
 
     recipe: Recipe
@@ -35,6 +37,7 @@ class Cast:
     tasks: Mapping[str, Task]
     student_sampler: Callable[[], Sampler]
     teachers: Callable[[], Grader]
+    writers: Callable[[], Sampler]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,18 @@ class Method:
         graders: makes the grader.
         losses: the estimators of ``loss`` that make sense with them.
         samples: whether the actor is the student, writing rollouts of its own.
+        teachers: what the teachers of the recipe do, if it may have any.
+        rewards: whether verifiers may grade.
+        selects: whether the grader selects what is learnt from; see :func:`distill.batch.plan_updates`.
     """
 
     actor: Callable[[Cast], Sampler]
     graders: Callable[[Cast], Grader]
     losses: frozenset[str]
     samples: bool
+    teachers: Literal["grade", "write", "none"] = "none"
+    rewards: bool = False
+    selects: bool = False
 
 
 def decoding(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Decoding:
@@ -128,6 +137,10 @@ def _student(cast: Cast) -> Sampler:
     return cast.student_sampler()
 
 
+def _writers(cast: Cast) -> Sampler:
+    return cast.writers()
+
+
 def _gold(cast: Cast) -> Sampler:
     return GoldSampler(lambda answer: completion_ids(cast.tokenizer, answer))
 
@@ -146,11 +159,29 @@ def _teachers(cast: Cast) -> Grader:
     return TeachersAndRewards(cast.teachers(), rewards, rewarded) if taught else rewards
 
 
+def _rewards(cast: Cast) -> Grader:
+    return RewardGrader(cast.tasks, cast.tokenizer)
+
+
+def _verified(cast: Cast) -> Grader:
+    return VerifiedGrader(RewardGrader(cast.tasks, cast.tokenizer), most=cast.recipe.rollout.keep_verified)
+
+
 TAUGHT = frozenset(name for name, spec in LOSSES.items() if spec.payload is not None)
 """The estimators that learn from teachers."""
 
 METHODS: dict[str, Method] = {
-    "mopd": Method(actor=_student, graders=_teachers, losses=TAUGHT, samples=True),
-    "supervised": Method(actor=_gold, graders=_ungraded, losses=frozenset({"nll"}), samples=False),
+    # Multi-teacher on-policy distillation: MiMo-V2-Flash report, arXiv 2601.02780, section 4.4.
+    "mopd": Method(_student, _teachers, losses=TAUGHT, samples=True, teachers="grade", rewards=True),
+    # Reward learning on all domains at once: GRPO, arXiv 2402.03300, without a KL term; the gate is mopd's.
+    "mix_rl": Method(_student, _rewards, losses=frozenset({"policy_gradient"}), samples=True, rewards=True),
+    # The student's own verified answers: arXiv 1705.08439, 2312.06585; online, one round a step.
+    "expert_iteration": Method(
+        _student, _verified, losses=frozenset({"nll"}), samples=True, rewards=True, selects=True
+    ),
+    # Fine-tuning on what the teachers write: sequence-level distillation, Kim and Rush, arXiv 1606.07947, sampled.
+    "off_policy": Method(_writers, _ungraded, losses=frozenset({"nll"}), samples=False, teachers="write"),
+    # Fine-tuning on gold answers: an oracle, which sees what no distillation sees.
+    "supervised": Method(_gold, _ungraded, losses=frozenset({"nll"}), samples=False),
 }
 """Every method by the name that a recipe gives it."""

@@ -10,7 +10,8 @@ from distill.engine import model_dtype
 from distill.recipe import Engine, Optimizer, Recipe
 from recipes.check_tasks import Lengths
 from recipes.lineage import SELF, households
-from recipes.methods import routes
+from recipes.methods import METHODS, routes
+from recipes.plan_payload import comparing_bytes, logits_bytes, shipped_bytes
 from recipes.stages import stage_domains
 from recipes.survey import Facts
 
@@ -52,12 +53,13 @@ class ProcessPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """A domain's part of a step: rollouts, and tokens with answers of gold length and at most."""
+    """A domain's part of a step: rollouts, tokens with answers of gold length and at most, bytes that teachers ship."""
 
     domain: str
     rollouts: int
     tokens: float
     most_tokens: int
+    payload_bytes: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ def make_plan(
         facts: of every model, see :func:`recipes.survey.survey`.
         lengths: of every domain's prompts and answers, see :func:`recipes.check_tasks.check_tasks`.
     """
-    steps = tuple(_steps(recipe, lengths))
+    steps = tuple(_steps(recipe, facts, lengths, device))
     return Plan(
         models=tuple(_models(recipe, facts)),
         processes=tuple(_processes(recipe, facts, lengths, device)),
@@ -125,7 +127,8 @@ def _processes(
             "stages",
             f"rank of stage:{name}",
             stage.engine.ranks,
-            _rank_bytes(facts[f"stages.{name}.from"], stage.engine, stage.optimizer, width, device),
+            _rank_bytes(facts[f"stages.{name}.from"], stage.engine, stage.optimizer, width, device)
+            + logits_bytes(facts[f"stages.{name}.from"], stage.engine, device=device),
         )
         for name, stage in recipe.stages.items()
     ]
@@ -137,7 +140,8 @@ def _processes(
         "run",
         "rank of the student",
         engine.ranks,
-        _rank_bytes(student, engine, recipe.student.optimizer, width, device),
+        _rank_bytes(student, engine, recipe.student.optimizer, width, device)
+        + comparing_bytes(recipe, facts, device=device),
     )
     for names in households(recipe):
         one, teacher = facts[f"teachers.{names[0]}.model"], recipe.teachers[names[0]]
@@ -150,7 +154,7 @@ def _processes(
 
 
 def _rank_bytes(facts: Facts, engine: Engine, optimizer: Optimizer, width: float, device: str) -> float:
-    """Bytes of one rank: weights and gradients, the optimizer's part by ZeRO stage, activations of a microbatch."""
+    """Bytes of one rank without its logits: weights, gradients, the optimizer's part by ZeRO stage, activations."""
     value = model_dtype(engine, device).itemsize
     states = 8 if optimizer.name == "adamw" else 0
     # Experts are spread over the expert-parallel group, and ZeRO shards them over what is left of the ranks.
@@ -171,7 +175,7 @@ def _activation_values(config: Any, engine: Engine, width: float) -> float:
     kept = text.num_hidden_layers * layer
     if engine.gradient_checkpointing:
         kept = text.num_hidden_layers * text.hidden_size + layer
-    return engine.microbatch_tokens * (kept + 3 * text.vocab_size)
+    return engine.microbatch_tokens * kept
 
 
 def _frozen_bytes(facts: Facts, engine: Engine, device: str) -> float:
@@ -182,12 +186,16 @@ def _vocabulary(facts: Facts) -> int:
     return int(facts.config.get_text_config().vocab_size)
 
 
-def _steps(recipe: Recipe, lengths: Mapping[str, Lengths]) -> Iterator[StepPlan]:
+def _steps(
+    recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths], device: str
+) -> Iterator[StepPlan]:
     for name, domain in recipe.trained_domains.items():
         rollouts = domain.prompts * recipe.rollout.samples_per_prompt
         one = lengths[name]
         tokens = rollouts * (one.mean_prompt + one.mean_answer)
-        yield StepPlan(name, rollouts, tokens, rollouts * (one.longest_prompt + recipe.rollout.max_new_tokens))
+        most = rollouts * (one.longest_prompt + recipe.rollout.max_new_tokens)
+        shipped = sum(shipped_bytes(recipe, facts, teacher, device=device) for teacher in domain.teacher_weights)
+        yield StepPlan(name, rollouts, tokens, most, tokens * shipped)
 
 
 def _flops(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths]) -> float:
@@ -198,13 +206,16 @@ def _flops(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Len
         sequences = [round(lengths[name].mean_prompt + lengths[name].mean_answer)] * (
             domain.prompts * recipe.rollout.samples_per_prompt
         )
-        total += student.train(sequences) + (student.generate(sequences) if recipe.method == "mopd" else 0)
+        total += student.train(sequences) + (student.generate(sequences) if METHODS[recipe.method].samples else 0)
         total += sum(facts[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in routes(recipe)[name])
     total *= recipe.run.steps
     for name, stage in recipe.stages.items():
         for domain in stage_domains(recipe, name):
-            sequences = [round(lengths[domain].mean_prompt + lengths[domain].mean_answer)] * stage.prompts
-            total += stage.steps * facts[f"stages.{name}.from"].cost.train(sequences)
+            samples = METHODS[stage.method].samples
+            rollouts = stage.prompts * (stage.samples_per_prompt if samples else 1)
+            sequences = [round(lengths[domain].mean_prompt + lengths[domain].mean_answer)] * rollouts
+            cost = facts[f"stages.{name}.from"].cost
+            total += stage.steps * (cost.train(sequences) + (cost.generate(sequences) if samples else 0))
     return total
 
 

@@ -40,6 +40,7 @@ def print_plan(plan: Plan, console: Console, there: Room) -> None:
     console.print(
         f"memory: about {size(plan.memory_bytes)} at the peak, in all processes{out_of(there.memory_bytes, 'here')}\n"
         f"disk: about {size(plan.disk_bytes)}{out_of(there.disk_bytes, 'free')}\n"
+        f"from teachers to student: about {size(sum(step.payload_bytes for step in plan.steps))} a step\n"
         f"compute: about {plan.flops:.1e} floating-point operations",
         highlight=False,
     )
@@ -93,7 +94,9 @@ def out_of(there: float | None, where: str) -> str:
 
 def size(amount: float) -> str:
     """Bytes for people: ``1.2 GiB``."""
-    return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / 2**20:.0f} MiB"
+    if amount >= GIB:
+        return f"{amount / GIB:.1f} GiB"
+    return f"{amount / 2**20:.0f} MiB" if amount >= 2**20 else f"{amount / 2**10:.0f} KiB"
 
 
 def _count(number: float) -> str:

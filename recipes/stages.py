@@ -13,6 +13,7 @@ from distill.recipe import (
     Architecture,
     DomainRecipe,
     NegativeLogLikelihood,
+    PolicyGradient,
     Recipe,
     RunRecipe,
     StageRecipe,
@@ -58,11 +59,22 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
             updates_per_step=stage.updates_per_step,
         ),
         domains={
-            domain: DomainRecipe(task=recipe.domains[domain].task, prompts=stage.prompts, easy_share=stage.easy_share)
+            domain: DomainRecipe(
+                task=recipe.domains[domain].task,
+                reward=stage.method != "supervised",
+                prompts=stage.prompts,
+                easy_share=stage.easy_share,
+            )
             for domain in stage_domains(recipe, name)
         },
-        loss=NegativeLogLikelihood(estimator="nll"),
-        rollout=recipe.rollout,
+        loss=PolicyGradient(estimator="policy_gradient", reward_weight=1.0)
+        if stage.method == "mix_rl"
+        else NegativeLogLikelihood(estimator="nll"),
+        rollout=recipe.rollout
+        if stage.method == "supervised"
+        else recipe.rollout.model_copy(
+            update={"samples_per_prompt": stage.samples_per_prompt, "keep_verified": stage.keep_verified}
+        ),
         evaluate=recipe.evaluate,
         run=RunRecipe(steps=stage.steps, save_every=stage.save_every, keep_checkpoints=1, evaluate_every=stage.steps),
         track=TrackRecipe(wandb=WandbRecipe(mode="disabled"), rollouts_per_domain=0),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -17,19 +17,18 @@ from distill.recipe import Recipe
 from distill.student import DeepSpeedStudent
 from distill.track import Tracker
 from distill.types import Sampler
+from recipes.actors import student_sampler, teachers_writing
 from recipes.costs import Costs
 from recipes.exam import Exam
 from recipes.held_out import held_out
-from recipes.lineage import adapter_folders, trusted
-from recipes.methods import METHODS, Cast, decoding, routes, support_of
+from recipes.lineage import adapter_folders, head_sources, trusted
+from recipes.methods import METHODS, Cast, routes, support_of
 from recipes.preflight import before_first_step
 from recipes.ranks import RayRanks
 from recipes.watch import RunWatch
 from recipes.world import World
 from rollouts.prompts import Prefetched, PromptSource, Supply
-from rollouts.sampler import StudentSampler
 from rollouts.tasks import Task, make_task
-from rollouts.workers import PublishedSampler, SamplerWorkers
 from teachers.host import TeacherSpec
 from teachers.model import Checkpoint
 from teachers.pool import TeacherPool
@@ -86,7 +85,8 @@ class Training:
         with ExitStack() as closing:
             progress = world.progress.task(title, recipe.run.steps)
             closing.callback(progress.close)
-            teachers = self._teachers(world)  # first: they load while the ranks start
+            method = METHODS[recipe.method]
+            teachers = self._teachers(world) if method.teachers == "grade" else None  # first: they load meanwhile
             if teachers is not None:
                 closing.callback(teachers.close)
             spec = self._student_spec(world)
@@ -99,9 +99,13 @@ class Training:
                 return teachers
 
             cast = Cast(
-                recipe, self.tokenizer, self.tasks, student_sampler=self._sampler(world, closing), teachers=graders
+                recipe,
+                self.tokenizer,
+                self.tasks,
+                student_sampler=lambda: student_sampler(self, world, closing),
+                teachers=graders,
+                writers=lambda: teachers_writing(self, world, closing),
             )
-            method = METHODS[recipe.method]
             sampler = method.actor(cast)
             # Whoever acts in training, it is the student that sits the exam.
             examinee = sampler if method.samples or self.exam is None else cast.student_sampler()
@@ -148,6 +152,7 @@ class Training:
             shares={name: domain.share for name, domain in recipe.trained_domains.items()},
             updates_per_step=recipe.student.updates_per_step,
             share_rule=recipe.share_rule,
+            selective=METHODS[recipe.method].selects,
             spared=lambda: () if self.exam is None else (self.exam.selected(0).step,),
         )
 
@@ -167,6 +172,7 @@ class Training:
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
             trust_remote_code=recipe.student.trust_remote_code,
+            heads=head_sources(recipe, self.teachers, lambda name: self.teacher_dtype(name, world)),
         )
 
     def _teachers(self, world: World) -> TeacherPool | None:
@@ -200,23 +206,3 @@ class Training:
         """A teacher's dtype, resolved."""
         asked = self.recipe.teachers[name].dtype
         return world.dtype(self.recipe.student.engine.dtype if asked == "auto" else asked)
-
-    def _sampler(self, world: World, closing: ExitStack) -> Callable[[], Sampler]:
-        recipe = self.recipe
-        how = decoding(recipe, self.tokenizer)
-        rollout, engine = recipe.rollout, recipe.student.engine
-
-        def make() -> Sampler:
-            if rollout.workers == 0:
-                own = replace(how, lockstep=engine.expert_parallel > 1 or engine.zero_stage == 3)
-                return StudentSampler(own, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
-            workers = SamplerWorkers(
-                rollout.workers, device=world.device, dtype=world.dtype(recipe.student.engine.dtype), gpus=world.gpus
-            )
-            closing.callback(workers.close)
-            workers.load(self.model, trust_remote_code=recipe.student.trust_remote_code)
-            return PublishedSampler(
-                workers, how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size
-            )
-
-        return make

@@ -11,7 +11,7 @@ from distill.grades import sampled_logprobs
 from distill.recipe import Recipe
 from distill.stopping import stop_reason
 from distill.track import Tracker
-from distill.types import Metrics, Sampler, ScoredRollout, Weights
+from distill.types import Hidden, Metrics, Sampler, ScoredRollout, Weights
 from recipes.costs import Costs
 from recipes.exam import Exam
 from recipes.held_out import HeldOut
@@ -113,11 +113,13 @@ class RunWatch:
 
 
 def sampled_advantages(scored: ScoredRollout) -> list[float]:
-    """``log pi_T - log mu`` of each trained token, in nats; empty where no teacher graded the rollout.
+    """``log pi_T - log mu`` of each trained token, in nats.
+
+    Empty where no teacher graded the rollout, or where one shipped hidden states, which say it only beside its head.
 
     It is told with the sampler's log-probabilities: at these weights they are the policy's, up to rounding.
     """
-    if not scored.scores:
+    if not scored.scores or any(isinstance(score.payload, Hidden) for _, score in scored.scores):
         return []
     rollout = scored.rollout
     gap_T = sampled_logprobs(scored) - rollout.sampler_logprobs

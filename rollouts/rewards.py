@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +25,7 @@ class RewardGrader:
 
     def __init__(self, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> None:
         self._tasks, self._tokenizer = tasks, tokenizer
+        self._metrics: Metrics = {}
 
     def score(self, microbatches: Iterable[list[Rollout]]) -> list[ScoredRollout]:
         """Every rollout with its reward in 0..1, in the order in which they come.
@@ -34,12 +38,15 @@ class RewardGrader:
         rewards: dict[int, float] = {}
         for domain in dict.fromkeys(rollout.domain for rollout in rollouts):
             places = [place for place, rollout in enumerate(rollouts) if rollout.domain == domain]
-            rewards.update(zip(places, self._verify(domain, [rollouts[p] for p in places]), strict=True))
+            scored = self._verify(domain, [rollouts[p] for p in places])
+            rewards.update(zip(places, scored, strict=True))
+            self._metrics[f"reward/{domain}"] = fmean(scored)
         return [ScoredRollout(rollout, reward=rewards[place]) for place, rollout in enumerate(rollouts)]
 
     def metrics(self) -> Metrics:
-        """None: the loop itself waits for verifiers, and counts that."""
-        return {}
+        """By domain, the mean reward of what was scored last, 0..1. The loop itself waits, and counts that."""
+        metrics, self._metrics = self._metrics, {}
+        return metrics
 
     def _verify(self, domain: str, rollouts: Sequence[Rollout]) -> list[float]:
         if domain not in self._tasks:
@@ -56,3 +63,41 @@ class RewardGrader:
             if not (math.isfinite(reward) and 0.0 <= reward <= 1.0):
                 raise WorldError(f"the verifier of {domain!r} scored {rollout.prompt.id} {reward}, not 0..1")
         return [float(reward) for reward in rewards]
+
+
+class VerifiedGrader:
+    """Keeps what the verifiers find wholly right, and leaves the rest out: the selection of expert iteration.
+
+    Args:
+        rewards: grades the rollouts.
+        most: different right answers to one prompt that are kept at most, in the order in which they were written, so
+            that easy prompts don't outweigh hard ones.
+
+    Source: expert iteration, Anthony et al., arXiv 1705.08439; with verified samples of a language model's own as in
+    ReST-EM, Singh et al., arXiv 2312.06585, section 3.
+    """
+
+    def __init__(self, rewards: RewardGrader, *, most: int) -> None:
+        self._rewards, self._most = rewards, most
+        self._metrics: Metrics = {}
+
+    def score(self, microbatches: Iterable[list[Rollout]]) -> list[ScoredRollout]:
+        """Every rollout with its reward, in the order in which they come, and whether it is kept."""
+        answers: dict[int, set[bytes]] = defaultdict(set)
+        kept: dict[str, list[float]] = defaultdict(list)
+        selected: list[ScoredRollout] = []
+        for scored in self._rewards.score(microbatches):
+            rollout = scored.rollout
+            mine, answer = answers[rollout.group], rollout.token_ids.tobytes()
+            keep = scored.reward == 1.0 and answer not in mine and len(mine) < self._most
+            if keep:
+                mine.add(answer)
+            kept[rollout.domain].append(float(keep))
+            selected.append(replace(scored, kept=keep))
+        self._metrics = {f"kept/{domain}": fmean(values) for domain, values in kept.items()}
+        return selected
+
+    def metrics(self) -> Metrics:
+        """By domain, the mean reward and the part of the rollouts that was kept, 0..1."""
+        metrics, self._metrics = self._metrics, {}
+        return self._rewards.metrics() | metrics

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import ray
@@ -10,7 +13,7 @@ import ray.exceptions
 import torch
 
 from distill.load import load_model
-from distill.types import Weights, WorldError
+from distill.types import Prompt, Rollout, Weights, WorldError
 from rollouts.sampler import StudentSampler
 
 
@@ -104,3 +107,51 @@ class PublishedSampler(StudentSampler):
         """Publish ``weights`` to the workers under ``version`` and sample from them."""
         self._workers.publish(weights, version=version)
         super().load_weights(self._workers, version=version)
+
+
+class FrozenSampler:
+    """Teachers write: every prompt is answered by one of its domain's, whose weights never move; off-policy.
+
+    Args:
+        writers: samplers of the teachers' weights by name.
+        routes: for each domain its teachers with their weights, which sum to 1: the parts of its prompts that they get.
+    """
+
+    def __init__(self, writers: Mapping[str, StudentSampler], *, routes: Mapping[str, Mapping[str, float]]) -> None:
+        self._writers, self._routes = dict(writers), routes
+        self._version = -1
+
+    def load_weights(self, weights: Weights, *, version: int) -> None:
+        """Note the version that rollouts carry; what is written depends on no weights of the student."""
+        self._version = version
+
+    def sample(self, prompts: Sequence[Prompt], *, step: int, greedy: bool = False) -> Iterator[list[Rollout]]:
+        """Yield one microbatch with what the teachers write, in the order of ``prompts``; they write side by side."""
+        places = {name: [i for i, mine in enumerate(self._assigned(prompts)) if mine == name] for name in self._writers}
+
+        def write(name: str) -> list[Rollout]:
+            mine = self._writers[name].sample([prompts[i] for i in places[name]], step=step, greedy=greedy)
+            return [rollout for microbatch in mine for rollout in microbatch]
+
+        with ThreadPoolExecutor(len(self._writers), thread_name_prefix="writer") as threads:
+            written = dict(zip(self._writers, threads.map(write, self._writers), strict=True))
+        # A writer numbers its own prompts from 0.
+        placed = [(places[name][rollout.group], rollout) for name in self._writers for rollout in written[name]]
+        placed.sort(key=lambda one: one[0])
+        yield [
+            replace(rollout, group=group, index=index, version=self._version)
+            for index, (group, rollout) in enumerate(placed)
+        ]
+
+    def _assigned(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Who answers each prompt: a domain's prompts are cut, in their order, in the proportions of its route."""
+        counts = {domain: sum(prompt.domain == domain for prompt in prompts) for domain in self._routes}
+        seen = dict.fromkeys(self._routes, 0)
+        assigned: list[str] = []
+        for prompt in prompts:
+            names, parts = zip(*self._routes[prompt.domain].items(), strict=True)
+            middle = (seen[prompt.domain] + 0.5) / counts[prompt.domain]
+            seen[prompt.domain] += 1
+            ends = list(accumulate(parts))
+            assigned.append(next((name for name, end in zip(names, ends, strict=True) if middle <= end), names[-1]))
+        return assigned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy.typing as npt
 import torch
 
 from distill.adapters import active, with_adapters
+from distill.heads import fingerprint, in_place_of_head, plain_head
 from distill.load import load_model
+from distill.payloads import to_numpy
 from distill.topk import Support, top_k
-from distill.types import Full, Int32, Payload, PayloadName, Sampled, TopK, align_logits
+from distill.types import Full, Hidden, Int32, Payload, PayloadName, Sampled, TopK, align_logits
 from teachers.scorer import Conditions
 
 
@@ -72,6 +75,10 @@ class TeacherModel:
         """The size of the output head, in tokens."""
         return int(self.model.config.get_text_config().vocab_size)
 
+    @functools.cached_property
+    def _head(self) -> str:
+        return fingerprint(plain_head(self.model).weight)
+
     @torch.no_grad()
     def score(
         self,
@@ -87,7 +94,11 @@ class TeacherModel:
 
         Returns:
             Aligned payloads of T rows each: ``Sampled`` log-probabilities ``(T,)``, ``Full`` ones ``(T, V)`` or
-            ``TopK`` ones ``(T, K)``, in nats. Row 0 says nothing, for no token precedes token 0.
+            ``TopK`` ones ``(T, K)``, in nats; or ``Hidden`` states ``(T, H)`` in the model's dtype. Row 0 says nothing,
+            for no token precedes token 0.
+
+        Raises:
+            UserError: hidden states are asked for, and do not tell this model's distribution.
         """
         scored: dict[int, Payload] = {}
         with active(self.model, adapter):
@@ -119,11 +130,15 @@ class TeacherModel:
             mask[b, : len(ids)] = 1
         ids_BT = torch.from_numpy(padded).to(self.device)
         mask_BT = torch.from_numpy(mask).to(self.device)
-        logits_BTV = align_logits(self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits)
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        if payload == "hidden":
+            hidden_BTH = in_place_of_head(self.model, plain_head(self.model), align_logits, **inputs).cpu()
+            return [Hidden(to_numpy(hidden_BTH[b, :n]), self._head) for b, n in enumerate(lengths)]
+        logits_BTV = align_logits(self.model(**inputs, use_cache=False).logits)
         logprobs_BTV = torch.log_softmax(logits_BTV.float() / self.temperature, dim=-1)
         if payload == "full":
             full = logprobs_BTV.cpu().numpy()
-            return [Full(full[b, :n].copy()) for b, n in enumerate(lengths)]
+            return [Full(full[b, :n]) for b, n in enumerate(lengths)]
         sampled = logprobs_BTV.gather(-1, ids_BT.unsqueeze(-1)).squeeze(-1).cpu().numpy()
         if payload == "topk":
             assert self.support is not None, "payload topk needs a support"

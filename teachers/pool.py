@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from distill.payloads import finite_rows
 from distill.recipe import FaultRecipe
 from distill.types import (
     Float32,
     Full,
     GradingFailed,
+    Hidden,
     Int32,
     Metrics,
     NonFinite,
@@ -23,6 +25,7 @@ from distill.types import (
     ScoredRollout,
     TeacherScore,
     TopK,
+    UInt16,
 )
 from teachers.host import Answer, Asked, Host, TeacherSpec
 from teachers.model import microbatches
@@ -212,15 +215,17 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload, *, vocabulary:
         vocabulary: how many output tokens the teacher has.
 
     Raises:
-        NonFinite: at a trained token, the sampled token's log-probability or a whole row is NaN or infinite.
+        NonFinite: at a trained token, the sampled token's log-probability, or something of a row, is NaN or infinite.
         GradingFailed: it has another number of rows than the rollout has tokens, or another vocabulary.
     """
     if isinstance(payload, Full):
-        values: Float32 = payload.logprobs_TV
+        values: Float32 | UInt16 = payload.logprobs_TV
     elif isinstance(payload, Sampled):
         values = payload.logprobs_T
     elif isinstance(payload, TopK):
         values = payload.logprobs_TK
+    elif isinstance(payload, Hidden):
+        values = payload.hidden_TH
     else:
         raise GradingFailed(f"teacher {teacher!r} answered with {type(payload).__name__}, which was not asked for")
     if len(values) != len(rollout.token_ids):
@@ -233,8 +238,7 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload, *, vocabulary:
             f"teacher {teacher!r} gave a distribution over {values.shape[1]} tokens for rollout {rollout.index} "
             f"(domain {rollout.domain!r}); its output head has {vocabulary}"
         )
-    bad = ~np.isfinite(values[rollout.loss_mask])
-    bad = bad.any(axis=1) if bad.ndim == 2 else bad
+    bad = ~finite_rows(values)[rollout.loss_mask]
     if isinstance(payload, TopK):
         sampled, rest = payload.sampled_T[rollout.loss_mask], payload.rest_T[rollout.loss_mask]
         bad = bad | ~np.isfinite(sampled) | ~(rest < np.inf)  # -inf is sound: nothing is outside of the support

@@ -13,12 +13,12 @@ import time
 
 import torch
 
-from distill.hidden import Chunks, hidden_reverse_kl
+from distill.forward import CHUNKS
+from distill.hidden import Opinion, hidden_reverse_kl
 
 TOKENS, VOCABULARY, HIDDEN = 4096, 151936, 256
 SIZES = f"{TOKENS} tokens, vocabulary {VOCABULARY}, hidden size {HIDDEN}"
 NAIVE_PART = 4
-CHUNKS = Chunks(tokens=1024, vocabulary=8192)
 
 
 def _peak_bytes() -> int:
@@ -46,7 +46,9 @@ def _naive(given: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _from_hidden(given: dict[str, torch.Tensor]) -> torch.Tensor:
-    return hidden_reverse_kl(**given, temperature=1.0, chunks=CHUNKS).kl_N
+    teacher = Opinion(1.0, given["teacher_NG"], given["teacher_head_VG"])
+    students = {name: given[name] for name in ("student_NH", "student_head_VH", "tokens_N")}
+    return hidden_reverse_kl(**students, groups=[[teacher]], temperature=1.0, chunks=CHUNKS).kl_N
 
 
 def _measure(name: str, pipe: multiprocessing.connection.Connection) -> None:

@@ -1,5 +1,7 @@
 """The split of a batch into updates, ranks and microbatches, and the tensors of a microbatch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -195,3 +197,24 @@ def test_what_a_loss_cannot_use_is_refused():
     assert batch.has_teacher_B.tolist() == [True, False]
     with pytest.raises(ValueError, match="1 reward advantages for 2 rollouts"):
         gather([one, one], reward_advantages=[1.0])
+
+
+# --- a grader that selects --------------------------------------------------------------------------------------------
+
+
+def test_what_a_grader_left_out_is_in_no_update():
+    batch = mixed_batch(12)
+    first = next(iter(SHARES))
+    kept = [i % 2 == 0 and one.rollout.domain != first for i, one in enumerate(batch)]
+    marked = [replace(one, kept=keep) for one, keep in zip(batch, kept, strict=True)]
+    how = {"shares": SHARES, "updates": 2, "ranks": 2, "microbatch_tokens": 40}
+    plans = plan_updates(marked, selective=True, **how)
+    taken = [i for plan in plans for rank in plan.microbatches for members in rank for i in members]
+    assert sorted(taken) == [i for i, keep in enumerate(kept) if keep]
+    for plan in plans:
+        assert first not in plan.token_weight, "nothing of it was kept"
+        for domain, weight in plan.token_weight.items():  # the others weigh what they would have
+            assert weight == pytest.approx(SHARES[domain] / sum(SHARES.values()) / plan.trained_tokens[domain])
+    assert plan_updates([replace(one, kept=False) for one in batch], selective=True, **how) == []
+    with pytest.raises(UserError, match=f"domain {first!r} has 0 rollouts"):
+        plan_updates(marked, **how)

@@ -131,7 +131,50 @@ def test_a_supervised_recipe_takes_nll_and_no_teachers() -> None:
     supervised = {"method": "supervised", "loss": {"estimator": "nll"}, "losses": ("nll",)}
     sound = {"domains": {"math": {"task": "arithmetic"}}, "teachers": {}, "stages": {"base": tree()["stages"]["base"]}}
     assert problems(**supervised, **sound) == []
-    assert any("`domains.math` has a teacher or a reward" in problem for problem in problems(**supervised))
+    assert any("`domains.math` has a teacher, which method" in problem for problem in problems(**supervised))
+
+
+def by_reward(method: str, **changes: Any) -> dict[str, Any]:
+    """A sound recipe of a method without teachers, and what is changed in it."""
+    loss = {"estimator": "nll"} if method == "expert_iteration" else REWARDED
+    sound = {"domains": {"math": {"task": "arithmetic", "reward": True}}, "teachers": {}, "loss": loss}
+    sound |= {"stages": {"base": tree()["stages"]["base"]}, "rollout": {"samples_per_prompt": 4}}
+    return {"method": method, "losses": METHODS[method].losses, **sound, **changes}
+
+
+@pytest.mark.parametrize("method", ["mix_rl", "expert_iteration"])
+def test_methods_by_reward_take_rewards_and_no_teachers(method: str) -> None:
+    assert problems(**by_reward(method)) == []
+    ungraded = problems(**by_reward(method, domains={"math": {"task": "arithmetic"}}))
+    assert any("`domains.math` has no reward, so nothing grades it; set `reward: true`" in p for p in ungraded)
+    taught = by_reward(method, domains={"math": {**MATH, "reward": True}}, teachers={"math": {"model": "./a"}})
+    assert any("`domains.math` has a teacher, which method" in problem for problem in problems(**taught))
+
+
+def test_off_policy_asks_teachers_to_write_and_nobody_for_rewards() -> None:
+    off_policy = {"method": "off_policy", "losses": ("nll",), "loss": {"estimator": "nll"}}
+    assert problems(**off_policy) == []
+    assert any("has no teacher, so" in p for p in problems(**off_policy, domains={"math": {"task": "arithmetic"}}))
+    rewarded = problems(**off_policy, domains={"math": {**MATH, "reward": True}})
+    assert any("`domains.math.reward` is true, and method 'off_policy' never asks" in problem for problem in rewarded)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rollout": {"keep_verified": 2}}, "`rollout.keep_verified` is set and would change nothing"),
+        ({"stages": {"samples_per_prompt": 4}}, "`stages.base.samples_per_prompt` is set and would change nothing"),
+        ({"stages": {"method": "mix_rl", "samples_per_prompt": 4, "keep_verified": 2}}, "`stages.base.keep_verified`"),
+        ({"stages": {"method": "mix_rl"}}, "`stages.base.samples_per_prompt` is 1: a reward is compared within"),
+        (
+            {"stages": {"method": "expert_iteration", "samples_per_prompt": 2, "keep_verified": 3}},
+            "`stages.base.keep_verified` is 3, and `stages.base.samples_per_prompt` is 2",
+        ),
+    ],
+)
+def test_samples_that_say_nothing_are_refused(changes: dict[str, Any], told: str) -> None:
+    stages = {**tree()["stages"], "base": {**tree()["stages"]["base"], **changes.get("stages", {})}}
+    assert any(told in problem for problem in problems(**{**changes, "stages": stages}))
 
 
 @pytest.mark.parametrize(

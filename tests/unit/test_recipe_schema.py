@@ -43,13 +43,15 @@ OTHER: dict[str, Any] = {
     "student.model.config": {"hidden_size": 16},
     "stages.*.from.config": {"hidden_size": 16},
 }
-LOSS_OF: dict[str, str] = {"loss.beta": "jsd", "loss.settings": "./loss.py:LOSS"} | dict.fromkeys(
-    ("loss.k", "loss.support", "loss.outside"), "topk_reverse_kl"
-)
+LOSS_OF: dict[str, str] = {
+    "loss.beta": "jsd",
+    "loss.payload": "full_reverse_kl",
+    "loss.settings": "./loss.py:LOSS",
+} | dict.fromkeys(("loss.k", "loss.support", "loss.outside"), "topk_reverse_kl")
 """The estimator of a setting that the one of EVERYTHING does not have."""
 BESIDES: dict[str, Any] = {"domains.*.teacher": {"teachers": {}}, "domains.*.evaluate_only": {"teachers": {}}}
 """What else has to change in the same section for the other value to be valid."""
-ONLY_ONE = {"rollout.engine", "stages.*.method"}
+ONLY_ONE = {"rollout.engine"}
 """Leaves that can have one value so far; another is refused, and comes with its own issue."""
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distill.types import Prompt, Rollout, UserError, WorldError
-from rollouts.rewards import RewardGrader
+from rollouts.rewards import RewardGrader, VerifiedGrader
 from rollouts.tasks import TASKS, Task
 from rollouts.tokenizer import build_tokenizer, completion_ids, to_prompt
 
@@ -92,3 +92,30 @@ def test_a_broken_verifier_stops_the_run(scores: list[float], problem: str) -> N
     rollout = rollout_of(to_prompt(TOKENIZER, domain="reasoning", example=example), "A", 0)
     with pytest.raises(WorldError, match=problem):
         RewardGrader({"reasoning": task}, TOKENIZER).score([[rollout]])
+
+
+def test_expert_iteration_keeps_different_right_answers_to_a_prompt_up_to_its_bound() -> None:
+    """Two prompts of a task that accepts many answers; a repeated answer is one, and a wrong one is none."""
+    task = TASKS["list_programs"]
+    prompts = []
+    for i in range(2):
+        example = task.example(seed=1, split="train", index=i)
+        prompts.append((to_prompt(TOKENIZER, domain="code", example=example), example))
+    answers = [
+        (0, prompts[0][1].answer, True),
+        (0, prompts[0][1].answer, False),  # the same again
+        (0, task.wrong_answer(prompts[0][1]), False),
+        (0, f"({prompts[0][1].answer})", True),
+        (0, f"(({prompts[0][1].answer}))", False),  # right, and beyond the bound
+        (1, prompts[1][1].answer, True),
+    ]
+    rollouts = [
+        replace(rollout_of(prompts[group][0], text, i), group=group) for i, (group, text, _) in enumerate(answers)
+    ]
+    grader = VerifiedGrader(RewardGrader({"code": task}, TOKENIZER), most=2)
+    selected = grader.score([rollouts[:2], rollouts[2:]])
+    assert [one.rollout for one in selected] == rollouts
+    assert [one.reward for one in selected] == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+    assert [one.kept for one in selected] == [kept for _, _, kept in answers]
+    assert grader.metrics() == {"reward/code": pytest.approx(5 / 6), "kept/code": 0.5}
+    assert grader.metrics() == {}

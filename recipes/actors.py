@@ -1,0 +1,49 @@
+"""Who writes the rollouts of a run: the student in its own ranks or in processes of its own, or its teachers."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from distill.recipe import Recipe
+from distill.types import Sampler
+from recipes.lineage import adapter_folders, trusted
+from recipes.methods import decoding
+from rollouts.sampler import StudentSampler
+from rollouts.workers import FrozenSampler, PublishedSampler, SamplerWorkers
+
+if TYPE_CHECKING:
+    from recipes.training import Training
+    from recipes.world import World
+
+
+def student_sampler(job: Training, world: World, closing: ExitStack) -> Sampler:
+    """The sampler of the student's weights; its processes, if it has any, end with ``closing``."""
+    recipe: Recipe = job.recipe
+    how = decoding(recipe, job.tokenizer)
+    rollout, engine = recipe.rollout, recipe.student.engine
+    if rollout.workers == 0:
+        own = replace(how, lockstep=engine.expert_parallel > 1 or engine.zero_stage == 3)
+        return StudentSampler(own, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
+    workers = SamplerWorkers(rollout.workers, device=world.device, dtype=world.dtype(engine.dtype), gpus=world.gpus)
+    closing.callback(workers.close)
+    workers.load(job.model, trust_remote_code=recipe.student.trust_remote_code)
+    return PublishedSampler(workers, how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
+
+
+def teachers_writing(job: Training, world: World, closing: ExitStack) -> Sampler:
+    """The sampler of the teachers' frozen weights: a process for each, which answers the prompts of its domains."""
+    recipe, adapters = job.recipe, adapter_folders(job.recipe)
+    how, rollout = decoding(recipe, job.tokenizer), recipe.rollout
+    writers: dict[str, StudentSampler] = {}
+    for name, path in job.teachers.items():
+        workers = SamplerWorkers(1, device=world.device, dtype=job.teacher_dtype(name, world), gpus=world.gpus)
+        closing.callback(workers.close)
+        workers.load(path, adapters.get(name), trust_remote_code=trusted(recipe, f"teachers.{name}.model"))
+        writers[name] = StudentSampler(
+            how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size
+        )
+        writers[name].load_weights(workers, version=0)
+    routes = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
+    return FrozenSampler(writers, routes=routes)
