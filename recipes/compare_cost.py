@@ -10,6 +10,7 @@ from distill.jsonl import read_jsonl
 from distill.ledger import Ledger, Spent, read_ledger
 from distill.results import curve
 from recipes.compare_runs import Run
+from recipes.lineage import SELF
 from recipes.report_data import run_ledger, teacher_weights
 from recipes.stages import PREFIX
 
@@ -115,8 +116,9 @@ def _of_stages(spent: Mapping[str, Spent], stages: Mapping[str, None]) -> Cost:
 
 
 def _elsewhere(source: Any) -> Cost | None:
-    """What a model cost that is no stage of the run: none from nothing, its own run's training, or unknown."""
-    if not isinstance(source, str) or source.startswith(PREFIX):
+    """What a model cost that is no stage of the run: none from nothing or of the student itself, its own run's
+    training, or unknown."""
+    if not isinstance(source, str) or source == SELF or source.startswith(PREFIX):
         return _amount([])
     beside = Path(source).parent / "ledger.json"
     ledger = read_ledger(beside) if beside.is_file() else None
