@@ -5,6 +5,7 @@ Shape legend: D domains, Q questions of a domain, S resamples, N seeds; 3 is bas
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,13 +54,20 @@ class Table:
 
     def resampled(self, resamples: int, seed: int) -> Array:
         """Means of a paired bootstrap over questions, ``(S, 3, D)``: one draw of questions serves all three."""
-        rng = np.random.default_rng(seed)
-        means: list[Array] = []
-        for answers_3Q in self.answers.values():
-            questions = answers_3Q.shape[1]
-            times_SQ = rng.multinomial(questions, np.full(questions, 1 / questions), size=resamples)
-            means.append(times_SQ @ answers_3Q.T / questions)
+        asked = tuple(answers_3Q.shape[1] for answers_3Q in self.answers.values())
+        drawn = _drawn(asked, resamples, seed)
+        means = [
+            times_SQ @ answers_3Q.T / answers_3Q.shape[1]
+            for answers_3Q, times_SQ in zip(self.answers.values(), drawn, strict=True)
+        ]
         return np.stack(means, axis=-1)
+
+
+@functools.lru_cache(maxsize=2)  # a comparison asks for the same draws for every run
+def _drawn(asked: tuple[int, ...], resamples: int, seed: int) -> list[Array]:
+    """How often each question is drawn in each resample: ``(S, Q)`` for each domain, as many questions as asked."""
+    rng = np.random.default_rng(seed)
+    return [rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float) for n in asked]
 
 
 def _standard_error(values_Q: Array) -> float:

@@ -161,6 +161,19 @@ class TrackRecipe(Strict):
     rollouts_per_domain: int = Field(default=3, ge=0, description="rollouts kept at each evaluation")
 
 
+class MergeRecipe(Strict):
+    """How method merge adds up the teachers' weights; see distill/merging.py."""
+
+    how: Literal["average", "task_arithmetic"] = Field(
+        default="average", description="task_arithmetic: their changes over the base, times the best of `strengths`"
+    )
+    strengths: tuple[Positive, ...] = Field(
+        default=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        min_length=1,
+        description="what is tried on validation prompts; arXiv 2212.04089",
+    )
+
+
 class StageRecipe(Strict):
     """How a base or a specialist is made; a run of its own inside the run's folder."""
 
@@ -190,9 +203,10 @@ class Recipe(Strict):
     description: str = Field(default="", description="one line for people")
     trials: int = Field(default=0, ge=0, description="settings tried before these were chosen; 0: not told")
     seed: Seed = Field(default=0, description="of prompts, sampling noise and initialisation")
-    method: Literal["mopd", "mix_rl", "expert_iteration", "off_policy", "supervised"] = Field(
+    method: Literal["mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge"] = Field(
         default="mopd", description="a row of recipes/methods.py"
     )
+    merge: MergeRecipe = MergeRecipe()
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda with nccl and bfloat16 where there is one, else cpu, gloo and float32"
     )

@@ -52,10 +52,26 @@ class _Frame:
     x_high: float
     y_low: float
     y_high: float
+    log_x: bool = False
 
     def x(self, value: float) -> float:
-        span = (self.x_high - self.x_low) or 1.0
-        return LEFT + (value - self.x_low) / span * (WIDTH - LEFT - RIGHT)
+        if self.log_x:  # what is below the lowest, zero among it, lies at the left edge
+            value = max(value, self.x_low)
+            part = math.log(value / self.x_low) / (math.log(self.x_high / self.x_low) or 1.0)
+        else:
+            part = (value - self.x_low) / ((self.x_high - self.x_low) or 1.0)
+        return LEFT + part * (WIDTH - LEFT - RIGHT)
+
+    @property
+    def x_ticks(self) -> list[float]:
+        """On a logarithmic axis 0, which stands for all below it, then powers of ten and, of few, their 2 and 5."""
+        if not self.log_x:
+            return ticks(self.x_low, self.x_high)
+        powers = range(math.floor(math.log10(self.x_low)), math.ceil(math.log10(self.x_high)) + 1)
+        steps = (1, 2, 5) if len(powers) <= 3 else (1, 3) if len(powers) <= 4 else (1,)
+        # The first fifth of the axis is where 0 has its label.
+        first = self.x_low * (self.x_high / self.x_low) ** 0.12
+        return [0.0, *(s * 10.0**p for p in powers for s in steps if first <= s * 10.0**p <= self.x_high)]
 
     def y(self, value: float) -> float:
         span = (self.y_high - self.y_low) or 1.0
@@ -96,6 +112,7 @@ def line_chart(
     x_end: float | None = None,
     x_label: str = "step",
     x_format: Callable[[float], str] = "{:g}".format,
+    log_x: bool = False,
 ) -> Markup:
     """Lines over training steps (or whatever ``x_label`` says), each named at its end; references at the right edge.
 
@@ -103,9 +120,12 @@ def line_chart(
         title: what a screen reader says of it.
         label_values: put the last value behind each label.
         x_end: where the axis ends, if not at the last point: what is still to come.
+        log_x: logarithmic, with 0 at the left edge.
     """
     xs = [x for line in lines for x, _ in line.points] or [0.0]
-    frame = _Frame(min(xs), max(xs) if x_end is None else max(x_end, *xs), *y_range)
+    log_x = log_x and any(x > 0 for x in xs)
+    low = min(x for x in xs if x > 0) / 2 if log_x else min(xs)
+    frame = _Frame(low, max(xs) if x_end is None else max(x_end, *xs), *y_range, log_x=log_x)
     parts = [_axes(frame, y_format, x_label=x_label, x_format=x_format)]
     labels: list[tuple[float, str, str]] = []
     for level in levels:
@@ -169,7 +189,7 @@ def _axes(frame: _Frame, y_format: Callable[[float], str], *, x_label: str, x_fo
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{frame.y(y):.1f}" y2="{frame.y(y):.1f}"/>'
             f'<text class="tick" x="{LEFT - 6}" y="{frame.y(y) + 4:.1f}" text-anchor="end">{escape(y_format(y))}</text>'
         )
-    for x in ticks(frame.x_low, frame.x_high):
+    for x in frame.x_ticks:
         parts.append(
             f'<text class="tick" x="{frame.x(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
             f"{escape(x_format(x))}</text>"

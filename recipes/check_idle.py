@@ -13,6 +13,7 @@ from recipes.stages import stage_domains
 def check_idle(recipe: Recipe) -> Iterator[str]:
     """A sentence for every leaf that was set and would change nothing: a silent no is worse than a loud one."""
     yield from _samples(recipe)
+    yield from _untrained(recipe)
     optimizers = {"student": recipe.student.optimizer} | {f"stages.{n}": s.optimizer for n, s in recipe.stages.items()}
     for where, optimizer in optimizers.items():
         if optimizer.name == "sgd":
@@ -42,6 +43,22 @@ def check_idle(recipe: Recipe) -> Iterator[str]:
             yield from _set(teacher, f"teachers.{name}", ("replicas",), f"{recipe.method} gives each writer a process")
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
+
+
+def _untrained(recipe: Recipe) -> Iterator[str]:
+    """What only a run that trains its student reads, and what only a merge does."""
+    if recipe.method != "merge":
+        yield from _set(recipe.merge, "merge", ("how", "strengths"), "only method merge reads it")
+    elif recipe.merge.how == "average":
+        yield from _set(recipe.merge, "merge", ("strengths",), "the average has one strength")
+    if METHODS[recipe.method].trains:
+        return
+    why = f"a {recipe.method} trains no student"
+    run = tuple(name for name in type(recipe.run).model_fields if name != "parallel_stages")
+    yield from _set(recipe.run, "run", run, why)
+    yield from _set(recipe.student, "student", ("optimizer", "updates_per_step"), why)
+    yield from _set(recipe.rollout, "rollout", ("samples_per_prompt", "temperature", "workers"), why)
+    yield from _set(recipe, "", ("share_rule", "stop"), why)
 
 
 def _samples(recipe: Recipe) -> Iterator[str]:
@@ -74,4 +91,4 @@ def _set(section: Any, where: str, names: tuple[str, ...], why: str) -> Iterator
     for name in names:
         default = type(section).model_fields[name].default
         if getattr(section, name) != default:
-            yield f"`{where}.{name}` is set and would change nothing ({why}); take it away"
+            yield f"`{where}{'.' if where else ''}{name}` is set and would change nothing ({why}); take it away"

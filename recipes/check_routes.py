@@ -11,7 +11,7 @@ from distill.recipe import Architecture, Optimizer, OwnLoss, PolicyGradient, Rec
 from distill.recipe_schema import guess
 from recipes.check_idle import check_idle
 from recipes.check_loss import check_loss
-from recipes.lineage import SELF, chain, households, placement, sources, stage_name
+from recipes.lineage import SELF, chain, households, links, placement, sources, stage_name
 from recipes.methods import METHODS
 
 
@@ -100,6 +100,11 @@ def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
             f"write `loss: {{estimator: {offered}}}`"
         )
     method = METHODS[recipe.method]
+    if recipe.method == "cascade" and not links(recipe):
+        yield (
+            "`student.model` names no chain of stages, and the student of a cascade is the end of one: write "
+            "`stage:NAME` of a stage that is made from another model"
+        )
     asked = [what for what, may in (("teacher", method.teachers != "none"), ("reward", method.rewards)) if may]
     for name, domain in recipe.trained_domains.items():
         if domain.teacher_weights and method.teachers == "none":
@@ -110,7 +115,7 @@ def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
             told = {"teacher": "name a `teacher`", "reward": "set `reward: true`"}
             lacks = "neither teacher nor reward" if len(asked) > 1 else f"no {asked[0]}"
             ways = ", ".join(told[one] for one in asked)
-            yield f"`domains.{name}` has {lacks}, so nothing grades it; {ways}, or set `evaluate_only: true`"
+            yield f"`domains.{name}` has {lacks}, so nothing teaches it; {ways}, or set `evaluate_only: true`"
 
 
 def _rewards(recipe: Recipe) -> Iterator[str]:

@@ -122,6 +122,10 @@ def compare(
         str | None,
         typer.Option(metavar="A,B", help="two domains to set against each other; those that differ most unless given"),
     ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="write the tables into a Markdown file as well"),
+    ] = None,
 ) -> None:
     """Set the seesaw of several runs side by side: a table, a page, and JSON. Seeds of one recipe become one row.
 
@@ -134,6 +138,10 @@ def compare(
 
     comparison = compare_runs(runs)
     page = write_comparison(comparison, out, chosen_pair(comparison, pareto))
+    if markdown is not None:
+        from recipes.compare_markdown import write_markdown
+
+        write_markdown(comparison, markdown)
     console = Console()
     console.print(console_tables(comparison))
     console.print(Text(f"page: {page}"), soft_wrap=True)

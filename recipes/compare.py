@@ -10,12 +10,19 @@ undefined is null. Of a row with several seeds every number is the mean over the
                               ``metrics`` and ``metrics_ci`` as in seesaw.json, and ``scores``; ``seesaws``, how many of
                               its runs are one; ``cost``: training, teachers, with_teachers, base, evaluation, each
                               flops and seconds, or null; ``curve``: [{step, flops, scores: {domain: [mean, lowest,
-                              highest of the seeds]}}]; ``behind``: metric -> [difference to the leader, low, high]
+                              highest of the seeds]}}]; ``behind``: metric -> [difference to the leader, low, high];
+                              ``parity``: worst_score and mean_score -> flops to reach the level below, null: never in
+                              its whole run, which took ``spent``; reached, the part of resamples that do; ratio to what
+                              the reference needs, null as flops, or where that needs none; ratio_ci, whose null ends
+                              are never; tried, the ratio of its whole run; with_teachers, the last three with the
+                              making of both rows' teachers, null where that is unknown
     leader                    the row with the highest worst recovery; null if there is none
-    runs                      one a folder: name, folder, row, seed, commit, finished, step, steps; base, the first run
-                              that began from the same base; against, whose teacher each domain is measured by, and
-                              borrowed, the domains where that is another run's; models (scores with intervals);
-                              metrics, metrics_ci and cost, as those of rows
+    parity                    reference, the row whose last validation scores are to be reached; levels, these less the
+                              tolerance: distill/parity.py
+    runs                      one a folder: name, folder, row, seed, commit, finished, step, steps; selected, the step
+                              that was scored; base, the first run that began from the same base; against, whose
+                              teacher each domain is measured by, and borrowed, the domains where that is another
+                              run's; models (scores with intervals); metrics, metrics_ci and cost, as those of rows
     levels                    base and teachers on validation questions, by domain: what curves are drawn against
     transfer                  the teachers themselves: name, own domains, n, scores, transfer
     differing                 leaf of the recipes -> its value in each row, where they aren't all the same
@@ -34,6 +41,7 @@ from distill.paired import Measured, ends, measured, over_seeds, plain
 from distill.results import over_time, scored_models
 from distill.seesaw import is_seesaw
 from recipes.compare_cost import Cost, compute_curve, cost, mean_cost
+from recipes.compare_parity import add_parity
 from recipes.compare_rows import Group, differing_leaves, group_seeds
 from recipes.compare_runs import Run, common_split, expand_studies, read_runs, reading, refuse_unlike
 from recipes.compare_yardstick import Yardstick, teachers_on_every_domain, yardsticks
@@ -58,11 +66,12 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
     for run in runs:
         with reading(run.folder):
             costs[run.name] = cost(run)
-    groups = group_seeds(runs, split)
+    groups = group_seeds(runs)
     of_run = {name: measured(measure.table) for name, measure in measures.items()}
     of_row = {one.name: over_seeds([of_run[run.name] for run in one.runs]) for one in groups}
     timed = {run.name: over_time(run.answers, domains) for run in runs}
-    rows = [_row(one, of_row[one.name], timed, costs, split, domains) for one in groups]
+    curves = {run.name: compute_curve(run, domains) for run in runs}
+    rows = [_row(one, of_row[one.name], timed, costs, curves, domains) for one in groups]
     leader = _leader(rows)
     if leader is not None:
         ahead = next(one for one in groups if one.name == leader)
@@ -75,6 +84,7 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
         "tasks": _tasks(runs, split, domains),
         "rows": rows,
         "leader": leader,
+        "parity": add_parity(rows, groups, curves, domains),
         "runs": [
             _run(run, one.name, measures[run.name], split, domains)
             | {"metrics": _metrics(of_run[run.name], domains) | timed[run.name]}
@@ -98,7 +108,7 @@ def _row(
     found: Mapping[str, Measured],
     timed: Mapping[str, Row],
     costs: Mapping[str, Mapping[str, Cost | None]],
-    split: Split,
+    curves: Mapping[str, Sequence[Row]],
     domains: Sequence[str],
 ) -> dict[str, Any]:
     first = one.runs[0]
@@ -112,14 +122,14 @@ def _row(
         "trials": int(first.recipe.get("trials", 0)),
         "n": len(one.runs),
         "finished": all(run.finished for run in one.runs),
-        "step": first.step(split),
+        "step": first.step("validation"),
         "steps": int(first.recipe["run"]["steps"]),
         "taught_by": sorted({name for weights in teacher_weights(first.recipe).values() for name in weights}),
         "metrics": _metrics(found, domains) | averaged,
         "metrics_ci": _intervals(found, domains),
         "seesaws": sum(_seesaws(told) for told in over_runs),
         "cost": mean_cost([costs[run.name] for run in one.runs]),
-        "curve": _mean_curve([compute_curve(run, domains) for run in one.runs], domains),
+        "curve": _mean_curve([curves[run.name] for run in one.runs], domains),
         "behind": None,
     }
 
@@ -187,7 +197,8 @@ def _run(run: Run, row: str, measure: Yardstick, split: Split, domains: Sequence
         "seed": run.recipe["seed"],
         "commit": run.commit,
         "finished": run.finished,
-        "step": run.step(split),
+        "step": run.step("validation"),
+        "selected": run.step(split),
         "steps": int(run.recipe["run"]["steps"]),
         "base": measure.base.name,
         "against": dict(measure.against),

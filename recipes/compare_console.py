@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from recipes.compare_words import headline, notes, ranked
+from recipes.compare_words import headline, notes, ranked, times, times_interval, with_teachers
 from recipes.report_data import Row
 from recipes.report_run import duration, si
 from recipes.verdict import between, percent, points
@@ -21,7 +21,8 @@ COSTS = ("training", "with_teachers")
 def console_tables(comparison: Row) -> Group:
     """The headline, the tables and the notes."""
     told = [Text(f"- {note}", style="dim") for note in notes(comparison)]
-    return Group(_recoveries(comparison), _costs(comparison), Text(headline(comparison)[1], style="bold"), *told)
+    tables = [_recoveries(comparison), _costs(comparison), *_parities(comparison)]
+    return Group(*tables, Text(headline(comparison)[1], style="bold"), *told)
 
 
 def _recoveries(comparison: Row) -> Table:
@@ -53,15 +54,44 @@ def _costs(comparison: Row) -> Table:
     return table
 
 
+def _parities(comparison: Row) -> list[Table]:
+    """What every row computes to reach the reference; no table for a single row."""
+    rows = ranked(comparison)
+    if len(rows) == 1:
+        return []
+    reference, levels = comparison["parity"]["reference"], comparison["parity"]["levels"]
+    table = Table(title=f"compute to reach what {reference} reached, of its own; without and with its teachers’ making")
+    _columns(table, "run", *(f"{WHAT[name]}\n{percent(level, 1)}" for name, level in levels.items()))
+    for row in rows:
+        cells = []
+        for name in levels:
+            told = row["parity"][name]
+            made = with_teachers(told)
+            without = f"{times(told)} {_bracketed(times_interval(told))}"
+            counted = "unknown" if made is None else f"{times(made)} {_bracketed(times_interval(made))}"
+            cells.append(_with_interval(without, counted))
+        table.add_row(_name(row), *cells)
+    return [table]
+
+
+WHAT = {"worst_score": "worst domain’s score", "mean_score": "mean score"}
+"""The measures of distill/parity.py, for people."""
+
+
+def _bracketed(text: str) -> str:
+    return f"({text})" if text else ""
+
+
 def _columns(table: Table, first: str, *others: str) -> None:
-    table.add_column(first)
+    table.add_column(first, no_wrap=True)
     for heading in others:
         table.add_column(heading, justify="right")
 
 
 def _name(row: Row) -> Text:
-    seeds = f"\n{row['n']} seeds" if row["n"] > 1 else "" if row["finished"] else f"\nstep {row['step']}"
-    return Text.assemble((row["name"], "bold"), (seeds, "dim"))
+    told = [f"{row['n']} seeds"] if row["n"] > 1 else [] if row["finished"] else [f"step {row['step']}"]
+    told += [f"{row['trials']} tried"] if row["trials"] else []
+    return Text.assemble((row["name"], "bold"), (f"\n{', '.join(told)}" if told else "", "dim"))
 
 
 def _recovered(row: Row, domain: str) -> Text:

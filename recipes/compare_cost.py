@@ -10,6 +10,7 @@ from distill.jsonl import read_jsonl
 from distill.ledger import Ledger, Spent, read_ledger
 from distill.results import curve
 from recipes.compare_runs import Run
+from recipes.lineage import SELF
 from recipes.report_data import run_ledger, teacher_weights
 from recipes.stages import PREFIX
 
@@ -23,18 +24,19 @@ PARTS = ("training", "teachers", "with_teachers", "base", "evaluation")
 def cost(run: Run) -> dict[str, Cost | None]:
     """What a run spent, by :data:`PARTS`; None where it was spent elsewhere and nothing tells how much.
 
-    ``training`` is the run's own loop: publishing, generation, teachers' scoring, updates. ``teachers`` are the stages
-    that only teachers were made by, and the runs whose result a teacher is, where ``ledger.json`` lies beside it;
-    what made the student's base (``base``) is no teacher's cost. Seconds of stages that ran side by side are summed.
+    ``training`` is the run's own loop: publishing, generation, teachers' scoring, updates; of a cascade, its links.
+    ``teachers`` are the stages that only teachers were made by, and the runs whose result a teacher is, where
+    ``ledger.json`` lies beside it; what made the student's base (``base``) is no teacher's cost. Seconds of stages that
+    ran side by side are summed.
     """
-    path = run.folder / "ledger.json"
-    spent = (read_ledger(path) if path.is_file() else run_ledger(run.folder)).spent
+    spent = _spent(run)
     own = {role: s for role, s in spent.items() if not role.startswith("stage/")}
     used = dict.fromkeys(name for weights in teacher_weights(run.recipe).values() for name in weights)
-    base_stages = set(_stages(run.recipe, run.recipe["student"]["model"]))
+    links = cascade_links(run.recipe)
+    base_stages = {stage for stage in _stages(run.recipe, run.recipe["student"]["model"]) if stage not in links}
     sources = [run.recipe["teachers"][name]["model"] for name in used]
     made = {stage: None for source in sources for stage in _stages(run.recipe, source) if stage not in base_stages}
-    training = _amount([s for role, s in own.items() if role != "evaluation"])
+    training = _sum([_amount([s for role, s in own.items() if role != "evaluation"]), _of_stages(spent, links)])
     teachers = _sum([_of_stages(spent, made), *(_elsewhere(source) for source in dict.fromkeys(sources))])
     return {
         "training": training,
@@ -59,8 +61,8 @@ def compute_curve(run: Run, domains: Sequence[str]) -> list[dict[str, Any]]:
     Returns:
         ``[{"step": 0, "flops": 0.0, "scores": {"math": 0.39, ...}}, ...]``.
     """
-    flops = {0: 0.0}
-    total = 0.0
+    flops = {0: 0.0} | _after_links(run)
+    total = max(flops.values())
     for row in read_jsonl(run.folder / "metrics.jsonl"):
         if row.get("kind") == "train":
             total += sum(
@@ -69,6 +71,32 @@ def compute_curve(run: Run, domains: Sequence[str]) -> list[dict[str, Any]]:
             flops[row["step"]] = total
     points = curve(run.answers, domains)
     return [{"step": p["step"], "flops": flops.get(p["step"], total), "scores": p["scores"]} for p in points]
+
+
+def cascade_links(recipe: Mapping[str, Any]) -> dict[str, None]:
+    """The stages that a cascade trained its student in, first to last; none of another method's run."""
+    if recipe["method"] != "cascade":
+        return {}
+    chain = list(_stages(recipe, recipe["student"]["model"]))[::-1]
+    from_nothing = bool(chain) and not isinstance(recipe["stages"][chain[0]]["from"], str)
+    return dict.fromkeys(name for name in chain if not (from_nothing and name == chain[0]))
+
+
+def _after_links(run: Run) -> dict[int, float]:
+    """FLOPs of a cascade's training after each link, by the step at which the link was measured."""
+    spent = _spent(run)
+    flops: dict[int, float] = {}
+    step, total = 0, 0.0
+    for name in cascade_links(run.recipe):
+        step += run.recipe["stages"][name]["steps"]
+        total += _of_stages(spent, {name: None})["flops"]
+        flops[step] = total
+    return flops
+
+
+def _spent(run: Run) -> Mapping[str, Spent]:
+    path = run.folder / "ledger.json"
+    return (read_ledger(path) if path.is_file() else run_ledger(run.folder)).spent
 
 
 def _stages(recipe: Mapping[str, Any], source: Any) -> Iterator[str]:
@@ -88,8 +116,9 @@ def _of_stages(spent: Mapping[str, Spent], stages: Mapping[str, None]) -> Cost:
 
 
 def _elsewhere(source: Any) -> Cost | None:
-    """What a model cost that is no stage of the run: none from nothing, its own run's training, or unknown."""
-    if not isinstance(source, str) or source.startswith(PREFIX):
+    """What a model cost that is no stage of the run: none from nothing or of the student itself, its own run's
+    training, or unknown."""
+    if not isinstance(source, str) or source == SELF or source.startswith(PREFIX):
         return _amount([])
     beside = Path(source).parent / "ledger.json"
     ledger = read_ledger(beside) if beside.is_file() else None

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from distill.checkpoint import write_atomic
+from distill.parity import MEASURES
 from distill.recipe_schema import guess
+from distill.seesaw import Array
 from distill.types import UserError
 from recipes.charts import Level, Line, line_chart
 from recipes.compare_charts import heat_map, pareto_chart, recovery_bars, widest
 from recipes.compare_console import spent, worst_forgetting
-from recipes.compare_words import headline, notes, ranked, sentences, signed, span
+from recipes.compare_words import headline, notes, ranked, sentences, signed, span, times, times_interval, with_teachers
 from recipes.report import page_template
 from recipes.report_data import Row
 from recipes.report_run import si
@@ -25,6 +28,8 @@ from recipes.verdict import Tile, between, percent, points
 TEMPLATE = "compare.html.j2"
 SHOWN_LEAVES = 24
 """Settings that differ between rows, as many as are shown."""
+SPREAD_OUT = 4.0
+"""The most that one row computes over the least, beyond which compute is drawn on a logarithmic axis."""
 
 
 def chosen_pair(comparison: Row, wanted: str | None) -> list[str]:
@@ -77,6 +82,8 @@ def render(comparison: Row, pair: Sequence[str]) -> str:
         table=[_table_row(row, comparison["domains"]) for row in rows],
         bars=recovery_bars(rows, css, comparison["domains"]),
         compute=_compute(comparison, rows, css),
+        logarithmic=spread_out(rows),
+        parity=_parities(comparison, rows) if len(rows) > 1 else [],
         heat=heat_map(comparison, rows, css),
         pareto=_pareto(comparison, rows, css, pair) if len(pair) == 2 else None,
         pair=pair,
@@ -112,6 +119,7 @@ def _table_row(row: Row, domains: Sequence[str]) -> dict[str, Any]:
     """What the page's two tables show of a row."""
     values, ends, cost = row["metrics"], row["metrics_ci"], row["cost"]
     seeds = f"{row['n']} seeds" if row["n"] > 1 else f"seed {row['seeds'][0]}"
+    seeds += f", {row['trials']} settings tried" if row["trials"] else ""
     low, high = ends["max_regression"]
 
     def recovered(domain: str) -> tuple[str, str]:
@@ -137,32 +145,74 @@ def _table_row(row: Row, domains: Sequence[str]) -> dict[str, Any]:
 
 
 def _compute(comparison: Row, rows: Sequence[Row], css: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A chart a domain: validation score over the FLOPs of training, a line a row, numbered as the legend is."""
-    levels = comparison["levels"]
-    charts: list[dict[str, Any]] = []
-    for domain in comparison["domains"]:
-        lines = []
-        for number, row in enumerate(rows, start=1):
-            told = [(p["flops"], *p["scores"][domain]) for p in row["curve"]]
-            band = [(x, low, high) for x, _, low, high in told] if row["n"] > 1 else []
-            lines.append(Line(f"{number} ·", css[row["name"]], [(x, y) for x, y, _, _ in told], band, marks=True))
+    """Validation score over the FLOPs of training, a line a row, numbered as in the legend: worst, mean, by domain."""
+    levels, domains = comparison["levels"], comparison["domains"]
+    charts = [
+        _over_compute(rows, css, title, lambda p, m=MEASURES[name]: (float(m(_means(p, domains))),) * 3, parity)
+        for name, title in (("worst_score", "the worst domain"), ("mean_score", "the mean of the domains"))
+        for parity in [[Level("parity", "plain teacher", comparison["parity"]["levels"][name])]]
+    ]
+    for domain in domains:
         references = [
             Level(name, kind, levels[name][domain])
             for name, kind in (("teacher", "plain teacher"), ("base", "base"))
             if levels[name][domain] is not None
         ]
-        lowest = min([y for line in lines for _, y in line.points] + [level.y for level in references])
-        svg = line_chart(
-            lines,
-            title=f"Score on {domain} over the FLOPs of training",
-            y_range=(int(10 * lowest) / 10, 1.0),
-            y_format=lambda y: f"{100 * y:.3g}",
-            levels=references,
-            x_label="FLOP",
-            x_format=lambda x: si(x) if x else "0",
-        )
-        charts.append({"title": domain, "svg": svg})
+        charts.append(_over_compute(rows, css, domain, lambda p, d=domain: p["scores"][d], references))
     return charts
+
+
+def spread_out(rows: Sequence[Row]) -> bool:
+    """Whether the rows' compute differs so much that on an even axis the cheap ones would be a line upwards."""
+    whole = [row["curve"][-1]["flops"] for row in rows if row["curve"] and row["curve"][-1]["flops"] > 0]
+    return bool(whole) and max(whole) > SPREAD_OUT * min(whole)
+
+
+def _means(point: Row, domains: Sequence[str]) -> Array:
+    return np.array([point["scores"][domain][0] for domain in domains])
+
+
+def _over_compute(
+    rows: Sequence[Row],
+    css: Mapping[str, str],
+    title: str,
+    values: Callable[[Row], Sequence[float]],
+    references: Sequence[Level],
+) -> dict[str, Any]:
+    """One chart; ``values`` gives mean, lowest and highest of a curve's point."""
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        told = [(p["flops"], *values(p)) for p in row["curve"]]
+        band = [(x, low, high) for x, _, low, high in told] if row["n"] > 1 else []
+        lines.append(Line(f"{number} ·", css[row["name"]], [(x, y) for x, y, _, _ in told], band, marks=True))
+    lowest = min([y for line in lines for _, y in line.points] + [level.y for level in references])
+    svg = line_chart(
+        lines,
+        title=f"Score on {title} over the FLOPs of training",
+        y_range=(int(10 * lowest) / 10, 1.0),
+        y_format=lambda y: f"{100 * y:.3g}",
+        levels=references,
+        x_label="FLOP",
+        x_format=lambda x: si(x) if x else "0",
+        log_x=spread_out(rows),
+    )
+    return {"title": title, "svg": svg}
+
+
+def _parities(comparison: Row, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What every row computes to reach the reference, by measure: its compute alone, and with its teachers' making."""
+    told: list[dict[str, Any]] = []
+    for row in rows:
+        cells = []
+        for name in comparison["parity"]["levels"]:
+            alone = row["parity"][name]
+            made = with_teachers(alone)
+            cells.append((times(alone), times_interval(alone)))
+            cells.append(("unknown", "") if made is None else (times(made), times_interval(made)))
+        told.append(
+            {"name": row["name"], "cells": cells, "reference": row["name"] == comparison["parity"]["reference"]}
+        )
+    return told
 
 
 def _pareto(comparison: Row, rows: Sequence[Row], css: Mapping[str, str], pair: Sequence[str]) -> Markup:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from distill.evaluate import Split
 from recipes.compare_runs import Run
 from recipes.lineage import is_path
 
-NO_LIKENESS = ("seed", "name", "description", "track")
+NO_LIKENESS = ("seed", "name", "description", "trials", "track")
 """Keys of a recipe that do not make another row of it."""
 
 
@@ -30,14 +29,14 @@ class Group:
         return [int(run.recipe["seed"]) for run in self.runs]
 
 
-def group_seeds(runs: Sequence[Run], split: Split) -> list[Group]:
-    """Runs of one recipe, measured at the same step, that differ in the seed only, together; others by themselves.
+def group_seeds(runs: Sequence[Run]) -> list[Group]:
+    """Runs of one recipe that differ in the seed only, together; others, and what is not equally far, by themselves.
 
     A repeated seed is not another seed: runs of which two share one are rows of their own.
     """
     alike: dict[str, list[Run]] = {}
     for run in runs:
-        alike.setdefault(_likeness(run, split), []).append(run)
+        alike.setdefault(_likeness(run), []).append(run)
     groups: list[Group] = []
     for members in alike.values():
         seeds = [run.recipe["seed"] for run in members]
@@ -49,7 +48,7 @@ def group_seeds(runs: Sequence[Run], split: Split) -> list[Group]:
     return groups
 
 
-def _likeness(run: Run, split: Split) -> str:
+def _likeness(run: Run) -> str:
     """Equal for runs of one row. A path in which the run's seed stands as a number is alike with another seed in it."""
     mine = re.compile(rf"(?<!\d){run.recipe['seed']}(?!\d)")
 
@@ -59,7 +58,8 @@ def _likeness(run: Run, split: Split) -> str:
         return mine.sub("{seed}", leaf) if isinstance(leaf, str) and is_path(leaf) else leaf
 
     leaves = {key: plain(value) for key, value in run.recipe.items() if key not in NO_LIKENESS}
-    return json.dumps([leaves, run.step(split)], sort_keys=True, default=str)
+    # The result of a finished run may be any of its steps.
+    return json.dumps([leaves, None if run.finished else run.step("validation")], sort_keys=True, default=str)
 
 
 def _common_name(runs: Sequence[Run]) -> str:

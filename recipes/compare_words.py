@@ -46,7 +46,7 @@ def span(low: float, high: float) -> str:
 def sentences(comparison: Row) -> list[str]:
     """What carries the headline: means, losses, seesaws, cost."""
     rows = ranked(comparison)
-    return [*_means(rows), *_losses(rows), *_seesaws(rows), *_costs(rows)]
+    return [*_means(rows), *_losses(rows), *_seesaws(rows), *_costs(rows), *_parities(comparison, rows)]
 
 
 def _means(rows: Sequence[Row]) -> list[str]:
@@ -100,6 +100,42 @@ def _costs(rows: Sequence[Row]) -> list[str]:
     return [f"{told}."]
 
 
+def _parities(comparison: Row, rows: Sequence[Row]) -> list[str]:
+    """What the others compute to reach the worst domain's score of the reference."""
+    reference, level = comparison["parity"]["reference"], comparison["parity"]["levels"]["worst_score"]
+    others = [(row["name"], row["parity"]["worst_score"]) for row in rows if row["name"] != reference]
+    reached = [f"{name} takes {times(told)} its compute" for name, told in others if told["ratio"] is not None]
+    failed = [(name, told["tried"]) for name, told in others if told["flops"] is None and told["tried"]]
+    never = [f"{name} (in {_factor(tried)})" for name, tried in failed]
+    told = [listed(reached)] if reached else []
+    told += [f"{listed(never)} never {'does' if len(never) == 1 else 'do'}"] if never else []
+    said = f"To score {percent(level)} in the worst domain, as {reference} did within a point"
+    return [f"{said}, {'; '.join(told)}."] if told else []
+
+
+def times(told: Row) -> str:
+    """Compute to parity: ``3.2×``; of who never gets there, ``never``; a dash where the reference needs none."""
+    return "never" if told["flops"] is None else "–" if told["ratio"] is None else _factor(told["ratio"])
+
+
+def times_interval(told: Row) -> str:
+    """Its 95% interval, ``2.1× to 5×``; without one, how much was tried."""
+    if told["ratio"] is None:
+        return f"in {_factor(told['tried'])}" if told["flops"] is None and told["tried"] else ""
+    low, high = ("never" if end is None else _factor(end) for end in told["ratio_ci"])
+    return f"{low} to {high}"
+
+
+def with_teachers(told: Row) -> Row | None:
+    """The same with the making of teachers counted; None where that is not known."""
+    made = told["with_teachers"]
+    return None if made is None else {**told, **made}
+
+
+def _factor(ratio: float) -> str:
+    return f"{ratio:.2g}×" if ratio < 10 else f"{ratio:.0f}×"
+
+
 def flop(amount: float) -> str:
     """``4.65e12`` as ``4.65 TFLOP``."""
     told = si(amount)
@@ -124,19 +160,30 @@ def notes(comparison: Row) -> list[str]:
         bare = [run["name"] for run in runs if run["against"][domain] is None]
         if bare:
             told.append(f"No teacher to measure {listed(bare)} against on {domain}: points are told, no recovery.")
-        lenders: dict[str, list[str]] = {}
-        for run in runs:
-            if domain in run["borrowed"]:
-                lenders.setdefault(run["against"][domain]["run"], []).append(run["name"])
-        told += [
-            f"On {domain}, {listed(names)} {'is' if len(names) == 1 else 'are'} measured against the teacher of "
-            f"{lender}, which began from the same base."
-            for lender, names in lenders.items()
-        ]
+    told += _borrowed(comparison)
     single = [row["name"] for row in comparison["rows"] if row["n"] == 1]
     if single:
         told.append(f"One seed only: {listed(single)}. Their intervals are over questions, not over seeds.")
     return told
+
+
+def _borrowed(comparison: Row) -> list[str]:
+    """Whose teachers rows are measured against that have none of their own, or a weaker one; row by row."""
+    row_of = {run["name"]: run["row"] for run in comparison["runs"]}
+    domains_of: dict[tuple[str, str], list[str]] = {}  # borrower and lender
+    for domain in comparison["domains"]:
+        for run in comparison["runs"]:
+            if domain in run["borrowed"]:
+                pair = run["row"], row_of[run["against"][domain]["run"]]
+                domains_of.setdefault(pair, []).append(domain)
+    borrowers: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (borrower, lender), domains in domains_of.items():
+        borrowers.setdefault((lender, tuple(dict.fromkeys(domains))), []).append(borrower)
+    return [
+        f"On {listed(domains)}, {listed(rows)} {'is' if len(rows) == 1 else 'are'} measured against the "
+        f"{'teacher' if len(domains) == 1 else 'teachers'} of {lender}, which began from the same base."
+        for (lender, domains), rows in borrowers.items()
+    ]
 
 
 def signed(interval: Sequence[float] | None) -> str:

@@ -55,7 +55,7 @@ def yardsticks(runs: Sequence[Run], split: Split) -> list[Yardstick]:
         by_base.setdefault(b"".join(table.answers[d][0].tobytes() for d in domains), []).append(i)
     found: dict[int, Yardstick] = {}
     for members in by_base.values():
-        best = {d: max(members, key=lambda i, d=d: _level(own[i], d)) for d in domains}
+        best = {d: max(members, key=lambda i, d=d: (_level(own[i], d), _distils(runs[i]))) for d in domains}
         against = {
             d: {"run": runs[i].name, "teachers": dict(weights[i][d])} if _level(own[i], d) >= 0 else None
             for d, i in best.items()
@@ -82,6 +82,11 @@ def _own_table(run: Run, first: Run, split: Split, weights: TeacherWeights) -> T
         raise UserError(f"{run.folder}: {error}") from error
     assert table is not None  # base and student were measured: recipes/compare_runs.py
     return table
+
+
+def _distils(run: Run) -> bool:
+    """Of runs that share their teachers, those that distil are named as the ones who have them."""
+    return run.recipe["method"] == "mopd"
 
 
 def _level(table: Table, domain: str) -> float:

@@ -19,7 +19,7 @@ from recipes.checkpoints import local_folder
 from recipes.costs import Costs
 from recipes.environment import note_environment
 from recipes.exam import Exam
-from recipes.lineage import teacher_source, trusted_models
+from recipes.lineage import start, teacher_source, trusted_models
 from recipes.measure import evaluate_model, measure_frozen
 from recipes.methods import METHODS, routes
 from recipes.models import load_tokenizer, make_initial
@@ -36,6 +36,7 @@ from recipes.stages import (
 )
 from recipes.surroundings import quieten_libraries, ray_cluster, stopping
 from recipes.training import Training, prompt_source, tasks_of
+from recipes.untrained import UNTRAINED
 from recipes.world import World
 from rollouts.tasks import fingerprint
 
@@ -110,8 +111,11 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
         )
         graded_by = {name for domain in recipe.domains.values() for name in domain.teacher_weights}
         sitting = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
-        measure_frozen(recipe, world, exam, {"base": model} | sitting)
-        last = replace(job, exam=exam).run(world, title=world.title)
+        base = on_disk(model_path(start(recipe), out=out, folder=out)) if recipe.method == "cascade" else model
+        measure_frozen(recipe, world, exam, {"base": base} | sitting)
+        job = replace(job, exam=exam)
+        make = UNTRAINED.get(recipe.method)
+        last = job.run(world, title=world.title) if make is None else make(job, world)
         seesaw = build_seesaw(
             exam.rows,
             teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},

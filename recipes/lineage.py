@@ -59,6 +59,17 @@ def origin(recipe: Recipe, where: str, source: Source) -> Origin | None:
     return None if stage_name(source) is not None else Origin(where, source, stage)
 
 
+def links(recipe: Recipe) -> list[str]:
+    """The stages of a cascade, first to last: the student's chain, without the one that makes the base from nothing."""
+    found = list(chain(recipe, recipe.student.model))[::-1]
+    return found[1:] if found and isinstance(recipe.stages[found[0]].from_, Architecture) else found  # not per token
+
+
+def start(recipe: Recipe) -> Source:
+    """What the student is before distillation, which results call the base: a cascade's is where its chain begins."""
+    return recipe.stages[links(recipe)[0]].from_ if recipe.method == "cascade" else recipe.student.model
+
+
 def teacher_source(recipe: Recipe, name: str) -> Source:
     """What a teacher is made from; the student's own source where its model is ``self``."""
     model = recipe.teachers[name].model

@@ -52,15 +52,17 @@ class Method:
         teachers: what the teachers of the recipe do, if it may have any.
         rewards: whether verifiers may grade.
         selects: whether the grader selects what is learnt from; see :func:`distill.batch.plan_updates`.
+        trains: whether the run trains its student; else recipes/untrained.py makes it of what stages made.
     """
 
     actor: Callable[[Cast], Sampler]
     graders: Callable[[Cast], Grader]
     losses: frozenset[str]
     samples: bool
-    teachers: Literal["grade", "write", "none"] = "none"
+    teachers: Literal["grade", "write", "merge", "none"] = "none"
     rewards: bool = False
     selects: bool = False
+    trains: bool = True
 
 
 def decoding(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Decoding:
@@ -183,5 +185,11 @@ METHODS: dict[str, Method] = {
     "off_policy": Method(_writers, _ungraded, losses=frozenset({"nll"}), samples=False, teachers="write"),
     # Fine-tuning on gold answers: an oracle, which sees what no distillation sees.
     "supervised": Method(_gold, _ungraded, losses=frozenset({"nll"}), samples=False),
+    # One domain after the other: the student is the end of a chain of stages, of which every link is measured.
+    "cascade": Method(_student, _ungraded, losses=frozenset({"full_reverse_kl"}), samples=False, trains=False),
+    # The teachers' weights added up: arXiv 2203.05482, 2212.04089.
+    "merge": Method(
+        _student, _ungraded, losses=frozenset({"full_reverse_kl"}), samples=False, teachers="merge", trains=False
+    ),
 }
 """Every method by the name that a recipe gives it."""

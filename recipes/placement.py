@@ -130,7 +130,9 @@ def unplaced(living: list[Claim], nodes: list[dict[str, Any]]) -> list[str]:
     for claim in living:
         if claim.count and not any(all(node.get(k, 0.0) >= v for k, v in claim.each.items()) for node in nodes):
             takes = " and ".join(f"{amount:g} {name}" for name, amount in claim.each.items())
-            problems.append(f"{claim.who}: each process takes {takes}, and no node of the Ray cluster has that; add one")
+            problems.append(
+                f"{claim.who}: each process takes {takes}, and no node of the Ray cluster has that; add one"
+            )
         for name, amount in claim.each.items():
             needed[name] = needed.get(name, 0.0) + amount * claim.count
     there = {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}

@@ -114,7 +114,8 @@ def _models(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[ModelPlan]:
         yield ModelPlan(f"teacher {name}", made, one.cost.total_parameters, one.cost.active_parameters)
     student, one = recipe.student.model, facts["student.model"]
     source = student if isinstance(student, str) else f"{student.architecture}, from nothing"
-    made = f"{recipe.method}, {recipe.run.steps} steps from {source}"
+    trained = f", {recipe.run.steps} steps" if METHODS[recipe.method].trains else ""
+    made = f"{recipe.method}{trained} from {source}"
     yield ModelPlan("student", made, one.cost.total_parameters, one.cost.active_parameters)
 
 
@@ -206,7 +207,8 @@ def _flops(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Len
         sequences = [round(lengths[name].mean_prompt + lengths[name].mean_answer)] * (
             domain.prompts * recipe.rollout.samples_per_prompt
         )
-        total += student.train(sequences) + (student.generate(sequences) if METHODS[recipe.method].samples else 0)
+        total += student.train(sequences) if METHODS[recipe.method].trains else 0
+        total += student.generate(sequences) if METHODS[recipe.method].samples else 0
         total += sum(facts[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in routes(recipe)[name])
     total *= recipe.run.steps
     for name, stage in recipe.stages.items():

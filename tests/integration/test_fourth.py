@@ -93,5 +93,5 @@ def test_a_run_writes_no_metric_that_the_page_does_not_name(fourth):
     assert {kind: names - page[kind] for kind, names in written.items()} == {"train": set(), "eval": set()}
     # What this run has no occasion for: rewards, estimators on the sampled token, teachers that gain or are lost.
     rare = {"gate_dropped/DOMAIN", "clipped/DOMAIN", "recovery/DOMAIN", "mean_recovery", "worst_recovery"}
-    rare |= {"reward/DOMAIN", "kept/DOMAIN"}
+    rare |= {"reward/DOMAIN", "kept/DOMAIN", "merge_strength"}
     assert (page["train"] - written["train"]) | (page["eval"] - written["eval"]) <= rare | {"teacher_retries/TEACHER"}

@@ -74,3 +74,33 @@ def test_reward_learning_on_all_domains_at_once(tmp_path):
     seesaw = json.loads((tmp_path / "run" / "seesaw.json").read_text())
     assert set(seesaw["models"]) == {"base", "student"}
     assert all(f"reward/{name}" in row for row in trained(tmp_path / "run") for name in ("math", "code", "reasoning"))
+
+
+UNTRAINED = ["run=null", "student.optimizer=null", "student.updates_per_step=null", SMALL[1], *SMALL[-2:]]
+
+
+def test_the_student_of_a_cascade_is_the_end_of_a_chain_of_which_every_link_is_measured(tmp_path):
+    chain = ["student.model=stage:code", "stages.code.from=stage:math", "teachers=null"]
+    asked = [f"domains.{name}.teacher=null" for name in ("math", "code", "reasoning")]
+    stages = [one for one in STAGES_BY_REWARD if not one.startswith("teachers.")]
+    out = tmp_path / "run"
+    run("run", "smoke", "method=cascade", *UNTRAINED, *stages, *chain, *asked, "--out", out)
+    seesaw = json.loads((out / "seesaw.json").read_text())
+    assert set(seesaw["models"]) == {"base", "student"}
+    assert [point["step"] for point in seesaw["curve"]] == [1, 2], "after each link of one step"
+    chosen = out / "stages" / ("math" if seesaw["selected"]["step"] == 1 else "code") / "student"
+    assert (out / "student" / "model.safetensors").read_bytes() == (chosen / "model.safetensors").read_bytes()
+
+
+def test_a_merge_tries_every_strength_on_validation_and_tests_the_best(tmp_path):
+    out = tmp_path / "run"
+    how = "merge={how: task_arithmetic, strengths: [0.5, 1.0]}"
+    run("run", "smoke", "method=merge", how, *UNTRAINED, *STAGES_BY_REWARD, "--out", out)
+    seesaw = json.loads((out / "seesaw.json").read_text())
+    assert {"base", "student", "teachers/math", "teachers/code"} <= set(seesaw["models"])
+    asked = {(row["model"], row["split"]) for row in rows(out / "evaluations.jsonl")}
+    assert {("candidates/0.5", "validation"), ("candidates/1", "validation"), ("student", "test")} <= asked
+    assert not {("candidates/0.5", "test"), ("candidates/1", "test")} & asked
+    (told,) = (row for row in rows(out / "metrics.jsonl") if row["kind"] == "eval")
+    best = out / "candidates" / f"{told['merge_strength']:g}" / "model.safetensors"
+    assert (out / "student" / "model.safetensors").read_bytes() == best.read_bytes()

@@ -101,8 +101,12 @@ def write_hand_run(
     ledger: Mapping[str, Any] | None = LEDGER,
     fingerprints: Mapping[str, str] | None = None,
     finished: bool = True,
+    selected: int | None = None,
 ) -> Path:
-    """Write a run's folder; under way, it has no test of its student, no seesaw.json and no ledger.json."""
+    """Write a run's folder; under way, it has no test of its student, no seesaw.json and no ledger.json.
+
+    ``selected`` is the step whose weights are tested, the last unless given.
+    """
     recipe = laid_over(RECIPE, changes or {})
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -114,7 +118,8 @@ def write_hand_run(
     for step, answers in curve.items():
         rows += rows_of("student", answers, step=step, split="validation")
     if finished:
-        rows += rows_of("student", student, step=max(curve), split="test")
+        tested = max(curve) if selected is None else selected
+        rows += rows_of("student", student, step=tested, split="test")
     append_jsonl(folder / "evaluations.jsonl", (row.record() for row in rows))
     # 20 FLOP a step: 12 of updates, 5 of generation, 3 of the teacher.
     spent = {"flops/update": 12.0, "flops/generation": 5.0, "flops/teacher/math": 3.0, "seconds/update": 0.5}

@@ -149,3 +149,23 @@ def test_a_single_point_is_drawn() -> None:
         line_chart([Line("student", "d0", [(0, 0.5)], marks=True)], title="", y_range=(0, 1), y_format=percent)
     )
     assert len(root.findall("circle")) == 1
+
+
+def test_on_a_logarithmic_axis_equal_factors_are_equal_steps_and_zero_is_at_the_edge() -> None:
+    points = [(0.0, 0.5), (1e9, 0.6), (1e10, 0.7), (1e11, 0.8)]
+    told = line_chart(
+        [Line("a", "d0", points, marks=True)], title="t", y_range=(0, 1), y_format=percent, x_format="{:.0e}".format,
+        log_x=True,
+    )  # fmt: skip
+    root = drawn(told)
+    xs = [float(mark.attrib["cx"]) for mark in root.findall("circle")]
+    assert xs[2] - xs[1] == pytest.approx(xs[3] - xs[2], abs=0.11)
+    assert xs[0] < xs[1]
+    labels = {t.text: float(t.attrib["x"]) for t in root.findall("text[@text-anchor='middle']")}
+    assert labels["0e+00"] == pytest.approx(xs[0], abs=0.11)
+    assert labels["1e+10"] == pytest.approx(xs[2], abs=0.11)
+
+
+def test_a_logarithmic_axis_of_nothing_but_zero_is_an_even_one() -> None:
+    root = drawn(line_chart([Line("a", "d0", [(0.0, 0.5)])], title="t", y_range=(0, 1), y_format=percent, log_x=True))
+    assert root.find("path[@class='line d0']") is not None

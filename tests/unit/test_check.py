@@ -11,10 +11,12 @@ from check_kit import CONFIG, problems, recipe, save_model, tokenizer_of, tree
 from transformers import AddedToken, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from distill.recipe_file import load_recipe, shipped_recipes
+from distill.recipe_study import Study, load
 from recipes import SHIPPED
 from recipes.check import check
 from recipes.launch import teacher_folders
 from recipes.offline import unchecked
+from recipes.study_check import check_study
 from recipes.survey import survey
 from rollouts.tasks import TASKS
 from teachers.preflight import compare_heads, compare_tokenizers
@@ -31,8 +33,9 @@ def base(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", shipped_recipes(SHIPPED))
 def test_every_shipped_recipe_passes(tmp_path: Path, name: str) -> None:
     # Models that lie on the Hub are planned from their configurations; see test_offline.py.
-    made = load_recipe(name, shipped=SHIPPED)
-    plan = check(made, tmp_path / "run", offline=bool(unchecked(made)))
+    made = load(name, shipped=SHIPPED)
+    folder = tmp_path / "run"
+    plan = check_study(made, folder) if isinstance(made, Study) else check(made, folder, offline=bool(unchecked(made)))
     assert plan.disk_bytes > 0
     assert not (tmp_path / "run").exists()  # a check leaves nothing behind
 

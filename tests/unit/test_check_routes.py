@@ -146,7 +146,7 @@ def by_reward(method: str, **changes: Any) -> dict[str, Any]:
 def test_methods_by_reward_take_rewards_and_no_teachers(method: str) -> None:
     assert problems(**by_reward(method)) == []
     ungraded = problems(**by_reward(method, domains={"math": {"task": "arithmetic"}}))
-    assert any("`domains.math` has no reward, so nothing grades it; set `reward: true`" in p for p in ungraded)
+    assert any("`domains.math` has no reward, so nothing teaches it; set `reward: true`" in p for p in ungraded)
     taught = by_reward(method, domains={"math": {**MATH, "reward": True}}, teachers={"math": {"model": "./a"}})
     assert any("`domains.math` has a teacher, which method" in problem for problem in problems(**taught))
 
@@ -242,3 +242,23 @@ def test_self_is_the_students_own_source() -> None:
     assert check_routes(anchored, tasks=TASKS, losses=MOPD) == []
     assert sources(anchored)["teachers.anchor.model"] == "stage:base" == anchored.student.model
     assert teacher_source(anchored, "math") == "stage:math"
+
+
+def test_a_cascade_is_a_chain_of_stages_and_asks_nobody() -> None:
+    base = tree()["stages"]["base"]
+    chained = {"base": base, "one": {"from": "stage:base", "method": "expert_iteration", "domains": ["math"]}}
+    sound: dict[str, Any] = {"method": "cascade", "teachers": {}, "domains": {"math": {"task": "arithmetic"}}}
+    sound |= {"student": {"model": "stage:one"}, "stages": chained, "losses": METHODS["cascade"].losses}
+    assert problems(**sound) == []
+    unlinked = problems(**{**sound, "student": {"model": "stage:base"}, "stages": {"base": base}})
+    assert any("`student.model` names no chain of stages" in problem for problem in unlinked)
+    assert any("`run.steps` is set and would change nothing" in p for p in problems(**sound, run={"steps": 7}))
+
+
+def test_a_merge_is_of_teachers_and_only_task_arithmetic_has_strengths() -> None:
+    merge = {"method": "merge", "losses": METHODS["merge"].losses}
+    assert problems(**merge) == []
+    assert problems(**merge, merge={"how": "task_arithmetic", "strengths": [0.5]}) == []
+    assert any("`merge.strengths` is set and" in p for p in problems(**merge, merge={"strengths": [0.5]}))
+    assert any("`merge.how` is set and" in p for p in problems(merge={"how": "task_arithmetic"}))
+    assert any("has no teacher, so" in p for p in problems(**merge, domains={"math": {"task": "arithmetic"}}))

@@ -135,7 +135,9 @@ def test_a_method_without_teachers_is_measured_against_those_of_its_base(tmp_pat
     against = {run["name"]: run["against"]["math"] for run in comparison["runs"]}
     assert against["bare"] == against["taught"] == {"run": "taught", "teachers": {"math": 1.0}}
     assert [run["borrowed"] for run in comparison["runs"] if run["name"] == "bare"] == [["math", "code"]]
-    assert any("bare is measured against the teacher of taught" in note for note in notes(comparison))
+    assert any(
+        "On math and code, bare is measured against the teachers of taught" in note for note in notes(comparison)
+    )
     # Another base: nothing to borrow.
     stranger = write_hand_run(
         tmp_path / "stranger", no_teachers(), teachers={}, base=levels(51, 60, 70), student=levels(70, 80, 70)

@@ -54,7 +54,7 @@ def test_the_page_is_whole_self_contained_and_escapes_names(comparison: dict[str
     assert "@import" not in html
     assert not {"script", "iframe", "img", "object", "b>&weak"} & set(page.tags)
     assert "<b>&weak" in page.sections["table"]
-    assert page.tags.count("svg") == len(comparison["domains"]) + 1
+    assert page.tags.count("svg") == 2 + len(comparison["domains"]) + 1  # worst and mean, domains, the plane
     assert set(page.sections) >= {"table", "recovery", "compute", "transfer", "pareto", "settings"}
 
 

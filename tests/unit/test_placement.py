@@ -1,4 +1,4 @@
-"""Where processes go: devices, parts of GPUs, custom resources; what a machine or a cluster has no room for is refused."""
+"""Where processes go: devices, parts of GPUs, resources; what a machine or a cluster has no room for is refused."""
 
 from __future__ import annotations
 
