@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from distill.recipe_parts import Count, NonNegative, Positive, Strict
+from distill.recipe_parts import Count, NonNegative, Positive, Strict, refusal
+
+OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
+"""Resources that Ray counts by itself."""
 
 
 class TeacherRecipe(Strict):
@@ -23,6 +26,23 @@ class TeacherRecipe(Strict):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
     replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where it scores; auto: as the run's")
+    gpus: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="part of a GPU that each process takes of its node; 0.25: four share one"
+    )
+    resources: dict[str, Positive] = Field(
+        default_factory=dict, description="of Ray, by name, that each process takes of its node: where it is placed"
+    )
+
+    @field_validator("resources")
+    @classmethod
+    def _resources(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, amount in value.items():
+            if name in OF_RAY:
+                raise refusal(f"names {name}, which Ray counts by itself; take `gpus`, or a name that nodes were given")
+            if amount > 1 and amount != int(amount):
+                raise refusal(f"asks for {amount:g} of {name}; above 1 Ray takes whole numbers")
+        return value
 
 
 class FaultRecipe(Strict):

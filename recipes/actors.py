@@ -10,6 +10,7 @@ from distill.recipe import Recipe
 from distill.types import Sampler
 from recipes.lineage import adapter_folders, trusted
 from recipes.methods import decoding
+from recipes.placement import teacher_device, teacher_gpus
 from rollouts.sampler import StudentSampler
 from rollouts.workers import FrozenSampler, PublishedSampler, SamplerWorkers
 
@@ -38,7 +39,13 @@ def teachers_writing(job: Training, world: World, closing: ExitStack) -> Sampler
     how, rollout = decoding(recipe, job.tokenizer), recipe.rollout
     writers: dict[str, StudentSampler] = {}
     for name, path in job.teachers.items():
-        workers = SamplerWorkers(1, device=world.device, dtype=job.teacher_dtype(name, world), gpus=world.gpus)
+        workers = SamplerWorkers(
+            1,
+            device=teacher_device(recipe, name, world.device),
+            dtype=job.teacher_dtype(name, world),
+            gpus=teacher_gpus(recipe, name, world.device),
+            resources=recipe.teachers[name].resources,
+        )
         closing.callback(workers.close)
         workers.load(path, adapters.get(name), trust_remote_code=trusted(recipe, f"teachers.{name}.model"))
         writers[name] = StudentSampler(

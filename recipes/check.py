@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from distill.recipe import OwnLoss, Recipe
 from distill.types import UserError
@@ -12,9 +11,9 @@ from recipes.check_models import check_lengths, check_models
 from recipes.check_own import check_own_loss
 from recipes.check_routes import check_routes
 from recipes.check_tasks import check_tasks, make_tasks
-from recipes.lineage import households
 from recipes.methods import METHODS
 from recipes.offline import assumed_lengths, on_hub
+from recipes.placement import check_device, resolve_device
 from recipes.plan import Plan, make_plan
 from recipes.run_folder import check_folder
 from recipes.survey import survey
@@ -63,37 +62,3 @@ def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
     if problems := check_folder(out, needed_bytes=max(0, plan.disk_bytes - there)):  # a resumed run has some already
         raise UserError(*problems)
     return plan
-
-
-def check_device(recipe: Recipe) -> list[str]:
-    """Whether the device that the recipe asks for is here."""
-    import torch
-
-    if recipe.device == "cuda" and not torch.cuda.is_available():
-        return ["`device` is cuda, and torch finds no GPU here; take `device: auto`, or a torch build with CUDA"]
-    if resolve_device(recipe.device) == "cpu" or os.environ.get("RAY_ADDRESS"):
-        return []
-    # Ray would wait for ever for what this machine has not.
-    ranks, workers = recipe.student.engine.ranks, recipe.rollout.workers
-    teachers = sum(recipe.teachers[names[0]].replicas for names in households(recipe))
-    of_stages = sorted((stage.engine.ranks for stage in recipe.stages.values()), reverse=True)
-    phases = {
-        f"the run ({ranks} ranks, {teachers} for teachers, {workers} sampler workers)": ranks + teachers + workers,
-        f"stages, {recipe.run.parallel_stages} at a time": sum(of_stages[: recipe.run.parallel_stages]),
-    }
-    there = torch.cuda.device_count()
-    return [
-        f"{phase} needs {needed} GPUs at a time, one a process, and this machine has {there}; lower the engine's "
-        "`ranks` or `run.parallel_stages`, take `device: cpu`, or name a Ray cluster in RAY_ADDRESS"
-        for phase, needed in phases.items()
-        if needed > there
-    ]
-
-
-def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """``auto`` takes a GPU where there is one."""
-    if asked != "auto":
-        return asked
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -14,13 +14,13 @@ from distill.adapters import active
 from distill.evaluate import evaluate
 from distill.recipe import Architecture, Recipe
 from distill.types import Float32, Full, Rollout
-from recipes.check import resolve_device
 from recipes.exam import verify
 from recipes.findings import ROLLOUTS, TOLERANCE, Finding, judge, reverse_kl
 from recipes.launch import on_disk
 from recipes.lineage import SELF, Source, adapter_folders, stage_name, teacher_source, trusted
 from recipes.methods import decoding
 from recipes.models import load_tokenizer
+from recipes.placement import resolve_device
 from recipes.stages import model_path
 from recipes.training import prompt_source, tasks_of
 from rollouts.sampler import InProcess, StudentSampler

@@ -36,6 +36,11 @@ def check_idle(recipe: Recipe) -> Iterator[str]:
         yield from _set(recipe.faults, "faults", tuple(type(recipe.faults).model_fields), "the recipe has no teachers")
     elif recipe.faults.retries == 0:
         yield from _set(recipe.faults, "faults", ("backoff_seconds",), "a lost microbatch is never asked again")
+    for name, teacher in recipe.teachers.items():
+        if "cpu" in (teacher.device, recipe.device if teacher.device == "auto" else ""):
+            yield from _set(teacher, f"teachers.{name}", ("gpus",), "it scores on the CPU")
+        if METHODS[recipe.method].teachers == "write":
+            yield from _set(teacher, f"teachers.{name}", ("replicas",), f"{recipe.method} gives each writer a process")
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
 

@@ -11,7 +11,7 @@ from distill.recipe import Architecture, Optimizer, OwnLoss, PolicyGradient, Rec
 from distill.recipe_schema import guess
 from recipes.check_idle import check_idle
 from recipes.check_loss import check_loss
-from recipes.lineage import SELF, chain, households, links, sources, stage_name
+from recipes.lineage import SELF, chain, households, links, placement, sources, stage_name
 from recipes.methods import METHODS
 
 
@@ -57,12 +57,14 @@ def _teachers(recipe: Recipe) -> Iterator[str]:
         if teacher not in used and teacher != reference_of(recipe.loss):
             yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
     yield from _anchors(recipe)
-    groups = households(recipe)
-    for one, other in itertools.combinations([recipe.teachers[names[0]] for names in groups], 2):
+    for first, second in itertools.combinations([names[0] for names in households(recipe)], 2):
+        one, other = recipe.teachers[first], recipe.teachers[second]
         if (one.model, one.dtype) == (other.model, other.dtype):
+            leaf = next(leaf for leaf, value in placement(one).items() if value != placement(other)[leaf])
+            has, has_too = getattr(one, leaf), getattr(other, leaf)
             yield (
-                f"`teachers`: two over the base {one.model} have {one.replicas} and {other.replicas} replicas; they "
-                f"share its processes, so give both the same number"
+                f"`teachers`: {first!r} and {second!r} over the base {one.model} have `{leaf}` {has} and {has_too}; "
+                f"they share its processes, so give both the same"
             )
 
 

@@ -14,7 +14,7 @@ from distill.recipe import Architecture, Recipe
 from distill.results import build_seesaw
 from distill.stopping import stop_reason
 from distill.track import Tracker, read_jsonl
-from recipes.check import check, resolve_device
+from recipes.check import check
 from recipes.checkpoints import local_folder
 from recipes.costs import Costs
 from recipes.environment import note_environment
@@ -23,6 +23,7 @@ from recipes.lineage import start, teacher_source, trusted_models
 from recipes.measure import evaluate_model, measure_frozen
 from recipes.methods import METHODS, routes
 from recipes.models import load_tokenizer, make_initial
+from recipes.placement import check_cluster, resolve_device
 from recipes.report import summary_table, write_report
 from recipes.run_folder import move_aside, note_recipe, refuse_changed_recipe
 from recipes.stages import (
@@ -76,6 +77,7 @@ def is_finished(out: Path) -> bool:
 
 def carry_out(recipe: Recipe, world: World, attempt: str) -> None:
     """Bring a run that was checked to its end in the folder ``world.out``, which ``attempt`` owns."""
+    check_cluster(recipe, world.device)
     note_recipe(recipe, world.out)
     note_environment(world.out / "environment.json")
     todo = {name: stage for name, stage in recipe.stages.items() if not finished(world.out, recipe, name)}

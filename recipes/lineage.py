@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distill.heads import HeadSource
 from distill.losses import loss_spec
-from distill.recipe import Architecture, Recipe
+from distill.recipe import Architecture, Recipe, TeacherRecipe
 from recipes.stages import PREFIX
 
 Source = str | Architecture
@@ -111,13 +111,23 @@ def adapter_folders(recipe: Recipe) -> dict[str, str]:
 
 
 def households(recipe: Recipe) -> list[list[str]]:
-    """The teachers that share processes: those of one base, dtype and number of replicas, whatever their adapters."""
-    together: dict[tuple[str, str, int], list[str]] = {}
+    """The teachers that share processes: those of one base, dtype and placement, whatever their adapters."""
+    together: dict[tuple[object, ...], list[str]] = {}
     for name, teacher in recipe.teachers.items():
         source = teacher_source(recipe, name)
         base = source if isinstance(source, str) else SELF
-        together.setdefault((base, teacher.dtype, teacher.replicas), []).append(name)
+        together.setdefault((base, teacher.dtype, *placement(teacher).values()), []).append(name)
     return list(together.values())
+
+
+def placement(teacher: TeacherRecipe) -> dict[str, object]:
+    """How many processes a teacher has, and where they are: leaves that teachers over one base share."""
+    return {
+        "replicas": teacher.replicas,
+        "device": teacher.device,
+        "gpus": teacher.gpus,
+        "resources": tuple(sorted(teacher.resources.items())),
+    }
 
 
 def sources(recipe: Recipe) -> dict[str, Source]:

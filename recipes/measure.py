@@ -12,11 +12,11 @@ from distill.evaluate import Split, evaluate, scores
 from distill.load import load_model
 from distill.loop import Interrupted
 from distill.recipe import DomainRecipe, Recipe, StudentRecipe
-from recipes.check import resolve_device
 from recipes.exam import Exam, verify
 from recipes.lineage import adapter_folders, trusted
 from recipes.methods import decoding
 from recipes.models import load_tokenizer
+from recipes.placement import resolve_device
 from recipes.training import prompt_source, tasks_of
 from recipes.world import World
 from rollouts.sampler import InProcess, StudentSampler

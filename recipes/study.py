@@ -13,12 +13,12 @@ from distill.console import Progress
 from distill.loop import Interrupted
 from distill.recipe_study import Child, Study
 from distill.types import UserError, WorldError
-from recipes.check import resolve_device
 from recipes.compare import compare
 from recipes.compare_console import console_tables
 from recipes.compare_page import chosen_pair, write_comparison
 from recipes.jobs import run_jobs
 from recipes.launch import carry_out, is_finished, make_stage
+from recipes.placement import resolve_device
 from recipes.report import write_report
 from recipes.run_folder import RECIPE, STUDY, move_aside, note_recipe
 from recipes.shared_answers import SharedAnswers

@@ -23,6 +23,7 @@ from recipes.exam import Exam
 from recipes.held_out import held_out
 from recipes.lineage import adapter_folders, head_sources, trusted
 from recipes.methods import METHODS, Cast, routes, support_of
+from recipes.placement import teacher_device, teacher_gpus
 from recipes.preflight import before_first_step
 from recipes.ranks import RayRanks
 from recipes.watch import RunWatch
@@ -185,14 +186,15 @@ class Training:
             name: TeacherSpec(
                 Checkpoint(
                     path,
-                    world.device,
+                    teacher_device(recipe, name, world.device),
                     self.teacher_dtype(name, world),
                     trusted(recipe, f"teachers.{name}.model"),
                 ),
                 conditions,
-                gpus=world.gpus,
+                gpus=teacher_gpus(recipe, name, world.device),
                 replicas=recipe.teachers[name].replicas,
                 adapter=adapter_folders(recipe).get(name),
+                resources=tuple(sorted(recipe.teachers[name].resources.items())),
             )
             for name, path in self.teachers.items()
         }

@@ -47,8 +47,16 @@ class _Worker:
 class SamplerWorkers:
     """A set of sampler processes, all with the same weights. Satisfies :class:`distill.types.Weights`."""
 
-    def __init__(self, workers: int, *, device: str, dtype: str, gpus: float = 0.0) -> None:
-        make = ray.remote(_Worker).options(num_cpus=0, num_gpus=gpus)
+    def __init__(
+        self,
+        workers: int,
+        *,
+        device: str,
+        dtype: str,
+        gpus: float = 0.0,
+        resources: Mapping[str, float] | None = None,
+    ) -> None:
+        make = ray.remote(_Worker).options(num_cpus=0, num_gpus=gpus, resources=dict(resources or {}))
         self._actors: list[Any] = [make.remote(device, dtype) for _ in range(workers)]
 
     @property

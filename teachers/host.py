@@ -29,6 +29,7 @@ class TeacherSpec:
 
     Attributes:
         gpus: that each process takes of its node.
+        resources: of Ray, by name, that each process takes of its node besides.
     """
 
     source: TeacherSource
@@ -36,6 +37,7 @@ class TeacherSpec:
     gpus: float
     replicas: int
     adapter: str | None = None
+    resources: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(slots=True)
@@ -171,7 +173,8 @@ class Host:
     def _start(self) -> tuple[Any, Any]:
         """A process, and the size of its vocabulary, which comes once its weights are loaded."""
         make: Any = ray.remote(_Teacher)
-        actor = make.options(num_cpus=0, num_gpus=self._spec.gpus, max_concurrency=1).remote()
+        taken = {"num_cpus": 0, "num_gpus": self._spec.gpus, "resources": dict(self._spec.resources)}
+        actor = make.options(**taken, max_concurrency=1).remote()
         return actor, actor.load.remote(self._spec, [folder for folder in self._adapters.values() if folder])
 
     def _ask(self, teacher: str, asked: Asked) -> Answer:

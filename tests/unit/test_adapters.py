@@ -203,8 +203,11 @@ def test_the_check_looks_at_adapters_without_loading_a_weight(tmp_path: Path) ->
     assert f"{base}, with adapter {folders[1]}" in [model.made for model in plan.models]
     (found,) = problems(tmp_path / "run", **given, teachers={**teachers, "two": {"model": base, "adapter": "here"}})
     assert "`teachers.two.adapter` is 'here'; an adapter is a folder" in found
-    (found,) = problems(tmp_path / "run", **given, teachers={**teachers, "two": {**teachers["two"], "replicas": 2}})
-    assert "have 1 and 2 replicas" in found
+    other = {"replicas": (1, 2), "device": ("auto", "cpu"), "gpus": (1.0, 0.5), "resources": ({}, {"a": 1.0})}
+    for leaf, (has, has_too) in other.items():
+        found = problems(tmp_path / "run", **given, teachers={**teachers, "two": {**teachers["two"], leaf: has_too}})
+        told = f"'one' and 'two' over the base {base} have `{leaf}` {has} and {has_too}; they share its"
+        assert [told in problem for problem in found].count(True) == 1, found
     weights = load_file(f"{folders[1]}/adapter_model.safetensors")
     first = sorted(weights)[0]
     save_file({**weights, first: torch.zeros(RANK, 5)}, f"{folders[1]}/adapter_model.safetensors")
