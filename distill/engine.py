@@ -95,7 +95,7 @@ def build(spec: StudentSpec) -> tuple[Any, moe.LoadBalance]:
     if spec.engine.expert_parallel > 1:
         moe.prepare_autoep()
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=_optimizer(spec.optimizer, spec.engine), config=_config(spec, dtype)
+        model=model, optimizer=_optimizer(spec.optimizer, spec.engine, spec.device), config=_config(spec, dtype)
     )
     engine._copy_recovery_script = lambda _folder: None  # scripts that cannot read experts spread over ranks
     moe.keep_router_float32(engine.module, biases)
@@ -160,11 +160,20 @@ def _config(spec: StudentSpec, dtype: torch.dtype) -> dict[str, Any]:
     return config
 
 
-def _optimizer(recipe: Optimizer, settings: Engine) -> Callable[[Iterable[Any]], torch.optim.Optimizer]:
+def aligned(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Parameters in an order that ZeRO can flatten: each that fills whole units of 16 bytes begins at one.
+
+    ZeRO lays a group's parameters end to end. One of 6 bytes (the sinks of 3 attention heads) would move all later ones
+    off the addresses that a GPU's grouped matrix product takes, and the experts fail; so such parameters go last.
+    """
+    return sorted(parameters, key=lambda parameter: parameter.numel() * parameter.element_size() % 16 != 0)
+
+
+def _optimizer(recipe: Optimizer, settings: Engine, device: str) -> Callable[[Iterable[Any]], torch.optim.Optimizer]:
     """A callable, because spread experts do not exist before DeepSpeed has replaced their layers."""
 
     def make(parameters: Iterable[Any]) -> torch.optim.Optimizer:
-        groups: Any = list(parameters)
+        groups: Any = list(parameters) if device == "cpu" else aligned(parameters)
         if settings.expert_parallel > 1:
             from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer as split
 

@@ -167,3 +167,14 @@ def test_inline_rank(models: Path, tmp_path: Path, one: ProcessRanks, monkeypatc
     metrics = student(ranks, spec).update(make_batch(seed=7), step=0)
     ranks.close()
     assert metrics == train(one, spec, steps=1)[1][0]
+
+
+def test_an_odd_parameter_moves_no_expert_off_its_address() -> None:
+    """A GPU's grouped product takes experts that begin at units of 16 bytes; ZeRO lays parameters end to end."""
+    odd = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    even = [torch.nn.Parameter(torch.zeros(size, dtype=torch.bfloat16)) for size in (8, 24, 16)]
+    begins, offset = {}, 0
+    for parameter in engine.aligned([even[0], odd, *even[1:]]):
+        begins[id(parameter)] = offset
+        offset += parameter.numel() * parameter.element_size()
+    assert [begins[id(parameter)] for parameter in even] == [0, 16, 64]
