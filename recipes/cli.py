@@ -126,6 +126,9 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help="write the tables into a Markdown file as well"),
     ] = None,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="score validation prompts, by which settings are chosen")
+    ] = False,
 ) -> None:
     """Set the seesaw of several runs side by side: a table, a page, and JSON. Seeds of one recipe become one row.
 
@@ -136,7 +139,7 @@ def compare(
     from recipes.compare_console import console_tables
     from recipes.compare_page import chosen_pair, write_comparison
 
-    comparison = compare_runs(runs)
+    comparison = compare_runs(runs, validation=validation)
     page = write_comparison(comparison, out, chosen_pair(comparison, pareto))
     if markdown is not None:
         from recipes.compare_markdown import write_markdown

@@ -3,7 +3,7 @@
 ``compare`` returns the content of comparison.json. Scores and recoveries are fractions (1.0 is 100%), intervals 95%,
 undefined is null. Of a row with several seeds every number is the mean over them. Keys are added, never renamed:
 
-    format, split, domains    1; ``test``, or ``validation`` while a run is under way; names
+    format, split, domains    1; ``test``, or ``validation`` while a run is under way or where asked; names
     tasks                     domain -> fingerprint (null for a dataset's run under way), questions
     rows                      one a recipe: name, method, runs, seeds, n, finished, step, steps, taught_by; trials, the
                               settings tried before these were chosen, 0 if that is not told;
@@ -52,15 +52,19 @@ NOT_NEGATIVE = ("imbalance", "max_regression", "pareto_gap")
 BEHIND = ("worst_recovery", "mean_recovery")
 
 
-def compare(folders: Sequence[Path]) -> dict[str, Any]:
+def compare(folders: Sequence[Path], *, validation: bool = False) -> dict[str, Any]:
     """The content of comparison.json; see the head of this file.
+
+    Args:
+        validation: score the last answers to validation prompts even where test prompts were asked: settings are chosen
+            by these.
 
     Raises:
         UserError: a folder holds no run, or runs were measured on different questions.
     """
     runs = read_runs(expand_studies(folders))
     refuse_unlike(runs)
-    split, domains = common_split(runs), runs[0].domains
+    split, domains = "validation" if validation else common_split(runs), runs[0].domains
     measures = dict(zip([run.name for run in runs], yardsticks(runs, split), strict=True))
     costs: dict[str, dict[str, Cost | None]] = {}
     for run in runs:

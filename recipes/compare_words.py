@@ -150,7 +150,7 @@ def notes(comparison: Row) -> list[str]:
     if under_way:
         told.append(f"Not finished: {listed(under_way)}.")
     if comparison["split"] == "validation":
-        told.append("Not every student has been tested: all scores are on the fewer validation questions.")
+        told.append("Scores are on validation questions, which are fewer than those of a test.")
     bases = {row["name"]: {run["base"] for run in runs if run["row"] == row["name"]} for row in comparison["rows"]}
     if len({frozenset(names) for names in bases.values()}) > 1:
         told.append(

@@ -225,6 +225,17 @@ def test_a_run_under_way_puts_everything_on_validation(tmp_path: Path) -> None:
     assert headline(comparison)[0] == "pending"
 
 
+def test_settings_are_chosen_on_validation_prompts(tmp_path: Path) -> None:
+    """Where the test prompts were asked too, and say something else."""
+    curve = {0: BASE, 10: levels(70, 66, 70), 20: levels(60, 60, 70)}
+    run = write_hand_run(tmp_path / "run", curve=curve, student=levels(90, 80, 70))
+    tested, chosen = compare([run]), compare([run], validation=True)
+    assert (tested["split"], chosen["split"]) == ("test", "validation")
+    math = [rows(told)["run"]["metrics"]["recovery"]["math"] for told in (tested, chosen)]
+    assert math == [pytest.approx(40 / 40), pytest.approx(10 / 40)]
+    assert "Scores are on validation questions, which are fewer than those of a test." in notes(chosen)
+
+
 def test_an_evaluation_cut_off_by_a_kill_does_not_count(tmp_path: Path) -> None:
     run = write_hand_run(tmp_path / "going", finished=False)
     truncate_jsonl(run / "evaluations.jsonl", lambda row: row["step"] < 20 or row["prompt_id"] == "math/validation/0")
