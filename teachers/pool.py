@@ -6,27 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from distill.payloads import finite_rows
 from distill.recipe import FaultRecipe
-from distill.types import (
-    Float32,
-    Full,
-    GradingFailed,
-    Hidden,
-    Int32,
-    Metrics,
-    NonFinite,
-    Payload,
-    PayloadName,
-    Rollout,
-    Sampled,
-    ScoredRollout,
-    TeacherScore,
-    TopK,
-    UInt16,
-)
+from distill.types import Float32, Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore
+from teachers.checks import Owed, check_answer, likeliest_of, sampled_of
 from teachers.host import Answer, Asked, Host, TeacherSpec
 from teachers.model import microbatches
 
@@ -103,8 +85,8 @@ class TeacherPool:
         Raises:
             KeyError: a rollout's domain has no route.
             NonFinite: a teacher answered NaN or +-infinity at a trained token; names teacher, domain and rollout.
-            GradingFailed: a teacher was lost more often than the fault policy bears, or answered for other tokens or
-                another vocabulary than it was asked.
+            GradingFailed: a teacher was lost more often than the fault policy bears, or answered something else than it
+                was asked: see :func:`teachers.checks.check_score`.
         """
         rollouts: list[Rollout] = []
         asked: list[_Asked] = []
@@ -121,8 +103,9 @@ class TeacherPool:
         for one in asked:
             answer = one.answer.result()
             self._seconds[one.teacher] += answer.seconds
+            owed = self._owed(one.teacher, asking or self._payload)
+            check_answer(one.teacher, [rollouts[place] for place in one.places], answer.payloads, owed)
             for place, payload in zip(one.places, answer.payloads, strict=True):
-                check_score(one.teacher, rollouts[place], payload, vocabulary=self._hosts[one.teacher].vocabulary)
                 answers[place, one.teacher] = payload
         return [
             ScoredRollout(
@@ -150,8 +133,8 @@ class TeacherPool:
             for number, answer in enumerate(
                 answer for _ in range(2) for answer in self._hosts[teacher].ask_all(teacher, asked)
             ):
+                check_answer(teacher, mine, answer.payloads, self._owed(teacher, wanted))
                 for i, payload in zip(members, answer.payloads, strict=True):
-                    check_score(teacher, rollouts[i], payload, vocabulary=self._hosts[teacher].vocabulary)
                     answers[number][i] = sampled_of(payload, rollouts[i].token_ids)
         asked_for = tuple(tuple(one[i] for i in range(len(rollouts))) for one in answers)
         return Trial(asked_for, self._hosts[teacher].reference(teacher, rollouts[0].token_ids))
@@ -168,6 +151,9 @@ class TeacherPool:
         for host in dict.fromkeys(self._hosts.values()):  # each once
             host.close()
 
+    def _owed(self, teacher: str, payload: PayloadName) -> Owed:
+        return Owed(payload, self._hosts[teacher].vocabulary, self._specs[teacher].conditions.support)
+
     def _ask(self, teacher: str, places: list[int], rollouts: list[Rollout], payload: PayloadName) -> list[_Asked]:
         """Hand rollouts out to a teacher, forward by forward."""
         asked = []
@@ -179,72 +165,3 @@ class TeacherPool:
             answer = self._hosts[teacher].ask(teacher, Asked(tokens, payload, given))
             asked.append(_Asked(teacher, mine, answer))
         return asked
-
-
-def likeliest_of(rollouts: Sequence[Rollout]) -> list[Int32]:
-    """The student's likeliest tokens of each rollout, ``(T, K)``.
-
-    Raises:
-        ValueError: a sampler did not record them.
-    """
-    found = [rollout.support_ids for rollout in rollouts if rollout.support_ids is not None]
-    if len(found) < len(rollouts):
-        raise ValueError("the loss asks teachers for the student's likeliest tokens, and the sampler recorded none")
-    return found
-
-
-def sampled_of(payload: Payload, ids_T: Int32) -> Float32:
-    """The log-probability of each token, ``(T,)``, from a payload that tells it.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if isinstance(payload, Sampled):
-        return payload.logprobs_T
-    if isinstance(payload, TopK):
-        return payload.sampled_T
-    if isinstance(payload, Full):
-        return np.take_along_axis(payload.logprobs_TV, ids_T[:, None].astype(np.int64), 1)[:, 0]
-    raise ValueError(f"a {type(payload).__name__} does not tell the log-probabilities of its tokens")
-
-
-def check_score(teacher: str, rollout: Rollout, payload: Payload, *, vocabulary: int) -> None:
-    """Refuse a score that would poison the update. Asked again, the teacher would answer the same.
-
-    Args:
-        vocabulary: how many output tokens the teacher has.
-
-    Raises:
-        NonFinite: at a trained token, the sampled token's log-probability, or something of a row, is NaN or infinite.
-        GradingFailed: it has another number of rows than the rollout has tokens, or another vocabulary.
-    """
-    if isinstance(payload, Full):
-        values: Float32 | UInt16 = payload.logprobs_TV
-    elif isinstance(payload, Sampled):
-        values = payload.logprobs_T
-    elif isinstance(payload, TopK):
-        values = payload.logprobs_TK
-    elif isinstance(payload, Hidden):
-        values = payload.hidden_TH
-    else:
-        raise GradingFailed(f"teacher {teacher!r} answered with {type(payload).__name__}, which was not asked for")
-    if len(values) != len(rollout.token_ids):
-        raise GradingFailed(
-            f"teacher {teacher!r} scored {len(values)} positions of rollout {rollout.index} (domain "
-            f"{rollout.domain!r}), which has {len(rollout.token_ids)} tokens"
-        )
-    if isinstance(payload, Full) and values.shape[1] != vocabulary:
-        raise GradingFailed(
-            f"teacher {teacher!r} gave a distribution over {values.shape[1]} tokens for rollout {rollout.index} "
-            f"(domain {rollout.domain!r}); its output head has {vocabulary}"
-        )
-    bad = ~finite_rows(values)[rollout.loss_mask]
-    if isinstance(payload, TopK):
-        sampled, rest = payload.sampled_T[rollout.loss_mask], payload.rest_T[rollout.loss_mask]
-        bad = bad | ~np.isfinite(sampled) | ~(rest < np.inf)  # -inf is sound: nothing is outside of the support
-    if bad.any():
-        raise NonFinite(
-            f"teacher {teacher!r} gave NaN or infinity at {int(bad.sum())} of {rollout.trained_tokens} tokens of "
-            f"rollout {rollout.index} (domain {rollout.domain!r}, step {rollout.version + 1}, prompt "
-            f"{rollout.prompt.id}); the weights have not moved, the last checkpoint resumes the run"
-        )

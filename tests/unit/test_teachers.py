@@ -19,7 +19,7 @@ from distill.topk import Support
 from distill.types import Full, GradingFailed, NonFinite, Sampled, TopK
 from teachers.host import TeacherSpec
 from teachers.model import Checkpoint, TeacherModel, microbatches
-from teachers.pool import TeacherPool, check_score
+from teachers.pool import TeacherPool
 from teachers.scorer import Conditions
 
 
@@ -289,63 +289,3 @@ def test_a_teacher_of_nan_is_asked_once(cluster, tmp_path):
         pool.score([rollouts(2, domains=("math",))])
     assert pool.metrics()["teacher_retries/math"] == 0
     pool.close()
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_broken_scores_name_teacher_domain_and_step(value):
-    (rollout,) = rollouts(1, domains=("math",))
-    rollout = dataclasses.replace(rollout, version=7)
-    logprobs = np.full((len(rollout.token_ids), 4), -1.0, dtype=np.float32)
-    logprobs[0] = np.nan  # row 0 says nothing, and may hold anything
-    check_score("euler", rollout, Full(logprobs), vocabulary=4)
-    logprobs[-1, 2] = value
-    with pytest.raises(NonFinite, match=r"'euler'.*domain 'math', step 8"):
-        check_score("euler", rollout, Full(logprobs), vocabulary=4)
-
-
-@pytest.mark.parametrize(
-    ("part", "value", "sound"),
-    [
-        ("logprobs_TK", -np.inf, False),
-        ("logprobs_TK", np.nan, False),
-        ("sampled_T", -np.inf, False),
-        ("rest_T", np.nan, False),
-        ("rest_T", np.inf, False),
-        ("rest_T", -np.inf, True),
-        ("rest_T", -1.0, True),
-    ],
-)
-def test_a_broken_part_of_a_topk_score_is_caught_and_an_empty_rest_is_sound(part, value, sound):
-    (rollout,) = rollouts(1)
-    n = len(rollout.token_ids)
-    said = TopK(np.zeros((n, 2), np.int32), np.full((n, 2), -1, np.float32), *np.full((2, n), -1, np.float32))
-    getattr(said, part)[0] = np.nan  # row 0 says nothing, and may hold anything
-    getattr(said, part)[-1] = value
-    if sound:
-        check_score("euler", rollout, said, vocabulary=4)
-    else:
-        with pytest.raises(NonFinite, match="'euler' gave NaN or infinity at 1 of"):
-            check_score("euler", rollout, said, vocabulary=4)
-
-
-@pytest.mark.parametrize("payload", [Full(np.zeros((3, 4), np.float32)), Sampled(np.full(3, np.nan, np.float32))])
-def test_a_rollout_without_trained_tokens_asks_nothing_of_its_score(payload):
-    (rollout,) = rollouts(1)
-    prompt = dataclasses.replace(rollout.prompt, token_ids=(5, 6, 7))
-    ids, nothing = np.array([5, 6, 7], np.int32), np.zeros(3, np.float32)
-    bare = dataclasses.replace(
-        rollout, prompt=prompt, token_ids=ids, loss_mask=nothing.astype(bool), sampler_logprobs=nothing
-    )
-    check_score("euler", bare, payload, vocabulary=4)
-
-
-def test_a_score_of_other_length_is_refused():
-    (rollout,) = rollouts(1)
-    with pytest.raises(GradingFailed, match="scored 1 positions"):
-        check_score("euler", rollout, Sampled(np.zeros(1, np.float32)), vocabulary=4)
-
-
-def test_a_score_of_another_vocabulary_is_refused():
-    (rollout,) = rollouts(1)
-    with pytest.raises(GradingFailed, match=r"'euler' gave a distribution over 5 tokens.*has 4"):
-        check_score("euler", rollout, Full(np.zeros((len(rollout.token_ids), 5), np.float32)), vocabulary=4)
