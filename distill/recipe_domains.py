@@ -45,7 +45,7 @@ class DomainRecipe(Strict):
     teacher: str | None = Field(default=None, description="the one teacher of this domain")
     teachers: dict[Name, Positive] = Field(default_factory=dict, description="several teachers, weights that sum to 1")
     reward: bool = Field(default=False, description="grade by the task's verifier")
-    evaluate_only: bool = Field(default=False, description="measured, never trained on")
+    evaluate_only: bool = Field(default=False, description="measured, not trained on, but by a stage that names it")
     prompts: Count = Field(default=64, description="prompts per step")
     share: Positive = Field(default=1.0, description="g_d, this domain's share of the loss, relative to the others'")
     easy_share: float = Field(default=0.0, ge=0, le=1, description="share of training prompts in the task's easy form")

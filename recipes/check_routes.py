@@ -176,8 +176,6 @@ def _named_domains(recipe: Recipe, name: str) -> Iterator[str]:
     for domain in domains:
         if domain not in recipe.domains:
             yield f"{where}: no domain {domain!r} is declared under `domains`; {guess(domain, recipe.domains)}"
-        elif recipe.domains[domain].evaluate_only:
-            yield f"{where} names {domain!r}, which is evaluate_only: nothing may train on it; take it out of the list"
     for domain in sorted({domain for domain in domains if domains.count(domain) > 1}):
         yield f"{where} names {domain!r} {domains.count(domain)} times; once is enough"
 

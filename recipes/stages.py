@@ -38,7 +38,7 @@ def stage_seed(seed: int, name: str) -> int:
 
 
 def stage_domains(recipe: Recipe, name: str) -> tuple[str, ...]:
-    """The domains that a stage trains on: those it names, else all that the recipe trains; evaluate_only ones never."""
+    """The domains that a stage trains on: those it names, else all that the recipe trains, no evaluate_only ones."""
     named = recipe.stages[name].domains
     return named if named is not None else tuple(recipe.trained_domains)
 

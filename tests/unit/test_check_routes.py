@@ -12,6 +12,7 @@ from distill.recipe import Recipe
 from recipes.check_routes import check_routes
 from recipes.lineage import chain, origin, sources, teacher_source
 from recipes.methods import METHODS
+from recipes.stages import stage_domains
 
 TASKS = ("arithmetic", "list_programs", "ordering")
 MOPD = METHODS["mopd"].losses
@@ -81,7 +82,6 @@ def test_a_wrong_route_is_named(changes: dict[str, Any], told: str) -> None:
         (["maths"], "no domain 'maths' is declared under `domains`; did you mean `math`"),
         ([], "`stages.base.domains` is empty"),
         (["math", "math"], "names 'math' 2 times"),
-        (["math", "more"], "names 'more', which is evaluate_only"),
     ],
 )
 def test_a_stage_with_wrong_domains_is_named(domains: list[str], told: str) -> None:
@@ -89,6 +89,16 @@ def test_a_stage_with_wrong_domains_is_named(domains: list[str], told: str) -> N
     stages["base"] = {**stages["base"], "domains": domains}
     measured = {"math": MATH, "more": {"task": "ordering", "evaluate_only": True}}
     assert any(told in problem for problem in problems(stages=stages, domains=measured))
+
+
+def test_a_base_may_know_domains_that_the_run_only_measures() -> None:
+    """A student of one teacher, and what that does to the rest: only a stage that names such a domain trains on it."""
+    measured = {"math": MATH, "more": {"task": "ordering", "evaluate_only": True}}
+    stages = tree()["stages"]
+    assert stage_domains(recipe(domains=measured), "base") == ("math",)
+    stages["base"] = {**stages["base"], "domains": ["math", "more"]}
+    assert problems(stages=stages, domains=measured) == []
+    assert stage_domains(recipe(stages=stages, domains=measured), "base") == ("math", "more")
 
 
 def test_every_update_needs_a_rollout_of_every_domain() -> None:
