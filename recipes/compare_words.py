@@ -161,6 +161,9 @@ def notes(comparison: Row) -> list[str]:
         if bare:
             told.append(f"No teacher to measure {listed(bare)} against on {domain}: points are told, no recovery.")
     told += _borrowed(comparison)
+    shown = [row["name"] for row in comparison["rows"] if row["method"] == "supervised"]
+    if 0 < len(shown) < len(comparison["rows"]):
+        told.append(f"{listed(shown)} learnt from gold answers, which no other method sees: a bound, not a rival.")
     single = [row["name"] for row in comparison["rows"] if row["n"] == 1]
     if single:
         told.append(f"One seed only: {listed(single)}. Their intervals are over questions, not over seeds.")

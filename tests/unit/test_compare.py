@@ -162,6 +162,13 @@ def test_one_teacher_for_all_is_held_against_the_specialists(tmp_path: Path) -> 
     assert [t["name"] for t in comparison["transfer"]] == ["math", "code"]
 
 
+def test_gold_answers_are_told_where_others_had_none(tmp_path: Path) -> None:
+    gold = write_hand_run(tmp_path / "gold", {"method": "supervised"})
+    told = "gold learnt from gold answers, which no other method sees: a bound, not a rival."
+    assert told in notes(compare([write_hand_run(tmp_path / "mopd"), gold]))
+    assert told not in notes(compare([gold]))
+
+
 def test_the_difference_to_the_leader_and_the_words(tmp_path: Path) -> None:
     ahead = write_hand_run(tmp_path / "ahead", {"student.optimizer.lr": 0.1}, student=levels(88, 79, 70))
     comparison = compare([write_hand_run(tmp_path / "hand"), ahead])
