@@ -179,6 +179,14 @@ def _is_setting(default: ast.expr | None) -> bool:
         return False
 
 
+def test_no_test_joins_a_cluster_that_another_one_started() -> None:
+    """Without an address ``ray.init`` takes whatever cluster runs on the machine."""
+    for path in sorted((REPOSITORY / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "ray.init":
+                assert "address" in [keyword.arg for keyword in node.keywords], f"{path}:{node.lineno}"
+
+
 RULES = {rule.__name__: rule for rule in (too_long, undocumented, untyped, lax_zips, shifts)}
 BREAKS = {
     "too_long": "def f() -> None:\n" + "    pass\n" * 60,

@@ -86,7 +86,7 @@ def rollouts(paths: tuple[str, str]) -> list[Rollout]:
 def trials(paths: tuple[str, str], rollouts: list[Rollout]) -> Iterator[dict[str, Trial]]:
     """A teacher with each defect, in processes of its own."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     traps: tuple[Trap, ...] = ("none", "untempered", "own process")
     specs = {
         trap: TeacherSpec(Trapped(paths[1], trap), CONDITIONS, gpus=0.0, replicas=2 if trap == "own process" else 1)
