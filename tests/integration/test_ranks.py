@@ -17,11 +17,12 @@ import ray
 UNIT = Path(__file__).parent.parent / "unit"
 sys.path.append(str(UNIT))
 
+from store_kit import stored  # noqa: E402
 from student_kit import DOMAINS, make_batch, make_model, make_spec  # noqa: E402
 
 from distill.recipe import Engine  # noqa: E402
 from distill.student import DeepSpeedStudent  # noqa: E402
-from distill.types import Full, NonFinite, UserError, WorldError  # noqa: E402
+from distill.types import Full, NonFinite, ScoredRollout, UserError, WorldError  # noqa: E402
 from recipes.ranks import RayRanks  # noqa: E402
 
 
@@ -43,6 +44,13 @@ def process_id(module: Any) -> int:
     return os.getpid()
 
 
+def views(module: Any, batch: list[ScoredRollout]) -> list[bool]:
+    """In a rank: whether teachers' distributions are views of the object store, and nobody could write into them."""
+    payloads = [score.payload for one in batch for _, score in one.scores]
+    rows = [payload.logprobs_TV for payload in payloads if isinstance(payload, Full)]
+    return [stored(one) and not one.flags.writeable and not one.flags.owndata for one in rows]
+
+
 def test_two_ranks_from_start_to_death(cluster: None, tmp_path: Path) -> None:
     spec = make_spec(make_model(tmp_path), tmp_path / "run", engine=Engine(ranks=2, expert_parallel=2))
     ranks = RayRanks(spec)
@@ -51,6 +59,8 @@ def test_two_ranks_from_start_to_death(cluster: None, tmp_path: Path) -> None:
     )
     losses = [student.update(make_batch(), step=step)["loss"] for step in range(3)]
     assert losses[-1] < losses[0]
+    shipped = make_batch(per_domain=16)
+    assert student.weights().on_ranks(views, [(shipped,), (shipped,)]) == [[True] * 48] * 2
     batch = make_batch()
     payload = batch[0].scores[0][1].payload
     assert isinstance(payload, Full)

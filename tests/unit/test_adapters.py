@@ -18,6 +18,7 @@ from check_kit import problems, recipe, save_model, tokenizer_of
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from student_kit import FAMILIES, make_model, make_rollout
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill.adapters import with_adapters
 from distill.load import load_model
@@ -121,6 +122,23 @@ def test_four_adapters_take_a_tenth_of_the_base_at_most(tmp_path: Path, dtype: s
     assert len(held.peft_config) == 4
     assert expected < parameter_bytes(held) <= 1.1 * expected
     assert not any(weight.requires_grad for name, weight in held.named_parameters() if "lora_" in name)
+
+
+def test_four_adapters_of_a_real_width_do_too(tmp_path: Path) -> None:
+    """The layers of Qwen3-0.6B, rank 16 on all of their matrices; without its embeddings, which would only add."""
+    widths = {"hidden_size": 1024, "intermediate_size": 3072, "head_dim": 128, "vocab_size": 64}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 16, "num_key_value_heads": 8, "tie_word_embeddings": True}
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **widths, **heads), dtype=torch.bfloat16)
+    expected = parameter_bytes(base)
+    settings = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    tuned = get_peft_model(base, settings, autocast_adapter_dtype=False)
+    for name in "abcd":
+        tuned.save_pretrained(str(tmp_path / name))
+    held = with_adapters(tuned.unload(), [str(tmp_path / name) for name in "abcd"], device="cpu")
+    # By hand: r (in + out) of queries, keys, values, outputs, gate, up and down.
+    each = 2 * 16 * ((1024 + 2048) + 2 * (1024 + 1024) + (2048 + 1024) + 3 * (1024 + 3072))
+    assert parameter_bytes(held) == expected + 4 * each * 2
+    assert parameter_bytes(held) <= 1.1 * expected
 
 
 @pytest.fixture(scope="module")
