@@ -15,7 +15,7 @@ from distill.evaluate import evaluate
 from distill.recipe import Architecture, Recipe
 from distill.types import Float32, Full, Rollout
 from recipes.exam import verify
-from recipes.findings import ROLLOUTS, TOLERANCE, Finding, judge, reverse_kl
+from recipes.findings import ROLLOUTS, Finding, judge, reverse_kl
 from recipes.launch import on_disk
 from recipes.lineage import SELF, Source, adapter_folders, stage_name, teacher_source, trusted
 from recipes.methods import decoding
@@ -26,6 +26,7 @@ from recipes.training import prompt_source, tasks_of
 from rollouts.sampler import InProcess, StudentSampler
 from rollouts.tokenizer import completion_text
 from teachers.model import TeacherModel
+from teachers.scorer import TOLERANCE
 
 
 @dataclass(frozen=True, slots=True)
