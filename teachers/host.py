@@ -194,6 +194,8 @@ class Host:
                 return ray.get(replica.actor.score.remote(asked, adapter), timeout=limit)
             except ray.exceptions.RayError as error:
                 told = self._told(error, limit)
+                if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, GradingFailed):
+                    raise GradingFailed(f"teacher {teacher!r}: {error.cause}") from error  # would be so again
                 # What never loaded would fail the same way again.
                 unusable = self.vocabulary == 0 and isinstance(error, ray.exceptions.RayTaskError)
                 if unusable or attempt == self._faults.retries:
