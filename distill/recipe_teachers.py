@@ -21,6 +21,14 @@ class TeacherRecipe(Strict):
     adapter: str | None = Field(
         default=None, description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /)"
     )
+    endpoint: str | None = Field(
+        default=None,
+        description="URL up to /v1 of a server that holds the weights of `model` and gives prompt log-probabilities",
+    )
+    served_model: str | None = Field(default=None, description="name of `model` at the endpoint; None: as `model`")
+    api_key_env: str | None = Field(
+        default=None, description="environment variable with the endpoint's key; None: it asks for none"
+    )
     trust_remote_code: bool = Field(
         default=False, description="run Python code that lies in the folder of `model`; read it first"
     )

@@ -16,6 +16,7 @@ from recipes.offline import assumed_lengths, on_hub
 from recipes.placement import check_device, resolve_device
 from recipes.plan import Plan, make_plan
 from recipes.run_folder import check_folder
+from recipes.served import reach_served
 from recipes.survey import survey
 from rollouts.tasks import TASKS
 
@@ -52,6 +53,8 @@ def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
     problems += check_models(recipe, facts, device=device)
     problems += check_lengths(recipe, facts, lengths)
     problems += [] if offline else check_device(recipe)
+    if not problems and not offline:
+        problems += reach_served(recipe, tasks, facts, lengths)  # last: it asks others, and needs a sound recipe
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))

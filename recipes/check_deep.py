@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.adapters import active
 from distill.evaluate import evaluate
 from distill.recipe import Architecture, Recipe
-from distill.types import Float32, Full, Rollout
+from distill.types import Float32, Full, Rollout, Sampler
 from recipes.exam import verify
 from recipes.findings import ROLLOUTS, Finding, judge, reverse_kl
 from recipes.launch import on_disk
@@ -21,12 +21,16 @@ from recipes.lineage import SELF, Source, adapter_folders, stage_name, teacher_s
 from recipes.methods import decoding
 from recipes.models import load_tokenizer
 from recipes.placement import resolve_device
+from recipes.preflight import conclude
+from recipes.served import served_sampler, served_source
 from recipes.stages import model_path
 from recipes.training import prompt_source, tasks_of
 from rollouts.sampler import InProcess, StudentSampler
 from rollouts.tokenizer import completion_text
+from teachers.checks import sampled_of
 from teachers.model import TeacherModel
-from teachers.scorer import TOLERANCE
+from teachers.pool import Trial
+from teachers.scorer import TOLERANCE, Conditions
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +62,22 @@ class DeepCheck:
         found: list[Finding] = []
         for name, domains in graded.items():
             source = teacher_source(self._recipe, name)
-            folder = self._folder(source)
-            if folder is None:
+            served = self._recipe.teachers[name].endpoint is not None
+            folder = self._folder(source, weights=not served)
+            if served and folder is not None:
+                found += self._served(name, folder, domains, student)
+            elif folder is None:
                 found += [self._later(name, domain, source) for domain in domains]
             else:
                 found += self._teacher(name, folder, domains, student)
         return found
 
-    def _folder(self, source: Source) -> str | None:
+    def _folder(self, source: Source, *, weights: bool = True) -> str | None:
         """Where a model lies; None where a run has yet to make it."""
         path = model_path(source, out=self._out, folder=self._out)
         if isinstance(source, Architecture) or stage_name(source) is not None:
             return path if Path(path).is_dir() else None
-        return on_disk(path)
+        return on_disk(path, weights=weights)
 
     def _later(self, teacher: str, domain: str, source: Source) -> Finding:
         stage = source.architecture if isinstance(source, Architecture) else source
@@ -104,15 +111,18 @@ class DeepCheck:
             for name, prompts in asked.items()
         }
         logprobs = {name: _full(model, mine, None) for name, mine in rollouts.items()}
-        return _Student(tokenizer, rollouts, logprobs, self._exam(model.model, tokenizer))
+        return _Student(tokenizer, rollouts, logprobs, self._exam(self._writing(model.model, tokenizer), tokenizer))
 
-    def _exam(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    def _writing(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+        how = replace(decoding(self._recipe, tokenizer), greedy=True)
+        sampler = StudentSampler(how, samples_per_prompt=1, batch_size=self._recipe.rollout.batch_size)
+        sampler.load_weights(InProcess(model), version=0)
+        return sampler
+
+    def _exam(self, sampler: Sampler, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Verdicts on greedy answers to the validation prompts, by prompt id."""
         recipe = self._recipe
         tasks = tasks_of(recipe, tokenizer)
-        how = replace(decoding(recipe, tokenizer), greedy=True)
-        sampler = StudentSampler(how, samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
-        sampler.load_weights(InProcess(model), version=0)
         settings = recipe.evaluate
         rows = evaluate(
             sampler,
@@ -131,7 +141,8 @@ class DeepCheck:
         settings, adapter = self._recipe.teachers[name], self._adapters.get(name)
         model = self._model(folder, f"teachers.{name}.model", settings.dtype, adapter)
         with active(model.model, adapter):
-            correct = {} if settings.model == SELF and adapter is None else self._exam(model.model, student.tokenizer)
+            anchor = settings.model == SELF and adapter is None
+            correct = {} if anchor else self._exam(self._writing(model.model, student.tokenizer), student.tokenizer)
         found = []
         for domain in domains:
             rollouts = student.rollouts[domain]
@@ -144,6 +155,24 @@ class DeepCheck:
             kl = reverse_kl(student.logprobs[domain], scored, rollouts)
             ours = {key: value for key, value in student.correct.items() if key.startswith(f"{domain}/")}
             found.append(judge(name, domain, kl, [ours[k] for k in ours], [correct[k] for k in ours if correct]))
+        return found
+
+    def _served(self, name: str, folder: str, domains: Sequence[str], student: _Student) -> list[Finding]:
+        """Of a teacher behind a server, which tells no distribution: as a run asks, by the sampled tokens."""
+        recipe = self._recipe
+        code = trusted(recipe, f"teachers.{name}.model")
+        conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens)
+        model = served_source(recipe, name, folder, trust_remote_code=code).open(conditions, [])
+        correct = self._exam(served_sampler(recipe, name, student.tokenizer), student.tokenizer)
+        found = []
+        for domain in domains:
+            rollouts = student.rollouts[domain]
+            asked = [rollout.token_ids for rollout in rollouts]
+            twice = [model.score(asked, "sampled") for _ in range(2)]
+            answers = [tuple(sampled_of(p, ids) for p, ids in zip(one, asked, strict=True)) for one in twice]
+            ours = {key: value for key, value in student.correct.items() if key.startswith(f"{domain}/")}
+            trial, verdicts = Trial(tuple(answers), None), ([*ours.values()], [correct[key] for key in ours])
+            found.append(conclude(name, domain, trial, rollouts, TOLERANCE["bfloat16"], *verdicts))
         return found
 
 

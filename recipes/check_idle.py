@@ -37,8 +37,13 @@ def check_idle(recipe: Recipe) -> Iterator[str]:
     elif recipe.faults.retries == 0:
         yield from _set(recipe.faults, "faults", ("backoff_seconds",), "a lost microbatch is never asked again")
     for name, teacher in recipe.teachers.items():
-        if "cpu" in (teacher.device, recipe.device if teacher.device == "auto" else ""):
+        if teacher.endpoint is None and "cpu" in (teacher.device, recipe.device if teacher.device == "auto" else ""):
             yield from _set(teacher, f"teachers.{name}", ("gpus",), "it scores on the CPU")
+        if teacher.endpoint is None:
+            yield from _set(teacher, f"teachers.{name}", ("served_model", "api_key_env"), "no `endpoint` is asked")
+        else:
+            leaves = ("dtype", "device", "gpus")
+            yield from _set(teacher, f"teachers.{name}", leaves, f"the server at {teacher.endpoint} decides")
         if METHODS[recipe.method].teachers == "write":
             yield from _set(teacher, f"teachers.{name}", ("replicas",), f"{recipe.method} gives each writer a process")
     if not recipe.stages:

@@ -13,6 +13,7 @@ from recipes.check_idle import check_idle
 from recipes.check_loss import check_loss
 from recipes.lineage import SELF, chain, households, links, placement, sources, stage_name
 from recipes.methods import METHODS
+from recipes.served import check_served
 
 
 def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[str]) -> list[str]:
@@ -28,6 +29,7 @@ def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[s
         *_method(recipe, losses),
         *_rewards(recipe),
         *check_loss(recipe),
+        *check_served(recipe),
         *_stages(recipe),
         *_updates(recipe),
         *check_idle(recipe),

@@ -14,16 +14,19 @@ from recipes.lineage import is_path
 from recipes.weights import check_weights, weight_files
 
 HUB_TIMEOUT_SECONDS = 5.0
+BESIDES_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
+"""The files of a Hub model that say what it is: configuration, tokenizer, chat template, code."""
 
 
 def read_checkpoint(
-    folder: str, *, permit: str, trust_remote_code: bool = False
+    folder: str, *, permit: str, trust_remote_code: bool = False, weights: bool = True
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, ModelCost]:
     """A checkpoint's tokenizer, its model on the meta device and what that costs, without loading a weight.
 
     Args:
         folder: as :func:`local_folder` gives it; a Hub model that is still to be downloaded has no weights to look at.
         permit: what a user does to let code run that lies in the folder, as a sentence's end.
+        weights: whether it must have any; a server's model is only named here.
 
     Raises:
         UserError: something of it is missing or broken.
@@ -33,7 +36,7 @@ def read_checkpoint(
         for what, reader in (("configuration", AutoConfig), ("tokenizer", AutoTokenizer))
     )
     model, cost = empty_model(config, trust_remote_code=trust_remote_code)
-    if Path(folder).is_dir():
+    if weights and Path(folder).is_dir():
         check_weights(Path(folder), model)
     if not isinstance(tokenizer.eos_token_id, int):
         raise UserError(
@@ -63,8 +66,10 @@ def empty_model(config: Any, *, trust_remote_code: bool = False) -> tuple[PreTra
     return model, cost
 
 
-def local_folder(source: str) -> str:
+def local_folder(source: str, *, weights: bool = True) -> str:
     """The folder of a path's checkpoint, or of a Hub model that was downloaded before; else the Hub id itself.
+
+    Where its ``weights`` are not needed, what a Hub model has besides is downloaded.
 
     Raises:
         UserError: nothing usable is there, or the Hub doesn't have it or can't be reached.
@@ -72,14 +77,15 @@ def local_folder(source: str) -> str:
     if not is_path(source):
         if Path(source).is_dir():
             raise UserError(f"{source!r} is read as a Hub id, and a folder of that name is here; write ./{source}")
-        return _hub_folder(source)
+        return _hub_folder(source, weights)
     folder = Path(source)
     try:
         if not folder.is_dir():
             raise UserError(f"no checkpoint at {source} ({folder.resolve()} is not a folder)")
         if not (folder / "config.json").is_file():
             raise UserError(f"{source} is no Hugging Face checkpoint: it holds no config.json")
-        weight_files(folder)
+        if weights:
+            weight_files(folder)
     except OSError as error:  # a folder that may not be entered, a name that is too long
         raise UserError(
             f"checkpoint {source} cannot be looked at: {error.strerror}; mend the path, or its rights"
@@ -87,14 +93,17 @@ def local_folder(source: str) -> str:
     return source
 
 
-def _hub_folder(name: str) -> str:
+def _hub_folder(name: str, weights: bool) -> str:
     """A Hub model's folder in the local cache if it is whole there; else its id, after asking the Hub for it once."""
     from huggingface_hub import model_info, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         folder = snapshot_download(name, local_files_only=True)
-        weight_files(Path(folder))
+        if weights:
+            weight_files(Path(folder))
+        elif not (Path(folder) / "config.json").is_file():
+            raise UserError(f"{folder} holds no config.json")
         return folder
     except HFValidationError as error:
         raise UserError(f"{name!r} is neither `stage:NAME`, nor a path (./ or /), nor a Hub id: {error}") from error
@@ -103,6 +112,8 @@ def _hub_folder(name: str) -> str:
     try:
         # Asked once: transformers itself would retry for half a minute.
         model_info(name, timeout=HUB_TIMEOUT_SECONDS)
+        if not weights:
+            return snapshot_download(name, allow_patterns=[*BESIDES_WEIGHTS])
     except RepositoryNotFoundError as error:
         raise UserError(
             f"the Hugging Face Hub has no model {name!r}, or it is private; a path begins with ./"

@@ -19,7 +19,7 @@ from recipes.checkpoints import local_folder
 from recipes.costs import Costs
 from recipes.environment import note_environment
 from recipes.exam import Exam
-from recipes.lineage import start, teacher_source, trusted_models
+from recipes.lineage import start, teacher_source, trusted_models, weightless
 from recipes.measure import evaluate_model, measure_frozen
 from recipes.methods import METHODS, routes
 from recipes.models import load_tokenizer, make_initial
@@ -145,12 +145,15 @@ def teacher_folders(recipe: Recipe, out: Path) -> dict[str, str]:
     """The checkpoint of every teacher that is asked, by name."""
     used = {teacher for weights in routes(recipe).values() for teacher in weights}
     named = {name: teacher_source(recipe, name) for name in recipe.teachers if name in used}
-    return {name: on_disk(model_path(source, out=out, folder=out)) for name, source in named.items()}
+    return {
+        name: on_disk(model_path(source, out=out, folder=out), weights=not weightless(recipe, f"teachers.{name}.model"))
+        for name, source in named.items()
+    }
 
 
-def on_disk(source: str) -> str:
+def on_disk(source: str, *, weights: bool = True) -> str:
     """The folder of a checkpoint, wherever an actor's working folder is; a Hub model is downloaded."""
-    folder = local_folder(source)
+    folder = local_folder(source, weights=weights)
     if not Path(folder).is_dir():
         from huggingface_hub import snapshot_download
 

@@ -116,8 +116,15 @@ def households(recipe: Recipe) -> list[list[str]]:
     for name, teacher in recipe.teachers.items():
         source = teacher_source(recipe, name)
         base = source if isinstance(source, str) else SELF
-        together.setdefault((base, teacher.dtype, *placement(teacher).values()), []).append(name)
+        served = teacher.endpoint, teacher.served_model, teacher.api_key_env
+        together.setdefault((base, teacher.dtype, *served, *placement(teacher).values()), []).append(name)
     return list(together.values())
+
+
+def weightless(recipe: Recipe, where: str) -> bool:
+    """Whether the weights of the model that the leaf ``where`` names lie elsewhere: a server holds them."""
+    kind, _, name = where.removesuffix(".model").partition(".")
+    return kind == "teachers" and recipe.teachers[name].endpoint is not None
 
 
 def placement(teacher: TeacherRecipe) -> dict[str, object]:

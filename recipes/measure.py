@@ -12,11 +12,13 @@ from distill.evaluate import Split, evaluate, scores
 from distill.load import load_model
 from distill.loop import Interrupted
 from distill.recipe import DomainRecipe, Recipe, StudentRecipe
+from distill.types import Sampler
 from recipes.exam import Exam, verify
 from recipes.lineage import adapter_folders, trusted
 from recipes.methods import decoding
 from recipes.models import load_tokenizer
 from recipes.placement import resolve_device
+from recipes.served import served_sampler
 from recipes.training import prompt_source, tasks_of
 from recipes.world import World
 from rollouts.sampler import InProcess, StudentSampler
@@ -61,13 +63,18 @@ def _measure(
         for i, (name, path) in enumerate(todo.items()):
             teacher = name.removeprefix("teachers/")
             mine = code if name == "base" else trusted(recipe, f"teachers.{teacher}.model")
-            workers.load(path, adapters.get(name), trust_remote_code=mine)
-            sampler.load_weights(workers, version=0)
+            served = teacher in recipe.teachers and recipe.teachers[teacher].endpoint is not None
+            if served:
+                examinee: Sampler = served_sampler(recipe, teacher, tokenizer)
+            else:
+                workers.load(path, adapters.get(name), trust_remote_code=mine)
+                sampler.load_weights(workers, version=0)
+                examinee = sampler
             for j, split in enumerate(SPLITS):
                 if world.stop.is_set():
                     raise Interrupted("stopped while base and teachers were measured")
                 if not exam.taken(name, 0, split):
-                    exam.take(name, step=0, split=split, sampler=sampler)
+                    exam.take(name, step=0, split=split, sampler=examinee)
                 handle.advance(i * len(SPLITS) + j + 1, {})
     finally:
         handle.close()

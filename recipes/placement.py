@@ -35,8 +35,10 @@ def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:
 
 def teacher_device(recipe: Recipe, name: str, device: Device) -> Device:
     """Where a teacher scores, in a run on ``device``."""
-    asked = recipe.teachers[name].device
-    return device if asked == "auto" else asked
+    teacher = recipe.teachers[name]
+    if teacher.endpoint is not None:
+        return "cpu"  # its process only asks
+    return device if teacher.device == "auto" else teacher.device
 
 
 def teacher_gpus(recipe: Recipe, name: str, device: Device) -> float:

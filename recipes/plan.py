@@ -111,6 +111,7 @@ def _models(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[ModelPlan]:
         one = facts[f"teachers.{name}.model"]
         made = "self: the student as it starts" if teacher.model == SELF else teacher.model
         made += f", with adapter {teacher.adapter}" if teacher.adapter is not None else ""
+        made += f", served at {teacher.endpoint}" if teacher.endpoint is not None else ""
         yield ModelPlan(f"teacher {name}", made, one.cost.total_parameters, one.cost.active_parameters)
     student, one = recipe.student.model, facts["student.model"]
     source = student if isinstance(student, str) else f"{student.architecture}, from nothing"
@@ -146,6 +147,9 @@ def _processes(
     )
     for names in households(recipe):
         one, teacher = facts[f"teachers.{names[0]}.model"], recipe.teachers[names[0]]
+        if teacher.endpoint is not None:
+            yield ProcessPlan("run", f"asking teacher {', '.join(names)}", teacher.replicas, PROCESS_BYTES)
+            continue
         each = (
             _frozen_bytes(one, Engine(dtype=teacher.dtype), device) + engine.microbatch_tokens * _vocabulary(one) * 12
         )

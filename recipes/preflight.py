@@ -156,6 +156,19 @@ def _tried(
         trial = pool.try_out(teacher, rollouts)
     except (NonFinite, GradingFailed) as error:
         return Finding(teacher, domain, "unusable", str(error), "take a teacher that answers, or mend this one")
+    return conclude(teacher, domain, trial, rollouts, tolerance, ours, theirs)
+
+
+def conclude(
+    teacher: str,
+    domain: str,
+    trial: Trial,
+    rollouts: Sequence[Rollout],
+    tolerance: float,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+) -> Finding:
+    """The finding of a trial; ``ours`` and ``theirs`` are the verdicts on the same prompts, see :func:`judge`."""
     if (found := trouble(trial, rollouts, tolerance)) is not None:
         return Finding(teacher, domain, "unusable", *found)
     gap_N = _trained([r.sampler_logprobs for r in rollouts], rollouts) - _trained(trial.answers[0], rollouts)

@@ -16,7 +16,7 @@ from distill.recipe import Architecture, Recipe
 from distill.recipe_schema import guess, nearest
 from distill.types import UserError
 from recipes.checkpoints import empty_model, has_code, local_folder, needs_code, read_checkpoint
-from recipes.lineage import Origin, is_path, origin, sources, trust_leaf, trusted
+from recipes.lineage import Origin, is_path, origin, sources, trust_leaf, trusted, weightless
 from recipes.models import training_texts
 from recipes.offline import shipped_config
 from recipes.probe import probe
@@ -70,12 +70,13 @@ def survey(recipe: Recipe, tasks: Mapping[str, Task], *, offline: bool = False) 
     """
     facts: dict[str, Facts] = {}
     problems: list[str] = []
-    looked_at: dict[tuple[str, bool], Facts | None] = {}
+    looked_at: dict[tuple[str, bool, bool], Facts | None] = {}
     for where, source in sources(recipe).items():
         found = origin(recipe, where, source)
         if found is None:
             continue  # an undeclared stage or a cycle, which check_routes names
-        key = found.source if isinstance(found.source, str) else found.where, trusted(recipe, found.where)
+        named = found.source if isinstance(found.source, str) else found.where
+        key = named, trusted(recipe, found.where), weightless(recipe, found.where)
         if key not in looked_at:
             try:
                 looked_at[key] = _look(recipe, found, tasks, offline)
@@ -140,7 +141,10 @@ def _look(recipe: Recipe, found: Origin, tasks: Mapping[str, Task], offline: boo
         model, cost = empty_model(shipped_config(found.source))
     else:
         trust, permit = trusted(recipe, found.where), _permit(trust_leaf(recipe, found.where))
-        tokenizer, model, cost = read_checkpoint(local_folder(found.source), permit=permit, trust_remote_code=trust)
+        weights = not weightless(recipe, found.where)
+        tokenizer, model, cost = read_checkpoint(
+            local_folder(found.source, weights=weights), permit=permit, trust_remote_code=trust, weights=weights
+        )
         own_code = trust and has_code(model.config, tokenizer)
     biased = any(bias is not None for bias in router_biases(model))
     return Facts(found, model.config, tokenizer, cost, biased, own_code)

@@ -26,6 +26,7 @@ from recipes.methods import METHODS, Cast, routes, support_of
 from recipes.placement import teacher_device, teacher_gpus
 from recipes.preflight import before_first_step
 from recipes.ranks import RayRanks
+from recipes.served import served_source
 from recipes.watch import RunWatch
 from recipes.world import World
 from rollouts.prompts import Prefetched, PromptSource, Supply
@@ -33,7 +34,7 @@ from rollouts.tasks import Task, make_task
 from teachers.model import Checkpoint
 from teachers.pool import TeacherPool
 from teachers.process import TeacherSpec
-from teachers.scorer import Conditions
+from teachers.scorer import Conditions, TeacherSource
 
 
 def tasks_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Task]:
@@ -184,12 +185,7 @@ class Training:
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         specs = {
             name: TeacherSpec(
-                Checkpoint(
-                    path,
-                    teacher_device(recipe, name, world.device),
-                    self.teacher_dtype(name, world),
-                    trusted(recipe, f"teachers.{name}.model"),
-                ),
+                self._source(name, path, world),
                 conditions,
                 gpus=teacher_gpus(recipe, name, world.device),
                 replicas=recipe.teachers[name].replicas,
@@ -203,6 +199,14 @@ class Training:
         return TeacherPool(
             specs, routes=routes(recipe), payload=payload, faults=recipe.faults, say=world.progress.print
         )
+
+    def _source(self, name: str, path: str, world: World) -> TeacherSource:
+        """What a teacher's processes open."""
+        recipe, code = self.recipe, trusted(self.recipe, f"teachers.{name}.model")
+        if recipe.teachers[name].endpoint is not None:
+            return served_source(recipe, name, path, trust_remote_code=code)
+        device = teacher_device(recipe, name, world.device)
+        return Checkpoint(path, device, self.teacher_dtype(name, world), trust_remote_code=code)
 
     def teacher_dtype(self, name: str, world: World) -> str:
         """A teacher's dtype, resolved."""

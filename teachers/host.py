@@ -199,6 +199,8 @@ class Host:
             job.answer.set_result(ray.get(job.ask(replica.actor), timeout=limit))
             replica.lost = 0
         except ray.exceptions.RayError as error:
+            if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, GradingFailed):
+                raise GradingFailed(f"teacher {job.who!r}: {error.cause}") from error  # would be so again
             happened = told(error, limit)
             job.lost += 1
             # What never loaded would fail the same way again.

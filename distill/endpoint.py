@@ -1,0 +1,126 @@
+"""A server of the OpenAI completions API, such as vLLM's, asked with token ids; lost and refused are told apart.
+
+Two things are done about them: what was lost is asked again, and what was refused would be refused again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from pydantic import SecretStr
+
+from distill.errors import UserError, WorldError
+
+LATER = (408, 425, 429)
+"""Answers of the 400s that another time would turn out otherwise: time-outs and too many requests."""
+CONNECT_SECONDS = 10.0
+"""Until a connection stands; how long an answer may take is the fault policy's."""
+
+
+class EndpointLost(WorldError):
+    """No answer, or one that another time would be another: the server is away, overloaded or broke."""
+
+
+class EndpointRefused(WorldError):
+    """The server answered that it will not, or something that it should not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a served model is. Hashable, and sent to processes; its key shows in no text that is made of it.
+
+    Attributes:
+        url: up to and including ``/v1``.
+        model: its name there.
+        key: sent as a bearer token; None: none is sent.
+    """
+
+    url: str
+    model: str
+    key: SecretStr | None = field(default=None)
+
+    @classmethod
+    def reach(cls, url: str, model: str, *, key_env: str | None, where: str) -> Endpoint:
+        """With the key that an environment variable of this process holds.
+
+        Args:
+            where: the leaf of the recipe that names the variable.
+
+        Raises:
+            UserError: the variable is not set.
+        """
+        key = os.environ.get(key_env) if key_env is not None else None
+        if key_env is not None and not key:
+            raise UserError(f"`{where}` is {key_env}, and no environment variable of that name is set; export it")
+        return cls(url.rstrip("/"), model, SecretStr(key) if key else None)
+
+    def __str__(self) -> str:
+        return f"{self.model} at {self.url}"
+
+    def models(self) -> list[dict[str, Any]]:
+        """What the server says that it serves: ``id`` and, with vLLM, ``max_model_len`` of each.
+
+        Raises:
+            EndpointLost, EndpointRefused: see those.
+        """
+        with self._client(30.0) as client:
+            listed = self._json(lambda: client.get("/models"))
+        if not isinstance(listed.get("data"), list):
+            raise EndpointRefused(f"{self.url}/models lists no models; is this an OpenAI-compatible server?")
+        return listed["data"]
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]] | Sequence[str], *, seconds: float | None = None, **settings: Any
+    ) -> list[dict[str, Any]]:
+        """One request for several prompts; returns the choice of each, in order.
+
+        Args:
+            prompts: token ids, or texts, which the server takes apart by its own tokenizer.
+            seconds: how long it may take; None: as long as whoever waits for this process bears.
+            settings: of the completions API.
+
+        Raises:
+            EndpointLost, EndpointRefused: see those.
+        """
+        body = {"model": self.model, "prompt": [*prompts], "add_special_tokens": False, **settings}
+        with self._client(seconds) as client:
+            told = self._json(lambda: client.post("/completions", json=body))
+        choices = sorted(told.get("choices", []), key=lambda choice: choice.get("index", 0))
+        if [choice.get("index") for choice in choices] != [*range(len(prompts))]:
+            raise EndpointRefused(f"{self} gave {len(choices)} choices for {len(prompts)} prompts; one each is needed")
+        return choices
+
+    def _client(self, seconds: float | None) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.key.get_secret_value()}"} if self.key is not None else {}
+        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
+
+    def _json(self, ask: Any) -> dict[str, Any]:
+        try:
+            answer: httpx.Response = ask()
+        except httpx.TransportError as error:
+            raise EndpointLost(f"no answer from {self.url} ({type(error).__name__}: {error})") from None
+        if answer.status_code in LATER or answer.status_code >= 500:
+            raise EndpointLost(f"{self} answered {answer.status_code}: {_told(answer)}")
+        if answer.status_code >= 300:
+            raise EndpointRefused(f"{self} answered {answer.status_code}: {_told(answer)}")
+        try:
+            told = answer.json()
+        except ValueError:
+            raise EndpointRefused(f"{self} answered with no JSON: {answer.text[:200]!r}") from None
+        if not isinstance(told, dict):
+            raise EndpointRefused(f"{self} answered with a {type(told).__name__}; a JSON object is needed")
+        return told
+
+
+def _told(answer: httpx.Response) -> str:
+    """The server's own words."""
+    try:
+        error = answer.json().get("error", answer.text)
+    except (ValueError, AttributeError):
+        error = answer.text
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
