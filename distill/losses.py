@@ -23,7 +23,7 @@ from torch import Tensor
 from distill.advantages import GatedRatio, clip_gap, extrapolated_gap, gated_ratio, teacher_gap
 from distill.batch import Microbatch
 from distill.divergences import forward_kl, full_reverse_kl, jsd
-from distill.own import load_own, own_file
+from distill.own import load_own, located_own
 from distill.recipe import K2, FullReverseKL, Loss, NegativeLogLikelihood, OwnLoss, PolicyGradient, SampledToken
 from distill.token_loss import TokenLoss as TokenLoss
 from distill.token_loss import log_softmax, pick, spread, teachers_mean
@@ -143,8 +143,7 @@ def located(loss: Loss) -> Loss:
     """The same for a process with another working folder: an own file by its absolute path."""
     if not isinstance(loss, OwnLoss):
         return loss
-    name = loss.estimator.rpartition(":")[2]
-    return loss.model_copy(update={"estimator": f"{own_file(loss.estimator)}:{name}"})
+    return loss.model_copy(update={"estimator": located_own(loss.estimator)})
 
 
 def reference_of(loss: Loss) -> str | None:

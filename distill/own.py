@@ -26,6 +26,11 @@ def own_file(reference: str) -> Path:
     return Path(reference.rpartition(":")[0]).resolve()
 
 
+def located_own(reference: str) -> str:
+    """The same for a process with another working folder: by the file's absolute path."""
+    return f"{own_file(reference)}:{reference.rpartition(':')[2]}"
+
+
 def own_digest(reference: str) -> str:
     """A hash of the file's content: what depends on it changes when it changes."""
     return hashlib.sha256(own_file(reference).read_bytes()).hexdigest()[:16]

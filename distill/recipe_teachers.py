@@ -21,6 +21,9 @@ class TeacherRecipe(Strict):
     adapter: str | None = Field(
         default=None, description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /)"
     )
+    scorer: str | None = Field(
+        default=None, description="./file.py:NAME of a class of yours that scores, in the tokens of `model`"
+    )
     endpoint: str | None = Field(
         default=None,
         description="URL up to /v1 of a server that holds the weights of `model` and gives prompt log-probabilities",

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.adapters import active
 from distill.evaluate import evaluate
+from distill.own import located_own
 from distill.recipe import Architecture, Recipe
 from distill.types import Float32, Full, Rollout, Sampler
 from recipes.exam import verify
@@ -29,8 +30,9 @@ from rollouts.sampler import InProcess, StudentSampler
 from rollouts.tokenizer import completion_text
 from teachers.checks import sampled_of
 from teachers.model import TeacherModel
+from teachers.own import Own
 from teachers.pool import Trial
-from teachers.scorer import TOLERANCE, Conditions
+from teachers.scorer import TOLERANCE, Conditions, Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,10 @@ class DeepCheck:
         found: list[Finding] = []
         for name, domains in graded.items():
             source = teacher_source(self._recipe, name)
-            served = self._recipe.teachers[name].endpoint is not None
-            folder = self._folder(source, weights=not served)
-            if served and folder is not None:
-                found += self._served(name, folder, domains, student)
+            teacher = self._recipe.teachers[name]
+            folder = self._folder(source, weights=teacher.endpoint is None)
+            if folder is not None and (teacher.endpoint is not None or teacher.scorer is not None):
+                found += self._only_scoring(name, folder, domains, student)
             elif folder is None:
                 found += [self._later(name, domain, source) for domain in domains]
             else:
@@ -85,17 +87,20 @@ class DeepCheck:
 
     def _model(self, folder: str, where: str, asked: str, adapter: str | None) -> TeacherModel:
         recipe = self._recipe
-        as_student = recipe.student.engine.dtype if asked == "auto" else asked
-        auto = "bfloat16" if self._device == "cuda" else "float32"
         return TeacherModel(
             folder,
             device=self._device,
-            dtype=auto if as_student == "auto" else as_student,
+            dtype=self._dtype(asked),
             temperature=recipe.rollout.temperature,
             microbatch_tokens=recipe.student.engine.microbatch_tokens,
             adapters=[adapter] if adapter is not None else [],
             trust_remote_code=trusted(recipe, where),
         )
+
+    def _dtype(self, asked: str) -> str:
+        as_student = self._recipe.student.engine.dtype if asked == "auto" else asked
+        auto = "bfloat16" if self._device == "cuda" else "float32"
+        return auto if as_student == "auto" else as_student
 
     def _student(self, folder: str) -> _Student:
         recipe, model = self._recipe, self._model(folder, "student.model", "auto", None)
@@ -157,13 +162,18 @@ class DeepCheck:
             found.append(judge(name, domain, kl, [ours[k] for k in ours], [correct[k] for k in ours if correct]))
         return found
 
-    def _served(self, name: str, folder: str, domains: Sequence[str], student: _Student) -> list[Finding]:
-        """Of a teacher behind a server, which tells no distribution: as a run asks, by the sampled tokens."""
-        recipe = self._recipe
-        code = trusted(recipe, f"teachers.{name}.model")
+    def _only_scoring(self, name: str, folder: str, domains: Sequence[str], student: _Student) -> list[Finding]:
+        """Of a teacher behind a server or of a user's own, which need tell no distribution: as a run asks it."""
+        recipe, settings = self._recipe, self._recipe.teachers[name]
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens)
-        model = served_source(recipe, name, folder, trust_remote_code=code).open(conditions, [])
-        correct = self._exam(served_sampler(recipe, name, student.tokenizer), student.tokenizer)
+        correct: dict[str, float] | None = None
+        if settings.scorer is not None:
+            made = Own(located_own(settings.scorer), folder, self._device, self._dtype(settings.dtype))
+            model: Scorer = made.open(conditions, [])
+        else:
+            code = trusted(recipe, f"teachers.{name}.model")
+            model = served_source(recipe, name, folder, trust_remote_code=code).open(conditions, [])
+            correct = self._exam(served_sampler(recipe, name, student.tokenizer), student.tokenizer)
         found = []
         for domain in domains:
             rollouts = student.rollouts[domain]
@@ -171,7 +181,8 @@ class DeepCheck:
             twice = [model.score(asked, "sampled") for _ in range(2)]
             answers = [tuple(sampled_of(p, ids) for p, ids in zip(one, asked, strict=True)) for one in twice]
             ours = {key: value for key, value in student.correct.items() if key.startswith(f"{domain}/")}
-            trial, verdicts = Trial(tuple(answers), None), ([*ours.values()], [correct[key] for key in ours])
+            verdicts = [*ours.values()], None if correct is None else [correct[key] for key in ours]
+            trial = Trial(tuple(answers), None)
             found.append(conclude(name, domain, trial, rollouts, TOLERANCE["bfloat16"], *verdicts))
         return found
 

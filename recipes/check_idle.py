@@ -42,8 +42,10 @@ def check_idle(recipe: Recipe) -> Iterator[str]:
         if teacher.endpoint is None:
             yield from _set(teacher, f"teachers.{name}", ("served_model", "api_key_env"), "no `endpoint` is asked")
         else:
-            leaves = ("dtype", "device", "gpus")
+            leaves = ("dtype", "device", "gpus", "scorer")
             yield from _set(teacher, f"teachers.{name}", leaves, f"the server at {teacher.endpoint} decides")
+        if teacher.scorer is not None:
+            yield from _set(teacher, f"teachers.{name}", ("adapter",), f"{teacher.scorer} loads what it scores with")
         if METHODS[recipe.method].teachers == "write":
             yield from _set(teacher, f"teachers.{name}", ("replicas",), f"{recipe.method} gives each writer a process")
     if not recipe.stages:

@@ -1,4 +1,4 @@
-"""Checks of a user's own task and loss: do they keep the promises that the shipped ones are tested for?"""
+"""Checks of a user's own task, teacher and loss: do they keep the promises that the shipped ones are tested for?"""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import torch
 
 from distill.batch import Microbatch, collate
 from distill.losses import loss_spec
-from distill.recipe import OwnLoss
+from distill.own import is_own, load_own
+from distill.recipe import OwnLoss, Recipe
 from distill.token_loss import TokenLoss
 from distill.types import Full, PayloadName, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, UserError
+from recipes.methods import METHODS
 from rollouts.tasks import Example, Split, Task
+from teachers.own import MORE, asked_instead
 
 DRAWN = 32
 """Problems of each split and form that are drawn."""
@@ -83,6 +86,43 @@ def _verifier(task: Task, example: Example) -> Iterator[str]:
         return
     if not isinstance(wrong, str):
         yield f"wrong_answer gives {wrong!r}; it must be a text"
+
+
+# ---- a teacher
+
+
+def check_own_teacher(recipe: Recipe, name: str) -> Iterator[str]:
+    """Whether a teacher's ``scorer`` is there and gives what the loss needs; calling it would load it."""
+    teacher, where = recipe.teachers[name], f"teachers.{name}.scorer"
+    if teacher.scorer is None:
+        return
+    if not is_own(teacher.scorer):
+        yield f"`{where}` is {teacher.scorer!r}; write ./file.py:NAME, the class NAME of that file"
+        return
+    if METHODS[recipe.method].teachers != "grade":
+        yield f"`{where}`: method {recipe.method!r} needs its teachers' weights, and this one only scores; take it away"
+        return
+    try:
+        made = load_own(teacher.scorer, where=where)
+    except UserError as error:
+        yield from error.problems
+        return
+    gives, needed = getattr(made, "payloads", None), loss_spec(recipe.loss).payload
+    if not callable(made) or not callable(getattr(made, "score", None)):
+        yield f"`{where}`: {teacher.scorer} is {made!r:.60}, and must be a class with a method `score` (docs/own.md)"
+    elif not isinstance(gives, tuple) or not set(gives) <= {*MORE} or not gives:
+        offered = ", ".join(map(repr, MORE))
+        yield f"`{where}`: {teacher.scorer} has payloads {gives!r}, and must have a tuple of some of {offered}"
+    elif needed is not None and asked_instead(needed, gives) is None:
+        yield (
+            f"`{where}`: {teacher.scorer} gives {' and '.join(gives)}, and `loss.estimator` "
+            f"{recipe.loss.estimator} needs {needed}; "
+            + (
+                "take `payload: full`, for the head of hidden states lies in no checkpoint of its"
+                if needed == "hidden"
+                else "give more, or take another estimator"
+            )
+        )
 
 
 # ---- a loss

@@ -11,6 +11,7 @@ from distill.recipe import Architecture, Optimizer, OwnLoss, PolicyGradient, Rec
 from distill.recipe_schema import guess
 from recipes.check_idle import check_idle
 from recipes.check_loss import check_loss
+from recipes.check_own import check_own_teacher
 from recipes.lineage import SELF, chain, households, links, placement, sources, stage_name
 from recipes.methods import METHODS
 from recipes.served import check_served
@@ -30,6 +31,7 @@ def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[s
         *_rewards(recipe),
         *check_loss(recipe),
         *check_served(recipe),
+        *(problem for name in recipe.teachers for problem in check_own_teacher(recipe, name)),
         *_stages(recipe),
         *_updates(recipe),
         *check_idle(recipe),

@@ -48,12 +48,12 @@ def reverse_kl(student: Sequence[Float32], teacher: Sequence[Float32], rollouts:
 
 
 def judge(
-    teacher: str, domain: str, kl: float, ours: Sequence[float], theirs: Sequence[float], *, error: float = 0.0
+    teacher: str, domain: str, kl: float, ours: Sequence[float], theirs: Sequence[float] | None, *, error: float = 0.0
 ) -> Finding:
     """A finding from the distance of a teacher and from both models' verdicts on the same prompts, in order.
 
     Args:
-        theirs: empty where the teacher is the student itself.
+        theirs: empty where the teacher is the student itself; None where it only scores and answers nothing.
         error: standard error of ``kl``, where it was sampled.
     """
     if not math.isfinite(kl):
@@ -72,7 +72,7 @@ def judge(
             reasons[1] += f": no gain of {100 * needed:.1f} points"
             remedies.append("take a better specialist of this domain, or set more evaluate.validation_prompts")
     else:
-        reasons.append("the student itself, as an anchor")
+        reasons.append("it only scores, so it was not asked" if theirs is None else "the student itself, as an anchor")
     return Finding(teacher, domain, "warning" if remedies else "usable", "; ".join(reasons), "; ".join(remedies))
 
 

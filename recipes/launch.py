@@ -109,7 +109,13 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
         exam = Exam(
             recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
         )
-        graded_by = {name for domain in recipe.domains.values() for name in domain.teacher_weights}
+        # A scorer of the user's own scores what others write, and writes nothing itself.
+        graded_by = {
+            name
+            for domain in recipe.domains.values()
+            for name in domain.teacher_weights
+            if recipe.teachers[name].scorer is None
+        }
         sitting = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
         base = on_disk(model_path(start(recipe), out=out, folder=out)) if recipe.method == "cascade" else model
         measure_frozen(recipe, world, exam, {"base": base} | sitting)

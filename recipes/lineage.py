@@ -116,8 +116,8 @@ def households(recipe: Recipe) -> list[list[str]]:
     for name, teacher in recipe.teachers.items():
         source = teacher_source(recipe, name)
         base = source if isinstance(source, str) else SELF
-        served = teacher.endpoint, teacher.served_model, teacher.api_key_env
-        together.setdefault((base, teacher.dtype, *served, *placement(teacher).values()), []).append(name)
+        kind = teacher.scorer, teacher.endpoint, teacher.served_model, teacher.api_key_env
+        together.setdefault((base, teacher.dtype, *kind, *placement(teacher).values()), []).append(name)
     return list(together.values())
 
 

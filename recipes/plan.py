@@ -111,6 +111,7 @@ def _models(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[ModelPlan]:
         one = facts[f"teachers.{name}.model"]
         made = "self: the student as it starts" if teacher.model == SELF else teacher.model
         made += f", with adapter {teacher.adapter}" if teacher.adapter is not None else ""
+        made += f", scored by {teacher.scorer}" if teacher.scorer is not None else ""
         made += f", served at {teacher.endpoint}" if teacher.endpoint is not None else ""
         yield ModelPlan(f"teacher {name}", made, one.cost.total_parameters, one.cost.active_parameters)
     student, one = recipe.student.model, facts["student.model"]

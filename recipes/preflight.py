@@ -70,7 +70,8 @@ def preflight(
         for domain in [name for name, weights in taught.items() if teacher in weights]:
             mine = [rollout for rollout in rollouts if rollout.domain == domain]
             anchor = settings.model == SELF and settings.adapter is None
-            scores = _answers(rows, domain, "base"), [] if anchor else _answers(rows, domain, f"teachers/{teacher}")
+            theirs = [] if anchor else _answers(rows, domain, f"teachers/{teacher}")
+            scores = _answers(rows, domain, "base"), None if settings.scorer is not None else theirs
             findings.append(_tried(pool, teacher, domain, mine, TOLERANCE[dtypes[teacher]], *scores))
     say(findings_table(findings))
     told = {
@@ -149,7 +150,7 @@ def _tried(
     rollouts: Sequence[Rollout],
     tolerance: float,
     ours: Sequence[float],
-    theirs: Sequence[float],
+    theirs: Sequence[float] | None,
 ) -> Finding:
     """The finding of one teacher on one domain."""
     try:
@@ -166,7 +167,7 @@ def conclude(
     rollouts: Sequence[Rollout],
     tolerance: float,
     ours: Sequence[float],
-    theirs: Sequence[float],
+    theirs: Sequence[float] | None,
 ) -> Finding:
     """The finding of a trial; ``ours`` and ``theirs`` are the verdicts on the same prompts, see :func:`judge`."""
     if (found := trouble(trial, rollouts, tolerance)) is not None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.console import TaskHandle
 from distill.loop import train
 from distill.losses import located, loss_spec
+from distill.own import located_own
 from distill.rank import StudentSpec
 from distill.recipe import Recipe
 from distill.student import DeepSpeedStudent
@@ -32,6 +33,7 @@ from recipes.world import World
 from rollouts.prompts import Prefetched, PromptSource, Supply
 from rollouts.tasks import Task, make_task
 from teachers.model import Checkpoint
+from teachers.own import Own
 from teachers.pool import TeacherPool
 from teachers.process import TeacherSpec
 from teachers.scorer import Conditions, TeacherSource
@@ -205,8 +207,10 @@ class Training:
         recipe, code = self.recipe, trusted(self.recipe, f"teachers.{name}.model")
         if recipe.teachers[name].endpoint is not None:
             return served_source(recipe, name, path, trust_remote_code=code)
-        device = teacher_device(recipe, name, world.device)
-        return Checkpoint(path, device, self.teacher_dtype(name, world), trust_remote_code=code)
+        device, dtype = teacher_device(recipe, name, world.device), self.teacher_dtype(name, world)
+        if (scorer := recipe.teachers[name].scorer) is not None:
+            return Own(located_own(scorer), path, device, dtype)
+        return Checkpoint(path, device, dtype, trust_remote_code=code)
 
     def teacher_dtype(self, name: str, world: World) -> str:
         """A teacher's dtype, resolved."""

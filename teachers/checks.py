@@ -93,6 +93,14 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload, owed: Owed) ->
                 f"teacher {teacher!r} named tokens {ids_NK.min()} to {ids_NK.max()} for {where}); its output head "
                 f"has 0 to {owed.vocabulary - 1}"
             )
+        if owed.support is not None and owed.support.given:
+            (given_TK,) = likeliest_of([rollout])
+            kept_NKK = given_TK[rollout.loss_mask][:, :, None] == ids_NK[:, None, :]
+            if not kept_NKK.any(-1).all():
+                raise GradingFailed(
+                    f"teacher {teacher!r} left out tokens that it was given for {where}); the loss compares it on the "
+                    f"student's likeliest tokens (`loss.support` {owed.support.whose})"
+                )
         sampled, rest = payload.sampled_T[rollout.loss_mask], payload.rest_T[rollout.loss_mask]
         bad = bad | ~np.isfinite(sampled) | ~(rest < np.inf)  # -inf is sound: nothing is outside of the support
     if bad.any():
