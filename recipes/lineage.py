@@ -121,6 +121,13 @@ def households(recipe: Recipe) -> list[list[str]]:
     return list(together.values())
 
 
+def turn_takers(recipe: Recipe) -> list[list[str]]:
+    """The households that share ``run.resident_teachers`` processes: all that hold weights; none where it isn't set."""
+    if recipe.run.resident_teachers is None:
+        return []
+    return [names for names in households(recipe) if recipe.teachers[names[0]].endpoint is None]
+
+
 def weightless(recipe: Recipe, where: str) -> bool:
     """Whether the weights of the model that the leaf ``where`` names lie elsewhere: a server holds them."""
     kind, _, name = where.removesuffix(".model").partition(".")

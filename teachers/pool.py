@@ -71,8 +71,8 @@ class TeacherPool:
         # A server holds its weights itself: who asks it takes no room.
         turns = [] if resident is None else [home for home in homes if not isinstance(home.spec.source, Served)]
         shared = [([home], home.spec.replicas) for home in homes if home not in turns]
-        if resident is not None:
-            shared.append((turns, resident))
+        if resident is not None and turns:
+            shared.append((turns, min(resident, len(turns))))
         self._hosts: dict[str, Host] = {}
         for together, processes in shared:
             host = Host(together, processes, faults=faults, say=say)

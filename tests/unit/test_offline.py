@@ -18,7 +18,7 @@ from recipes.check import check
 from recipes.checkpoints import empty_model
 from recipes.cli import app
 from recipes.offline import PROMPT_TOKENS, shipped_config, unchecked
-from recipes.plan import GIB
+from recipes.plan_processes import GIB
 
 REAL = ("qwen3_8gpu",)
 
