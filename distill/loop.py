@@ -18,6 +18,7 @@ from distill.types import (
     ScoredRollout,
     Student,
     Weights,
+    WorldError,
 )
 
 
@@ -42,6 +43,10 @@ class Watcher(Protocol):
 
     def record(self, step: int, batch: Sequence[ScoredRollout], metrics: Metrics) -> None:
         """Log what the step that has just been finished did."""
+        ...
+
+    def failed(self, step: int, metrics: Metrics, error: WorldError) -> None:
+        """Log what grading took in the step that ``error`` ended after ``step`` finished ones; the run ends with it."""
         ...
 
     def saves(self, step: int) -> bool:
@@ -75,7 +80,7 @@ def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompt
     clock = StepClock()
     while True:
         if watch.evaluates(step):
-            with saved_if_grading_fails(student, step, saved):
+            with kept_if_grading_fails(student, grader, watch, step, saved):
                 watch.evaluate(step, student.weights())
         stops, over = watch.stops(), step >= steps or watch.ended()
         if step > saved and (watch.saves(step) or stops or over):
@@ -89,7 +94,7 @@ def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompt
             sampler.load_weights(student.weights(), version=step)  # act with the weights the gradient is taken at
         with clock("scoring"):
             rollouts = clock.during("generation", sampler.sample(prompts(step), step=step))
-            with saved_if_grading_fails(student, step, saved):
+            with kept_if_grading_fails(student, grader, watch, step, saved):
                 batch = grader.score(rollouts)  # consumes microbatches while later ones are being written
         with clock("update"):
             metrics = student.update(batch, step=step)
@@ -98,11 +103,13 @@ def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompt
 
 
 @contextmanager
-def saved_if_grading_fails(student: Student, step: int, saved: int) -> Iterator[None]:
-    """Where a grader breaks in the block, nothing of the student has moved: what is finished is kept."""
+def kept_if_grading_fails(student: Student, grader: Grader, watch: Watcher, step: int, saved: int) -> Iterator[None]:
+    """Where a grader breaks in the block, nothing of the student has moved: what is finished is kept, and the faults
+    of the step that is not are logged."""
     try:
         yield
-    except (GradingFailed, NonFinite):
+    except (GradingFailed, NonFinite) as error:
+        watch.failed(step, grader.metrics(), error)
         if step > saved:
             student.save(step)
         raise

@@ -23,6 +23,9 @@ __all__ = ["Tracker", "read_jsonl", "truncate_jsonl"]
 ROWS = ("evaluations", "exams", "rollouts")
 """What else is written row by row into ``NAME.jsonl``, and cut back on resume: answers, costs of exams, samples."""
 
+NO_METRICS = ("step", "kind", "message")
+"""Keys of a line of metrics.jsonl that are not numbers to show."""
+
 
 def say_on_stderr(line: str) -> None:
     """Print one line for people."""
@@ -75,15 +78,16 @@ class Tracker:
         self._last_steps = {}
         self._replay()
 
-    def log(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, kind: str, step: int, metrics: Mapping[str, float], *, message: str | None = None) -> None:
         """Append one line ``{"step", "kind", **metrics}`` to metrics.jsonl and show it.
 
         A SIGKILL loses at most the line being written. A value that is not finite is written as null.
 
         Args:
-            kind: ``"train"``, ``"eval"`` or another short name; the prefix of the metrics in W&B.
-            step: finished steps of the loop, in 0..steps.
+            kind: ``"train"``, ``"eval"``, ``"fault"`` or another short name; the prefix of the metrics in W&B.
+            step: finished steps of the loop, in 0..steps; of a fault one more, so that it is dropped on resume.
             metrics: flat names such as ``loss``, ``kl/math``, ``score/math``.
+            message: what a person reads beside them; W&B, whose metrics are numbers, is not told.
 
         Raises:
             ValueError: this kind has logged this step already, or steps run backwards.
@@ -91,7 +95,8 @@ class Tracker:
         """
         self._in_order(kind, step)
         values = {name: as_json(float(value)) for name, value in metrics.items()}
-        append_jsonl(self._metrics, [{"step": step, "kind": kind, **values}])
+        told = {} if message is None else {"message": message}
+        append_jsonl(self._metrics, [{"step": step, "kind": kind, **values, **told}])
         if self._sink is not None:
             self._sink.log(kind, step, values)
 
@@ -184,7 +189,7 @@ class Tracker:
                 if "kind" in row:
                     self._in_order(row["kind"], step)
                     if self._sink is not None:
-                        values = {name: value for name, value in row.items() if name not in ("step", "kind")}
+                        values = {name: value for name, value in row.items() if name not in NO_METRICS}
                         self._sink.log(row["kind"], step, values)
             self._show_rollouts([row for row in rows if "kind" not in row])
 

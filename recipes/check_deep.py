@@ -16,7 +16,7 @@ from distill.own import located_own
 from distill.recipe import Architecture, Recipe
 from distill.types import Float32, Full, Rollout, Sampler
 from recipes.exam import verify
-from recipes.findings import ROLLOUTS, TOLERANCE, Finding, judge, reverse_kl
+from recipes.findings import ROLLOUTS, Finding, judge, reverse_kl
 from recipes.launch import on_disk
 from recipes.lineage import SELF, Source, adapter_folders, stage_name, teacher_source, trusted
 from recipes.methods import decoding
@@ -32,7 +32,7 @@ from teachers.checks import sampled_of
 from teachers.model import TeacherModel
 from teachers.own import Own
 from teachers.pool import Trial
-from teachers.scorer import Conditions, Scorer
+from teachers.scorer import TOLERANCE, Conditions, Scorer
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,6 @@ FAR = 0.2
 origin. Source: shared method notes, section 6."""
 POINTS = 0.02
 """A teacher's gain over the student that is worth teaching, at least, if it is above 3 standard errors; section 5."""
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
-"""Nats by which two ways to one log-probability may differ; they differ by the padding of a forward."""
 
 Verdict = Literal["usable", "warning", "unusable", "later"]
 

@@ -18,6 +18,9 @@ from recipes.methods import routes
 from rollouts.sampler import recording
 from teachers.pool import TeacherPool
 
+FAULTS = ("teacher_retries/", "teacher_swaps/")
+"""How the metrics begin that tell of what a teacher's processes went through."""
+
 
 class Setting(Protocol):
     """What of a training run the grading needs."""
@@ -81,7 +84,7 @@ class HeldOut:
         start = time.perf_counter()
         sampler = recording(examinee, Support(OVERLAP_K, forced=()))
         batch = self._teachers.score(sampler.sample(self._prompts, step=step), asking=self._payload)
-        lost = {name: n for name, n in self._teachers.metrics().items() if name.startswith("teacher_retries/") and n}
+        lost = {name: n for name, n in self._teachers.metrics().items() if name.startswith(FAULTS) and n}
         spent = self._costs.of_step(batch)
         row = {
             "model": "student",

@@ -18,9 +18,10 @@ from distill.evaluate import Evaluation
 from distill.recipe import Recipe
 from distill.student import DeepSpeedStudent
 from distill.types import Float32, GradingFailed, NonFinite, Prompt, Rollout, Sampler, WorldError
-from recipes.findings import ROLLOUTS, TOLERANCE, Finding, findings_table, judge, refuse_unusable
+from recipes.findings import ROLLOUTS, Finding, findings_table, judge, refuse_unusable
 from recipes.lineage import SELF
 from teachers.pool import TeacherPool, Trial
+from teachers.scorer import TOLERANCE
 
 if TYPE_CHECKING:
     from recipes.training import Training
@@ -55,7 +56,7 @@ def preflight(
         sampler: the student's, with the weights that it starts from.
         prompts: those of the first step; a few of each domain are taken.
         rows: answers of base and teachers to the validation prompts.
-        dtypes: of each teacher, see :data:`recipes.findings.TOLERANCE`.
+        dtypes: of each teacher, see :data:`teachers.scorer.TOLERANCE`.
 
     Raises:
         UserError: a teacher is unusable; the weights have not moved.

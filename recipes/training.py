@@ -32,10 +32,10 @@ from recipes.watch import RunWatch
 from recipes.world import World
 from rollouts.prompts import Prefetched, PromptSource, Supply
 from rollouts.tasks import Task, make_task
-from teachers.host import TeacherSpec
 from teachers.model import Checkpoint
 from teachers.own import Own
 from teachers.pool import TeacherPool
+from teachers.process import TeacherSpec
 from teachers.scorer import Conditions, TeacherSource
 
 

@@ -11,10 +11,10 @@ from distill.grades import sampled_logprobs
 from distill.recipe import Recipe
 from distill.stopping import stop_reason
 from distill.track import Tracker
-from distill.types import Hidden, Metrics, Sampler, ScoredRollout, Weights
+from distill.types import Hidden, Metrics, Sampler, ScoredRollout, Weights, WorldError
 from recipes.costs import Costs
 from recipes.exam import Exam
-from recipes.held_out import HeldOut
+from recipes.held_out import FAULTS, HeldOut
 
 
 class RunWatch:
@@ -71,6 +71,11 @@ class RunWatch:
         run = self._recipe.run
         if self._exam is not None and (step % run.evaluate_every == 0 or step == run.steps):
             self._tracker.append_rows("rollouts", self._samples(self._exam, step, batch))
+
+    def failed(self, step: int, metrics: Metrics, error: WorldError) -> None:
+        """Log what teachers lost in the step that is not finished, and that will be taken again: no time, no cost."""
+        faults = {name: n for name, n in metrics.items() if name.startswith(FAULTS)}
+        self._tracker.log("fault", step + 1, faults, message=str(error))
 
     def saves(self, step: int) -> bool:
         """Every ``save_every`` steps, and where it was measured best so far."""

@@ -1,243 +1,244 @@
-"""The processes of teachers of one base: each is asked a microbatch at a time, and restarted by the fault policy."""
+"""Processes of teachers: each takes a microbatch at a time, is restarted where it is lost, and may swap its teacher."""
 
 from __future__ import annotations
 
-import math
-import queue
 import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import ray
 import ray.exceptions
 
 from distill.recipe import FaultRecipe
-from distill.types import Float32, GradingFailed, Int32, Payload, PayloadName
-from teachers.scorer import Conditions, TeacherSource
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherSpec:
-    """What a teacher's processes need, and how many there are.
-
-    Teachers that differ in nothing but the adapter share processes, and the base in their memory.
-
-    Attributes:
-        gpus: that each process takes of its node.
-        resources: of Ray, by name, that each process takes of its node besides.
-    """
-
-    source: TeacherSource
-    conditions: Conditions
-    gpus: float
-    replicas: int
-    adapter: str | None = None
-    resources: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(slots=True)
-class _Replica:
-    """A process, and the size of its vocabulary, which comes once its weights are loaded."""
-
-    actor: Any
-    loaded: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a process is asked of a microbatch; see :meth:`teachers.scorer.Scorer.score`."""
-
-    token_ids: Sequence[Int32]
-    payload: PayloadName
-    given: Sequence[Int32] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a process says of a microbatch: its payloads in order, and the seconds that it worked on them."""
-
-    payloads: list[Payload]
-    seconds: float
-
-
-class _Teacher:
-    """Lives in the actor: one base, one thread."""
-
-    def load(self, spec: TeacherSpec, adapters: list[str]) -> int:
-        """Load the weights; returns the size of the output's vocabulary."""
-        import torch
-
-        torch.set_num_threads(1)
-        self.scorer = spec.source.open(spec.conditions, adapters)
-        return self.scorer.vocabulary
-
-    def score(self, asked: Asked, adapter: str | None) -> Answer:
-        start = time.perf_counter()
-        payloads = self.scorer.score(asked.token_ids, asked.payload, adapter, asked.given)
-        return Answer(payloads, time.perf_counter() - start)
-
-    def reference(self, ids_T: Int32, adapter: str | None) -> Float32 | None:
-        """The tokens' log-probabilities by the scorer's own reference, ``(T,)``; None where its kind has none."""
-        reference = getattr(self.scorer, "reference", None)
-        if reference is None:
-            return None
-        return np.take_along_axis(reference(ids_T, adapter), ids_T[:, None].astype(np.int64), 1)[:, 0]
+from distill.types import Float32, GradingFailed, Int32
+from teachers.process import Answer, Asked, Household, Loaded
+from teachers.replica import Job, Replica, told
 
 
 class Host:
-    """Processes of one base, all alike: a microbatch goes to whichever is free, and comes back the same from each.
+    """Processes, all alike, that hold one household each: a microbatch is answered the same by each that holds it.
+
+    With one household, all hold it: a microbatch goes to whichever is free, and one that was lost to another that is
+    free, while the process that lost it is restarted. With more households than processes they take turns: a process
+    that is out of work, once all was asked, loads a household that has work and that nobody holds, in the place of its
+    own. So each is loaded at most once until more is asked.
 
     Every process has a thread of the driver that waits for it, whatever the driver does meanwhile.
 
     Args:
-        adapters: the teachers that live here by name, with the folder of each one's adapter, or None for the base.
-        spec: of the base.
+        households: those that live here. All take the same of a node.
+        processes: how many; no more than households, unless there is only one.
         faults: how long to wait, and what to do with a process that died, hangs or fails.
         say: tells a person of every restart.
     """
 
     def __init__(
-        self,
-        adapters: Mapping[str, str | None],
-        spec: TeacherSpec,
-        *,
-        faults: FaultRecipe,
-        say: Callable[[str], None],
+        self, households: Sequence[Household], processes: int, *, faults: FaultRecipe, say: Callable[[str], None]
     ) -> None:
-        self._adapters = dict(adapters)
-        self.vocabulary: int = 0
-        self._spec, self._faults, self._say = spec, faults, say
-        self._lock, self._over, self._retries = threading.Lock(), threading.Event(), Counter[str]()
-        self._replicas = [_Replica(*self._start()) for _ in range(spec.replicas)]
-        self._free: queue.SimpleQueue[_Replica] = queue.SimpleQueue()
+        self._of = {name: household for household in households for name in household.adapters}
+        self._faults, self._say = faults, say
+        self._turn, self._over = threading.Condition(), threading.Event()  # all below is read and written in turn
+        self._asking = False
+        self._jobs: dict[Household, deque[Job]] = {household: deque() for household in households}
+        self._first: dict[Household, Loaded] = {}
+        self._retries, self._swaps = Counter[str](), Counter[str]()
+        compared, limit = len(households) > processes, faults.start_seconds
+        self._replicas = [Replica(households[i % len(households)], compared, limit) for i in range(processes)]
         for replica in self._replicas:
-            self._free.put(replica)
-        self._threads = ThreadPoolExecutor(spec.replicas, thread_name_prefix="teacher")
+            replica.start()
+        self._threads = [threading.Thread(target=self._live, args=[one], daemon=True) for one in self._replicas]
+        for thread in self._threads:
+            thread.start()
 
-    def wait_until_ready(self) -> int:
-        """Wait until all processes have loaded; returns the size of the output vocabulary.
+    @property
+    def swaps(self) -> bool:
+        """Whether there are more households than processes."""
+        return len(self._jobs) > len(self._replicas)
+
+    def vocabulary(self, teacher: str) -> int:
+        """The size of a teacher's output, in tokens; 0 before it was loaded."""
+        first = self._first.get(self._of[teacher])
+        return 0 if first is None else first.vocabulary
+
+    def wait_until_ready(self) -> dict[str, int]:
+        """Wait until all have been loaded; returns the size of each teacher's output vocabulary.
 
         Raises:
             GradingFailed: one could not load its checkpoint, or was lost more often than the policy bears.
         """
-        names = ", ".join(self._adapters)
-        for future in [self._threads.submit(self._serve, one, names, Asked([], "sampled")) for one in self._replicas]:
-            future.result()
-        return self.vocabulary
+        started: list[Future[Answer]] = []
+        for home in self._jobs:
+            names = list(home.adapters)
+            started += self._ask_everywhere(", ".join(names), names[0], Asked([], "sampled"))
+        for answer in started:
+            answer.result()
+        return {teacher: self.vocabulary(teacher) for teacher in self._of}
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """More may be asked of every teacher while the block lasts: until then none is unloaded."""
+        with self._turn:
+            self._asking = True
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._asking = False
+                self._turn.notify_all()
 
     def ask(self, teacher: str, asked: Asked) -> Future[Answer]:
         """A teacher's answer to come to one microbatch, asked whole, and whole again where its process was lost.
 
         The future raises GradingFailed where the fault policy ends.
         """
-        return self._threads.submit(self._ask, teacher, asked)
+        return self._submit(self._job(teacher, teacher, asked))
 
     def ask_all(self, teacher: str, asked: Asked) -> list[Answer]:
-        """Every process' answer to one microbatch; for a preflight, while nobody else asks.
+        """The answers to one microbatch of every process that may hold the teacher; of one where they take turns.
 
         Raises:
             GradingFailed: where the fault policy ends.
         """
-        asking = [self._threads.submit(self._serve, replica, teacher, asked) for replica in self._replicas]
-        return [answer.result() for answer in asking]
+        return [answer.result() for answer in self._ask_everywhere(teacher, teacher, asked)]
 
     def reference(self, teacher: str, ids_T: Int32) -> Float32 | None:
         """What the scores of a rollout's tokens must equal, ``(T,)``; None where the teacher's kind cannot say.
 
         Raises:
-            GradingFailed: it could not be had.
+            GradingFailed: where the fault policy ends.
         """
-        try:
-            return ray.get(self._replicas[0].actor.reference.remote(ids_T, self._adapters.get(teacher)))
-        except ray.exceptions.RayError as error:
-            raise GradingFailed(f"teacher {teacher!r} {self._told(error, math.inf)} when it was tested") from error
+        home = self._of[teacher]
+        folder = home.adapters[teacher]
+        job = Job(teacher, teacher, home, "its reference was lost", lambda actor: actor.reference.remote(ids_T, folder))
+        return self._submit(job).result()
 
     def take_retries(self, teacher: str) -> int:
         """How many of a teacher's microbatches were lost and asked again since the last call."""
-        with self._lock:
+        with self._turn:
             return self._retries.pop(teacher, 0)
+
+    def take_swaps(self, teacher: str) -> int:
+        """How often a teacher was loaded in the place of another since the last call."""
+        with self._turn:
+            return self._swaps.pop(teacher, 0)
 
     def close(self) -> None:
         """End the processes; what they were asked is not answered any more."""
-        with self._lock:
+        with self._turn:
             self._over.set()
             for replica in self._replicas:
-                ray.kill(replica.actor)
-        self._threads.shutdown(wait=True, cancel_futures=True)
+                replica.kill()
+            self._turn.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for job in [job for jobs in [*self._jobs.values(), *(one.jobs for one in self._replicas)] for job in jobs]:
+            job.answer.cancel()
 
-    def _start(self) -> tuple[Any, Any]:
-        """A process, and the size of its vocabulary, which comes once its weights are loaded."""
-        make: Any = ray.remote(_Teacher)
-        taken = {"num_cpus": 0, "num_gpus": self._spec.gpus, "resources": dict(self._spec.resources)}
-        actor = make.options(**taken, max_concurrency=1).remote()
-        return actor, actor.load.remote(self._spec, [folder for folder in self._adapters.values() if folder])
+    def _job(self, who: str, teacher: str, asked: Asked, only: Replica | None = None) -> Job:
+        home = self._of[teacher]
+        n, folder = len(asked.token_ids), home.adapters[teacher]
+        what = f"a microbatch of {n} rollouts was lost" if n else "it was started"
+        return Job(who, teacher, home, what, lambda actor: actor.score.remote(asked, folder), only)
 
-    def _ask(self, teacher: str, asked: Asked) -> Answer:
-        replica = self._free.get()
-        try:
-            return self._serve(replica, teacher, asked)
-        finally:
-            self._free.put(replica)
+    def _ask_everywhere(self, who: str, teacher: str, asked: Asked) -> list[Future[Answer]]:
+        askers: Sequence[Replica | None] = [None] if self.swaps else self._replicas
+        return [self._submit(self._job(who, teacher, asked, only)) for only in askers]
 
-    def _serve(self, replica: _Replica, teacher: str, asked: Asked) -> Answer:
-        adapter = self._adapters.get(teacher)
-        for attempt in range(self._faults.retries + 1):
-            limit = self._faults.start_seconds
+    def _submit(self, job: Job, *, again: bool = False) -> Future[Any]:
+        """Put a job into its queue, at the front if it is asked again."""
+        with self._turn:
+            queue = self._jobs[job.household] if job.only is None else job.only.jobs
+            queue.appendleft(job) if again else queue.append(job)
+            self._turn.notify_all()
+        return job.answer
+
+    # ---- what the processes' threads do
+
+    def _live(self, replica: Replica) -> None:
+        while (job := self._next(replica)) is not None:
             try:
-                self._check_vocabulary(teacher, ray.get(replica.loaded, timeout=limit))
-                limit = self._faults.microbatch_seconds
-                return ray.get(replica.actor.score.remote(asked, adapter), timeout=limit)
-            except ray.exceptions.RayError as error:
-                told = self._told(error, limit)
-                if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, GradingFailed):
-                    raise GradingFailed(f"teacher {teacher!r}: {error.cause}") from error  # would be so again
-                # What never loaded would fail the same way again.
-                unusable = self.vocabulary == 0 and isinstance(error, ray.exceptions.RayTaskError)
-                if unusable or attempt == self._faults.retries:
-                    n = len(asked.token_ids)
-                    what = f"a microbatch of {n} rollouts was lost" if n else "it was started"
-                    raise GradingFailed(
-                        f"teacher {teacher!r} {told}; {what} {attempt + 1} times, and `faults.retries` is "
-                        f"{self._faults.retries}. The weights have not moved: mend the teacher or the limit, and resume"
-                    ) from error
-                self._restart(replica, teacher, told, attempt + 1)
-        raise AssertionError("the last attempt returns or raises")
+                self._attempt(replica, job)
+            except Exception as error:  # whoever asked hears of it
+                job.answer.set_exception(error)
 
-    def _restart(self, replica: _Replica, teacher: str, told: str, number: int) -> None:
-        """Wait as the policy says, then put a new process in the place of the lost one.
+    def _next(self, replica: Replica) -> Job | None:
+        """What a process does next, once there is something; None where the end is."""
+        with self._turn:
+            while not self._over.is_set():
+                if not (replica.jobs or self._jobs[replica.holds] or self._asking):
+                    self._change(replica)
+                queue = replica.jobs or self._jobs[replica.holds]
+                if queue:
+                    return queue.popleft()
+                self._turn.wait()
+        return None
+
+    def _change(self, replica: Replica) -> None:
+        """Begin to load a household that has work and that nobody holds, if there is one."""
+        held = {one.holds for one in self._replicas}
+        home = next((home for home, jobs in self._jobs.items() if jobs and home not in held), None)
+        if home is not None:
+            self._swaps[self._jobs[home][0].teacher] += 1
+            replica.load(home)
+
+    def _attempt(self, replica: Replica, job: Job) -> None:
+        """Answer a job, or give it back and restart the process that lost it.
+
+        Raises:
+            GradingFailed: the fault policy ends; the teacher came back as another.
+        """
+        limit = self._faults.start_seconds
+        try:
+            if (loaded := replica.loaded()) is not None:
+                self._compare(replica.holds, loaded)
+                replica.ready()
+            limit = self._faults.microbatch_seconds
+            job.answer.set_result(ray.get(job.ask(replica.actor), timeout=limit))
+            replica.lost = 0
+        except ray.exceptions.RayError as error:
+            if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, GradingFailed):
+                raise GradingFailed(f"teacher {job.who!r}: {error.cause}") from error  # would be so again
+            happened = told(error, limit)
+            job.lost += 1
+            # What never loaded would fail the same way again.
+            unusable = replica.holds not in self._first and isinstance(error, ray.exceptions.RayTaskError)
+            if unusable or job.lost > self._faults.retries:
+                raise GradingFailed(
+                    f"teacher {job.who!r} {happened}; {job.what} {job.lost} times, and `faults.retries` is "
+                    f"{self._faults.retries}. The weights have not moved: mend the teacher or the limit, and resume"
+                ) from error
+            self._restart(replica, job, happened)
+
+    def _restart(self, replica: Replica, job: Job, happened: str) -> None:
+        """Let whoever is free have the job; wait as the policy says, then put a new process in the place of the lost.
 
         Raises:
             GradingFailed: nobody waits for the answer any more.
         """
-        again = f"asking it again ({number} of {self._faults.retries})"
-        if not self._over.is_set():
-            self._say(f"teacher {teacher!r} {told}; restarting it from its checkpoint and {again}")
-        self._over.wait(self._faults.backoff_seconds * 2 ** (number - 1))
-        with self._lock:
+        with self._turn:
             if self._over.is_set():
-                raise GradingFailed(f"teacher {teacher!r} {told}, and the run is ending")
-            ray.kill(replica.actor)  # it may hang, and its GPU is needed
-            self._retries[teacher] += 1
-            replica.actor, replica.loaded = self._start()
+                raise GradingFailed(f"teacher {job.who!r} {happened}, and the run is ending")
+            replica.kill()
+            self._retries[job.teacher] += 1
+        again = f"asking again ({job.lost} of {self._faults.retries})"
+        self._say(f"teacher {job.who!r} {happened}; restarting it from its checkpoint and {again}")
+        self._submit(job, again=True)
+        replica.lost += 1
+        self._over.wait(self._faults.backoff_seconds * 2 ** (replica.lost - 1))
+        with self._turn:
+            if self._over.is_set():
+                return
+            replica.start()
+        replica.settle()  # it takes work once its weights are there
 
-    def _check_vocabulary(self, teacher: str, size: int) -> None:
-        if self.vocabulary not in (0, size):
+    def _compare(self, home: Household, now: Loaded) -> None:
+        with self._turn:
+            change = self._first.setdefault(home, now).change(now)
+        if change is not None:
             raise GradingFailed(
-                f"teacher {teacher!r} came back with {size} output tokens and had {self.vocabulary}: "
-                f"{self._spec.source} was changed during the run; put the old one back and resume"
+                f"teacher {', '.join(home.adapters)!r} {change}: {home.spec.source} was changed during the run, or the "
+                "process is not sound; put the old one back and resume"
             )
-        self.vocabulary = size
-
-    def _told(self, error: ray.exceptions.RayError, limit: float) -> str:
-        """What happened, as a predicate."""
-        if isinstance(error, ray.exceptions.GetTimeoutError):
-            return f"did not answer within {limit:g} s"
-        if isinstance(error, ray.exceptions.RayTaskError):
-            return f"failed: {type(error.cause).__name__}: {error.cause}"
-        first = str(error).strip().splitlines()[0]
-        return f"died: {first}" if isinstance(error, ray.exceptions.RayActorError) else f"was lost: {first}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,14 @@ class TeacherModel:
     def vocabulary(self) -> int:
         """The size of the output head, in tokens."""
         return int(self.model.config.get_text_config().vocab_size)
+
+    def digest(self) -> str:
+        """A hash of all weights, adapters and buffers included: names, shapes, dtypes and every bit."""
+        digest = hashlib.sha256()
+        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     @functools.cached_property
     def _head(self) -> str:

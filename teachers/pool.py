@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from distill.recipe import FaultRecipe
 from distill.types import Float32, Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore
 from teachers.checks import Owed, check_answer, likeliest_of, sampled_of
-from teachers.host import Answer, Asked, Host, TeacherSpec
+from teachers.host import Host
 from teachers.model import microbatches
+from teachers.process import Answer, Asked, Household, TeacherSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class TeacherPool:
         payload: what the loss needs of each teacher.
         faults: what to do with a process that died, hangs or fails.
         say: tells a person of it.
+        resident: how many bases are held at a time, each in a process, where that is fewer than there are; each then
+            takes the place of another at most once a call of :meth:`score`. None: all.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class TeacherPool:
         payload: PayloadName,
         faults: FaultRecipe,
         say: Callable[[str], None],
+        resident: int | None = None,
     ) -> None:
         self._specs = dict(specs)
         self._routes = {domain: dict(weights) for domain, weights in routes.items()}
@@ -61,9 +66,12 @@ class TeacherPool:
         over: dict[TeacherSpec, dict[str, str | None]] = {}
         for name, spec in specs.items():
             over.setdefault(replace(spec, adapter=None), {})[name] = spec.adapter
+        homes = [Household(base, adapters) for base, adapters in over.items()]
+        shared = [(homes, resident)] if resident is not None else [([home], home.spec.replicas) for home in homes]
         self._hosts: dict[str, Host] = {}
-        for base, adapters in over.items():
-            self._hosts |= dict.fromkeys(adapters, Host(adapters, base, faults=faults, say=say))
+        for together, processes in shared:
+            host = Host(together, processes, faults=faults, say=say)
+            self._hosts |= {name: host for home in together for name in home.adapters}
         self._seconds = dict.fromkeys(specs, 0.0)
 
     def wait_until_ready(self) -> dict[str, int]:
@@ -72,7 +80,10 @@ class TeacherPool:
         Raises:
             GradingFailed: a teacher cannot load its checkpoint, or was lost more often than the fault policy bears.
         """
-        return {name: host.wait_until_ready() for name, host in self._hosts.items()}
+        sizes: dict[str, int] = {}
+        for host in self._each_host():
+            sizes |= host.wait_until_ready()
+        return {name: sizes[name] for name in self._specs}
 
     def score(self, microbatches: Iterable[list[Rollout]], *, asking: PayloadName | None = None) -> list[ScoredRollout]:
         """Score rollouts as they come; the work of a microbatch is handed out before the next one is asked for.
@@ -90,15 +101,18 @@ class TeacherPool:
         """
         rollouts: list[Rollout] = []
         asked: list[_Asked] = []
-        for microbatch in microbatches:
-            first = len(rollouts)
-            rollouts.extend(microbatch)
-            places: dict[str, list[int]] = {}
-            for place in range(first, len(rollouts)):
-                for teacher in self._routes[rollouts[place].domain]:
-                    places.setdefault(teacher, []).append(place)
-            for teacher, mine in places.items():
-                asked += self._ask(teacher, mine, rollouts, asking or self._payload)
+        with ExitStack() as until_all_is_asked:
+            for host in self._each_host():
+                until_all_is_asked.enter_context(host.asking())
+            for microbatch in microbatches:
+                first = len(rollouts)
+                rollouts.extend(microbatch)
+                places: dict[str, list[int]] = {}
+                for place in range(first, len(rollouts)):
+                    for teacher in self._routes[rollouts[place].domain]:
+                        places.setdefault(teacher, []).append(place)
+                for teacher, mine in places.items():
+                    asked += self._ask(teacher, mine, rollouts, asking or self._payload)
         answers: dict[tuple[int, str], Payload] = {}
         for one in asked:
             answer = one.answer.result()
@@ -140,19 +154,25 @@ class TeacherPool:
         return Trial(asked_for, self._hosts[teacher].reference(teacher, rollouts[0].token_ids))
 
     def metrics(self) -> Metrics:
-        """By teacher: microbatches that were lost and asked again, and the seconds that its own processes worked."""
+        """By teacher, since the last call: microbatches that were lost and asked again, the seconds that its own
+        processes worked, and, where not all are resident, how often it was loaded in the place of another."""
         metrics: Metrics = {f"teacher_retries/{name}": host.take_retries(name) for name, host in self._hosts.items()}
+        turns = {name: host for name, host in self._hosts.items() if host.swaps}
+        metrics |= {f"teacher_swaps/{name}": host.take_swaps(name) for name, host in turns.items()}
         metrics |= {f"seconds/teacher/{name}": seconds for name, seconds in self._seconds.items()}
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         return metrics
 
     def close(self) -> None:
         """End the teachers' processes."""
-        for host in dict.fromkeys(self._hosts.values()):  # each once
+        for host in self._each_host():
             host.close()
 
+    def _each_host(self) -> list[Host]:
+        return list(dict.fromkeys(self._hosts.values()))
+
     def _owed(self, teacher: str, payload: PayloadName) -> Owed:
-        return Owed(payload, self._hosts[teacher].vocabulary, self._specs[teacher].conditions.support)
+        return Owed(payload, self._hosts[teacher].vocabulary(teacher), self._specs[teacher].conditions.support)
 
     def _ask(self, teacher: str, places: list[int], rollouts: list[Rollout], payload: PayloadName) -> list[_Asked]:
         """Hand rollouts out to a teacher, forward by forward."""

@@ -9,6 +9,9 @@ from typing import Protocol
 from distill.topk import Support
 from distill.types import Int32, Payload, PayloadName
 
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
+"""Nats by which two ways to one log-probability may differ; they differ by the padding of a forward."""
+
 
 @dataclass(frozen=True, slots=True)
 class Conditions:

@@ -56,7 +56,7 @@ def test_a_teacher_killed_at_a_random_moment(undisturbed, tmp_path, seed):
     while len(teachers) < 3:
         assert process.poll() is None, finish(process)
         time.sleep(0.05)
-        teachers = [p for p in driver.children(recursive=True) if "_Teacher" in " ".join(_command(p))]
+        teachers = [p for p in driver.children(recursive=True) if "TeacherProcess" in " ".join(_command(p))]
     time.sleep(rng.uniform(0, 10))
     victim = rng.choice(teachers)
     if victim.is_running():  # the steps may be over

@@ -25,9 +25,9 @@ from distill.load import load_model
 from distill.recipe import FaultRecipe
 from distill.types import Full, UserError
 from recipes.check import check
-from teachers.host import TeacherSpec
 from teachers.model import Checkpoint, TeacherModel
 from teachers.pool import TeacherPool
+from teachers.process import TeacherSpec
 from teachers.scorer import Conditions
 
 RANK, ALPHA = 2, 3.0

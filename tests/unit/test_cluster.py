@@ -18,9 +18,9 @@ from student_kit import make_model, make_rollout
 from distill.recipe import FaultRecipe
 from distill.types import Full, ScoredRollout, UserError
 from recipes.launch import run
-from teachers.host import TeacherSpec
 from teachers.model import Checkpoint, TeacherModel, microbatches
 from teachers.pool import TeacherPool
+from teachers.process import TeacherSpec
 from teachers.scorer import Conditions
 
 BUDGET = 64

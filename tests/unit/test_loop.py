@@ -73,6 +73,9 @@ class Watch:
         assert metrics["teacher_retries/math"] == 2
         assert set(metrics) >= {"loss", "seconds/generation", "seconds/scoring", "seconds/update", "seconds/step"}
 
+    def failed(self, step, metrics, error):
+        self.log.append(("failed", step, metrics, str(error)))
+
     def saves(self, step):
         return step % self.save_every == 0
 
@@ -152,11 +155,13 @@ def test_finished_steps_are_kept_where_a_grader_breaks_and_the_student_is_whole(
                 raise error("teacher 'math' died")
             return scored
 
-    student = Counter()
+    student, watch = Counter(), Watch()
     with pytest.raises(error):
-        go(student, Watch(), grader=Breaks())
+        go(student, watch, grader=Breaks())
     assert student.saved == kept
     assert student.weight == 2
+    failed = ("failed", 2, {"teacher_retries/math": 2.0}, "teacher 'math' died")
+    assert [one for one in watch.log if one[0] == "failed"] == ([failed] if kept else []), "what it lost is told"
     resumed = Counter(saved=student.saved)
     with pytest.raises(error):
         go(resumed, Watch(), grader=Breaks())
@@ -170,10 +175,11 @@ def test_a_grader_that_breaks_in_an_evaluation_costs_no_finished_step():
                 raise GradingFailed("teacher 'math' died")
             super().evaluate(step, weights)
 
-    student = Counter()
+    student, watch = Counter(), Breaks(save_every=3)
     with pytest.raises(GradingFailed):
-        go(student, Breaks(save_every=3))
+        go(student, watch)
     assert student.saved == [3, 4]
+    assert watch.log[-1][:2] == ("failed", 4)
     resumed, watch = Counter(saved=student.saved), Watch()
     assert go(resumed, watch) == 5
     assert watch.log[:2] == [("resumed", 4), ("evaluated", 4)], "taken again"

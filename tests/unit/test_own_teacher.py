@@ -21,10 +21,10 @@ from distill.types import Float32, Full, GradingFailed, Rollout, TopK
 from recipes.check import check
 from recipes.check_deep import DeepCheck
 from teachers.checks import Owed, check_score, sampled_of
-from teachers.host import TeacherSpec
 from teachers.model import TeacherModel
 from teachers.own import Own
 from teachers.pool import TeacherPool
+from teachers.process import TeacherSpec
 from teachers.scorer import Conditions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own.md").read_text()

@@ -22,9 +22,9 @@ from recipes.preflight import FLOOR, trouble
 from rollouts.generate import Decoding
 from rollouts.sampler import InProcess, StudentSampler
 from teachers.checks import sampled_of
-from teachers.host import TeacherSpec
 from teachers.model import Checkpoint, TeacherModel
 from teachers.pool import TeacherPool, Trial
+from teachers.process import TeacherSpec
 from teachers.scorer import Conditions
 
 TEMPERATURE = 0.5

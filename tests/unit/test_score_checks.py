@@ -18,8 +18,8 @@ from distill.recipe import FaultRecipe
 from distill.topk import Support
 from distill.types import Full, GradingFailed, Hidden, Int32, NonFinite, Payload, PayloadName, Rollout, Sampled, TopK
 from teachers.checks import Owed, check_answer, check_score
-from teachers.host import TeacherSpec
 from teachers.pool import TeacherPool
+from teachers.process import TeacherSpec
 from teachers.scorer import Conditions
 
 SUPPORT = Support(2, (0,))

@@ -27,9 +27,9 @@ from recipes.check_deep import DeepCheck
 from rollouts.generate import Decoding
 from rollouts.sampler import InProcess, StudentSampler
 from rollouts.served import ServedSampler
-from teachers.host import TeacherSpec
 from teachers.model import TeacherModel
 from teachers.pool import TeacherPool
+from teachers.process import TeacherSpec
 from teachers.scorer import Conditions
 from teachers.served import DIGITS, Served
 

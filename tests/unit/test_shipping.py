@@ -26,9 +26,9 @@ from recipes.methods import support_of
 from recipes.plan_payload import shipped_bytes
 from recipes.survey import survey
 from rollouts.tasks import make_task
-from teachers.host import TeacherSpec
 from teachers.model import Checkpoint, TeacherModel
 from teachers.pool import TeacherPool
+from teachers.process import TeacherSpec
 from teachers.scorer import Conditions
 
 QWEN_VOCABULARY = 151936

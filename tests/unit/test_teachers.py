@@ -17,9 +17,9 @@ from distill.load import load_model
 from distill.recipe import FaultRecipe
 from distill.topk import Support
 from distill.types import Full, GradingFailed, NonFinite, Sampled, TopK
-from teachers.host import TeacherSpec
 from teachers.model import Checkpoint, TeacherModel, microbatches
 from teachers.pool import TeacherPool
+from teachers.process import TeacherSpec
 from teachers.scorer import Conditions
 
 
@@ -226,8 +226,9 @@ def test_a_teacher_that_dies_or_hangs_amid_scoring_changes_no_bit(pool, number, 
     assert psutil.wait_procs([psutil.Process(before)] if psutil.pid_exists(before) else [], timeout=10)[1] == []
 
 
+@pytest.mark.timeout(300)
 def test_two_replicas_share_the_work_and_change_no_bit(pool):
-    """Even where one of them dies and comes back: the reference is the one process of the same checkpoint."""
+    """Even where one of them dies, and the other does its work: the reference is the one process of the checkpoint."""
 
     def count_forwards(self):  # nested: a process of Ray's cannot import this file
         real, self.forwards = self.scorer.score, 0
@@ -241,7 +242,9 @@ def test_two_replicas_share_the_work_and_change_no_bit(pool):
     pool, paths, _ = pool
     batch = rollouts(30, domains=("code",))
     expected = bits(pool.score([[rollout] for rollout in batch]))
-    both = make_pool({"a": paths["a"]}, routes={"code": {"a": 1.0}}, replicas={"a": 2})
+    # Whoever waited for the lost one to come back would wait for a day.
+    settings = {"routes": {"code": {"a": 1.0}}, "replicas": {"a": 2}, "backoff_seconds": 86400.0}
+    both = make_pool({"a": paths["a"]}, **settings)
     both.wait_until_ready()
     actors = [replica.actor for replica in both._hosts["a"]._replicas]
     ray.get([actor.__ray_call__.remote(count_forwards) for actor in actors])
@@ -249,8 +252,8 @@ def test_two_replicas_share_the_work_and_change_no_bit(pool):
     worked = ray.get([actor.__ray_call__.remote(lambda self: self.forwards) for actor in actors])
     assert sum(worked) == 30 > max(worked)
     assert bits(both.score(broken_off(both, batch, signal.SIGKILL, "a"))) == expected
-    assert both.metrics()["teacher_retries/a"] >= 1
-    both.close()
+    assert both.metrics()["teacher_retries/a"] == 1
+    both.close()  # which does not wait for it either
 
 
 def test_metrics_count_what_was_done_since_they_were_read(pool):

@@ -81,6 +81,19 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tmp_path: Path) -
     assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "resumed" / "metrics.jsonl").read_bytes()
 
 
+def test_a_fault_says_in_words_what_ended_the_step_and_is_void_once_that_is_taken_again(tmp_path: Path) -> None:
+    tracker = open_tracker(tmp_path)
+    tracker.log("train", 1, {"loss": 0.5})
+    for _ in range(2):  # the teacher was not mended in between
+        tracker.log("fault", 2, {"teacher_retries/math": 3}, message="teacher 'math' died")
+        last = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
+        assert last == '{"step": 2, "kind": "fault", "teacher_retries/math": 3.0, "message": "teacher \'math\' died"}'
+        tracker = open_tracker(tmp_path)
+        tracker.resume(1)
+        assert steps(tmp_path / "metrics.jsonl") == [1]
+    tracker.log("train", 2, {"loss": 0.25})
+
+
 def test_without_a_checkpoint_only_what_base_and_teachers_scored_stays(tmp_path: Path) -> None:
     """They are measured before the first step, and not again; the student starts from the beginning."""
     tracker = open_tracker(tmp_path)

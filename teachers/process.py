@@ -1,0 +1,155 @@
+"""What lives in a teacher's process: one base with its adapters at a time, and what tells that it is still the same."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from distill.types import Float32, Int32, Payload, PayloadName, Sampled
+from teachers.scorer import TOLERANCE, Conditions, Scorer, TeacherSource
+
+CANARY_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSpec:
+    """What a teacher's processes need, and how many there are.
+
+    Teachers that differ in nothing but the adapter share processes, and the base in their memory.
+
+    Attributes:
+        gpus: that each process takes of its node.
+        resources: of Ray, by name, that each process takes of its node besides.
+    """
+
+    source: TeacherSource
+    conditions: Conditions
+    gpus: float
+    replicas: int
+    adapter: str | None = None
+    resources: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Household:
+    """Teachers that are loaded together.
+
+    Attributes:
+        spec: of their base.
+        adapters: the folder of each one's adapter by the teacher's name; None for the base itself.
+    """
+
+    spec: TeacherSpec
+    adapters: Mapping[str, str | None]
+
+    @property
+    def folders(self) -> list[str]:
+        """Of the adapters."""
+        return [folder for folder in self.adapters.values() if folder]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a process is asked of a microbatch; see :meth:`teachers.scorer.Scorer.score`."""
+
+    token_ids: Sequence[Int32]
+    payload: PayloadName
+    given: Sequence[Int32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a process says of a microbatch: its payloads in order, and the seconds that it worked on them."""
+
+    payloads: list[Payload]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a process says of weights that it has loaded, so that another loading of them can be compared.
+
+    Attributes:
+        vocabulary: how many tokens the output distributes over.
+        weights: a hash of all of them, adapters included; None where the kind has none, or nobody asked.
+        canaries: log-probabilities ``(T,)``, in nats, of tokens that are always the same, by teacher.
+        tolerance: nats by which those may differ: kernels of a GPU need not repeat, nor those of another one.
+    """
+
+    vocabulary: int
+    weights: str | None = None
+    canaries: Mapping[str, Float32] = field(default_factory=dict)
+    tolerance: float = 0.0
+
+    def change(self, now: Loaded) -> str | None:
+        """What of a later loading is not as in this one, as a predicate; None where all is."""
+        if now.vocabulary != self.vocabulary:
+            return f"came back with {now.vocabulary} output tokens and had {self.vocabulary}"
+        if now.weights != self.weights:
+            return f"came back with other weights (sha256 {now.weights}, it was {self.weights})"
+        for name, was_T in self.canaries.items():
+            is_T = now.canaries[name]
+            if not np.allclose(is_T, was_T, rtol=0.0, atol=self.tolerance, equal_nan=True):
+                apart = float(np.abs(is_T - was_T).max())
+                return f"came back and scores the same tokens {apart:.2g} nats from where it did, as {name!r}"
+        return None
+
+
+class TeacherProcess:
+    """The actor: one thread, and one base at a time."""
+
+    def __init__(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self.scorer: Any = None
+
+    def load(self, household: Household, compared: bool) -> Loaded:
+        """Load the weights, in the place of those that are here.
+
+        Args:
+            compared: whether it will be compared with another loading: by a hash of its weights, and by canaries.
+        """
+        import torch
+
+        self.scorer = None  # first: there may be no room for two
+        gc.collect()
+        torch.cuda.empty_cache()
+        self.scorer = household.spec.source.open(household.spec.conditions, household.folders)
+        if not compared:
+            return Loaded(self.scorer.vocabulary)
+        digest = getattr(self.scorer, "digest", None)
+        return Loaded(
+            self.scorer.vocabulary,
+            None if digest is None else digest(),
+            {name: canary(self.scorer, folder) for name, folder in household.adapters.items()},
+            TOLERANCE[getattr(self.scorer, "dtype", "float32")],
+        )
+
+    def score(self, asked: Asked, adapter: str | None) -> Answer:
+        """A microbatch, by :meth:`teachers.scorer.Scorer.score`."""
+        start = time.perf_counter()
+        payloads = self.scorer.score(asked.token_ids, asked.payload, adapter, asked.given)
+        return Answer(payloads, time.perf_counter() - start)
+
+    def reference(self, ids_T: Int32, adapter: str | None) -> Float32 | None:
+        """The tokens' log-probabilities by the scorer's own reference, ``(T,)``; None where its kind has none."""
+        reference = getattr(self.scorer, "reference", None)
+        if reference is None:
+            return None
+        return np.take_along_axis(reference(ids_T, adapter), ids_T[:, None].astype(np.int64), 1)[:, 0]
+
+
+def canary(scorer: Scorer, adapter: str | None) -> Float32:
+    """Log-probabilities of tokens that are the same each time, ``(T,)``, in nats; row 0 is 0, for it says nothing."""
+    ids_T = (np.arange(CANARY_TOKENS) * 7919 % scorer.vocabulary).astype(np.int32)
+    (said,) = scorer.score([ids_T], "sampled", adapter)
+    assert isinstance(said, Sampled), f"asked for sampled tokens, the teacher gave {type(said).__name__}"
+    logprobs_T = said.logprobs_T.copy()
+    logprobs_T[0] = 0.0
+    return logprobs_T
