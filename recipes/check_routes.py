@@ -12,7 +12,7 @@ from distill.recipe_schema import guess
 from recipes.check_idle import check_idle
 from recipes.check_loss import check_loss
 from recipes.check_own import check_own_teacher
-from recipes.lineage import SELF, chain, households, links, placement, sources, stage_name, turn_takers
+from recipes.lineage import SELF, chain, households, kind, links, placement, sources, stage_name, turn_takers
 from recipes.methods import METHODS
 from recipes.served import check_served
 
@@ -64,10 +64,8 @@ def _teachers(recipe: Recipe) -> Iterator[str]:
     yield from _turns(recipe)
     for first, second in itertools.combinations([names[0] for names in households(recipe)], 2):
         one, other = recipe.teachers[first], recipe.teachers[second]
-        if (one.model, one.dtype) == (other.model, other.dtype):
-            leaf = next((leaf for leaf, value in placement(one).items() if value != placement(other)[leaf]), None)
-            if leaf is None:  # something else tells them apart, such as the server that one of them is behind
-                continue
+        if (one.model, kind(one)) == (other.model, kind(other)):
+            leaf = next(leaf for leaf, value in placement(one).items() if value != placement(other)[leaf])
             has, has_too = getattr(one, leaf), getattr(other, leaf)
             yield (
                 f"`teachers`: {first!r} and {second!r} over the base {one.model} have `{leaf}` {has} and {has_too}; "

@@ -116,8 +116,7 @@ def households(recipe: Recipe) -> list[list[str]]:
     for name, teacher in recipe.teachers.items():
         source = teacher_source(recipe, name)
         base = source if isinstance(source, str) else SELF
-        kind = teacher.scorer, teacher.endpoint, teacher.served_model, teacher.api_key_env
-        together.setdefault((base, teacher.dtype, *kind, *placement(teacher).values()), []).append(name)
+        together.setdefault((base, *kind(teacher), *placement(teacher).values()), []).append(name)
     return list(together.values())
 
 
@@ -126,6 +125,20 @@ def turn_takers(recipe: Recipe) -> list[list[str]]:
     if recipe.run.resident_teachers is None:
         return []
     return [names for names in households(recipe) if recipe.teachers[names[0]].endpoint is None]
+
+
+def kind(teacher: TeacherRecipe) -> tuple[str | None, ...]:
+    """What scores, besides the base that teachers have in common: those that differ in it never share a process."""
+    return teacher.dtype, teacher.scorer, teacher.endpoint, teacher.served_model, teacher.api_key_env
+
+
+def described(teacher: TeacherRecipe) -> str:
+    """What a teacher is, in words: its model, and what scores if that is not all of it."""
+    told = "self: the student as it starts" if teacher.model == SELF else teacher.model
+    told += f", with adapter {teacher.adapter}" if teacher.adapter is not None else ""
+    told += f", scored by {teacher.scorer}" if teacher.scorer is not None else ""
+    name_there = teacher.served_model or teacher.model
+    return told + (f", served as {name_there} at {teacher.endpoint}" if teacher.endpoint is not None else "")
 
 
 def weightless(recipe: Recipe, where: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Literal
 from distill.engine import model_dtype
 from distill.recipe import Engine, Optimizer, Recipe
 from recipes.check_tasks import Lengths
-from recipes.lineage import SELF
+from recipes.lineage import described
 from recipes.methods import METHODS, routes
 from recipes.plan_payload import shipped_bytes
 from recipes.plan_processes import PROCESS_BYTES, ProcessPlan, processes
@@ -90,11 +90,7 @@ def _models(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[ModelPlan]:
         yield ModelPlan(f"stage:{name}", made, one.cost.total_parameters, one.cost.active_parameters)
     for name, teacher in recipe.teachers.items():
         one = facts[f"teachers.{name}.model"]
-        made = "self: the student as it starts" if teacher.model == SELF else teacher.model
-        made += f", with adapter {teacher.adapter}" if teacher.adapter is not None else ""
-        made += f", scored by {teacher.scorer}" if teacher.scorer is not None else ""
-        made += f", served at {teacher.endpoint}" if teacher.endpoint is not None else ""
-        yield ModelPlan(f"teacher {name}", made, one.cost.total_parameters, one.cost.active_parameters)
+        yield ModelPlan(f"teacher {name}", described(teacher), one.cost.total_parameters, one.cost.active_parameters)
     student, one = recipe.student.model, facts["student.model"]
     source = student if isinstance(student, str) else f"{student.architecture}, from nothing"
     trained = f", {recipe.run.steps} steps" if METHODS[recipe.method].trains else ""

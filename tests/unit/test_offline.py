@@ -18,9 +18,11 @@ from recipes.check import check
 from recipes.checkpoints import empty_model
 from recipes.cli import app
 from recipes.offline import PROMPT_TOKENS, shipped_config, unchecked
+from recipes.placement import claims
 from recipes.plan_processes import GIB
 
-REAL = ("qwen3_8gpu",)
+REAL = {"qwen3_8gpu": (8, 64), "mimo_cluster": (64 + 8, 256)}
+"""Recipe -> its processes, and the prompts of a domain in a step."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +57,12 @@ def test_a_recipe_of_real_models_is_planned_without_a_network(tmp_path: Path, na
     made = load_recipe(name, shipped=SHIPPED)
     plan = check(made, tmp_path / "run", offline=True)
     assert not (tmp_path / "run").exists()
-    assert sum(process.count for process in plan.processes) == 8
+    processes, prompts = REAL[name]
+    assert sum(process.count for process in plan.processes) == processes
     for process in plan.processes:
         assert process.bytes_each < 141e9, process  # what the recipe says such a GPU has
     most = PROMPT_TOKENS + made.rollout.max_new_tokens
-    assert [step.most_tokens for step in plan.steps] == [64 * most, 64 * most]
+    assert [step.most_tokens for step in plan.steps] == [prompts * most, prompts * most]
 
 
 def test_experts_and_the_rest_are_sharded_over_the_ranks_that_hold_them(tmp_path: Path) -> None:
@@ -69,6 +72,19 @@ def test_experts_and_the_rest_are_sharded_over_the_ranks_that_hold_them(tmp_path
     assert model_dtype(made.student.engine, "cuda").itemsize == 2
     sharded = 30_532_122_624 * 20 / 6  # two groups of experts over three ranks each: every value is on one rank
     assert sharded < each < sharded + 12 * GIB
+
+
+def test_a_teacher_behind_a_server_takes_no_gpu_and_ships_its_support(tmp_path: Path) -> None:
+    made = load_recipe("mimo_cluster", shipped=SHIPPED)
+    plan = check(made, tmp_path / "run", offline=True)
+    asking = [process for process in plan.processes if process.name.startswith("asking")]
+    assert [process.count for process in asking] == [4, 4]
+    assert all(process.bytes_each < GIB for process in asking)
+    living = {claim.who: claim.each for claim in claims(made, "cuda")}
+    assert living["teacher math"] == living["teacher code"] == {}
+    k = 64  # the control tokens are not known without a network
+    for step in plan.steps:
+        assert step.payload_bytes / step.tokens == 8 * k + 4 + 4  # ids and log-probabilities; the rest, the sampled one
 
 
 def test_what_is_left_open_is_told() -> None:
