@@ -19,12 +19,14 @@ import ray.cloudpickle
 from student_kit import make_model, make_rollout
 from test_adapters import make_adapter
 
+from distill.endpoint import Endpoint
 from distill.recipe import FaultRecipe
 from distill.types import Float32, Full, GradingFailed, Int32, Payload, PayloadName, Rollout, Sampled, ScoredRollout
 from teachers.model import Checkpoint
 from teachers.pool import TeacherPool
 from teachers.process import Loaded, TeacherSpec
 from teachers.scorer import Conditions
+from teachers.served import Served
 
 CONDITIONS = Conditions(0.8, 40)
 NAMES = ("a", "b", "c", "d")
@@ -183,7 +185,9 @@ def test_a_teacher_that_comes_back_as_another_ends_the_run_by_name(cluster: None
     folder, drifting = make_model(tmp_path), tmp_path / "logprob"
     drifting.write_text("-1.0")
     two = TeacherSpec(Drifting(str(drifting)), CONDITIONS, 0.0, 1)
-    pool = make_pool({"one": spec(folder), "two": two}, 1, "sampled")
+    away = TeacherSpec(Served(Endpoint("http://nowhere:1/v1", "away"), 50), Conditions(1.0, 40), 0.0, 1)
+    pool = make_pool({"one": spec(folder), "two": two, "away": away}, 1, "sampled")
+    assert pool._hosts["one"] is pool._hosts["two"] is not pool._hosts["away"], "a server holds its weights itself"
     pool.wait_until_ready()
     pool.score(microbatches(["one", "two"]))
     pool.score(microbatches(["one"]))
