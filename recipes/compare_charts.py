@@ -123,7 +123,7 @@ class _Plane:
 def pareto_chart(
     rows: Sequence[Row], css: Mapping[str, str], others: Mapping[str, Point], pair: Sequence[str]
 ) -> Markup:
-    """Scores on two domains, a numbered mark a row, its intervals up to :data:`WIDEST`, and the frontier that no row is beyond.
+    """Scores on two domains, a mark a row, its intervals up to :data:`WIDEST`, and the frontier that no row is beyond.
 
     Args:
         rows: as they are numbered, from 1.

@@ -155,14 +155,19 @@ def test_bands_are_drawn_inside_their_chart_and_not_of_many_rows(tmp_path: Path)
 
 
 def test_an_interval_as_wide_as_the_plane_is_not_drawn_over_the_marks(comparison: dict[str, Any]) -> None:
-    wide = json.loads(json.dumps(ranked(comparison)))
-    wide[0]["metrics_ci"]["scores"] |= {"math": [0.0, 1.0], "code": [0.0, 1.0]}
+    rows = json.loads(json.dumps(ranked(comparison)))
+    for row in rows:
+        row["metrics_ci"]["scores"] = {d: [s - 0.01, s + 0.01] for d, s in row["metrics"]["scores"].items()}
 
-    def whiskers(rows: list[dict[str, Any]]) -> int:
+    def whiskers() -> list[str]:
         root = ElementTree.fromstring(pareto_chart(rows, colours(comparison), {}, ["math", "code"]))
-        return len([p for p in root.findall("path") if p.attrib["class"].startswith("line")])
+        return [p.attrib["d"] for p in root.findall("path") if p.attrib["class"].startswith("line")]
 
-    assert whiskers(wide) == whiskers(list(ranked(comparison))) - 1
+    assert [path.count("M") for path in whiskers()] == [2] * len(rows)
+    rows[0]["metrics_ci"]["scores"]["math"] = [0.0, 1.0]
+    assert [path.count("M") for path in whiskers()] == [1] + [2] * (len(rows) - 1)
+    rows[0]["metrics_ci"]["scores"]["code"] = [0.0, 1.0]
+    assert len(whiskers()) == len(rows) - 1
 
 
 def test_the_pair_is_the_widest_unless_given(comparison: dict[str, Any]) -> None:
