@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from distill.endpoint import EndpointLost
 from distill.recipe import FaultRecipe
 from distill.types import Float32, GradingFailed, Int32
 from teachers.process import Answer, Asked, Household, Loaded
@@ -155,8 +156,6 @@ class Host:
             self._turn.notify_all()
         return job.answer
 
-    # ---- what the processes' threads do
-
     def _live(self, replica: Replica) -> None:
         while (job := self._next(replica)) is not None:
             try:
@@ -199,9 +198,9 @@ class Host:
             job.answer.set_result(ray.get(job.ask(replica.actor), timeout=limit))
             replica.lost = 0
         except ray.exceptions.RayError as error:
-            if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, GradingFailed):
-                raise GradingFailed(f"teacher {job.who!r}: {error.cause}") from error  # would be so again
-            happened = told(error, limit)
+            cause, happened = getattr(error, "cause", None), told(error, limit)
+            if isinstance(cause, GradingFailed):
+                raise GradingFailed(f"teacher {job.who!r}: {cause}") from error  # would be so again
             job.lost += 1
             # What never loaded would fail the same way again.
             unusable = replica.holds not in self._first and isinstance(error, ray.exceptions.RayTaskError)
@@ -210,10 +209,11 @@ class Host:
                     f"teacher {job.who!r} {happened}; {job.what} {job.lost} times, and `faults.retries` is "
                     f"{self._faults.retries}. The weights have not moved: mend the teacher or the limit, and resume"
                 ) from error
-            self._restart(replica, job, happened)
+            self._retry(replica, job, happened, well=isinstance(cause, EndpointLost))
 
-    def _restart(self, replica: Replica, job: Job, happened: str) -> None:
-        """Let whoever is free have the job; wait as the policy says, then put a new process in the place of the lost.
+    def _retry(self, replica: Replica, job: Job, happened: str, *, well: bool) -> None:
+        """Let the job be asked again: by whoever is free, while another process takes the place of the lost one; where
+        it is ``well``, for a server was away, after the wait that the policy names.
 
         Raises:
             GradingFailed: nobody waits for the answer any more.
@@ -221,10 +221,15 @@ class Host:
         with self._turn:
             if self._over.is_set():
                 raise GradingFailed(f"teacher {job.who!r} {happened}, and the run is ending")
-            replica.kill()
             self._retries[job.teacher] += 1
-        again = f"asking again ({job.lost} of {self._faults.retries})"
-        self._say(f"teacher {job.who!r} {happened}; restarting it from its checkpoint and {again}")
+            if not well:
+                replica.kill()
+        again = f"{'' if well else 'restarting it from its checkpoint and '}asking again"
+        self._say(f"teacher {job.who!r} {happened}; {again} ({job.lost} of {self._faults.retries})")
+        if well:
+            self._over.wait(self._faults.backoff_seconds * 2 ** (job.lost - 1))
+            self._submit(job, again=True)
+            return
         self._submit(job, again=True)
         replica.lost += 1
         self._over.wait(self._faults.backoff_seconds * 2 ** (replica.lost - 1))

@@ -195,7 +195,7 @@ def test_a_server_that_was_away_is_asked_again_and_one_that_refuses_is_not(
 ) -> None:
     said: list[str] = []
     pool = TeacherPool(
-        {"big": TeacherSpec(source(server, here), Conditions(1.0, 64), gpus=0.0, replicas=1)},
+        {"big": TeacherSpec(source(server, here), Conditions(1.0, 64), gpus=0.0, replicas=2)},
         routes={"math": {"big": 1.0}},
         payload="sampled",
         faults=FaultRecipe(retries=2, backoff_seconds=0.0),
@@ -209,7 +209,8 @@ def test_a_server_that_was_away_is_asked_again_and_one_that_refuses_is_not(
     for one, mine in zip(scored, local, strict=True):
         np.testing.assert_allclose(logprobs(one.scores[0][1].payload), logprobs(mine), atol=1e-4)
     assert pool.metrics()["teacher_retries/big"] == 2
-    assert "503: loading" in said[0]
+    assert [f"503: loading; asking again ({n} of 2)" in said[n - 1] for n in (1, 2)] == [True, True]
+    assert "restarting" not in " ".join(said)  # the processes are well
     server.faults.status, asked = 400, len(server.faults.asked)
     with pytest.raises(GradingFailed, match=r"teacher 'big': big at .* answered 400: no such thing"):
         pool.score([rollouts])
