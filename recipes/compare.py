@@ -16,7 +16,8 @@ undefined is null. Of a row with several seeds every number is the mean over the
                               the reference needs, null as flops, or where that needs none; ratio_ci, whose null ends
                               are never; tried, the ratio of its whole run; with_teachers, the last three with the
                               making of both rows' teachers, null where that is unknown
-    leader                    the row with the highest worst recovery; null if there is none
+    leader                    the row with the highest worst recovery, of those that saw no gold answers if there are
+                              any; null if there is none
     parity                    reference, the row whose last validation scores are to be reached; levels, these less the
                               tolerance: distill/parity.py
     runs                      one a folder: name, folder, row, seed, commit, finished, step, steps; selected, the step
@@ -42,7 +43,7 @@ from distill.results import over_time, scored_models
 from distill.seesaw import is_seesaw
 from recipes.compare_cost import Cost, compute_curve, cost, mean_cost
 from recipes.compare_parity import add_parity
-from recipes.compare_rows import Group, differing_leaves, group_seeds
+from recipes.compare_rows import Group, differing_leaves, group_seeds, rivals
 from recipes.compare_runs import Run, common_split, expand_studies, read_runs, reading, refuse_unlike
 from recipes.compare_yardstick import Yardstick, teachers_on_every_domain, yardsticks
 from recipes.report_data import Row, teacher_weights
@@ -173,7 +174,7 @@ def _mean_curve(curves: Sequence[Sequence[Row]], domains: Sequence[str]) -> list
 
 
 def _leader(rows: Sequence[Row]) -> str | None:
-    known = [row for row in rows if row["metrics"]["worst_recovery"] is not None]
+    known = [row for row in rivals(rows) if row["metrics"]["worst_recovery"] is not None]
     return max(known, key=lambda row: row["metrics"]["worst_recovery"])["name"] if known else None
 
 

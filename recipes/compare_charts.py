@@ -17,6 +17,9 @@ from recipes.verdict import between, percent, points
 SHOWN = (-0.5, 1.5)
 """Bars and whiskers are cut at these recoveries: an interval of two seeds may be many times as wide as the page."""
 
+WIDEST = 0.3
+"""Of the plane of two domains, the widest interval that is drawn in it: those of few seeds would cover the marks."""
+
 STRONG_TRANSFER = 1.0
 """The transfer, up or down, at which a cell of the heat map has its strongest colour."""
 
@@ -120,7 +123,7 @@ class _Plane:
 def pareto_chart(
     rows: Sequence[Row], css: Mapping[str, str], others: Mapping[str, Point], pair: Sequence[str]
 ) -> Markup:
-    """Scores on two domains, a numbered mark a row with its intervals, and the frontier that no row is beyond.
+    """Scores on two domains, a mark a row, its intervals up to :data:`WIDEST`, and the frontier that no row is beyond.
 
     Args:
         rows: as they are numbered, from 1.
@@ -137,8 +140,10 @@ def pareto_chart(
     parts += [_hollow(plane, name, mark) for name, mark in others.items()]
     for row, (x, y) in zip(rows, marks, strict=True):
         ends = [row["metrics_ci"]["scores"][domain] for domain in pair]
-        whiskers = plane.path([(end, y) for end in ends[0]]) + plane.path([(x, end) for end in ends[1]])
-        parts.append(f'<path class="line {css[row["name"]]}" d="{whiskers}"/>')
+        crosses = [[(end, y) for end in ends[0]], [(x, end) for end in ends[1]]]
+        told = [c for c, (a, b) in zip(crosses, ends, strict=True) if b - a <= WIDEST * (plane.high - plane.low)]
+        if told:
+            parts.append(f'<path class="line {css[row["name"]]}" d="{"".join(map(plane.path, told))}"/>')
     for number, (row, (x, y)) in enumerate(zip(rows, marks, strict=True), start=1):
         told = escape(f"{row['name']}: {across} {percent(x, 1)}, {up} {percent(y, 1)}")
         place = f'cx="{plane.x(x):.1f}" cy="{plane.y(y):.1f}"'

@@ -6,12 +6,21 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from distill.checkpoint import write_atomic
 from distill.types import UserError
 from recipes.compare_console import WHAT, spent, worst_forgetting
-from recipes.compare_words import headline, notes, ranked, sentences, times, times_interval, with_teachers
+from recipes.compare_words import headline, notes, ranked, sentences, signed, times, times_interval, with_teachers
 from recipes.report_data import Row
+from recipes.report_run import si
 from recipes.verdict import between, listed, percent, points
+
+BUDGETS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Where curves are read, in multiples of the training compute of the reference row."""
+
+HEAD = ("", "seeds", "tried", "mean", "worst", "imbalance", "behind")
+"""Of the first table; domains come after the third."""
 
 BEGIN, END = "<!-- written by mopd compare -->", "<!-- end of what mopd compare wrote -->"
 
@@ -38,12 +47,14 @@ def write_markdown(comparison: Row, path: Path) -> None:
 
 
 def markdown(comparison: Row) -> str:
-    """The headline, three tables, the teachers' transfer, and what to know before believing a number."""
+    """The headline, tables, the teachers' transfer, and what to know before believing a number."""
     rows, domains = ranked(comparison), comparison["domains"]
     parts = [
         f"**{headline(comparison)[1]}.** {_origin(comparison)}",
-        "Recovery of the teachers’ gain, with 95% intervals over questions and seeds.",
-        _table(["", "seeds", "tried", *domains, "mean", "worst", "imbalance"], [_recoveries(r, domains) for r in rows]),
+        "Recovery of the teachers’ gain, with 95% intervals over questions and seeds; behind: the worst domain’s "
+        f"less that of {_plain(comparison['leader'] or '–')}, in points, on the same questions.",
+        _table([*HEAD[:3], *domains, *HEAD[3:]], [_recoveries(row, domains) for row in rows]),
+        *_by_seed(comparison, rows),
         "Points lost, and the cost of training without and with the making of its teachers.",
         _table(["", "regression", "forgetting", "seesaw (noise)", "FLOP", "time"], [_losses(row) for row in rows]),
     ]
@@ -52,6 +63,7 @@ def markdown(comparison: Row) -> str:
         parts.append(f"Compute to reach what {_plain(reference)} reached, as a multiple of what that took itself.")
         heads = [head for name, level in levels.items() for head in (f"{WHAT[name]} {percent(level, 1)}", "+ teachers")]
         parts.append(_table(["", *heads], [_parity(row, list(levels)) for row in rows]))
+        parts += _curves(rows, next(row for row in rows if row["name"] == reference), domains)
     if comparison["transfer"]:
         parts += [
             "The teachers themselves: change on every domain, as a part of what the domain’s own teacher gains.",
@@ -83,7 +95,42 @@ def _recoveries(row: Row, domains: Sequence[str]) -> list[str]:
 
     names = ("mean_recovery", "worst_recovery", "imbalance")
     overall = [_with(percent(values[name]), between(ends[name])) for name in names]
-    return [_plain(row["name"]), str(row["n"]), str(row["trials"] or "–"), *map(recovered, domains), *overall]
+    behind = signed(row["behind"]["worst_recovery"]) if row["behind"] else "–"
+    return [_plain(row["name"]), str(row["n"]), str(row["trials"] or "–"), *map(recovered, domains), *overall, behind]
+
+
+def _by_seed(comparison: Row, rows: Sequence[Row]) -> list[str]:
+    """What each seed's run recovered in its worst domain, and which that is; nothing where every row has one seed."""
+    seeds = sorted({seed for row in rows for seed in row["seeds"]})
+    if len(seeds) == 1 or all(row["n"] == 1 for row in rows):
+        return []
+    runs = {(run["row"], run["seed"]): run["metrics"] for run in comparison["runs"]}
+    lines = [[_plain(row["name"]), *(_worst(runs.get((row["name"], seed))) for seed in seeds)] for row in rows]
+    told = "The worst domain of each seed, with its recovery: the intervals above are of these few."
+    return [told, _table(["", *(f"seed {seed}" for seed in seeds)], lines)]
+
+
+def _worst(metrics: Row | None) -> str:
+    known = {} if metrics is None else {d: value for d, value in metrics["recovery"].items() if value is not None}
+    return f"{_plain(worst := min(known, key=known.__getitem__))} {percent(known[worst])}" if known else "–"
+
+
+def _curves(rows: Sequence[Row], reference: Row, domains: Sequence[str]) -> list[str]:
+    """Mean scores over compute, of rows that were evaluated on the way; between evaluations a curve is straight."""
+    curves = {row["name"]: row["curve"] for row in rows if len(row["curve"]) > 1 and row["curve"][-1]["flops"] > 0}
+    if reference["name"] not in curves:
+        return []
+    whole, most = reference["curve"][-1]["flops"], max(curve[-1]["flops"] for curve in curves.values())
+    budgets = [share * whole for share in BUDGETS if share * whole <= most]
+    lines: list[list[str]] = []
+    for name, curve in curves.items():
+        flops, means = [p["flops"] for p in curve], [np.mean([p["scores"][d][0] for d in domains]) for p in curve]
+        inside = [flops[0] <= budget <= flops[-1] for budget in budgets]  # a cascade is first measured after a link
+        found = np.interp(budgets, flops, means)
+        read = [f"{100 * value:.1f}" if known else "–" for value, known in zip(found, inside, strict=True)]
+        lines.append([_plain(name), *read, f"{100 * means[-1]:.1f} ({si(flops[-1])})"])
+    told = f"Mean validation score in percent over training FLOP; {_plain(reference['name'])} takes {si(whole)} in all."
+    return [told, _table(["", *map(si, budgets), "at its end"], lines)]
 
 
 def _losses(row: Row) -> list[str]:

@@ -19,6 +19,7 @@ from distill.types import UserError
 from recipes.charts import Level, Line, line_chart
 from recipes.compare_charts import heat_map, pareto_chart, recovery_bars, widest
 from recipes.compare_console import spent, worst_forgetting
+from recipes.compare_rows import rivals
 from recipes.compare_words import headline, notes, ranked, sentences, signed, span, times, times_interval, with_teachers
 from recipes.report import page_template
 from recipes.report_data import Row
@@ -28,6 +29,8 @@ from recipes.verdict import Tile, between, percent, points
 TEMPLATE = "compare.html.j2"
 SHOWN_LEAVES = 24
 """Settings that differ between rows, as many as are shown."""
+BANDS = 3
+"""Rows of several seeds, at most, whose bands are drawn: the bands of more hide each other and the lines."""
 SPREAD_OUT = 4.0
 """The most that one row computes over the least, beyond which compute is drawn on a logarithmic axis."""
 
@@ -76,13 +79,14 @@ def render(comparison: Row, pair: Sequence[str]) -> str:
         css=css,
         level=level,
         headline=told,
-        tiles=_tiles(rows),
+        tiles=_tiles(rivals(rows)),
         sentences=sentences(comparison),
         notes=notes(comparison),
         table=[_table_row(row, comparison["domains"]) for row in rows],
         bars=recovery_bars(rows, css, comparison["domains"]),
         compute=_compute(comparison, rows, css),
         logarithmic=spread_out(rows),
+        banded=banded(rows),
         parity=_parities(comparison, rows) if len(rows) > 1 else [],
         heat=heat_map(comparison, rows, css),
         pareto=_pareto(comparison, rows, css, pair) if len(pair) == 2 else None,
@@ -168,6 +172,11 @@ def spread_out(rows: Sequence[Row]) -> bool:
     return bool(whole) and max(whole) > SPREAD_OUT * min(whole)
 
 
+def banded(rows: Sequence[Row]) -> bool:
+    """Whether charts show what the seeds of a row span."""
+    return 0 < sum(row["n"] > 1 for row in rows) <= BANDS
+
+
 def _means(point: Row, domains: Sequence[str]) -> Array:
     return np.array([point["scores"][domain][0] for domain in domains])
 
@@ -180,12 +189,14 @@ def _over_compute(
     references: Sequence[Level],
 ) -> dict[str, Any]:
     """One chart; ``values`` gives mean, lowest and highest of a curve's point."""
-    lines = []
+    lines: list[Line] = []
+    bands = banded(rows)
     for number, row in enumerate(rows, start=1):
         told = [(p["flops"], *values(p)) for p in row["curve"]]
-        band = [(x, low, high) for x, _, low, high in told] if row["n"] > 1 else []
+        band = [(x, low, high) for x, _, low, high in told] if bands and row["n"] > 1 else []
         lines.append(Line(f"{number} ·", css[row["name"]], [(x, y) for x, y, _, _ in told], band, marks=True))
-    lowest = min([y for line in lines for _, y in line.points] + [level.y for level in references])
+    drawn = [y for line in lines for _, y in line.points] + [low for line in lines for _, low, _ in line.band]
+    lowest = min(drawn + [level.y for level in references])
     svg = line_chart(
         lines,
         title=f"Score on {title} over the FLOPs of training",

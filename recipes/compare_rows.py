@@ -70,6 +70,11 @@ def _common_name(runs: Sequence[Run]) -> str:
     return bare.pop() if len(bare) == 1 and "" not in bare else str(runs[0].recipe["name"])
 
 
+def rivals(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of a comparison that a leader is chosen of: gold answers, which no other method sees, are a bound."""
+    return [row for row in rows if row["method"] != "supervised"] or list(rows)
+
+
 def differing_leaves(groups: Sequence[Group]) -> dict[str, list[str]]:
     """Leaves of the recipes that are not the same in every row, with each row's value; ``–`` where it has none."""
     flat = [_flat({key: v for key, v in one.runs[0].recipe.items() if key not in NO_LIKENESS}) for one in groups]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from recipes.compare_rows import rivals
 from recipes.report_data import Row
 from recipes.report_run import si
 from recipes.verdict import GOOD_WORST_RECOVERY, Level, fallen, listed, percent, points
@@ -19,7 +20,7 @@ def ranked(comparison: Row) -> list[Row]:
 
 def headline(comparison: Row) -> tuple[Level, str]:
     """One sentence, and the colour it is said in."""
-    rows = ranked(comparison)
+    rows = rivals(ranked(comparison))
     first, worst = rows[0], rows[0]["metrics"]["worst_recovery"]
     if worst is None:
         return "mixed", "No recovery to compare: nowhere is a teacher clearly better than the base"
@@ -46,7 +47,7 @@ def span(low: float, high: float) -> str:
 def sentences(comparison: Row) -> list[str]:
     """What carries the headline: means, losses, seesaws, cost."""
     rows = ranked(comparison)
-    return [*_means(rows), *_losses(rows), *_seesaws(rows), *_costs(rows), *_parities(comparison, rows)]
+    return [*_means(rivals(rows)), *_losses(rows), *_seesaws(rows), *_costs(rows), *_parities(comparison, rows)]
 
 
 def _means(rows: Sequence[Row]) -> list[str]:

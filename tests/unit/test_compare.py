@@ -166,6 +166,13 @@ def test_gold_answers_are_told_where_others_had_none(tmp_path: Path) -> None:
     gold = write_hand_run(tmp_path / "gold", {"method": "supervised"})
     told = "gold learnt from gold answers, which no other method sees: a bound, not a rival."
     assert told in notes(compare([write_hand_run(tmp_path / "mopd"), gold]))
+    better = {"method": "supervised", "run.steps": 30}
+    bound = write_hand_run(tmp_path / "bound", better, student=levels(95, 90, 70))
+    comparison = compare([bound, write_hand_run(tmp_path / "second", {"run.steps": 40}), gold])
+    assert comparison["leader"] == "second"
+    assert headline(comparison)[1] == "second keeps 75% of its teachers’ gain in the worst domain"
+    assert "The highest mean" not in " ".join(sentences(comparison))  # of one rival nothing is compared
+    assert rows(comparison)["bound"]["behind"]["worst_recovery"][0] == pytest.approx(1.125 - 0.75)
     assert told not in notes(compare([gold]))
 
 

@@ -28,7 +28,7 @@ def cells(text: str, name: str) -> list[list[str]]:
 
 def test_the_tables_hold_the_numbers(comparison: dict[str, Any]) -> None:
     text = markdown(comparison)
-    recovery, losses, parity = cells(text, "mopd")
+    recovery, losses, parity, curve = cells(text, "mopd")
     assert recovery[1:3] == ["1", "–"]
     assert recovery[3].startswith("75% (")  # 30/40 and 15/20
     assert recovery[4].startswith("75% (")
@@ -36,11 +36,27 @@ def test_the_tables_hold_the_numbers(comparison: dict[str, Any]) -> None:
     assert losses[1].startswith("6.0 (")
     assert losses[4:] == ["450 / 590", "3 s / 31 s"]
     assert parity[1].startswith("1×")
+    assert recovery[-1] == "–"
+    assert curve[1:] == ["60.0", "60.8", "61.7", "63.3", "75.0", "75.0 (400)"]
     other = cells(text, r"a\|b\_c")[0]
     assert other[2] == "6"
     assert cells(text, "math") == [["math", "100%", "−200%", "–"]]
     for line in (line for line in text.splitlines() if line.startswith("|")):
-        assert line.replace("\\|", "").count("|") in (5, 6, 7, 10), line
+        assert line.replace("\\|", "").count("|") in (5, 6, 7, 8, 11), line
+
+
+def test_each_seed_is_shown_and_curves_end_where_their_runs_do(tmp_path: Path) -> None:
+    """A cascade is first measured after its first link, and nothing is said of less or more compute than it took."""
+    low = write_hand_run(tmp_path / "mopd-1", {"seed": 1}, student=levels(60, 80, 70))
+    other = write_hand_run(
+        tmp_path / "other", {"method": "mix_rl"}, curve={10: levels(60, 60, 60), 20: levels(90, 60, 60)}
+    )
+    text = markdown(compare([write_hand_run(tmp_path / "mopd-0", student=levels(70, 76, 70)), low, other]))
+    seeds = next(row for row in cells(text, "mopd") if len(row) == 3)
+    assert seeds == ["mopd", "math 50%", "math 25%"]
+    assert next(row for row in cells(text, "other") if len(row) == 3)[2] == "–"
+    assert "seed 0 | seed 1 |" in text
+    assert cells(text, "other")[-1][1] == "–"
 
 
 def test_it_goes_between_the_markers_and_leaves_the_rest_alone(comparison: dict[str, Any], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html import escape
 from itertools import pairwise
@@ -16,7 +17,7 @@ from test_report_browser import CHROMIUM, browse
 
 from recipes.compare import compare
 from recipes.compare_charts import frontier, heat_map, pareto_chart, recovery_bars, widest
-from recipes.compare_page import chosen_pair, render, write_comparison
+from recipes.compare_page import BANDS, banded, chosen_pair, render, write_comparison
 from recipes.compare_words import ranked
 
 WIDTHS = (390, 768, 1280)
@@ -129,6 +130,44 @@ def test_marks_lie_where_the_axes_say(comparison: dict[str, Any]) -> None:
     assert stairs is not None
     corners = [tuple(map(float, c.split(","))) for c in re.findall(r"[\d.]+,[\d.]+", stairs.attrib["d"])]
     assert all(a[0] == b[0] or a[1] == b[1] for a, b in pairwise(corners))
+
+
+def test_bands_are_drawn_inside_their_chart_and_not_of_many_rows(tmp_path: Path) -> None:
+    folders = []
+    for i in range(BANDS + 1):
+        for seed, math in enumerate((10, 90)):
+            curve = {0: levels(math, 60, 70), 20: levels(math, 60, 70)}
+            folders.append(write_hand_run(tmp_path / f"m{i}-{seed}", {"run.steps": 20 + i, "seed": seed}, curve=curve))
+    few, many = compare(folders[:-2]), compare(folders)
+    assert (banded(few["rows"]), banded(many["rows"])) == (True, False)
+    assert "bands span the seeds" in render(few, ["math", "code"])
+    page = render(many, ["math", "code"])
+    assert 'class="band' not in page
+    assert "lines are means over seeds" in page
+    svgs = [s for s in re.findall(r"<svg.*?</svg>", render(few, ["math", "code"]), re.S) if 'class="band' in s]
+    assert svgs
+    for svg in svgs:
+        root = ElementTree.fromstring(svg)
+        height = float(root.attrib["viewBox"].split()[3])
+        ends = [float(y) for path in root.findall("path") for y in re.findall(r"[\d.]+,([\d.]+)", path.attrib["d"])]
+        axis = max(float(t.attrib["y"]) for t in root.findall("text") if (t.text or "").isdigit())
+        assert max(ends) < axis < height
+
+
+def test_an_interval_as_wide_as_the_plane_is_not_drawn_over_the_marks(comparison: dict[str, Any]) -> None:
+    rows = json.loads(json.dumps(ranked(comparison)))
+    for row in rows:
+        row["metrics_ci"]["scores"] = {d: [s - 0.01, s + 0.01] for d, s in row["metrics"]["scores"].items()}
+
+    def whiskers() -> list[str]:
+        root = ElementTree.fromstring(pareto_chart(rows, colours(comparison), {}, ["math", "code"]))
+        return [p.attrib["d"] for p in root.findall("path") if p.attrib["class"].startswith("line")]
+
+    assert [path.count("M") for path in whiskers()] == [2] * len(rows)
+    rows[0]["metrics_ci"]["scores"]["math"] = [0.0, 1.0]
+    assert [path.count("M") for path in whiskers()] == [1] + [2] * (len(rows) - 1)
+    rows[0]["metrics_ci"]["scores"]["code"] = [0.0, 1.0]
+    assert len(whiskers()) == len(rows) - 1
 
 
 def test_the_pair_is_the_widest_unless_given(comparison: dict[str, Any]) -> None:
