@@ -141,6 +141,11 @@ class RunRecipe(Strict):
     save_every: Count = Field(default=20, description="steps between checkpoints")
     keep_checkpoints: Count = Field(default=2, description="whole checkpoints kept")
     parallel_stages: Count = Field(default=2, description="stages that run at a time, where none waits for another")
+    resident_teachers: Count | None = Field(
+        default=None,
+        description="processes that grade, a teacher (or the base of several) in each at a time: the others are loaded "
+        "in their place, at most once a step; none: all are held",
+    )
 
 
 class WandbRecipe(Strict):

@@ -48,6 +48,8 @@ def check_idle(recipe: Recipe) -> Iterator[str]:
             yield from _set(teacher, f"teachers.{name}", ("adapter",), f"{teacher.scorer} loads what it scores with")
         if METHODS[recipe.method].teachers == "write":
             yield from _set(teacher, f"teachers.{name}", ("replicas",), f"{recipe.method} gives each writer a process")
+    if METHODS[recipe.method].trains and (METHODS[recipe.method].teachers != "grade" or not recipe.teachers):
+        yield from _set(recipe.run, "run", ("resident_teachers",), "no teacher grades")
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
 

@@ -12,7 +12,7 @@ from distill.recipe_schema import guess
 from recipes.check_idle import check_idle
 from recipes.check_loss import check_loss
 from recipes.check_own import check_own_teacher
-from recipes.lineage import SELF, chain, households, kind, links, placement, sources, stage_name
+from recipes.lineage import SELF, chain, households, kind, links, placement, sources, stage_name, turn_takers
 from recipes.methods import METHODS
 from recipes.served import check_served
 
@@ -61,6 +61,7 @@ def _teachers(recipe: Recipe) -> Iterator[str]:
         if teacher not in used and teacher != reference_of(recipe.loss):
             yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
     yield from _anchors(recipe)
+    yield from _turns(recipe)
     for first, second in itertools.combinations([names[0] for names in households(recipe)], 2):
         one, other = recipe.teachers[first], recipe.teachers[second]
         if (one.model, kind(one)) == (other.model, kind(other)):
@@ -69,6 +70,29 @@ def _teachers(recipe: Recipe) -> Iterator[str]:
             yield (
                 f"`teachers`: {first!r} and {second!r} over the base {one.model} have `{leaf}` {has} and {has_too}; "
                 f"they share its processes, so give both the same"
+            )
+
+
+def _turns(recipe: Recipe) -> Iterator[str]:
+    """Whether teachers that share processes are more than those, and fit each of them."""
+    resident, turns = recipe.run.resident_teachers, turn_takers(recipe)
+    if resident is None or METHODS[recipe.method].teachers != "grade" or not recipe.teachers:
+        return  # whoever has no such teachers is told by recipes/check_idle.py
+    if resident >= len(turns):
+        yield (
+            f"`run.resident_teachers` is {resident}, and the recipe has {len(turns)} to hold (LoRA teachers over one "
+            f"base are one, those behind a server none), so that all of them are; lower it, or take it away"
+        )
+        return
+    first, *others = [names[0] for names in turns]
+    for name in [first, *others]:
+        where, wanted = placement(recipe.teachers[name]), placement(recipe.teachers[first]) | {"replicas": 1}
+        for leaf in [leaf for leaf, value in where.items() if value != wanted[leaf]]:
+            has = getattr(recipe.teachers[name], leaf)
+            needed = 1 if leaf == "replicas" else f"{getattr(recipe.teachers[first], leaf)}, as {first!r} has"
+            yield (
+                f"`teachers.{name}.{leaf}` is {has}: with `run.resident_teachers` teachers take turns in the same "
+                f"processes, and {needed} is needed; give all the same, or take `run.resident_teachers` away"
             )
 
 

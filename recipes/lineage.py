@@ -120,6 +120,13 @@ def households(recipe: Recipe) -> list[list[str]]:
     return list(together.values())
 
 
+def turn_takers(recipe: Recipe) -> list[list[str]]:
+    """The households that share ``run.resident_teachers`` processes: all that hold weights; none where it isn't set."""
+    if recipe.run.resident_teachers is None:
+        return []
+    return [names for names in households(recipe) if recipe.teachers[names[0]].endpoint is None]
+
+
 def kind(teacher: TeacherRecipe) -> tuple[str | None, ...]:
     """What scores, besides the base that teachers have in common: those that differ in it never share a process."""
     return teacher.dtype, teacher.scorer, teacher.endpoint, teacher.served_model, teacher.api_key_env

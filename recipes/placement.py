@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from distill.recipe import Recipe
 from distill.types import UserError
-from recipes.lineage import households
+from recipes.lineage import households, turn_takers
 from recipes.methods import METHODS
 
 Device = Literal["cpu", "cuda"]
@@ -53,10 +53,21 @@ def claims(recipe: Recipe, device: Device) -> Iterator[Claim]:
     yield Claim("sampler workers", recipe.rollout.workers, whole)
     role = METHODS[recipe.method].teachers
     groups = households(recipe) if role == "grade" else [[name] for name in recipe.teachers if role == "write"]
+    turns = turn_takers(recipe) if role == "grade" else []
     for names in groups:
-        teacher, gpus = recipe.teachers[names[0]], teacher_gpus(recipe, names[0], device)
-        each = ({"GPU": gpus} if gpus else {}) | teacher.resources
-        yield Claim(f"teacher {', '.join(names)}", teacher.replicas if role == "grade" else 1, each)
+        if names not in turns:
+            count = recipe.teachers[names[0]].replicas if role == "grade" else 1
+            yield Claim(f"teacher {', '.join(names)}", count, _takes(recipe, names[0], device))
+    if turns:
+        who = f"teachers {', '.join(name for names in turns for name in names)} in turn"
+        # All of them take the same: recipes/check_routes.py.
+        yield Claim(who, recipe.run.resident_teachers or 0, _takes(recipe, turns[0][0], device))
+
+
+def _takes(recipe: Recipe, name: str, device: Device) -> dict[str, float]:
+    """What a process of a teacher takes of its node."""
+    gpus = teacher_gpus(recipe, name, device)
+    return ({"GPU": gpus} if gpus else {}) | recipe.teachers[name].resources
 
 
 def check_device(recipe: Recipe) -> list[str]:

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recipes.plan import GIB, Plan
+from recipes.plan import Plan
+from recipes.plan_processes import GIB
 from recipes.run_folder import existing_parent
 
 

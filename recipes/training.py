@@ -199,7 +199,12 @@ class Training:
         payload = loss_spec(recipe.loss).payload
         assert payload is not None, "a method without teachers has none to ask"
         return TeacherPool(
-            specs, routes=routes(recipe), payload=payload, faults=recipe.faults, say=world.progress.print
+            specs,
+            routes=routes(recipe),
+            payload=payload,
+            faults=recipe.faults,
+            say=world.progress.print,
+            resident=recipe.run.resident_teachers,
         )
 
     def _source(self, name: str, path: str, world: World) -> TeacherSource:

@@ -13,6 +13,7 @@ from teachers.checks import Owed, check_answer, likeliest_of, sampled_of
 from teachers.host import Host
 from teachers.model import microbatches
 from teachers.process import Answer, Asked, Household, TeacherSpec
+from teachers.served import Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,11 @@ class TeacherPool:
         for name, spec in specs.items():
             over.setdefault(replace(spec, adapter=None), {})[name] = spec.adapter
         homes = [Household(base, adapters) for base, adapters in over.items()]
-        shared = [(homes, resident)] if resident is not None else [([home], home.spec.replicas) for home in homes]
+        # A server holds its weights itself: who asks it takes no room.
+        turns = [] if resident is None else [home for home in homes if not isinstance(home.spec.source, Served)]
+        shared = [([home], home.spec.replicas) for home in homes if home not in turns]
+        if resident is not None and turns:
+            shared.append((turns, min(resident, len(turns))))
         self._hosts: dict[str, Host] = {}
         for together, processes in shared:
             host = Host(together, processes, faults=faults, say=say)

@@ -82,6 +82,27 @@ def test_an_anchor_is_the_model_that_the_student_starts_from(tmp_path: Path) -> 
     assert teacher_folders(anchored, tmp_path / "run") == {"math": expert, "anchor": start}
 
 
+def test_the_plan_counts_the_largest_of_teachers_that_take_turns(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("arithmetic", "ordering")
+    small, large = save_model(tmp_path / "small", tokenizer), save_model(tmp_path / "large", tokenizer, hidden_size=32)
+    sections = {
+        "student": {"model": small},
+        "domains": {
+            "math": {"task": "arithmetic", "teacher": "one"},
+            "rest": {"task": "ordering", "teacher": "other"},
+        },
+        "teachers": {"one": {"model": small}, "other": {"model": large}},
+        "stages": {},
+    }
+    held = check(recipe(**sections), tmp_path / "run")
+    turns = check(recipe(**sections, run={"resident_teachers": 1}), tmp_path / "run")
+    sizes = {process.name: process.bytes_each for process in held.processes}
+    assert [(p.name, p.count, p.bytes_each) for p in turns.processes if "teacher" in p.name] == [
+        ("teacher other, or another in its place", 1, sizes["teacher other"])
+    ]
+    assert held.memory_bytes - turns.memory_bytes == pytest.approx(sizes["teacher one"])
+
+
 def test_experts_count_by_the_share_that_a_token_passes(tmp_path: Path) -> None:
     smoke = load_recipe("smoke_expert_parallel", shipped=SHIPPED)
     plan = check(smoke, tmp_path)

@@ -221,10 +221,41 @@ def test_samples_that_say_nothing_are_refused(changes: dict[str, Any], told: str
             },
             "run.parallel_stages",
         ),
+        ({"method": "supervised", "run": {"resident_teachers": 1}}, "run.resident_teachers"),
+        ({"method": "off_policy", "run": {"resident_teachers": 1}}, "run.resident_teachers"),
     ],
 )
 def test_a_leaf_that_would_do_nothing_is_refused(changes: dict[str, Any], leaf: str) -> None:
     assert any(leaf in problem and "would change nothing" in problem for problem in problems(**changes))
+
+
+def taking_turns(resident: int, **second: Any) -> dict[str, Any]:
+    """A recipe's sections with two bases; over one of them there are two teachers."""
+    return {
+        "domains": {name: {"task": "arithmetic", "teacher": name} for name in ("one", "two", "three")},
+        "teachers": {
+            "one": {"model": "stage:math"},
+            "two": {"model": "stage:base", **second},
+            "three": {"model": "stage:math", "adapter": "./lora"},
+        },
+        "run": {"resident_teachers": resident},
+    }
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        (taking_turns(2), "`run.resident_teachers` is 2, and the recipe has 2 to hold"),
+        (taking_turns(1, endpoint="http://here:8000/v1"), "`run.resident_teachers` is 1, and the recipe has 1 to hold"),
+        (taking_turns(1, replicas=2), "`teachers.two.replicas` is 2: with `run.resident_teachers` teachers take turns"),
+        (taking_turns(1, gpus=0.5), "`teachers.two.gpus` is 0.5"),
+        (taking_turns(1, device="cpu"), "and auto, as 'one' has is needed"),
+        (taking_turns(1, resources={"big": 1.0}), "`teachers.two.resources` is"),
+    ],
+)
+def test_teachers_that_cannot_take_turns_are_told_by_their_leaf(sections: dict[str, Any], told: str) -> None:
+    assert problems(**taking_turns(1)) == []
+    assert any(told in problem for problem in problems(**sections))
 
 
 def test_a_model_is_followed_to_its_origin() -> None:

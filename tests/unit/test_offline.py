@@ -19,7 +19,7 @@ from recipes.checkpoints import empty_model
 from recipes.cli import app
 from recipes.offline import PROMPT_TOKENS, shipped_config, unchecked
 from recipes.placement import claims
-from recipes.plan import GIB
+from recipes.plan_processes import GIB
 
 REAL = {"qwen3_8gpu": (8, 64), "mimo_cluster": (64 + 8, 256)}
 """Recipe -> its processes, and the prompts of a domain in a step."""

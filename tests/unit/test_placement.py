@@ -56,6 +56,17 @@ def test_what_each_process_takes_follows_its_teacher(base: str) -> None:
     assert [claim.each for claim in claims(alone, "cpu")][-2:] == [{}, {"GPU": 1.0}]
 
 
+def test_teachers_that_take_turns_take_what_those_that_are_held_take(base: str) -> None:
+    sections = two(base, gpus=0.5)
+    sections["teachers"]["one"]["gpus"] = 0.5
+    sections["teachers"]["away"] = {"model": base, "endpoint": "http://here:8000/v1"}
+    made = recipe(**sections, run={"resident_teachers": 1})
+    assert list(claims(made, "cuda"))[2:] == [
+        Claim("teacher away", 1, {}),
+        Claim("teachers one, two in turn", 1, {"GPU": 0.5}),
+    ]
+
+
 @pytest.mark.parametrize(
     ("parts", "gpus"),
     [([], 0), ([1, 1], 2), ([0.25] * 4, 1), ([0.6] * 3, 3), ([0.1] * 10, 1), ([1, 0.5, 0.5, 0.3], 3), ([0.0], 0)],

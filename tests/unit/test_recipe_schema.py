@@ -37,6 +37,7 @@ OTHER: dict[str, Any] = {
     "loss.settings": {"strength": 2.0},  # leaves whose other value has to be said, because most values would be refused
     "loss.gate": [0.1, 9.0],
     "teachers.*.resources": {"big": 1.0},
+    "run.resident_teachers": 1,
     "merge.strengths": [0.5],
     "student.optimizer.betas": [0.5, 0.6],
     "stages.*.optimizer.betas": [0.5, 0.6],

@@ -48,7 +48,11 @@ def test_a_changed_recipe_is_refused_with_the_difference(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"run\.steps: 200 -> 7") as caught:
         refuse_changed_recipe(recipe(run={"steps": 7}), tmp_path)
     assert "--restart" in str(caught.value)
-    more = {"faults": {"retries": 9}, "teachers": {"math": {"model": "stage:math", "replicas": 2}}}
+    more = {
+        "faults": {"retries": 9},
+        "run": {"resident_teachers": 1},
+        "teachers": {"math": {"model": "stage:math", "replicas": 2}},
+    }
     refuse_changed_recipe(recipe(**more), tmp_path)  # no number of the run depends on them
     (tmp_path / "recipe.yaml").write_text("name: 3\n")
     with pytest.raises(UserError, match="no recipe of this version"):
