@@ -18,7 +18,7 @@ help:
 	@echo "make install      the environment alone: .venv, pinned by constraints.txt"
 	@echo "make test         the environment, then every test that this machine can run"
 	@echo "make lint         ruff, types, import contracts"
-	@echo "make bench        tokens per second and the breakdown of a step, as JSON and a table"
+	@echo "make bench        what a step of the quickstart takes, and what teachers cost, as JSON and tables"
 	@echo "make chaos        the long kill-and-resume tests"
 
 install: $(INSTALLED)
