@@ -66,10 +66,10 @@ def test_a_server_may_move_and_a_teacher_may_not_become_one(tmp_path: Path) -> N
 
     (tmp_path / "recipe.yaml").write_text(dump_recipe(served()))
     refuse_changed_recipe(served(endpoint="https://two:2/v1", api_key_env="KEY"), tmp_path)
-    with pytest.raises(UserError, match="served_model: a -> b"):
+    with pytest.raises(UserError, match=r"served_model: .a. -> .b."):
         refuse_changed_recipe(served(served_model="b"), tmp_path)
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe(teachers={"math": {"model": "./a"}})))
-    with pytest.raises(UserError, match="endpoint: None -> http"):
+    with pytest.raises(UserError, match=r"math.endpoint: "):
         refuse_changed_recipe(served(), tmp_path)
 
 
