@@ -22,6 +22,8 @@ LEFT, RIGHT, TOP, BOTTOM = 40, 94, 12, 36
 MAX_POINTS = 120
 MAX_LABEL = 12
 _LABEL_GAP = 14
+MOST_LABELS = (HEIGHT - BOTTOM - TOP) // _LABEL_GAP + 1
+"""Of a chart, as many as there is room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +202,11 @@ def _axes(frame: _Frame, y_format: Callable[[float], str], *, x_label: str, x_fo
 
 
 def _placed(labels: Sequence[tuple[float, str, str]]) -> list[str]:
-    """Labels at the right edge, pushed apart where they would overlap, and up where they would leave the drawing."""
-    ordered = sorted(labels)
+    """Labels at the right edge, pushed apart where they would overlap, and up where they would leave the drawing.
+
+    Of more than :data:`MOST_LABELS` the first are placed; the others are left out.
+    """
+    ordered = sorted(labels[:MOST_LABELS])
     heights: list[float] = []
     for y, _, _ in ordered:
         heights.append(max(y, heights[-1] + _LABEL_GAP) if heights else max(y, TOP + 2))

@@ -16,7 +16,7 @@ from distill.parity import MEASURES
 from distill.recipe_schema import guess
 from distill.seesaw import Array
 from distill.types import UserError
-from recipes.charts import Level, Line, line_chart
+from recipes.charts import MOST_LABELS, Level, Line, line_chart
 from recipes.compare_charts import heat_map, pareto_chart, recovery_bars, widest
 from recipes.compare_console import spent, worst_forgetting
 from recipes.compare_rows import rivals
@@ -87,6 +87,7 @@ def render(comparison: Row, pair: Sequence[str]) -> str:
         compute=_compute(comparison, rows, css),
         logarithmic=spread_out(rows),
         banded=banded(rows),
+        most_labels=MOST_LABELS,
         parity=_parities(comparison, rows) if len(rows) > 1 else [],
         heat=heat_map(comparison, rows, css),
         pareto=_pareto(comparison, rows, css, pair) if len(pair) == 2 else None,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 from xml.etree import ElementTree
 
 import pytest
 
-from recipes.charts import MAX_POINTS, Level, Line, line_chart, share_chart, thin, ticks
+from recipes.charts import MAX_POINTS, MOST_LABELS, Level, Line, line_chart, share_chart, thin, ticks
 
 
 def percent(y: float) -> str:
@@ -74,11 +74,12 @@ def test_levels_are_drawn_and_labelled_at_their_value() -> None:
 
 
 def test_labels_never_overlap_nor_leave_the_drawing() -> None:
-    for value in (0.0, 0.5, 1.0):
-        lines = [Line(f"domain {i}", f"d{i}", [(0, 0.3), (1, value + i * 1e-3)]) for i in range(6)]
+    for value, count in product((0.0, 0.5, 1.0), (6, 20)):
+        lines = [Line(f"domain {i}", f"d{i}", [(0, 0.3), (1, value + i * 1e-3)]) for i in range(count)]
         root = drawn(line_chart(lines, title="", y_range=(0, 1.01), y_format=percent))
         ys = sorted(float(t.attrib["y"]) for t in root.findall("text") if "label" in t.attrib["class"])
         assert min(b - a for a, b in pairwise(ys)) >= 13.9
+        assert len(ys) == min(count, MOST_LABELS)
         assert ys[0] > 0
         assert ys[-1] < float(root.attrib["viewBox"].split()[3])
 

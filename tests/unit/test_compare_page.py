@@ -21,7 +21,7 @@ from recipes.compare_page import BANDS, banded, chosen_pair, render, write_compa
 from recipes.compare_words import ranked
 
 WIDTHS = (390, 768, 1280)
-STUDENTS = {"mopd": (88, 79), "mix": (80, 75), "cascade": (62, 80), "<b>&weak": (45, 58)}
+STUDENTS = {"mopd": (88, 79), "prompts_811_unnormalised": (80, 75), "cascade": (62, 80), "<b>&weak": (45, 58)}
 
 
 @pytest.fixture(scope="module")
