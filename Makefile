@@ -19,7 +19,7 @@ help:
 	@echo "make test         the environment, then every test that this machine can run"
 	@echo "make test-vllm    vLLM in .venv-vllm, and the tests of a teacher that it serves"
 	@echo "make lint         ruff, types, import contracts"
-	@echo "make bench        tokens per second and the breakdown of a step, as JSON and a table"
+	@echo "make bench        what a step of the quickstart takes, and what teachers cost, as JSON and tables"
 	@echo "make chaos        the long kill-and-resume tests"
 
 install: $(INSTALLED)

@@ -20,7 +20,10 @@ STUDY = "study.json"
 """Lies in the folder of a study, and names its runs."""
 OWN = "own.json"
 SHOWN_DIFFERENCES = 20
-MAY_DIFFER = re.compile(r"trials\b|description\b|faults\.|run\.resident_teachers\b|teachers\.[^.]+\.replicas\b")
+MAY_DIFFER = re.compile(
+    r"trials\b|description\b|faults\.|run\.resident_teachers\b|teachers\.[^.]+\.(replicas|api_key_env)\b"
+    r"|teachers\.[^.]+\.endpoint: \"?http.* -> \"?http"  # a server may move
+)
 """Keys that change no number of a run: whoever resumes it may change them."""
 
 

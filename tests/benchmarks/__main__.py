@@ -1,4 +1,4 @@
-"""`make bench`: what a step of the quickstart takes, and what it waits for. Prints JSON, then a table.
+"""`make bench`: what a step of the quickstart takes and waits for, and what teachers cost. Prints JSON, then tables.
 
 Every figure is measured in this run, on this machine, as the median over steps; compare ratios within one run only. The
 student is trained for a few steps first, so that its rollouts have the lengths of real ones.
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
 
 from distill.recipe_file import load_recipe
 from distill.track import read_jsonl
@@ -28,7 +29,7 @@ from recipes.training import prompt_source, tasks_of
 from rollouts.sampler import GoldSampler
 from rollouts.tokenizer import completion_ids
 from teachers.model import TeacherModel
-from tests.benchmarks import hidden
+from tests.benchmarks import hidden, teachers
 
 ROLES = ("generation", "scoring", "update")
 WARM_UP_STEPS = 4
@@ -94,11 +95,13 @@ def main() -> None:
     """Measure with one rank and with two."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
+    disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         figures: dict[str, Any] = {f"ranks_{n}": breakdown(n, Path(folder) / f"ranks-{n}") for n in (1, 2)}
         figures["scoring_tokens_per_second"] = scoring_tokens_per_second(Path(folder) / "ranks-1")
     one, two = figures["ranks_1"], figures["ranks_2"]
     figures["divergence_from_hidden_states"] = hidden.measure()
+    figures["teachers"] = teachers.measure()
     figures["ratios"] = {f"{name}_two_ranks_over_one": two[name] / one[name] for name in one}
     json.dump(figures, sys.stdout, indent=2)
     table = Table("", "1 rank", "2 ranks", "ratio", title="a step of the quickstart, medians")
@@ -111,7 +114,7 @@ def main() -> None:
         naive, ours = ratios[f"naive_{unit}"], ratios[f"hidden_{unit}"]
         beside.add_row(unit.replace("_", " "), f"{naive:.3g}", f"{ours:.3g}", f"{ours / naive:.3f}")
     print()
-    Console().print(table, beside)
+    Console().print(table, beside, *teachers.tables(figures["teachers"]))
 
 
 if __name__ == "__main__":

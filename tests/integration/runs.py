@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 SECONDS = 400
 
 
@@ -61,6 +63,30 @@ def kill(process: subprocess.Popen[str]) -> None:
     """SIGKILL to the driver alone: what it started must notice by itself, as on a real machine."""
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+def teachers(process: subprocess.Popen[str], number: int) -> list[psutil.Process]:
+    """Wait until a run has started so many teachers; fails where it ends before."""
+    found: list[psutil.Process] = []
+    while len(found) < number:
+        if process.poll() is not None:
+            raise AssertionError(f"ended with {len(found)} of {number} teachers:\n{process.communicate()[0]}")
+        time.sleep(0.05)
+        found = [one for one in psutil.Process(process.pid).children(recursive=True) if "TeacherProcess" in _title(one)]
+    return found
+
+
+def retries(out: Path) -> int:
+    """How many microbatches of a run were lost with a teacher and asked again."""
+    names = "teacher_retries/"
+    return int(sum(v for row in rows(out / "metrics.jsonl") for k, v in row.items() if k.startswith(names)))
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 def weights(out: Path) -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import random
 import shutil
 import signal
+import time
 
 import pytest
 import torch
-from runs import assert_whole, finish, kill, mopd, rows, run, wait_for, weights
+from runs import assert_whole, finish, kill, mopd, retries, rows, run, teachers, wait_for, weights
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -178,7 +180,7 @@ def test_a_changed_recipe_is_refused_and_the_difference_shown(smoke):
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(smoke, tmp_path):
-    """Killed twice: in a stage and in the run itself, where a second live run is refused as well."""
+    """Killed in a stage and in the run itself, where a second live run is refused as well; then a teacher of it."""
     out = tmp_path / "killed"
     process = mopd("run", "smoke", "--out", out)
     wait_for(process, out / "stages" / "base" / "metrics.jsonl", 4)
@@ -190,7 +192,13 @@ def test_a_killed_run_goes_on_to_the_same_weights(smoke, tmp_path):
     assert code == 2, printed
     assert str(process.pid) in printed
     kill(process)
-    run("run", "smoke", "--out", out)
+    process = mopd("run", "smoke", "--out", out)
+    victim = random.choice(teachers(process, 3))
+    time.sleep(moment := random.uniform(0, 3))
+    victim.kill()
+    code, printed = finish(process)
+    assert code == 0, printed
+    assert retries(out) >= 1, f"a teacher was killed {moment:.1f} s after its start"
     assert_whole(out, steps=STEPS)
     assert weights(out) == weights(smoke[0])
     answers = [(r["model"], r["step"], r["prompt_id"], r["correct"]) for r in rows(out / "evaluations.jsonl")]

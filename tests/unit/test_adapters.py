@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import ray
 import torch
+from adapter_kit import ALPHA, RANK, make_adapter, parameter_bytes, wide_bytes
 from check_kit import problems, recipe, save_model, tokenizer_of
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from student_kit import FAMILIES, make_model, make_rollout
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill.adapters import with_adapters
 from distill.load import load_model
@@ -29,21 +28,6 @@ from teachers.model import Checkpoint, TeacherModel
 from teachers.pool import TeacherPool
 from teachers.process import TeacherSpec
 from teachers.scorer import Conditions
-
-RANK, ALPHA = 2, 3.0
-
-
-def make_adapter(base: str, folder: Path, *, seed: int, rank: int = RANK) -> str:
-    """Save a random adapter of a base's queries and outputs; peft's own would begin at zero."""
-    torch.manual_seed(seed)
-    settings = LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(load_model(base, device="cpu", dtype="float32"), settings)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_" in name:
-                weight.normal_(0, 0.3)
-    model.save_pretrained(str(folder))
-    return str(folder)
 
 
 def added_by_hand(base: str, adapter: str, folder: Path) -> str:
@@ -108,10 +92,6 @@ def test_in_bfloat16_an_adapter_and_its_merged_model_agree_within_its_digits(tmp
     assert furthest(mine, scores(TeacherModel(base, **settings))) > 0.1
 
 
-def parameter_bytes(model: Any) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_four_adapters_take_a_tenth_of_the_base_at_most(tmp_path: Path, dtype: str) -> None:
     base = make_model(tmp_path)
@@ -125,20 +105,10 @@ def test_four_adapters_take_a_tenth_of_the_base_at_most(tmp_path: Path, dtype: s
 
 
 def test_four_adapters_of_a_real_width_do_too(tmp_path: Path) -> None:
-    """The layers of Qwen3-0.6B, rank 16 on all of their matrices; without its embeddings, which would only add."""
-    widths = {"hidden_size": 1024, "intermediate_size": 3072, "head_dim": 128, "vocab_size": 64}
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 16, "num_key_value_heads": 8, "tie_word_embeddings": True}
-    base = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **widths, **heads), dtype=torch.bfloat16)
-    expected = parameter_bytes(base)
-    settings = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    tuned = get_peft_model(base, settings, autocast_adapter_dtype=False)
-    for name in "abcd":
-        tuned.save_pretrained(str(tmp_path / name))
-    held = with_adapters(tuned.unload(), [str(tmp_path / name) for name in "abcd"], device="cpu")
-    # By hand: r (in + out) of queries, keys, values, outputs, gate, up and down.
-    each = 2 * 16 * ((1024 + 2048) + 2 * (1024 + 1024) + (2048 + 1024) + 3 * (1024 + 3072))
-    assert parameter_bytes(held) == expected + 4 * each * 2
-    assert parameter_bytes(held) <= 1.1 * expected
+    alone, held = wide_bytes(tmp_path, rank=16)
+    # By hand: r (in + out) of queries, keys, values, outputs, gate, up and down, of two layers, two bytes a number.
+    each = 16 * ((1024 + 2048) + 2 * (1024 + 1024) + (2048 + 1024) + 3 * (1024 + 3072)) * 2 * 2
+    assert held == alone + 4 * each <= 1.1 * alone
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 from check_kit import recipe
 
 from distill.checkpoint import claim
+from distill.recipe import Recipe
 from distill.recipe_file import dump_recipe
 from distill.types import UserError
 from recipes.checkpoints import local_folder
@@ -57,6 +58,19 @@ def test_a_changed_recipe_is_refused_with_the_difference(tmp_path: Path) -> None
     (tmp_path / "recipe.yaml").write_text("name: 3\n")
     with pytest.raises(UserError, match="no recipe of this version"):
         refuse_changed_recipe(made, tmp_path)
+
+
+def test_a_server_may_move_and_a_teacher_may_not_become_one(tmp_path: Path) -> None:
+    def served(**changes: str) -> Recipe:
+        return recipe(teachers={"math": {"model": "./a", "served_model": "a", "endpoint": "http://one:1/v1"} | changes})
+
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(served()))
+    refuse_changed_recipe(served(endpoint="https://two:2/v1", api_key_env="KEY"), tmp_path)
+    with pytest.raises(UserError, match=r"served_model: .a. -> .b."):
+        refuse_changed_recipe(served(served_model="b"), tmp_path)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe(teachers={"math": {"model": "./a"}})))
+    with pytest.raises(UserError, match=r"math.endpoint: "):
+        refuse_changed_recipe(served(), tmp_path)
 
 
 def test_moving_aside_keeps_everything(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import ray
 import torch
+from adapter_kit import make_adapter
 from check_kit import recipe, save_model, tokenizer_of
 from store_kit import stored
 from student_kit import VOCABULARY, make_model, make_rollout
-from test_adapters import make_adapter
 
 from distill.losses import loss_spec
 from distill.payloads import payload_bytes
