@@ -23,9 +23,9 @@ from distill.payloads import payload_bytes, row_bytes
 from distill.recipe import FaultRecipe
 from distill.topk import Support, likeliest
 from distill.types import PayloadName, Prompt, Rollout, ScoredRollout
-from teachers.host import TeacherSpec
 from teachers.model import Checkpoint, TeacherModel
 from teachers.pool import TeacherPool
+from teachers.process import TeacherSpec
 from teachers.scorer import Conditions
 from tests.unit.adapter_kit import wide_bytes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import subprocess
 import sys
@@ -269,6 +270,18 @@ def test_the_readme_names_every_file_by_its_own_first_line(sources: list[Source]
     assert expected - shown == set()
     gone = [line for line in shown if ".py  " in line and line not in expected]
     assert gone == []
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "tests").glob("*/*.py")), ids=lambda path: path.stem)
+def test_what_is_not_run_here_can_still_be_imported(path: Path) -> None:
+    """Benchmarks, the GPU's and the long tests: whatever they take from the packages is there."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in PACKAGES:
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}"), (
+                    alias.name
+                )
 
 
 def test_import_contracts_are_kept() -> None:
