@@ -51,11 +51,16 @@ class Endpoint:
             where: the leaf of the recipe that names the variable.
 
         Raises:
-            UserError: the variable is not set.
+            UserError: the variable is not set, or holds what no header can carry.
         """
         key = os.environ.get(key_env) if key_env is not None else None
         if key_env is not None and not key:
             raise UserError(f"`{where}` is {key_env}, and no environment variable of that name is set; export it")
+        if key and not (key.isascii() and key.isprintable() and " " not in key):
+            raise UserError(
+                f"`{where}` is {key_env}, and what that holds is no key: it has a space, a line break or a letter "
+                "outside of ASCII in it; export the key alone"
+            )
         return cls(url.rstrip("/"), model, SecretStr(key) if key else None)
 
     def __str__(self) -> str:
@@ -102,6 +107,8 @@ class Endpoint:
     def _json(self, ask: Any) -> dict[str, Any]:
         try:
             answer: httpx.Response = ask()
+        except httpx.LocalProtocolError as error:  # its words may quote a header, and so the key
+            raise EndpointRefused(f"no request could be made to {self.url} ({type(error).__name__})") from None
         except httpx.TransportError as error:
             raise EndpointLost(f"no answer from {self.url} ({type(error).__name__}: {error})") from None
         if answer.status_code in LATER or answer.status_code >= 500:

@@ -12,27 +12,27 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.adapters import active
 from distill.evaluate import evaluate
-from distill.own import located_own
+from distill.losses import loss_spec
 from distill.recipe import Architecture, Recipe
-from distill.types import Float32, Full, Rollout, Sampler
+from distill.types import Float32, Full, Rollout, Sampler, UserError, WorldError
 from recipes.exam import verify
 from recipes.findings import ROLLOUTS, Finding, judge, reverse_kl
 from recipes.launch import on_disk
 from recipes.lineage import SELF, Source, adapter_folders, stage_name, teacher_source, trusted
-from recipes.methods import decoding
+from recipes.methods import decoding, support_of
 from recipes.models import load_tokenizer
-from recipes.placement import resolve_device
+from recipes.placement import Device, resolve_device, teacher_device
 from recipes.preflight import conclude
 from recipes.served import served_sampler, served_source
 from recipes.stages import model_path
 from recipes.training import prompt_source, tasks_of
 from rollouts.sampler import InProcess, StudentSampler
 from rollouts.tokenizer import completion_text
-from teachers.checks import sampled_of
+from teachers.checks import Owed
 from teachers.model import TeacherModel
 from teachers.own import Own
-from teachers.pool import Trial
 from teachers.scorer import TOLERANCE, Conditions, Scorer
+from teachers.trial import Trial, asked_in_trial, try_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class DeepCheck:
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self._recipe, self._out = recipe, out.resolve()
-        self._device = resolve_device(recipe.device)
+        self._device: Device = resolve_device(recipe.device)
         self._adapters = adapter_folders(recipe)
 
     def findings(self) -> list[Finding]:
@@ -85,11 +85,11 @@ class DeepCheck:
         stage = source.architecture if isinstance(source, Architecture) else source
         return Finding(teacher, domain, "later", f"after {stage}", "a run asks it then, before its first step")
 
-    def _model(self, folder: str, where: str, asked: str, adapter: str | None) -> TeacherModel:
+    def _model(self, folder: str, where: str, device: Device, asked: str, adapter: str | None) -> TeacherModel:
         recipe = self._recipe
         return TeacherModel(
             folder,
-            device=self._device,
+            device=device,
             dtype=self._dtype(asked),
             temperature=recipe.rollout.temperature,
             microbatch_tokens=recipe.student.engine.microbatch_tokens,
@@ -103,7 +103,7 @@ class DeepCheck:
         return auto if as_student == "auto" else as_student
 
     def _student(self, folder: str) -> _Student:
-        recipe, model = self._recipe, self._model(folder, "student.model", "auto", None)
+        recipe, model = self._recipe, self._model(folder, "student.model", self._device, "auto", None)
         tokenizer = load_tokenizer(folder, trust_remote_code=recipe.student.trust_remote_code)
         source = prompt_source(recipe, tasks_of(recipe, tokenizer), tokenizer, held_out=False)
         asked = {name: [p for p in source(0) if p.domain == name][:ROLLOUTS] for name in recipe.trained_domains}
@@ -144,7 +144,8 @@ class DeepCheck:
 
     def _teacher(self, name: str, folder: str, domains: Sequence[str], student: _Student) -> list[Finding]:
         settings, adapter = self._recipe.teachers[name], self._adapters.get(name)
-        model = self._model(folder, f"teachers.{name}.model", settings.dtype, adapter)
+        device = teacher_device(self._recipe, name, self._device)
+        model = self._model(folder, f"teachers.{name}.model", device, settings.dtype, adapter)
         with active(model.model, adapter):
             anchor = settings.model == SELF and adapter is None
             correct = {} if anchor else self._exam(self._writing(model.model, student.tokenizer), student.tokenizer)
@@ -164,27 +165,49 @@ class DeepCheck:
 
     def _only_scoring(self, name: str, folder: str, domains: Sequence[str], student: _Student) -> list[Finding]:
         """Of a teacher behind a server or of a user's own, which need tell no distribution: as a run asks it."""
+        own = self._recipe.teachers[name].scorer is not None
+        try:
+            correct, trials = self._tried(name, folder, domains, student)
+        except UserError:
+            raise
+        except Exception as error:
+            if not own and not isinstance(error, WorldError):
+                raise
+            told = str(error) if isinstance(error, WorldError) else f"it raises {type(error).__name__}: {error}"
+            remedy = "take a teacher that answers, or mend this one"
+            return [Finding(name, domain, "unusable", told, remedy) for domain in domains]
+        found = []
+        for domain in domains:
+            ours = {key: value for key, value in student.correct.items() if key.startswith(f"{domain}/")}
+            verdicts = [*ours.values()], None if correct is None else [correct[key] for key in ours]
+            tolerance = TOLERANCE[self._dtype(self._recipe.teachers[name].dtype)]
+            found.append(conclude(name, domain, trials[domain], student.rollouts[domain], tolerance, *verdicts))
+        return found
+
+    def _tried(
+        self, name: str, folder: str, domains: Sequence[str], student: _Student
+    ) -> tuple[dict[str, float] | None, dict[str, Trial]]:
+        """Its verdicts by prompt id, where it writes, and its trial on each domain.
+
+        Raises:
+            WorldError: it does not answer, or with something else than it was asked; what a user's class raises, too.
+        """
         recipe, settings = self._recipe, self._recipe.teachers[name]
-        conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens)
+        support = support_of(recipe, student.tokenizer)
+        conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         correct: dict[str, float] | None = None
         if settings.scorer is not None:
-            made = Own(located_own(settings.scorer), folder, self._device, self._dtype(settings.dtype))
-            model: Scorer = made.open(conditions, [])
+            device = teacher_device(recipe, name, self._device)
+            model: Scorer = Own.of(settings.scorer, folder, device, self._dtype(settings.dtype)).open(conditions, [])
         else:
             code = trusted(recipe, f"teachers.{name}.model")
             model = served_source(recipe, name, folder, trust_remote_code=code).open(conditions, [])
             correct = self._exam(served_sampler(recipe, name, student.tokenizer), student.tokenizer)
-        found = []
-        for domain in domains:
-            rollouts = student.rollouts[domain]
-            asked = [rollout.token_ids for rollout in rollouts]
-            twice = [model.score(asked, "sampled") for _ in range(2)]
-            answers = [tuple(sampled_of(p, ids) for p, ids in zip(one, asked, strict=True)) for one in twice]
-            ours = {key: value for key, value in student.correct.items() if key.startswith(f"{domain}/")}
-            verdicts = [*ours.values()], None if correct is None else [correct[key] for key in ours]
-            trial = Trial(tuple(answers), None)
-            found.append(conclude(name, domain, trial, rollouts, TOLERANCE["bfloat16"], *verdicts))
-        return found
+        owed = Owed(asked_in_trial(loss_spec(recipe.loss).payload), model.vocabulary, support)
+        return correct, {
+            domain: try_out(name, model, student.rollouts[domain], owed, tokens=conditions.microbatch_tokens)
+            for domain in domains
+        }
 
 
 def self_test(

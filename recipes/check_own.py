@@ -11,7 +11,7 @@ import torch
 from distill.batch import Microbatch, collate
 from distill.losses import loss_spec
 from distill.own import is_own, load_own
-from distill.recipe import OwnLoss, Recipe
+from distill.recipe import OwnLoss, Recipe, TopKReverseKL
 from distill.token_loss import TokenLoss
 from distill.types import Full, PayloadName, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, UserError
 from recipes.methods import METHODS
@@ -30,6 +30,7 @@ def check_own_task(task: Task, *, seed: int) -> Iterator[str]:
     That gold answers are accepted and wrong ones refused is asked of every task, in recipes/check_tasks.py.
     """
     seen: dict[str, str] = {}
+    named: dict[tuple[str, str], str] = {}
     for split in get_args(Split):
         for easy in (False, True):
             for index in range(DRAWN):
@@ -42,6 +43,12 @@ def check_own_task(task: Task, *, seed: int) -> Iterator[str]:
                     return
                 if problem := _whole(example, again, seen.setdefault(_text(example), split), split):
                     yield f"example({shown}) {problem}"
+                    return
+                if (first := named.setdefault((split, example.id), example.text)) != example.text:
+                    yield (
+                        f"example({shown}) has the id {example.id!r}, and so has {first!r} of this split; answers are "
+                        "kept by id, so two problems need two"
+                    )
                     return
     yield from _verifier(task, task.example(seed=seed, split="train", index=0))
 
@@ -108,12 +115,13 @@ def check_own_teacher(recipe: Recipe, name: str) -> Iterator[str]:
         yield from error.problems
         return
     gives, needed = getattr(made, "payloads", None), loss_spec(recipe.loss).payload
+    support = isinstance(recipe.loss, TopKReverseKL)
     if not callable(made) or not callable(getattr(made, "score", None)):
         yield f"`{where}`: {teacher.scorer} is {made!r:.60}, and must be a class with a method `score` (docs/own.md)"
     elif not isinstance(gives, tuple) or not set(gives) <= {*MORE} or not gives:
         offered = ", ".join(map(repr, MORE))
         yield f"`{where}`: {teacher.scorer} has payloads {gives!r}, and must have a tuple of some of {offered}"
-    elif needed is not None and asked_instead(needed, gives) is None:
+    elif needed is not None and asked_instead(needed, gives, support=support) is None:
         yield (
             f"`{where}`: {teacher.scorer} gives {' and '.join(gives)}, and `loss.estimator` "
             f"{recipe.loss.estimator} needs {needed}; "

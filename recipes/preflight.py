@@ -20,8 +20,9 @@ from distill.student import DeepSpeedStudent
 from distill.types import Float32, GradingFailed, NonFinite, Prompt, Rollout, Sampler, WorldError
 from recipes.findings import ROLLOUTS, Finding, findings_table, judge, refuse_unusable
 from recipes.lineage import SELF
-from teachers.pool import TeacherPool, Trial
+from teachers.pool import TeacherPool
 from teachers.scorer import TOLERANCE
+from teachers.trial import Trial
 
 if TYPE_CHECKING:
     from recipes.training import Training
@@ -130,7 +131,7 @@ def trouble(trial: Trial, rollouts: Sequence[Rollout], tolerance: float) -> tupl
         who = "asked twice" if processes == 1 else f"asked twice in each of its {processes} processes"
         return (
             f"{who}, it scores the same tokens {apart:.2g} nats apart, and is {signal:.2g} nats from the student",
-            "score in float32 (`dtype`), on a machine whose kernels repeat, or take another teacher",
+            "score in float32, on a machine whose kernels repeat, or take another teacher",
         )
     if trial.reference is not None:
         mask_T = rollouts[0].loss_mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import httpx
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from distill.endpoint import Endpoint, EndpointLost, EndpointRefused
@@ -27,7 +28,8 @@ PROBES = 8
 def served_source(recipe: Recipe, name: str, folder: str, *, trust_remote_code: bool) -> Served:
     """A served teacher's source; ``folder`` has the configuration of its model."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return Served(endpoint_of(recipe, name), int(config.get_text_config().vocab_size))
+    vocabulary = int(config.get_text_config().vocab_size)
+    return Served(endpoint_of(recipe, name), vocabulary, recipe.faults.microbatch_seconds)
 
 
 def endpoint_of(recipe: Recipe, name: str) -> Endpoint:
@@ -65,7 +67,7 @@ def check_served(recipe: Recipe) -> Iterator[str]:
     """Whether a recipe asks of served teachers nothing but what a server gives, each problem a sentence."""
     for name in served_teachers(recipe):
         where, teacher = f"`teachers.{name}", recipe.teachers[name]
-        if not str(teacher.endpoint).startswith(("http://", "https://")):
+        if not _is_url(str(teacher.endpoint)):
             yield f"{where}.endpoint` is {teacher.endpoint!r}; a URL is needed, such as http://host:8000/v1"
         if teacher.model == SELF or stage_name(teacher.model) is not None:
             yield (
@@ -84,6 +86,13 @@ def check_served(recipe: Recipe) -> Iterator[str]:
             )
             continue
         yield from _asked(recipe, where)
+
+
+def _is_url(endpoint: str) -> bool:
+    try:
+        return httpx.URL(endpoint).scheme in ("http", "https")
+    except httpx.InvalidURL:
+        return False
 
 
 def _asked(recipe: Recipe, where: str) -> Iterator[str]:

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from distill.console import TaskHandle
 from distill.loop import train
 from distill.losses import located, loss_spec
-from distill.own import located_own
 from distill.rank import StudentSpec
 from distill.recipe import Recipe
 from distill.student import DeepSpeedStudent
@@ -214,7 +213,7 @@ class Training:
             return served_source(recipe, name, path, trust_remote_code=code)
         device, dtype = teacher_device(recipe, name, world.device), self.teacher_dtype(name, world)
         if (scorer := recipe.teachers[name].scorer) is not None:
-            return Own(located_own(scorer), path, device, dtype)
+            return Own.of(scorer, path, device, dtype)
         return Checkpoint(path, device, dtype, trust_remote_code=code)
 
     def teacher_dtype(self, name: str, world: World) -> str:

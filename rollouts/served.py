@@ -12,6 +12,9 @@ from distill.endpoint import Endpoint, EndpointLost, EndpointRefused
 from distill.recipe import FaultRecipe
 from distill.types import Prompt, Rollout, Weights
 
+GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""The likeliest token each time. A server takes what is not said from the model's own generation settings."""
+
 
 class ServedSampler:
     """Writes greedily with whatever the server holds; satisfies :class:`distill.types.Sampler`.
@@ -57,8 +60,8 @@ class ServedSampler:
             try:
                 return self._endpoint.complete(
                     [prompt.token_ids for prompt in asked], seconds=self._faults.microbatch_seconds,
-                    max_tokens=self._max_new_tokens, temperature=0.0, logprobs=0,
-                    return_token_ids=True, ignore_eos=True, stop_token_ids=[self._eos],
+                    max_tokens=self._max_new_tokens, logprobs=0, return_token_ids=True,
+                    ignore_eos=True, stop_token_ids=[self._eos], **GREEDY,
                 )  # fmt: skip
             except EndpointLost:
                 if attempt == self._faults.retries:

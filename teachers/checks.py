@@ -25,6 +25,9 @@ from distill.types import (
     UInt16,
 )
 
+DTYPES = {"ids_TK": ("int32",), "hidden_TH": ("float32", "uint16")}
+"""Of a payload's arrays that are not all float32; bfloat16 is shipped by its bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Owed:
@@ -125,7 +128,7 @@ def _check_shapes(teacher: str, rollout: Rollout, payload: Payload, owed: Owed) 
     else:
         values, needed = payload.logprobs_T, {"logprobs_T": (n,)}
     for name, shape in needed.items():
-        has = getattr(payload, name).shape
+        has, dtype = getattr(payload, name).shape, str(getattr(payload, name).dtype)
         if has[:1] != (n,):
             raise GradingFailed(
                 f"teacher {teacher!r} scored {has[0] if has else 0} positions of rollout {rollout.index} (domain "
@@ -135,6 +138,11 @@ def _check_shapes(teacher: str, rollout: Rollout, payload: Payload, owed: Owed) 
             raise GradingFailed(
                 f"teacher {teacher!r} gave {name} of shape {has} for rollout {rollout.index} (domain "
                 f"{rollout.domain!r}); {shape} was needed, by {_what(payload)}"
+            )
+        if dtype not in DTYPES.get(name, ("float32",)):
+            raise GradingFailed(
+                f"teacher {teacher!r} gave {name} in {dtype} for rollout {rollout.index} (domain {rollout.domain!r}); "
+                f"{' or '.join(DTYPES.get(name, ('float32',)))} was needed"
             )
     return values
 

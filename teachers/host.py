@@ -192,7 +192,7 @@ class Host:
         limit = self._faults.start_seconds
         try:
             if (loaded := replica.loaded()) is not None:
-                self._compare(replica.holds, loaded)
+                self._compare(replica, loaded)
                 replica.ready()
             limit = self._faults.microbatch_seconds
             job.answer.set_result(ray.get(job.ask(replica.actor), timeout=limit))
@@ -239,9 +239,10 @@ class Host:
             replica.start()
         replica.settle()  # it takes work once its weights are there
 
-    def _compare(self, home: Household, now: Loaded) -> None:
+    def _compare(self, replica: Replica, now: Loaded) -> None:
+        home, scores = replica.holds, self.swaps or replica.loadings > 1  # until then a preflight compares processes
         with self._turn:
-            change = self._first.setdefault(home, now).change(now)
+            change = self._first.setdefault(home, now).change(now, scores=scores)
         if change is not None:
             raise GradingFailed(
                 f"teacher {', '.join(home.adapters)!r} {change}: {home.spec.source} was changed during the run, or the "

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from distill.own import load_own
+from distill.own import load_own, located_own, own_digest, own_file
 from distill.topk import Support, top_k
 from distill.types import Full, GradingFailed, Int32, Payload, PayloadName, Sampled, TopK
 from teachers.checks import sampled_of
@@ -29,19 +29,25 @@ MORE: dict[PayloadName, tuple[PayloadName, ...]] = {
 """What an answer of each kind can be made of, the least first. Hidden states are of no use without their head."""
 
 
-def asked_instead(payload: PayloadName, gives: Collection[str]) -> PayloadName | None:
-    """What a class that ``gives`` some payloads is asked for where ``payload`` is needed; None: nothing that it has."""
-    return next((more for more in MORE.get(payload, ()) if more in gives), None)
+def asked_instead(payload: PayloadName, gives: Collection[str], *, support: bool) -> PayloadName | None:
+    """What a class that ``gives`` some payloads is asked for where ``payload`` is needed; None: nothing that it has.
+
+    Args:
+        support: whether the loss has a support; without one nobody can answer with the top k of it.
+    """
+    return next((more for more in MORE.get(payload, ()) if more in gives and (support or more != "topk")), None)
 
 
 class OwnModel:
     """A user's scorer, asked for what it gives and answering what is needed."""
 
-    def __init__(self, scorer: Scorer, support: Support | None) -> None:
-        self._scorer, self._support = scorer, support
+    def __init__(self, scorer: Scorer, support: Support | None, dtype: str) -> None:
+        self._scorer, self._support, self.dtype = scorer, support, dtype
         self._gives: tuple[PayloadName, ...] = tuple(getattr(scorer, "payloads", ()))
         if (reference := getattr(scorer, "reference", None)) is not None:
             self.reference: Any = reference  # a preflight compares with it where there is one
+        if (digest := getattr(scorer, "digest", None)) is not None:
+            self.digest: Any = digest  # compared where it is loaded again
 
     @property
     def vocabulary(self) -> int:
@@ -60,7 +66,9 @@ class OwnModel:
         Raises:
             GradingFailed: it does not give this payload, nor one that holds it.
         """
-        asked = asked_instead(payload, self._gives)
+        if not token_ids:
+            return []
+        asked = asked_instead(payload, self._gives, support=self._support is not None)
         if asked is None:
             raise GradingFailed(f"it gives {', '.join(self._gives) or 'nothing'}, and {payload} is needed")
         answers = self._scorer.score(token_ids, asked, adapter, given)
@@ -83,23 +91,35 @@ class Own:
         reference: ``/path/file.py:NAME``.
         model: the checkpoint whose tokens it speaks, which its recipe names beside it.
         device, dtype: where its recipe says that it computes, and in what; it is told, and may do otherwise.
+        digest: of the file; see :func:`distill.own.own_digest`.
     """
 
     reference: str
     model: str
     device: str
     dtype: str
+    digest: str
+
+    @classmethod
+    def of(cls, scorer: str, model: str, device: str, dtype: str) -> Own:
+        """The one that a recipe's ``scorer`` names, as its file is now."""
+        return cls(located_own(scorer), model, device, dtype, own_digest(scorer))
 
     def open(self, conditions: Conditions, adapters: Sequence[str]) -> OwnModel:
         """Call it, in the process that calls this.
 
         Raises:
             UserError: the file or the name is not there.
+            GradingFailed: the file is another than when the run was started.
         """
+        if own_file(self.reference).is_file() and (now := own_digest(self.reference)) != self.digest:
+            raise GradingFailed(
+                f"{own_file(self.reference)} was changed during the run (a hash of it is {now}, it was {self.digest}); "
+                "put the old one back and resume"
+            )
         make = load_own(self.reference, where="teachers.NAME.scorer")
-        return OwnModel(
-            make(self.model, device=self.device, dtype=self.dtype, conditions=conditions), conditions.support
-        )
+        scorer = make(self.model, device=self.device, dtype=self.dtype, conditions=conditions)
+        return OwnModel(scorer, conditions.support, self.dtype)
 
     def __str__(self) -> str:
         return f"the scorer {self.reference}"

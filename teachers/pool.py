@@ -14,6 +14,7 @@ from teachers.host import Host
 from teachers.model import microbatches
 from teachers.process import Answer, Asked, Household, TeacherSpec
 from teachers.served import Served
+from teachers.trial import Trial, asked_in_trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +24,6 @@ class _Asked:
     teacher: str
     places: list[int]
     answer: Future[Answer]
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """What a teacher said of the tokens of some rollouts when it was tried out, in nats.
-
-    Attributes:
-        answers: of every process, twice: the tokens' log-probabilities ``(T,)`` of each rollout, in order.
-        reference: what those of the first rollout must be; None where the teacher's kind has no reference.
-    """
-
-    answers: tuple[tuple[Float32, ...], ...]
-    reference: Float32 | None
 
 
 class TeacherPool:
@@ -142,7 +130,7 @@ class TeacherPool:
             GradingFailed: as in :meth:`score`.
         """
         conditions = self._specs[teacher].conditions
-        wanted: PayloadName = "sampled" if self._payload not in ("full", "topk") else self._payload
+        wanted = asked_in_trial(self._payload)
         taken = microbatches([len(rollout.token_ids) for rollout in rollouts], conditions.microbatch_tokens)
         answers: list[dict[int, Float32]] = [{} for _ in range(2 * self._specs[teacher].replicas)]
         for members in taken:

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from distill.types import Float32, Int32, Payload, PayloadName, Sampled
+from distill.types import Float32, Full, Int32, Payload, PayloadName, Sampled
+from teachers.checks import sampled_of
 from teachers.scorer import TOLERANCE, Conditions, Scorer, TeacherSource
+from teachers.served import Served
 
 CANARY_TOKENS = 32
 
@@ -86,14 +88,19 @@ class Loaded:
     canaries: Mapping[str, Float32] = field(default_factory=dict)
     tolerance: float = 0.0
 
-    def change(self, now: Loaded) -> str | None:
-        """What of a later loading is not as in this one, as a predicate; None where all is."""
+    def change(self, now: Loaded, *, scores: bool = True) -> str | None:
+        """What of a later loading is not as in this one, as a predicate; None where all is.
+
+        Args:
+            scores: whether what the canaries say is compared, too.
+        """
         if now.vocabulary != self.vocabulary:
             return f"came back with {now.vocabulary} output tokens and had {self.vocabulary}"
         if now.weights != self.weights:
             return f"came back with other weights (sha256 {now.weights}, it was {self.weights})"
-        for name, was_T in self.canaries.items():
-            is_T = now.canaries[name]
+        for name, was_T in self.canaries.items() if scores else ():
+            if (is_T := now.canaries.get(name)) is None:
+                return f"came back, and as {name!r} does not answer as it did"
             apart = float(np.where(np.isnan(is_T) & np.isnan(was_T), 0.0, np.abs(is_T - was_T)).max())
             if not apart <= self.tolerance:
                 return f"came back, and as {name!r} scores the same tokens {apart:.2g} nats from where it did"
@@ -113,7 +120,8 @@ class TeacherProcess:
         """Load the weights, in the place of those that are here.
 
         Args:
-            compared: whether it will be compared with another loading: by a hash of its weights, and by canaries.
+            compared: whether a hash of all weights is taken, too, for it will be loaded often. Canaries are, always,
+                but for a server, which may come back as it likes.
         """
         import torch
 
@@ -121,13 +129,14 @@ class TeacherProcess:
         gc.collect()
         torch.cuda.empty_cache()
         self.scorer = household.spec.source.open(household.spec.conditions, household.folders)
-        if not compared:
+        spec, digest = household.spec, getattr(self.scorer, "digest", None)
+        if isinstance(spec.source, Served):
             return Loaded(self.scorer.vocabulary)
-        digest = getattr(self.scorer, "digest", None)
+        said = {name: canary(self.scorer, folder, spec.conditions) for name, folder in household.adapters.items()}
         return Loaded(
             self.scorer.vocabulary,
-            None if digest is None else digest(),
-            {name: canary(self.scorer, folder) for name, folder in household.adapters.items()},
+            digest() if compared and digest is not None else None,
+            {name: logprobs_T for name, logprobs_T in said.items() if logprobs_T is not None},
             TOLERANCE[getattr(self.scorer, "dtype", "float32")],
         )
 
@@ -142,14 +151,21 @@ class TeacherProcess:
         reference = getattr(self.scorer, "reference", None)
         if reference is None:
             return None
-        return np.take_along_axis(reference(ids_T, adapter), ids_T[:, None].astype(np.int64), 1)[:, 0]
+        return sampled_of(Full(reference(ids_T, adapter)), ids_T)
 
 
-def canary(scorer: Scorer, adapter: str | None) -> Float32:
-    """Log-probabilities of tokens that are the same each time, ``(T,)``, in nats; row 0 is 0, for it says nothing."""
+def canary(scorer: Scorer, adapter: str | None, conditions: Conditions) -> Float32 | None:
+    """Log-probabilities of tokens that are the same each time, ``(T,)``, in nats; row 0 is 0, for it says nothing.
+
+    None where the answer is not what was asked for, which the checks of what it scores will say.
+    """
     ids_T = (np.arange(CANARY_TOKENS) * 7919 % scorer.vocabulary).astype(np.int32)
-    (said,) = scorer.score([ids_T], "sampled", adapter)
-    assert isinstance(said, Sampled), f"asked for sampled tokens, the teacher gave {type(said).__name__}"
-    logprobs_T = said.logprobs_T.copy()
+    support, given = conditions.support, None
+    if support is not None and support.given:  # a kind that has nothing but its top k needs them
+        given = [np.tile(np.arange(min(support.k, scorer.vocabulary), dtype=np.int32), (CANARY_TOKENS, 1))]
+    said = scorer.score([ids_T], "sampled", adapter, given)
+    if len(said) != 1 or not isinstance(said[0], Sampled) or said[0].logprobs_T.shape != ids_T.shape:
+        return None
+    logprobs_T = said[0].logprobs_T.copy()
     logprobs_T[0] = 0.0
     return logprobs_T

@@ -48,6 +48,7 @@ class Replica:
         start_seconds: that it may take to load.
         jobs: what it alone has to answer.
         lost: how many times in a row it was.
+        loadings: how many were begun.
     """
 
     holds: Household
@@ -55,6 +56,7 @@ class Replica:
     start_seconds: float
     jobs: deque[Job] = field(default_factory=deque)
     lost: int = 0
+    loadings: int = 0
     actor: Any = None
     _loading: Any = None
     _late: float = 0.0
@@ -69,6 +71,7 @@ class Replica:
     def load(self, household: Household) -> None:
         """Begin to load a household in the place of what is held."""
         self.holds = household
+        self.loadings += 1
         self._loading = self.actor.load.remote(household, self.compared)
         self._late = time.monotonic() + self.start_seconds
 

@@ -28,8 +28,10 @@ DIGITS = 2.0**-24
 class ServedModel:
     """A :class:`teachers.scorer.Scorer` behind a server."""
 
-    def __init__(self, endpoint: Endpoint, vocabulary: int, support: Support | None) -> None:
-        self._endpoint, self._vocabulary, self._support = endpoint, vocabulary, support
+    def __init__(
+        self, endpoint: Endpoint, vocabulary: int, support: Support | None, seconds: float | None = None
+    ) -> None:
+        self._endpoint, self._vocabulary, self._support, self._seconds = endpoint, vocabulary, support, seconds
 
     @property
     def vocabulary(self) -> int:
@@ -56,8 +58,9 @@ class ServedModel:
         try:
             # One token is written because none is refused; nobody reads it.
             choices = self._endpoint.complete(
-                [ids_T.tolist() for ids_T in token_ids], max_tokens=1, temperature=1.0, prompt_logprobs=likeliest
-            )
+                [ids_T.tolist() for ids_T in token_ids], seconds=self._seconds,
+                max_tokens=1, temperature=1.0, prompt_logprobs=likeliest,
+            )  # fmt: skip
             told = [(ids_T, _rows(ids_T, choice)) for ids_T, choice in zip(token_ids, choices, strict=True)]
             if support is None:
                 return [Sampled(_sampled(ids_T, rows)) for ids_T, rows in told]
@@ -72,10 +75,12 @@ class Served:
 
     Attributes:
         vocabulary: tokens of its output head, which no server tells.
+        seconds: that the server may be silent within a request; None: as long as it takes.
     """
 
     endpoint: Endpoint
     vocabulary: int
+    seconds: float | None = None
 
     def open(self, conditions: Conditions, adapters: Sequence[str]) -> ServedModel:
         """Reach it.
@@ -90,7 +95,7 @@ class Served:
                 f"{self} scores at temperature 1, without adapters, its own likeliest tokens; it was opened for "
                 f"temperature {conditions.temperature:g}, {len(adapters)} adapters and support {support}"
             )
-        return ServedModel(self.endpoint, self.vocabulary, support)
+        return ServedModel(self.endpoint, self.vocabulary, support, self.seconds)
 
     def __str__(self) -> str:
         return f"the served model {self.endpoint}"

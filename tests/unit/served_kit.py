@@ -86,6 +86,8 @@ class Server:
         told: list[float] = []
         while len(written) < body["max_tokens"] and not set(written) & set(body.get("stop_token_ids", [])):
             logits = self.model.model(input_ids=torch.tensor([[*ids, *written]])).logits[0, -1].float()
+            # Who does not say how it decodes gets what the model's own generation settings say.
+            logits[[*ids, *written]] -= 0.0 if body.get("repetition_penalty") == 1.0 else 20.0
             written.append(int(logits.argmax()))
             told.append(float(torch.log_softmax(logits, -1)[written[-1]]))
         return written, told

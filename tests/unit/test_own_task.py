@@ -85,6 +85,14 @@ class Doubles(Generated):
     def example(self, *, seed, split, index, easy=False):
         return Example(f"{split}-{index}", f"math {index}=", f"{2 * index}")
 """
+REPEATING = (
+    TASK
+    + """
+    def example(self, *, seed, split, index, easy=False):
+        drawn = super().example(seed=seed, split=split, index=index, easy=easy)
+        return Example(f"{split}-{index % 4}", drawn.text, drawn.answer)
+"""
+)
 REFUSED: dict[str, tuple[str, str]] = {
     "a syntax error": ("class Doubles(", "cannot be imported: SyntaxError"),
     "an import that fails": ("import nothing_of_this_name", "cannot be imported: ModuleNotFoundError"),
@@ -97,6 +105,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "no text": (changed('f"{2 * n}"', '""'), "must be texts that are not empty"),
     "state": (STATEFUL, "it must depend on nothing but what it is asked"),
     "splits that meet": (LEAKING, "which is in split 'train' too"),
+    "an id of two problems": (REPEATING, "answers are kept by id, so two problems need two"),
     "a verifier that raises": (
         TASK + "    def verify(self, prompt, text):\n        return float(int(text) == int(prompt.answer))\n",
         "it may never raise",

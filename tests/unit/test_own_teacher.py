@@ -14,7 +14,6 @@ import torch
 from check_kit import problems, recipe, save_model, tokenizer_of
 from student_kit import VOCABULARY, make_rollout
 
-from distill.own import located_own
 from distill.recipe import FaultRecipe
 from distill.topk import Support, top_k
 from distill.types import Float32, Full, GradingFailed, Rollout, TopK
@@ -24,7 +23,7 @@ from teachers.checks import Owed, check_score, sampled_of
 from teachers.model import TeacherModel
 from teachers.own import Own
 from teachers.pool import TeacherPool
-from teachers.process import TeacherSpec
+from teachers.process import TeacherSpec, canary
 from teachers.scorer import Conditions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own.md").read_text()
@@ -71,8 +70,21 @@ def expected(folder: Path, ids_T: np.ndarray) -> Float32:
     return np.log((np.exp(both[0]) + np.exp(both[1])) / 2).astype(np.float32)
 
 
+TOP = """
+from teachers.model import TeacherModel
+class Top(TeacherModel):
+    payloads = ("topk",)
+    def __init__(self, model, *, device, dtype, conditions):
+        how = {"temperature": conditions.temperature, "microbatch_tokens": conditions.microbatch_tokens}
+        super().__init__(model, device=device, dtype=dtype, support=conditions.support, **how)
+    def score(self, token_ids, payload, adapter=None, given=None):
+        assert token_ids and payload == "topk"
+        return super().score(token_ids, payload, adapter, given)
+"""
+
+
 def blend(folder: Path) -> Own:
-    return Own(located_own(f"{folder}/blend.py:Blend"), str(folder / "one"), "cpu", "float32")
+    return Own.of(f"{folder}/blend.py:Blend", str(folder / "one"), "cpu", "float32")
 
 
 def test_the_documented_one_scores_as_it_says(cluster: None, folder: Path) -> None:
@@ -137,6 +149,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no payloads": (changed('payloads = ("full",)', ""), {}, "has payloads None, and must have a tuple of some of"),
     "a payload of its own": (changed('("full",)', '("logits",)'), {}, "has payloads ('logits',)"),
     "less than the loss needs": (changed('"full",', '"sampled",'), {}, "gives sampled, and `loss.estimator`"),
+    "the top k of no support": (
+        changed('"full",', '"topk",'),
+        {"loss": {"estimator": "policy_gradient"}},
+        "gives topk, and `loss.estimator` policy_gradient needs sampled",
+    ),
     "no head": (BLEND, {"loss": {"estimator": "full_reverse_kl", "payload": "hidden"}}, "take `payload: full`"),
     "an adapter": (BLEND, {"teacher": {"adapter": "./a"}}, "loads what it scores with"),
     "a writer": (BLEND, {"method": "off_policy", "loss": {"estimator": "nll"}}, "and this one only scores"),
@@ -160,6 +177,53 @@ def test_a_sound_one_passes_and_is_tried_out(folder: Path, tmp_path: Path) -> No
     assert found.verdict in ("usable", "warning")
     assert found.reason.startswith("KL ")
     assert found.reason.endswith("it only scores, so it was not asked")
+
+
+WRONG: dict[str, tuple[str, str]] = {
+    "one that raises": ("halves = zip(", "raise OSError('no such disk'); halves = zip("),
+    "one in float64": ("np.float32(2)", "np.float64(2)"),
+    "one of too few": ("in halves]", "in halves][1:]"),
+}
+TOLD = {
+    "one that raises": "it raises OSError: no such disk",
+    "one in float64": "gave logprobs_TV in float64",
+    "one of too few": "it owes one for each, in order",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_with_its_answers_is_a_finding(name: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "blend.py").write_text(changed(*WRONG[name]).replace("./checkpoints/other", str(folder / "other")))
+    for model in ("one", "other"):
+        (tmp_path / model).symlink_to(folder / model)
+    (found,) = DeepCheck(recipe(**tree(tmp_path)), tmp_path / "out").findings()
+    assert found.verdict == "unusable"
+    assert TOLD[name] in found.reason
+
+
+@pytest.mark.parametrize("whose", ["teacher", "student", "union"])
+def test_one_that_gives_its_top_k_alone_is_tried_out_on_the_loss_support(
+    whose: Any, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "top.py").write_text(TOP)
+    loss = {"estimator": "topk_reverse_kl", "k": 4, "support": whose}
+    named = tree(folder, teacher={"scorer": f"{tmp_path}/top.py:Top"}, loss=loss)
+    (found,) = DeepCheck(recipe(**named), tmp_path / "out").findings()
+    assert found.verdict in ("usable", "warning")
+    conditions = Conditions(1.0, 64, Support(4, (1, 2), whose))
+    opened = Own.of(f"{tmp_path}/top.py:Top", str(folder / "one"), "cpu", "float32").open(conditions, [])
+    said_T = canary(opened, None, conditions)
+    assert said_T is not None
+    assert np.isfinite(said_T).all()
+
+
+def test_it_is_asked_for_nothing_with_nothing_and_a_changed_file_is_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "top.py").write_text(TOP)
+    own = Own.of(f"{tmp_path}/top.py:Top", str(folder / "one"), "cpu", "float32")
+    assert own.open(Conditions(1.0, 64), []).score([], "sampled") == []
+    (tmp_path / "top.py").write_text(TOP + "# another\n")
+    with pytest.raises(GradingFailed, match="was changed during the run"):
+        own.open(Conditions(1.0, 64), [])
 
 
 def test_tokens_of_the_students_that_are_left_out_are_noticed() -> None:

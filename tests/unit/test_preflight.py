@@ -23,9 +23,10 @@ from rollouts.generate import Decoding
 from rollouts.sampler import InProcess, StudentSampler
 from teachers.checks import sampled_of
 from teachers.model import Checkpoint, TeacherModel
-from teachers.pool import TeacherPool, Trial
+from teachers.pool import TeacherPool
 from teachers.process import TeacherSpec
 from teachers.scorer import Conditions
+from teachers.trial import Trial
 
 TEMPERATURE = 0.5
 CONDITIONS = Conditions(TEMPERATURE, microbatch_tokens=64)

@@ -181,6 +181,19 @@ class DriftingScorer:
         return [Sampled(np.full(len(ids), self.logprob)) for ids in token_ids]
 
 
+def test_a_restarted_process_that_scores_otherwise_ends_the_run_by_name(cluster: None, tmp_path: Path) -> None:
+    drifting = tmp_path / "logprob"
+    drifting.write_text("-1.0")
+    pool = make_pool({"a": TeacherSpec(Drifting(str(drifting)), CONDITIONS, 0.0, 1)}, None, "sampled")
+    pool.wait_until_ready()
+    drifting.write_text("-1.5")
+    actor = pool._hosts["a"]._replicas[0].actor
+    os.kill(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
+    with pytest.raises(GradingFailed, match=r"teacher 'a' came back, and as 'a' scores the same tokens 0\.5 nats"):
+        pool.score(microbatches(["a"]))
+    pool.close()
+
+
 def test_a_teacher_that_comes_back_as_another_ends_the_run_by_name(cluster: None, tmp_path: Path) -> None:
     folder, drifting = make_model(tmp_path), tmp_path / "logprob"
     drifting.write_text("-1.0")

@@ -121,7 +121,7 @@ def test_as_many_scores_as_rollouts() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Faulty:
-    """A teacher of four tokens that gives too few scores, or none in time."""
+    """A teacher of four tokens that gives too few scores, or none in time for more than one rollout."""
 
     fault: Literal["short", "hangs"]
 
@@ -136,7 +136,7 @@ class FaultyScorer:
         self.fault = fault
 
     def score(self, token_ids: Sequence[Int32], payload: PayloadName, *_: Any) -> list[Payload]:
-        if self.fault == "hangs" and token_ids:
+        if self.fault == "hangs" and len(token_ids) > 1:
             time.sleep(600)
         return [Sampled(np.zeros(len(ids), np.float32)) for ids in token_ids[1:]]
 

@@ -156,6 +156,19 @@ def test_lost_and_refused_are_told_apart_and_the_key_is_in_neither(server: Serve
     with pytest.raises(EndpointRefused, match="answered 401: Unauthorized"):
         Endpoint(server.url, "big").models()
     assert KEY not in f"{endpoint} {endpoint!r}"
+    with pytest.raises(EndpointRefused, match="no request could be made") as raised:
+        Endpoint(server.url, "big", SecretStr(f"{KEY}\n")).models()
+    assert KEY not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY}", f"{KEY}\N{SNOWMAN}"])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOPD_TEST_KEY", key)
+    with pytest.raises(UserError, match="`leaf` is MOPD_TEST_KEY, and what that holds is no key") as refused:
+        Endpoint.reach("http://host/v1", "big", key_env="MOPD_TEST_KEY", where="leaf")
+    assert KEY not in str(refused.value)
 
 
 def test_it_answers_questions_as_its_weights_do_here(server: Server, folder: str) -> None:
@@ -249,6 +262,7 @@ def served(folder: str, server: Server | None, **changes: Any) -> Recipe:
         ({"teacher": {"model": "self"}}, "a run makes, so no server has it yet"),
         ({"teacher": {"adapter": "./a"}}, "a server is not given any"),
         ({"teacher": {"endpoint": "localhost:8000"}}, "a URL is needed, such as http://host:8000/v1"),
+        ({"teacher": {"endpoint": "http://host:port/v1"}}, "a URL is needed, such as http://host:8000/v1"),
         ({"teacher": {"dtype": "float32"}}, "`teachers.math.dtype` is set and would change nothing (the server at"),
         ({"teacher": {"endpoint": None}}, "`teachers.math.served_model` is set and would change nothing"),
         ({"method": "off_policy", "loss": {"estimator": "nll"}}, "needs its teachers' weights, and a server keeps"),
