@@ -179,19 +179,25 @@ def _leader(rows: Sequence[Row]) -> str | None:
 
 
 def _behind(one: Group, ahead: Group, found: Mapping[str, Mapping[str, Measured]]) -> dict[str, Any]:
-    """Differences to the leader on the same questions; seed by seed where both rows have the same seeds."""
+    """Differences to the leader on the same questions, seed by seed; of seeds that only one has, nothing is said.
+
+    None where they have no seed in common: other seeds have other bases and teachers.
+    """
+    both = [seed for seed in one.seeds if seed in ahead.seeds]
+    if not both:
+        return dict.fromkeys(BEHIND)
     told: dict[str, Any] = {}
     for name in BEHIND:
-        mine, best = found[one.name][name], found[ahead.name][name]
-        if sorted(one.seeds) == sorted(ahead.seeds):
-            order = [ahead.seeds.index(seed) for seed in one.seeds]
-            samples = mine.minus(Measured(best.values[order], best.resampled[order])).spread()
-        else:
-            samples = mine.spread() - best.spread(seed=1)
-        interval = ends(samples, [])
-        value = plain(mine.mean - best.mean, [])
+        mine, best = (_of(found[row.name][name], row.seeds, both) for row in (one, ahead))
+        difference = mine.minus(best)
+        interval, value = ends(difference.spread(), []), plain(difference.mean, [])
         told[name] = None if value is None or interval is None else [value, *interval]
     return told
+
+
+def _of(metric: Measured, seeds: Sequence[int], wanted: Sequence[int]) -> Measured:
+    order = [seeds.index(seed) for seed in wanted]
+    return Measured(metric.values[order], metric.resampled[order])
 
 
 def _run(run: Run, row: str, measure: Yardstick, split: Split, domains: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from distill.seesaw import SEESAW_SHARE
 from recipes.compare_rows import rivals
 from recipes.report_data import Row
 from recipes.report_run import si
@@ -32,6 +33,8 @@ def headline(comparison: Row) -> tuple[Level, str]:
     second = rows[1]
     if second["metrics"]["worst_recovery"] is None:
         return pending or "mixed", f"{said}; no other row has a recovery"
+    if set(first["seeds"]) != set(second["seeds"]):
+        return pending or "mixed", f"{said}; {second['name']} has other seeds, so which is ahead is not known"
     difference, low, high = second["behind"]["worst_recovery"]
     told = f"{-100 * difference:.0f} points more than {second['name']}"
     if high < 0:
@@ -47,7 +50,13 @@ def span(low: float, high: float) -> str:
 def sentences(comparison: Row) -> list[str]:
     """What carries the headline: means, losses, seesaws, cost."""
     rows = ranked(comparison)
-    return [*_means(rivals(rows)), *_losses(rows), *_seesaws(rows), *_costs(rows), *_parities(comparison, rows)]
+    return [
+        *_means(rivals(rows)),
+        *_losses(rows),
+        *_seesaws(rows, comparison["runs"]),
+        *_costs(rows),
+        *_parities(comparison, rows),
+    ]
 
 
 def _means(rows: Sequence[Row]) -> list[str]:
@@ -69,22 +78,29 @@ def _losses(rows: Sequence[Row]) -> list[str]:
     return told or [f"{who} falls below its base {beyond} beyond chance."]
 
 
-def _seesaws(rows: Sequence[Row]) -> list[str]:
+def _seesaws(rows: Sequence[Row], runs: Sequence[Row]) -> list[str]:
     known = [row for row in rows if row["metrics"]["seesaw_share"] is not None]
     if not known:
         return []
     traded = "of the movement beyond noise was traded between domains"
     told = [f"{row['name']} is a seesaw{_of_seeds(row)}: {_share(row)} {traded}." for row in known if row["seesaws"]]
-    most = max(known, key=lambda row: row["metrics"]["seesaw_share"])
-    return told or [f"No trajectory is a seesaw: at most {_share(most)} {traded} ({most['name']})."]
+    tested = [run for run in runs if run["metrics"]["seesaw_correlation_p"] is not None]
+    if tested and not told:
+        most = max(tested, key=lambda run: run["metrics"]["seesaw_share"])
+        told = [f"No trajectory is a seesaw beyond chance: at most {_share(most)} {traded} ({most['name']})."]
+    few = [run for run in runs if run not in tested and (run["metrics"]["seesaw_share"] or 0) > SEESAW_SHARE]
+    if few:
+        shares = listed([f"{run['name']} ({percent(run['metrics']['seesaw_share'])})" for run in few])
+        told.append(f"Too few evaluations to test whether it is one, though much {traded}: {shares}.")
+    return told
 
 
 def _of_seeds(row: Row) -> str:
     return f" on {row['seesaws']} of {row['n']} seeds" if row["n"] > 1 else ""
 
 
-def _share(row: Row) -> str:
-    return f"{percent(row['metrics']['seesaw_share'])} (noise alone: {percent(row['metrics']['seesaw_noise'], 1)})"
+def _share(one: Row) -> str:
+    return f"{percent(one['metrics']['seesaw_share'])} (noise alone: {percent(one['metrics']['seesaw_noise'], 1)})"
 
 
 def _costs(rows: Sequence[Row]) -> list[str]:
@@ -161,10 +177,18 @@ def notes(comparison: Row) -> list[str]:
         bare = [run["name"] for run in runs if run["against"][domain] is None]
         if bare:
             told.append(f"No teacher to measure {listed(bare)} against on {domain}: points are told, no recovery.")
+        weak = [r["name"] for r in runs if r["against"][domain] and r["metrics"]["recovery"][domain] is None]
+        if weak:
+            told.append(
+                f"On {domain}, the teacher of {listed(weak)} is not clearly better than the base: no recovery there, "
+                "and `worst` and `mean` are of the other domains."
+            )
     told += _borrowed(comparison)
     shown = [row["name"] for row in comparison["rows"] if row["method"] == "supervised"]
     if 0 < len(shown) < len(comparison["rows"]):
         told.append(f"{listed(shown)} learnt from gold answers, which no other method sees: a bound, not a rival.")
+    if len({frozenset(row["seeds"]) for row in comparison["rows"]}) > 1:
+        told.append("Rows have different seeds: their means are of other bases; differences are of common seeds alone.")
     single = [row["name"] for row in comparison["rows"] if row["n"] == 1]
     if single:
         told.append(f"One seed only: {listed(single)}. Their intervals are over questions, not over seeds.")
@@ -177,8 +201,8 @@ def _borrowed(comparison: Row) -> list[str]:
     domains_of: dict[tuple[str, str], list[str]] = {}  # borrower and lender
     for domain in comparison["domains"]:
         for run in comparison["runs"]:
-            if domain in run["borrowed"]:
-                pair = run["row"], row_of[run["against"][domain]["run"]]
+            pair = run["row"], row_of[run["against"][domain]["run"]] if run["against"][domain] else ""
+            if domain in run["borrowed"] and pair[0] != pair[1]:
                 domains_of.setdefault(pair, []).append(domain)
     borrowers: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (borrower, lender), domains in domains_of.items():

@@ -38,8 +38,9 @@ class Yardstick:
 def yardsticks(runs: Sequence[Run], split: Split) -> list[Yardstick]:
     """The yardstick of each run.
 
-    Runs whose bases gave the same answers began from one base. Among them a domain has one teacher, the best of those
-    that any of them has for it: so a method without teachers has a recovery too, and a weak teacher flatters nobody.
+    Runs whose bases gave the same answers began from one base. Among those of one seed a domain has one teacher, the
+    best that any of them has for it: so a method without teachers has a recovery too, and a weak teacher flatters
+    nobody. Other seeds' teachers are taken only where there is none: the luckiest seed's would be a yardstick too long.
 
     Raises:
         UserError: base, teachers and student of a run answered different questions.
@@ -55,12 +56,12 @@ def yardsticks(runs: Sequence[Run], split: Split) -> list[Yardstick]:
         by_base.setdefault(b"".join(table.answers[d][0].tobytes() for d in domains), []).append(i)
     found: dict[int, Yardstick] = {}
     for members in by_base.values():
-        best = {d: max(members, key=lambda i, d=d: (_level(own[i], d), _distils(runs[i]))) for d in domains}
-        against = {
-            d: {"run": runs[i].name, "teachers": dict(weights[i][d])} if _level(own[i], d) >= 0 else None
-            for d, i in best.items()
-        }
         for i in members:
+            best = {d: _best_teacher(d, i, members, runs, own) for d in domains}
+            against = {
+                d: {"run": runs[j].name, "teachers": dict(weights[j][d])} if _level(own[j], d) >= 0 else None
+                for d, j in best.items()
+            }
             mine, chosen = own[i].answers, {d: own[best[d]].answers[d][1] for d in domains}
             table = Table({d: np.stack([mine[d][0], chosen[d], mine[d][2]]) for d in domains})
             borrowed = [d for d in domains if not np.array_equal(mine[d][1], chosen[d], equal_nan=True)]
@@ -82,6 +83,14 @@ def _own_table(run: Run, first: Run, split: Split, weights: TeacherWeights) -> T
         raise UserError(f"{run.folder}: {error}") from error
     assert table is not None  # base and student were measured: recipes/compare_runs.py
     return table
+
+
+def _best_teacher(domain: str, of: int, members: Sequence[int], runs: Sequence[Run], own: Sequence[Table]) -> int:
+    """Which run's teacher a run is measured against: the best that runs of its seed have, else that any has."""
+    known = [i for i in members if _level(own[i], domain) >= 0]
+    seed = runs[of].recipe["seed"]
+    near = [i for i in known if runs[i].recipe["seed"] == seed] or known or members
+    return max(near, key=lambda i: (_level(own[i], domain), _distils(runs[i])))
 
 
 def _distils(run: Run) -> bool:

@@ -39,7 +39,7 @@ def render(data: RunData) -> str:
     return page_template(TEMPLATE).render(
         data=data,
         css=css_of(data),
-        verdict=judge(data.final, finished=data.finished, step=data.step, steps=data.steps),
+        verdict=judge(data.final, finished=data.finished, step=data.step, steps=data.steps, selects=data.trains),
         changes=changes(data),
         curves=curves(data),
         recovery=recovery_rows(data),
@@ -75,7 +75,7 @@ def summary_table(run_dir: Path) -> Table:
     """
     data = load_run(run_dir)
     final = data.final
-    verdict = judge(final, finished=data.finished, step=data.step, steps=data.steps)
+    verdict = judge(final, finished=data.finished, step=data.step, steps=data.steps, selects=data.trains)
     split = final.get("split", "test")
     table = Table(title=f"{data.recipe['name']}: scores in %, greedy, {split} questions", caption=verdict.headline)
     table.add_column("domain")

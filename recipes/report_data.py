@@ -15,6 +15,7 @@ from distill.jsonl import read_jsonl
 from distill.ledger import Ledger, ledger_from_rows
 from distill.results import build_seesaw
 from distill.types import UserError
+from recipes.methods import METHODS
 
 Row = Mapping[str, Any]
 
@@ -70,6 +71,11 @@ class RunData:
     def step(self) -> int:
         """Finished steps of the run itself."""
         return max((row["step"] for row in self.train), default=0)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run trained its student in steps of its own."""
+        return METHODS[self.recipe["method"]].trains
 
     @property
     def steps(self) -> int:

@@ -57,10 +57,18 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""  # not per token
 
 
-def judge(final: Mapping[str, Any], *, finished: bool, step: int, steps: int) -> Verdict:
-    """The verdict on a seesaw.json, or on what there is of one."""
+def judge(final: Mapping[str, Any], *, finished: bool, step: int, steps: int, selects: bool = True) -> Verdict:
+    """The verdict on a seesaw.json, or on what there is of one.
+
+    Args:
+        selects: whether the run had steps to choose the student from; a merge or a cascade has one result.
+    """
     metrics, intervals = final["metrics"], final["metrics_ci"]
-    sentences = [*_of_specialists(final), *_of_student(metrics, intervals), *_of_selection(final, steps)]
+    sentences = [
+        *_of_specialists(final),
+        *_of_student(metrics, intervals),
+        *_of_selection(final, steps if selects else None),
+    ]
     recovered = metrics.get("recovery") or {}
     unknown = [d for d, teachers in final["teachers"].items() if teachers and recovered.get(d) is None]
     level, headline = _headline(metrics, intervals, unknown)
@@ -92,8 +100,12 @@ def _headline(metrics: Mapping[str, Any], intervals: Mapping[str, Any], unknown:
     domain = _worst_domain(metrics)
     if _trades(metrics):
         return "bad", "The seesaw remains: during training one domain’s gain was another’s loss"
+    if worst < 0:
+        depth = f"{domain} is {points(metrics['points'][domain])} points".replace("−", "")
+        return "mixed", f"{depth} below the model it began from, which chance may explain"
     if worst < GOOD_WORST_RECOVERY:
-        return "mixed", f"No domain pays for another, but {domain} keeps only {percent(worst)} of its teacher’s gain"
+        kept = f"{domain} keeps only {percent(worst)} of its teacher’s gain"
+        return "mixed", f"No domain falls below the model it began from beyond chance, but {kept}"
     if unknown:
         kept = f"One student keeps at least {percent(worst)} of the gain where there is one to keep"
         return "mixed", f"{kept}; {listed(unknown)} had too little to measure"
@@ -152,11 +164,11 @@ def _of_student(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> lis
     return told
 
 
-def _of_selection(final: Mapping[str, Any], steps: int) -> list[str]:
+def _of_selection(final: Mapping[str, Any], steps: int | None) -> list[str]:
     told = final.get("stopped")
     early = [] if told is None else [f"The run ended by its stop rule: {told['why']}."]
     chosen = final.get("selected")
-    if chosen is None or chosen["by"] == "last":
+    if chosen is None or chosen["by"] == "last" or steps is None:
         return early
     by = "recovery" if chosen["by"] == "worst_recovery" else "change over the base"
     return [

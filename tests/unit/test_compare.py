@@ -221,6 +221,24 @@ def test_a_seesaw_over_training_is_called_one(tmp_path: Path) -> None:
     assert headline(comparison)[0] == "mixed"
 
 
+def test_what_an_adapter_or_a_class_of_ones_own_cost_is_not_known(tmp_path: Path) -> None:
+    for name, leaf in (("adapted", "adapter"), ("own", "scorer")):
+        run = write_hand_run(tmp_path / name, {f"teachers.math.{leaf}": "./x"})
+        assert rows(compare([run]))[name]["cost"]["teachers"] is None
+
+
+def test_a_trajectory_too_short_to_test_is_not_called_none(tmp_path: Path) -> None:
+    short = write_hand_run(tmp_path / "short", curve={0: BASE, 10: levels(90, 30, 70), 20: levels(80, 75, 70)})
+    told = " ".join(sentences(compare([short])))
+    assert "No trajectory is a seesaw" not in told
+    assert "Too few evaluations to test whether it is one" in told
+
+
+def test_a_teacher_no_better_than_the_base_is_told(tmp_path: Path) -> None:
+    weak = write_hand_run(tmp_path / "weak", teachers={"math": levels(51, 60, 70), "code": TEACHERS["code"]})
+    assert any("On math, the teacher of weak is not clearly better" in note for note in notes(compare([weak])))
+
+
 def test_a_run_under_way_puts_everything_on_validation(tmp_path: Path) -> None:
     tasks = {"math": "arithmetic", "code": "list_programs", "chat": "ordering"}
     known = {domain: fingerprint(TASKS[task], seed=0) for domain, task in tasks.items()}

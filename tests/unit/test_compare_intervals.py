@@ -14,6 +14,7 @@ from compare_kit import levels, write_hand_run
 from distill import seesaw
 from distill.paired import RESAMPLES, Measured, Table, ends, measured, metrics_ci, over_seeds
 from recipes.compare import compare
+from recipes.compare_words import headline, notes
 
 Answers = dict[str, tuple[list[float], list[float], list[float]]]
 """Domain -> answers of base, teacher and student."""
@@ -122,6 +123,40 @@ def test_methods_with_the_same_seeds_are_compared_seed_by_seed(tmp_path: Path) -
     alone = rows["weak"]["metrics_ci"]["mean_recovery"]
     assert alone[1] - alone[0] > 1.0
     assert low < value < high < 0
+
+
+def test_differences_are_of_common_seeds_alone(tmp_path: Path) -> None:
+    """The one's lucky seed is not held against the other's unlucky ones."""
+    students = {("strong", 0): 70, ("strong", 1): 80, ("weak", 1): 76}
+    folders = [
+        write_hand_run(tmp_path / f"{name}-{seed}", {"seed": seed, "run.steps": len(name)}, student=levels(at, 75, 70))
+        for (name, seed), at in students.items()
+    ]
+    comparison = compare(folders)
+    rows = {row["name"]: row for row in comparison["rows"]}
+    assert comparison["leader"] == "weak-1"  # 65% against the mean of 50% and 75%
+    value, low, high = rows["strong"]["behind"]["worst_recovery"]
+    assert value == pytest.approx(0.75 - 0.65)
+    assert low <= value <= high
+    level, said = headline(comparison)
+    assert level == "mixed"
+    assert said.endswith("strong has other seeds, so which is ahead is not known")
+    assert any("Rows have different seeds" in note for note in notes(comparison))
+    apart = {row["name"]: row for row in compare([folders[0], folders[2]])["rows"]}
+    assert apart["strong-0"]["behind"]["worst_recovery"] is None
+
+
+def test_seeds_over_one_base_have_teachers_of_their_own(tmp_path: Path) -> None:
+    """A student that equals its own teacher keeps all, however good another seed's is."""
+    folders = []
+    for seed, at in ((0, 80), (1, 90)):
+        teachers = {"math": levels(at, 20, 65), "code": levels(30, 80, 70)}
+        folders.append(
+            write_hand_run(tmp_path / f"m-{seed}", {"seed": seed}, teachers=teachers, student=levels(at, 80, 70))
+        )
+    comparison = compare(folders)
+    assert [run["metrics"]["recovery"]["math"] for run in comparison["runs"]] == [1.0, 1.0]
+    assert not any("measured against" in note for note in notes(comparison))
 
 
 def test_three_seeds_cover_the_truth_and_resampling_them_would_not() -> None:

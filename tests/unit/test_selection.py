@@ -98,5 +98,7 @@ def test_the_report_says_which_step_it_is() -> None:
     chosen = {"step": 10, "by": "worst_recovery", "value": 0.75}
     told = " ".join(judge({**final, "selected": chosen}, finished=True, step=20, steps=20).sentences)
     assert "The student is that of step 10 of 20, whose worst domain’s recovery was the best on validation" in told
+    of_a_merge = judge({**final, "selected": chosen}, finished=True, step=10, steps=200, selects=False)
+    assert not any("is that of step" in sentence for sentence in of_a_merge.sentences)
     last = {"step": 20, "by": "last", "value": None}
     assert "step" not in " ".join(judge({**final, "selected": last}, finished=True, step=20, steps=20).sentences)
