@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from distill.adapters import active
 from distill.evaluate import evaluate
 from distill.losses import loss_spec
 from distill.recipe import Architecture, Recipe
-from distill.types import Float32, Full, Rollout, Sampler, UserError, WorldError
+from distill.types import Float32, Full, Int32, Payload, Rollout, Sampler, UserError, WorldError
 from recipes.exam import verify
 from recipes.findings import ROLLOUTS, Finding, judge, reverse_kl
 from recipes.launch import on_disk
@@ -32,7 +33,7 @@ from teachers.checks import Owed
 from teachers.model import TeacherModel
 from teachers.own import Own
 from teachers.scorer import TOLERANCE, Conditions, Scorer
-from teachers.trial import Trial, asked_in_trial, try_out
+from teachers.trial import Trial, asked_in_trial, reference_of, try_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +205,13 @@ class DeepCheck:
             model = served_source(recipe, name, folder, trust_remote_code=code).open(conditions, [])
             correct = self._exam(served_sampler(recipe, name, student.tokenizer), student.tokenizer)
         owed = Owed(asked_in_trial(loss_spec(recipe.loss).payload), model.vocabulary, support)
+
+        def ask(token_ids: Sequence[Int32], given: Sequence[Int32] | None) -> list[list[Payload]]:
+            return [model.score(token_ids, owed.payload, None, given) for _ in range(2)]
+
+        tokens, reference = conditions.microbatch_tokens, partial(reference_of, model)
         return correct, {
-            domain: try_out(name, model, student.rollouts[domain], owed, tokens=conditions.microbatch_tokens)
+            domain: try_out(name, ask, student.rollouts[domain], owed, tokens=tokens, reference=reference)
             for domain in domains
         }
 

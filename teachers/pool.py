@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 from distill.recipe import FaultRecipe
-from distill.types import Float32, Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore
-from teachers.checks import Owed, check_answer, likeliest_of, sampled_of
+from distill.types import Int32, Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore
+from teachers.checks import Owed, check_answer, likeliest_of
 from teachers.host import Host
 from teachers.model import microbatches
 from teachers.process import Answer, Asked, Household, TeacherSpec
 from teachers.served import Served
-from teachers.trial import Trial, asked_in_trial
+from teachers.trial import Trial, asked_in_trial, try_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,22 +130,15 @@ class TeacherPool:
             NonFinite: as in :meth:`score`.
             GradingFailed: as in :meth:`score`.
         """
-        conditions = self._specs[teacher].conditions
-        wanted = asked_in_trial(self._payload)
-        taken = microbatches([len(rollout.token_ids) for rollout in rollouts], conditions.microbatch_tokens)
-        answers: list[dict[int, Float32]] = [{} for _ in range(2 * self._specs[teacher].replicas)]
-        for members in taken:
-            mine = [rollouts[i] for i in members]
-            given = likeliest_of(mine) if conditions.support and conditions.support.given else None
-            asked = Asked([rollout.token_ids for rollout in mine], wanted, given)
-            for number, answer in enumerate(
-                answer for _ in range(2) for answer in self._hosts[teacher].ask_all(teacher, asked)
-            ):
-                check_answer(teacher, mine, answer.payloads, self._owed(teacher, wanted))
-                for i, payload in zip(members, answer.payloads, strict=True):
-                    answers[number][i] = sampled_of(payload, rollouts[i].token_ids)
-        asked_for = tuple(tuple(one[i] for i in range(len(rollouts))) for one in answers)
-        return Trial(asked_for, self._hosts[teacher].reference(teacher, rollouts[0].token_ids))
+        host, wanted = self._hosts[teacher], asked_in_trial(self._payload)
+
+        def ask(token_ids: Sequence[Int32], given: Sequence[Int32] | None) -> list[list[Payload]]:
+            asked = Asked(token_ids, wanted, given)
+            return [answer.payloads for _ in range(2) for answer in host.ask_all(teacher, asked)]
+
+        tokens = self._specs[teacher].conditions.microbatch_tokens
+        owed = self._owed(teacher, wanted)
+        return try_out(teacher, ask, rollouts, owed, tokens=tokens, reference=partial(host.reference, teacher))
 
     def metrics(self) -> Metrics:
         """By teacher, since the last call: microbatches that were lost and asked again, the seconds that its own

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from distill.types import Float32, Full, Int32, Payload, PayloadName, Sampled
-from teachers.checks import sampled_of
+from distill.types import Float32, Int32, Payload, PayloadName, Sampled
 from teachers.scorer import TOLERANCE, Conditions, Scorer, TeacherSource
 from teachers.served import Served
+from teachers.trial import reference_of
 
 CANARY_TOKENS = 32
 
@@ -148,10 +148,7 @@ class TeacherProcess:
 
     def reference(self, ids_T: Int32, adapter: str | None) -> Float32 | None:
         """The tokens' log-probabilities by the scorer's own reference, ``(T,)``; None where its kind has none."""
-        reference = getattr(self.scorer, "reference", None)
-        if reference is None:
-            return None
-        return sampled_of(Full(reference(ids_T, adapter)), ids_T)
+        return reference_of(self.scorer, ids_T, adapter)
 
 
 def canary(scorer: Scorer, adapter: str | None, conditions: Conditions) -> Float32 | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from distill.types import Float32, Full, PayloadName, Rollout
+from distill.types import Float32, Full, Int32, Payload, PayloadName, Rollout
 from teachers.checks import Owed, check_answer, likeliest_of, sampled_of
 from teachers.model import microbatches
 from teachers.scorer import Scorer
+
+Ask: TypeAlias = Callable[[Sequence[Int32], Sequence[Int32] | None], Sequence[Sequence[Payload]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +32,41 @@ def asked_in_trial(payload: PayloadName | None) -> PayloadName:
     return payload if payload in ("full", "topk") else "sampled"
 
 
-def try_out(name: str, model: Scorer, rollouts: Sequence[Rollout], owed: Owed, *, tokens: int) -> Trial:
-    """What :meth:`teachers.pool.TeacherPool.try_out` asks of a process, of a scorer that is opened here.
+def try_out(
+    name: str,
+    ask: Ask,
+    rollouts: Sequence[Rollout],
+    owed: Owed,
+    *,
+    tokens: int,
+    reference: Callable[[Int32], Float32 | None],
+) -> Trial:
+    """Have rollouts scored by everyone who answers for a teacher, and check every answer.
 
     Args:
-        tokens: padded tokens of one forward at most.
+        ask: for a microbatch's token ids and the student's likeliest tokens where the support asks for them; returns
+            the payloads of each answer, as many answers each time.
+        tokens: padded tokens of a microbatch at most.
+        reference: what the scores of a rollout's tokens must equal, ``(T,)``; None where the kind cannot say.
 
     Raises:
         NonFinite, GradingFailed: see :func:`teachers.checks.check_answer`.
     """
-    twice: list[dict[int, Float32]] = [{}, {}]
+    found: list[dict[int, Float32]] = []
     for members in microbatches([len(rollout.token_ids) for rollout in rollouts], tokens):
         mine = [rollouts[i] for i in members]
         given = likeliest_of(mine) if owed.support is not None and owed.support.given else None
-        for answers in twice:
-            payloads = model.score([rollout.token_ids for rollout in mine], owed.payload, None, given)
+        answers = ask([rollout.token_ids for rollout in mine], given)
+        found = found or [{} for _ in answers]
+        for one, payloads in zip(found, answers, strict=True):
             check_answer(name, mine, payloads, owed)
             for i, payload in zip(members, payloads, strict=True):
-                answers[i] = sampled_of(payload, rollouts[i].token_ids)
-    reference, ids_T = getattr(model, "reference", None), rollouts[0].token_ids
-    return Trial(
-        tuple(tuple(answers[i] for i in range(len(rollouts))) for answers in twice),
-        None if reference is None else sampled_of(Full(reference(ids_T, None)), ids_T),
-    )
+                one[i] = sampled_of(payload, rollouts[i].token_ids)
+    scored = tuple(tuple(one[i] for i in range(len(rollouts))) for one in found)
+    return Trial(scored, reference(rollouts[0].token_ids))
+
+
+def reference_of(scorer: Scorer, ids_T: Int32, adapter: str | None = None) -> Float32 | None:
+    """The tokens' log-probabilities by the scorer's own reference, ``(T,)``; None where its kind has none."""
+    reference = getattr(scorer, "reference", None)
+    return None if reference is None else sampled_of(Full(reference(ids_T, adapter)), ids_T)
