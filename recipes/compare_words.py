@@ -201,9 +201,9 @@ def _borrowed(comparison: Row) -> list[str]:
     domains_of: dict[tuple[str, str], list[str]] = {}  # borrower and lender
     for domain in comparison["domains"]:
         for run in comparison["runs"]:
-            pair = run["row"], row_of[run["against"][domain]["run"]] if run["against"][domain] else ""
-            if domain in run["borrowed"] and pair[0] != pair[1]:
-                domains_of.setdefault(pair, []).append(domain)
+            lender = row_of[run["against"][domain]["run"]] if domain in run["borrowed"] else run["row"]
+            if lender != run["row"]:
+                domains_of.setdefault((run["row"], lender), []).append(domain)
     borrowers: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (borrower, lender), domains in domains_of.items():
         borrowers.setdefault((lender, tuple(dict.fromkeys(domains))), []).append(borrower)

@@ -56,16 +56,18 @@ def yardsticks(runs: Sequence[Run], split: Split) -> list[Yardstick]:
         by_base.setdefault(b"".join(table.answers[d][0].tobytes() for d in domains), []).append(i)
     found: dict[int, Yardstick] = {}
     for members in by_base.values():
-        for i in members:
-            best = {d: _best_teacher(d, i, members, runs, own) for d in domains}
+        for seed in dict.fromkeys(runs[i].recipe["seed"] for i in members):
+            mates = [i for i in members if runs[i].recipe["seed"] == seed]
+            best = {d: _best_teacher(d, mates, members, runs, own) for d in domains}
             against = {
-                d: {"run": runs[j].name, "teachers": dict(weights[j][d])} if _level(own[j], d) >= 0 else None
-                for d, j in best.items()
+                d: {"run": runs[i].name, "teachers": dict(weights[i][d])} if _level(own[i], d) >= 0 else None
+                for d, i in best.items()
             }
-            mine, chosen = own[i].answers, {d: own[best[d]].answers[d][1] for d in domains}
-            table = Table({d: np.stack([mine[d][0], chosen[d], mine[d][2]]) for d in domains})
-            borrowed = [d for d in domains if not np.array_equal(mine[d][1], chosen[d], equal_nan=True)]
-            found[i] = Yardstick(table, against, borrowed, runs[members[0]])
+            for i in mates:
+                mine, chosen = own[i].answers, {d: own[best[d]].answers[d][1] for d in domains}
+                table = Table({d: np.stack([mine[d][0], chosen[d], mine[d][2]]) for d in domains})
+                borrowed = [d for d in domains if not np.array_equal(mine[d][1], chosen[d], equal_nan=True)]
+                found[i] = Yardstick(table, against, borrowed, runs[members[0]])
     return [found[i] for i in range(len(runs))]
 
 
@@ -85,11 +87,11 @@ def _own_table(run: Run, first: Run, split: Split, weights: TeacherWeights) -> T
     return table
 
 
-def _best_teacher(domain: str, of: int, members: Sequence[int], runs: Sequence[Run], own: Sequence[Table]) -> int:
-    """Which run's teacher a run is measured against: the best that runs of its seed have, else that any has."""
-    known = [i for i in members if _level(own[i], domain) >= 0]
-    seed = runs[of].recipe["seed"]
-    near = [i for i in known if runs[i].recipe["seed"] == seed] or known or members
+def _best_teacher(
+    domain: str, mates: Sequence[int], members: Sequence[int], runs: Sequence[Run], own: Sequence[Table]
+) -> int:
+    """Whose teacher the runs of one seed are measured against: the best of theirs, else of any run of their base."""
+    near = [i for i in mates if _level(own[i], domain) >= 0] or members
     return max(near, key=lambda i: (_level(own[i], domain), _distils(runs[i])))
 
 
