@@ -124,9 +124,8 @@ class Ledger:
         Amounts are ``{"tokens", "flops", "seconds"}``, and ``"bytes"`` of who ships any. Tokens have no total: one
         token is written, scored and trained.
         """
-        own = [spent.seconds for role, spent in self._spent.items() if "teacher" not in role.split("/")]
-        total = {"flops": sum(spent.flops for spent in self._spent.values()), "seconds": round(sum(own), 3)}
-        return {"format": 1, "roles": {role: _amounts(spent) for role, spent in self._spent.items()}, "total": total}
+        roles = {role: _amounts(spent) for role, spent in self._spent.items()}
+        return {"format": 1, "roles": roles, "total": total_of(self._spent)}
 
     def write(self, path: Path) -> None:
         """Write ledger.json; a reader sees the old file or the new one, never half of one."""
@@ -160,3 +159,9 @@ def ledger_from_rows(rows: Iterable[Mapping[str, Any]]) -> Ledger:
                 # A difference of clocks may be a hair below 0, and what was not finite is null.
                 ledger.add(role, **{unit: max(0.0, value or 0.0)})
     return ledger
+
+
+def total_of(spent: Mapping[str, Spent]) -> dict[str, float]:
+    """FLOPs and seconds of roles, ``{"flops": ..., "seconds": ...}``; teachers' seconds go by beside the loop's."""
+    own = [one.seconds for role, one in spent.items() if "teacher" not in role.split("/")]
+    return {"flops": sum(one.flops for one in spent.values()), "seconds": round(sum(own), 3)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from distill.jsonl import read_jsonl
-from distill.ledger import Ledger, Spent, read_ledger
+from distill.ledger import Ledger, Spent, read_ledger, total_of
 from distill.results import curve
 from recipes.compare_runs import Run
 from recipes.lineage import SELF
@@ -37,7 +37,7 @@ def cost(run: Run) -> dict[str, Cost | None]:
     used_teachers = [run.recipe["teachers"][name] for name in used]
     sources = [teacher["model"] for teacher in used_teachers]
     made = {stage: None for source in sources for stage in _stages(run.recipe, source) if stage not in base_stages}
-    training = _sum([_amount({r: s for r, s in own.items() if r != "evaluation"}), _of_stages(spent, links)])
+    training = _sum([total_of({r: s for r, s in own.items() if r != "evaluation"}), _of_stages(spent, links)])
     # What an adapter or a user's own class cost, nothing tells.
     elsewhere = any(teacher.get("adapter") or teacher.get("scorer") for teacher in used_teachers)
     models = [None] if elsewhere else [_elsewhere(source) for source in dict.fromkeys(sources)]
@@ -47,7 +47,7 @@ def cost(run: Run) -> dict[str, Cost | None]:
         "teachers": teachers,
         "with_teachers": _sum([training, teachers]),
         "base": _sum([_of_stages(spent, dict.fromkeys(base_stages)), _elsewhere(run.recipe["student"]["model"])]),
-        "evaluation": _amount({"evaluation": own.get("evaluation", Spent())}),
+        "evaluation": total_of({"evaluation": own.get("evaluation", Spent())}),
     }
 
 
@@ -116,28 +116,21 @@ def _stages(recipe: Mapping[str, Any], source: Any) -> Iterator[str]:
 def _of_stages(spent: Mapping[str, Spent], stages: Mapping[str, None]) -> Cost:
     parts = {role: role.split("/", 2) for role in spent}
     mine = [role for role, p in parts.items() if p[0] == "stage" and p[1] in stages and p[2] != "evaluation"]
-    each = [_amount({parts[role][2]: spent[role]}) for role in mine]
-    return {unit: sum(one[unit] for one in each) for unit in ("flops", "seconds")}
+    return total_of({role: spent[role] for role in mine})
 
 
 def _elsewhere(source: Any) -> Cost | None:
     """What a model cost that is no stage of the run: none from nothing or of the student itself, its own run's
     training, or unknown."""
     if not isinstance(source, str) or source == SELF or source.startswith(PREFIX):
-        return _amount({})
+        return total_of({})
     beside = Path(source).parent / "ledger.json"
     ledger = read_ledger(beside) if beside.is_file() else None
     return None if ledger is None else _own_training(ledger)
 
 
 def _own_training(ledger: Ledger) -> Cost:
-    return _amount({r: s for r, s in ledger.spent.items() if not r.startswith("stage/") and r != "evaluation"})
-
-
-def _amount(spent: Mapping[str, Spent]) -> Cost:
-    """The sum over roles. Teachers' processes work beside the loop, whose waiting for them is ``scoring``."""
-    seconds = sum(s.seconds for role, s in spent.items() if not role.startswith("teacher/"))
-    return {"flops": sum(s.flops for s in spent.values()), "seconds": round(seconds, 3)}
+    return total_of({r: s for r, s in ledger.spent.items() if not r.startswith("stage/") and r != "evaluation"})
 
 
 def _sum(costs: Sequence[Cost | None]) -> Cost | None:
