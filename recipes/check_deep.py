@@ -17,7 +17,7 @@ from distill.losses import loss_spec
 from distill.recipe import Architecture, Recipe
 from distill.types import Float32, Full, Int32, Payload, Rollout, Sampler, UserError, WorldError
 from recipes.exam import verify
-from recipes.findings import ROLLOUTS, Finding, judge, reverse_kl
+from recipes.findings import ROLLOUTS, Finding, judge, reverse_kl, unanswering
 from recipes.launch import on_disk
 from recipes.lineage import SELF, Source, adapter_folders, stage_name, teacher_source, trusted
 from recipes.methods import decoding, support_of
@@ -175,8 +175,7 @@ class DeepCheck:
             if not own and not isinstance(error, WorldError):
                 raise
             told = str(error) if isinstance(error, WorldError) else f"it raises {type(error).__name__}: {error}"
-            remedy = "take a teacher that answers, or mend this one"
-            return [Finding(name, domain, "unusable", told, remedy) for domain in domains]
+            return [unanswering(name, domain, told) for domain in domains]
         found = []
         for domain in domains:
             ours = {key: value for key, value in student.correct.items() if key.startswith(f"{domain}/")}

@@ -47,6 +47,11 @@ def reverse_kl(student: Sequence[Float32], teacher: Sequence[Float32], rollouts:
     return total / tokens
 
 
+def unanswering(teacher: str, domain: str, why: str) -> Finding:
+    """Of a teacher that does not answer, or with something else than it was asked for."""
+    return Finding(teacher, domain, "unusable", why, "take a teacher that answers, or mend this one")
+
+
 def judge(
     teacher: str, domain: str, kl: float, ours: Sequence[float], theirs: Sequence[float] | None, *, error: float = 0.0
 ) -> Finding:

@@ -18,7 +18,7 @@ from distill.evaluate import Evaluation
 from distill.recipe import Recipe
 from distill.student import DeepSpeedStudent
 from distill.types import Float32, GradingFailed, NonFinite, Prompt, Rollout, Sampler, WorldError
-from recipes.findings import ROLLOUTS, Finding, findings_table, judge, refuse_unusable
+from recipes.findings import ROLLOUTS, Finding, findings_table, judge, refuse_unusable, unanswering
 from recipes.lineage import SELF
 from teachers.pool import TeacherPool
 from teachers.scorer import TOLERANCE
@@ -157,7 +157,7 @@ def _tried(
     try:
         trial = pool.try_out(teacher, rollouts)
     except (NonFinite, GradingFailed) as error:
-        return Finding(teacher, domain, "unusable", str(error), "take a teacher that answers, or mend this one")
+        return unanswering(teacher, domain, str(error))
     return conclude(teacher, domain, trial, rollouts, tolerance, ours, theirs)
 
 

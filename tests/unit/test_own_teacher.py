@@ -179,26 +179,24 @@ def test_a_sound_one_passes_and_is_tried_out(folder: Path, tmp_path: Path) -> No
     assert found.reason.endswith("it only scores, so it was not asked")
 
 
-WRONG: dict[str, tuple[str, str]] = {
-    "one that raises": ("halves = zip(", "raise OSError('no such disk'); halves = zip("),
-    "one in float64": ("np.float32(2)", "np.float64(2)"),
-    "one of too few": ("in halves]", "in halves][1:]"),
-}
-TOLD = {
-    "one that raises": "it raises OSError: no such disk",
-    "one in float64": "gave logprobs_TV in float64",
-    "one of too few": "it owes one for each, in order",
-}
+WRONG: dict[str, tuple[str, str, str]] = {
+    "one that raises": (
+        "halves = zip(", "raise OSError('no such disk'); halves = zip(", "it raises OSError: no such disk"
+    ),
+    "one in float64": ("np.float32(2)", "np.float64(2)", "gave logprobs_TV in float64"),
+    "one of too few": ("in halves]", "in halves][1:]", "it owes one for each, in order"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_with_its_answers_is_a_finding(name: str, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "blend.py").write_text(changed(*WRONG[name]).replace("./checkpoints/other", str(folder / "other")))
+    old, new, told = WRONG[name]
+    (tmp_path / "blend.py").write_text(changed(old, new).replace("./checkpoints/other", str(folder / "other")))
     for model in ("one", "other"):
         (tmp_path / model).symlink_to(folder / model)
     (found,) = DeepCheck(recipe(**tree(tmp_path)), tmp_path / "out").findings()
     assert found.verdict == "unusable"
-    assert TOLD[name] in found.reason
+    assert told in found.reason
 
 
 @pytest.mark.parametrize("whose", ["teacher", "student", "union"])
