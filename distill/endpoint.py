@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from pydantic import SecretStr
 
-from distill.errors import UserError, WorldError
+from mopd.distill.errors import UserError, WorldError
 
 LATER = (408, 425, 429)
 """Answers of the 400s that another time would turn out otherwise: time-outs and too many requests."""

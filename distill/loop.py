@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from distill.types import (
+from mopd.distill.types import (
     Grader,
     GradingFailed,
     Metrics,

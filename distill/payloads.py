@@ -45,7 +45,7 @@ class Hidden:
 
     Attributes:
         hidden_TH: float32; or bfloat16, which numpy has not, as its bits: uint16.
-        head: fingerprint of the output head that they belong to; see :func:`distill.heads.fingerprint`.
+        head: fingerprint of the output head that they belong to; see :func:`distill.models.heads.fingerprint`.
     """
 
     hidden_TH: Float32 | UInt16

@@ -19,21 +19,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distill.errors import GradingFailed as GradingFailed
-from distill.errors import NonFinite as NonFinite
-from distill.errors import UserError as UserError
-from distill.errors import WorldError as WorldError
-from distill.payloads import PAYLOADS as PAYLOADS
-from distill.payloads import Float32 as Float32
-from distill.payloads import Full as Full
-from distill.payloads import Hidden as Hidden
-from distill.payloads import Int32 as Int32
-from distill.payloads import Payload as Payload
-from distill.payloads import PayloadName as PayloadName
-from distill.payloads import Sampled as Sampled
-from distill.payloads import TeacherScore as TeacherScore
-from distill.payloads import TopK as TopK
-from distill.payloads import UInt16 as UInt16
+from mopd.distill.errors import GradingFailed as GradingFailed
+from mopd.distill.errors import NonFinite as NonFinite
+from mopd.distill.errors import UserError as UserError
+from mopd.distill.errors import WorldError as WorldError
+from mopd.distill.payloads import PAYLOADS as PAYLOADS
+from mopd.distill.payloads import Float32 as Float32
+from mopd.distill.payloads import Full as Full
+from mopd.distill.payloads import Hidden as Hidden
+from mopd.distill.payloads import Int32 as Int32
+from mopd.distill.payloads import Payload as Payload
+from mopd.distill.payloads import PayloadName as PayloadName
+from mopd.distill.payloads import Sampled as Sampled
+from mopd.distill.payloads import TeacherScore as TeacherScore
+from mopd.distill.payloads import TopK as TopK
+from mopd.distill.payloads import UInt16 as UInt16
 
 Bool: TypeAlias = npt.NDArray[np.bool_]
 Finish: TypeAlias = Literal["eos", "length"]
@@ -90,7 +90,7 @@ class Rollout:
         index: number of the rollout within its step.
         routed_experts: ``(T, moe layers, experts per token)`` where routing was recorded.
         support_ids: ``(T, K)`` the sampler's likeliest tokens, where the loss asks its teachers for those; anything at
-            masked positions. See :func:`distill.topk.likeliest`.
+            masked positions. See :func:`distill.loss.topk.likeliest`.
     """
 
     prompt: Prompt

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from recipes import SHIPPED
+from mopd.recipes import SHIPPED
 
 DONE, WORLD_BROKE, USER_CAN_MEND, INTERRUPTED = 0, 1, 2, 130
 
@@ -28,8 +28,8 @@ class ExitCodes(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see the module's docstring for the codes."""
-        from distill.loop import Interrupted
-        from distill.types import UserError, WorldError
+        from mopd.distill.loop import Interrupted
+        from mopd.distill.types import UserError, WorldError
 
         try:
             return super().invoke(ctx)
@@ -76,16 +76,16 @@ def run(
 ) -> None:
     """Run a recipe or a study, or go on with what is there: the same command resumes."""
     resolved, folder = _load(recipe, overrides, out)
-    from distill.recipe_study import Study
-    from distill.types import UserError
+    from mopd.distill.recipe.study import Study
+    from mopd.distill.types import UserError
 
     try:
         if isinstance(resolved, Study):
-            from recipes.study import run_study
+            from mopd.recipes.run.study import run_study
 
             run_study(resolved, folder, restart=restart)
         else:
-            from recipes import launch
+            from mopd.recipes.run import launch
 
             launch.run(resolved, folder, restart=restart)
     except UserError as error:
@@ -107,7 +107,7 @@ def check(
 ) -> None:
     """Check a recipe or a study without running it, and print what it would take."""
     resolved, folder = _load(recipe, overrides, out)
-    from recipes.check_view import show
+    from mopd.recipes.check_command import show
 
     show(resolved, folder, Console(), deep=deep, offline=offline)
 
@@ -135,14 +135,14 @@ def compare(
     Runs are refused that were not asked the same questions. Recovery in all runs of one base is measured against the
     best teacher that any of them has for a domain.
     """
-    from recipes.compare import compare as compare_runs
-    from recipes.compare_console import console_tables
-    from recipes.compare_page import chosen_pair, write_comparison
+    from mopd.recipes.compare.comparison import compare as compare_runs
+    from mopd.recipes.compare.console import console_tables
+    from mopd.recipes.compare.page import chosen_pair, write_comparison
 
     comparison = compare_runs(runs, validation=validation)
     page = write_comparison(comparison, out, chosen_pair(comparison, pareto))
     if markdown is not None:
-        from recipes.compare_markdown import write_markdown
+        from mopd.recipes.compare.markdown import write_markdown
 
         write_markdown(comparison, markdown)
     console = Console()
@@ -160,12 +160,12 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure a model on tasks: greedy answers to test prompts, with 95% intervals."""
-    from distill.own import is_own
-    from distill.recipe_schema import guess
-    from distill.types import UserError
-    from recipes.checkpoints import local_folder, read_checkpoint
-    from recipes.measure import evaluate_model
-    from rollouts.tasks import TASKS
+    from mopd.distill.recipe.messages import guess
+    from mopd.distill.recipe.plugins import is_own
+    from mopd.distill.types import UserError
+    from mopd.recipes.resolve.checkpoints import local_folder, read_checkpoint
+    from mopd.recipes.run.baselines import evaluate_model
+    from mopd.rollouts.tasks import TASKS
 
     names = list(dict.fromkeys(name.strip() for name in tasks.split(",")))
     shipped = [name for name in names if not is_own(name)]
@@ -184,7 +184,7 @@ def evaluate(
 @app.command()
 def workspace(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Save a W&B workspace of the recipe's project, in which recipes line up."""
-    from distill.workspace import save_workspace
+    from mopd.distill.tracking.wandb_workspace import save_workspace
 
     typer.echo(save_workspace(_load(recipe, overrides, None)[0]))
 
@@ -192,7 +192,7 @@ def workspace(recipe: RecipeArgument, overrides: OverridesArgument = None) -> No
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a recipe, for the editor."""
-    from distill.recipe_editor import editor_schema
+    from mopd.distill.recipe.json_schema import editor_schema
 
     typer.echo(json.dumps(editor_schema(), indent=2))
 
@@ -203,7 +203,7 @@ def main() -> None:
 
 
 def _load(recipe: str, overrides: list[str] | None, out: Path | None) -> Any:
-    from distill.recipe_study import load
+    from mopd.distill.recipe.study import load
 
     resolved = load(recipe, overrides or (), shipped=SHIPPED)
     return resolved, out if out is not None else Path("runs") / resolved.name

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from distill.types import Prompt, Prompts
-from rollouts.tasks import Task
-from rollouts.tokenizer import to_prompt
+from mopd.distill.types import Prompt, Prompts
+from mopd.rollouts.tasks import Task
+from mopd.rollouts.tokenizer import to_prompt
 
 
 @dataclass(frozen=True, slots=True)

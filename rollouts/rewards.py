@@ -10,9 +10,9 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from distill.types import Metrics, Rollout, ScoredRollout, UserError, WorldError
-from rollouts.tasks.base import Task
-from rollouts.tokenizer import completion_text
+from mopd.distill.types import Metrics, Rollout, ScoredRollout, UserError, WorldError
+from mopd.rollouts.tasks.base import Task
+from mopd.rollouts.tokenizer import completion_text
 
 
 class RewardGrader:

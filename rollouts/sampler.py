@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from distill.topk import Support
-from distill.types import Int32, Prompt, Rollout, Sampler, Weights
-from rollouts.generate import Completion, Decoding, generate
+from mopd.distill.loss.topk import Support
+from mopd.distill.types import Int32, Prompt, Rollout, Sampler, Weights
+from mopd.rollouts.engines.in_process import Completion, Decoding, generate
 
 EncodeAnswer = Callable[[str], Sequence[int]]
 """Gold answer to token ids, EOS included."""

@@ -12,8 +12,8 @@ from typing import cast
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from distill.types import Prompt, Rollout
-from rollouts.tasks.base import Example
+from mopd.distill.types import Prompt, Rollout
+from mopd.rollouts.tasks.base import Example
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 

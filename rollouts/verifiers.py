@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TypeAlias
 
-from rollouts.sandbox import equal_formulas, run_tests_many
-from rollouts.sandbox_rules import Refused, parse_program
+from mopd.rollouts.sandbox.rules import Refused, parse_program
+from mopd.rollouts.sandbox.run import equal_formulas, run_tests_many
 
 Verifier: TypeAlias = Callable[[str, str], float]
 
@@ -70,7 +70,7 @@ def python_tests(tests: str, text: str) -> float:
 
     The program is the last Python code block (three backticks) of ``text``, or all of it where there is none.
     ``tests`` are top-level asserts, functions ``test_*`` or ``unittest.TestCase`` classes; see
-    :func:`rollouts.sandbox.run_tests_many`, and :mod:`rollouts.sandbox_rules` for what a program may use.
+    :func:`rollouts.sandbox.run.run_tests_many`, and :mod:`rollouts.sandbox.rules` for what a program may use.
     """
     return _python_tests_many([tests], [text])[0]
 

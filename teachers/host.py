@@ -12,11 +12,11 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from distill.endpoint import EndpointLost
-from distill.recipe import FaultRecipe
-from distill.types import Float32, GradingFailed, Int32
-from teachers.process import Answer, Asked, Household, Loaded
-from teachers.replica import Job, Replica, told
+from mopd.distill.endpoint import EndpointLost
+from mopd.distill.recipe import FaultRecipe
+from mopd.distill.types import Float32, GradingFailed, Int32
+from mopd.teachers.actor import Answer, Asked, Household, Loaded
+from mopd.teachers.replica import Job, Replica, told
 
 
 class Host:

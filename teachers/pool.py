@@ -8,14 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
-from distill.recipe import FaultRecipe
-from distill.types import Int32, Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore
-from teachers.checks import Owed, check_answer, likeliest_of
-from teachers.host import Host
-from teachers.model import microbatches
-from teachers.process import Answer, Asked, Household, TeacherSpec
-from teachers.served import Served
-from teachers.trial import Trial, asked_in_trial, try_out
+from mopd.distill.recipe import FaultRecipe
+from mopd.distill.types import Int32, Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore
+from mopd.teachers.actor import Answer, Asked, Household, TeacherSpec
+from mopd.teachers.dry_run import Trial, asked_in_trial, try_out
+from mopd.teachers.host import Host
+from mopd.teachers.kinds.checkpoint import microbatches
+from mopd.teachers.kinds.served import Served
+from mopd.teachers.validate import Owed, check_answer, likeliest_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class TeacherPool:
             KeyError: a rollout's domain has no route.
             NonFinite: a teacher answered NaN or +-infinity at a trained token; names teacher, domain and rollout.
             GradingFailed: a teacher was lost more often than the fault policy bears, or answered something else than it
-                was asked: see :func:`teachers.checks.check_score`.
+                was asked: see :func:`teachers.validate.check_score`.
         """
         rollouts: list[Rollout] = []
         asked: list[_Asked] = []

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from teachers.process import Household, Loaded, TeacherProcess
+from mopd.teachers.actor import Household, Loaded, TeacherProcess
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +44,7 @@ class Replica:
 
     Attributes:
         holds: whose weights it has, or is loading.
-        compared: whether loadings are compared; see :meth:`teachers.process.TeacherProcess.load`.
+        compared: whether loadings are compared; see :meth:`teachers.actor.TeacherProcess.load`.
         start_seconds: that it may take to load.
         jobs: what it alone has to answer.
         lost: how many times in a row it was.

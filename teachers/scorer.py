@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from distill.topk import Support
-from distill.types import Int32, Payload, PayloadName
+from mopd.distill.loss.topk import Support
+from mopd.distill.types import Int32, Payload, PayloadName
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
 """Nats by which two ways to one log-probability may differ; they differ by the padding of a forward."""

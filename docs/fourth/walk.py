@@ -2,7 +2,7 @@
 
 import random
 
-from rollouts.tasks import Generated
+from mopd.rollouts.tasks import Generated
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -6,13 +6,13 @@ import hashlib
 
 from transformers import PreTrainedTokenizerBase
 
-from distill.own import is_own, load_own
-from distill.recipe import Source
-from distill.types import UserError
-from rollouts.tasks.arithmetic import Arithmetic
-from rollouts.tasks.base import Example, Generated, Split, Task
-from rollouts.tasks.list_programs import ListPrograms
-from rollouts.tasks.ordering import Ordering
+from mopd.distill.recipe import Source
+from mopd.distill.recipe.plugins import is_own, load_own
+from mopd.distill.types import UserError
+from mopd.rollouts.tasks.arithmetic import Arithmetic
+from mopd.rollouts.tasks.base import Example, Generated, Split, Task
+from mopd.rollouts.tasks.list_programs import ListPrograms
+from mopd.rollouts.tasks.ordering import Ordering
 
 TASKS: dict[str, Task] = {"arithmetic": Arithmetic(), "list_programs": ListPrograms(), "ordering": Ordering()}
 """Every shipped task by the name that a recipe gives in ``domains: {NAME: {task: ...}}``."""
@@ -34,7 +34,7 @@ def make_task(task: str | Source, *, domain: str, tokenizer: PreTrainedTokenizer
         if task not in TASKS:
             raise UserError(f"unknown task {task!r}; shipped tasks are {', '.join(TASKS)}")
         return TASKS[task]
-    from rollouts.tasks.dataset import DatasetTask  # `datasets` takes a second to import
+    from mopd.rollouts.tasks.dataset import DatasetTask  # `datasets` takes a second to import
 
     return DatasetTask(task, tokenizer, domain=domain)
 
@@ -60,8 +60,8 @@ def own_task(reference: str, *, where: str) -> Task:
     methods = ("example", "verify", "verify_many", "wrong_answer")
     if lacks := [name for name in methods if not callable(getattr(found, name, None))]:
         raise UserError(
-            f"`{where}`: {reference} has no {', '.join(lacks)}, which a task needs (rollouts.tasks.base.Task); a "
-            "subclass of rollouts.tasks.base.Generated needs no more than `draw`"
+            f"`{where}`: {reference} has no {', '.join(lacks)}, which a task needs (mopd.rollouts.tasks.base.Task); a "
+            "subclass of mopd.rollouts.tasks.base.Generated needs no more than `draw`"
         )
     return found
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 import re
 
-from distill.types import Prompt
-from rollouts.tasks.base import Example, Generated
+from mopd.distill.types import Prompt
+from mopd.rollouts.tasks.base import Example, Generated
 
 ANSWER = re.compile(r";(\d{1,9})\Z", re.ASCII)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, get_args
 
-from distill.types import Prompt, UserError
+from mopd.distill.types import Prompt, UserError
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 MAX_DRAWS = 10_000

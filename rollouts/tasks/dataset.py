@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from distill.recipe import Source
-from distill.types import Prompt, UserError
-from rollouts.tasks.base import Example, content_hash
-from rollouts.tasks.dataset_rows import Message, Row, read_splits
-from rollouts.verifiers import chosen_letter, last_number, verify_many
+from mopd.distill.recipe import Source
+from mopd.distill.types import Prompt, UserError
+from mopd.rollouts.tasks.base import Example, content_hash
+from mopd.rollouts.tasks.dataset_rows import Message, Row, read_splits
+from mopd.rollouts.verifiers import chosen_letter, last_number, verify_many
 
 
 class DatasetTask:

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 
 import datasets
 
-from distill.recipe import Source
-from distill.types import UserError
-from rollouts.tasks.base import split_of
-from rollouts.verifiers import gold_problem
+from mopd.distill.recipe import Source
+from mopd.distill.types import UserError
+from mopd.rollouts.tasks.base import split_of
+from mopd.rollouts.verifiers import gold_problem
 
 Message: TypeAlias = dict[str, str]
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}

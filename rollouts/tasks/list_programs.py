@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from distill.types import Prompt
-from rollouts.sandbox import evaluate_expressions
-from rollouts.tasks.base import Example, content_hash, draw_in_split
+from mopd.distill.types import Prompt
+from mopd.rollouts.sandbox.run import evaluate_expressions
+from mopd.rollouts.tasks.base import Example, content_hash, draw_in_split
 
 ARGUMENTS = range(1, 10)
 HIDDEN_LISTS = 6

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 
-from rollouts.tasks.base import Example, Generated
+from mopd.rollouts.tasks.base import Example, Generated
 
 LETTERS = "ABCDEFGHIJKLMNOP"
 

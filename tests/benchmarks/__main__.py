@@ -20,15 +20,15 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from distill.recipe_file import load_recipe
-from distill.track import read_jsonl
-from recipes import SHIPPED
-from recipes.launch import run
-from recipes.models import load_tokenizer
-from recipes.training import prompt_source, tasks_of
-from rollouts.sampler import GoldSampler
-from rollouts.tokenizer import completion_ids
-from teachers.model import TeacherModel
+from mopd.distill.recipe.files import load_recipe
+from mopd.distill.tracking.tracker import read_jsonl
+from mopd.recipes import SHIPPED
+from mopd.recipes.resolve.initial import load_tokenizer
+from mopd.recipes.run.job import prompt_source, tasks_of
+from mopd.recipes.run.launch import run
+from mopd.rollouts.sampler import GoldSampler
+from mopd.rollouts.tokenizer import completion_ids
+from mopd.teachers.kinds.checkpoint import TeacherModel
 from tests.benchmarks import hidden, teachers
 
 ROLES = ("generation", "scoring", "update")

@@ -13,8 +13,8 @@ import time
 
 import torch
 
-from distill.forward import CHUNKS
-from distill.hidden import Opinion, hidden_reverse_kl
+from mopd.distill.loss.hidden import Opinion, hidden_reverse_kl
+from mopd.distill.student.forward import CHUNKS
 
 TOKENS, VOCABULARY, HIDDEN = 4096, 151936, 256
 SIZES = f"{TOKENS} tokens, vocabulary {VOCABULARY}, hidden size {HIDDEN}"

@@ -19,14 +19,14 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from distill.payloads import payload_bytes, row_bytes
-from distill.recipe import FaultRecipe
-from distill.topk import Support, likeliest
-from distill.types import PayloadName, Prompt, Rollout, ScoredRollout
-from teachers.model import Checkpoint, TeacherModel
-from teachers.pool import TeacherPool
-from teachers.process import TeacherSpec
-from teachers.scorer import Conditions
+from mopd.distill.loss.topk import Support, likeliest
+from mopd.distill.payloads import payload_bytes, row_bytes
+from mopd.distill.recipe import FaultRecipe
+from mopd.distill.types import PayloadName, Prompt, Rollout, ScoredRollout
+from mopd.teachers.actor import TeacherSpec
+from mopd.teachers.kinds.checkpoint import Checkpoint, TeacherModel
+from mopd.teachers.pool import TeacherPool
+from mopd.teachers.scorer import Conditions
 from tests.unit.adapter_kit import wide_bytes
 
 COUNTS = (1, 2, 4, 8)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.forward import CHUNKS
-from distill.hidden import Opinion, hidden_reverse_kl
+from mopd.distill.loss.hidden import Opinion, hidden_reverse_kl
+from mopd.distill.student.forward import CHUNKS
 
 pytestmark = [
     pytest.mark.gpu,

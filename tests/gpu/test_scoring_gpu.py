@@ -13,11 +13,11 @@ sys.path.append(str(Path(__file__).parent.parent / "unit"))
 
 from student_kit import VOCABULARY, make_model
 
-from distill.load import load_model
-from distill.types import Prompt, Rollout
-from rollouts.generate import Decoding
-from rollouts.sampler import InProcess, StudentSampler
-from teachers.model import TeacherModel
+from mopd.distill.models.load import load_model
+from mopd.distill.types import Prompt, Rollout
+from mopd.rollouts.engines.in_process import Decoding
+from mopd.rollouts.sampler import InProcess, StudentSampler
+from mopd.teachers.kinds.checkpoint import TeacherModel
 
 pytestmark = [
     pytest.mark.gpu,

@@ -22,8 +22,8 @@ from pathlib import Path
 sys.path.append({unit!r})
 from student_kit import DOMAINS, make_batch, make_model, make_spec
 from transformers import AutoModelForCausalLM
-from distill.recipe import Engine
-from distill.student import DeepSpeedStudent, InlineRanks
+from mopd.distill.recipe import Engine
+from mopd.distill.student.driver import DeepSpeedStudent, InlineRanks
 
 tmp = Path({tmp!r})
 spec = make_spec(make_model(tmp, {family!r}), tmp / "run", device="cuda", engine=Engine(ranks=1, expert_bias_rate=1e-3))

@@ -10,7 +10,7 @@ from runs import assert_whole, rows, run
 ROOT = Path(__file__).parents[2]
 DOMAINS = ["math", "code", "reasoning", "walks"]
 LOSS = """
-from distill.losses import LossSpec, full_reverse_kl
+from mopd.distill.loss.registry import LossSpec, full_reverse_kl
 
 LOSS = LossSpec("full", lambda logits_BTV, microbatch, settings: full_reverse_kl(logits_BTV, microbatch, settings))
 """

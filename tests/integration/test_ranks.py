@@ -20,10 +20,10 @@ sys.path.append(str(UNIT))
 from store_kit import stored  # noqa: E402
 from student_kit import DOMAINS, make_batch, make_model, make_spec  # noqa: E402
 
-from distill.recipe import Engine  # noqa: E402
-from distill.student import DeepSpeedStudent  # noqa: E402
-from distill.types import Full, NonFinite, ScoredRollout, UserError, WorldError  # noqa: E402
-from recipes.ranks import RayRanks  # noqa: E402
+from mopd.distill.recipe import Engine  # noqa: E402
+from mopd.distill.student.driver import DeepSpeedStudent  # noqa: E402
+from mopd.distill.types import Full, NonFinite, ScoredRollout, UserError, WorldError  # noqa: E402
+from mopd.recipes.run.ranks import RayRanks  # noqa: E402
 
 
 @pytest.fixture(scope="module")

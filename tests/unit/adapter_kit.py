@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from distill.adapters import with_adapters
-from distill.load import load_model
+from mopd.distill.models.adapters import with_adapters
+from mopd.distill.models.load import load_model
 
 RANK, ALPHA = 2, 3.0
 WIDE: dict[str, Any] = {

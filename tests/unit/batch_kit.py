@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from distill.types import Full, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, TopK
+from mopd.distill.types import Full, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, TopK
 
 V = 9
 SHARES = {"math": 1.0, "code": 3.0}

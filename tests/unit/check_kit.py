@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from distill.recipe import Recipe
-from distill.types import UserError
-from recipes.check import check
-from recipes.models import training_texts
-from rollouts.tasks import TASKS
-from rollouts.tokenizer import build_tokenizer
+from mopd.distill.recipe import Recipe
+from mopd.distill.types import UserError
+from mopd.recipes.check.static import check
+from mopd.recipes.resolve.initial import training_texts
+from mopd.rollouts.tasks import TASKS
+from mopd.rollouts.tokenizer import build_tokenizer
 
 CONFIG: dict[str, Any] = {
     "hidden_size": 16,

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from distill.evaluate import Evaluation
-from distill.jsonl import append_jsonl
-from distill.results import build_seesaw
-from recipes.report_data import teacher_weights
+from mopd.distill.metrics.evaluate import Evaluation
+from mopd.distill.metrics.results import build_seesaw
+from mopd.distill.tracking.jsonl import append_jsonl
+from mopd.recipes.report.data import teacher_weights
 
 Scores = Mapping[str, Sequence[float]]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distill.recipe import Source
-from rollouts.tasks.dataset import DatasetTask
+from mopd.distill.recipe import Source
+from mopd.rollouts.tasks.dataset import DatasetTask
 
 
 def sums(count: int, *, start: int = 0) -> list[dict[str, Any]]:

@@ -2,11 +2,11 @@
 
 import torch
 
-from distill.batch import Microbatch
-from distill.grades import SupportRows, TeacherSlot
-from distill.losses import LOSSES, TokenLoss
-from distill.recipe import JSD, K2, ForwardKL, FullReverseKL, NegativeLogLikelihood, PolicyGradient, TopKReverseKL
-from distill.topk import Support, top_k
+from mopd.distill.loss.microbatch import Microbatch
+from mopd.distill.loss.registry import LOSSES, TokenLoss
+from mopd.distill.loss.teacher_tensors import SupportRows, TeacherSlot
+from mopd.distill.loss.topk import Support, top_k
+from mopd.distill.recipe import JSD, K2, ForwardKL, FullReverseKL, NegativeLogLikelihood, PolicyGradient, TopKReverseKL
 
 FULL = FullReverseKL(estimator="full_reverse_kl")
 PLAIN = PolicyGradient(estimator="policy_gradient", advantage_clip=1e9, gate=(1e-9, 1e9))  # no clip, no gate

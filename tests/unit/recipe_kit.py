@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from distill.recipe import Recipe
-from distill.recipe_file import load_recipe
-from distill.types import UserError
-from recipes import SHIPPED
+from mopd.distill.recipe import Recipe
+from mopd.distill.recipe.files import load_recipe
+from mopd.distill.types import UserError
+from mopd.recipes import SHIPPED
 
 SMALL = """
 name: small

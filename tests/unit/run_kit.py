@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from distill.evaluate import Evaluation, Split
-from distill.jsonl import append_jsonl
-from distill.results import build_seesaw
+from mopd.distill.metrics.evaluate import Evaluation, Split
+from mopd.distill.metrics.results import build_seesaw
+from mopd.distill.tracking.jsonl import append_jsonl
 
 BASE = {"math": 0.74, "code": 0.79, "reasoning": 0.575}
 TEACHERS = {

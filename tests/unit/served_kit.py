@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from distill.types import Full
-from teachers.model import TeacherModel
+from mopd.distill.types import Full
+from mopd.teachers.kinds.checkpoint import TeacherModel
 
 KEY = "sk-very-secret"
 

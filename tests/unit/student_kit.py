@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from distill import engine
-from distill.rank import StudentRank, StudentSpec
-from distill.recipe import Engine, FullReverseKL, Optimizer
-from distill.student import DeepSpeedStudent, Ranks
-from distill.types import Full, Prompt, Rollout, ScoredRollout, TeacherScore
+from mopd.distill.recipe import Engine, FullReverseKL, Optimizer
+from mopd.distill.student import engine
+from mopd.distill.student.driver import DeepSpeedStudent, Ranks
+from mopd.distill.student.rank import StudentRank, StudentSpec
+from mopd.distill.types import Full, Prompt, Rollout, ScoredRollout, TeacherScore
 
 SGD = Optimizer(name="sgd", lr=0.5, warmup_steps=2, clip=0.05)
 ADAMW = Optimizer(name="adamw", lr=1e-2, warmup_steps=2, clip=0.05)

@@ -19,10 +19,10 @@ from typing import Any
 import psutil
 from track_kit import ROLLOUTS, SEESAW, recipe, write_run
 
-from distill.track import Tracker
+from mopd.distill.tracking.tracker import Tracker
 
 _APART = multiprocessing.get_context("forkserver")
-_APART.set_forkserver_preload(["distill.track"])
+_APART.set_forkserver_preload(["mopd.distill.tracking.tracker"])
 _LIMIT_SECONDS = 300
 
 
@@ -84,7 +84,7 @@ def whole_run(
     folder: Path, *, mode: str, steps: int, after: int = 0, tables: bool = True, init_seconds: float = 30.0
 ) -> None:
     """From a checkpoint to the end. Prints the times at which everything was logged, and at which it was closed."""
-    from distill.track_wandb import WandbSink
+    from mopd.distill.tracking.wandb_sink import WandbSink
 
     assert WandbSink.__init__.__kwdefaults__ is not None
     WandbSink.__init__.__kwdefaults__["init_seconds"] = init_seconds

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distill.recipe import Recipe
-from distill.track import Tracker
+from mopd.distill.recipe import Recipe
+from mopd.distill.tracking.tracker import Tracker
 
 SEESAW: dict[str, Any] = {
     "format": 1,

@@ -31,13 +31,13 @@ from check_kit import save_model, tokenizer_of  # noqa: E402
 from pydantic import SecretStr  # noqa: E402
 from runs import finish, mopd, rows, wait_for  # noqa: E402
 
-from distill.endpoint import Endpoint  # noqa: E402
-from distill.topk import Support  # noqa: E402
-from distill.types import Full, TopK  # noqa: E402
-from teachers.checks import sampled_of  # noqa: E402
-from teachers.model import TeacherModel  # noqa: E402
-from teachers.scorer import Conditions  # noqa: E402
-from teachers.served import Served  # noqa: E402
+from mopd.distill.endpoint import Endpoint  # noqa: E402
+from mopd.distill.loss.topk import Support  # noqa: E402
+from mopd.distill.types import Full, TopK  # noqa: E402
+from mopd.teachers.kinds.checkpoint import TeacherModel  # noqa: E402
+from mopd.teachers.kinds.served import Served  # noqa: E402
+from mopd.teachers.scorer import Conditions  # noqa: E402
+from mopd.teachers.validate import sampled_of  # noqa: E402
 
 PYTHON = REPOSITORY / ".venv-vllm" / "bin" / "python"
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="vLLM is not installed; `make test-vllm` does that")

@@ -1,0 +1,178 @@
+"""seesaw.json from evaluation rows: every model on every domain, the student's curve, the metrics, their intervals.
+
+The format is stable (keys are added, never renamed): scores are fractions 0..1, intervals 95%, undefined is null.
+Final scores and everything measured against teachers come from the final split, each model at its last step; the
+curve, forgetting and the seesaw over time come from the student on the validation split.
+
+Shape legend: D domains, C checkpoints, Q questions of a domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from mopd.distill.metrics import seesaw
+from mopd.distill.metrics.bootstrap import AGAINST_TEACHERS, Table, metrics, metrics_ci, plain
+from mopd.distill.metrics.evaluate import Evaluation, Split, interval
+from mopd.distill.metrics.seesaw import Array
+
+Rows: TypeAlias = Mapping[tuple[str, int, Split], Mapping[str, Mapping[str, float]]]
+"""(model, step, split) -> domain -> prompt id -> score of the answer."""
+
+TeacherWeights: TypeAlias = Mapping[str, Mapping[str, float]]
+"""Domain -> its teachers by name with weights that sum to 1 (``DomainRecipe.teacher_weights``); empty where none."""
+
+
+def group(rows: Iterable[Evaluation]) -> Rows:
+    """Rows by evaluation, domain and question. A run killed amid an evaluation repeats it: the later answer holds."""
+    grouped: dict[tuple[str, int, Split], dict[str, dict[str, float]]] = {}
+    for row in rows:
+        domains = grouped.setdefault((row.model, row.step, row.split), {})
+        domains.setdefault(row.domain, {})[row.prompt_id] = row.correct
+    return grouped
+
+
+def last_steps(grouped: Rows, split: Split) -> dict[str, int]:
+    """The last step at which each model was evaluated on ``split``; models in the order of the rows."""
+    last: dict[str, int] = {}
+    for model, step, row_split in grouped:
+        if row_split == split:
+            last[model] = max(step, last.get(model, step))
+    return last
+
+
+def _column(grouped: Rows, evaluated: tuple[str, int, Split], domain: str, questions: Sequence[str]) -> Array:
+    """One model's scores on ``questions``, ``(Q,)``; NaN where it was not evaluated at all."""
+    if evaluated not in grouped:
+        return np.full(len(questions), np.nan)
+    given = grouped[evaluated].get(domain, {})
+    if given.keys() != set(questions):
+        model, _, split = evaluated
+        raise ValueError(
+            f"{model!r} answered {len(given)} {split} questions of domain {domain!r} and 'base' {len(questions)}, "
+            "or others; models can only be compared on the same questions"
+        )
+    return np.array([given[question] for question in questions])
+
+
+def paired_table(
+    grouped: Rows, split: Split, teachers: TeacherWeights, *, student_step: int | None = None
+) -> Table | None:
+    """The table of base, teachers and student on ``split``; None while base or student have not been evaluated.
+
+    Each model at its last step, the student at ``student_step`` where that is given.
+
+    Raises:
+        ValueError: two models answered different questions of a domain, so that they can't be paired.
+    """
+    last = last_steps(grouped, split)
+    if "base" not in last or "student" not in last:
+        return None
+    if student_step is not None:
+        last["student"] = student_step
+    answers: dict[str, Array] = {}
+    for domain, weights in teachers.items():
+        questions = list(grouped["base", last["base"], split].get(domain, {}))
+        columns = {
+            model: _column(grouped, (model, last.get(model, 0), split), domain, questions)
+            for model in ("base", "student", *(f"teachers/{name}" for name in weights))
+        }
+        teacher_Q = np.full(len(questions), 0.0 if weights else np.nan)
+        for name, weight in weights.items():
+            teacher_Q += weight * columns[f"teachers/{name}"]
+        answers[domain] = np.stack([columns["base"], teacher_Q, columns["student"]])
+    return Table(answers)
+
+
+def curve(grouped: Rows, domains: Sequence[str]) -> list[dict[str, Any]]:
+    """The student's scores on validation at each evaluated step: ``[{"step": 0, "scores": {"math": 0.86}}, ...]``."""
+    steps = sorted(step for model, step, split in grouped if model == "student" and split == "validation")
+    points: list[dict[str, Any]] = []
+    for step in steps:
+        answers = grouped["student", step, "validation"]
+        points.append({"step": step, "scores": {d: float(np.mean(list(answers[d].values()))) for d in domains}})
+    return points
+
+
+OVER_TIME = ("forgetting", "seesaw_share", "seesaw_noise", "seesaw_correlation", "seesaw_correlation_p")
+"""The metrics of the curve; ``forgetting`` is one number a domain, ``seesaw_noise`` the share that noise gives."""
+
+
+def over_time(grouped: Rows, domains: Sequence[str]) -> dict[str, Any]:
+    """Forgetting and the seesaw of the curve; None where there are too few checkpoints."""
+    points = curve(grouped, domains)
+    if len(points) < 2:
+        return dict.fromkeys(OVER_TIME)
+    curve_CD = np.array([[point["scores"][d] for d in domains] for point in points])
+    asked_CD = np.array([[len(grouped["student", p["step"], "validation"][d]) for d in domains] for p in points])
+    se_CD = np.sqrt(curve_CD * (1 - curve_CD) / asked_CD)
+    rho, p = seesaw.seesaw_correlation(curve_CD)
+    return {
+        "forgetting": plain(seesaw.forgetting(curve_CD), domains),
+        "seesaw_share": plain(seesaw.seesaw_share(curve_CD, se_CD), domains),
+        "seesaw_noise": seesaw.noise_share(se_CD),
+        "seesaw_correlation": plain(rho, domains),
+        "seesaw_correlation_p": plain(p, domains),
+    }
+
+
+def scored_models(grouped: Rows, split: Split, domains: Sequence[str]) -> dict[str, Any]:
+    """Model -> domain -> score of its last step on ``split`` with its interval and the number of questions."""
+    models: dict[str, Any] = {}
+    for model, step in last_steps(grouped, split).items():
+        answers = grouped[model, step, split]
+        scored = {d: interval(list(answers[d].values())) for d in domains if d in answers}
+        models[model] = {d: {"score": s.score, "low": s.low, "high": s.high, "n": s.n} for d, s in scored.items()}
+    return models
+
+
+def _teacher_transfer(table: Table, models: Mapping[str, Any]) -> dict[str, Any]:
+    """Teacher -> domain -> its change over base as a share of that domain's headroom: who hurts whom."""
+    domains = list(table.answers)
+    transfer: dict[str, Any] = {}
+    for model, scored in models.items():
+        if model.startswith("teachers/"):
+            means_D = np.array([scored[d]["score"] for d in domains])
+            row_D = seesaw.transfer_matrix(means_D[None], table.means[0], table.means[1], defined_D=table.defined)[0]
+            transfer[model.removeprefix("teachers/")] = plain(row_D, domains)
+    return transfer
+
+
+def build_seesaw(
+    rows: Iterable[Evaluation],
+    *,
+    teachers: TeacherWeights,
+    fingerprints: Mapping[str, str],
+    split: Split = "test",
+) -> dict[str, Any]:
+    """The content of seesaw.json.
+
+    Args:
+        rows: of the whole run; models named ``base``, ``teachers/NAME`` and ``student``.
+        teachers: every domain, in the recipe's order, with its teachers' weights (empty: none).
+        fingerprints: domain -> fingerprint of its task: runs are comparable where these agree.
+        split: what the final scores come from. ``validation`` shows a run in progress, and says so under ``split``.
+
+    Raises:
+        ValueError: two models that must be compared answered different questions.
+    """
+    grouped, domains = group(rows), list(teachers)
+    models = scored_models(grouped, split, domains)
+    table = paired_table(grouped, split, teachers)
+    undefined = dict.fromkeys(AGAINST_TEACHERS)
+    return {
+        "format": 1,
+        "domains": domains,
+        "tasks": {domain: {"fingerprint": fingerprints[domain]} for domain in domains},
+        "teachers": {domain: dict(weights) for domain, weights in teachers.items()},
+        "split": split,
+        "models": models,
+        "curve": curve(grouped, domains),
+        "metrics": (metrics(table) if table else undefined)
+        | over_time(grouped, domains)
+        | {"teacher_transfer": _teacher_transfer(table, models) if table else None},
+        "metrics_ci": metrics_ci(table) if table else undefined,
+    }

@@ -1,0 +1,95 @@
+"""Loads a causal language model of transformers, whole or not at all: the one place that says how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mopd.distill.models.adapters import merged
+from mopd.distill.types import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SHOWN = 3
+"""How many wrong weights a message names."""
+
+
+def load_model(
+    path: str | Path, *, device: str, dtype: str, adapter: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A frozen checkpoint, in eval mode.
+
+    Args:
+        path: a Hugging Face checkpoint's folder, or a Hub id.
+        device: ``"cpu"`` or ``"cuda"``.
+        dtype: ``"float32"`` or ``"bfloat16"``.
+        adapter: folder of a LoRA adapter that is added into its weights.
+        trust_remote_code: whether Python code that lies in its folder may run.
+
+    Raises:
+        OSError: there is no checkpoint, or it cannot be read.
+        UserError: it lacks weights, or has some of other shapes; or the adapter does.
+    """
+    model: Any = load_whole(path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
+    if adapter is not None:
+        model = merged(model, adapter)
+    return model.to(device).eval()
+
+
+def load_whole(path: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A checkpoint as transformers loads it; with Python code that lies in its folder only where that is trusted.
+
+    Raises:
+        OSError: there is no checkpoint, or it cannot be read.
+        UserError: it lacks weights, or has some of other shapes.
+    """
+    from transformers import AutoModelForCausalLM  # seconds that the driver, which loads no model, does not spend
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # it would run through the console of who asked
+
+    # Said even where it is no: transformers would ask whoever sits at the terminal.
+    return from_pretrained(AutoModelForCausalLM, path, named=path, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def from_pretrained(model_class: Any, source: str | Path | None, *, named: str | Path, **settings: Any) -> Any:
+    """``model_class.from_pretrained(source, **settings)``, which alone would make up what the checkpoint lacks.
+
+    Args:
+        named: the checkpoint, as messages call it.
+
+    Raises:
+        UserError: weights are missing, or have other shapes than the configuration says.
+    """
+    try:
+        model, told = model_class.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
+    except RuntimeError as error:
+        if "conversion" not in str(error):
+            raise
+        raise UserError(
+            f"checkpoint {named}: its experts cannot be put together, because some of their weights are missing or of "
+            f"other shapes; take a whole checkpoint"
+        ) from error
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise UserError(
+            f"checkpoint {named} lacks {len(missing)} weights of its model ({_some(missing)}), which would be random; "
+            f"take a whole checkpoint"
+        )
+    shapes = [f"{key} is {list(there)} and not {list(needed)}" for key, there, needed in told["mismatched_keys"]]
+    if shapes:
+        raise UserError(
+            f"checkpoint {named} has {len(shapes)} weights of other shapes than its config.json says "
+            f"({_some(sorted(shapes))}); take the configuration that belongs to the weights"
+        )
+    return model
+
+
+def _some(items: list[str]) -> str:
+    shown = ", ".join(items[:SHOWN])  # not per token
+    return f"{shown}, ..." if len(items) > SHOWN else shown

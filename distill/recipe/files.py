@@ -1,0 +1,201 @@
+"""Reads and writes recipes: YAML files, ``extends:``, ``key=value`` overrides, differences and fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from mopd.distill.recipe import Recipe
+from mopd.distill.recipe.messages import guess, sentences, takes_chosen_names
+from mopd.distill.recipe.recipe_yaml import parse_yaml, write_yaml
+from mopd.distill.types import UserError
+
+Tree = dict[str, Any]
+"""A recipe as it is written: nested mappings, not validated yet."""
+
+STUDY_KEYS = ("methods", "seeds", "parallel")
+"""Keys that make a file a study."""
+
+KINDS = ("estimator", "architecture")
+"""Keys that say what a mapping is. Where a child names another kind, its mapping replaces the parent's."""
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, shipped: Path) -> Recipe:
+    """Read a recipe, resolve what it extends, apply overrides and validate the result.
+
+    Args:
+        name_or_path: a shipped recipe's name, or a path: anything with a ``/`` or the ending .yaml or .yml.
+        overrides: ``key=value`` each; the key is a dotted path, the value is YAML. ``null`` takes an inherited key
+            away. Their order does not matter.
+        shipped: the folder of the shipped recipes.
+
+    Raises:
+        UserError: with every problem that was found, each a sentence that names the key.
+    """
+    tree, origin = read_tree(name_or_path, shipped=shipped)
+    if is_study(tree):
+        raise UserError(
+            f"{origin} is a study, several runs in one file (it has {', '.join(k for k in STUDY_KEYS if k in tree)}), "
+            "and one recipe is needed here; name the recipe.yaml of one of its runs"
+        )
+    return validate(merge(tree, parse_overrides(overrides, tree)), origin=origin)
+
+
+def read_tree(name_or_path: str, *, shipped: Path) -> tuple[Tree, str]:
+    """A file as it is written, laid over what it extends, not validated; and where it lies."""
+    path = _find(name_or_path, shipped, wanted_by=None)
+    return _resolve(path, shipped, chain=()), str(path)
+
+
+def is_study(tree: Tree) -> bool:
+    """Whether a file describes several runs: distill/recipe/study.py."""
+    return any(key in tree for key in STUDY_KEYS)
+
+
+def parse_overrides(overrides: Sequence[str], tree: Tree) -> Tree:
+    """``key=value`` overrides of ``tree`` as one tree of changes."""
+    _refuse_repeated(overrides)
+    changes: Tree = {}
+    for override in overrides:
+        changes = merge(changes, _parse_override(override, tree))
+    return changes
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every leaf written out; :func:`load_recipe` reads it back to an equal recipe."""
+    tree = recipe.model_dump(mode="json", by_alias=True)
+    return write_yaml(tree)
+
+
+def diff_recipes(old: Recipe, new: Recipe) -> list[str]:
+    """One line per leaf that differs, for example ``run.steps: 200 -> 300``; empty where the recipes are equal."""
+    before, after = _flat(old.model_dump(mode="json", by_alias=True)), _flat(new.model_dump(mode="json", by_alias=True))
+    lines = []
+    for path in dict.fromkeys([*before, *after]):
+        was, now = before.get(path, "(not there)"), after.get(path, "(not there)")
+        if was != now:
+            lines.append(f"{path}: {was} -> {now}")
+    return lines
+
+
+def recipe_fingerprint(part: BaseModel) -> str:
+    """16 hexadecimal digits that change with any leaf of a recipe, or of a part of one, and with nothing else."""
+    text = json.dumps(part.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def shipped_recipes(shipped: Path) -> list[str]:
+    """Names of the recipes in a folder."""
+    return sorted(path.stem for path in shipped.glob("*.yaml"))
+
+
+def _find(name_or_path: str, shipped: Path, wanted_by: Path | None) -> Path:
+    """Where a recipe is; a relative path counts from the file that extends it, or from the working folder."""
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        path = (wanted_by.parent if wanted_by else Path()) / name_or_path
+        if not path.is_file():
+            where = f", which {wanted_by} extends, counted from its folder" if wanted_by else ""
+            raise UserError(f"no recipe file at {name_or_path}{where}")
+        return path
+    path = shipped / f"{name_or_path}.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"no shipped recipe is called {name_or_path!r}; {guess(name_or_path, shipped_recipes(shipped))}; "
+            f"a path has a / in it or ends in .yaml"
+        )
+    return path
+
+
+def _resolve(path: Path, shipped: Path, chain: tuple[Path, ...]) -> Tree:
+    """A file's tree laid over the trees of what it extends."""
+    if path.resolve() in chain:
+        names = " extends ".join(str(one) for one in (*chain, path.resolve()))
+        raise UserError(f"{path} extends itself: {names}; take one `extends` away")
+    tree = _read(path)
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: `extends` must be one recipe's name or path; it is {parent!r}")
+    return merge(_resolve(_find(parent, shipped, wanted_by=path), shipped, (*chain, path.resolve())), tree)
+
+
+def _read(path: Path) -> Tree:
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if tree is None:
+        raise UserError(f"{path} is empty; a recipe needs at least name, student and domains, or extends")
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds {type(tree).__name__} {str(tree)[:40]!r}; a recipe is a mapping of keys")
+    return tree
+
+
+def _refuse_repeated(overrides: Sequence[str]) -> None:
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"override `{key}` is given {keys.count(key)} times; give it once")
+
+
+def _parse_override(override: str, tree: Tree) -> Tree:
+    """``a.b=1`` as ``{a: {b: 1}}``; only its last key may add an entry to a mapping whose keys the user chooses."""
+    key, equals, text = override.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"override {override!r} is not key=value; write for example run.steps=50")
+    if not text.strip():
+        raise UserError(f"override {override!r} gives no value; `{key}=null` takes an inherited key away")
+    here: Any = tree
+    for depth, name in enumerate(keys[:-1]):  # not per token
+        known = here if isinstance(here, Mapping) else {}
+        if name not in known and takes_chosen_names(tuple(keys[:depth])):
+            raise UserError(f"override {override!r}: there is no `{'.'.join(keys[: depth + 1])}`; {guess(name, known)}")
+        here = known.get(name)
+    value = parse_yaml(text, f"override {override!r}")
+    for name in reversed(keys):
+        value = {name: value}
+    return value
+
+
+def merge(parent: Tree, child: Tree) -> Tree:
+    """The child laid over the parent, key by key; ``null`` takes an inherited key away. Neither is changed."""
+    if any(kind in child and kind in parent and child[kind] != parent[kind] for kind in KINDS):
+        return dict(child)
+    merged = dict(parent)
+    for key, value in child.items():
+        inherited = parent.get(key)
+        if value is None and key in parent:
+            del merged[key]
+        elif isinstance(value, dict) and isinstance(inherited, dict):
+            merged[key] = merge(inherited, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def validate(tree: Tree, origin: str) -> Recipe:
+    """A tree as a recipe.
+
+    Raises:
+        UserError: with every problem, each a sentence that names the key after ``origin``.
+    """
+    try:
+        # As JSON, since pydantic's strict mode then takes a list for a tuple, and still no text for a number.
+        return Recipe.model_validate_json(json.dumps(tree, default=str), strict=True)
+    except ValidationError as error:
+        raise UserError(*(f"{origin}: {sentence}" for sentence in sentences(error))) from error
+    except ValueError as error:  # an anchor that contains itself
+        raise UserError(f"{origin}: {error}") from error
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, str]:
+    if isinstance(tree, dict) and tree:
+        return {key: value for name, node in tree.items() for key, value in _flat(node, f"{path}.{name}").items()}
+    return {path.removeprefix("."): json.dumps(tree)}

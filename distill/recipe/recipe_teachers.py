@@ -1,0 +1,69 @@
+"""What a recipe says of its teachers: what each is, and what is done when one is lost."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from mopd.distill.recipe.base import Count, NonNegative, Positive, Strict, refusal
+
+OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
+"""Resources that Ray counts by itself."""
+
+
+class TeacherRecipe(Strict):
+    """A specialist."""
+
+    model: str = Field(
+        description="stage:NAME, a path (begins with ./ or /), a Hub id, or self: the student as it starts, frozen"
+    )
+    adapter: str | None = Field(
+        default=None, description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /)"
+    )
+    scorer: str | None = Field(
+        default=None, description="./file.py:NAME of a class of yours that scores, in the tokens of `model`"
+    )
+    endpoint: str | None = Field(
+        default=None,
+        description="URL up to /v1 of a server that holds the weights of `model` and gives prompt log-probabilities",
+    )
+    served_model: str | None = Field(default=None, description="name of `model` at the endpoint; None: as `model`")
+    api_key_env: str | None = Field(
+        default=None, description="environment variable with the endpoint's key; None: it asks for none"
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that lies in the folder of `model`; read it first"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
+    replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where it scores; auto: as the run's")
+    gpus: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="part of a GPU that each process takes of its node; 0.25: four share one"
+    )
+    resources: dict[str, Positive] = Field(
+        default_factory=dict, description="of Ray, by name, that each process takes of its node: where it is placed"
+    )
+
+    @field_validator("resources")
+    @classmethod
+    def _resources(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, amount in value.items():
+            if name in OF_RAY:
+                raise refusal(f"names {name}, which Ray counts by itself; take `gpus`, or a name that nodes were given")
+            if amount > 1 and amount != int(amount):
+                raise refusal(f"asks for {amount:g} of {name}; above 1 Ray takes whole numbers")
+        return value
+
+
+class FaultRecipe(Strict):
+    """A teacher that dies, hangs or fails is restarted from its checkpoint and asked again; then the run ends.
+
+    What would be the same again (NaN, another length, another vocabulary) ends it at once. Either way the finished
+    steps are saved.
+    """
+
+    retries: int = Field(default=3, ge=0, description="times that a lost microbatch is asked again; 0: never")
+    backoff_seconds: NonNegative = Field(default=1.0, description="pause before a restart; doubles with each in a row")
+    microbatch_seconds: Positive = Field(default=600.0, description="a teacher that scores one for longer is hung")
+    start_seconds: Positive = Field(default=1800.0, description="a teacher that loads its weights for longer is hung")

@@ -1,0 +1,200 @@
+"""The student on the driver: plans each step's updates and tells the ranks what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from mopd.distill.loss.advantages import group_advantages
+from mopd.distill.loss.microbatch import UpdatePlan, plan_updates
+from mopd.distill.loss.shares import SHARE_RULES, normalised, step_tokens
+from mopd.distill.student import checkpoint, engine
+from mopd.distill.student.rank import RankUpdate, StudentRank, StudentSpec
+from mopd.distill.types import Metrics, ScoredRollout, WorldError
+
+
+class Ranks(Protocol):
+    """The processes of a student's ranks, wherever they are."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
+    def call(self, method: str, per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Run a method of :class:`StudentRank` on all ranks at the same time; returns the results by rank.
+
+        Raises:
+            WorldError: a rank died (it is named), or raised it.
+        """
+        ...
+
+
+class InlineRanks:
+    """A single rank in this process, without Ray."""
+
+    size = 1
+
+    def __init__(self, spec: StudentSpec) -> None:
+        os.environ.update(engine.environment(0, 1, address="127.0.0.1", port=engine.free_port(), device=spec.device))
+        self._rank = StudentRank(spec)
+
+    def call(self, method: str, per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Run the method here."""
+        (args,) = per_rank
+        return [getattr(self._rank, method)(*args)]
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self._rank.close()
+
+
+class LiveWeights:
+    """The weights that the ranks hold; satisfies :class:`distill.types.Weights`."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks ``on_ranks`` reaches."""
+        return self._ranks.size
+
+    def on_ranks(self, fn: Callable[..., Any], per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call ``fn(module, *per_rank[r])`` on every rank ``r`` with its live module; returns the results by rank."""
+        return self._ranks.call("call", [(fn, args) for args in per_rank])
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        """The consolidated weights under Hugging Face names, on the CPU."""
+        return self._ranks.call("state_dict", [()] * self._ranks.size)[0]
+
+
+class DeepSpeedStudent:
+    """A student trained by DeepSpeed; satisfies :class:`distill.types.Student`.
+
+    Args:
+        selective: its grader selects what is learnt from; see :func:`distill.loss.microbatch.plan_updates`.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        spec: StudentSpec,
+        *,
+        shares: Mapping[str, float],
+        updates_per_step: int,
+        share_rule: str,
+        spared: Callable[[], Collection[int]] = tuple,
+        selective: bool = False,
+    ) -> None:
+        """``spared``: steps whose checkpoints are not to be removed, asked at each saving."""
+        self._ranks = ranks
+        self._spec = spec
+        self._shares = dict(shares)
+        self._share_rule, self._spared = share_rule, spared
+        self._updates_per_step = updates_per_step
+        self._selective = selective
+
+    def load_latest(self) -> int:
+        """Restore the newest whole checkpoint, if any; returns the number of finished steps (0 if none)."""
+        steps = self._checkpoints()
+        if steps:
+            self._all("load", steps[-1])
+        return steps[-1] if steps else 0
+
+    def weights(self) -> LiveWeights:
+        """The weights of now."""
+        return LiveWeights(self._ranks)
+
+    def update(self, batch: Sequence[ScoredRollout], *, step: int) -> Metrics:
+        """Take ``updates_per_step`` optimizer steps on ``batch``; returns metrics averaged over them, none of none.
+
+        ``share/d`` is each domain's part of the loss in this step, the same in all of its updates.
+
+        Raises:
+            NonFinite: loss or gradient is NaN or infinite; raised before the weights move.
+        """
+        rewards = self._reward_advantages(batch)
+        shares = self._shares_of(batch, rewards)
+        plans = plan_updates(
+            batch,
+            shares=shares,
+            updates=self._updates_per_step,
+            ranks=self._ranks.size,
+            microbatch_tokens=self._spec.engine.microbatch_tokens,
+            selective=self._selective,
+        )
+        if not plans:
+            return {}
+        first = step * self._updates_per_step
+        per_rank = [
+            tuple(
+                _rank_update(plan, batch, rewards, rank=rank, step=step, number=first + i)
+                for i, plan in enumerate(plans)
+            )
+            for rank in range(self._ranks.size)
+        ]
+        metrics: Metrics = self._ranks.call("update", [(updates,) for updates in per_rank])[0]
+        return metrics | {f"share/{domain}": share for domain, share in normalised(shares).items()}
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint from which a run resumes exactly after ``step`` finished steps, unless it is there."""
+        if step not in self._checkpoints():
+            self._all("save", step, tuple(self._spared()))
+
+    def load(self, step: int) -> None:
+        """Go back to the weights after ``step`` finished steps.
+
+        Raises:
+            WorldError: their checkpoint is gone.
+        """
+        if step not in self._checkpoints():
+            raise WorldError(
+                f"the checkpoint of step {step}, which `evaluate.select` chose, is not in {self._spec.run_dir}/"
+                f"checkpoints; start anew with --restart, or with `evaluate.select=last` and another --out"
+            )
+        self._all("load", step)
+
+    def export(self, path: str) -> None:
+        """Write a Hugging Face checkpoint with its tokenizer."""
+        self._all("export", path)
+
+    def _all(self, method: str, *args: Any) -> list[Any]:
+        return self._ranks.call(method, [args] * self._ranks.size)
+
+    def _checkpoints(self) -> list[int]:
+        return checkpoint.whole_checkpoints(Path(self._spec.run_dir) / "checkpoints")
+
+    def _shares_of(self, batch: Sequence[ScoredRollout], rewards: Sequence[float] | None) -> dict[str, float]:
+        tokens = {} if self._share_rule == "explicit" else step_tokens(batch, self._spec.loss, rewards)
+        return SHARE_RULES[self._share_rule](self._shares, tokens)
+
+    def _reward_advantages(self, batch: Sequence[ScoredRollout]) -> list[float] | None:
+        if getattr(self._spec.loss, "reward_weight", 0.0) == 0:
+            return None
+        return group_advantages([s.reward for s in batch], [s.rollout.group for s in batch])
+
+
+def _rank_update(
+    plan: UpdatePlan,
+    batch: Sequence[ScoredRollout],
+    rewards: Sequence[float] | None,
+    *,
+    rank: int,
+    step: int,
+    number: int,
+) -> RankUpdate:
+    positions = plan.microbatches[rank]
+    return RankUpdate(
+        step=step,
+        number=number,
+        token_weight=plan.token_weight,
+        microbatches=tuple(tuple(batch[i] for i in microbatch) for microbatch in positions),
+        reward_advantages=None
+        if rewards is None
+        else tuple(tuple(rewards[i] for i in microbatch) for microbatch in positions),
+    )

@@ -1,0 +1,200 @@
+"""DeepSpeed, as the student uses it: the one file that knows its configuration and its ways."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from mopd.distill.models.load import load_whole
+from mopd.distill.recipe import Engine, Optimizer
+from mopd.distill.student import moe
+from mopd.distill.types import UserError
+
+if TYPE_CHECKING:
+    from mopd.distill.student.rank import StudentSpec
+
+
+def environment(rank: int, ranks: int, *, address: str, port: int, device: str) -> dict[str, str]:
+    """Environment variables of a rank's process; they must be there before it imports torch or deepspeed.
+
+    A rank sees one GPU, its own, so it is the first of its node as far as devices go.
+    """
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_RANK": "0" if device == "cuda" else str(rank),
+        "LOCAL_WORLD_SIZE": "1" if device == "cuda" else str(ranks),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": device,
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens at now."""
+    with socket.socket() as server:
+        server.bind(("", 0))
+        return server.getsockname()[1]
+
+
+def model_dtype(settings: Engine, device: str) -> torch.dtype:
+    """The dtype of the weights: bfloat16 on a GPU and float32 elsewhere, unless the recipe says."""
+    if settings.dtype == "auto":
+        return torch.bfloat16 if device == "cuda" else torch.float32
+    return getattr(torch, settings.dtype)
+
+
+def check_engine(config: Any, settings: Engine, optimizer: Optimizer, *, device: str) -> None:
+    """Refuse what DeepSpeed gets wrong or cannot do.
+
+    Raises:
+        UserError: naming every problem.
+    """
+    problems: list[str] = []
+    try:
+        moe.check_expert_parallel(config, settings.ranks, settings.expert_parallel)
+    except UserError as error:
+        problems.extend(error.problems)
+    if settings.zero_stage == 0 and settings.expert_parallel > 1:
+        # Every rank would see the norm of its own experts alone: it clips by it, and judges by it what is finite.
+        problems.append("zero_stage 0 with expert_parallel has no global gradient norm; use zero_stage 1 or 2")
+    if settings.zero_stage < 2 and model_dtype(settings, device) == torch.bfloat16:
+        kept = "float32 weights" if settings.zero_stage == 0 else "float32 gradients over microbatches"
+        problems.append(f"zero_stage {settings.zero_stage} keeps no {kept} in bfloat16 training; use zero_stage 2")
+    if problems:
+        raise UserError(*problems)
+
+
+def build(spec: StudentSpec) -> tuple[Any, moe.LoadBalance]:
+    """Join the other ranks, load the checkpoint and make the engine; returns it with its load balance."""
+    deepspeed = _import_deepspeed(spec.device)
+    if spec.device == "cpu":
+        torch.set_num_threads(1)  # two threads under contention were 16 times slower
+    if not dist.is_initialized():
+        backend = "nccl" if spec.device == "cuda" else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    torch.manual_seed(spec.seed)
+    dtype = model_dtype(spec.engine, spec.device)
+    model = load_whole(spec.model, dtype=dtype, trust_remote_code=spec.trust_remote_code)
+    check_engine(model.config, spec.engine, spec.optimizer, device=spec.device)
+    if spec.engine.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    biases = moe.router_biases(model)
+    if spec.engine.expert_parallel > 1:
+        moe.prepare_autoep()
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=_optimizer(spec.optimizer, spec.engine, spec.device), config=_config(spec, dtype)
+    )
+    engine._copy_recovery_script = lambda _folder: None  # scripts that cannot read experts spread over ranks
+    moe.keep_router_float32(engine.module, biases)
+    return engine, moe.LoadBalance(engine.module, spec.engine.expert_bias_rate)
+
+
+def step(engine: Any, lr: float) -> float | None:
+    """Move the weights at ``lr``; returns the global gradient norm before clipping.
+
+    Returns None, with the weights where they were, if the gradient is NaN or infinite; all ranks agree on it.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    if not engine.zero_optimization():
+        # Stage 0 keeps whole gradients and checks nothing.
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+        if not math.isfinite(norm):
+            return None
+        engine.step()
+        return norm
+    engine.step()
+    norm = engine.get_global_grad_norm()
+    if engine.optimizer.overflow or norm is None or not math.isfinite(float(norm)):
+        return None
+    return float(norm)
+
+
+def save(engine: Any, folder: Path, name: str) -> None:
+    """Write DeepSpeed's files into ``folder/name``."""
+    engine.save_checkpoint(str(folder), tag=name, save_latest=False)
+
+
+def load(engine: Any, folder: Path, name: str) -> None:
+    """Restore weights, optimizer and buffers from ``folder/name``, bitwise."""
+    engine.load_checkpoint(str(folder), tag=name)
+
+
+def gathered(engine: Any) -> AbstractContextManager[Any]:
+    """Whole parameters on every rank while the context lasts (ZeRO-3 keeps a part of each)."""
+    from deepspeed.runtime.zero import GatheredParameters
+
+    return GatheredParameters(list(engine.module.parameters()), modifier_rank=None)
+
+
+def _config(spec: StudentSpec, dtype: torch.dtype) -> dict[str, Any]:
+    settings = spec.engine
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # microbatches vary in number, so the boundary is set by hand
+        "gradient_clipping": spec.optimizer.clip,
+        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+        "checkpoint": {"tag_validation": "Ignore"},
+    }
+    if dtype == torch.bfloat16:
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        # Summed in bfloat16, late microbatches would vanish beside the sum, and the gradient depend on the packing.
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if settings.expert_parallel > 1:
+        config["expert_parallel"] = {"enabled": True, "autoep_size": settings.expert_parallel}
+    return config
+
+
+def aligned(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Parameters in an order that ZeRO can flatten: each that fills whole units of 16 bytes begins at one.
+
+    ZeRO lays a group's parameters end to end. One of 6 bytes (the sinks of 3 attention heads) would move all later ones
+    off the addresses that a GPU's grouped matrix product takes, and the experts fail; so such parameters go last.
+    """
+    return sorted(parameters, key=lambda parameter: parameter.numel() * parameter.element_size() % 16 != 0)
+
+
+def _optimizer(recipe: Optimizer, settings: Engine, device: str) -> Callable[[Iterable[Any]], torch.optim.Optimizer]:
+    """A callable, because spread experts do not exist before DeepSpeed has replaced their layers."""
+
+    def make(parameters: Iterable[Any]) -> torch.optim.Optimizer:
+        groups: Any = list(parameters) if device == "cpu" else aligned(parameters)
+        if settings.expert_parallel > 1:
+            from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer as split
+
+            groups = split({"params": groups, "name": "parameters"})
+        if recipe.name == "sgd":
+            return torch.optim.SGD(groups, lr=recipe.lr)
+        return torch.optim.AdamW(
+            groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay
+        )
+
+    return make
+
+
+def _import_deepspeed(device: str) -> Any:
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    __compatible_ops__["deepspeed_shm_comm"] = False  # a minute of compiling for an op that only inference uses
+    return deepspeed

@@ -1,0 +1,129 @@
+"""One forward of the student: from a microbatch to the loss of each token, by way of logits or of hidden states.
+
+Shape legend: B sequences, T tokens of a sequence, N trained tokens, V vocabulary, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mopd.distill.loss.advantages import teacher_gap
+from mopd.distill.loss.base import TokenLoss, spread
+from mopd.distill.loss.hidden import Chunks, Opinion, hidden_reverse_kl
+from mopd.distill.loss.microbatch import Microbatch
+from mopd.distill.loss.registry import LossSpec
+from mopd.distill.loss.teacher_tensors import HiddenRows
+from mopd.distill.models.heads import HeadSource, fingerprint, in_place_of_head, plain_head
+from mopd.distill.recipe import Loss
+from mopd.distill.student.update_metrics import UpdateTotals
+from mopd.distill.types import WorldError, align_logits
+
+CHUNKS = Chunks(tokens=1024, vocabulary=8192)
+"""32 MiB a tensor in float32: large enough for a GPU to be busy, small beside a head of a real vocabulary."""
+
+
+def read_heads(sources: Sequence[HeadSource], device: torch.device | str) -> dict[str, Tensor]:
+    """The teachers' output heads ``(V, H)`` by their fingerprints; one that several teachers share is held once.
+
+    Raises:
+        OSError: a checkpoint is not there, or cannot be read.
+        UserError: one lacks weights.
+    """
+    heads: dict[str, Tensor] = {}
+    for source in dict.fromkeys(sources):
+        weight_VH = source.read("cpu")
+        name = fingerprint(weight_VH)
+        if name not in heads:
+            heads[name] = weight_VH.to(device)
+    return heads
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a rank's student is trained for.
+
+    Attributes:
+        losses: the estimator; see :func:`distill.loss.registry.loss_spec`.
+        settings: the recipe's ``loss``.
+        temperature: the student's logits are divided by it.
+        heads: of the teachers, where they ship hidden states; see :func:`read_heads`.
+    """
+
+    losses: LossSpec
+    settings: Loss
+    temperature: float
+    heads: Mapping[str, Tensor]
+
+
+def forward(engine: Any, microbatch: Microbatch, objective: Objective, totals: UpdateTotals) -> TokenLoss:
+    """Each token's loss under the student's distribution of now.
+
+    Args:
+        engine: DeepSpeed's, around a causal model of transformers.
+        totals: are told, in the backward, the norm of the gradient at each token's tempered logits.
+
+    Raises:
+        WorldError: a teacher's hidden states belong to a head that is not here.
+        UserError: the student's own hidden states do not tell its distribution.
+    """
+    if microbatch.hidden is not None:
+        return _from_hidden(engine, microbatch, microbatch.hidden, objective, totals)
+    output = engine(input_ids=microbatch.token_ids_BT, attention_mask=microbatch.attention_mask_BT, use_cache=False)
+    logits_BTV = align_logits(output.logits).float() / objective.temperature
+    totals.watch_gradient(logits_BTV, microbatch)
+    return objective.losses.token_loss(logits_BTV, microbatch, objective.settings)
+
+
+def _from_hidden(
+    engine: Any, microbatch: Microbatch, rows: HiddenRows, objective: Objective, totals: UpdateTotals
+) -> TokenLoss:
+    """``full_reverse_kl`` where the student's output head gives each token's divergence: nothing is ``(T, V)``.
+
+    Loss and statistics are those of :func:`full_reverse_kl`, several teachers with weights too.
+    """
+    head, mask_BT = plain_head(engine.module), microbatch.mask_BT
+    groups = [[Opinion(p.weight, p.hidden_NH, _held(objective.heads, p.head)) for p in group] for group in rows.groups]
+
+    def scattered(values: Tensor) -> Tensor:
+        """From one row a token to ``(B, T, ...)``, zeros elsewhere."""
+        flat = values.new_zeros(mask_BT.numel(), *values.shape[1:])  # not per token
+        return flat.index_copy(0, rows.places_N, values).unflatten(0, mask_BT.shape)
+
+    def divergence(hidden_BTH: Tensor) -> Tensor:
+        told = hidden_reverse_kl(
+            student_NH=align_logits(hidden_BTH).flatten(0, 1)[rows.places_N],
+            student_head_VH=head.weight,
+            groups=groups,
+            tokens_N=microbatch.token_ids_BT.flatten()[rows.places_N],
+            temperature=objective.temperature,
+            chunks=CHUNKS,
+            watch=lambda norms_N: totals.add_gradient(scattered(norms_N), microbatch),
+        )
+        return scattered(torch.stack([told.kl_N, told.entropy_N, told.logprobs_N, told.teacher_logprobs_N], dim=-1))
+
+    told_BT4 = in_place_of_head(
+        engine, head, divergence, input_ids=microbatch.token_ids_BT, attention_mask=microbatch.attention_mask_BT
+    )
+    kl_N = told_BT4[..., 0][mask_BT]
+    _, entropy_N, logprobs_N, teacher_logprobs_N = told_BT4.detach()[mask_BT].unbind(-1)
+    stats = {
+        "kl": kl_N.detach(),
+        "entropy": entropy_N,
+        "advantage": teacher_gap(teacher_logprobs_N=teacher_logprobs_N, student_logprobs_N=logprobs_N),
+        "ratio": (logprobs_N - microbatch.sampler_logprobs_BT[mask_BT]).exp(),
+    }
+    return spread(kl_N, stats, mask_BT)
+
+
+def _held(heads: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in heads:
+        raise WorldError(
+            f"a teacher's hidden states belong to the output head {name}, and the student holds {', '.join(heads)}: "
+            "its checkpoint was changed during the run; put the old one back and resume"
+        )
+    return heads[name]

@@ -1,0 +1,243 @@
+"""One rank of the student: a process' DeepSpeed engine, and what the driver may ask of it.
+
+Every method is collective: the driver calls it on all ranks at the same time (see ``distill.student.driver.Ranks``).
+
+Shape legend: B sequences, T tokens of a sequence, V vocabulary, D trained domains, L mixture layers, E experts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from mopd.distill.loss.microbatch import collate
+from mopd.distill.loss.registry import loss_spec, reference_of
+from mopd.distill.models.heads import HeadSource
+from mopd.distill.recipe import Engine, Loss, Optimizer
+from mopd.distill.student import checkpoint, engine, moe
+from mopd.distill.student.forward import Objective, forward, read_heads
+from mopd.distill.student.schedule import learning_rate
+from mopd.distill.student.update_metrics import UpdateTotals
+from mopd.distill.types import Metrics, NonFinite, ScoredRollout, UserError, WorldError
+
+
+@dataclass(frozen=True, slots=True)
+class StudentSpec:
+    """All that a rank needs to know, the same on every rank.
+
+    Attributes:
+        model: folder of a Hugging Face checkpoint.
+        domains: the trained domains in the recipe's order.
+        total_optimizer_steps: of the whole run, for the learning rate's schedule.
+        run_dir: the run's folder; checkpoints lie in its ``checkpoints/``.
+        attempt: id of the attempt that owns the folder; see :func:`distill.student.checkpoint.claim`.
+        heads: output heads of teachers that ship hidden states, held on every rank.
+        trust_remote_code: whether Python code that lies in the folder of ``model`` may run.
+    """
+
+    model: str
+    engine: Engine
+    optimizer: Optimizer
+    loss: Loss
+    temperature: float
+    domains: tuple[str, ...]
+    total_optimizer_steps: int
+    seed: int
+    device: Literal["cpu", "cuda"]
+    run_dir: str
+    attempt: str
+    keep_checkpoints: int
+    heads: tuple[HeadSource, ...] = ()
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RankUpdate:
+    """One rank's part of one optimizer step.
+
+    Attributes:
+        step: of the loop, from 0.
+        number: of the optimizer step in the run, from 0.
+        token_weight: by domain, ``g_d / N_d``.
+        microbatches: of rollouts; as many on every rank, an empty one is a dummy.
+        reward_advantages: in the shape of ``microbatches``, or None where the loss uses no reward.
+    """
+
+    step: int
+    number: int
+    token_weight: dict[str, float]
+    microbatches: tuple[tuple[ScoredRollout, ...], ...]
+    reward_advantages: tuple[tuple[float, ...], ...] | None
+
+
+class StudentRank:
+    """A model, its optimizer's part and its place among the ranks."""
+
+    def __init__(self, spec: StudentSpec) -> None:
+        self.spec = spec
+        losses = loss_spec(spec.loss)
+        self.engine, self.load_balance = engine.build(spec)
+        self.module: torch.nn.Module = self.engine.module
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.device = self.engine.device
+        heads = read_heads(spec.heads, self.device)
+        self._objective = Objective(losses, spec.loss, spec.temperature, heads)
+        self._checkpoints = Path(spec.run_dir) / "checkpoints"
+        self._pad_id: int = getattr(self.module.config, "pad_token_id", None) or 0
+
+    def update(self, updates: Sequence[RankUpdate]) -> Metrics:
+        """Take the optimizer steps of one step of the loop; returns their metrics, averaged over them.
+
+        Raises:
+            NonFinite: on every rank, before the weights of that optimizer step move.
+        """
+        self.module.train()
+        metrics = [self._optimizer_step(update) for update in updates]
+        return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[-1]}
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """``fn(module, *args)`` with the live module, whose parameters are whole."""
+        with self._whole():
+            return fn(self.module, *args)
+
+    def save(self, step: int, spared: Collection[int]) -> None:
+        """Write the checkpoint after ``step`` finished steps under a temporary name, then publish it.
+
+        Older ones go, but for the newest few and those of the steps ``spared``.
+
+        Raises:
+            WorldError: a newer attempt owns the run.
+        """
+        name = checkpoint.checkpoint_name(step)
+        temporary = f"{name}.tmp-{self.spec.attempt}"
+
+        def prepare() -> None:
+            checkpoint.check_current(self.spec.run_dir, self.spec.attempt, name)
+            checkpoint.remove(self._checkpoints / temporary)
+
+        self._on_first(prepare)
+        engine.save(self.engine, self._checkpoints, temporary)
+
+        def publish() -> None:
+            folder = self._checkpoints / temporary
+            checkpoint.write_atomic(folder / "layout.json", json.dumps(self._layout()))
+            checkpoint.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name)
+            spec = self.spec
+            kept = {"keep": spec.keep_checkpoints, "spared": spared}
+            checkpoint.prune(spec.run_dir, self._checkpoints, **kept, attempt=spec.attempt)
+
+        self._on_first(publish)
+
+    def load(self, step: int) -> None:
+        """Restore the checkpoint after ``step`` finished steps, which is there.
+
+        Raises:
+            UserError: it was written with another number of ranks, ZeRO stage, expert parallelism, device or dtype.
+        """
+        name = checkpoint.checkpoint_name(step)
+        written = json.loads((self._checkpoints / name / "layout.json").read_text())
+        if written != self._layout():
+            raise UserError(
+                f"checkpoint {self._checkpoints / name}: written with {written}, the recipe now has {self._layout()}; "
+                "resume with the old settings, or start anew with --restart"
+            )
+        engine.load(self.engine, self._checkpoints, name)
+
+    def state_dict(self) -> dict[str, torch.Tensor] | None:
+        """The consolidated weights under Hugging Face names, on the CPU; None on all ranks but the first."""
+        with self._whole():
+            state = moe.gather_state_dict(self.module)
+        return state if self.rank == 0 else None
+
+    def export(self, path: str) -> None:
+        """Write a Hugging Face checkpoint with its tokenizer into ``path``, replacing what is there."""
+        state = self.state_dict()
+        source, trusted = self.spec.model, self.spec.trust_remote_code
+        temporary = Path(f"{path}.tmp-{self.spec.attempt}")
+
+        def publish() -> None:
+            checkpoint.remove(temporary)
+            checkpoint.export_hf(temporary, state_dict=state or {}, model=self.module, source=source, own_code=trusted)
+            checkpoint.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
+
+        self._on_first(publish)
+
+    def close(self) -> None:
+        """Leave the process group; the rank is of no use afterwards."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _optimizer_step(self, update: RankUpdate) -> Metrics:
+        # Keyed, not streamed: a resumed run draws the same dropout, should the model have any.
+        torch.manual_seed(hash((self.spec.seed, update.number, self.rank)))
+        totals = UpdateTotals(self.spec.domains, self.device)
+        for i in range(len(update.microbatches)):
+            self.engine.set_gradient_accumulation_boundary(i == len(update.microbatches) - 1)
+            self._forward_backward(update, i, totals)
+        counts_LE = totals.all_reduce(self.load_balance.counts_LE)
+        where = f"in step {update.step + 1} (optimizer step {update.number + 1}); the weights were not moved"
+        bad = totals.non_finite_domains()
+        if bad:
+            raise NonFinite(f"loss of domain {', '.join(bad)} is NaN or infinite {where}")
+        lr = learning_rate(self.spec.optimizer, update.number, self.spec.total_optimizer_steps)
+        norm = engine.step(self.engine, lr)
+        if norm is None:
+            domains = ", ".join(self.spec.domains)
+            raise NonFinite(f"gradient is NaN or infinite, though the loss of every domain ({domains}) is not, {where}")
+        return {**totals.metrics(), "grad_norm": norm, "lr": lr, **self.load_balance.apply(counts_LE)}
+
+    def _forward_backward(self, update: RankUpdate, i: int, totals: UpdateTotals) -> None:
+        spec, losses = self.spec, self._objective.losses
+        microbatch = collate(
+            update.microbatches[i],
+            token_weight=update.token_weight,
+            domains=spec.domains,
+            pad_id=self._pad_id,
+            payload=losses.payload,
+            reward_advantages=None if update.reward_advantages is None else update.reward_advantages[i],
+            device=self.device,
+            apart=losses.apart,
+            reference=reference_of(spec.loss),
+        )
+        if update.microbatches[i]:
+            self.load_balance.count(microbatch.attention_mask_BT)
+        token_loss = forward(self.engine, microbatch, self._objective, totals)
+        self.load_balance.pause()
+        totals.add(microbatch, token_loss)
+        # DeepSpeed averages gradients over ranks; the weights g_d / N_d already hold the whole batch's denominator.
+        loss = (token_loss.loss_BT * microbatch.weights_BT).sum() * self.world
+        self.engine.backward(loss)
+
+    def _layout(self) -> dict[str, int | str]:
+        settings = self.spec.engine
+        return {
+            "ranks": self.world,
+            "zero_stage": settings.zero_stage,
+            "expert_parallel": settings.expert_parallel,
+            "optimizer": self.spec.optimizer.name,
+            "device": self.spec.device,
+            "dtype": str(engine.model_dtype(settings, self.spec.device)).removeprefix("torch."),
+        }
+
+    def _whole(self) -> AbstractContextManager[Any]:
+        return engine.gathered(self.engine) if self.spec.engine.zero_stage == 3 else nullcontext()
+
+    def _on_first(self, fn: Callable[[], None]) -> None:
+        """Run ``fn`` on rank 0 while the others wait; its failure is everybody's."""
+        failure: list[BaseException | None] = [None]
+        if self.rank == 0:
+            try:
+                fn()
+            except (OSError, WorldError) as error:
+                failure[0] = WorldError(f"{fn.__qualname__} failed: {error}") if isinstance(error, OSError) else error
+        if self.world > 1:
+            dist.broadcast_object_list(failure, src=0)
+        if failure[0] is not None:
+            raise failure[0]

@@ -1,0 +1,66 @@
+"""A saved W&B workspace for the runs of a project: panels that recipes are compared by, made by W&B's own package."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from mopd.distill.recipe import Recipe
+from mopd.distill.types import UserError
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Does one domain pay for another?": (
+        "eval/worst_recovery",
+        "eval/mean_recovery",
+        "eval/recovery/D",
+        "eval/score/D",
+    ),
+    "How far from the teachers?": ("train/kl/D", "eval/held_out_kl/D", "eval/topk_overlap/D"),
+    "What does it write?": ("train/entropy/D", "eval/length/D", "eval/truncation/D", "eval/repetition/D"),
+    "Who has the update?": ("train/share/D", "train/token_share/D", "train/gradient_share/D"),
+    "Is the training sound?": ("train/loss", "train/grad_norm", "train/lr", "train/router/max_load"),
+    "Where does the time go?": ("train/seconds/step", "train/seconds/generation", "train/seconds/scoring"),
+}
+"""Panels by section; ``D`` is one panel for each domain. Their names are those of docs/metrics.md."""
+
+
+def panels(recipe: Recipe) -> dict[str, list[str]]:
+    """The metrics of each section with the recipe's domains filled in: one panel each, over ``step``."""
+    return {
+        section: [
+            metric.removesuffix("/D") + end
+            for metric in metrics
+            for end in ([f"/{domain}" for domain in recipe.domains] if metric.endswith("/D") else [""])
+        ]
+        for section, metrics in SECTIONS.items()
+    }
+
+
+def save_workspace(recipe: Recipe) -> str:
+    """Save a workspace in the recipe's W&B project, its runs grouped by recipe; returns its address.
+
+    Raises:
+        UserError: the package is not installed, W&B is not logged in, its server can't be reached, or refuses.
+    """
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise UserError("a workspace is saved by W&B's package wandb-workspaces; `pip install 'mopd[wandb]'` brings it")
+    import wandb
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    if not wandb.login(prompt=False, verify=False):
+        raise UserError("W&B is not logged in; `wandb login` does that")
+    settings = recipe.track.wandb
+    try:
+        workspace = ws.Workspace(
+            entity=settings.entity or str(wandb.Api().default_entity),
+            project=settings.project,
+            name=f"mopd: {', '.join(recipe.domains)}",
+            sections=[
+                ws.Section(name=name, panels=[wr.LinePlot(title=metric, x="step", y=[metric]) for metric in metrics])
+                for name, metrics in panels(recipe).items()
+            ],
+            runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group")]),
+        )
+        return str(workspace.save().url)
+    except Exception as error:  # W&B's package has no errors of its own for this
+        raise UserError(f"W&B did not save the workspace: {type(error).__name__}: {error}") from error

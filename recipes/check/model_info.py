@@ -1,0 +1,170 @@
+"""Looks at every model of a recipe without loading a weight: its configuration, its tokenizer, its parameters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from mopd.distill.models.flops import ModelCost
+from mopd.distill.recipe import Architecture, Recipe
+from mopd.distill.recipe.messages import guess, nearest
+from mopd.distill.student.moe import experts_of, router_biases
+from mopd.distill.types import UserError
+from mopd.recipes.check.offline import shipped_config
+from mopd.recipes.check.probe import probe
+from mopd.recipes.resolve.checkpoints import empty_model, has_code, local_folder, needs_code, read_checkpoint
+from mopd.recipes.resolve.initial import training_texts
+from mopd.recipes.resolve.sources import Origin, is_path, origin, sources, trust_leaf, trusted, weightless
+from mopd.recipes.resolve.stages import stage_seed
+from mopd.rollouts.tasks import Task
+from mopd.rollouts.tokenizer import build_tokenizer
+
+FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys of a configuration that the stage's own tokenizer decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a model before it is loaded.
+
+    Attributes:
+        origin: where its architecture and tokenizer come from.
+        config: its transformers configuration.
+        tokenizer: its tokenizer; a stage's own is trained here exactly as the stage will train it. None where it lies
+            on the Hub, and no network is to be used.
+        cost: its parameters, total and active, and what a token costs; counted without making a weight.
+        correction_bias: whether its routers have the bias that levels the load of experts.
+        own_code: whether it is made by Python code that lies in its folder, which its stanza trusts.
+    """
+
+    origin: Origin
+    config: Any
+    tokenizer: PreTrainedTokenizerBase | None
+    cost: ModelCost
+    correction_bias: bool
+    own_code: bool = False
+
+    @property
+    def routed_parameters(self) -> float:
+        """Parameters of the experts: what a token does not pass, over the share of experts that it is not sent to."""
+        text = self.config.get_text_config()
+        experts = experts_of(text)
+        if experts == 0 or text.num_experts_per_tok >= experts:
+            return 0.0
+        idle = self.cost.total_parameters - self.cost.active_parameters
+        return idle / (1 - text.num_experts_per_tok / experts)
+
+
+def survey(recipe: Recipe, tasks: Mapping[str, Task], *, offline: bool = False) -> tuple[dict[str, Facts], list[str]]:
+    """Facts of every model by the leaf that names it, such as ``student.model``, and the problems found on the way.
+
+    Args:
+        tasks: by domain; a stage's tokenizer is trained on all of them. Where one is missing (it could not be made),
+            models made from nothing are left out.
+        offline: of a model on the Hub nothing is asked but its shipped configuration.
+    """
+    facts: dict[str, Facts] = {}
+    problems: list[str] = []
+    looked_at: dict[tuple[str, bool, bool], Facts | None] = {}
+    for where, source in sources(recipe).items():
+        found = origin(recipe, where, source)
+        if found is None:
+            continue  # an undeclared stage or a cycle, which check_routes names
+        named = found.source if isinstance(found.source, str) else found.where
+        key = named, trusted(recipe, found.where), weightless(recipe, found.where)
+        if key not in looked_at:
+            try:
+                looked_at[key] = _look(recipe, found, tasks, offline)
+            except UserError as error:
+                looked_at[key] = None
+                problems += [f"`{found.where}`: {problem}" for problem in error.problems]
+        if (known := looked_at[key]) is not None:
+            facts[where] = known
+            problems += _about_code(recipe, where, known)
+    return facts, problems
+
+
+def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The transformers configuration of a model made from nothing.
+
+    Raises:
+        UserError: an unknown architecture, an unknown key, or a value that the configuration refuses.
+    """
+    name = architecture.architecture
+    if name not in CONFIG_MAPPING:
+        raise UserError(f"transformers has no architecture {name!r}; {_nearest_architectures(name)}")
+    defaults = CONFIG_MAPPING[name]
+    known = {*inspect.signature(defaults.__init__).parameters, *defaults().to_dict(), *defaults.attribute_map}
+    known -= {"self", "kwargs"}
+    problems = [
+        f"`config.{key}` is no key of {defaults.__name__}; {guess(key, sorted(known))}"
+        for key in architecture.config
+        if key not in known
+    ]
+    problems += [
+        f"`config.{key}` is decided by the tokenizer; take it away (the size of the vocabulary is `vocabulary`)"
+        for key in FROM_TOKENIZER
+        if key in architecture.config
+    ]
+    if problems:
+        raise UserError(*problems)
+    try:
+        return AutoConfig.for_model(
+            name,
+            **architecture.config,
+            vocab_size=len(tokenizer),
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    except Exception as error:  # each family has exceptions of its own
+        raise UserError(f"{defaults.__name__} refuses this `config`: {error}") from error
+
+
+def _look(recipe: Recipe, found: Origin, tasks: Mapping[str, Task], offline: bool) -> Facts | None:
+    if isinstance(found.source, Architecture):
+        if set(tasks) != set(recipe.domains):
+            return None
+        seed = recipe.seed if found.stage is None else stage_seed(recipe.seed, found.stage)
+        tokenizer = build_tokenizer(training_texts(tasks, seed=seed), found.source.vocabulary)
+        config = architecture_config(found.source, tokenizer)
+        model, cost = empty_model(config)
+        probe(config, cost.total_parameters)
+        own_code = False
+    elif offline and not is_path(found.source):
+        tokenizer, own_code = None, False
+        model, cost = empty_model(shipped_config(found.source))
+    else:
+        trust, permit = trusted(recipe, found.where), _permit(trust_leaf(recipe, found.where))
+        weights = not weightless(recipe, found.where)
+        tokenizer, model, cost = read_checkpoint(
+            local_folder(found.source, weights=weights), permit=permit, trust_remote_code=trust, weights=weights
+        )
+        own_code = trust and has_code(model.config, tokenizer)
+    biased = any(bias is not None for bias in router_biases(model))
+    return Facts(found, model.config, tokenizer, cost, biased, own_code)
+
+
+def _about_code(recipe: Recipe, where: str, facts: Facts) -> list[str]:
+    """Whether every stanza that loads a model lets its code run, and none lets code run that is not there."""
+    leaf = trust_leaf(recipe, where)
+    if facts.own_code and not trusted(recipe, where):
+        return [f"`{where}`: it is made from {facts.origin.source}, and {needs_code(_permit(leaf))}"]
+    if trusted(recipe, where) and not facts.own_code and where.rpartition(".")[0] == leaf.rpartition(".")[0]:
+        return [f"`{leaf}` is set and would change nothing (no code lies beside that model); take it away"]
+    return []
+
+
+def _permit(leaf: str) -> str:
+    return f"set `{leaf}: true`"
+
+
+def _nearest_architectures(name: str) -> str:
+    near = nearest(name, CONFIG_MAPPING)
+    hint = f"did you mean {near!r}? " if near else ""
+    return f"{hint}for example mimo_v2_flash, qwen3_moe, mixtral, deepseek_v3, qwen3, llama"

@@ -1,0 +1,170 @@
+"""Checks of models against each other and against the recipe: engines, tokenizers, vocabularies, context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from mopd.distill.loss.registry import loss_spec
+from mopd.distill.models.adapters import with_adapters
+from mopd.distill.models.heads import head_problem
+from mopd.distill.recipe import Engine, Optimizer, Recipe, TopKReverseKL
+from mopd.distill.student.engine import check_engine
+from mopd.distill.types import UserError
+from mopd.recipes.check.model_info import Facts
+from mopd.recipes.check.tasks import Lengths
+from mopd.recipes.resolve.checkpoints import empty_model
+from mopd.recipes.resolve.sources import adapter_folders, is_path
+from mopd.recipes.resolve.stages import stage_domains
+from mopd.rollouts.tokenizer import control_ids
+from mopd.teachers.compatibility import compare_heads, compare_tokenizers
+
+
+def check_models(recipe: Recipe, facts: Mapping[str, Facts], *, device: Literal["cpu", "cuda"]) -> list[str]:
+    """Every problem between the recipe and its models, each a sentence; models without facts are passed over.
+
+    Args:
+        facts: by the leaf that names the model, see :func:`recipes.check.model_info.survey`.
+    """
+    return [
+        *_engines(recipe, facts, device),
+        *_teachers(recipe, facts),
+        *_support(recipe, facts),
+        *_adapters(recipe, facts),
+        *_heads(recipe, facts),
+    ]
+
+
+def check_lengths(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths]) -> list[str]:
+    """Whether rollouts fit the context of student and teachers, and gold answers that of whom they are trained into.
+
+    Args:
+        lengths: by domain, see :func:`recipes.check.tasks.check_tasks`; a domain without them is passed over.
+    """
+    if not lengths:
+        return []
+    asked = max(lengths, key=lambda name: lengths[name].longest_prompt)
+    cap, prompt = recipe.rollout.max_new_tokens, lengths[asked].longest_prompt
+    rollout = (
+        f"`rollout.max_new_tokens` {cap} after a prompt of {prompt} tokens (domain {asked!r}) makes {cap + prompt}"
+    )
+    # By what is too long, so that models of one origin are told of once.
+    problems: dict[str, None] = {}
+    for leaf, model in facts.items():
+        if not leaf.startswith("stages."):
+            problems |= dict.fromkeys(_beyond(model, cap + prompt, rollout, "lower it"))
+    trained = {f"stages.{name}.from": stage_domains(recipe, name) for name in recipe.stages}
+    if recipe.method == "supervised":
+        trained["student.model"] = tuple(recipe.trained_domains)
+    for leaf, domains in trained.items():
+        known = [name for name in domains if name in lengths]
+        if leaf in facts and known:
+            longest = max(known, key=lambda name: lengths[name].longest_pair)
+            needed = lengths[longest].longest_pair
+            answer = f"a training prompt of domain {longest!r} with its gold answer has {needed} tokens"
+            problems |= dict.fromkeys(_beyond(facts[leaf], needed, answer, "take that row out"))
+    return list(problems)
+
+
+def _beyond(model: Facts, needed: int, what: str, mend: str) -> Iterator[str]:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and needed > context:
+        yield (
+            f"{what}, beyond the context of {context} tokens (max_position_embeddings) of the model that "
+            f"`{model.origin.where}` names; {mend}, or take a model with a longer context"
+        )
+
+
+def _engines(recipe: Recipe, facts: Mapping[str, Facts], device: Literal["cpu", "cuda"]) -> Iterator[str]:
+    trained: dict[str, tuple[str, Engine, Optimizer]] = {
+        "student": ("student.model", recipe.student.engine, recipe.student.optimizer)
+    }
+    for name, stage in recipe.stages.items():
+        trained[f"stages.{name}"] = (f"stages.{name}.from", stage.engine, stage.optimizer)
+    for section, (leaf, engine, optimizer) in trained.items():
+        if leaf not in facts:
+            continue
+        try:
+            check_engine(facts[leaf].config, engine, optimizer, device=device)
+        except UserError as error:
+            yield from (f"`{section}.engine`: {problem}" for problem in error.problems)
+        rate = engine.expert_bias_rate
+        if rate > 0 and rate != Engine.model_fields["expert_bias_rate"].default and not facts[leaf].correction_bias:
+            yield (
+                f"`{section}.engine.expert_bias_rate` is set and would change nothing (no router of "
+                f"{facts[leaf].config.model_type} has a correction bias); take it away"
+            )
+
+
+def _teachers(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
+    student = facts.get("student.model")
+    full = loss_spec(recipe.loss).payload in ("full", "topk", "hidden")
+    for name in recipe.teachers:
+        teacher = facts.get(f"teachers.{name}.model")
+        if student is None or teacher is None or teacher is student:
+            continue
+        different: list[str] = []
+        used = 0
+        if teacher.tokenizer is not None and student.tokenizer is not None:
+            different = compare_tokenizers(teacher.tokenizer, student.tokenizer)
+            used = max(student.tokenizer.get_vocab().values()) + 1
+        different = different or compare_heads(teacher.config, student.config, full=full, tokens=used)
+        for problem in different:
+            yield (
+                f"`teachers.{name}` ({_told(teacher)}) {problem}; a teacher scores the student's token ids, so take "
+                f"one of the student's family ({_told(student)})"
+            )
+
+
+def _support(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
+    student = facts.get("student.model")
+    if student is None or not isinstance(recipe.loss, TopKReverseKL):
+        return
+    size = student.config.get_text_config().vocab_size
+    forced = len(control_ids(student.tokenizer)) if student.tokenizer is not None else 0
+    both = recipe.loss.support == "union"
+    if recipe.loss.k * (1 + both) + forced >= size:
+        yield (
+            f"`loss.k` is {recipe.loss.k}{' for each of the two' * both}, and with {forced} control tokens that is the "
+            f"student's whole output head of {size} tokens; take `loss: {{estimator: full_reverse_kl}}`, which is the "
+            f"same, or a smaller k"
+        )
+
+
+def _adapters(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
+    for name, folder in adapter_folders(recipe).items():
+        base = facts.get(f"teachers.{name}.model")
+        where, given = f"`teachers.{name}.adapter`", recipe.teachers[name].adapter
+        if given is not None and not is_path(given):
+            yield f"{where} is {given!r}; an adapter is a folder: write its path, which begins with ./ or /"
+        elif base is not None:
+            try:
+                with_adapters(empty_model(base.config, trust_remote_code=base.own_code)[0], [folder], device="cpu")
+            except UserError as error:
+                yield f"{where}: {error}"
+
+
+def _heads(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
+    """Whether hidden states and a head say as much as logits, of the student and of every teacher."""
+    if loss_spec(recipe.loss).payload != "hidden":
+        return
+    adapters = adapter_folders(recipe)
+    for leaf in ("student.model", *(f"teachers.{name}.model" for name in recipe.teachers)):
+        if leaf not in facts:
+            continue
+        model = empty_model(facts[leaf].config, trust_remote_code=facts[leaf].own_code)[0]
+        folder = adapters.get(leaf.split(".")[1])
+        try:
+            model = with_adapters(model, [folder] if folder else [], device="cpu")
+        except UserError:
+            continue  # told by _adapters
+        if problem := head_problem(model):
+            yield (
+                f"`{leaf.removesuffix('.model')}` ({_told(facts[leaf])}) {problem}, so its hidden states do not tell "
+                f"its distribution; take `loss: {{estimator: full_reverse_kl, payload: full}}`"
+            )
+
+
+def _told(facts: Facts) -> str:
+    source = facts.origin.source
+    return source if isinstance(source, str) else f"made from nothing by `{facts.origin.where}`"

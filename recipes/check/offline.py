@@ -1,0 +1,69 @@
+"""`mopd check --offline`: what is known of Hub models without a network, what is assumed, and what stays open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoConfig
+
+from mopd.distill.recipe import Recipe, Source
+from mopd.distill.recipe.messages import guess
+from mopd.distill.types import UserError
+from mopd.recipes import SHIPPED
+from mopd.recipes.check.tasks import Lengths
+from mopd.recipes.resolve.sources import is_path, origin, sources
+
+ARCHITECTURES = SHIPPED / "architectures"
+"""Configurations of public models, as their repositories on the Hub have them: ORG--NAME.json."""
+PROMPT_TOKENS = 512
+"""What a prompt is counted as where nothing is known of its dataset or its tokenizer; generous for word problems."""
+
+
+def shipped_config(name: str) -> Any:
+    """The configuration of a Hub model that is shipped with this project.
+
+    Raises:
+        UserError: it is not.
+    """
+    path = ARCHITECTURES / f"{name.replace('/', '--')}.json"
+    known = sorted(path.stem.replace("--", "/") for path in ARCHITECTURES.glob("*.json"))
+    if path.stem.replace("--", "/") not in known:
+        raise UserError(
+            f"without a network nothing is known of the Hub model {name!r}; {guess(name, known)}, check where there is "
+            f"a network, or give a path that begins with ./"
+        )
+    return AutoConfig.from_pretrained(path)
+
+
+def on_hub(task: str | Source) -> bool:
+    """Whether a domain's prompts lie on the Hub."""
+    return isinstance(task, Source) and not is_path(task.path)
+
+
+def assumed_lengths(recipe: Recipe, known: Mapping[str, Lengths]) -> dict[str, Lengths]:
+    """Lengths of every domain: those that are known, and for the others long prompts with answers up to the cap."""
+    most = recipe.rollout.max_new_tokens
+    assumed = Lengths(PROMPT_TOKENS, most, PROMPT_TOKENS + most, float(PROMPT_TOKENS), float(most))
+    return {name: known.get(name, assumed) for name in recipe.domains}
+
+
+def unchecked(recipe: Recipe) -> list[str]:
+    """What a check without a network leaves open, a line each; empty where nothing of the recipe lies on the Hub."""
+    found = [origin(recipe, where, source) for where, source in sources(recipe).items()]
+    models = sorted({o.source for o in found if o is not None and isinstance(o.source, str) and not is_path(o.source)})
+    data = sorted({d.task.path for d in recipe.domains.values() if isinstance(d.task, Source) and on_hub(d.task)})
+    lines = []
+    if models:
+        lines.append(
+            f"models {', '.join(models)}: counted by their shipped configurations; tokenizers, chat templates and "
+            f"weights were not looked at"
+        )
+    if data:
+        lines.append(f"datasets {', '.join(data)}: rows, columns, splits and gold answers were not looked at")
+    if models or data:
+        lines.append(
+            f"lengths: a prompt is counted as {PROMPT_TOKENS} tokens and an answer as rollout.max_new_tokens where its "
+            f"dataset or its tokenizer is on the Hub; GPUs of this machine were not counted"
+        )
+    return lines

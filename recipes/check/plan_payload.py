@@ -1,0 +1,61 @@
+"""What teachers ship to the student, and what its ranks hold to make use of it, in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mopd.distill.loss.registry import loss_spec
+from mopd.distill.payloads import row_bytes
+from mopd.distill.recipe import Engine, Recipe, TopKReverseKL
+from mopd.distill.student.engine import model_dtype
+from mopd.distill.student.forward import CHUNKS
+from mopd.recipes.check.model_info import Facts
+from mopd.rollouts.tokenizer import control_ids
+
+WORKING_TENSORS = 6
+"""Chunks of tokens x vocabulary that the divergence from hidden states holds at a time."""
+
+
+def shipped_bytes(recipe: Recipe, facts: Mapping[str, Facts], teacher: str, *, device: str) -> int:
+    """Bytes that a teacher ships of one token under the recipe's loss."""
+    payload, loss = loss_spec(recipe.loss).payload, recipe.loss
+    if payload is None:
+        return 0
+    text, support = facts[f"teachers.{teacher}.model"].config.get_text_config(), 0
+    if isinstance(loss, TopKReverseKL):
+        tokenizer = facts["student.model"].tokenizer
+        forced = 0 if tokenizer is None else len(control_ids(tokenizer))
+        support = loss.k * (2 if loss.support == "union" else 1) + forced
+    return row_bytes(
+        payload,
+        vocabulary=text.vocab_size,
+        hidden=text.hidden_size,
+        support=support,
+        value_bytes=_value_bytes(recipe, teacher, device),
+    )
+
+
+def logits_bytes(facts: Facts, engine: Engine, *, device: str) -> float:
+    """Bytes of a rank for the logits of a microbatch and what is computed of them."""
+    vocabulary = facts.config.get_text_config().vocab_size
+    return 3.0 * engine.microbatch_tokens * vocabulary * model_dtype(engine, device).itemsize
+
+
+def comparing_bytes(recipe: Recipe, facts: Mapping[str, Facts], *, device: str) -> float:
+    """Bytes of a rank of the student for distributions: those of logits, or of heads and chunks of logits."""
+    engine, student = recipe.student.engine, facts["student.model"].config.get_text_config()
+    if loss_spec(recipe.loss).payload != "hidden":
+        return logits_bytes(facts["student.model"], engine, device=device)
+    heads = {
+        (teacher.model, teacher.dtype): facts[f"teachers.{name}.model"].config.get_text_config().hidden_size
+        * _value_bytes(recipe, name, device)
+        for name, teacher in recipe.teachers.items()
+    }
+    chunk = 4.0 * min(engine.microbatch_tokens, CHUNKS.tokens) * min(student.vocab_size, CHUNKS.vocabulary)
+    gradient = 4.0 * student.vocab_size * student.hidden_size  # of the student's head, in one piece
+    return sum(heads.values()) * student.vocab_size + WORKING_TENSORS * chunk + gradient
+
+
+def _value_bytes(recipe: Recipe, teacher: str, device: str) -> int:
+    asked = recipe.teachers[teacher].dtype
+    return model_dtype(recipe.student.engine if asked == "auto" else Engine(dtype=asked), device).itemsize

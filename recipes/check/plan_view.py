@@ -1,0 +1,105 @@
+"""The plan of a recipe as tables for the console."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mopd.recipes.check.plan import Plan
+from mopd.recipes.check.plan_processes import GIB
+from mopd.recipes.resolve.run_folder import existing_parent
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What there is: bytes free on the disk of a run's folder, and of this machine's memory; None: elsewhere."""
+
+    disk_bytes: float | None
+    memory_bytes: float | None
+
+
+def room(out: Path, *, elsewhere: bool = False) -> Room:
+    """What there is for a run in the folder ``out``; ``elsewhere``: the plan is for another machine."""
+    return (
+        Room(None, None)
+        if elsewhere
+        else Room(shutil.disk_usage(existing_parent(out)).free, psutil.virtual_memory().total)
+    )
+
+
+def print_plan(plan: Plan, console: Console, there: Room) -> None:
+    """Print models, processes, tokens of a step, memory and disk."""
+    console.print(_models(plan))
+    console.print(_processes(plan))
+    console.print(_steps(plan))
+    console.print(
+        f"memory: about {size(plan.memory_bytes)} at the peak, in all processes{out_of(there.memory_bytes, 'here')}\n"
+        f"disk: about {size(plan.disk_bytes)}{out_of(there.disk_bytes, 'free')}\n"
+        f"from teachers to student: about {size(sum(step.payload_bytes for step in plan.steps))} a step\n"
+        f"compute: about {plan.flops:.1e} floating-point operations",
+        highlight=False,
+    )
+    if there.memory_bytes is not None and plan.memory_bytes > there.memory_bytes:
+        console.print(
+            "The estimate is more than this machine has: fewer run.parallel_stages, a smaller "
+            "student.engine.microbatch_tokens or more ranks lower it.",
+            style="yellow",
+        )
+
+
+def _models(plan: Plan) -> Table:
+    table = _table("models", "model", "made by", "parameters", "active")
+    for model in plan.models:
+        table.add_row(Text(model.name), Text(model.made), _count(model.parameters), _count(model.active_parameters))
+    return table
+
+
+def _processes(plan: Plan) -> Table:
+    table = _table("processes", "process", "while", "how many", "memory each")
+    for process in plan.processes:
+        table.add_row(Text(process.name), process.phase, str(process.count), size(process.bytes_each))
+    return table
+
+
+def _steps(plan: Plan) -> Table:
+    table = _table(f"a step, of {plan.run_steps}", "domain", "rollouts", "tokens, about", "at most")
+    for step in plan.steps:
+        table.add_row(Text(step.domain), str(step.rollouts), _count(step.tokens), _count(step.most_tokens))
+    table.add_row(
+        "all",
+        str(sum(step.rollouts for step in plan.steps)),
+        _count(sum(step.tokens for step in plan.steps)),
+        _count(sum(step.most_tokens for step in plan.steps)),
+        style="bold",
+    )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number >= len(columns) - 2 else "left", overflow="fold")
+    return table
+
+
+def out_of(there: float | None, where: str) -> str:
+    """``, of 8.0 GiB here``; nothing where that is not known."""
+    return "" if there is None else f", of {size(there)} {where}"
+
+
+def size(amount: float) -> str:
+    """Bytes for people: ``1.2 GiB``."""
+    if amount >= GIB:
+        return f"{amount / GIB:.1f} GiB"
+    return f"{amount / 2**20:.0f} MiB" if amount >= 2**20 else f"{amount / 2**10:.0f} KiB"
+
+
+def _count(number: float) -> str:
+    """For example 395,620, or 15.0 B."""
+    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number:,.0f}"

@@ -1,0 +1,231 @@
+"""Checks of a user's own task, teacher and loss: do they keep the promises that the shipped ones are tested for?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from mopd.distill.loss.base import TokenLoss
+from mopd.distill.loss.microbatch import Microbatch, collate
+from mopd.distill.loss.registry import loss_spec
+from mopd.distill.recipe import OwnLoss, Recipe, TopKReverseKL
+from mopd.distill.recipe.plugins import is_own, load_own
+from mopd.distill.types import Full, PayloadName, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, UserError
+from mopd.recipes.resolve.methods import METHODS
+from mopd.rollouts.tasks import Example, Split, Task
+from mopd.teachers.kinds.custom import MORE, asked_instead
+
+DRAWN = 32
+"""Problems of each split and form that are drawn."""
+HOSTILE = ("", "\x00", "0" * 5000, "\N{SNOWMAN}", "None")
+"""Texts that a model may write and no task expects."""
+
+
+def check_own_task(task: Task, *, seed: int) -> Iterator[str]:
+    """Whether its problems are whole, repeatable and in one split each, and its verifier takes any text.
+
+    That gold answers are accepted and wrong ones refused is asked of every task, in recipes/check/tasks.py.
+    """
+    seen: dict[str, str] = {}
+    named: dict[tuple[str, str], str] = {}
+    for split in get_args(Split):
+        for easy in (False, True):
+            for index in range(DRAWN):
+                asked: dict[str, Any] = {"seed": seed, "split": split, "index": index, "easy": easy}
+                shown = ", ".join(f"{key}={value!r}" for key, value in asked.items())
+                try:
+                    example, again = task.example(**asked), task.example(**asked)
+                except Exception as error:
+                    yield f"example({shown}) raises {type(error).__name__}: {error}"
+                    return
+                if problem := _whole(example, again, seen.setdefault(_text(example), split), split):
+                    yield f"example({shown}) {problem}"
+                    return
+                if (first := named.setdefault((split, example.id), example.text)) != example.text:
+                    yield (
+                        f"example({shown}) has the id {example.id!r}, and so has {first!r} of this split; answers are "
+                        "kept by id, so two problems need two"
+                    )
+                    return
+    yield from _verifier(task, task.example(seed=seed, split="train", index=0))
+
+
+def _text(example: Example) -> str:
+    return str(getattr(example, "text", example))
+
+
+def _whole(example: Example, again: Example, first_split: str, split: str) -> str | None:
+    if not isinstance(example, Example):
+        return f"is {type(example).__name__} {str(example)[:60]!r}, and must be a mopd.rollouts.tasks.base.Example"
+    if not all(isinstance(part, str) and part for part in (example.id, example.text, example.answer)):
+        return f"is {example}: id, text and answer must be texts that are not empty"
+    if example != again:
+        return f"gives {example.text!r}, then {again.text!r}: it must depend on nothing but what it is asked"
+    if first_split != split:
+        return (
+            f"is {example.text!r}, which is in split {first_split!r} too: what is trained on may not be measured; "
+            f"draw through mopd.rollouts.tasks.base.draw_in_split"
+        )
+    return None
+
+
+def _verifier(task: Task, example: Example) -> Iterator[str]:
+    prompt = Prompt("any", example.id, (0,), example.text, example.answer)
+    for text in (*HOSTILE, example.answer):
+        try:
+            score, many = task.verify(prompt, text), task.verify_many([prompt, prompt], [text, text])
+        except Exception as error:
+            yield f"the verifier raises {type(error).__name__}: {error} on the answer {text[:20]!r}; it may never raise"
+            return
+        if not isinstance(score, int | float) or not 0 <= score <= 1:
+            yield f"the verifier gives {score!r} for the answer {text[:20]!r}; it must give a number from 0 to 1"
+            return
+        if list(many) != [score, score]:
+            yield f"verify gives {score!r} for the answer {text[:20]!r}, verify_many {many!r}; they must agree"
+            return
+    try:
+        wrong = task.wrong_answer(example)
+    except Exception as error:
+        yield f"wrong_answer raises {type(error).__name__}: {error}"
+        return
+    if not isinstance(wrong, str):
+        yield f"wrong_answer gives {wrong!r}; it must be a text"
+
+
+# ---- a teacher
+
+
+def check_own_teacher(recipe: Recipe, name: str) -> Iterator[str]:
+    """Whether a teacher's ``scorer`` is there and gives what the loss needs; calling it would load it."""
+    teacher, where = recipe.teachers[name], f"teachers.{name}.scorer"
+    if teacher.scorer is None:
+        return
+    if not is_own(teacher.scorer):
+        yield f"`{where}` is {teacher.scorer!r}; write ./file.py:NAME, the class NAME of that file"
+        return
+    if METHODS[recipe.method].teachers != "grade":
+        yield f"`{where}`: method {recipe.method!r} needs its teachers' weights, and this one only scores; take it away"
+        return
+    try:
+        made = load_own(teacher.scorer, where=where)
+    except UserError as error:
+        yield from error.problems
+        return
+    gives, needed = getattr(made, "payloads", None), loss_spec(recipe.loss).payload
+    support = isinstance(recipe.loss, TopKReverseKL)
+    if not callable(made) or not callable(getattr(made, "score", None)):
+        yield f"`{where}`: {teacher.scorer} is {made!r:.60}, and must be a class with a method `score` (docs/own.md)"
+    elif not isinstance(gives, tuple) or not set(gives) <= {*MORE} or not gives:
+        offered = ", ".join(map(repr, MORE))
+        yield f"`{where}`: {teacher.scorer} has payloads {gives!r}, and must have a tuple of some of {offered}"
+    elif needed is not None and asked_instead(needed, gives, support=support) is None:
+        yield (
+            f"`{where}`: {teacher.scorer} gives {' and '.join(gives)}, and `loss.estimator` "
+            f"{recipe.loss.estimator} needs {needed}; "
+            + (
+                "take `payload: full`, for the head of hidden states lies in no checkpoint of its"
+                if needed == "hidden"
+                else "give more, or take another estimator"
+            )
+        )
+
+
+# ---- a loss
+
+VOCABULARY = 7
+
+
+class _Watched(Mapping[str, float]):
+    """Settings that remember which of them were read."""
+
+    def __init__(self, settings: Mapping[str, float]) -> None:
+        self.settings, self.read = settings, set[str]()
+
+    def __getitem__(self, name: str) -> float:
+        self.read.add(name)
+        return self.settings[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.settings)
+
+    def __len__(self) -> int:
+        return len(self.settings)
+
+
+def check_own_loss(loss: OwnLoss) -> Iterator[str]:
+    """Whether it gives a finite number and gradient for each trained token, reads none but those, and all its settings.
+
+    Asked of random logits with NaN where no token is trained, which a model may have there.
+    """
+    where = f"`loss.estimator`: {loss.estimator}"
+    try:
+        spec = loss_spec(loss)
+    except UserError as error:
+        yield from error.problems
+        return
+    settings = _Watched(loss.settings)
+    microbatch = _probe(spec.payload, apart=spec.apart)
+    mask_BT = microbatch.mask_BT
+    logits_BTV = torch.randn(*mask_BT.shape, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    logits_BTV = logits_BTV.masked_fill(~mask_BT.unsqueeze(-1), float("nan")).requires_grad_()
+    try:
+        told = spec.token_loss(logits_BTV, microbatch, loss.model_copy(update={"settings": settings}))
+    except Exception as error:
+        yield f"{where} raises {type(error).__name__}: {error}"
+        return
+    if not isinstance(told, TokenLoss):
+        yield f"{where} gives {type(told).__name__}, and must give a mopd.distill.loss.base.TokenLoss"
+        return
+    shapes = {"loss_BT": tuple(told.loss_BT.shape)} | {f"stats[{n!r}]": tuple(t.shape) for n, t in told.stats.items()}
+    if wrong := {name: shape for name, shape in shapes.items() if shape != tuple(mask_BT.shape)}:
+        yield f"{where} gives shapes {wrong}, and must give one value a token, {tuple(mask_BT.shape)}"
+        return
+    yield from (f"{where} {problem}" for problem in _gradient(told, logits_BTV, mask_BT))
+    for name in loss.settings:
+        if name not in settings.read:
+            yield f"`loss.settings.{name}` is set and would change nothing (it is never read); take it away"
+
+
+def _gradient(told: TokenLoss, logits_BTV: torch.Tensor, mask_BT: torch.Tensor) -> Iterator[str]:
+    if not told.loss_BT.requires_grad:
+        yield "gives a loss without a gradient"
+        return
+    (gradient_BTV,) = torch.autograd.grad(told.loss_BT.sum(), logits_BTV, allow_unused=True)
+    if gradient_BTV is None or not gradient_BTV[mask_BT].any():
+        yield "gives a loss whose gradient is zero"
+    elif not told.loss_BT.isfinite().all() or not gradient_BTV.isfinite().all():
+        yield "gives NaN or infinity, maybe from tokens that are not trained: take logits_BTV[microbatch.mask_BT] alone"
+    elif told.loss_BT[~mask_BT].any() or gradient_BTV[~mask_BT].any():
+        yield "has a loss or a gradient at tokens that are not trained; mopd.distill.loss.base.spread puts zeros there"
+    for name, values_BT in told.stats.items():
+        if values_BT.requires_grad:
+            yield f"gives stats[{name!r}] with a gradient; detach it"
+
+
+def _probe(payload: PayloadName | None, *, apart: bool) -> Microbatch:
+    """Two rollouts of five and seven tokens, each graded by one teacher."""
+    random = np.random.default_rng(0)
+    rollouts = []
+    for index, length in enumerate((5, 7)):
+        logits_TV = random.normal(size=(length, VOCABULARY))
+        logprobs_TV = (logits_TV - np.log(np.exp(logits_TV).sum(-1, keepdims=True))).astype(np.float32)
+        tokens_T = random.integers(0, VOCABULARY, length).astype(np.int32)
+        given = Full(logprobs_TV) if payload == "full" else Sampled(logprobs_TV[np.arange(length), tokens_T])
+        rollout = Rollout(
+            prompt=Prompt("probe", f"probe/{index}", tuple(tokens_T[:2].tolist()), "", ""),  # not per token
+            token_ids=tokens_T,
+            loss_mask=np.arange(length) >= 2,
+            sampler_logprobs=np.full(length, -2.0, dtype=np.float32),
+            finish="eos",
+            version=0,
+            group=index,
+            index=index,
+        )
+        rollouts.append(ScoredRollout(rollout, () if payload is None else ((1.0, TeacherScore("probe", given)),)))
+    return collate(
+        rollouts, token_weight={"probe": 1.0}, domains=("probe",), pad_id=0, payload=payload,
+        reward_advantages=None, device="cpu", apart=apart,
+    )  # fmt: skip

@@ -1,0 +1,250 @@
+"""Checks of a recipe by itself: routes from domains to teachers, stages, methods, rewards. Nothing is loaded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Iterator
+
+from mopd.distill.loss.registry import LOSSES, OWN_PAYLOADS, loss_spec, reference_of
+from mopd.distill.recipe import Architecture, Optimizer, OwnLoss, PolicyGradient, Recipe
+from mopd.distill.recipe.messages import guess
+from mopd.distill.recipe.plugins import is_own
+from mopd.recipes.check.check_idle import check_idle
+from mopd.recipes.check.plugins import check_own_teacher
+from mopd.recipes.check.served import check_served
+from mopd.recipes.check.settings import check_loss
+from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.sources import (
+    SELF,
+    chain,
+    households,
+    kind,
+    links,
+    placement,
+    sources,
+    stage_name,
+    turn_takers,
+)
+
+
+def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[str]) -> list[str]:
+    """Every problem of a recipe that shows without loading anything, each a sentence.
+
+    Args:
+        tasks: names of the shipped tasks.
+        losses: the estimators that the recipe's method can use.
+    """
+    return [
+        *_tasks(recipe, tasks),
+        *_teachers(recipe),
+        *_method(recipe, losses),
+        *_rewards(recipe),
+        *check_loss(recipe),
+        *check_served(recipe),
+        *(problem for name in recipe.teachers for problem in check_own_teacher(recipe, name)),
+        *_stages(recipe),
+        *_updates(recipe),
+        *check_idle(recipe),
+    ]
+
+
+def _tasks(recipe: Recipe, tasks: Collection[str]) -> Iterator[str]:
+    for name, domain in recipe.domains.items():
+        if isinstance(domain.task, str) and domain.task not in tasks and not is_own(domain.task):
+            yield f"`domains.{name}.task`: no task is called {domain.task!r}; {guess(domain.task, tasks)}"
+    if not recipe.trained_domains:
+        yield "no domain is trained: every one is evaluate_only; give one a teacher or a reward"
+
+
+def _teachers(recipe: Recipe) -> Iterator[str]:
+    used: set[str] = set()
+    for name, domain in recipe.domains.items():
+        for teacher in domain.teacher_weights:
+            used.add(teacher)
+            if teacher not in recipe.teachers:
+                leaf = "teacher" if domain.teacher is not None else "teachers"
+                yield (
+                    f"`domains.{name}.{leaf}`: no teacher {teacher!r} is declared under `teachers`; "
+                    f"{guess(teacher, recipe.teachers)}"
+                )
+    for teacher in recipe.teachers:
+        if teacher not in used and teacher != reference_of(recipe.loss):
+            yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
+    yield from _anchors(recipe)
+    yield from _turns(recipe)
+    for first, second in itertools.combinations([names[0] for names in households(recipe)], 2):
+        one, other = recipe.teachers[first], recipe.teachers[second]
+        if (one.model, kind(one)) == (other.model, kind(other)):
+            leaf = next(leaf for leaf, value in placement(one).items() if value != placement(other)[leaf])
+            has, has_too = getattr(one, leaf), getattr(other, leaf)
+            yield (
+                f"`teachers`: {first!r} and {second!r} over the base {one.model} have `{leaf}` {has} and {has_too}; "
+                f"they share its processes, so give both the same"
+            )
+
+
+def _turns(recipe: Recipe) -> Iterator[str]:
+    """Whether teachers that share processes are more than those, and fit each of them."""
+    resident, turns = recipe.run.resident_teachers, turn_takers(recipe)
+    if resident is None or METHODS[recipe.method].teachers != "grade" or not recipe.teachers:
+        return  # whoever has no such teachers is told by recipes/check/check_idle.py
+    if resident >= len(turns):
+        yield (
+            f"`run.resident_teachers` is {resident}, and the recipe has {len(turns)} to hold (LoRA teachers over one "
+            f"base are one, those behind a server none), so that all of them are; lower it, or take it away"
+        )
+        return
+    first, *others = [names[0] for names in turns]
+    for name in [first, *others]:
+        where, wanted = placement(recipe.teachers[name]), placement(recipe.teachers[first]) | {"replicas": 1}
+        for leaf in [leaf for leaf, value in where.items() if value != wanted[leaf]]:
+            has = getattr(recipe.teachers[name], leaf)
+            needed = 1 if leaf == "replicas" else f"{getattr(recipe.teachers[first], leaf)}, as {first!r} has"
+            yield (
+                f"`teachers.{name}.{leaf}` is {has}: with `run.resident_teachers` teachers take turns in the same "
+                f"processes, and {needed} is needed; give all the same, or take `run.resident_teachers` away"
+            )
+
+
+def _anchors(recipe: Recipe) -> Iterator[str]:
+    """Whether ``self`` anchors something that is worth holding, beside something that is learnt."""
+    anchors = {name for name, teacher in recipe.teachers.items() if teacher.model == SELF}
+    for name in sorted(anchors):
+        if isinstance(recipe.student.model, Architecture):
+            yield (
+                f"`teachers.{name}.model` is self, and the student is made from nothing: it would be held to its own "
+                f"noise; train it in a stage first, or name another model"
+            )
+    if anchors == set(recipe.teachers) and anchors and not any(domain.reward for domain in recipe.domains.values()):
+        yield (
+            "`teachers`: every one is self, so the student would be held where it is and learn nothing; name a "
+            "specialist for one domain at least"
+        )
+
+
+def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
+    wanted = {LOSSES[name].payload for name in losses}
+    if isinstance(recipe.loss, OwnLoss):
+        if (payload := loss_spec(recipe.loss).payload) not in wanted:
+            shown = " or ".join(sorted(map(repr, wanted & {*OWN_PAYLOADS})))
+            yield (
+                f"`loss.estimator`: {recipe.loss.estimator} has payload {payload!r}, and method {recipe.method!r} "
+                f"takes {shown}"
+            )
+    elif recipe.loss.estimator not in losses:
+        offered = " or ".join(sorted(losses))
+        yield (
+            f"`loss.estimator` is {recipe.loss.estimator!r}, which method {recipe.method!r} does not use; "
+            f"write `loss: {{estimator: {offered}}}`"
+        )
+    method = METHODS[recipe.method]
+    if recipe.method == "cascade" and not links(recipe):
+        yield (
+            "`student.model` names no chain of stages, and the student of a cascade is the end of one: write "
+            "`stage:NAME` of a stage that is made from another model"
+        )
+    asked = [what for what, may in (("teacher", method.teachers != "none"), ("reward", method.rewards)) if may]
+    for name, domain in recipe.trained_domains.items():
+        if domain.teacher_weights and method.teachers == "none":
+            yield f"`domains.{name}` has a teacher, which method {recipe.method!r} never asks; take it away"
+        if domain.reward and not method.rewards:
+            yield f"`domains.{name}.reward` is true, and method {recipe.method!r} never asks for one; take it away"
+        if asked and not (domain.teacher_weights or domain.reward):
+            told = {"teacher": "name a `teacher`", "reward": "set `reward: true`"}
+            lacks = "neither teacher nor reward" if len(asked) > 1 else f"no {asked[0]}"
+            ways = ", ".join(told[one] for one in asked)
+            yield f"`domains.{name}` has {lacks}, so nothing teaches it; {ways}, or set `evaluate_only: true`"
+
+
+def _rewards(recipe: Recipe) -> Iterator[str]:
+    loss = recipe.loss
+    weight = loss.reward_weight if isinstance(loss, PolicyGradient) else 0.0
+    rewarded = [name for name, domain in recipe.domains.items() if domain.reward]
+    if not METHODS[recipe.method].rewards or not isinstance(loss, PolicyGradient):
+        if METHODS[recipe.method].teachers == "grade":
+            yield from _unweighted(rewarded)
+        return
+    if weight == 0:
+        yield from _unweighted(rewarded)
+        return
+    if not rewarded:
+        yield f"`loss.reward_weight` is {weight:g}, and no domain has `reward: true`; set it in one, or the weight to 0"
+    if recipe.rollout.samples_per_prompt < 2:
+        yield (
+            f"`loss.reward_weight` is {weight:g}, and `rollout.samples_per_prompt` is 1: a reward is compared within "
+            f"the group of a prompt's samples, so it needs at least 2"
+        )
+
+
+def _unweighted(rewarded: Iterable[str]) -> Iterator[str]:
+    for name in rewarded:
+        yield (
+            f"`domains.{name}.reward` is true, and the loss gives rewards no weight; use `loss: {{estimator: "
+            f"policy_gradient, reward_weight: 1.0}}`, or take the reward away"
+        )
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
+    needed: set[str] = set()
+    for where, source in sources(recipe).items():
+        name = stage_name(source)
+        if name is not None and name not in recipe.stages:
+            yield f"`{where}`: no stage {name!r} is declared under `stages`; {guess(name, recipe.stages)}"
+        if not where.startswith("stages."):
+            needed.update(chain(recipe, source))
+    told: set[str] = set()
+    for name in recipe.stages:
+        path = list(chain(recipe, f"stage:{name}"))
+        if name not in told and stage_name(recipe.stages[path[-1]].from_) == name:
+            told.update(path)
+            circle = " is made from ".join([*path, name])
+            yield f"`stages.{name}.from` leads back to itself: {circle}; one of them must start from a model"
+        elif name not in needed:
+            yield f"`stages.{name}`: neither the student nor a teacher comes from this stage; use it, or take it away"
+        yield from _named_domains(recipe, name)
+
+
+def _named_domains(recipe: Recipe, name: str) -> Iterator[str]:
+    domains = recipe.stages[name].domains
+    if domains is None:
+        return
+    where = f"`stages.{name}.domains`"
+    if not domains:
+        yield f"{where} is empty; name a domain, or leave the key out to train on all that are trained"
+    for domain in domains:
+        if domain not in recipe.domains:
+            yield f"{where}: no domain {domain!r} is declared under `domains`; {guess(domain, recipe.domains)}"
+    for domain in sorted({domain for domain in domains if domains.count(domain) > 1}):
+        yield f"{where} names {domain!r} {domains.count(domain)} times; once is enough"
+
+
+def _updates(recipe: Recipe) -> Iterator[str]:
+    """Whether every update gets a rollout of every domain, and the warm-up ends before the training does."""
+    student = recipe.student
+    method = METHODS[recipe.method]
+    samples = recipe.rollout.samples_per_prompt if method.samples or method.teachers == "write" else 1
+    for name, domain in recipe.trained_domains.items():
+        if not method.selects and domain.prompts * samples < student.updates_per_step:
+            yield (
+                f"`student.updates_per_step` is {student.updates_per_step}, and domain {name!r} has "
+                f"{domain.prompts * samples} rollouts a step: every update needs one of every domain; raise "
+                f"`domains.{name}.prompts`, or lower the updates"
+            )
+    yield from _warm_up("student", student.optimizer, "run.steps", recipe.run.steps * student.updates_per_step)
+    for name, stage in recipe.stages.items():
+        where, updates = f"stages.{name}", stage.updates_per_step
+        method = METHODS[stage.method]
+        if not method.selects and stage.prompts * (stage.samples_per_prompt if method.samples else 1) < updates:
+            yield (
+                f"`{where}.updates_per_step` is {updates}, and `{where}.prompts` is {stage.prompts} a domain: every "
+                f"update needs one of every domain; raise the prompts, or lower the updates"
+            )
+        yield from _warm_up(where, stage.optimizer, f"{where}.steps", stage.steps * updates)
+
+
+def _warm_up(where: str, optimizer: Optimizer, steps: str, total: int) -> Iterator[str]:
+    if optimizer.warmup_steps >= total:
+        yield (
+            f"`{where}.optimizer.warmup_steps` is {optimizer.warmup_steps}, and the training has {total} optimizer "
+            f"steps: the schedule would never begin; lower it, or raise `{steps}`"
+        )

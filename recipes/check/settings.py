@@ -1,0 +1,88 @@
+"""Checks of what a recipe says of its loss besides the estimator: extrapolation, the rule of shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mopd.distill.loss.registry import loss_spec
+from mopd.distill.recipe import Recipe, SampledToken
+from mopd.distill.recipe.messages import guess
+from mopd.recipes.resolve.sources import SELF
+
+
+def check_loss(recipe: Recipe) -> Iterator[str]:
+    """Every problem of it, each a sentence."""
+    yield from _extrapolation(recipe)
+    yield from check_stop(recipe)
+    if recipe.share_rule != "explicit":
+        yield from _share_rule(recipe)
+
+
+def check_stop(recipe: Recipe) -> Iterator[str]:
+    """Every problem of the stop rule: one that could never fire is refused."""
+    stop, run = recipe.stop, recipe.run
+    bounds = {name: getattr(stop, name) for name in type(stop).model_fields if name != "evaluations"}
+    if all(bound is None for bound in bounds.values()):
+        if stop.evaluations != type(stop).model_fields["evaluations"].default:
+            told = ", ".join(bounds)
+            yield f"`stop.evaluations` is set and would change nothing: set a bound ({told}) as well, or take it away"
+        return
+    if run.steps // run.evaluate_every + (run.steps % run.evaluate_every > 0) < stop.evaluations:
+        yield (
+            f"`stop.evaluations` is {stop.evaluations}, and {run.steps} steps have fewer evaluations at one in "
+            f"{run.evaluate_every} (`run.evaluate_every`): the rule could never fire; lower one of them"
+        )
+    taught = any(domain.teacher_weights for domain in recipe.trained_domains.values())
+    if stop.kl is not None and (recipe.evaluate.graded_prompts == 0 or not taught):
+        yield (
+            "`stop.kl` is a bound of the held-out KL, and no teacher grades held-out prompts; raise "
+            "`evaluate.graded_prompts`, give a domain a teacher, or take the bound away"
+        )
+
+
+def _share_rule(recipe: Recipe) -> Iterator[str]:
+    where, trained, loss = f"`share_rule` is {recipe.share_rule}", recipe.trained_domains, recipe.loss.estimator
+    if loss_spec(recipe.loss).payload is None:
+        yield f"{where}, and {loss} has neither advantages nor a gap to teachers; set it to explicit"
+    elif loss_spec(recipe.loss).payload == "hidden":
+        yield (
+            f"{where}, and hidden states tell no advantage before they meet their head, which is in the update; set it "
+            f"to explicit, or `loss.payload` to full"
+        )
+    elif len(trained) == 1:
+        yield f"{where}, and one domain has the whole loss; set it to explicit"
+    if recipe.share_rule == "gap_following":
+        for name, domain in trained.items():
+            if not domain.teacher_weights:
+                yield f"{where}, and domain {name!r} has no teacher to be away from; name one, or use another rule"
+
+
+def _extrapolation(recipe: Recipe) -> Iterator[str]:
+    loss = recipe.loss
+    if not isinstance(loss, SampledToken):
+        return
+    name = loss.reference
+    if name is None:
+        if loss.extrapolation != 1:
+            yield (
+                f"`loss.extrapolation` is {loss.extrapolation:g}, and no `loss.reference` says what to go away from; "
+                f"write `teachers: {{anchor: {{model: self}}}}` and `loss: {{reference: anchor}}`, or set it to 1"
+            )
+        return
+    if loss.extrapolation == 1:
+        yield (
+            f"`loss.reference` is {name!r} and would change nothing (`loss.extrapolation` is 1: the teacher itself); "
+            f"take it away, or extrapolate"
+        )
+    if name not in recipe.teachers:
+        yield f"`loss.reference`: no teacher {name!r} is declared under `teachers`; {guess(name, recipe.teachers)}"
+    elif recipe.teachers[name].model != SELF:
+        yield (
+            f"`loss.reference` is the teacher {name!r}, whose model is {recipe.teachers[name].model}; what the student "
+            f"goes away from is where it starts: name a teacher whose model is self"
+        )
+    if not any(teacher != name for domain in recipe.trained_domains.values() for teacher in domain.teacher_weights):
+        yield (
+            "`loss.extrapolation` goes beyond a teacher, and no domain has one; give a domain a `teacher`, or take "
+            "`loss.extrapolation` and `loss.reference` away"
+        )

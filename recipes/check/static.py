@@ -1,0 +1,67 @@
+"""Everything that can be known of a recipe before anything is spent, and the plan of what it will take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mopd.distill.recipe import OwnLoss, Recipe
+from mopd.distill.types import UserError
+from mopd.recipes.check.model_info import survey
+from mopd.recipes.check.models import check_lengths, check_models
+from mopd.recipes.check.offline import assumed_lengths, on_hub
+from mopd.recipes.check.plan import Plan, make_plan
+from mopd.recipes.check.plugins import check_own_loss
+from mopd.recipes.check.routes import check_routes
+from mopd.recipes.check.served import reach_served
+from mopd.recipes.check.tasks import check_tasks, make_tasks
+from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.placement import check_device, resolve_device
+from mopd.recipes.resolve.run_folder import check_folder
+from mopd.rollouts.tasks import TASKS
+
+
+def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
+    """Check a recipe statically: routes, stages, models, tokenizers, verifiers, lengths, the run's folder.
+
+    No weight is loaded and no process is started, but for the sandbox's, in which gold answers are executed.
+
+    Args:
+        offline: ask nothing of the Hub; see :func:`recipes.check.offline.unchecked` for what that leaves open.
+
+    Returns:
+        What the run will take.
+
+    Raises:
+        UserError: with every problem that was found.
+    """
+    device = resolve_device(recipe.device)
+    if isinstance(recipe.loss, OwnLoss) and (broken := list(check_own_loss(recipe.loss))):
+        raise UserError(*broken)  # all else asks the loss what it needs
+    problems = check_routes(recipe, tasks=TASKS, losses=METHODS[recipe.method].losses)
+    far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
+    tasks, unusable = make_tasks(recipe, tokenizer=None, without=far)
+    facts, unreadable = survey(recipe, tasks, offline=offline)
+    student = facts.get("student.model")
+    tokenizer = student.tokenizer if student is not None else None
+    if tokenizer is not None:
+        # Once more with the student's tokenizer, which renders a dataset's chat messages.
+        tasks, unusable = make_tasks(recipe, tokenizer=tokenizer, without=far)
+    lengths, unsound = check_tasks(recipe, tasks, tokenizer)
+    lengths = assumed_lengths(recipe, lengths) if offline else lengths
+    problems += [*unusable, *unreadable, *unsound]
+    problems += check_models(recipe, facts, device=device)
+    problems += check_lengths(recipe, facts, lengths)
+    problems += [] if offline else check_device(recipe)
+    if not problems and not offline:
+        problems += reach_served(recipe, tasks, facts, lengths)  # last: it asks others, and needs a sound recipe
+    if problems:
+        # The plan would need sound routes; the folder can be asked about without one.
+        raise UserError(*problems, *check_folder(out, needed_bytes=0))
+    plan = make_plan(recipe, facts, lengths, device=device)
+    if offline:
+        return plan
+    there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if os.path.isdir(out) else 0
+    if problems := check_folder(out, needed_bytes=max(0, plan.disk_bytes - there)):  # a resumed run has some already
+        raise UserError(*problems)
+    return plan

@@ -1,0 +1,182 @@
+"""Checks of tasks with prompts drawn from them: verifiers, lengths of prompts and of gold answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from mopd.distill.recipe import Recipe, Source
+from mopd.distill.recipe.plugins import is_own
+from mopd.distill.types import Prompt, UserError
+from mopd.recipes.check.plugins import check_own_task
+from mopd.recipes.resolve.stages import stage_domains
+from mopd.rollouts.tasks import Example, Task, make_task
+from mopd.rollouts.tasks.dataset import DatasetTask
+
+SAMPLED_PROMPTS = 32
+"""Prompts of each domain that are drawn for the checks."""
+BATCH = 1000
+"""Rows of a dataset that are tokenised at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of a domain's prompts and gold answers, EOS included.
+
+    The longest ones of a dataset are those of all its rows; all else is of the prompts that were sampled.
+
+    Attributes:
+        longest_pair: the longest training prompt with its gold answer.
+    """
+
+    longest_prompt: int
+    longest_answer: int
+    longest_pair: int
+    mean_prompt: float
+    mean_answer: float
+
+
+def make_tasks(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, *, without: frozenset[str] = frozenset()
+) -> tuple[dict[str, Task], list[str]]:
+    """Every domain's task that can be made, and what is wrong with the others.
+
+    A task that is not shipped under its name is left to :func:`recipes.check.routes.check_routes`.
+    """
+    tasks: dict[str, Task] = {}
+    problems: list[str] = []
+    for name, domain in recipe.domains.items():
+        if name in without:
+            continue
+        own = isinstance(domain.task, str) and is_own(domain.task)
+        try:
+            task = make_task(domain.task, domain=name, tokenizer=tokenizer)
+        except UserError as error:
+            if own:
+                problems += error.problems
+            elif not isinstance(domain.task, str):
+                problems += [f"`domains.{name}.task`: {problem}" for problem in error.problems]
+            continue
+        if own and (broken := [f"`domains.{name}.task`: {told}" for told in check_own_task(task, seed=recipe.seed)]):
+            problems += broken
+        else:
+            tasks[name] = task
+    return tasks, problems
+
+
+def check_tasks(
+    recipe: Recipe, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[dict[str, Lengths], list[str]]:
+    """Draw prompts of every domain and ask its verifier; returns their lengths and the problems, each a sentence.
+
+    Args:
+        tokenizer: the student's; without one, nothing is known of lengths.
+    """
+    lengths: dict[str, Lengths] = {}
+    problems: list[str] = []
+    for name, task in tasks.items():
+        try:
+            examples = [task.example(seed=recipe.seed, split="train", index=i) for i in range(SAMPLED_PROMPTS)]
+            problems += [f"`domains.{name}`: {problem}" for problem in _held_out(recipe, task)]
+            gold = has_gold_answers(recipe.domains[name].task)
+            problems += [f"`domains.{name}`: {problem}" for problem in _verifier(name, task, examples, gold=gold)]
+            if tokenizer is not None:
+                lengths[name] = _lengths(tokenizer, task, examples)
+                problems += _cap(recipe, name, lengths[name])
+        except UserError as error:
+            problems += [f"`domains.{name}`: {problem}" for problem in error.problems]
+    problems += _supervised(recipe)
+    # Tasks share the sandbox: what it lacks is told once.
+    return lengths, list(dict.fromkeys(problems))
+
+
+def _held_out(recipe: Recipe, task: Task) -> Iterator[str]:
+    """Whether there are as many held-out problems as are to be asked: a dataset may have fewer."""
+    asked = {"validation": recipe.evaluate.validation_prompts, "test": recipe.evaluate.test_prompts}
+    for split, count in asked.items():
+        try:
+            task.example(seed=recipe.evaluate.seed, split=split, index=count - 1)
+        except UserError as error:
+            yield from error.problems
+
+
+def has_gold_answers(task: str | Source) -> bool:
+    """Whether a task says what a right answer is; a dataset of unit tests alone doesn't."""
+    return isinstance(task, str) or task.verifier != "python_tests" or task.tests is not None
+
+
+def _verifier(domain: str, task: Task, examples: list[Example], *, gold: bool) -> Iterator[str]:
+    """Whether the verifier accepts every gold answer, where there are any, and refuses a wrong one for each."""
+    prompts = [Prompt(domain, example.id, (0,), example.text, example.answer) for example in examples]
+    accepted = task.verify_many(prompts, [example.answer for example in examples]) if gold else [1.0] * len(examples)
+    refused = [example for example, score in zip(examples, accepted, strict=True) if score != 1.0]
+    if refused:
+        first = refused[0]
+        yield (
+            f"the verifier refuses {len(refused)} of {len(examples)} gold answers, for example {first.answer!r} to "
+            f"{first.text!r}; mend the answers, or take a verifier that fits them"
+        )
+    wrong = [task.wrong_answer(example) for example in examples]
+    scores = task.verify_many(prompts, wrong)
+    passed = [(e, answer) for e, answer, score in zip(examples, wrong, scores, strict=True) if score > 0.0]
+    if passed:
+        example, answer = passed[0]
+        yield (
+            f"the verifier accepts {len(passed)} of {len(examples)} wrong answers, for example {answer!r} to "
+            f"{example.text!r} (gold: {example.answer!r}); take a verifier that tells them apart"
+        )
+
+
+def _supervised(recipe: Recipe) -> Iterator[str]:
+    """Supervised training writes gold answers, so each of its domains must have them."""
+    trained: dict[str, tuple[str, ...]] = {}
+    if recipe.method == "supervised":
+        trained["method"] = tuple(recipe.trained_domains)
+    for name in recipe.stages:
+        trained[f"stages.{name}"] = stage_domains(recipe, name)
+    for where, domains in trained.items():
+        for name in domains:
+            if name in recipe.domains and not has_gold_answers(recipe.domains[name].task):
+                yield (
+                    f"`{where}` trains on the gold answers of domain {name!r}, whose dataset has unit tests alone; "
+                    f"name a column of right programs as `answer` and that of the tests as `tests`, or leave it out"
+                )
+
+
+def _lengths(tokenizer: PreTrainedTokenizerBase, task: Task, examples: list[Example]) -> Lengths:
+    sampled = list(_pairs(tokenizer, ((example.text, example.answer) for example in examples)))
+    trained, measured = sampled, sampled
+    if isinstance(task, DatasetTask):
+        trained = list(_pairs(tokenizer, task.texts("train")))
+        held_out = chain.from_iterable(task.texts(split) for split in ("validation", "test"))
+        measured = [*trained, *_pairs(tokenizer, held_out)]
+    return Lengths(
+        longest_prompt=max(prompt for prompt, _ in measured),
+        longest_answer=max(answer for _, answer in trained),
+        longest_pair=max(prompt + answer for prompt, answer in trained),
+        mean_prompt=sum(prompt for prompt, _ in sampled) / len(sampled),
+        mean_answer=sum(answer for _, answer in sampled) / len(sampled),
+    )
+
+
+def _pairs(tokenizer: PreTrainedTokenizerBase, texts: Iterable[tuple[str, str]]) -> Iterator[tuple[int, int]]:
+    """Tokens of prompts and of their answers, EOS included; many texts at a time, which is several times faster."""
+    rows = iter(texts)
+    while batch := list(islice(rows, BATCH)):
+        both = tokenizer([text for row in batch for text in row], add_special_tokens=False, verbose=False)["input_ids"]
+        sizes = [len(ids) for ids in cast(list[list[int]], both)]
+        yield from ((prompt, answer + 1) for prompt, answer in zip(sizes[::2], sizes[1::2], strict=True))
+
+
+def _cap(recipe: Recipe, name: str, lengths: Lengths) -> Iterator[str]:
+    cap = recipe.rollout.max_new_tokens
+    # Only a shipped task's gold answer is what a model has to write; a dataset's may be the number at its end.
+    if isinstance(recipe.domains[name].task, str) and lengths.longest_answer > cap:
+        yield (
+            f"`rollout.max_new_tokens` is {cap}, and a gold answer of domain {name!r} has {lengths.longest_answer} "
+            f"tokens: the cap would lower every score; raise it to {lengths.longest_answer} or more"
+        )

@@ -1,0 +1,67 @@
+"""What `mopd check` shows: the plan of a recipe or a study, whether teachers can teach, and what was left unchecked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from mopd.distill.recipe import Recipe
+from mopd.distill.recipe.study import Study
+from mopd.distill.types import UserError
+from mopd.recipes.check.offline import unchecked
+from mopd.recipes.check.plan_view import print_plan, room
+from mopd.recipes.check.static import check
+from mopd.recipes.check.study import check_study, print_study_plan, refuse_changed_runs
+from mopd.recipes.resolve.run_folder import refuse_changed_recipe
+
+
+def show(recipe: Recipe | Study, out: Path, console: Console, *, deep: bool, offline: bool) -> None:
+    """Check a recipe or a study for the folder ``out`` and print what it would take.
+
+    Args:
+        deep: load student and teachers, too.
+        offline: ask nothing of the Hub.
+
+    Raises:
+        UserError: with every problem that was found.
+    """
+    if deep and offline:
+        raise UserError("--deep loads the models that --offline does without; give one of them")
+    if isinstance(recipe, Study):
+        left = _show_study(recipe, out, console, deep=deep, offline=offline)
+    else:
+        left = _show_recipe(recipe, out, console, deep=deep, offline=offline)
+    if left:
+        console.print(Text("\n- ".join(["left unchecked, without a network:", *left])), style="yellow")
+    console.print(Text(f"{recipe.name}: every {'other ' * bool(left)}check passed"), style="green")
+
+
+def _show_recipe(recipe: Recipe, out: Path, console: Console, *, deep: bool, offline: bool) -> list[str]:
+    plan = check(recipe, out, offline=offline)
+    refuse_changed_recipe(recipe, out)
+    left = unchecked(recipe) if offline else []
+    # Models of the Hub are planned for other machines than the one that a plan is read on.
+    print_plan(plan, console, room(out, elsewhere=bool(left)))
+    if deep:
+        from mopd.recipes.run.check_deep import DeepCheck  # loads what runs models
+        from mopd.recipes.run.findings import findings_table, refuse_unusable
+
+        findings = DeepCheck(recipe, out).findings()
+        console.print(findings_table(findings))
+        refuse_unusable(findings)
+    return left
+
+
+def _show_study(study: Study, out: Path, console: Console, *, deep: bool, offline: bool) -> list[str]:
+    if deep:
+        raise UserError(
+            f"--deep: {study.name} is a study, and models are loaded for one run at a time; check one of its runs, "
+            f"whose recipe `mopd run` writes to {out}/METHOD-SEED/recipe.yaml"
+        )
+    plan = check_study(study, out, offline=offline)
+    refuse_changed_runs(study, out)
+    left = list(dict.fromkeys(told for child in study.children for told in unchecked(child.recipe))) if offline else []
+    print_study_plan(plan, console, room(out, elsewhere=bool(left)))
+    return left

@@ -1,0 +1,89 @@
+"""Rows of a comparison: runs of one recipe that differ in nothing but the seed are one; and in what rows differ."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from mopd.recipes.compare.runs import Run
+from mopd.recipes.resolve.sources import is_path
+
+NO_LIKENESS = ("seed", "name", "description", "trials", "track")
+"""Keys of a recipe that do not make another row of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs of one recipe that differ in nothing but the seed: one row of the comparison."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of its runs, in order."""
+        return [int(run.recipe["seed"]) for run in self.runs]
+
+
+def group_seeds(runs: Sequence[Run]) -> list[Group]:
+    """Runs of one recipe that differ in the seed only, together; others, and what is not equally far, by themselves.
+
+    A repeated seed is not another seed: runs of which two share one are rows of their own.
+    """
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(_likeness(run), []).append(run)
+    groups: list[Group] = []
+    for members in alike.values():
+        seeds = [run.recipe["seed"] for run in members]
+        parts = [members] if len(set(seeds)) == len(seeds) else [[run] for run in members]
+        for part in parts:
+            name = _common_name(part)
+            taken = [one.name for one in groups]
+            groups.append(Group(name if name not in taken else f"{name} ({part[0].name})", tuple(part)))
+    return groups
+
+
+def _likeness(run: Run) -> str:
+    """Equal for runs of one row. A path in which the run's seed stands as a number is alike with another seed in it."""
+    mine = re.compile(rf"(?<!\d){run.recipe['seed']}(?!\d)")
+
+    def plain(leaf: Any) -> Any:
+        if isinstance(leaf, Mapping):
+            return {str(key): plain(value) for key, value in leaf.items()}
+        return mine.sub("{seed}", leaf) if isinstance(leaf, str) and is_path(leaf) else leaf
+
+    leaves = {key: plain(value) for key, value in run.recipe.items() if key not in NO_LIKENESS}
+    # The result of a finished run may be any of its steps.
+    return json.dumps([leaves, None if run.finished else run.step("validation")], sort_keys=True, default=str)
+
+
+def _common_name(runs: Sequence[Run]) -> str:
+    """A single run's own name; of several, their names without the seed if that is one name, else their recipe's."""
+    if len(runs) == 1:
+        return runs[0].name
+    bare = {re.sub(rf"[-_.]?(?:seed[-_.]?)?{run.recipe['seed']}$", "", run.name) for run in runs}
+    return bare.pop() if len(bare) == 1 and "" not in bare else str(runs[0].recipe["name"])
+
+
+def rivals(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of a comparison that a leader is chosen of: gold answers, which no other method sees, are a bound."""
+    return [row for row in rows if row["method"] != "supervised"] or list(rows)
+
+
+def differing_leaves(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Leaves of the recipes that are not the same in every row, with each row's value; ``–`` where it has none."""
+    flat = [_flat({key: v for key, v in one.runs[0].recipe.items() if key not in NO_LIKENESS}) for one in groups]
+    leaves = dict.fromkeys(leaf for tree in flat for leaf in tree)
+    values = {leaf: [tree.get(leaf, "–") for tree in flat] for leaf in leaves}
+    return {leaf: told for leaf, told in values.items() if any(a != b for a, b in combinations(told, 2))}
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, str]:
+    if isinstance(tree, Mapping) and tree:
+        return {leaf: v for name, node in tree.items() for leaf, v in _flat(node, f"{path}.{name}").items()}
+    return {path.removeprefix("."): tree if isinstance(tree, str) else json.dumps(tree, default=str)}

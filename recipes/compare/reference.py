@@ -1,0 +1,151 @@
+"""One yardstick for runs of one base: which teacher a domain's recovery is measured against, and who hurts whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mopd.distill.metrics import seesaw
+from mopd.distill.metrics.bootstrap import Table, plain
+from mopd.distill.metrics.evaluate import Split
+from mopd.distill.metrics.results import TeacherWeights, last_steps, paired_table, scored_models
+from mopd.distill.metrics.seesaw import Array
+from mopd.distill.types import UserError
+from mopd.recipes.compare.runs import Run
+from mopd.recipes.report.data import teacher_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """A run's answers beside those of its base and of the teachers that its recovery is measured against.
+
+    Attributes:
+        table: what the metrics are computed from.
+        against: domain -> whose teacher it is: ``{"run": ..., "teachers": {name: weight}}``; None where nobody has one.
+        borrowed: domains in which that is not the run's own teacher.
+        base: the first run that began from the same base.
+    """
+
+    table: Table
+    against: Mapping[str, Mapping[str, Any] | None]
+    borrowed: Sequence[str]
+    base: Run
+
+
+def yardsticks(runs: Sequence[Run], split: Split) -> list[Yardstick]:
+    """The yardstick of each run.
+
+    Runs whose bases gave the same answers began from one base. Among those of one seed a domain has one teacher, the
+    best that any of them has for it: so a method without teachers has a recovery too, and a weak teacher flatters
+    nobody. Other seeds' teachers are taken only where there is none: the luckiest seed's would be a yardstick too long.
+
+    Raises:
+        UserError: base, teachers and student of a run answered different questions.
+    """
+    domains = runs[0].domains
+    weights = [teacher_weights(run.recipe) for run in runs]
+    own = [
+        _own_table(run, runs[0], split, {d: given[d] for d in domains})
+        for run, given in zip(runs, weights, strict=True)
+    ]
+    by_base: dict[bytes, list[int]] = {}
+    for i, table in enumerate(own):
+        by_base.setdefault(b"".join(table.answers[d][0].tobytes() for d in domains), []).append(i)
+    found: dict[int, Yardstick] = {}
+    for members in by_base.values():
+        for seed in dict.fromkeys(runs[i].recipe["seed"] for i in members):
+            mates = [i for i in members if runs[i].recipe["seed"] == seed]
+            best = {d: _best_teacher(d, mates, members, runs, own) for d in domains}
+            against = {
+                d: {"run": runs[i].name, "teachers": dict(weights[i][d])} if _level(own[i], d) >= 0 else None
+                for d, i in best.items()
+            }
+            for i in mates:
+                mine, chosen = own[i].answers, {d: own[best[d]].answers[d][1] for d in domains}
+                table = Table({d: np.stack([mine[d][0], chosen[d], mine[d][2]]) for d in domains})
+                borrowed = [d for d in domains if not np.array_equal(mine[d][1], chosen[d], equal_nan=True)]
+                found[i] = Yardstick(table, against, borrowed, runs[members[0]])
+    return [found[i] for i in range(len(runs))]
+
+
+def _own_table(run: Run, first: Run, split: Split, weights: TeacherWeights) -> Table:
+    """The run's answers with questions in the order of the first run's, so that columns of all runs are paired."""
+    step, first_step = (last_steps(one.answers, split)["base"] for one in (run, first))
+    base, order = run.answers["base", step, split], first.answers["base", first_step, split]
+    ordered: dict[str, dict[str, float]] = {}
+    for domain, given in base.items():
+        place = {question: i for i, question in enumerate(order.get(domain, {}))}
+        ordered[domain] = {q: given[q] for q in sorted(given, key=lambda q, p=place: p.get(q, len(p)))}
+    try:
+        table = paired_table({**run.answers, ("base", step, split): ordered}, split, weights)
+    except ValueError as error:
+        raise UserError(f"{run.folder}: {error}") from error
+    assert table is not None  # base and student were measured: recipes/compare/runs.py
+    return table
+
+
+def _best_teacher(
+    domain: str, mates: Sequence[int], members: Sequence[int], runs: Sequence[Run], own: Sequence[Table]
+) -> int:
+    """Whose teacher the runs of one seed are measured against: the best of theirs, else of any run of their base."""
+    near = [i for i in mates if _level(own[i], domain) >= 0] or members
+    return max(near, key=lambda i: (_level(own[i], domain), _distils(runs[i])))
+
+
+def _distils(run: Run) -> bool:
+    """Of runs that share their teachers, those that distil are named as the ones who have them."""
+    return run.recipe["method"] == "mopd"
+
+
+def _level(table: Table, domain: str) -> float:
+    """The mean score of the domain's own teacher; -1 where it has none, or one that was not measured."""
+    level = float(table.answers[domain][1].mean())
+    return -1.0 if np.isnan(level) else level
+
+
+def teachers_on_every_domain(runs: Sequence[Run], measures: Sequence[Yardstick], split: Split) -> list[dict[str, Any]]:
+    """The teachers' own rows of the transfer matrix, each once a base; over several bases (seeds) their mean.
+
+    Returns:
+        ``[{"name": "math", "own": ["math"], "n": 3, "scores": {domain: ...}, "transfer": {domain: ...}}, ...]``.
+    """
+    domains = runs[0].domains
+    found: dict[str, list[tuple[Array, Array]]] = {}
+    own: dict[str, list[str]] = {}
+    for name, weighed, scores_D, measure in _teachers(runs, measures, split, domains):
+        base_D, teacher_D, _ = measure.table.means
+        transfer_D = seesaw.transfer_matrix(scores_D[None], base_D, teacher_D, defined_D=measure.table.defined)[0]
+        found.setdefault(name, []).append((scores_D, transfer_D))
+        own.setdefault(name, weighed)
+    return [
+        {
+            "name": name,
+            "own": own[name],
+            "n": len(pairs),
+            "scores": plain(np.mean([scores_D for scores_D, _ in pairs], axis=0), domains),
+            "transfer": plain(np.mean([transfer_D for _, transfer_D in pairs], axis=0), domains),
+        }
+        for name, pairs in found.items()
+    ]
+
+
+def _teachers(
+    runs: Sequence[Run], measures: Sequence[Yardstick], split: Split, domains: Sequence[str]
+) -> Iterator[tuple[str, list[str], Array, Yardstick]]:
+    """Every teacher that differs from those of its name and base before: name, own domains, scores ``(D,)``."""
+    seen: dict[tuple[str, str], list[Array]] = {}
+    for run, measure in zip(runs, measures, strict=True):
+        for model, scored in scored_models(run.answers, split, domains).items():
+            if not model.startswith("teachers/") or scored.keys() != set(domains):
+                continue
+            name = model.removeprefix("teachers/")
+            scores_D = np.array([scored[d]["score"] for d in domains])
+            before = seen.setdefault((name, measure.base.name), [])
+            if any(np.array_equal(scores_D, other_D) for other_D in before):
+                continue
+            before.append(scores_D)
+            weighed = [d for d, weights in teacher_weights(run.recipe).items() if name in weights]
+            yield (name if len(before) == 1 else f"{name} ({run.name})"), weighed, scores_D, measure

@@ -1,0 +1,223 @@
+"""Runs that are to be compared: read from their folders, and refused where they were asked different questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from mopd.distill.metrics.evaluate import Evaluation, Split
+from mopd.distill.metrics.results import Rows, group, last_steps
+from mopd.distill.tracking.jsonl import read_jsonl
+from mopd.distill.types import UserError, WorldError
+from mopd.recipes.report.data import Row, whole_evaluations
+from mopd.recipes.resolve.run_folder import STUDY
+
+NEEDED = ("seed", "method", "student", "domains", "evaluate", "run")
+"""Keys of a recipe without which nothing can be compared; a run's own recipe.yaml has every leaf written out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's folder, finished or under way, as a comparison needs it.
+
+    Attributes:
+        name: of its folder, with as many of those above it as tell it from the others.
+        recipe: resolved, as plain values.
+        answers: of whole evaluations.
+        fingerprints: of its tasks; None where only the questions themselves can tell.
+        finished: its results are written.
+        commit: of the code that began it, where it is known.
+    """
+
+    name: str
+    folder: Path
+    recipe: Row
+    answers: Rows
+    fingerprints: Mapping[str, str | None]
+    finished: bool
+    commit: str | None
+
+    @property
+    def domains(self) -> list[str]:
+        """In its recipe's order."""
+        return list(self.recipe["domains"])
+
+    def step(self, split: Split) -> int:
+        """The finished steps of the student that was measured last on ``split``."""
+        return last_steps(self.answers, split)["student"]
+
+    def questions(self, split: Split, domain: str) -> frozenset[str]:
+        """Ids of what the student was asked last; empty where it wasn't."""
+        step = last_steps(self.answers, split).get("student", -1)
+        return frozenset(self.answers.get(("student", step, split), {}).get(domain, {}))
+
+
+def expand_studies(folders: Sequence[Path]) -> list[Path]:
+    """The folders, with a study's replaced by those of its runs that have been measured.
+
+    Raises:
+        UserError: a study none of whose runs has been.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if not (folder / STUDY).is_file():
+            found.append(folder)
+            continue
+        with reading(folder):
+            runs = [folder / name for name in _json(folder / STUDY)["runs"]]
+            measured = [run for run in runs if _student_measured(run)]
+        if not measured:
+            raise UserError(f"no run of the study {folder} has been measured yet; compare it once one has been")
+        found += measured
+    return found
+
+
+def _student_measured(run: Path) -> bool:
+    return any(row["model"] == "student" for row in read_jsonl(run / "evaluations.jsonl"))
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read the runs' folders.
+
+    Raises:
+        UserError: with every folder that is not there, given twice, no run, damaged, or without evaluations.
+    """
+    problems = [
+        f"{folder} is given twice" for folder in folders if [f.resolve() for f in folders].count(folder.resolve()) > 1
+    ]
+    runs: list[Run] = []
+    for folder, name in zip(folders, _names(folders), strict=True):
+        try:
+            with reading(folder):
+                runs.append(_read_run(folder, name))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
+    return runs
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Whatever a damaged file raises becomes a UserError that names the folder: to compare them spends nothing."""
+    try:
+        yield
+    except WorldError as error:
+        raise UserError(str(error)) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder} is damaged, or was not made by this version of mopd ({told})") from error
+
+
+def _read_run(folder: Path, name: str) -> Run:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not there; give the folder of a run, such as runs/NAME")
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder} holds no run: it has no recipe.yaml; give the folder of a run, such as runs/NAME")
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    if absent := [key for key in NEEDED if not isinstance(recipe, dict) or key not in recipe]:
+        raise UserError(f"{folder / 'recipe.yaml'} is not the recipe of a run: it has no {', '.join(absent)}")
+    rows = whole_evaluations([Evaluation(**row) for row in read_jsonl(folder / "evaluations.jsonl")])
+    answers = group(rows)
+    measured = last_steps(answers, "validation")
+    missing = [model for model in ("base", "student") if model not in measured]
+    if missing:
+        raise UserError(
+            f"{folder} has no evaluation of its {' and its '.join(missing)} yet; "
+            "compare it once its first evaluation is done, or leave it out"
+        )
+    told = _json(folder / "seesaw.json")
+    known = {domain: task["fingerprint"] for domain, task in told.get("tasks", {}).items()}
+    fingerprints = known or {domain: _fingerprint(recipe, domain) for domain in recipe["domains"]}
+    commit = _json(folder / "environment.json").get("commit")
+    return Run(name, folder, recipe, answers, fingerprints, finished=bool(told), commit=commit)
+
+
+def _json(path: Path) -> Row:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _fingerprint(recipe: Row, domain: str) -> str | None:
+    """What seesaw.json will hold of a shipped task once the run is done; None for a dataset, which may be gone."""
+    from mopd.rollouts.tasks import TASKS, fingerprint  # loads transformers, which finished runs don't need
+
+    task = recipe["domains"][domain]["task"]
+    shipped = isinstance(task, str) and task in TASKS
+    return fingerprint(TASKS[task], seed=recipe["evaluate"]["seed"]) if shipped else None
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell the folders apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(one[max(0, len(one) - length) :]) for one in parts]
+        if len(set(names)) == len(set(parts)):
+            return names
+    raise AssertionError("resolved paths differ")
+
+
+def refuse_unlike(runs: Sequence[Run]) -> None:
+    """Refuse runs that were measured on different domains, tasks or questions.
+
+    Raises:
+        UserError: with every difference between the first run and another.
+    """
+    first = runs[0]
+    problems = [problem for run in runs if run is not first for problem in _unlike(first, run)]
+    if problems:
+        raise UserError(*problems)
+
+
+def _unlike(one: Run, other: Run) -> list[str]:
+    if set(one.domains) != set(other.domains):
+        return [
+            f"{one.name} has the domains {', '.join(one.domains)}, and {other.name} has {', '.join(other.domains)}; "
+            "runs are compared on the same domains (`evaluate_only: true` measures one without training on it)"
+        ]
+    seeds = one.recipe["evaluate"]["seed"], other.recipe["evaluate"]["seed"]
+    if seeds[0] != seeds[1]:
+        return [
+            f"{one.name} was asked the questions of `evaluate.seed` {seeds[0]}, and {other.name} those of {seeds[1]}; "
+            "runs are compared on the same questions"
+        ]
+    return [told for domain in one.domains for told in _unlike_in(domain, one, other)][:8]
+
+
+def _unlike_in(domain: str, one: Run, other: Run) -> list[str]:
+    tasks = [run.recipe["domains"][domain]["task"] for run in (one, other)]
+    names = [task if isinstance(task, str) else task.get("path") for task in tasks]
+    if names[0] != names[1]:
+        return [f"domain {domain!r} is the task {names[0]} in {one.name}, and {names[1]} in {other.name}"]
+    checked = [task.get("verifier") if isinstance(task, Mapping) else None for task in tasks]
+    if checked[0] != checked[1]:
+        return [
+            f"answers of domain {domain!r} were checked by {checked[0]} in {one.name}, by {checked[1]} in {other.name}"
+        ]
+    prints = [run.fingerprints.get(domain) for run in (one, other)]
+    if None not in prints and prints[0] != prints[1]:
+        return [
+            f"task {names[0]} of domain {domain!r} has the fingerprint {prints[0]} in {one.name} and {prints[1]} in "
+            f"{other.name}: its problems are not the same (another version of the task, or of the data?)"
+        ]
+    told: list[str] = []
+    for split in ("validation", "test"):
+        asked = [run.questions(split, domain) for run in (one, other)]
+        if all(asked) and asked[0] != asked[1]:
+            wanted = [run.recipe["evaluate"][f"{split}_prompts"] for run in (one, other)]
+            told.append(
+                f"{split} questions of domain {domain!r}: {one.name} was asked {len(asked[0])} and {other.name} "
+                f"{len(asked[1])}, of which {len(asked[0] & asked[1])} are the same, and all must be "
+                f"(`evaluate.{split}_prompts` is {wanted[0]} and {wanted[1]})"
+            )
+    return told
+
+
+def common_split(runs: Iterable[Run]) -> Split:
+    """``test`` if every run's base and student were tested, else ``validation``, which all of them have."""
+    tested = all({"base", "student"} <= last_steps(run.answers, "test").keys() for run in runs)
+    return "test" if tested else "validation"

@@ -1,0 +1,42 @@
+"""Answers of base and specialists that the runs of a study share: who was measured once is not asked again."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mopd.distill.metrics.evaluate import Evaluation
+from mopd.distill.student.checkpoint import write_atomic
+from mopd.distill.tracking.jsonl import read_jsonl
+
+
+class SharedAnswers:
+    """A folder of answers within a study's: a file for each stage's result and exam.
+
+    Attributes:
+        asking: to be held while models are measured, so that a run that wants the same answers waits for them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self.asking = threading.Lock()
+
+    def find(self, name: str, model: str, exam: str) -> list[Evaluation]:
+        """The answers of the checkpoint at ``model`` in an exam, as those of the model called ``name``; empty: none."""
+        path = self._path(model, exam)
+        return [] if path is None else [replace(Evaluation(**row), model=name) for row in read_jsonl(path)]
+
+    def keep(self, model: str, exam: str, answers: Sequence[Evaluation]) -> None:
+        """Keep the answers of the checkpoint at ``model``, all of an exam's, if it is a stage of the study."""
+        path = self._path(model, exam)
+        if path is not None:
+            self._folder.mkdir(exist_ok=True)
+            write_atomic(path, "".join(json.dumps(one.record(), allow_nan=False) + "\n" for one in answers))
+
+    def _path(self, model: str, exam: str) -> Path | None:
+        """None for a checkpoint from elsewhere, which may change while its path doesn't."""
+        made = Path(model).resolve()  # its stage's folder carries the fingerprint of all that it depends on
+        return self._folder / f"{made.parent.name}-{exam}.jsonl" if made.is_relative_to(self._folder.parent) else None

@@ -1,0 +1,154 @@
+"""Measuring models on held-out prompts, once each: what was written down is not asked again after a resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from mopd.distill.metrics.bootstrap import metrics
+from mopd.distill.metrics.evaluate import Evaluation, Split, evaluate, health
+from mopd.distill.metrics.results import TeacherWeights, group, paired_table
+from mopd.distill.metrics.selection import Selected, select_step
+from mopd.distill.recipe import Recipe
+from mopd.distill.tracking.tracker import Tracker
+from mopd.distill.types import Metrics, Prompt, Rollout, Sampler
+from mopd.recipes.evaluation.costs import Costs
+from mopd.rollouts.prompts import PromptSource
+from mopd.rollouts.tasks import Task
+from mopd.rollouts.tokenizer import completion_text
+
+
+def verify(tasks: Mapping[str, Task], prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+    """Scores 0..1 of answers to prompts of any domains, in order; each domain's go to its task together."""
+    verdicts: dict[int, float] = {}
+    for domain, task in tasks.items():
+        mine = [i for i, prompt in enumerate(prompts) if prompt.domain == domain]
+        scored = task.verify_many([prompts[i] for i in mine], [texts[i] for i in mine])
+        verdicts.update(zip(mine, scored, strict=True))
+    return [verdicts[i] for i in range(len(prompts))]
+
+
+class Exam:
+    """The held-out prompts of a run, its verifiers, and what every model scored so far."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        source: PromptSource,
+        tasks: Mapping[str, Task],
+        tokenizer: PreTrainedTokenizerBase,
+        tracker: Tracker,
+        costs: Costs,
+    ) -> None:
+        settings = recipe.evaluate
+        asked: dict[Split, int] = {"validation": settings.validation_prompts, "test": settings.test_prompts}
+        self.prompts: dict[Split, dict[str, list[Prompt]]] = {
+            split: source.held_out(split, n, seed=settings.seed) for split, n in asked.items()
+        }
+        self._how = (recipe.rollout.max_new_tokens, recipe.rollout.batch_size, recipe.student.engine.dtype)
+        self._tasks, self._tokenizer, self._tracker, self._costs = tasks, tokenizer, tracker, costs
+        self._select = settings.select
+        self._teachers = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
+        self.rows: list[Evaluation] = []
+        self._read(folder / "evaluations.jsonl")
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with any question, and with how answers are written."""
+        told = hashlib.sha256(repr(self._how).encode())
+        for split, by_domain in self.prompts.items():
+            for prompts in by_domain.values():
+                for one in prompts:
+                    told.update(repr((split, one.domain, one.id, one.answer, one.token_ids)).encode())
+        return told.hexdigest()[:16]
+
+    def answers(self, model: str) -> list[Evaluation]:
+        """What ``model`` answered so far."""
+        return [row for row in self.rows if row.model == model]
+
+    def take_over(self, answers: Sequence[Evaluation]) -> None:
+        """Write down answers that were given to the same questions elsewhere, at no cost."""
+        self._tracker.append_rows("evaluations", [row.record() for row in answers])
+        self._add(answers)
+
+    def taken(self, model: str, step: int, split: Split) -> bool:
+        """Whether ``model`` has answered every question of ``split`` at ``step``."""
+        n = sum(len(questions) for questions in self.prompts[split].values())
+        return self._counts[model, step, split] == n
+
+    def take(self, model: str, *, step: int, split: Split, sampler: Sampler) -> Metrics:
+        """Let the weights that ``sampler`` was given last answer ``split``; returns ``score/D`` and signs of health."""
+        start = time.perf_counter()
+        rows = evaluate(sampler, self.prompts[split], self.verify, self.decode, step, model=model, split=split)
+        seconds = time.perf_counter() - start
+        asked = {prompt.id: len(prompt.token_ids) for prompts in self.prompts[split].values() for prompt in prompts}
+        lengths = [asked[row.prompt_id] + row.tokens for row in rows]
+        spent = self._costs.of_exam(model, lengths, written=sum(row.tokens for row in rows), seconds=seconds)
+        self._tracker.append_rows("evaluations", [row.record() for row in rows])
+        self._tracker.append_rows("exams", [{"model": model, "step": step, "split": split, **spent}])
+        self._add(rows)
+        return health(rows)
+
+    def against_teachers(self, teachers: TeacherWeights) -> Metrics:
+        """``recovery/D``, ``worst_recovery`` and ``mean_recovery`` of the student's last validation, where defined.
+
+        The same definitions as the final table's: a domain without enough headroom has none.
+        """
+        graded = {domain: weights for domain, weights in teachers.items() if weights}
+        table = paired_table(group(self.rows), "validation", graded) if graded else None
+        if table is None:
+            return {}
+        measured = metrics(table)
+        found = {f"recovery/{domain}": value for domain, value in measured["recovery"].items()}
+        found |= {name: measured[name] for name in ("worst_recovery", "mean_recovery")}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def selected(self, last: int) -> Selected:
+        """The step that is the run's result, of those measured; ``last`` where none was, or the recipe says so."""
+        best = select_step(group(self.rows), self._teachers) if self._select == "worst_recovery" else None
+        return best or Selected(last, "last")
+
+    def forget_after(self, step: int) -> None:
+        """Drop what the student was measured at after ``step``, or at all where no step is finished."""
+        kept = [row for row in self.rows if row.step <= step and (step > 0 or row.model != "student")]
+        self.rows, self._counts = [], Counter()
+        self._add(kept)
+
+    def verify(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """Scores 0..1 of answers to prompts of any domains, in order."""
+        return verify(self._tasks, prompts, texts)
+
+    def decode(self, rollout: Rollout) -> str:
+        """The completion's text, without the closing EOS."""
+        return completion_text(self._tokenizer, rollout)
+
+    def pieces(self, rollout: Rollout) -> list[str]:
+        """The completion's tokens, each as text."""
+        return [str(self._tokenizer.decode([token])) for token in rollout.token_ids[rollout.loss_mask].tolist()]
+
+    def _add(self, rows: Sequence[Evaluation]) -> None:
+        self.rows.extend(rows)
+        self._counts.update((row.model, row.step, row.split) for row in rows)
+
+    def _read(self, path: Path) -> None:
+        """Take up the whole evaluations of an earlier attempt; a partial one, cut off by a kill, is asked again."""
+        self._counts: Counter[tuple[str, int, str]] = Counter()
+        if not path.is_file():
+            return
+        records: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
+        self._add([Evaluation(**record) for record in records])
+        whole = {key for key in self._counts if self.taken(*key)}  # type: ignore[arg-type]
+        if len(whole) < len(self._counts):
+            self._tracker.keep_rows("evaluations", lambda r: (r["model"], r["step"], r["split"]) in whole)
+            kept = [row for row in self.rows if (row.model, row.step, row.split) in whole]
+            self.rows, self._counts = [], Counter()
+            self._add(kept)

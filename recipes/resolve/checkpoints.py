@@ -1,0 +1,146 @@
+"""Checkpoints, looked at without loading a weight: where they lie, what they are, whether they need their own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from mopd.distill.models.flops import ModelCost, model_cost
+from mopd.distill.types import UserError
+from mopd.recipes.resolve.sources import is_path
+from mopd.recipes.resolve.weights import check_weights, weight_files
+
+HUB_TIMEOUT_SECONDS = 5.0
+BESIDES_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
+"""The files of a Hub model that say what it is: configuration, tokenizer, chat template, code."""
+
+
+def read_checkpoint(
+    folder: str, *, permit: str, trust_remote_code: bool = False, weights: bool = True
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, ModelCost]:
+    """A checkpoint's tokenizer, its model on the meta device and what that costs, without loading a weight.
+
+    Args:
+        folder: as :func:`local_folder` gives it; a Hub model that is still to be downloaded has no weights to look at.
+        permit: what a user does to let code run that lies in the folder, as a sentence's end.
+        weights: whether it must have any; a server's model is only named here.
+
+    Raises:
+        UserError: something of it is missing or broken.
+    """
+    config, tokenizer = (
+        _read(folder, what, reader, permit, trust_remote_code)
+        for what, reader in (("configuration", AutoConfig), ("tokenizer", AutoTokenizer))
+    )
+    model, cost = empty_model(config, trust_remote_code=trust_remote_code)
+    if weights and Path(folder).is_dir():
+        check_weights(Path(folder), model)
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise UserError(
+            f"the tokenizer in {folder} has no EOS token, which closes every answer; name one as `eos_token` in its "
+            f"tokenizer_config.json"
+        )
+    return tokenizer, model, cost
+
+
+def empty_model(config: Any, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, ModelCost]:
+    """The model that a configuration makes, on the meta device, and what it costs.
+
+    Raises:
+        UserError: none can be made, or it reads in both directions and cannot write.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        cost = model_cost(model)
+    except Exception as error:  # each family has exceptions of its own
+        raise UserError(f"no language model can be built from its configuration: {error}") from error
+    if getattr(model.config, "is_decoder", True) is False:
+        raise UserError(
+            f"{config.model_type} reads a text in both directions, so it cannot write one; set `is_decoder: true` in "
+            f"its configuration, or take a causal architecture"
+        )
+    return model, cost
+
+
+def local_folder(source: str, *, weights: bool = True) -> str:
+    """The folder of a path's checkpoint, or of a Hub model that was downloaded before; else the Hub id itself.
+
+    Where its ``weights`` are not needed, what a Hub model has besides is downloaded.
+
+    Raises:
+        UserError: nothing usable is there, or the Hub doesn't have it or can't be reached.
+    """
+    if not is_path(source):
+        if Path(source).is_dir():
+            raise UserError(f"{source!r} is read as a Hub id, and a folder of that name is here; write ./{source}")
+        return _hub_folder(source, weights)
+    folder = Path(source)
+    try:
+        if not folder.is_dir():
+            raise UserError(f"no checkpoint at {source} ({folder.resolve()} is not a folder)")
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{source} is no Hugging Face checkpoint: it holds no config.json")
+        if weights:
+            weight_files(folder)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise UserError(
+            f"checkpoint {source} cannot be looked at: {error.strerror}; mend the path, or its rights"
+        ) from error
+    return source
+
+
+def _hub_folder(name: str, weights: bool) -> str:
+    """A Hub model's folder in the local cache if it is whole there; else its id, after asking the Hub for it once."""
+    from huggingface_hub import model_info, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        folder = snapshot_download(name, local_files_only=True)
+        if weights:
+            weight_files(Path(folder))
+        elif not (Path(folder) / "config.json").is_file():
+            raise UserError(f"{folder} holds no config.json")
+        return folder
+    except HFValidationError as error:
+        raise UserError(f"{name!r} is neither `stage:NAME`, nor a path (./ or /), nor a Hub id: {error}") from error
+    except (LocalEntryNotFoundError, UserError):
+        pass  # not there, or not all of it: the rest is downloaded
+    try:
+        # Asked once: transformers itself would retry for half a minute.
+        model_info(name, timeout=HUB_TIMEOUT_SECONDS)
+        if not weights:
+            return snapshot_download(name, allow_patterns=[*BESIDES_WEIGHTS])
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"the Hugging Face Hub has no model {name!r}, or it is private; a path begins with ./"
+        ) from error
+    except Exception as error:  # no network, no route, a proxy's refusal, a time-out
+        raise UserError(
+            f"Hub model {name!r} is not in the local cache, and the Hub cannot be reached ({type(error).__name__}); "
+            f"download it where there is a network (`hf download {name}`), give a path that begins with ./, or "
+            f"see the plan alone with `mopd check --offline`"
+        ) from error
+    return name
+
+
+def _read(folder: str, what: str, reader: Any, permit: str, trust_remote_code: bool) -> Any:
+    try:
+        return reader.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # OSError, ValueError, KeyError, JSON errors: whatever a file can be
+        if "trust_remote_code" in str(error):
+            raise UserError(f"the {what} in {folder} {needs_code(permit)}") from error
+        raise UserError(f"the {what} in {folder} cannot be read: {error!s:.300}") from error
+
+
+def needs_code(permit: str) -> str:
+    """A predicate of a checkpoint whose code may not run; ``permit`` is what a user does to let it."""
+    return f"needs Python code that lies beside it; read that code, and {permit} if you trust it"
+
+
+def has_code(config: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a checkpoint names code that lies beside it, which runs where it is trusted."""
+    return bool(getattr(config, "auto_map", None) or tokenizer.init_kwargs.get("auto_map"))

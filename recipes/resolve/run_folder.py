@@ -1,0 +1,130 @@
+"""The run's folder before it is claimed: can it be written, does another recipe live there, and moving it aside."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+from mopd.distill.recipe import Recipe
+from mopd.distill.recipe.files import diff_recipes, dump_recipe, load_recipe
+from mopd.distill.recipe.plugins import own_digests
+from mopd.distill.student.checkpoint import claim, write_atomic
+from mopd.distill.types import UserError
+
+RECIPE = "recipe.yaml"
+STUDY = "study.json"
+"""Lies in the folder of a study, and names its runs."""
+OWN = "own.json"
+SHOWN_DIFFERENCES = 20
+MAY_DIFFER = re.compile(
+    r"trials\b|description\b|faults\.|run\.resident_teachers\b|teachers\.[^.]+\.(replicas|api_key_env)\b"
+    r"|teachers\.[^.]+\.endpoint: \"?http.* -> \"?http"  # a server may move
+)
+"""Keys that change no number of a run: whoever resumes it may change them."""
+
+
+def note_recipe(recipe: Recipe, out: Path) -> None:
+    """Write down what the folder belongs to: the recipe as resolved, and a hash of every own Python file it names."""
+    write_atomic(out / RECIPE, dump_recipe(recipe))
+    if own := own_digests(recipe.model_dump(mode="json")):
+        write_atomic(out / OWN, json.dumps(own, indent=2) + "\n")
+
+
+def refuse_changed_recipe(recipe: Recipe, out: Path) -> None:
+    """Refuse to go on in a folder that another recipe was begun in, or the same with other Python files of its own.
+
+    Raises:
+        UserError: with every leaf that differs, and what to do.
+    """
+    path = out / RECIPE
+    if not path.is_file():
+        return
+    try:
+        begun = load_recipe(str(path.resolve()), shipped=out)
+    except UserError as error:
+        first = f"{path} is no recipe of this version of mopd; give another folder with --out, or --restart"
+        raise UserError(first, *error.problems) from error
+    different = [line for line in diff_recipes(begun, recipe) if not MAY_DIFFER.match(line)]
+    noted = json.loads((out / OWN).read_text()) if (out / OWN).is_file() else {}
+    now = own_digests(recipe.model_dump(mode="json"))
+    different += [
+        f"the content of {name}: {noted[name]} -> {now[name]}"
+        for name in now
+        if noted.get(name, now[name]) != now[name]
+    ]
+    if not different:
+        return
+    shown = "\n".join(f"    {line}" for line in different[:SHOWN_DIFFERENCES])
+    more = len(different) - SHOWN_DIFFERENCES
+    raise UserError(
+        f"run folder {out} was begun with another recipe. What differs, as it was -> as it is now:\n{shown}"
+        + (f"\n    and {more} more" if more > 0 else "")
+        + "\ngo on with the recipe as it was, give another folder with --out, or start anew with --restart, "
+        "which moves this folder aside"
+    )
+
+
+def move_aside(out: Path) -> Path | None:
+    """Move a run's folder out of the way, keeping it; returns where it is now, or None where there was none.
+
+    Raises:
+        UserError: it is no run's folder, a live process is running in it, or it cannot be moved.
+    """
+    out = out.resolve()  # `.` has no name to change
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if not any((out / name).is_file() for name in (RECIPE, STUDY)):
+        raise UserError(
+            f"--restart would move {out} aside, which is no run's folder: it holds no {RECIPE}; give another with --out"
+        )
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    aside = out.with_name(f"{out.name}.{stamp}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = out.with_name(f"{out.name}.{stamp}-{number}")
+    try:
+        with claim(out):  # refuses a folder that somebody runs in
+            out.rename(aside)
+    except OSError as error:
+        raise UserError(f"run folder {out} cannot be moved aside: {error.strerror}; give another with --out") from error
+    return aside
+
+
+def check_folder(out: Path, *, needed_bytes: float) -> list[str]:
+    """Whether a run can write its folder and finds room there; the problems, each a sentence. Leaves nothing behind."""
+    try:
+        home = existing_parent(out)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        return [f"run folder {out} cannot be made: {error.strerror}; give another with --out"]
+    if not home.is_dir():
+        return [f"run folder {out} cannot be made: {home} is a file; give another with --out"]
+    try:
+        # Asked by doing: permissions alone do not tell of read-only mounts, and root passes them all.
+        with tempfile.NamedTemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        return [f"run folder {out} cannot be written ({home}: {error.strerror}); give another with --out"]
+    free = shutil.disk_usage(home).free
+    if free < needed_bytes:
+        return [
+            f"run folder {out} needs about {needed_bytes / 1e9:.1f} GB, and the disk of {home} has {free / 1e9:.1f}; "
+            f"free some, keep fewer checkpoints (`run.keep_checkpoints`), or give another folder with --out"
+        ]
+    return []
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself if it is there, else the nearest folder (or file) on the way up that is.
+
+    Raises:
+        OSError: a folder on the way may not be entered, or a name is longer than file systems take.
+    """
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,150 @@
+"""What base and specialists are made from: stages are ordinary runs in ``stages/<name>/``, each after what it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mopd.distill.recipe import (
+    Architecture,
+    DomainRecipe,
+    NegativeLogLikelihood,
+    PolicyGradient,
+    Recipe,
+    RunRecipe,
+    StageRecipe,
+    StudentRecipe,
+    TrackRecipe,
+    WandbRecipe,
+)
+from mopd.distill.recipe.plugins import own_digests
+from mopd.distill.student.checkpoint import write_atomic
+from mopd.recipes.resolve.jobs import run_jobs
+
+PREFIX = "stage:"
+
+
+def needs(stage: StageRecipe) -> str | None:
+    """The stage that ``stage`` starts from, if it starts from one."""
+    source = stage.from_
+    return source.removeprefix(PREFIX) if isinstance(source, str) and source.startswith(PREFIX) else None
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """A stage's own seed, so that no two stages of a run draw the same prompts: 31 bits of a hash of both."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
+
+
+def stage_domains(recipe: Recipe, name: str) -> tuple[str, ...]:
+    """The domains that a stage trains on: those it names, else all that the recipe trains, no evaluate_only ones."""
+    named = recipe.stages[name].domains
+    return named if named is not None else tuple(recipe.trained_domains)
+
+
+def stage_recipe(recipe: Recipe, name: str) -> Recipe:
+    """The recipe of a stage, as a run of its own: one way to train serves stages and runs alike."""
+    stage = recipe.stages[name]
+    return Recipe(
+        name=f"{recipe.name}-{name}",
+        seed=stage_seed(recipe.seed, name),
+        method=stage.method,
+        device=recipe.device,
+        student=StudentRecipe(
+            model=stage.from_,
+            trust_remote_code=stage.trust_remote_code,
+            engine=stage.engine,
+            optimizer=stage.optimizer,
+            updates_per_step=stage.updates_per_step,
+        ),
+        domains={
+            domain: DomainRecipe(
+                task=recipe.domains[domain].task,
+                reward=stage.method != "supervised",
+                prompts=stage.prompts,
+                easy_share=stage.easy_share,
+            )
+            for domain in stage_domains(recipe, name)
+        },
+        loss=PolicyGradient(estimator="policy_gradient", reward_weight=1.0)
+        if stage.method == "mix_rl"
+        else NegativeLogLikelihood(estimator="nll"),
+        rollout=recipe.rollout
+        if stage.method == "supervised"
+        else recipe.rollout.model_copy(
+            update={"samples_per_prompt": stage.samples_per_prompt, "keep_verified": stage.keep_verified}
+        ),
+        evaluate=recipe.evaluate,
+        run=RunRecipe(steps=stage.steps, save_every=stage.save_every, keep_checkpoints=1, evaluate_every=stage.steps),
+        track=TrackRecipe(wandb=WandbRecipe(mode="disabled"), rollouts_per_domain=0),
+    )
+
+
+def stage_fingerprint(recipe: Recipe, name: str) -> str:
+    """A hash of all that a stage's weights depend on: its own recipe and those of the stages before it."""
+    from mopd.recipes.resolve.methods import METHODS  # loads transformers, which comparisons don't need
+
+    before = needs(recipe.stages[name])
+    upstream = stage_fingerprint(recipe, before) if before is not None else ""
+    # The tokenizer of a model made from nothing is trained on the texts of every domain, so all tasks count.
+    tasks = {domain: settings.task for domain, settings in recipe.domains.items()}
+    # Not what no weight depends on: names, exams, and how a student writes where gold answers are written instead.
+    own = stage_recipe(recipe, name).model_dump(mode="json", by_alias=True, exclude={"name", "evaluate"})
+    if not METHODS[recipe.stages[name].method].samples:
+        own["rollout"] = {"temperature": recipe.rollout.temperature}
+    texts = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}
+    told = json.dumps([upstream, own, texts, *own_digests([own, texts]).items()], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def stage_folder(out: Path, name: str) -> Path:
+    """Where a stage runs."""
+    return out / "stages" / name
+
+
+def model_path(source: str | Architecture, *, out: Path, folder: Path) -> str:
+    """Where the weights that ``source`` names lie: a stage's result, a path, a Hub id, or the initial checkpoint made
+    from an architecture in ``folder``."""
+    if isinstance(source, Architecture):
+        return str(folder / "initial")
+    if source.startswith(PREFIX):
+        return str(stage_folder(out, source.removeprefix(PREFIX)) / "student")
+    return source
+
+
+def finished(out: Path, recipe: Recipe, name: str) -> bool:
+    """Whether a stage's result is there, and was made by this recipe."""
+    marker = stage_folder(out, name) / "finished.json"
+    if not marker.is_file():
+        return False
+    return json.loads(marker.read_text())["fingerprint"] == stage_fingerprint(recipe, name)
+
+
+def mark_finished(out: Path, recipe: Recipe, name: str) -> None:
+    """Note that a stage's result is whole."""
+    told = {"stage": name, "fingerprint": stage_fingerprint(recipe, name), "steps": recipe.stages[name].steps}
+    write_atomic(stage_folder(out, name) / "finished.json", json.dumps(told, indent=2) + "\n")
+
+
+def run_stages(
+    stages: Mapping[str, StageRecipe], run_one: Callable[[str], None], *, parallel: int, stop: Callable[[], None]
+) -> None:
+    """Run every stage once what it starts from is there, up to ``parallel`` at a time.
+
+    Args:
+        stages: by name, without cycles; those already finished are to be left out.
+        run_one: runs one stage to its end.
+        stop: asks the stages under way to end; called when one fails.
+
+    Raises:
+        Exception: what the first failing stage raised, after the others have ended.
+    """
+
+    def end(name: str, error: BaseException) -> bool:
+        stop()
+        return False
+
+    needed = {name: [before] if (before := needs(stage)) is not None else [] for name, stage in stages.items()}
+    for failure in run_jobs(needed, run_one, parallel=parallel, goes_on=end).values():
+        raise failure

@@ -1,0 +1,56 @@
+"""Who writes the rollouts of a run: the student in its own ranks or in processes of its own, or its teachers."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mopd.distill.recipe import Recipe
+from mopd.distill.types import Sampler
+from mopd.recipes.resolve.methods import decoding
+from mopd.recipes.resolve.placement import teacher_device, teacher_gpus
+from mopd.recipes.resolve.sources import adapter_folders, trusted
+from mopd.rollouts.engines.workers import FrozenSampler, PublishedSampler, SamplerWorkers
+from mopd.rollouts.sampler import StudentSampler
+
+if TYPE_CHECKING:
+    from mopd.recipes.run.context import World
+    from mopd.recipes.run.job import Training
+
+
+def student_sampler(job: Training, world: World, closing: ExitStack) -> Sampler:
+    """The sampler of the student's weights; its processes, if it has any, end with ``closing``."""
+    recipe: Recipe = job.recipe
+    how = decoding(recipe, job.tokenizer)
+    rollout, engine = recipe.rollout, recipe.student.engine
+    if rollout.workers == 0:
+        own = replace(how, lockstep=engine.expert_parallel > 1 or engine.zero_stage == 3)
+        return StudentSampler(own, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
+    workers = SamplerWorkers(rollout.workers, device=world.device, dtype=world.dtype(engine.dtype), gpus=world.gpus)
+    closing.callback(workers.close)
+    workers.load(job.model, trust_remote_code=recipe.student.trust_remote_code)
+    return PublishedSampler(workers, how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
+
+
+def teachers_writing(job: Training, world: World, closing: ExitStack) -> Sampler:
+    """The sampler of the teachers' frozen weights: a process for each, which answers the prompts of its domains."""
+    recipe, adapters = job.recipe, adapter_folders(job.recipe)
+    how, rollout = decoding(recipe, job.tokenizer), recipe.rollout
+    writers: dict[str, StudentSampler] = {}
+    for name, path in job.teachers.items():
+        workers = SamplerWorkers(
+            1,
+            device=teacher_device(recipe, name, world.device),
+            dtype=job.teacher_dtype(name, world),
+            gpus=teacher_gpus(recipe, name, world.device),
+            resources=recipe.teachers[name].resources,
+        )
+        closing.callback(workers.close)
+        workers.load(path, adapters.get(name), trust_remote_code=trusted(recipe, f"teachers.{name}.model"))
+        writers[name] = StudentSampler(
+            how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size
+        )
+        writers[name].load_weights(workers, version=0)
+    routes = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
+    return FrozenSampler(writers, routes=routes)

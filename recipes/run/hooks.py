@@ -1,0 +1,131 @@
+"""What a run does besides learning: it logs, measures, keeps samples, and knows when to save and when to stop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from mopd.distill.loss.teacher_tensors import sampled_logprobs
+from mopd.distill.metrics.stop_rule import stop_reason
+from mopd.distill.recipe import Recipe
+from mopd.distill.tracking.console import TaskHandle
+from mopd.distill.tracking.tracker import Tracker
+from mopd.distill.types import Hidden, Metrics, Sampler, ScoredRollout, Weights, WorldError
+from mopd.recipes.evaluation.costs import Costs
+from mopd.recipes.evaluation.evaluator import Exam
+from mopd.recipes.evaluation.teacher_distance import FAULTS, HeldOut
+
+
+class RunWatch:
+    """Satisfies :class:`distill.loop.Watcher` for a run with an exam, and for a stage without one."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        tracker: Tracker,
+        costs: Costs,
+        progress: TaskHandle,
+        stop: threading.Event,
+        exam: Exam | None,
+        examinee: Sampler,
+        held_out: HeldOut | None,
+    ) -> None:
+        self._recipe, self._tracker, self._costs, self._progress = recipe, tracker, costs, progress
+        self._stop, self._exam, self._examinee, self._held_out = stop, exam, examinee, held_out
+        self._why: str | None = None
+
+    def resumed(self, step: int) -> None:
+        """Void what was recorded of steps that are run again."""
+        self._tracker.resume(step)
+        if self._exam is not None:
+            self._exam.forget_after(step)
+        self._why = stop_reason(self._recipe.stop, self._tracker.rows("eval"))
+        self._progress.start_at(step)
+
+    def evaluates(self, step: int) -> bool:
+        """At the start, every ``evaluate_every`` steps and at the end."""
+        if self._exam is None or self._exam.taken("student", step, "validation"):
+            return False
+        run = self._recipe.run
+        return step % run.evaluate_every == 0 or step == run.steps
+
+    def evaluate(self, step: int, weights: Weights) -> None:
+        """Measure the student on the validation prompts, and where it stands against base and teachers."""
+        assert self._exam is not None
+        self._examinee.load_weights(weights, version=step)
+        # First: where a teacher fails, nothing is written of this evaluation, and the resumed run takes it again.
+        held_out = {} if self._held_out is None else self._held_out.take(step, self._examinee)
+        metrics = held_out | self._exam.take("student", step=step, split="validation", sampler=self._examinee)
+        metrics |= self._exam.against_teachers({n: d.teacher_weights for n, d in self._recipe.trained_domains.items()})
+        self._tracker.log("eval", step, metrics)
+        self._why = stop_reason(self._recipe.stop, self._tracker.rows("eval"))
+        self._progress.advance(step, metrics)
+
+    def record(self, step: int, batch: Sequence[ScoredRollout], metrics: Metrics) -> None:
+        """Log a finished step; where it is evaluated, keep a few of its rollouts."""
+        metrics = metrics | self._costs.of_step(batch)
+        self._tracker.log("train", step, metrics)
+        self._progress.advance(step, metrics)
+        run = self._recipe.run
+        if self._exam is not None and (step % run.evaluate_every == 0 or step == run.steps):
+            self._tracker.append_rows("rollouts", self._samples(self._exam, step, batch))
+
+    def failed(self, step: int, metrics: Metrics, error: WorldError) -> None:
+        """Log what teachers lost in the step that is not finished, and that will be taken again: no time, no cost."""
+        faults = {name: n for name, n in metrics.items() if name.startswith(FAULTS)}
+        self._tracker.log("fault", step + 1, faults, message=str(error))
+
+    def saves(self, step: int) -> bool:
+        """Every ``save_every`` steps, and where it was measured best so far."""
+        if step % self._recipe.run.save_every == 0:
+            return True
+        exam = self._exam  # asked only after an evaluation: it goes through all answers
+        return exam is not None and exam.taken("student", step, "validation") and exam.selected(0).step == step
+
+    def ended(self) -> bool:
+        """Whether the recipe's stop rule fired at the last evaluation; a resumed run finds it again."""
+        return self._why is not None
+
+    def stops(self) -> bool:
+        """Whether Ctrl-C was pressed, or another stage failed."""
+        return self._stop.is_set()
+
+    def _samples(self, exam: Exam, step: int, batch: Sequence[ScoredRollout]) -> list[dict[str, Any]]:
+        """The first few rollouts of every domain, with verdict and per-token advantage."""
+        kept: dict[str, list[ScoredRollout]] = {domain: [] for domain in self._recipe.trained_domains}
+        for scored in batch:
+            chosen = kept[scored.rollout.domain]
+            if len(chosen) < self._recipe.track.rollouts_per_domain:
+                chosen.append(scored)
+        return [self._sample(exam, step, scored) for chosen in kept.values() for scored in chosen]
+
+    def _sample(self, exam: Exam, step: int, scored: ScoredRollout) -> dict[str, Any]:
+        rollout = scored.rollout
+        text = exam.decode(rollout)
+        return {
+            "step": step,
+            "domain": rollout.domain,
+            "prompt_id": rollout.prompt.id,
+            "prompt": rollout.prompt.text,
+            "text": text,
+            "verdict": exam.verify([rollout.prompt], [text])[0],
+            "finish": rollout.finish,
+            "tokens": exam.pieces(rollout),
+            "advantages": sampled_advantages(scored),
+        }
+
+
+def sampled_advantages(scored: ScoredRollout) -> list[float]:
+    """``log pi_T - log mu`` of each trained token, in nats.
+
+    Empty where no teacher graded the rollout, or where one shipped hidden states, which say it only beside its head.
+
+    It is told with the sampler's log-probabilities: at these weights they are the policy's, up to rounding.
+    """
+    if not scored.scores or any(isinstance(score.payload, Hidden) for _, score in scored.scores):
+        return []
+    rollout = scored.rollout
+    gap_T = sampled_logprobs(scored) - rollout.sampler_logprobs
+    return [round(float(gap), 4) for gap in gap_T[rollout.loss_mask]]

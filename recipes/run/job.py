@@ -1,0 +1,222 @@
+"""One training run, put together: ranks, sampler, graders and prompts around the loop; runs and stages alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from mopd.distill.loop import train
+from mopd.distill.loss.registry import located, loss_spec
+from mopd.distill.recipe import Recipe
+from mopd.distill.student.driver import DeepSpeedStudent
+from mopd.distill.student.rank import StudentSpec
+from mopd.distill.tracking.console import TaskHandle
+from mopd.distill.tracking.tracker import Tracker
+from mopd.distill.types import Sampler
+from mopd.recipes.check.served import served_source
+from mopd.recipes.evaluation.costs import Costs
+from mopd.recipes.evaluation.evaluator import Exam
+from mopd.recipes.evaluation.teacher_distance import held_out
+from mopd.recipes.resolve.methods import METHODS, Cast, routes, support_of
+from mopd.recipes.resolve.placement import teacher_device, teacher_gpus
+from mopd.recipes.resolve.sources import adapter_folders, head_sources, trusted
+from mopd.recipes.run.actors import student_sampler, teachers_writing
+from mopd.recipes.run.context import World
+from mopd.recipes.run.hooks import RunWatch
+from mopd.recipes.run.preflight import before_first_step
+from mopd.recipes.run.ranks import RayRanks
+from mopd.rollouts.prompts import Prefetched, PromptSource, Supply
+from mopd.rollouts.tasks import Task, make_task
+from mopd.teachers.actor import TeacherSpec
+from mopd.teachers.kinds.checkpoint import Checkpoint
+from mopd.teachers.kinds.custom import Own
+from mopd.teachers.pool import TeacherPool
+from mopd.teachers.scorer import Conditions, TeacherSource
+
+
+def tasks_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Task]:
+    """Every domain's task."""
+    return {name: make_task(domain.task, domain=name, tokenizer=tokenizer) for name, domain in recipe.domains.items()}
+
+
+def prompt_source(
+    recipe: Recipe, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase, *, held_out: bool
+) -> PromptSource:
+    """The prompts of the trained domains; of all domains where they are held out for measuring."""
+    domains = recipe.domains if held_out else recipe.trained_domains
+    supplies = {n: Supply(tasks[n], prompts=d.prompts, easy_share=d.easy_share) for n, d in domains.items()}
+    return PromptSource(supplies, tokenizer, seed=recipe.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A run or a stage about to be trained.
+
+    Attributes:
+        recipe: its own; a stage's is made by :func:`recipes.resolve.stages.stage_recipe`.
+        folder: where its checkpoints, metrics and result go.
+        attempt: the id that owns ``folder``.
+        model: the checkpoint it starts from.
+        teachers: checkpoints of its teachers by name; the bases of those that are adapters.
+    """
+
+    recipe: Recipe
+    folder: Path
+    attempt: str
+    model: str
+    teachers: Mapping[str, str]
+    tokenizer: PreTrainedTokenizerBase
+    tasks: Mapping[str, Task]
+    tracker: Tracker
+    costs: Costs
+    exam: Exam | None
+
+    def run(self, world: World, *, title: str) -> int:
+        """Train to the end, measure the selected step's weights on the test prompts, export them to ``student/``.
+
+        Returns the number of finished steps: fewer than the recipe's where its stop rule fired.
+
+        Raises:
+            Interrupted: it was asked to stop; the last finished step is saved.
+            WorldError: a process or a number broke; the newest checkpoint resumes.
+        """
+        recipe = self.recipe
+        with ExitStack() as closing:
+            progress = world.progress.task(title, recipe.run.steps)
+            closing.callback(progress.close)
+            method = METHODS[recipe.method]
+            teachers = self._teachers(world) if method.teachers == "grade" else None  # first: they load meanwhile
+            if teachers is not None:
+                closing.callback(teachers.close)
+            spec = self._student_spec(world)
+            ranks = RayRanks(spec)
+            closing.callback(ranks.close)
+            student = self._student(ranks, spec)
+
+            def graders() -> TeacherPool:
+                assert teachers is not None
+                return teachers
+
+            cast = Cast(
+                recipe,
+                self.tokenizer,
+                self.tasks,
+                student_sampler=lambda: student_sampler(self, world, closing),
+                teachers=graders,
+                writers=lambda: teachers_writing(self, world, closing),
+            )
+            sampler = method.actor(cast)
+            # Whoever acts in training, it is the student that sits the exam.
+            examinee = sampler if method.samples or self.exam is None else cast.student_sampler()
+            if teachers is not None:
+                before_first_step(self, world, teachers, student, examinee)
+            prompts = Prefetched(prompt_source(recipe, self.tasks, self.tokenizer, held_out=False))
+            closing.callback(prompts.close)
+            last = train(
+                student=student,
+                sampler=sampler,
+                grader=method.graders(cast),
+                prompts=prompts,
+                steps=recipe.run.steps,
+                watch=RunWatch(
+                    recipe,
+                    tracker=self.tracker,
+                    costs=self.costs,
+                    progress=progress,
+                    stop=world.stop,
+                    exam=self.exam,
+                    examinee=examinee,
+                    held_out=held_out(self, teachers),
+                ),
+            )
+            self._conclude(student, examinee, progress, last)
+            return last
+
+    def _conclude(self, student: DeepSpeedStudent, examinee: Sampler, progress: TaskHandle, last: int) -> None:
+        """Go back to the selected step, if that is not the last; measure and export it."""
+        step = last if self.exam is None else self.exam.selected(last).step
+        if step != last:
+            student.load(step)
+        if self.exam is not None and not self.exam.taken("student", step, "test"):
+            progress.note("measuring the student on test prompts")
+            examinee.load_weights(student.weights(), version=step)
+            self.exam.take("student", step=step, split="test", sampler=examinee)
+        student.export(str(self.folder / "student"))
+
+    def _student(self, ranks: RayRanks, spec: StudentSpec) -> DeepSpeedStudent:
+        recipe = self.recipe
+        return DeepSpeedStudent(
+            ranks,
+            spec,
+            shares={name: domain.share for name, domain in recipe.trained_domains.items()},
+            updates_per_step=recipe.student.updates_per_step,
+            share_rule=recipe.share_rule,
+            selective=METHODS[recipe.method].selects,
+            spared=lambda: () if self.exam is None else (self.exam.selected(0).step,),
+        )
+
+    def _student_spec(self, world: World) -> StudentSpec:
+        recipe = self.recipe
+        return StudentSpec(
+            model=self.model,
+            engine=recipe.student.engine,
+            optimizer=recipe.student.optimizer,
+            loss=located(recipe.loss),
+            temperature=recipe.rollout.temperature,
+            domains=tuple(recipe.trained_domains),
+            total_optimizer_steps=recipe.run.steps * recipe.student.updates_per_step,
+            seed=recipe.seed,
+            device=world.device,
+            run_dir=str(self.folder),
+            attempt=self.attempt,
+            keep_checkpoints=recipe.run.keep_checkpoints,
+            trust_remote_code=recipe.student.trust_remote_code,
+            heads=head_sources(recipe, self.teachers, lambda name: self.teacher_dtype(name, world)),
+        )
+
+    def _teachers(self, world: World) -> TeacherPool | None:
+        if not self.teachers:
+            return None
+        recipe = self.recipe
+        support = support_of(recipe, self.tokenizer)
+        conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
+        specs = {
+            name: TeacherSpec(
+                self._source(name, path, world),
+                conditions,
+                gpus=teacher_gpus(recipe, name, world.device),
+                replicas=recipe.teachers[name].replicas,
+                adapter=adapter_folders(recipe).get(name),
+                resources=tuple(sorted(recipe.teachers[name].resources.items())),
+            )
+            for name, path in self.teachers.items()
+        }
+        payload = loss_spec(recipe.loss).payload
+        assert payload is not None, "a method without teachers has none to ask"
+        return TeacherPool(
+            specs,
+            routes=routes(recipe),
+            payload=payload,
+            faults=recipe.faults,
+            say=world.progress.print,
+            resident=recipe.run.resident_teachers,
+        )
+
+    def _source(self, name: str, path: str, world: World) -> TeacherSource:
+        """What a teacher's processes open."""
+        recipe, code = self.recipe, trusted(self.recipe, f"teachers.{name}.model")
+        if recipe.teachers[name].endpoint is not None:
+            return served_source(recipe, name, path, trust_remote_code=code)
+        device, dtype = teacher_device(recipe, name, world.device), self.teacher_dtype(name, world)
+        if (scorer := recipe.teachers[name].scorer) is not None:
+            return Own.of(scorer, path, device, dtype)
+        return Checkpoint(path, device, dtype, trust_remote_code=code)
+
+    def teacher_dtype(self, name: str, world: World) -> str:
+        """A teacher's dtype, resolved."""
+        asked = self.recipe.teachers[name].dtype
+        return world.dtype(self.recipe.student.engine.dtype if asked == "auto" else asked)

@@ -1,0 +1,203 @@
+"""The composition root: a recipe becomes a run, its stages, its measurements and its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from mopd.distill.metrics.results import build_seesaw
+from mopd.distill.metrics.stop_rule import stop_reason
+from mopd.distill.recipe import Architecture, Recipe
+from mopd.distill.student.checkpoint import claim, write_atomic
+from mopd.distill.tracking.console import Progress
+from mopd.distill.tracking.ledger import ledger_from_rows, read_ledger
+from mopd.distill.tracking.tracker import Tracker, read_jsonl
+from mopd.recipes.check.static import check
+from mopd.recipes.evaluation.costs import Costs
+from mopd.recipes.evaluation.evaluator import Exam
+from mopd.recipes.report.page import summary_table, write_report
+from mopd.recipes.resolve.checkpoints import local_folder
+from mopd.recipes.resolve.environment import note_environment
+from mopd.recipes.resolve.initial import load_tokenizer, make_initial
+from mopd.recipes.resolve.methods import METHODS, routes
+from mopd.recipes.resolve.placement import check_cluster, resolve_device
+from mopd.recipes.resolve.run_folder import move_aside, note_recipe, refuse_changed_recipe
+from mopd.recipes.resolve.sources import start, teacher_source, trusted_models, weightless
+from mopd.recipes.resolve.stages import (
+    finished,
+    mark_finished,
+    model_path,
+    run_stages,
+    stage_folder,
+    stage_recipe,
+)
+from mopd.recipes.run.baselines import evaluate_model, measure_frozen
+from mopd.recipes.run.context import World
+from mopd.recipes.run.job import Training, prompt_source, tasks_of
+from mopd.recipes.run.merge_and_cascade import UNTRAINED
+from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
+from mopd.rollouts.tasks import fingerprint
+
+__all__ = ["evaluate_model", "run"]
+
+FINISHED = "finished.json"
+"""Lies in the folder of a run whose every result is there; the same command then only shows them."""
+
+
+def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
+    """Run a recipe to its end in the folder ``out``, or go on with what is there.
+
+    Raises:
+        UserError: the recipe can't run as it is, another recipe was begun in ``out``, or another process runs there.
+        WorldError: the world broke; the same command goes on from the last checkpoint.
+        Interrupted: Ctrl-C; the step was finished and saved.
+    """
+    out = out.resolve()  # it goes to actors, whose working folder may be another
+    check(recipe, out)
+    device = resolve_device(recipe.device)
+    quieten_libraries(device)
+    if restart:
+        move_aside(out)
+    refuse_changed_recipe(recipe, out)
+    with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
+        if not is_finished(out):
+            with ray_cluster(out):
+                carry_out(recipe, World(out, recipe.name, device, progress, stop), attempt)
+        write_report(out)
+        progress.print(summary_table(out))
+        progress.print(f"report: {out / 'report.html'}")
+
+
+def is_finished(out: Path) -> bool:
+    """Whether every result of a run is there."""
+    return (out / FINISHED).is_file()
+
+
+def carry_out(recipe: Recipe, world: World, attempt: str) -> None:
+    """Bring a run that was checked to its end in the folder ``world.out``, which ``attempt`` owns."""
+    check_cluster(recipe, world.device)
+    note_recipe(recipe, world.out)
+    note_environment(world.out / "environment.json")
+    todo = {name: stage for name, stage in recipe.stages.items() if not finished(world.out, recipe, name)}
+    run_stages(
+        todo, lambda name: make_stage(recipe, name, world), parallel=recipe.run.parallel_stages, stop=world.stop.set
+    )
+    distill(recipe, world, attempt)
+    write_atomic(world.out / FINISHED, json.dumps({"steps": recipe.run.steps}) + "\n")
+
+
+def make_stage(recipe: Recipe, name: str, world: World, *, title: str | None = None) -> None:
+    """Train one stage of a recipe, or go on with it; what it starts from is there. People know it as ``title``."""
+    stage, folder = stage_recipe(recipe, name), stage_folder(world.out, name)
+    with claim(folder) as attempt, Tracker(folder, recipe=recipe, stage=name, say=world.progress.print) as tracker:
+        model = starting_model(stage, recipe, out=world.out, folder=folder, attempt=attempt)
+        training(stage, folder, attempt, model=model, teachers={}, tracker=tracker).run(world, title=title or name)
+        tracker.write_ledger()
+        mark_finished(world.out, recipe, name)
+
+
+def distill(recipe: Recipe, world: World, attempt: str) -> None:
+    """The run itself: measure base and teachers, train the student, write the results."""
+    out = world.out
+    with Tracker(out, recipe=recipe, say=world.progress.print) as tracker:
+        model = starting_model(recipe, recipe, out=out, folder=out, attempt=attempt)
+        teachers = teacher_folders(recipe, out)
+        job = training(recipe, out, attempt, model=model, teachers=teachers, tracker=tracker)
+        source = prompt_source(recipe, job.tasks, job.tokenizer, held_out=True)
+        exam = Exam(
+            recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
+        )
+        # A scorer of the user's own scores what others write, and writes nothing itself.
+        graded_by = {
+            name
+            for domain in recipe.domains.values()
+            for name in domain.teacher_weights
+            if recipe.teachers[name].scorer is None
+        }
+        sitting = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
+        base = on_disk(model_path(start(recipe), out=out, folder=out)) if recipe.method == "cascade" else model
+        measure_frozen(recipe, world, exam, {"base": base} | sitting)
+        job = replace(job, exam=exam)
+        make = UNTRAINED.get(recipe.method)
+        last = job.run(world, title=world.title) if make is None else make(job, world)
+        seesaw = build_seesaw(
+            exam.rows,
+            teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},
+            fingerprints={name: fingerprint(task, seed=recipe.evaluate.seed) for name, task in job.tasks.items()},
+        )
+        why = stop_reason(recipe.stop, tracker.rows("eval"))
+        if why is not None:
+            world.progress.print(f"ended after step {last} of {recipe.run.steps} by `stop`: {why}")
+        seesaw |= {"trials": recipe.trials, "selected": asdict(exam.selected(last))}
+        seesaw |= {"stopped": None if why is None else {"step": last, "why": why}}
+        write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
+        tracker.summarize(seesaw)
+    write_ledger(recipe, out)
+
+
+def starting_model(recipe: Recipe, whole: Recipe, *, out: Path, folder: Path, attempt: str) -> str:
+    """The checkpoint that a run or a stage starts from; made here where it is an architecture."""
+    source = recipe.student.model
+    path = model_path(source, out=out, folder=folder)
+    if isinstance(source, Architecture):
+        make_initial(source, Path(path), domains=whole.domains, seed=recipe.seed, run_dir=folder, attempt=attempt)
+        return path
+    return on_disk(path)
+
+
+def teacher_folders(recipe: Recipe, out: Path) -> dict[str, str]:
+    """The checkpoint of every teacher that is asked, by name."""
+    used = {teacher for weights in routes(recipe).values() for teacher in weights}
+    named = {name: teacher_source(recipe, name) for name in recipe.teachers if name in used}
+    return {
+        name: on_disk(model_path(source, out=out, folder=out), weights=not weightless(recipe, f"teachers.{name}.model"))
+        for name, source in named.items()
+    }
+
+
+def on_disk(source: str, *, weights: bool = True) -> str:
+    """The folder of a checkpoint, wherever an actor's working folder is; a Hub model is downloaded."""
+    folder = local_folder(source, weights=weights)
+    if not Path(folder).is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(folder)
+    return str(Path(folder).resolve())
+
+
+def training(
+    recipe: Recipe, folder: Path, attempt: str, *, model: str, teachers: Mapping[str, str], tracker: Tracker
+) -> Training:
+    """A run or a stage, ready to be trained, without an exam."""
+    method = METHODS[recipe.method]
+    tokenizer = load_tokenizer(model, trust_remote_code=recipe.student.trust_remote_code)
+    return Training(
+        recipe=recipe,
+        folder=folder,
+        attempt=attempt,
+        model=model,
+        teachers=teachers,
+        tokenizer=tokenizer,
+        tasks=tasks_of(recipe, tokenizer),
+        tracker=tracker,
+        costs=Costs(
+            model,
+            teachers,
+            samples=method.samples,
+            writers=routes(recipe) if method.teachers == "write" else {},
+            trusted=trusted_models(recipe),
+        ),
+        exam=None,
+    )
+
+
+def write_ledger(recipe: Recipe, out: Path) -> None:
+    """``ledger.json`` of the run and, under their names, of its stages."""
+    ledger = ledger_from_rows(read_jsonl(out / "metrics.jsonl"))
+    for exam in read_jsonl(out / "exams.jsonl"):
+        ledger.add("evaluation", tokens=exam["tokens"], flops=exam["flops"], seconds=exam["seconds"])
+    for name in recipe.stages:
+        ledger.include(read_ledger(stage_folder(out, name) / "ledger.json"), stage=name)
+    ledger.write(out / "ledger.json")

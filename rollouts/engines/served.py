@@ -1,0 +1,89 @@
+"""A sampler over a server's model: a teacher that is served answers the held-out prompts as everyone else does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from mopd.distill.endpoint import Endpoint, EndpointLost, EndpointRefused
+from mopd.distill.recipe import FaultRecipe
+from mopd.distill.types import Prompt, Rollout, Weights
+
+GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""The likeliest token each time. A server takes what is not said from the model's own generation settings."""
+
+
+class ServedSampler:
+    """Writes greedily with whatever the server holds; satisfies :class:`distill.types.Sampler`.
+
+    Args:
+        faults: how often, and after what pause, a request that was lost is made again.
+        eos_token_id: ends an answer; the student's, whatever the server's own generation settings say.
+        max_new_tokens: limit of an answer, EOS included.
+        batch_size: prompts of one request.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, *, eos_token_id: int, max_new_tokens: int, batch_size: int, faults: FaultRecipe
+    ) -> None:
+        self._endpoint, self._eos, self._faults = endpoint, eos_token_id, faults
+        self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
+
+    def load_weights(self, weights: Weights, *, version: int) -> None:
+        """Refuse.
+
+        Raises:
+            TypeError: always; a server has weights of its own.
+        """
+        raise TypeError(f"{self._endpoint} holds its own weights; it cannot be given any")
+
+    def sample(self, prompts: Sequence[Prompt], *, step: int, greedy: bool = False) -> Iterator[list[Rollout]]:
+        """Yield microbatches of ``batch_size`` answers, in the order of ``prompts``.
+
+        Raises:
+            ValueError: it is to sample, and not to write greedily: a server's randomness is not keyed.
+            EndpointLost, EndpointRefused: see those.
+        """
+        if not greedy:
+            raise ValueError("a served model writes greedily; its samples would not be the same on a resume")
+        for start in range(0, len(prompts), self._batch_size):
+            asked = prompts[start : start + self._batch_size]
+            choices = self._complete(asked)
+            pairs = zip(asked, choices, strict=True)
+            yield [self._rollout(prompt, choice, start + i) for i, (prompt, choice) in enumerate(pairs)]
+
+    def _complete(self, asked: Sequence[Prompt]) -> list[dict[str, Any]]:
+        for attempt in range(self._faults.retries + 1):
+            try:
+                return self._endpoint.complete(
+                    [prompt.token_ids for prompt in asked], seconds=self._faults.microbatch_seconds,
+                    max_tokens=self._max_new_tokens, logprobs=0, return_token_ids=True,
+                    ignore_eos=True, stop_token_ids=[self._eos], **GREEDY,
+                )  # fmt: skip
+            except EndpointLost:
+                if attempt == self._faults.retries:
+                    raise
+                time.sleep(self._faults.backoff_seconds * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _rollout(self, prompt: Prompt, choice: dict[str, Any], index: int) -> Rollout:
+        written, told = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+        if not isinstance(written, list) or not written or not isinstance(told, list) or len(told) != len(written):
+            raise EndpointRefused(
+                f"{self._endpoint} gave no `token_ids` with their log-probabilities for prompt {prompt.id}; the server "
+                "must know `return_token_ids`, as vLLM does"
+            )
+        n = len(prompt.token_ids)
+        return Rollout(
+            prompt=prompt,
+            token_ids=np.array([*prompt.token_ids, *written], dtype=np.int32),
+            loss_mask=np.arange(n + len(written)) >= n,
+            sampler_logprobs=np.array([*[0.0] * n, *told], dtype=np.float32),
+            finish="eos" if written[-1] == self._eos else "length",
+            version=0,
+            group=index,
+            index=index,
+        )

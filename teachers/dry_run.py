@@ -1,0 +1,72 @@
+"""A teacher tried out before it is trusted with a step: it scores the same rollouts twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from mopd.distill.types import Float32, Full, Int32, Payload, PayloadName, Rollout
+from mopd.teachers.kinds.checkpoint import microbatches
+from mopd.teachers.scorer import Scorer
+from mopd.teachers.validate import Owed, check_answer, likeliest_of, sampled_of
+
+Ask: TypeAlias = Callable[[Sequence[Int32], Sequence[Int32] | None], Sequence[Sequence[Payload]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a teacher said of the tokens of some rollouts when it was tried out, in nats.
+
+    Attributes:
+        answers: of every process, twice: the tokens' log-probabilities ``(T,)`` of each rollout, in order.
+        reference: what those of the first rollout must be; None where the teacher's kind has no reference.
+    """
+
+    answers: tuple[tuple[Float32, ...], ...]
+    reference: Float32 | None
+
+
+def asked_in_trial(payload: PayloadName | None) -> PayloadName:
+    """The payload that a trial asks for, where the loss needs ``payload``: hidden states tell nothing of tokens."""
+    return payload if payload in ("full", "topk") else "sampled"
+
+
+def try_out(
+    name: str,
+    ask: Ask,
+    rollouts: Sequence[Rollout],
+    owed: Owed,
+    *,
+    tokens: int,
+    reference: Callable[[Int32], Float32 | None],
+) -> Trial:
+    """Have rollouts scored by everyone who answers for a teacher, and check every answer.
+
+    Args:
+        ask: for a microbatch's token ids and the student's likeliest tokens where the support asks for them; returns
+            the payloads of each answer, as many answers each time.
+        tokens: padded tokens of a microbatch at most.
+        reference: what the scores of a rollout's tokens must equal, ``(T,)``; None where the kind cannot say.
+
+    Raises:
+        NonFinite, GradingFailed: see :func:`teachers.validate.check_answer`.
+    """
+    found: list[dict[int, Float32]] = []
+    for members in microbatches([len(rollout.token_ids) for rollout in rollouts], tokens):
+        mine = [rollouts[i] for i in members]
+        given = likeliest_of(mine) if owed.support is not None and owed.support.given else None
+        answers = ask([rollout.token_ids for rollout in mine], given)
+        found = found or [{} for _ in answers]
+        for one, payloads in zip(found, answers, strict=True):
+            check_answer(name, mine, payloads, owed)
+            for i, payload in zip(members, payloads, strict=True):
+                one[i] = sampled_of(payload, rollouts[i].token_ids)
+    scored = tuple(tuple(one[i] for i in range(len(rollouts))) for one in found)
+    return Trial(scored, reference(rollouts[0].token_ids))
+
+
+def reference_of(scorer: Scorer, ids_T: Int32, adapter: str | None = None) -> Float32 | None:
+    """The tokens' log-probabilities by the scorer's own reference, ``(T,)``; None where its kind has none."""
+    reference = getattr(scorer, "reference", None)
+    return None if reference is None else sampled_of(Full(reference(ids_T, adapter)), ids_T)

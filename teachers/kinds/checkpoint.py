@@ -1,0 +1,195 @@
+"""A specialist loaded from its checkpoint, scoring exact token ids. No Ray here."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mopd.distill.loss.topk import Support, top_k
+from mopd.distill.models.adapters import active, with_adapters
+from mopd.distill.models.heads import fingerprint, in_place_of_head, plain_head
+from mopd.distill.models.load import load_model
+from mopd.distill.payloads import to_numpy
+from mopd.distill.types import Full, Hidden, Int32, Payload, PayloadName, Sampled, TopK, align_logits
+from mopd.teachers.scorer import Conditions
+
+
+def microbatches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Which rollouts share a forward: positions in ``lengths``, longest first, of at most ``tokens`` padded tokens.
+
+    A pure function of its arguments, so that whoever scores a microbatch, and however often, gets the same last digits.
+    A longer rollout goes alone.
+    """
+    # Longest first, so that padding is small and the first forward is the one that could run out of memory.
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    taken: list[list[int]] = []
+    while order:
+        n = max(1, tokens // lengths[order[0]])
+        taken.append(order[:n])
+        order = order[n:]
+    return taken
+
+
+class TeacherModel:
+    """A frozen causal language model that says how likely given tokens are.
+
+    Args:
+        path: a Hugging Face checkpoint: a folder, or a Hub id.
+        device: ``"cpu"`` or ``"cuda"``.
+        dtype: ``"float32"`` or ``"bfloat16"``; log-softmax is always taken in float32.
+        temperature: logits are divided by it, as the student's are.
+        microbatch_tokens: padded tokens of one forward at most; a longer rollout goes alone.
+        support: which tokens to ship for payload ``topk``.
+        adapters: folders of LoRA adapters over this one base; each makes another teacher of it.
+        trust_remote_code: whether Python code that lies in the checkpoint's folder may run.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str,
+        dtype: str,
+        temperature: float,
+        microbatch_tokens: int,
+        support: Support | None = None,
+        adapters: Sequence[str] = (),
+        trust_remote_code: bool = False,
+    ) -> None:
+        base = load_model(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        self.model: Any = with_adapters(base, adapters, device=device)
+        self.device, self.dtype = torch.device(device), dtype
+        self.temperature = temperature
+        self.microbatch_tokens = microbatch_tokens
+        self.support = support
+
+    @property
+    def vocabulary(self) -> int:
+        """The size of the output head, in tokens."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    def digest(self) -> str:
+        """A hash of all weights, adapters and buffers included: names, shapes, dtypes and every bit."""
+        digest = hashlib.sha256()
+        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def _head(self) -> str:
+        return fingerprint(plain_head(self.model).weight)
+
+    @torch.no_grad()
+    def score(
+        self,
+        token_ids: Sequence[Int32],
+        payload: PayloadName,
+        adapter: str | None = None,
+        given: Sequence[Int32] | None = None,
+    ) -> list[Payload]:
+        """Score rollouts, each an array of token ids of shape ``(T,)``, in order; without an adapter, as the base.
+
+        Args:
+            given: the student's likeliest tokens of each rollout, ``(T, K)``, where the support asks for them.
+
+        Returns:
+            Aligned payloads of T rows each: ``Sampled`` log-probabilities ``(T,)``, ``Full`` ones ``(T, V)`` or
+            ``TopK`` ones ``(T, K)``, in nats; or ``Hidden`` states ``(T, H)`` in the model's dtype. Row 0 says nothing,
+            for no token precedes token 0.
+
+        Raises:
+            UserError: hidden states are asked for, and do not tell this model's distribution.
+        """
+        scored: dict[int, Payload] = {}
+        with active(self.model, adapter):
+            for taken in microbatches([len(ids) for ids in token_ids], self.microbatch_tokens):
+                theirs = None if given is None else [given[i] for i in taken]
+                for i, one in zip(taken, self._forward([token_ids[i] for i in taken], payload, theirs), strict=True):
+                    scored[i] = one
+        return [scored[i] for i in range(len(token_ids))]
+
+    @torch.no_grad()
+    def reference(self, ids_T: Int32, adapter: str | None = None) -> npt.NDArray[np.float64]:
+        """What its scores are tested against: its distribution after one rollout's tokens, ``(T, V)``, in nats.
+
+        One forward without padding, log-softmax in float64, and none of the code that scores.
+        """
+        ids_1T = torch.from_numpy(ids_T[None].astype(np.int64)).to(self.device)
+        with active(self.model, adapter):
+            logits_TV = align_logits(self.model(input_ids=ids_1T, use_cache=False).logits)[0].double()
+        return torch.log_softmax(logits_TV / self.temperature, dim=-1).cpu().numpy()
+
+    def _forward(
+        self, token_ids: Sequence[Int32], payload: PayloadName, given: Sequence[Int32] | None
+    ) -> list[Payload]:
+        lengths = [len(ids) for ids in token_ids]
+        padded = np.zeros((len(token_ids), max(lengths)), dtype=np.int64)
+        mask = np.zeros_like(padded)
+        for b, ids in enumerate(token_ids):
+            padded[b, : len(ids)] = ids
+            mask[b, : len(ids)] = 1
+        ids_BT = torch.from_numpy(padded).to(self.device)
+        mask_BT = torch.from_numpy(mask).to(self.device)
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        if payload == "hidden":
+            hidden_BTH = in_place_of_head(self.model, plain_head(self.model), align_logits, **inputs).cpu()
+            return [Hidden(to_numpy(hidden_BTH[b, :n]), self._head) for b, n in enumerate(lengths)]
+        logits_BTV = align_logits(self.model(**inputs, use_cache=False).logits)
+        logprobs_BTV = torch.log_softmax(logits_BTV.float() / self.temperature, dim=-1)
+        if payload == "full":
+            full = logprobs_BTV.cpu().numpy()
+            return [Full(full[b, :n]) for b, n in enumerate(lengths)]
+        sampled = logprobs_BTV.gather(-1, ids_BT.unsqueeze(-1)).squeeze(-1).cpu().numpy()
+        if payload == "topk":
+            assert self.support is not None, "payload topk needs a support"
+            given_BTK = None if given is None else _padded(given, max(lengths)).to(self.device)
+            ids, likely, rest = (one.cpu().numpy() for one in top_k(logprobs_BTV, self.support, given_BTK))
+            ids = ids.astype(np.int32)
+            return [
+                TopK(ids[b, :n].copy(), likely[b, :n].copy(), rest[b, :n].copy(), sampled[b, :n].copy())
+                for b, n in enumerate(lengths)
+            ]
+        return [Sampled(sampled[b, :n].copy()) for b, n in enumerate(lengths)]
+
+
+def _padded(rows_TK: Sequence[Int32], length: int) -> torch.Tensor:
+    """Rows of ids in one tensor, int64, zeros after the end of each."""
+    padded = np.zeros((len(rows_TK), length, rows_TK[0].shape[1]), dtype=np.int64)
+    for b, rows in enumerate(rows_TK):
+        padded[b, : len(rows)] = rows
+    return torch.from_numpy(padded)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A teacher's source: a checkpoint of transformers, on a device of the process that opens it."""
+
+    path: str
+    device: str
+    dtype: str
+    trust_remote_code: bool = False
+
+    def open(self, conditions: Conditions, adapters: Sequence[str]) -> TeacherModel:
+        """Load it, with adapters beside it; see :class:`TeacherModel`."""
+        return TeacherModel(
+            self.path,
+            device=self.device,
+            dtype=self.dtype,
+            temperature=conditions.temperature,
+            microbatch_tokens=conditions.microbatch_tokens,
+            adapters=adapters,
+            support=conditions.support,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def __str__(self) -> str:
+        return f"the checkpoint at {self.path}"

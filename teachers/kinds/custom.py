@@ -1,0 +1,135 @@
+"""A teacher of a user's own class, behind the same Protocol as what is shipped; less is made of the more that it gives.
+
+It is a class, called as ``NAME(model, device=..., dtype=..., conditions=...)`` in the teacher's process, and is a
+:class:`teachers.scorer.Scorer` then. ``payloads`` names what it can be asked for: whole distributions serve every loss
+on log-probabilities.
+
+Shape legend: T tokens of a rollout, V vocabulary, K tokens of a support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mopd.distill.loss.topk import Support, top_k
+from mopd.distill.recipe.plugins import load_own, located_own, own_digest, own_file
+from mopd.distill.types import Full, GradingFailed, Int32, Payload, PayloadName, Sampled, TopK
+from mopd.teachers.scorer import Conditions, Scorer
+from mopd.teachers.validate import sampled_of
+
+MORE: dict[PayloadName, tuple[PayloadName, ...]] = {
+    "sampled": ("sampled", "topk", "full"),
+    "topk": ("topk", "full"),
+    "full": ("full",),
+}
+"""What an answer of each kind can be made of, the least first. Hidden states are of no use without their head."""
+
+
+def asked_instead(payload: PayloadName, gives: Collection[str], *, support: bool) -> PayloadName | None:
+    """What a class that ``gives`` some payloads is asked for where ``payload`` is needed; None: nothing that it has.
+
+    Args:
+        support: whether the loss has a support; without one nobody can answer with the top k of it.
+    """
+    return next((more for more in MORE.get(payload, ()) if more in gives and (support or more != "topk")), None)
+
+
+class OwnModel:
+    """A user's scorer, asked for what it gives and answering what is needed."""
+
+    def __init__(self, scorer: Scorer, support: Support | None, dtype: str) -> None:
+        self._scorer, self._support, self.dtype = scorer, support, dtype
+        self._gives: tuple[PayloadName, ...] = tuple(getattr(scorer, "payloads", ()))
+        if (reference := getattr(scorer, "reference", None)) is not None:
+            self.reference: Any = reference  # a preflight compares with it where there is one
+        if (digest := getattr(scorer, "digest", None)) is not None:
+            self.digest: Any = digest  # compared where it is loaded again
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens its output distributes over."""
+        return self._scorer.vocabulary
+
+    def score(
+        self,
+        token_ids: Sequence[Int32],
+        payload: PayloadName,
+        adapter: str | None = None,
+        given: Sequence[Int32] | None = None,
+    ) -> list[Payload]:
+        """See :meth:`teachers.scorer.Scorer.score`.
+
+        Raises:
+            GradingFailed: it does not give this payload, nor one that holds it.
+        """
+        if not token_ids:
+            return []
+        asked = asked_instead(payload, self._gives, support=self._support is not None)
+        if asked is None:
+            raise GradingFailed(f"it gives {', '.join(self._gives) or 'nothing'}, and {payload} is needed")
+        answers = self._scorer.score(token_ids, asked, adapter, given)
+        if asked == payload or len(answers) != len(token_ids):
+            return answers  # what is wrong with it, the pool says
+        if payload == "sampled":
+            pairs = zip(answers, token_ids, strict=True)
+            return [Sampled(sampled_of(answer, ids_T).copy()) for answer, ids_T in pairs]
+        assert self._support is not None, "payload topk needs a support"
+        rows = [None] * len(token_ids) if given is None else list(given)
+        triples = zip(answers, token_ids, rows, strict=True)
+        return [_top_k(answer, ids_T, self._support, given_TK) for answer, ids_T, given_TK in triples]
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A teacher's source: a class of a user's own file.
+
+    Attributes:
+        reference: ``/path/file.py:NAME``.
+        model: the checkpoint whose tokens it speaks, which its recipe names beside it.
+        device, dtype: where its recipe says that it computes, and in what; it is told, and may do otherwise.
+        digest: of the file; see :func:`distill.recipe.plugins.own_digest`.
+    """
+
+    reference: str
+    model: str
+    device: str
+    dtype: str
+    digest: str
+
+    @classmethod
+    def of(cls, scorer: str, model: str, device: str, dtype: str) -> Own:
+        """The one that a recipe's ``scorer`` names, as its file is now."""
+        return cls(located_own(scorer), model, device, dtype, own_digest(scorer))
+
+    def open(self, conditions: Conditions, adapters: Sequence[str]) -> OwnModel:
+        """Call it, in the process that calls this.
+
+        Raises:
+            UserError: the file or the name is not there.
+            GradingFailed: the file is another than when the run was started.
+        """
+        if own_file(self.reference).is_file() and (now := own_digest(self.reference)) != self.digest:
+            raise GradingFailed(
+                f"{own_file(self.reference)} was changed during the run (a hash of it is {now}, it was {self.digest}); "
+                "put the old one back and resume"
+            )
+        make = load_own(self.reference, where="teachers.NAME.scorer")
+        scorer = make(self.model, device=self.device, dtype=self.dtype, conditions=conditions)
+        return OwnModel(scorer, conditions.support, self.dtype)
+
+    def __str__(self) -> str:
+        return f"the scorer {self.reference}"
+
+
+def _top_k(answer: Payload, ids_T: Int32, support: Support, given_TK: Int32 | None) -> Payload:
+    """The support of whole distributions; anything else as it is, for the pool to refuse."""
+    if not isinstance(answer, Full):
+        return answer
+    logprobs_TV = torch.from_numpy(answer.logprobs_TV)
+    theirs = None if given_TK is None else torch.from_numpy(given_TK.astype("int64"))
+    ids, likely, rest = (one.numpy() for one in top_k(logprobs_TV, support, theirs))
+    return TopK(ids.astype("int32"), likely.copy(), rest.copy(), sampled_of(answer, ids_T).copy())

@@ -1,0 +1,178 @@
+"""seesaw.json and the paired bootstrap, against tables worked out by hand and naive loops."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+
+from mopd.distill.metrics.bootstrap import AGAINST_TEACHERS, Table, metrics, metrics_ci
+from mopd.distill.metrics.evaluate import Evaluation, Split
+from mopd.distill.metrics.results import build_seesaw, group
+
+
+def rows_of(model: str, answers: dict[str, list[float]], *, step: int = 0, split: Split = "test") -> list[Evaluation]:
+    return [
+        Evaluation(model, step, split, domain, f"{domain}/{split}/{n}", correct)
+        for domain, given in answers.items()
+        for n, correct in enumerate(given)
+    ]
+
+
+def right(count: int, of: int = 100) -> list[float]:
+    return [1.0] * count + [0.0] * (of - count)
+
+
+TEACHERS = {"math": {"math": 1.0}, "code": {"code": 1.0}, "chat": {}}
+FINGERPRINTS = {"math": "aa", "code": "bb", "chat": "cc"}
+
+
+def a_run() -> list[Evaluation]:
+    rows = rows_of("base", {"math": right(50), "code": right(60), "chat": right(70)})
+    rows += rows_of("teachers/math", {"math": right(90), "code": right(20), "chat": right(65)})
+    rows += rows_of("teachers/code", {"math": right(30), "code": right(80), "chat": right(70)})
+    for step, (math_, code) in enumerate([(50, 60), (70, 50), (80, 75)]):
+        given = {"math": right(math_), "code": right(code), "chat": right(70)}
+        rows += rows_of("student", given, step=step * 10, split="validation")
+    return rows + rows_of("student", {"math": right(80), "code": right(75), "chat": right(64)}, step=20)
+
+
+def test_seesaw_json_of_a_run_worked_out_by_hand() -> None:
+    found = build_seesaw(a_run(), teachers=TEACHERS, fingerprints=FINGERPRINTS)
+    assert found["format"] == 1
+    assert found["domains"] == ["math", "code", "chat"]
+    assert found["tasks"] == {
+        "math": {"fingerprint": "aa"},
+        "code": {"fingerprint": "bb"},
+        "chat": {"fingerprint": "cc"},
+    }
+    assert list(found["models"]) == ["base", "teachers/math", "teachers/code", "student"]
+    assert found["models"]["student"]["math"] == {
+        "score": 0.8,
+        "low": pytest.approx(0.7112, abs=1e-4),
+        "high": pytest.approx(0.8666, abs=1e-4),
+        "n": 100,
+    }
+    assert found["curve"] == [
+        {"step": 0, "scores": {"math": 0.5, "code": 0.6, "chat": 0.7}},
+        {"step": 10, "scores": {"math": 0.7, "code": 0.5, "chat": 0.7}},
+        {"step": 20, "scores": {"math": 0.8, "code": 0.75, "chat": 0.7}},
+    ]
+    measured = found["metrics"]
+    # 30/40 and 15/20; chat has no teacher.
+    assert measured["recovery"] == {"math": pytest.approx(0.75), "code": pytest.approx(0.75), "chat": None}
+    assert measured["points"] == {"math": pytest.approx(0.3), "code": pytest.approx(0.15), "chat": pytest.approx(-0.06)}
+    assert measured["mean_recovery"] == pytest.approx(0.75)
+    assert measured["worst_recovery"] == pytest.approx(0.75)
+    assert measured["imbalance"] == pytest.approx(0.0)
+    assert measured["pareto_gap"] == pytest.approx(0.25)
+    assert measured["max_regression"] == pytest.approx(0.06)
+    assert measured["forgetting"] == {"math": 0.0, "code": 0.0, "chat": 0.0}
+    # Steps 0-10: +20 in math counts (SE of the difference 6.8), -10 in code doesn't (7.0).
+    assert measured["seesaw_share"] == 0.0
+    assert measured["seesaw_correlation"] is None
+    # 40/40, -40/20; -20/40, 20/20.
+    assert measured["teacher_transfer"] == {
+        "math": {"math": pytest.approx(1.0), "code": pytest.approx(-2.0), "chat": None},
+        "code": {"math": pytest.approx(-0.5), "code": pytest.approx(1.0), "chat": None},
+    }
+    low, high = found["metrics_ci"]["worst_recovery"]
+    assert low < 0.75 <= high
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_an_unfinished_run_has_what_is_there_and_null_for_the_rest() -> None:
+    rows = [row for row in a_run() if row.model != "student" or row.step == 0]
+    found = build_seesaw(rows, teachers=TEACHERS, fingerprints=FINGERPRINTS)
+    assert list(found["models"]) == ["base", "teachers/math", "teachers/code"]
+    assert len(found["curve"]) == 1
+    assert set(found["metrics"]) == set(build_seesaw(a_run(), teachers=TEACHERS, fingerprints=FINGERPRINTS)["metrics"])
+    assert set(found["metrics"].values()) == {None}
+    assert set(found["metrics_ci"].values()) == {None}
+    nothing = build_seesaw([], teachers=TEACHERS, fingerprints=FINGERPRINTS)
+    assert nothing["models"] == {}
+    assert nothing["curve"] == []
+
+
+def test_a_missing_teacher_leaves_its_domain_undefined() -> None:
+    rows = [row for row in a_run() if row.model != "teachers/code"]
+    measured = build_seesaw(rows, teachers=TEACHERS, fingerprints=FINGERPRINTS)["metrics"]
+    assert measured["recovery"] == {"math": pytest.approx(0.75), "code": None, "chat": None}
+
+
+def test_several_teachers_count_by_their_weights() -> None:
+    weights = {"math": {"math": 0.75, "code": 0.25}, "code": {"code": 1.0}, "chat": {}}
+    measured = build_seesaw(a_run(), teachers=weights, fingerprints=FINGERPRINTS)["metrics"]
+    # 0.75 * 0.9 + 0.25 * 0.3 = 0.75 is the teachers' level: 30 points of 25.
+    assert measured["recovery"]["math"] == pytest.approx(1.2)
+
+
+def test_models_with_other_questions_are_not_compared() -> None:
+    rows = [row for row in a_run() if (row.model, row.prompt_id) != ("teachers/math", "math/test/3")]
+    with pytest.raises(ValueError, match="'teachers/math' answered 99 test questions of domain 'math'"):
+        build_seesaw(rows, teachers=TEACHERS, fingerprints=FINGERPRINTS)
+
+
+def test_a_repeated_evaluation_counts_once_and_the_last_step_is_final() -> None:
+    once = a_run()
+    assert group(once + once[:40]) == group(once)
+    early = rows_of("student", {"math": right(1), "code": right(1), "chat": right(1)}, step=10)
+    found = build_seesaw(once + early, teachers=TEACHERS, fingerprints=FINGERPRINTS)
+    assert found == build_seesaw(once, teachers=TEACHERS, fingerprints=FINGERPRINTS)
+
+
+def a_table(seed: int, questions: int = 60) -> Table:
+    rng = np.random.default_rng(seed)
+    level = np.array([0.3, 0.9, 0.7])[:, None]
+    return Table({d: (rng.random((3, questions)) < level).astype(float) for d in ("math", "code")})
+
+
+def test_bootstrap_agrees_with_a_naive_one() -> None:
+    """Questions drawn one by one, metrics by plain arithmetic; other random numbers, so a tolerance."""
+    table, rng = a_table(0), random.Random(1)
+    worst: list[float] = []
+    for _ in range(2000):
+        recoveries = []
+        for answers in table.answers.values():
+            drawn = [rng.randrange(answers.shape[1]) for _ in range(answers.shape[1])]
+            base, teacher, student = (sum(row[q] for q in drawn) / len(drawn) for row in answers)
+            recoveries.append((student - base) / (teacher - base))
+        worst.append(min(recoveries))
+    low, high = metrics_ci(table, resamples=2000)["worst_recovery"]
+    assert low == pytest.approx(np.percentile(worst, 2.5), abs=0.03)
+    assert high == pytest.approx(np.percentile(worst, 97.5), abs=0.03)
+
+
+def test_bootstrap_is_paired_and_seeded() -> None:
+    table = a_table(0)
+    assert metrics_ci(table) == metrics_ci(table)
+    assert metrics_ci(table) != metrics_ci(table, seed=1)
+    # A student that answers exactly as the base does is never a point away from it, whatever is drawn.
+    same = Table({d: a[[0, 1, 0]] for d, a in table.answers.items()})
+    assert metrics_ci(same)["points"] == {"math": [0.0, 0.0], "code": [0.0, 0.0]}
+    assert metrics_ci(same)["recovery"] == {"math": [0.0, 0.0], "code": [0.0, 0.0]}
+
+
+def test_bootstrap_interval_of_the_difference_is_the_paired_one() -> None:
+    table = a_table(3, questions=1000)
+    found = metrics_ci(table)["points"]
+    for domain, answers in table.answers.items():
+        difference = answers[2] - answers[0]
+        half = 1.96 * difference.std(ddof=1) / math.sqrt(len(difference))
+        low, high = found[domain]
+        assert (high - low) / 2 == pytest.approx(half, rel=0.06)
+        assert (high + low) / 2 == pytest.approx(difference.mean(), abs=0.15 * half)
+
+
+def test_every_metric_has_an_interval_around_it() -> None:
+    table = a_table(0)
+    found, intervals = metrics(table), metrics_ci(table)
+    assert tuple(found) == tuple(intervals) == AGAINST_TEACHERS
+    for name in ("mean_recovery", "worst_recovery", "imbalance", "pareto_gap"):
+        low, high = intervals[name]
+        assert low < found[name] < high
+    with pytest.raises(ValueError, match="questions"):
+        Table({"math": np.zeros((3, 0))})

@@ -1,0 +1,193 @@
+"""The recipe's schema: every leaf is documented and matters; the JSON Schema that editors use."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from mopd.distill.recipe import DomainRecipe, Recipe
+from mopd.distill.recipe.files import diff_recipes, recipe_fingerprint, shipped_recipes
+from mopd.distill.recipe.json_schema import editor_schema
+from mopd.distill.recipe.messages import Leaf, keys_at, leaves
+from mopd.recipes import SHIPPED
+
+ROOT = Path(__file__).parents[4]
+
+EVERYTHING: dict[str, Any] = {
+    "name": "everything",
+    "student": {"model": {"architecture": "llama", "config": {"hidden_size": 8}}},
+    "domains": {
+        "first": {"task": {"path": "./data.jsonl"}, "prompts": 8},
+        "second": {"task": "arithmetic", "teachers": {"t": 0.5, "u": 0.5}},
+    },
+    "teachers": {"t": {"model": "stage:s"}, "u": {"model": "stage:s"}},
+    "loss": {"estimator": "policy_gradient"},
+    "stop": dict.fromkeys(("kl", "truncation", "repetition", "length"), 0.5),
+    "stages": {"s": {"from": {"architecture": "llama"}}},
+}
+OTHER: dict[str, Any] = {
+    "loss.settings": {"strength": 2.0},  # leaves whose other value has to be said, because most values would be refused
+    "loss.gate": [0.1, 9.0],
+    "teachers.*.resources": {"big": 1.0},
+    "run.resident_teachers": 1,
+    "merge.strengths": [0.5],
+    "student.optimizer.betas": [0.5, 0.6],
+    "stages.*.optimizer.betas": [0.5, 0.6],
+    "domains.*.teachers": {"t": 1.0},
+    "stages.*.domains": ["second"],
+    "student.model.config": {"hidden_size": 16},
+    "stages.*.from.config": {"hidden_size": 16},
+}
+LOSS_OF: dict[str, str] = {
+    "loss.beta": "jsd",
+    "loss.payload": "full_reverse_kl",
+    "loss.settings": "./loss.py:LOSS",
+} | dict.fromkeys(("loss.k", "loss.support", "loss.outside"), "topk_reverse_kl")
+"""The estimator of a setting that the one of EVERYTHING does not have."""
+BESIDES: dict[str, Any] = {"domains.*.teacher": {"teachers": {}}, "domains.*.evaluate_only": {"teachers": {}}}
+"""What else has to change in the same section for the other value to be valid."""
+ONLY_ONE = {"rollout.engine"}
+"""Leaves that can have one value so far; another is refused, and comes with its own issue."""
+
+
+def unique_leaves() -> list[Leaf]:
+    return list({leaf.path: leaf for leaf in leaves()}.values())
+
+
+def other_value(leaf: Leaf, value: Any) -> Any:
+    choices = getattr(leaf.field.annotation, "__args__", ())
+    if leaf.path in OTHER:
+        return OTHER[leaf.path]
+    if choices and all(isinstance(choice, str | int) for choice in choices):
+        return next((choice for choice in choices if choice != value), "another")
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 + 0.03
+    return ["another"] if isinstance(value, list) else "another"
+
+
+def concrete(path: str) -> str:
+    """A path of EVERYTHING."""
+    path = path.replace("domains.*.task.", "domains.first.task.").replace("domains.*", "domains.second")
+    return path.replace("teachers.*", "teachers.t").replace("stages.*", "stages.s")
+
+
+def everything(leaf: Leaf) -> Recipe:
+    """The full recipe, with an estimator that has this leaf."""
+    loss = {"estimator": LOSS_OF.get(leaf.path, EVERYTHING["loss"]["estimator"])}
+    return Recipe.model_validate({**EVERYTHING, "loss": loss})
+
+
+def change(leaf: Leaf) -> Recipe:
+    """The full recipe with one leaf changed to another value."""
+    tree = everything(leaf).model_dump(mode="json", by_alias=True)
+    if leaf.path == "loss.estimator":
+        tree["loss"] = {"estimator": "nll"}
+        return Recipe.model_validate(tree)
+    *above, last = concrete(leaf.path).split(".")
+    section = tree
+    for name in above:
+        section = section[name]
+    section[last] = other_value(leaf, section[last])
+    section.update(BESIDES.get(leaf.path, {}))
+    return Recipe.model_validate(tree)
+
+
+@pytest.mark.parametrize("leaf", unique_leaves(), ids=lambda leaf: leaf.path)
+def test_changing_a_leaf_changes_the_fingerprint_and_the_difference_names_it(leaf: Leaf) -> None:
+    before = everything(leaf)
+    if leaf.path in ONLY_ONE:
+        with pytest.raises(ValueError, match=leaf.path.split(".")[-1]):
+            change(leaf)
+        return
+    after = change(leaf)
+    assert recipe_fingerprint(after) != recipe_fingerprint(before)
+    assert any(line.startswith(concrete(leaf.path)) for line in diff_recipes(before, after))
+
+
+@pytest.mark.parametrize("leaf", unique_leaves(), ids=lambda leaf: leaf.path)
+def test_every_leaf_is_documented_and_has_a_default_or_must_be_given(leaf: Leaf) -> None:
+    assert leaf.field.description, f"{leaf.path} says nothing of itself"
+    default = leaf.field.get_default(call_default_factory=True)
+    assert leaf.field.is_required() or not (isinstance(default, float) and math.isnan(default))
+
+
+READERS = [
+    path
+    for package in ("distill", "teachers", "rollouts", "recipes")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    # Not what only tells of a recipe: a leaf must reach the run itself.
+    if not path.name.startswith(("recipe", "check", "plan", "cli", "survey"))
+]
+
+
+@functools.cache
+def attributes_read() -> dict[str, set[str]]:
+    """By file that knows a class of the schema: the names of the attributes it reads."""
+    classes = {leaf.owner.__name__ for leaf in leaves()} | {"Recipe", "StudentSpec"}
+    read: dict[str, set[str]] = {}
+    for path in READERS:
+        tree = ast.parse(path.read_text())
+        known = {name.id for name in ast.walk(tree) if isinstance(name, ast.Name)}
+        known |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+        if known & classes:
+            read[path.name] = {
+                node.attr
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+            }
+    return read
+
+
+THROUGH = {
+    "evaluate_only": Recipe.trained_domains,
+    "teacher": DomainRecipe.teacher_weights,
+    "teachers": DomainRecipe.teacher_weights,
+}
+"""Leaves that the run reads through a property of the schema."""
+
+
+@pytest.mark.parametrize("leaf", unique_leaves(), ids=lambda leaf: leaf.path)
+def test_every_leaf_is_read_by_what_runs(leaf: Leaf) -> None:
+    """A leaf that no code reads is a lie. Checked by name, in the files that know the schema's classes."""
+    attribute = leaf.attribute
+    if leaf.attribute in THROUGH:
+        getter = THROUGH[leaf.attribute].fget
+        assert getter is not None
+        assert f".{leaf.attribute}" in inspect.getsource(getter)
+        attribute = getter.__name__
+    readers = [name for name, attributes in attributes_read().items() if attribute in attributes]
+    assert readers, f"nothing that runs reads `{leaf.path}`: make it matter, or take it out of the schema"
+
+
+# ---- the editor's schema
+
+
+@pytest.mark.parametrize("name", shipped_recipes(SHIPPED))
+def test_shipped_files_fit_the_editor_schema(name: str) -> None:
+    written = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
+    jsonschema.Draft202012Validator(editor_schema()).validate(written)
+
+
+def test_the_editor_schema_refuses_an_unknown_key_and_a_wrong_type() -> None:
+    validator = jsonschema.Draft202012Validator(editor_schema())
+    assert not validator.is_valid({"stepz": 3})
+    assert not validator.is_valid({"run": {"steps": "three"}})
+    assert validator.is_valid({"extends": "smoke", "run": {"steps": 3}})
+
+
+def test_keys_at_follows_names_that_the_user_chooses() -> None:
+    assert "prompts" in keys_at(("domains", "anything"))
+    assert keys_at(("stages", "s", "from", "<mapping>")) == ["architecture", "config", "vocabulary"]
+    assert keys_at(("run", "steps")) == []

@@ -1,0 +1,31 @@
+"""The learning rate of every optimizer step, from hand computed tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from mopd.distill.recipe import Optimizer
+from mopd.distill.student.schedule import learning_rate
+
+TABLES = {
+    # 2 steps of warm-up, then from 1 down to 0.2 at step 6, the last of 7.
+    "constant": [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+    "linear": [0.5, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2],
+    "cosine": [0.5, 1.0, 1.0, 0.2 + 0.8 * 0.853553, 0.6, 0.2 + 0.8 * 0.146447, 0.2],
+}
+
+
+@pytest.mark.parametrize("schedule", TABLES)
+def test_curve(schedule: str) -> None:
+    optimizer = Optimizer.model_validate({"lr": 1.0, "schedule": schedule, "warmup_steps": 2, "final_lr_fraction": 0.2})
+    assert [learning_rate(optimizer, k, 7) for k in range(7)] == pytest.approx(TABLES[schedule], abs=1e-6)
+
+
+def test_no_warm_up_begins_at_the_peak() -> None:
+    assert learning_rate(Optimizer(lr=3.0, warmup_steps=0), 0, 10) == 3.0
+
+
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_a_run_shorter_than_its_warm_up_has_finite_rates(total: int) -> None:
+    optimizer = Optimizer(lr=1.0, warmup_steps=2)
+    assert all(0 < learning_rate(optimizer, k, total) <= 1 for k in range(total))

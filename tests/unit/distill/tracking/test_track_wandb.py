@@ -1,0 +1,238 @@
+"""W&B is a view: it holds what metrics.jsonl holds, and nothing that happens to it reaches the run."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from track_apart import Outcome, core_killed_after_step_2, killed_after_step_3, run_apart, whole_run
+from track_kit import ROLLOUTS, SEESAW, as_history, recipe, write_run
+from wandb_kit import OfflineRun, Server, offline_runs
+
+from mopd.distill.recipe import Recipe
+from mopd.distill.tracking.jsonl import read_jsonl
+from mopd.distill.tracking.tracker import Tracker
+
+
+def test_offline_files_hold_what_the_run_wrote(tmp_path: Path) -> None:
+    with Tracker(tmp_path, recipe=recipe()) as tracker:
+        tracker.resume(0)
+        write_run(tracker)
+        tracker.append_rows("rollouts", ROLLOUTS)
+        tracker.log("train", 5, {"loss": float("nan"), "gate": float("inf"), "kl/math": 0.5})
+        tracker.summarize(SEESAW)
+    (shown,) = offline_runs(tmp_path)
+
+    assert shown.history() == as_history(tmp_path)
+    assert shown.history()[-1] == {"step": 5, "train/kl/math": 0.5}
+    run = shown.run
+    assert (run.project, run.run_group, run.display_name, run.job_type) == ("seesaws", "tiny", "tiny", "mopd")
+    assert list(run.tags) == ["mopd", "full_reverse_kl", "seed-7", "a", "b"]
+    config = dict(shown.config)
+    assert config.pop("stage") is None
+    assert Recipe.model_validate(config) == recipe()
+    assert shown.exit_codes == [0]
+
+
+def test_axes_and_summaries(tmp_path: Path) -> None:
+    with Tracker(tmp_path, recipe=recipe()) as tracker:
+        write_run(tracker)
+        tracker.summarize(SEESAW)
+    (shown,) = offline_runs(tmp_path)
+    for name in ("train/*", "eval/*", "eval/score/math", "eval/score/code"):
+        assert shown.metrics[name].step_metric == "step", name
+    wanted = shown.metrics["eval/score/code"].summary
+    assert (wanted.max, wanted.last, wanted.mean) == (True, True, False)
+    summary = shown.summary()
+    assert summary["eval/score/code/max"] == 0.45  # 0.9 / 2; it falls to 0.9 / 4 at the end
+    assert summary["eval/score/code/last"] == 0.225
+    seesaw = {name: value for name, value in summary.items() if name.startswith("seesaw/")}
+    assert seesaw == {
+        "seesaw/recovery/math": 0.9,
+        "seesaw/worst_recovery": 0.9,
+        "seesaw/worst_recovery/low": 0.8,
+        "seesaw/worst_recovery/high": 1.0,
+        "seesaw/recovery/math/low": 0.8,
+        "seesaw/recovery/math/high": 1.0,
+    }
+
+
+def test_tables(tmp_path: Path) -> None:
+    with Tracker(tmp_path, recipe=recipe()) as tracker:
+        write_run(tracker, steps=2)
+        tracker.append_rows("rollouts", ROLLOUTS)
+        tracker.summarize(SEESAW)
+    (shown,) = offline_runs(tmp_path)
+    charts = [u for r in shown.records for u in r.config.update if u.nested_key[:2] == ["_wandb", "visualize"]]
+    assert [chart.nested_key[2] for chart in charts] == ["recovery_by_domain"]
+    assert "wandb/bar/v0" in charts[0].value_json
+    tables = shown.tables()
+    (scores,) = tables["scores"]
+    assert scores["columns"] == ["model", "math", "code"]
+    assert scores["data"] == [["base", 0.5, 0.25], ["student", 0.75, None]]
+    (bars,) = tables["recovery_by_domain_table"]
+    assert (bars["columns"], bars["data"]) == (["domain", "recovery_by_domain"], [["math", 0.9]])
+    (rollouts,) = tables["rollouts"]
+    assert rollouts["columns"] == ["step", "domain", "prompt", "text", "verdict", "advantages"]
+    assert rollouts["data"] == [[2, "math", "1+1=", "2", 1.0, "[0.5, -0.25]"]]
+
+
+def test_a_failed_run_is_marked(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), Tracker(tmp_path, recipe=recipe()) as tracker:
+        tracker.summarize({})
+    assert offline_runs(tmp_path)[0].exit_codes == [1]
+
+
+def test_a_killed_run_is_replayed_into_a_new_one(tmp_path: Path) -> None:
+    """Killed after step 3, its last checkpoint is of step 2: step 3 is taken again."""
+    assert run_apart(tmp_path, killed_after_step_3).exit_code == -9
+    with Tracker(tmp_path, recipe=recipe()) as tracker:
+        tracker.resume(2)
+        write_run(tracker, after=2)
+    whole = OfflineRun((tmp_path / "wandb" / "latest-run").resolve())
+    assert [row["step"] for row in whole.history()] == [0, 1, 2, 3, 4]
+    assert whole.history() == as_history(tmp_path)
+    assert whole.tables()["rollouts"][0]["data"][0][:4] == [2, "math", "1+1=", "2"]
+    assert whole.run.run_group == "tiny"
+
+
+def test_a_run_and_two_stages_at_the_same_time(tmp_path: Path) -> None:
+    def write(folder: Path, stage: str | None, steps: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with Tracker(folder, recipe=recipe(), stage=stage) as tracker:
+            write_run(tracker, steps=steps)
+
+    folders: dict[str | None, Path] = {None: tmp_path, "a": tmp_path / "stages" / "a", "b": tmp_path / "stages" / "b"}
+    threads = [
+        threading.Thread(target=write, args=(folder, stage, steps))
+        for (stage, folder), steps in zip(folders.items(), (2, 3, 4), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    runs = {stage: offline_runs(folder) for stage, folder in folders.items()}
+    assert {stage: len(found) for stage, found in runs.items()} == {None: 1, "a": 1, "b": 1}
+    assert {run.run.run_group for (run,) in runs.values()} == {"tiny"}
+    assert {run.run.display_name for (run,) in runs.values()} == {"tiny", "tiny/a", "tiny/b"}
+    assert runs["a"][0].run.job_type == "stage"
+    assert runs["a"][0].config["stage"] == "a"
+    for stage, folder in folders.items():
+        assert runs[stage][0].history() == as_history(folder)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    served = Server()
+    yield served
+    served.close()
+
+
+def logged_in(url: str) -> dict[str, str]:
+    return {"WANDB_BASE_URL": url, "WANDB_API_KEY": "a" * 40, "NO_PROXY": "127.0.0.1"}
+
+
+def test_online_a_resumed_run_goes_on_with_the_same_id(tmp_path: Path, server: Server) -> None:
+    """The server keeps every step once although the second attempt sends the whole stream again."""
+    options = {"mode": "auto", "tables": False, "environment": logged_in(server.url)}
+    assert run_apart(tmp_path, whole_run, steps=3, **options).exit_code == 0
+    second = run_apart(tmp_path, whole_run, after=2, steps=4, **options)
+    assert second.exit_code == 0, second.stderr
+    assert second.stderr.startswith(f"W&B shows tiny at {server.url}")
+    assert second.stderr.count("\n") == 1
+    (run_id,) = server.rows
+    assert (tmp_path / "wandb" / "online_id").read_text() == run_id
+    assert server.runs[run_id]["groupName"] == "tiny"
+    sent = [{k: v for k, v in row.items() if not k.startswith("_")} for row in server.rows[run_id]]
+    assert sent == as_history(tmp_path)
+    assert not list(tmp_path.glob("wandb/offline-*"))
+
+
+BROKEN = "W&B is off for tiny"
+OFFLINE = "W&B cannot be reached for tiny"
+
+
+@pytest.mark.parametrize("mode", ["auto", "disabled"])
+def test_disabled_means_no_files(tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if mode == "auto":
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+    with Tracker(tmp_path, recipe=recipe(mode)) as tracker:
+        write_run(tracker)
+        tracker.summarize(SEESAW)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_auto_without_a_login_is_offline_and_silent(tmp_path: Path) -> None:
+    outcome = run_whole(tmp_path, "auto")
+    assert outcome.stderr == ""
+    assert offline_runs(tmp_path)[0].history() == as_history(tmp_path)
+    assert not (tmp_path / "home" / ".local").exists()  # tables lie in the run's folder, not in the user's home
+
+
+def test_online_without_a_login_is_offline_and_says_so(tmp_path: Path) -> None:
+    assert one_line(run_whole(tmp_path, "online"), OFFLINE)
+    assert offline_runs(tmp_path)[0].history() == as_history(tmp_path)
+
+
+def test_a_server_that_never_answers(tmp_path: Path) -> None:
+    """Neither a step nor the end of the process waits for it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        outcome = run_whole(tmp_path, "auto", init_seconds=4.0, environment=logged_in(url))
+    assert one_line(outcome, OFFLINE)
+    logged, closed, ended = map(float, outcome.stdout.split())
+    assert closed - logged > 2, "the steps were logged while W&B was still waiting"
+    assert ended - closed < 15, "the process lingered after its run was closed"
+    assert offline_runs(tmp_path)[0].history() == as_history(tmp_path)
+
+
+def test_wandb_that_cannot_be_imported(tmp_path: Path) -> None:
+    package = tmp_path / "broken" / "wandb"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('wandb is broken')")
+    outcome = run_whole(tmp_path, "offline", first_on_path=str(package.parent))
+    assert one_line(outcome, BROKEN)
+    assert "SystemExit: wandb is broken" in outcome.stderr
+
+
+def test_a_folder_that_wandb_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / "wandb").write_text("a file where W&B wants its folder")
+    assert one_line(run_whole(tmp_path, "offline"), BROKEN)
+
+
+def test_a_table_that_wandb_refuses(tmp_path: Path) -> None:
+    """W&B raises while the run goes on: what comes after is in metrics.jsonl, and one line says what happened."""
+    told: list[str] = []
+    with Tracker(tmp_path, recipe=recipe(), say=told.append) as tracker:
+        tracker.resume(0)
+        tracker.append_rows("rollouts", [{"step": 0, "verdict": 1.0}, {"step": 0, "verdict": "right"}])
+        write_run(tracker)
+    assert len(told) == 1
+    assert told[0].startswith(f"{BROKEN} (TypeError")
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2, 2, 3, 4, 4]
+
+
+def test_wandb_dies_in_the_middle(tmp_path: Path) -> None:
+    """Its own process is killed: whatever log() and finish() raise then stays on W&B's thread."""
+    outcome = run_apart(tmp_path, core_killed_after_step_2, steps=200)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert one_line(outcome, BROKEN)
+    assert len(list(read_jsonl(tmp_path / "metrics.jsonl"))) == 200 + 101
+
+
+def run_whole(tmp_path: Path, mode: str, **options: Any) -> Outcome:
+    """A whole run in a process of its own, which must end well with all its lines."""
+    outcome = run_apart(tmp_path, whole_run, mode=mode, steps=4, **options)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2, 2, 3, 4, 4]
+    return outcome
+
+
+def one_line(outcome: Outcome, start: str) -> bool:
+    """Whether all that was printed for people is one line that begins with ``start``."""
+    assert outcome.stderr.count("\n") == 1, outcome.stderr
+    return outcome.stderr.startswith(start)

@@ -1,0 +1,63 @@
+"""The saved W&B workspace: what a server is sent, and what is told where there is none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from track_kit import recipe
+from wandb_kit import Server
+
+from mopd.distill.recipe.files import dump_recipe
+from mopd.distill.tracking.wandb_workspace import panels
+
+ROOT = Path(__file__).parents[4]
+
+
+def workspace(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`mopd workspace` in a process of its own, in which nobody is logged in."""
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe()))
+    mopd = Path(sys.executable).with_name("mopd")
+    return subprocess.run(
+        [mopd, "workspace", folder / "recipe.yaml"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=folder,
+        env={"HOME": str(folder), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "NO_PROXY": "*", **environment},
+    )
+
+
+def test_a_server_is_sent_one_panel_for_each_metric(tmp_path: Path) -> None:
+    served = Server()
+    try:
+        ended = workspace(tmp_path, WANDB_BASE_URL=served.url, WANDB_API_KEY="a" * 40)
+    finally:
+        served.close()
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(f"{served.url}/somebody/seesaws")
+    (view,) = served.views
+    assert (view["entityName"], view["projectName"], view["type"]) == ("somebody", "seesaws", "project-view")
+    section = json.loads(view["spec"])["section"]
+    sent = {
+        one["name"]: [panel["config"]["metrics"] for panel in one["panels"]]
+        for one in section["panelBankConfig"]["sections"]
+        if one["panels"]
+    }
+    assert sent == {name: [[metric] for metric in metrics] for name, metrics in panels(recipe()).items()}
+    assert section["runSets"][0]["grouping"] == [{"section": "run", "name": "group"}]
+
+
+def test_every_panel_shows_a_metric_of_the_page() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    for metric in {metric for metrics in panels(recipe()).values() for metric in metrics}:
+        name = metric.partition("/")[2].replace("/math", "/DOMAIN").replace("/code", "/DOMAIN")
+        assert f"| `{name}` |" in page, metric
+
+
+def test_logged_out_it_says_what_to_do(tmp_path: Path) -> None:
+    ended = workspace(tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert "W&B is not logged in; `wandb login` does that" in ended.stderr

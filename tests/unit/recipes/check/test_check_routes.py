@@ -1,0 +1,305 @@
+"""Checks of a recipe by itself: routes, stages, methods, rewards, leaves that would do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+from check_kit import recipe, tree
+
+from mopd.distill.recipe import Recipe
+from mopd.recipes.check.routes import check_routes
+from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.sources import chain, origin, sources, teacher_source
+from mopd.recipes.resolve.stages import stage_domains
+
+TASKS = ("arithmetic", "list_programs", "ordering")
+MOPD = METHODS["mopd"].losses
+REWARDED = {"estimator": "policy_gradient", "reward_weight": 1.0}
+MATH = {"task": "arithmetic", "teacher": "math"}
+
+
+def problems(losses: Collection[str] = MOPD, **changes: Any) -> list[str]:
+    return check_routes(recipe(**changes), tasks=TASKS, losses=losses)
+
+
+def test_a_sound_recipe_has_no_problems() -> None:
+    assert problems() == []
+
+
+@pytest.mark.parametrize(
+    "estimator", ["full_reverse_kl", "forward_kl", "jsd", "topk_reverse_kl", "policy_gradient", "k2"]
+)
+def test_every_estimator_of_the_teachers_is_mopds(estimator: str) -> None:
+    assert problems(loss={"estimator": estimator}) == []
+    supervised = {"method": "supervised", "losses": METHODS["supervised"].losses, "loss": {"estimator": estimator}}
+    assert any("method 'supervised' does not use" in problem for problem in problems(**supervised))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"domains": {"math": {**MATH, "task": "arithmetics"}}}, "no task is called 'arithmetics'; did you mean"),
+        ({"domains": {"math": {**MATH, "teacher": "mth"}}}, "no teacher 'mth' is declared under `teachers`; did you"),
+        ({"domains": {"math": MATH, "more": {"task": "ordering"}}}, "`domains.more` has neither teacher nor reward"),
+        ({"teachers": {"math": {"model": "./a"}, "idle": {"model": "./b"}}}, "`teachers.idle`: no domain uses"),
+        ({"domains": {"math": {"task": "arithmetic", "evaluate_only": True}}}, "no domain is trained"),
+        ({"teachers": {"math": {"model": "self"}}}, "`teachers`: every one is self, so the student would be held"),
+        (
+            {"teachers": {"math": {"model": "self"}}, "student": {"model": tree()["stages"]["base"]["from"]}},
+            "`teachers.math.model` is self, and the student is made from nothing",
+        ),
+        ({"loss": {"estimator": "nll"}}, "`loss.estimator` is 'nll', which method 'mopd' does not use"),
+        ({"domains": {"math": {**MATH, "reward": True}}}, "`domains.math.reward` is true, and the loss gives"),
+        (
+            {"loss": {"estimator": "k2"}, "domains": {"math": {**MATH, "reward": True}}},
+            "`domains.math.reward` is true, and the loss gives",
+        ),
+        ({"loss": REWARDED}, "`loss.reward_weight` is 1, and no domain has `reward: true`"),
+        (
+            {"student": {"model": "stage:bass"}},
+            "`student.model`: no stage 'bass' is declared under `stages`; did",
+        ),
+        ({"teachers": {"math": {"model": "stage:mth"}}}, "`teachers.math.model`: no stage 'mth'"),
+        (
+            {"stages": {"base": {"from": "stage:nowhere"}, "math": {"from": "stage:base"}}},
+            "`stages.base.from`: no stage",
+        ),
+        ({"stages": {"base": {"from": "stage:math"}, "math": {"from": "stage:base"}}}, "leads back to itself: base is"),
+        ({"stages": {"base": {"from": "stage:base"}, "math": {"from": "stage:base"}}}, "`stages.base.from` leads back"),
+        ({"teachers": {"math": {"model": "stage:base"}}}, "`stages.math`: neither the student nor a teacher"),
+    ],
+)
+def test_a_wrong_route_is_named(changes: dict[str, Any], told: str) -> None:
+    found = problems(**changes)
+    assert any(told in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("domains", "told"),
+    [
+        (["maths"], "no domain 'maths' is declared under `domains`; did you mean `math`"),
+        ([], "`stages.base.domains` is empty"),
+        (["math", "math"], "names 'math' 2 times"),
+    ],
+)
+def test_a_stage_with_wrong_domains_is_named(domains: list[str], told: str) -> None:
+    stages = tree()["stages"]
+    stages["base"] = {**stages["base"], "domains": domains}
+    measured = {"math": MATH, "more": {"task": "ordering", "evaluate_only": True}}
+    assert any(told in problem for problem in problems(stages=stages, domains=measured))
+
+
+def test_a_base_may_know_domains_that_the_run_only_measures() -> None:
+    """A student of one teacher, and what that does to the rest: only a stage that names such a domain trains on it."""
+    measured = {"math": MATH, "more": {"task": "ordering", "evaluate_only": True}}
+    stages = tree()["stages"]
+    assert stage_domains(recipe(domains=measured), "base") == ("math",)
+    stages["base"] = {**stages["base"], "domains": ["math", "more"]}
+    assert problems(stages=stages, domains=measured) == []
+    assert stage_domains(recipe(stages=stages, domains=measured), "base") == ("math", "more")
+
+
+def test_every_update_needs_a_rollout_of_every_domain() -> None:
+    student = {"model": "stage:base", "updates_per_step": 5}
+    (found,) = problems(student=student)
+    assert "`student.updates_per_step` is 5, and domain 'math' has 4 rollouts a step" in found
+    assert problems(student=student, rollout={"samples_per_prompt": 2}) == []
+    supervised = {"method": "supervised", "loss": {"estimator": "nll"}, "losses": ("nll",), "teachers": {}}
+    alone = {"domains": {"math": {"task": "arithmetic", "prompts": 4}}, "stages": {"base": tree()["stages"]["base"]}}
+    (found,) = problems(student=student, **supervised, **alone)  # which has no samples
+    assert "domain 'math' has 4 rollouts" in found
+    stages = tree()["stages"] | {"math": {"from": "stage:base", "prompts": 2, "updates_per_step": 3}}
+    (found,) = problems(stages=stages)
+    assert "`stages.math.updates_per_step` is 3, and `stages.math.prompts` is 2" in found
+
+
+def test_a_warm_up_that_never_ends_is_refused() -> None:
+    (found,) = problems(run={"steps": 10})  # of 2 updates each
+    assert "`student.optimizer.warmup_steps` is 20, and the training has 20 optimizer steps" in found
+    assert problems(run={"steps": 11}) == []
+    stages = tree()["stages"] | {"math": {"from": "stage:base", "steps": 20}}
+    (found,) = problems(stages=stages)
+    assert "`stages.math.optimizer.warmup_steps` is 20" in found
+
+
+def test_a_cycle_is_told_once() -> None:
+    stages = {"base": {"from": "stage:math"}, "math": {"from": "stage:base"}}
+    assert sum("leads back to itself" in problem for problem in problems(stages=stages)) == 1
+
+
+def test_a_reward_needs_a_group_of_samples() -> None:
+    rewarded = {"math": {**MATH, "reward": True}}
+    alone = problems(domains=rewarded, loss=REWARDED)
+    assert len(alone) == 1
+    assert "`rollout.samples_per_prompt` is 1" in alone[0]
+    assert problems(domains=rewarded, loss=REWARDED, rollout={"samples_per_prompt": 2}) == []
+
+
+def test_a_supervised_recipe_takes_nll_and_no_teachers() -> None:
+    supervised = {"method": "supervised", "loss": {"estimator": "nll"}, "losses": ("nll",)}
+    sound = {"domains": {"math": {"task": "arithmetic"}}, "teachers": {}, "stages": {"base": tree()["stages"]["base"]}}
+    assert problems(**supervised, **sound) == []
+    assert any("`domains.math` has a teacher, which method" in problem for problem in problems(**supervised))
+
+
+def by_reward(method: str, **changes: Any) -> dict[str, Any]:
+    """A sound recipe of a method without teachers, and what is changed in it."""
+    loss = {"estimator": "nll"} if method == "expert_iteration" else REWARDED
+    sound = {"domains": {"math": {"task": "arithmetic", "reward": True}}, "teachers": {}, "loss": loss}
+    sound |= {"stages": {"base": tree()["stages"]["base"]}, "rollout": {"samples_per_prompt": 4}}
+    return {"method": method, "losses": METHODS[method].losses, **sound, **changes}
+
+
+@pytest.mark.parametrize("method", ["mix_rl", "expert_iteration"])
+def test_methods_by_reward_take_rewards_and_no_teachers(method: str) -> None:
+    assert problems(**by_reward(method)) == []
+    ungraded = problems(**by_reward(method, domains={"math": {"task": "arithmetic"}}))
+    assert any("`domains.math` has no reward, so nothing teaches it; set `reward: true`" in p for p in ungraded)
+    taught = by_reward(method, domains={"math": {**MATH, "reward": True}}, teachers={"math": {"model": "./a"}})
+    assert any("`domains.math` has a teacher, which method" in problem for problem in problems(**taught))
+
+
+def test_off_policy_asks_teachers_to_write_and_nobody_for_rewards() -> None:
+    off_policy = {"method": "off_policy", "losses": ("nll",), "loss": {"estimator": "nll"}}
+    assert problems(**off_policy) == []
+    assert any("has no teacher, so" in p for p in problems(**off_policy, domains={"math": {"task": "arithmetic"}}))
+    rewarded = problems(**off_policy, domains={"math": {**MATH, "reward": True}})
+    assert any("`domains.math.reward` is true, and method 'off_policy' never asks" in problem for problem in rewarded)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rollout": {"keep_verified": 2}}, "`rollout.keep_verified` is set and would change nothing"),
+        ({"stages": {"samples_per_prompt": 4}}, "`stages.base.samples_per_prompt` is set and would change nothing"),
+        ({"stages": {"method": "mix_rl", "samples_per_prompt": 4, "keep_verified": 2}}, "`stages.base.keep_verified`"),
+        ({"stages": {"method": "mix_rl"}}, "`stages.base.samples_per_prompt` is 1: a reward is compared within"),
+        (
+            {"stages": {"method": "expert_iteration", "samples_per_prompt": 2, "keep_verified": 3}},
+            "`stages.base.keep_verified` is 3, and `stages.base.samples_per_prompt` is 2",
+        ),
+    ],
+)
+def test_samples_that_say_nothing_are_refused(changes: dict[str, Any], told: str) -> None:
+    stages = {**tree()["stages"], "base": {**tree()["stages"]["base"], **changes.get("stages", {})}}
+    assert any(told in problem for problem in problems(**{**changes, "stages": stages}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "leaf"),
+    [
+        ({"student": {"model": "stage:base", "optimizer": {"name": "sgd", "eps": 1e-6}}}, "student.optimizer.eps"),
+        ({"student": {"model": "stage:base", "optimizer": {"name": "sgd", "weight_decay": 0.1}}}, "weight_decay"),
+        (
+            {"student": {"model": "stage:base", "optimizer": {"schedule": "constant", "final_lr_fraction": 0.5}}},
+            "student.optimizer.final_lr_fraction",
+        ),
+        (
+            {"domains": {"math": MATH, "more": {"task": "ordering", "evaluate_only": True, "prompts": 3}}},
+            "domains.more.prompts",
+        ),
+        ({"method": "supervised", "rollout": {"temperature": 0.5}}, "rollout.temperature"),
+        ({"domains": {"math": {**MATH, "task": {"path": "./a.jsonl"}, "easy_share": 0.5}}}, "domains.math.easy_share"),
+        ({"faults": {"retries": 0, "backoff_seconds": 3.0}}, "faults.backoff_seconds"),
+        (
+            {
+                "domains": {"math": {"task": "arithmetic"}},
+                "teachers": {},
+                "method": "supervised",
+                "faults": {"microbatch_seconds": 9.0},
+            },
+            "faults.microbatch_seconds",
+        ),
+        (
+            {
+                "run": {"parallel_stages": 3},
+                "stages": {},
+                "student": {"model": "./a"},
+                "teachers": {"math": {"model": "./b"}},
+            },
+            "run.parallel_stages",
+        ),
+        ({"method": "supervised", "run": {"resident_teachers": 1}}, "run.resident_teachers"),
+        ({"method": "off_policy", "run": {"resident_teachers": 1}}, "run.resident_teachers"),
+    ],
+)
+def test_a_leaf_that_would_do_nothing_is_refused(changes: dict[str, Any], leaf: str) -> None:
+    assert any(leaf in problem and "would change nothing" in problem for problem in problems(**changes))
+
+
+def taking_turns(resident: int, **second: Any) -> dict[str, Any]:
+    """A recipe's sections with two bases; over one of them there are two teachers."""
+    return {
+        "domains": {name: {"task": "arithmetic", "teacher": name} for name in ("one", "two", "three")},
+        "teachers": {
+            "one": {"model": "stage:math"},
+            "two": {"model": "stage:base", **second},
+            "three": {"model": "stage:math", "adapter": "./lora"},
+        },
+        "run": {"resident_teachers": resident},
+    }
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        (taking_turns(2), "`run.resident_teachers` is 2, and the recipe has 2 to hold"),
+        (taking_turns(1, endpoint="http://here:8000/v1"), "`run.resident_teachers` is 1, and the recipe has 1 to hold"),
+        (taking_turns(1, replicas=2), "`teachers.two.replicas` is 2: with `run.resident_teachers` teachers take turns"),
+        (taking_turns(1, gpus=0.5), "`teachers.two.gpus` is 0.5"),
+        (taking_turns(1, device="cpu"), "and auto, as 'one' has is needed"),
+        (taking_turns(1, resources={"big": 1.0}), "`teachers.two.resources` is"),
+    ],
+)
+def test_teachers_that_cannot_take_turns_are_told_by_their_leaf(sections: dict[str, Any], told: str) -> None:
+    assert problems(**taking_turns(1)) == []
+    assert any(told in problem for problem in problems(**sections))
+
+
+def test_a_model_is_followed_to_its_origin() -> None:
+    made = recipe()
+    found = origin(made, "teachers.math.model", "stage:math")
+    assert found is not None
+    assert (found.where, found.stage) == ("stages.base.from", "base")
+    assert list(chain(made, "stage:math")) == ["math", "base"]
+    given = origin(made, "student.model", "./here")
+    assert given is not None
+    assert (given.where, given.source, given.stage) == ("student.model", "./here", None)
+
+
+def test_an_origin_that_is_nowhere_is_none() -> None:
+    circle = Recipe.model_validate(tree(stages={"a": {"from": "stage:b"}, "b": {"from": "stage:a"}}))
+    assert origin(circle, "student.model", "stage:a") is None
+    assert origin(circle, "student.model", "stage:c") is None
+
+
+def test_self_is_the_students_own_source() -> None:
+    anchored = recipe(
+        domains={"math": MATH, "rest": {"task": "ordering", "teacher": "anchor"}},
+        teachers={"math": {"model": "stage:math"}, "anchor": {"model": "self"}},
+    )
+    assert check_routes(anchored, tasks=TASKS, losses=MOPD) == []
+    assert sources(anchored)["teachers.anchor.model"] == "stage:base" == anchored.student.model
+    assert teacher_source(anchored, "math") == "stage:math"
+
+
+def test_a_cascade_is_a_chain_of_stages_and_asks_nobody() -> None:
+    base = tree()["stages"]["base"]
+    chained = {"base": base, "one": {"from": "stage:base", "method": "expert_iteration", "domains": ["math"]}}
+    sound: dict[str, Any] = {"method": "cascade", "teachers": {}, "domains": {"math": {"task": "arithmetic"}}}
+    sound |= {"student": {"model": "stage:one"}, "stages": chained, "losses": METHODS["cascade"].losses}
+    assert problems(**sound) == []
+    unlinked = problems(**{**sound, "student": {"model": "stage:base"}, "stages": {"base": base}})
+    assert any("`student.model` names no chain of stages" in problem for problem in unlinked)
+    assert any("`run.steps` is set and would change nothing" in p for p in problems(**sound, run={"steps": 7}))
+
+
+def test_a_merge_is_of_teachers_and_only_task_arithmetic_has_strengths() -> None:
+    merge = {"method": "merge", "losses": METHODS["merge"].losses}
+    assert problems(**merge) == []
+    assert problems(**merge, merge={"how": "task_arithmetic", "strengths": [0.5]}) == []
+    assert any("`merge.strengths` is set and" in p for p in problems(**merge, merge={"strengths": [0.5]}))
+    assert any("`merge.how` is set and" in p for p in problems(merge={"how": "task_arithmetic"}))
+    assert any("has no teacher, so" in p for p in problems(**merge, domains={"math": {"task": "arithmetic"}}))

@@ -1,0 +1,243 @@
+"""The report of finished, unfinished and odd runs, made from real files and read back."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from run_kit import domain_settings, recipe, write_run
+
+from mopd.distill.tracking.jsonl import append_jsonl, truncate_jsonl
+from mopd.distill.types import UserError, WorldError
+from mopd.recipes.report.data import load_run, run_ledger
+from mopd.recipes.report.page import summary_table, write_report
+from mopd.recipes.report.run import cost, duration, si
+from mopd.recipes.report.scores import changes, recovery_rows
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, small; its files must not be changed."""
+    return write_run(tmp_path_factory.mktemp("runs") / "finished", n_test=300, n_validation=50)
+
+
+@pytest.fixture
+def own_run(run: Path, tmp_path: Path) -> Path:
+    """The same, to be spoilt."""
+    return shutil.copytree(run, tmp_path / "run")
+
+
+class Page(HTMLParser):
+    """Text by enclosing section, every address, and whether every element was closed."""
+
+    VOID = frozenset({"meta", "link", "br", "circle", "img"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[tuple[str, str]] = []
+        self.addresses: list[str] = []
+        self.sections: dict[str, str] = {}
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.addresses += [str(given[key]) for key in ("href", "src", "srcset", "action", "data") if key in given]
+        if tag not in self.VOID:
+            self.open.append((tag, given.get("id") or ""))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        section = next((name for tag, name in reversed(self.open) if tag == "section"), "")
+        self.sections[section] = self.sections.get(section, "") + data
+
+
+def page_of(run_dir: Path) -> Page:
+    return Page(write_report(run_dir).read_text())
+
+
+def test_the_report_is_self_contained_and_whole(run: Path) -> None:
+    path = write_report(run)
+    assert path == run / "report.html"
+    page = Page(path.read_text())
+    assert [a for a in page.addresses if not a.startswith("#")] == ["data:,"]
+    assert "url(" not in path.read_text()
+    assert "@import" not in path.read_text()
+    assert not {"script", "iframe", "img", "object"} & set(page.tags)
+    assert page.tags.count("svg") == 3 + 6
+    assert "What is missing" not in page.sections[""]
+    assert path.stat().st_size < 300_000
+
+
+def test_the_numbers_of_the_page_are_those_of_seesaw_json(run: Path) -> None:
+    told = json.loads((run / "seesaw.json").read_text())
+    page = page_of(run)
+    for domain, recovered in told["metrics"]["recovery"].items():
+        low, high = told["metrics_ci"]["recovery"][domain]
+        shown = rf"{domain}.*?{100 * recovered:.0f}% {100 * low:.0f}–{100 * high:.0f}%"
+        assert re.search(shown, " ".join(page.sections["recovery"].split()))
+    for model, scored in told["models"].items():
+        row = " ".join(page.sections["recovery"].split()).partition("Every model")[2]
+        assert model.removeprefix("teachers/") in row
+        for score in scored.values():
+            assert f"{100 * score['score']:.1f}" in row
+    assert "The seesaw is gone" in page.sections[""]
+
+
+def test_bars_share_one_scale_and_point_away_from_zero(run: Path) -> None:
+    data = load_run(run)
+    drawn = changes(data)
+    assert [panel["title"] for panel in drawn["panels"]] == ["math", "code", "reasoning", "student"]
+    score = {m: {d: s["score"] for d, s in scored.items()} for m, scored in data.final["models"].items()}
+    per_point = set()
+    for panel in drawn["panels"]:
+        model = "student" if panel["student"] else f"teachers/{panel['title']}"
+        for bar in panel["bars"]:
+            change = score[model][bar["domain"]] - score["base"][bar["domain"]]
+            near, far = (
+                (bar["left"], bar["left"] + bar["width"]) if change > 0 else (bar["left"] + bar["width"], bar["left"])
+            )
+            assert near == pytest.approx(drawn["zero"])
+            per_point.add(round((far - near) / change, 6))
+            assert 0 <= bar["left"] <= bar["left"] + bar["width"] <= 100.0001
+            assert bar["own"] == (panel["student"] or panel["title"] == bar["domain"])
+    assert len(per_point) == 1
+
+
+def test_a_seesaw_is_called_one(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path / "run", seesaw=True))
+    assert "The seesaw remains: code is" in page.sections[""]
+    assert "It falls below the base on code." in page.sections[""]
+
+
+def test_a_run_under_way_says_what_is_missing(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", steps=120, finished=False, n_test=100, n_validation=50)
+    (run_dir / "environment.json").unlink()
+    truncate_jsonl(run_dir / "stages" / "code" / "metrics.jsonl", lambda row: row["step"] <= 50)
+    told = page_of(run_dir).sections[""]
+    assert "Under way: step 120 of 200" in told
+    assert "Stage code is at step 50 of 200." in told
+    assert "scores are on the fewer validation questions" in told
+    assert "environment.json (versions, commit, machine) has nothing yet." in told
+    assert "rollouts.jsonl" not in told
+    assert "on validation questions" in page_of(run_dir).sections["recovery"]
+
+
+def test_a_run_that_has_only_its_recipe_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(domain_settings())))
+    page = page_of(tmp_path)
+    assert "Under way: step 0 of 200" in page.sections[""]
+    assert "No model has been measured yet." in page.sections[""]
+    assert "Stage base is at step 0 of 850." in page.sections[""]
+    for section in ("seesaw", "curves", "learning", "samples", "cost"):
+        assert " yet." in page.sections[section]
+    Console(quiet=True).print(summary_table(tmp_path))
+
+
+def test_an_evaluation_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", steps=120, finished=False, n_test=100, n_validation=50)
+    before = load_run(run_dir)
+    rows = [row for row in (run_dir / "evaluations.jsonl").read_text().splitlines() if '"student"' in row]
+    begun = [json.loads(row) | {"step": 140} for row in rows[:70]]
+    append_jsonl(run_dir / "evaluations.jsonl", begun)
+    with (run_dir / "evaluations.jsonl").open("a") as file:
+        file.write('{"model": "student", "st')
+    assert load_run(run_dir).final == before.final
+
+
+def test_what_the_model_writes_is_text_and_never_markup(own_run: Path) -> None:
+    row = {"step": 300, "domain": "math", "prompt": "<script>alert(1)</script>", "text": "", "verdict": 0.0}
+    row |= {"tokens": ["<img src=x onerror=alert(1)>", "&amp;"], "advantages": [-4.0, 0.5]}
+    append_jsonl(own_run / "rollouts.jsonl", [row])
+    html = write_report(own_run).read_text()
+    page = Page(html)
+    assert not {"script", "img"} & set(page.tags)
+    assert "<script>alert(1)</script>" in page.sections["samples"]
+    assert re.search(r'class="tok down" style="--a:0\.85" title="-4\.00 nat">&lt;img', html)
+    assert re.search(r'class="tok up" style="--a:0\.21" title="\+0\.50 nat">&amp;amp;', html)
+
+
+def test_a_domain_without_a_teacher_is_measured_and_has_no_recovery(own_run: Path) -> None:
+    settings = domain_settings()
+    settings["code"] |= {"teacher": None, "evaluate_only": True}
+    settings["reasoning"] |= {"teacher": None, "teachers": {"reasoning": 0.5, "math": 0.5}}
+    (own_run / "recipe.yaml").write_text(yaml.safe_dump(recipe(settings)))
+    (own_run / "seesaw.json").unlink()
+    rows = {row["domain"]: row for row in recovery_rows(load_run(own_run))}
+    scores = load_run(own_run).final["models"]
+    assert (rows["code"]["recovery"], rows["code"]["recovery_text"], rows["code"]["teachers"]) == (None, "–", "none")
+    mean = (scores["teachers/reasoning"]["reasoning"]["score"] + scores["teachers/math"]["reasoning"]["score"]) / 2
+    assert rows["reasoning"]["teacher"]["score"] == pytest.approx(mean)
+    page = page_of(own_run)
+    assert "measured only" in page.sections["settings"]
+
+
+def test_a_run_without_teachers_is_reported(own_run: Path) -> None:
+    settings = {name: leaf | {"teacher": None} for name, leaf in domain_settings().items()}
+    (own_run / "recipe.yaml").write_text(yaml.safe_dump(recipe(settings, teachers={}, method="supervised")))
+    (own_run / "seesaw.json").unlink()
+    truncate_jsonl(own_run / "evaluations.jsonl", lambda row: not row["model"].startswith("teachers/"))
+    assert "–" in page_of(own_run).sections["recovery"]
+
+
+def test_cost_is_the_sum_over_the_run_and_its_stages(run: Path) -> None:
+    spent = run_ledger(run).spent
+    assert spent["update"].seconds == pytest.approx(200 * 0.38)
+    assert spent["stage/base/update"].tokens == 850 * 1900
+    assert spent["evaluation"].seconds == pytest.approx(11 * 1.4)
+    rows = {row["role"]: row for row in cost(load_run(run))}
+    assert (rows["stage base"]["seconds"], rows["stage base"]["tokens"]) == ("1 min 59 s", "1.61 M")
+    assert rows["teacher math"]["note"].strip() == "a teacher scores rollouts in its own processes"
+    assert rows["stage base"]["width"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.26, "0.26 s"), (59.5, "59.5 s"), (60, "1 min 0 s"), (125, "2 min 5 s"), (3540, "59 min"), (3725, "1 h 2 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(7, "7"), (999, "999"), (3968000, "3.97 M"), (6.2e11, "620 G")])
+def test_numbers_with_prefixes(number: float, text: str) -> None:
+    assert si(number) == text
+
+
+def test_the_console_table_has_every_model_and_the_recovery(run: Path) -> None:
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(summary_table(run))
+    text = captured.get()
+    told = json.loads((run / "seesaw.json").read_text())
+    assert [word for word in text.splitlines()[2].split() if word.isalpha()] == [
+        "domain", "base", "math", "code", "reasoning", "student", "recovery"
+    ]  # fmt: skip
+    line = next(line for line in text.splitlines() if line.startswith("│ code"))
+    for scored in told["models"].values():
+        assert f"{100 * scored['code']['score']:.1f}" in line
+    assert f"{100 * told['metrics']['recovery']['code']:.0f}%" in line
+    assert "The seesaw is gone" in text
+
+
+def test_a_folder_that_is_no_run_and_a_damaged_one_are_refused(tmp_path: Path, own_run: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no run: it has no recipe\.yaml"):
+        write_report(tmp_path)
+    (own_run / "metrics.jsonl").write_text("[]\n")
+    with pytest.raises(WorldError, match="line 1 is not a JSON object"):
+        write_report(own_run)

@@ -1,0 +1,63 @@
+"""What a run's watch writes where a teacher ends the run: what was lost and why, until the step is taken again."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from student_kit import make_model
+from test_loop import Actor, Counter, prompts
+from track_kit import recipe
+
+from mopd.distill.loop import train
+from mopd.distill.tracking.console import Progress
+from mopd.distill.tracking.tracker import Tracker
+from mopd.distill.types import GradingFailed, Metrics, Rollout, ScoredRollout
+from mopd.recipes.evaluation.costs import Costs
+from mopd.recipes.run.hooks import RunWatch
+
+
+class Lost:
+    """Teachers, one of which is lost for good."""
+
+    def score(self, microbatches: Iterable[list[Rollout]]) -> list[ScoredRollout]:
+        raise GradingFailed(f"teacher 'math' died beside {len(list(microbatches))} microbatches")
+
+    def metrics(self) -> Metrics:
+        return {"teacher_retries/math": 2, "teacher_swaps/math": 1, "seconds/teacher/math": 5.0}
+
+
+def test_a_run_that_a_teacher_ends_says_what_was_lost_once(tmp_path: Path) -> None:
+    made, costs = recipe("disabled"), Costs(make_model(tmp_path), {}, samples=True)
+    for _ in range(2):  # the second one resumes; nobody has mended the teacher
+        with Progress() as progress, Tracker(tmp_path, recipe=made) as tracker:
+            actor: Any = Actor()
+            watch = RunWatch(
+                made,
+                tracker=tracker,
+                costs=costs,
+                progress=progress.task("student", 3),
+                stop=threading.Event(),
+                exam=None,
+                examinee=actor,
+                held_out=None,
+            )
+            student: Any = Counter()
+            with pytest.raises(GradingFailed):
+                train(student=student, sampler=actor, grader=Lost(), prompts=prompts, steps=3, watch=watch)
+        (row,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+        assert row == {
+            "step": 1,
+            "kind": "fault",
+            "teacher_retries/math": 2.0,
+            "teacher_swaps/math": 1.0,
+            "message": "teacher 'math' died beside 2 microbatches",
+        }
+    mended = Tracker(tmp_path, recipe=made)
+    mended.resume(0)
+    mended.log("train", 1, {"teacher_retries/math": 0})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "kind": "train", "teacher_retries/math": 0.0}\n'

@@ -1,0 +1,230 @@
+"""Forged verdicts: programs that return something else than 1 and try to pass for 1, by whatever the library offers."""
+
+from __future__ import annotations
+
+import pytest
+
+from mopd.rollouts.sandbox import run as sandbox
+from mopd.rollouts.sandbox.run import run_tests, run_tests_many
+
+IS_ONE = "assert f() == 1"
+FORGERIES = {  # name: (a program that returns something else than 1, tests that it must not pass)
+    "always equal": ("class A:\n    def __eq__(self, other): return True\ndef f(): return A()", IS_ONE),
+    "by type": ("A = type('A', (), {'__eq__': lambda s, o: True})\ndef f(): return A()", IS_ONE),
+    "by type of type": ("A = type(int)('A', (), {'__eq__': lambda s, o: True})\ndef f(): return A()", IS_ONE),
+    "by setattr": ("class A: pass\nsetattr(A, '__eq__', lambda s, o: True)\ndef f(): return A()", IS_ONE),
+    "by wraps": (
+        "from functools import wraps\nclass A: pass\nclass B:\n    __name__ = 'b'\n"
+        "wraps(B, ('__name__',))(A)\ndef f(): return 1 if A.__name__ == 'b' else 5",
+        IS_ONE,
+    ),
+    "own abs": ("def abs(v): return 0\ndef f(): return 5", "assert abs(f() - 1) < 0.1"),
+    "own all": ("all = lambda v: True\ndef f(): return 5", "assert all([f() == 1])"),
+    "own math": (
+        "import math\nmath.isclose = lambda *a: True\ndef f(): return 5",
+        "import math\nassert math.isclose(f(), 1)",
+    ),
+    "own module": (
+        "class math:\n    isclose = lambda *a: True\ndef f(): return 5",
+        "from math import pi\nassert math.isclose(f(), 1)",
+    ),
+    "changed library class": (
+        "import collections\ncollections.Counter.total = lambda s: 1\ndef f(): return 'ab'",
+        "from collections import Counter\nassert Counter(f()).total() == 1",
+    ),
+    "own unittest": (
+        "import unittest\nunittest.TestCase.assertEqual = lambda *a: None\ndef f(): return 5",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(), 1)",
+    ),
+    "exit": ("def f(): raise SystemExit(0)", IS_ONE),
+    "exit at once": ("raise SystemExit(0)", IS_ONE),
+    "changed library class, and put back": (
+        "from collections import Counter\nclass A:\n    saved = Counter.total\ndef total(self):\n"
+        "    Counter.total = A.saved\n    return 1\nCounter.total = total\ndef f(): return 'ab'",
+        "from collections import Counter\nassert Counter(f()).total() == 1",
+    ),
+    "changed base of a library class": (
+        "from fractions import Fraction\nfrom typing import List\nclass Zero(type(List)):\n    pass\n"
+        "type(List).__call__ = lambda s, *a: [1]\ndef f(): return 5",
+        "from typing import List\nassert List([f()]) == [1]",
+    ),
+    "a subset of everything": (
+        "from collections import UserDict\nclass D(UserDict):\n    def __len__(self): return 1\n"
+        "    def __iter__(self): return iter(())\ndef f(): return D().keys()",
+        "assert f() in (1, {1})",
+    ),
+    "asked for the expected": (
+        "from fractions import Fraction\nclass F(Fraction):\n    def from_float(self, x): return self\n"
+        "def f(): return F(5)",
+        "assert f() in (1, 1.5)",
+    ),
+    "setattr by copy": (
+        "from copy import copy\nfrom functools import cached_property\nclass A: pass\nclass B:\n"
+        "    @cached_property\n    def c(self):\n"
+        "        return lambda v: (lambda: A, (), (None, {'__eq__': lambda s, o: True}))\n"
+        "B.c.attrname = '__reduce_ex__'\nb = B()\nb.c\ncopy(b)\ndef f(): return A()",
+        IS_ONE,
+    ),
+    "setattr by copy, late": (
+        "from copy import copy\nfrom functools import cached_property\nclass A: pass\n"
+        "def c(self):\n    p.attrname = '__reduce_ex__'\n"
+        "    return lambda v: (lambda: A, (), (None, {'__eq__': lambda s, o: True}))\np = cached_property(c)\n"
+        "class B:\n    c = p\nb = B()\nb.c\ncopy(b)\ndef f(): return A()",
+        IS_ONE,
+    ),
+    "a test of its own": ("def test_f(): pass\ndef f(): return 5", "def test_f():\n    assert f() == 1"),
+}
+
+
+# What these get executed, where they succeed: the verdict itself, written before the process comes to its own.
+WRITE = r"__import__('os').write(1, b'true\\n')"
+EXECUTED = {
+    "typing's strings": f'''
+from typing import List
+r = List["{WRITE}"]._determine_new_args(())[0]
+try: r._evaluate(None, None, frozenset())
+except TypeError: pass
+''',
+    "typing's strings through self": f'''
+from typing import List
+class A:
+    def _determine_new_args(self, a): return List["{WRITE}"]._determine_new_args(a)
+    def _evaluate(self, a, b, c): return A._evaluate(self, a, b, c)
+def run(self): self._determine_new_args(())[0]._evaluate(None, None, frozenset())
+run(List["{WRITE}"])
+''',
+    "a forward reference in a named tuple": f'''
+from dataclasses import dataclass, field
+from typing import NamedTuple
+class P(NamedTuple):
+    x: "{WRITE}"
+z = field()
+P.x = z
+dataclass(P)
+class B:
+    def _evaluate(self): pass
+z.type._evaluate(None, None, frozenset())
+''',
+    "a renamed field": f"""
+from dataclasses import dataclass, field
+z = field()
+@dataclass
+class A: y: int = z
+z.name = "y,{WRITE}"
+@dataclass(init=False, repr=False)
+class B(A): y = 0
+B(1) == B(1)
+""",
+    "a field renamed by a class property": f"""
+from dataclasses import dataclass, field
+z = field(default=1)
+@dataclass(repr=False, init=False)
+class A:
+    a: int = z
+    b: int = 0
+    @classmethod
+    @property
+    def b(cls):
+        z.name = "a,{WRITE}"
+        return 0
+A() == A()
+""",
+    "a field renamed by an inherited class property": f"""
+from dataclasses import dataclass, field
+z = field(default=1)
+class Base:
+    @classmethod
+    @property
+    def b(cls):
+        z.name = "a,{WRITE}"
+        return 0
+@dataclass(repr=False, init=False)
+class A(Base):
+    a: int = z
+    b: int
+A() == A()
+""",
+    "a field renamed by a truth test": f"""
+from dataclasses import dataclass, field
+z = field(default=1)
+class L:
+    def __len__(self):
+        z.name = "a,{WRITE}"
+        return 1
+class A:
+    a: int = z
+A = dataclass(A, eq=L(), init=False, repr=False)
+A() == A()
+""",
+    "a field renamed by a field's truth test": f"""
+from dataclasses import dataclass, field
+z = field(default=1)
+class L:
+    def __len__(self):
+        z.name = "a,{WRITE}"
+        return 1
+@dataclass(init=False, repr=False)
+class A:
+    a: int = z
+    b: int = field(default=1, compare=L())
+A() == A()
+""",
+    "annotations that are no identifiers": f"""
+from dataclasses import dataclass
+from functools import cached_property, wraps
+class E:
+    @cached_property
+    def c(self): return {{"a,{WRITE}": int}}
+E.c.attrname = "__annotations__"
+e = E()
+e.c
+class A: a = 1
+try: wraps(e)(A)
+except AttributeError: pass
+try: dataclass(init=False, repr=False)(A)
+except SyntaxError: pass
+A() == A()
+""",
+    "a dataclass from another module": f"""
+__name__ = "statistics"
+import statistics
+from dataclasses import dataclass, field
+class L:
+    def __len__(self):
+        z.name = "a,{WRITE}"
+        return 1
+z = field(default=1, compare=L())
+@dataclass(init=False, repr=False)
+class A: a: int = z
+A() == A()
+""",
+}
+
+
+@pytest.mark.parametrize("name", EXECUTED)
+def test_text_in_a_program_is_not_executed_by_the_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The safe forms hold by themselves: with an empty nonce, what is executed here would be the verdict."""
+    monkeypatch.setattr(sandbox.secrets, "token_hex", lambda n: "")
+    assert run_tests("def f(): return 1", IS_ONE)
+    assert not run_tests(EXECUTED[name] + "\ndef f(): return 5", IS_ONE)
+
+
+def test_a_verdict_written_by_a_program_does_not_count() -> None:
+    """Even where a program gets at ``os.write``, as here where the whitelist is opened for it."""
+    script = (
+        "import os, mopd.rollouts.sandbox.child as child\n"
+        "child.PROGRAM_NAMES |= set(['breakpoint'])\n"
+        "import builtins; builtins.breakpoint = lambda: os.write(1, b'true\\n')\n"
+        "child.main()"
+    )
+    for program, verdict in (("def f(): return 1", True), ("breakpoint()\ndef f(): return 1", False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sandbox, "_CHILD", "import sys; sys.path.append({root!r})\n" + script)
+            assert run_tests(program, IS_ONE) is verdict
+
+
+def test_a_program_cannot_forge_its_verdict() -> None:
+    right = [("def f(): return 1", tests) for _, tests in FORGERIES.values() if "Counter" not in tests]
+    assert run_tests_many(right) == [True] * len(right)  # the tests can be passed
+    verdicts = run_tests_many(list(FORGERIES.values()))
+    assert dict(zip(FORGERIES, verdicts, strict=True)) == dict.fromkeys(FORGERIES, False)
