@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from pydantic import SecretStr
 
-from mopd.distill.errors import UserError, WorldError
+from mopd.distill.errors import RunError, UserError
 
 LATER = (408, 425, 429)
 """Answers of the 400s that another time would turn out otherwise: time-outs and too many requests."""
@@ -21,11 +21,11 @@ CONNECT_SECONDS = 10.0
 """Until a connection stands; how long an answer may take is the fault policy's."""
 
 
-class EndpointLost(WorldError):
+class EndpointLost(RunError):
     """No answer, or one that another time would be another: the server is away, overloaded or broke."""
 
 
-class EndpointRefused(WorldError):
+class EndpointRefused(RunError):
     """The server answered that it will not, or something that it should not."""
 
 

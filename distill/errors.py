@@ -14,13 +14,13 @@ class UserError(Exception):
         super().__init__("\n".join(problems))
 
 
-class WorldError(Exception):
+class RunError(Exception):
     """The world broke during a run (a process died, a disk filled). Exit code 1; the last checkpoint resumes."""
 
 
-class NonFinite(WorldError):
+class NonFinite(RunError):
     """NaN or infinity in a loss, a score or a gradient; raised before the weights move."""
 
 
-class GradingFailed(WorldError):
+class GradingFailed(RunError):
     """A grader broke, and the student did not: the loop saves the finished steps before it ends."""

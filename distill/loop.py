@@ -14,11 +14,11 @@ from mopd.distill.types import (
     NonFinite,
     Prompts,
     Rollout,
+    RunError,
     Sampler,
     ScoredRollout,
     Student,
     Weights,
-    WorldError,
 )
 
 
@@ -26,7 +26,7 @@ class Interrupted(Exception):
     """Somebody asked the run to stop; the step was finished and saved. Exit code 130."""
 
 
-class Watcher(Protocol):
+class Callbacks(Protocol):
     """What a run does besides learning: it logs, measures, and knows when to save or stop."""
 
     def resumed(self, step: int) -> None:
@@ -45,7 +45,7 @@ class Watcher(Protocol):
         """Log what the step that has just been finished did."""
         ...
 
-    def failed(self, step: int, metrics: Metrics, error: WorldError) -> None:
+    def failed(self, step: int, metrics: Metrics, error: RunError) -> None:
         """Log what grading took in the step that ``error`` ended after ``step`` finished ones; the run ends with it."""
         ...
 
@@ -62,28 +62,30 @@ class Watcher(Protocol):
         ...
 
 
-def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompts, steps: int, watch: Watcher) -> int:
+def train(
+    *, student: Student, sampler: Sampler, grader: Grader, prompts: Prompts, steps: int, callbacks: Callbacks
+) -> int:
     """Act, grade, move, until ``steps`` steps are done; resumes from the student's newest checkpoint.
 
     Returns:
-        The number of finished steps: fewer than ``steps`` where ``watch`` ended the run.
+        The number of finished steps: fewer than ``steps`` where ``callbacks`` ended the run.
 
     Source: MiMo-V2-Flash report (arXiv 2601.02780), section 4.4; the MOPD paper (arXiv 2606.30406), algorithm 1.
 
     Raises:
-        Interrupted: ``watch.stops()``; the last finished step is saved.
-        WorldError: a process or a number broke; the newest checkpoint resumes the run. Where it was a grader, that is
+        Interrupted: ``callbacks.stops()``; the last finished step is saved.
+        RunError: a process or a number broke; the newest checkpoint resumes the run. Where it was a grader, that is
             the last finished step.
     """
     step = saved = student.load_latest()
-    watch.resumed(step)
+    callbacks.resumed(step)
     clock = StepClock()
     while True:
-        if watch.evaluates(step):
-            with kept_if_grading_fails(student, grader, watch, step, saved):
-                watch.evaluate(step, student.weights())
-        stops, over = watch.stops(), step >= steps or watch.ended()
-        if step > saved and (watch.saves(step) or stops or over):
+        if callbacks.evaluates(step):
+            with kept_if_grading_fails(student, grader, callbacks, step, saved):
+                callbacks.evaluate(step, student.weights())
+        stops, over = callbacks.stops(), step >= steps or callbacks.ended()
+        if step > saved and (callbacks.saves(step) or stops or over):
             student.save(step)
         if over:
             return step
@@ -94,22 +96,24 @@ def train(*, student: Student, sampler: Sampler, grader: Grader, prompts: Prompt
             sampler.load_weights(student.weights(), version=step)  # act with the weights the gradient is taken at
         with clock("scoring"):
             rollouts = clock.during("generation", sampler.sample(prompts(step), step=step))
-            with kept_if_grading_fails(student, grader, watch, step, saved):
+            with kept_if_grading_fails(student, grader, callbacks, step, saved):
                 batch = grader.score(rollouts)  # consumes microbatches while later ones are being written
         with clock("update"):
             metrics = student.update(batch, step=step)
         step += 1
-        watch.record(step, batch, metrics | grader.metrics() | clock.read())
+        callbacks.record(step, batch, metrics | grader.metrics() | clock.read())
 
 
 @contextmanager
-def kept_if_grading_fails(student: Student, grader: Grader, watch: Watcher, step: int, saved: int) -> Iterator[None]:
+def kept_if_grading_fails(
+    student: Student, grader: Grader, callbacks: Callbacks, step: int, saved: int
+) -> Iterator[None]:
     """Where a grader breaks in the block, nothing of the student has moved: what is finished is kept, and the faults
     of the step that is not are logged."""
     try:
         yield
     except (GradingFailed, NonFinite) as error:
-        watch.failed(step, grader.metrics(), error)
+        callbacks.failed(step, grader.metrics(), error)
         if step > saved:
             student.save(step)
         raise

@@ -21,8 +21,8 @@ import torch
 
 from mopd.distill.errors import GradingFailed as GradingFailed
 from mopd.distill.errors import NonFinite as NonFinite
+from mopd.distill.errors import RunError as RunError
 from mopd.distill.errors import UserError as UserError
-from mopd.distill.errors import WorldError as WorldError
 from mopd.distill.payloads import PAYLOADS as PAYLOADS
 from mopd.distill.payloads import Float32 as Float32
 from mopd.distill.payloads import Full as Full

@@ -29,7 +29,7 @@ class ExitCodes(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see the module's docstring for the codes."""
         from mopd.distill.loop import Interrupted
-        from mopd.distill.types import UserError, WorldError
+        from mopd.distill.types import RunError, UserError
 
         try:
             return super().invoke(ctx)
@@ -39,7 +39,7 @@ class ExitCodes(TyperGroup):
         except Interrupted as error:
             _say(f"interrupted: {error}", f"go on with: {_command()}")
             raise typer.Exit(INTERRUPTED) from error
-        except WorldError as error:
+        except RunError as error:
             _say(f"the run broke: {error}", f"the last checkpoint resumes it: {_command()}")
             raise typer.Exit(WORLD_BROKE) from error
         except BrokenPipeError:
@@ -161,14 +161,14 @@ def evaluate(
 ) -> None:
     """Measure a model on tasks: greedy answers to test prompts, with 95% intervals."""
     from mopd.distill.recipe.messages import guess
-    from mopd.distill.recipe.plugins import is_own
+    from mopd.distill.recipe.plugins import is_plugin
     from mopd.distill.types import UserError
     from mopd.recipes.resolve.checkpoints import local_folder, read_checkpoint
     from mopd.recipes.run.baselines import evaluate_model
     from mopd.rollouts.tasks import TASKS
 
     names = list(dict.fromkeys(name.strip() for name in tasks.split(",")))
-    shipped = [name for name in names if not is_own(name)]
+    shipped = [name for name in names if not is_plugin(name)]
     unknown = [f"--tasks: no task is called {name!r}; {guess(name, TASKS)}" for name in shipped if name not in TASKS]
     shown = [name.rpartition(":")[2] for name in names]
     unknown += [f"--tasks: two are called {name!r}; ask them one by one" for name in {*shown} if shown.count(name) > 1]

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.types import Metrics, Rollout, ScoredRollout, UserError, WorldError
+from mopd.distill.types import Metrics, Rollout, RunError, ScoredRollout, UserError
 from mopd.rollouts.tasks.base import Task
 from mopd.rollouts.tokenizer import completion_text
 
@@ -32,7 +32,7 @@ class RewardGrader:
 
         Raises:
             UserError: a rollout's domain has no task.
-            WorldError: a verifier returned too few or too many scores, or one that is not in 0..1.
+            RunError: a verifier returned too few or too many scores, or one that is not in 0..1.
         """
         rollouts = [rollout for microbatch in microbatches for rollout in microbatch]
         rewards: dict[int, float] = {}
@@ -58,10 +58,10 @@ class RewardGrader:
             [r.prompt for r in rollouts], [completion_text(self._tokenizer, r) for r in rollouts]
         )
         if len(rewards) != len(rollouts):
-            raise WorldError(f"the verifier of {domain!r} returned {len(rewards)} scores for {len(rollouts)} rollouts")
+            raise RunError(f"the verifier of {domain!r} returned {len(rewards)} scores for {len(rollouts)} rollouts")
         for rollout, reward in zip(rollouts, rewards, strict=True):
             if not (math.isfinite(reward) and 0.0 <= reward <= 1.0):
-                raise WorldError(f"the verifier of {domain!r} scored {rollout.prompt.id} {reward}, not 0..1")
+                raise RunError(f"the verifier of {domain!r} scored {rollout.prompt.id} {reward}, not 0..1")
         return [float(reward) for reward in rewards]
 
 

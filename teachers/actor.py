@@ -38,7 +38,7 @@ class TeacherSpec:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Household:
+class TeacherGroup:
     """Teachers that are loaded together.
 
     Attributes:
@@ -56,7 +56,7 @@ class Household:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ScoreRequest:
     """What a process is asked of a microbatch; see :meth:`teachers.scorer.Scorer.score`."""
 
     token_ids: Sequence[Int32]
@@ -65,7 +65,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ScoreResponse:
     """What a process says of a microbatch: its payloads in order, and the seconds that it worked on them."""
 
     payloads: list[Payload]
@@ -116,7 +116,7 @@ class TeacherProcess:
         torch.set_num_threads(1)
         self.scorer: Any = None
 
-    def load(self, household: Household, compared: bool) -> Loaded:
+    def load(self, teacher_group: TeacherGroup, compared: bool) -> Loaded:
         """Load the weights, in the place of those that are here.
 
         Args:
@@ -128,11 +128,11 @@ class TeacherProcess:
         self.scorer = None  # first: there may be no room for two
         gc.collect()
         torch.cuda.empty_cache()
-        self.scorer = household.spec.source.open(household.spec.conditions, household.folders)
-        spec, digest = household.spec, getattr(self.scorer, "digest", None)
+        self.scorer = teacher_group.spec.source.open(teacher_group.spec.conditions, teacher_group.folders)
+        spec, digest = teacher_group.spec, getattr(self.scorer, "digest", None)
         if isinstance(spec.source, Served):
             return Loaded(self.scorer.vocabulary)
-        said = {name: canary(self.scorer, folder, spec.conditions) for name, folder in household.adapters.items()}
+        said = {name: canary(self.scorer, folder, spec.conditions) for name, folder in teacher_group.adapters.items()}
         return Loaded(
             self.scorer.vocabulary,
             digest() if compared and digest is not None else None,
@@ -140,11 +140,11 @@ class TeacherProcess:
             TOLERANCE[getattr(self.scorer, "dtype", "float32")],
         )
 
-    def score(self, asked: Asked, adapter: str | None) -> Answer:
+    def score(self, asked: ScoreRequest, adapter: str | None) -> ScoreResponse:
         """A microbatch, by :meth:`teachers.scorer.Scorer.score`."""
         start = time.perf_counter()
         payloads = self.scorer.score(asked.token_ids, asked.payload, adapter, asked.given)
-        return Answer(payloads, time.perf_counter() - start)
+        return ScoreResponse(payloads, time.perf_counter() - start)
 
     def reference(self, ids_T: Int32, adapter: str | None) -> Float32 | None:
         """The tokens' log-probabilities by the scorer's own reference, ``(T,)``; None where its kind has none."""

@@ -9,13 +9,13 @@ from typing import TypeAlias
 from mopd.distill.types import Float32, Full, Int32, Payload, PayloadName, Rollout
 from mopd.teachers.kinds.checkpoint import microbatches
 from mopd.teachers.scorer import Scorer
-from mopd.teachers.validate import Owed, check_answer, likeliest_of, sampled_of
+from mopd.teachers.validate import Expected, check_answer, likeliest_of, sampled_of
 
 Ask: TypeAlias = Callable[[Sequence[Int32], Sequence[Int32] | None], Sequence[Sequence[Payload]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class DryRun:
     """What a teacher said of the tokens of some rollouts when it was tried out, in nats.
 
     Attributes:
@@ -32,15 +32,15 @@ def asked_in_trial(payload: PayloadName | None) -> PayloadName:
     return payload if payload in ("full", "topk") else "sampled"
 
 
-def try_out(
+def dry_run(
     name: str,
     ask: Ask,
     rollouts: Sequence[Rollout],
-    owed: Owed,
+    expected: Expected,
     *,
     tokens: int,
     reference: Callable[[Int32], Float32 | None],
-) -> Trial:
+) -> DryRun:
     """Have rollouts scored by everyone who answers for a teacher, and check every answer.
 
     Args:
@@ -55,15 +55,15 @@ def try_out(
     found: list[dict[int, Float32]] = []
     for members in microbatches([len(rollout.token_ids) for rollout in rollouts], tokens):
         mine = [rollouts[i] for i in members]
-        given = likeliest_of(mine) if owed.support is not None and owed.support.given else None
+        given = likeliest_of(mine) if expected.support is not None and expected.support.given else None
         answers = ask([rollout.token_ids for rollout in mine], given)
         found = found or [{} for _ in answers]
         for one, payloads in zip(found, answers, strict=True):
-            check_answer(name, mine, payloads, owed)
+            check_answer(name, mine, payloads, expected)
             for i, payload in zip(members, payloads, strict=True):
                 one[i] = sampled_of(payload, rollouts[i].token_ids)
     scored = tuple(tuple(one[i] for i in range(len(rollouts))) for one in found)
-    return Trial(scored, reference(rollouts[0].token_ids))
+    return DryRun(scored, reference(rollouts[0].token_ids))
 
 
 def reference_of(scorer: Scorer, ids_T: Int32, adapter: str | None = None) -> Float32 | None:

@@ -15,11 +15,11 @@ import ray.exceptions
 from mopd.distill.endpoint import EndpointLost
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Float32, GradingFailed, Int32
-from mopd.teachers.actor import Answer, Asked, Household, Loaded
+from mopd.teachers.actor import Loaded, ScoreRequest, ScoreResponse, TeacherGroup
 from mopd.teachers.replica import Job, Replica, told
 
 
-class Host:
+class WorkerPool:
     """Processes, all alike, that hold one household each: a microbatch is answered the same by each that holds it.
 
     With one household, all hold it: a microbatch goes to whichever is free, and one that was lost to another that is
@@ -30,24 +30,24 @@ class Host:
     Every process has a thread of the driver that waits for it, whatever the driver does meanwhile.
 
     Args:
-        households: those that live here. All take the same of a node.
+        teacher_groups: those that live here. All take the same of a node.
         processes: how many; no more than households, unless there is only one.
         faults: how long to wait, and what to do with a process that died, hangs or fails.
         say: tells a person of every restart.
     """
 
     def __init__(
-        self, households: Sequence[Household], processes: int, *, faults: FaultRecipe, say: Callable[[str], None]
+        self, teacher_groups: Sequence[TeacherGroup], processes: int, *, faults: FaultRecipe, say: Callable[[str], None]
     ) -> None:
-        self._of = {name: household for household in households for name in household.adapters}
+        self._of = {name: teacher_group for teacher_group in teacher_groups for name in teacher_group.adapters}
         self._faults, self._say = faults, say
         self._turn, self._over = threading.Condition(), threading.Event()  # all below is read and written in turn
         self._asking = False
-        self._jobs: dict[Household, deque[Job]] = {household: deque() for household in households}
-        self._first: dict[Household, Loaded] = {}
+        self._jobs: dict[TeacherGroup, deque[Job]] = {teacher_group: deque() for teacher_group in teacher_groups}
+        self._first: dict[TeacherGroup, Loaded] = {}
         self._retries, self._swaps = Counter[str](), Counter[str]()
-        compared, limit = len(households) > processes, faults.start_seconds
-        self._replicas = [Replica(households[i % len(households)], compared, limit) for i in range(processes)]
+        compared, limit = len(teacher_groups) > processes, faults.start_seconds
+        self._replicas = [Replica(teacher_groups[i % len(teacher_groups)], compared, limit) for i in range(processes)]
         for replica in self._replicas:
             replica.start()
         self._threads = [threading.Thread(target=self._live, args=[one], daemon=True) for one in self._replicas]
@@ -70,10 +70,10 @@ class Host:
         Raises:
             GradingFailed: one could not load its checkpoint, or was lost more often than the policy bears.
         """
-        started: list[Future[Answer]] = []
+        started: list[Future[ScoreResponse]] = []
         for home in self._jobs:
             names = list(home.adapters)
-            started += self._ask_everywhere(", ".join(names), names[0], Asked([], "sampled"))
+            started += self._ask_everywhere(", ".join(names), names[0], ScoreRequest([], "sampled"))
         for answer in started:
             answer.result()
         return {teacher: self.vocabulary(teacher) for teacher in self._of}
@@ -90,14 +90,14 @@ class Host:
                 self._asking = False
                 self._turn.notify_all()
 
-    def ask(self, teacher: str, asked: Asked) -> Future[Answer]:
+    def ask(self, teacher: str, asked: ScoreRequest) -> Future[ScoreResponse]:
         """A teacher's answer to come to one microbatch, asked whole, and whole again where its process was lost.
 
         The future raises GradingFailed where the fault policy ends.
         """
         return self._submit(self._job(teacher, teacher, asked))
 
-    def ask_all(self, teacher: str, asked: Asked) -> list[Answer]:
+    def ask_all(self, teacher: str, asked: ScoreRequest) -> list[ScoreResponse]:
         """The answers to one microbatch of every process that may hold the teacher; of one where they take turns.
 
         Raises:
@@ -138,20 +138,20 @@ class Host:
         for job in [job for jobs in [*self._jobs.values(), *(one.jobs for one in self._replicas)] for job in jobs]:
             job.answer.cancel()
 
-    def _job(self, who: str, teacher: str, asked: Asked, only: Replica | None = None) -> Job:
+    def _job(self, who: str, teacher: str, asked: ScoreRequest, only: Replica | None = None) -> Job:
         home = self._of[teacher]
         n, folder = len(asked.token_ids), home.adapters[teacher]
         what = f"a microbatch of {n} rollouts was lost" if n else "it was started"
         return Job(who, teacher, home, what, lambda actor: actor.score.remote(asked, folder), only)
 
-    def _ask_everywhere(self, who: str, teacher: str, asked: Asked) -> list[Future[Answer]]:
+    def _ask_everywhere(self, who: str, teacher: str, asked: ScoreRequest) -> list[Future[ScoreResponse]]:
         askers: Sequence[Replica | None] = [None] if self.swaps else self._replicas
         return [self._submit(self._job(who, teacher, asked, only)) for only in askers]
 
     def _submit(self, job: Job, *, again: bool = False) -> Future[Any]:
         """Put a job into its queue, at the front if it is asked again."""
         with self._turn:
-            queue = self._jobs[job.household] if job.only is None else job.only.jobs
+            queue = self._jobs[job.teacher_group] if job.only is None else job.only.jobs
             queue.appendleft(job) if again else queue.append(job)
             self._turn.notify_all()
         return job.answer

@@ -10,12 +10,12 @@ from functools import partial
 
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Int32, Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore
-from mopd.teachers.actor import Answer, Asked, Household, TeacherSpec
-from mopd.teachers.dry_run import Trial, asked_in_trial, try_out
-from mopd.teachers.host import Host
+from mopd.teachers.actor import ScoreRequest, ScoreResponse, TeacherGroup, TeacherSpec
+from mopd.teachers.dry_run import DryRun, asked_in_trial, dry_run
+from mopd.teachers.host import WorkerPool
 from mopd.teachers.kinds.checkpoint import microbatches
 from mopd.teachers.kinds.served import Served
-from mopd.teachers.validate import Owed, check_answer, likeliest_of
+from mopd.teachers.validate import Expected, check_answer, likeliest_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class _Asked:
 
     teacher: str
     places: list[int]
-    answer: Future[Answer]
+    answer: Future[ScoreResponse]
 
 
 class TeacherPool:
@@ -56,16 +56,16 @@ class TeacherPool:
         over: dict[TeacherSpec, dict[str, str | None]] = {}
         for name, spec in specs.items():
             over.setdefault(replace(spec, adapter=None), {})[name] = spec.adapter
-        homes = [Household(base, adapters) for base, adapters in over.items()]
+        homes = [TeacherGroup(base, adapters) for base, adapters in over.items()]
         # A server holds its weights itself: who asks it takes no room.
         turns = [] if resident is None else [home for home in homes if not isinstance(home.spec.source, Served)]
         shared = [([home], home.spec.replicas) for home in homes if home not in turns]
         if resident is not None and turns:
             shared.append((turns, min(resident, len(turns))))
-        self._hosts: dict[str, Host] = {}
+        self._hosts: dict[str, WorkerPool] = {}
         for together, processes in shared:
-            host = Host(together, processes, faults=faults, say=say)
-            self._hosts |= {name: host for home in together for name in home.adapters}
+            worker_pool = WorkerPool(together, processes, faults=faults, say=say)
+            self._hosts |= {name: worker_pool for home in together for name in home.adapters}
         self._seconds = dict.fromkeys(specs, 0.0)
 
     def wait_until_ready(self) -> dict[str, int]:
@@ -75,8 +75,8 @@ class TeacherPool:
             GradingFailed: a teacher cannot load its checkpoint, or was lost more often than the fault policy bears.
         """
         sizes: dict[str, int] = {}
-        for host in self._each_host():
-            sizes |= host.wait_until_ready()
+        for worker_pool in self._each_host():
+            sizes |= worker_pool.wait_until_ready()
         return {name: sizes[name] for name in self._specs}
 
     def score(self, microbatches: Iterable[list[Rollout]], *, asking: PayloadName | None = None) -> list[ScoredRollout]:
@@ -96,8 +96,8 @@ class TeacherPool:
         rollouts: list[Rollout] = []
         asked: list[_Asked] = []
         with ExitStack() as until_all_is_asked:
-            for host in self._each_host():
-                until_all_is_asked.enter_context(host.asking())
+            for worker_pool in self._each_host():
+                until_all_is_asked.enter_context(worker_pool.asking())
             for microbatch in microbatches:
                 first = len(rollouts)
                 rollouts.extend(microbatch)
@@ -111,8 +111,8 @@ class TeacherPool:
         for one in asked:
             answer = one.answer.result()
             self._seconds[one.teacher] += answer.seconds
-            owed = self._owed(one.teacher, asking or self._payload)
-            check_answer(one.teacher, [rollouts[place] for place in one.places], answer.payloads, owed)
+            expected = self._owed(one.teacher, asking or self._payload)
+            check_answer(one.teacher, [rollouts[place] for place in one.places], answer.payloads, expected)
             for place, payload in zip(one.places, answer.payloads, strict=True):
                 answers[place, one.teacher] = payload
         return [
@@ -123,43 +123,47 @@ class TeacherPool:
             for i, rollout in enumerate(rollouts)
         ]
 
-    def try_out(self, teacher: str, rollouts: Sequence[Rollout]) -> Trial:
+    def dry_run(self, teacher: str, rollouts: Sequence[Rollout]) -> DryRun:
         """Ask every process of a teacher for the same rollouts, twice, before it is trusted with a step.
 
         Raises:
             NonFinite: as in :meth:`score`.
             GradingFailed: as in :meth:`score`.
         """
-        host, wanted = self._hosts[teacher], asked_in_trial(self._payload)
+        worker_pool, wanted = self._hosts[teacher], asked_in_trial(self._payload)
 
         def ask(token_ids: Sequence[Int32], given: Sequence[Int32] | None) -> list[list[Payload]]:
-            asked = Asked(token_ids, wanted, given)
-            return [answer.payloads for _ in range(2) for answer in host.ask_all(teacher, asked)]
+            asked = ScoreRequest(token_ids, wanted, given)
+            return [answer.payloads for _ in range(2) for answer in worker_pool.ask_all(teacher, asked)]
 
         tokens = self._specs[teacher].conditions.microbatch_tokens
-        owed = self._owed(teacher, wanted)
-        return try_out(teacher, ask, rollouts, owed, tokens=tokens, reference=partial(host.reference, teacher))
+        expected = self._owed(teacher, wanted)
+        return dry_run(
+            teacher, ask, rollouts, expected, tokens=tokens, reference=partial(worker_pool.reference, teacher)
+        )
 
     def metrics(self) -> Metrics:
         """By teacher, since the last call: microbatches that were lost and asked again, the seconds that its own
         processes worked, and, where not all are resident, how often it was loaded in the place of another."""
-        metrics: Metrics = {f"teacher_retries/{name}": host.take_retries(name) for name, host in self._hosts.items()}
-        turns = {name: host for name, host in self._hosts.items() if host.swaps}
-        metrics |= {f"teacher_swaps/{name}": host.take_swaps(name) for name, host in turns.items()}
+        metrics: Metrics = {
+            f"teacher_retries/{name}": worker_pool.take_retries(name) for name, worker_pool in self._hosts.items()
+        }
+        turns = {name: worker_pool for name, worker_pool in self._hosts.items() if worker_pool.swaps}
+        metrics |= {f"teacher_swaps/{name}": worker_pool.take_swaps(name) for name, worker_pool in turns.items()}
         metrics |= {f"seconds/teacher/{name}": seconds for name, seconds in self._seconds.items()}
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         return metrics
 
     def close(self) -> None:
         """End the teachers' processes."""
-        for host in self._each_host():
-            host.close()
+        for worker_pool in self._each_host():
+            worker_pool.close()
 
-    def _each_host(self) -> list[Host]:
+    def _each_host(self) -> list[WorkerPool]:
         return list(dict.fromkeys(self._hosts.values()))
 
-    def _owed(self, teacher: str, payload: PayloadName) -> Owed:
-        return Owed(payload, self._hosts[teacher].vocabulary(teacher), self._specs[teacher].conditions.support)
+    def _owed(self, teacher: str, payload: PayloadName) -> Expected:
+        return Expected(payload, self._hosts[teacher].vocabulary(teacher), self._specs[teacher].conditions.support)
 
     def _ask(self, teacher: str, places: list[int], rollouts: list[Rollout], payload: PayloadName) -> list[_Asked]:
         """Hand rollouts out to a teacher, forward by forward."""
@@ -169,6 +173,6 @@ class TeacherPool:
             mine = [places[member] for member in members]
             tokens, support = [rollouts[place].token_ids for place in mine], self._specs[teacher].conditions.support
             given = likeliest_of([rollouts[place] for place in mine]) if support and support.given else None
-            answer = self._hosts[teacher].ask(teacher, Asked(tokens, payload, given))
+            answer = self._hosts[teacher].ask(teacher, ScoreRequest(tokens, payload, given))
             asked.append(_Asked(teacher, mine, answer))
         return asked

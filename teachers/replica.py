@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from mopd.teachers.actor import Household, Loaded, TeacherProcess
+from mopd.teachers.actor import Loaded, TeacherGroup, TeacherProcess
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +30,7 @@ class Job:
 
     who: str
     teacher: str
-    household: Household
+    teacher_group: TeacherGroup
     what: str
     ask: Callable[[Any], Any]
     only: Replica | None = None
@@ -51,7 +51,7 @@ class Replica:
         loadings: how many were begun.
     """
 
-    holds: Household
+    holds: TeacherGroup
     compared: bool
     start_seconds: float
     jobs: deque[Job] = field(default_factory=deque)
@@ -68,11 +68,11 @@ class Replica:
         self.actor = make.options(**taken, max_concurrency=1).remote()
         self.load(self.holds)
 
-    def load(self, household: Household) -> None:
+    def load(self, teacher_group: TeacherGroup) -> None:
         """Begin to load a household in the place of what is held."""
-        self.holds = household
+        self.holds = teacher_group
         self.loadings += 1
-        self._loading = self.actor.load.remote(household, self.compared)
+        self._loading = self.actor.load.remote(teacher_group, self.compared)
         self._late = time.monotonic() + self.start_seconds
 
     def settle(self) -> None:

@@ -30,7 +30,7 @@ DTYPES = {"ids_TK": ("int32",), "hidden_TH": ("float32", "uint16")}
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
+class Expected:
     """What a teacher owes of each rollout.
 
     Attributes:
@@ -56,7 +56,7 @@ class Owed:
         return theirs if self.support.whose == "student" else min(theirs + self.support.k, self.vocabulary)
 
 
-def check_answer(teacher: str, rollouts: Sequence[Rollout], payloads: Sequence[Payload], owed: Owed) -> None:
+def check_answer(teacher: str, rollouts: Sequence[Rollout], payloads: Sequence[Payload], expected: Expected) -> None:
     """Refuse the answer to a microbatch that would poison the update. Asked again, the teacher would say the same.
 
     Raises:
@@ -70,10 +70,10 @@ def check_answer(teacher: str, rollouts: Sequence[Rollout], payloads: Sequence[P
             f"{domains}); it owes one for each, in order"
         )
     for rollout, payload in zip(rollouts, payloads, strict=True):
-        check_score(teacher, rollout, payload, owed)
+        check_score(teacher, rollout, payload, expected)
 
 
-def check_score(teacher: str, rollout: Rollout, payload: Payload, owed: Owed) -> None:
+def check_score(teacher: str, rollout: Rollout, payload: Payload, expected: Expected) -> None:
     """Refuse a score that would poison the update.
 
     Raises:
@@ -82,27 +82,27 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload, owed: Owed) ->
             tokens, is over another vocabulary or support, or names tokens that its vocabulary has not.
     """
     where = f"rollout {rollout.index} (domain {rollout.domain!r}"
-    if not isinstance(payload, PAYLOADS[owed.payload]):
+    if not isinstance(payload, PAYLOADS[expected.payload]):
         raise GradingFailed(
             f"teacher {teacher!r} answered with {type(payload).__name__} for {where}); it was asked for "
-            f"{PAYLOADS[owed.payload].__name__}"
+            f"{PAYLOADS[expected.payload].__name__}"
         )
-    values = _check_shapes(teacher, rollout, payload, owed)
+    values = _check_shapes(teacher, rollout, payload, expected)
     bad = ~finite_rows(values)[rollout.loss_mask]
     if isinstance(payload, TopK):
         ids_NK = payload.ids_TK[rollout.loss_mask]
-        if ids_NK.size and not 0 <= ids_NK.min() <= ids_NK.max() < owed.vocabulary:
+        if ids_NK.size and not 0 <= ids_NK.min() <= ids_NK.max() < expected.vocabulary:
             raise GradingFailed(
                 f"teacher {teacher!r} named tokens {ids_NK.min()} to {ids_NK.max()} for {where}); its output head "
-                f"has 0 to {owed.vocabulary - 1}"
+                f"has 0 to {expected.vocabulary - 1}"
             )
-        if owed.support is not None and owed.support.given:
+        if expected.support is not None and expected.support.given:
             (given_TK,) = likeliest_of([rollout])
             kept_NKK = given_TK[rollout.loss_mask][:, :, None] == ids_NK[:, None, :]
             if not kept_NKK.any(-1).all():
                 raise GradingFailed(
                     f"teacher {teacher!r} left out tokens that it was given for {where}); the loss compares it on the "
-                    f"student's likeliest tokens (`loss.support` {owed.support.whose})"
+                    f"student's likeliest tokens (`loss.support` {expected.support.whose})"
                 )
         sampled, rest = payload.sampled_T[rollout.loss_mask], payload.rest_T[rollout.loss_mask]
         bad = bad | ~np.isfinite(sampled) | ~(rest < np.inf)  # -inf is sound: nothing is outside of the support
@@ -114,16 +114,16 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload, owed: Owed) ->
         )
 
 
-def _check_shapes(teacher: str, rollout: Rollout, payload: Payload, owed: Owed) -> Float32 | UInt16:
+def _check_shapes(teacher: str, rollout: Rollout, payload: Payload, expected: Expected) -> Float32 | UInt16:
     """Compare every array's shape with what is owed; returns the one whose rows must be finite."""
     n = len(rollout.token_ids)
     if isinstance(payload, Full):
         values: Float32 | UInt16 = payload.logprobs_TV
-        needed: dict[str, tuple[int, ...]] = {"logprobs_TV": (n, owed.vocabulary)}
+        needed: dict[str, tuple[int, ...]] = {"logprobs_TV": (n, expected.vocabulary)}
     elif isinstance(payload, Hidden):
         values, needed = payload.hidden_TH, {"hidden_TH": (n, payload.hidden_TH.shape[-1])}  # its head knows its size
     elif isinstance(payload, TopK):
-        both = (n, owed.width(rollout))
+        both = (n, expected.width(rollout))
         values, needed = payload.logprobs_TK, {"logprobs_TK": both, "ids_TK": both, "rest_T": (n,), "sampled_T": (n,)}
     else:
         values, needed = payload.logprobs_T, {"logprobs_T": (n,)}

@@ -30,7 +30,7 @@ class Chunks:
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion:
+class TeacherHidden:
     """What one teacher says of tokens: its weight, its last hidden states ``(N, G)``, its output head ``(V, G)``."""
 
     weight: float
@@ -59,11 +59,11 @@ def hidden_reverse_kl(
     *,
     student_NH: Tensor,
     student_head_VH: Tensor,
-    groups: Sequence[Sequence[Opinion]],
+    groups: Sequence[Sequence[TeacherHidden]],
     tokens_N: Tensor,
     temperature: float,
     chunks: Chunks,
-    watch: Callable[[Tensor], None] | None = None,
+    callbacks: Callable[[Tensor], None] | None = None,
 ) -> HiddenKL:
     """``sum_k w_k KL(pi || pi_k)`` where all distributions are softmaxes of hidden states times a head, without bias.
 
@@ -76,7 +76,7 @@ def hidden_reverse_kl(
         groups: for consecutive tokens of the student what each of their teachers says; in the tokens' order.
         tokens_N: the tokens that were drawn, int64.
         temperature: all models' logits are divided by it.
-        watch: is told, in the backward, the norm of the gradient at each token's tempered logits, ``(N,)``.
+        callbacks: is told, in the backward, the norm of the gradient at each token's tempered logits, ``(N,)``.
 
     Raises:
         ValueError: the heads are of different vocabularies, or the groups have other tokens than the student.
@@ -90,7 +90,7 @@ def hidden_reverse_kl(
     graded = sum(len(group[0].hidden_NG) for group in groups)
     if graded != len(student_NH):
         raise ValueError(f"the teachers speak of {graded} tokens, the student of {len(student_NH)}")
-    job = _Job(groups, tokens_N, 1.0 / temperature, chunks, watch)
+    job = _Job(groups, tokens_N, 1.0 / temperature, chunks, callbacks)
     return HiddenKL(*_HiddenReverseKL.apply(student_NH, student_head_VH, job))
 
 
@@ -130,8 +130,8 @@ class _HiddenReverseKL(torch.autograd.Function):
                 g_NC = g_NC.mul_(job.scale).to(student_NH.dtype)
                 grad_NH[rows] += g_NC @ head_VH[columns]
                 grad_head_VH[columns] += g_NC.T @ student_nH
-        if job.watch is not None:
-            job.watch(squares_N.sqrt_())
+        if job.callbacks is not None:
+            job.callbacks(squares_N.sqrt_())
         return grad_NH, grad_head_VH.to(head_VH.dtype), None
 
 
@@ -139,25 +139,25 @@ class _HiddenReverseKL(torch.autograd.Function):
 class _Job:
     """What has no gradient, read in chunks."""
 
-    groups: Sequence[Sequence[Opinion]]
+    groups: Sequence[Sequence[TeacherHidden]]
     tokens_N: Tensor
     scale: float
     chunks: Chunks
-    watch: Callable[[Tensor], None] | None
+    callbacks: Callable[[Tensor], None] | None
 
-    def row_chunks(self) -> Iterator[tuple[slice, list[Opinion]]]:
+    def row_chunks(self) -> Iterator[tuple[slice, list[TeacherHidden]]]:
         """Tokens of one group, a chunk of them at a time, with what their teachers say of just these."""
         first = 0
         for group in self.groups:
             n = len(group[0].hidden_NG)
             for start in range(0, n, self.chunks.tokens):
                 end = min(n, start + self.chunks.tokens)
-                opinions = [Opinion(one.weight, one.hidden_NG[start:end], one.head_VG) for one in group]
+                opinions = [TeacherHidden(one.weight, one.hidden_NG[start:end], one.head_VG) for one in group]
                 yield slice(first + start, first + end), opinions
             first += n
 
     def logits(
-        self, hidden_NH: Tensor, head_VH: Tensor, opinions: Sequence[Opinion]
+        self, hidden_NH: Tensor, head_VH: Tensor, opinions: Sequence[TeacherHidden]
     ) -> Iterator[tuple[slice, Tensor, list[Tensor]]]:
         """Everybody's logits, chunk by chunk of the vocabulary, in float32 at least; they may be written to."""
 
@@ -170,7 +170,7 @@ class _Job:
             yield columns, tempered(hidden_NH, head_VH[columns]), teachers
 
     def sums(
-        self, hidden_NH: Tensor, head_VH: Tensor, opinions: Sequence[Opinion], tokens_N: Tensor
+        self, hidden_NH: Tensor, head_VH: Tensor, opinions: Sequence[TeacherHidden], tokens_N: Tensor
     ) -> tuple[Tensor, ...]:
         """KL, entropy, both log-probabilities of the drawn tokens, both normalisers; each ``(N,)`` in float64."""
         n, device = len(hidden_NH), hidden_NH.device
@@ -217,7 +217,7 @@ class _Running:
         return [total_N / self._mass_N for total_N in self._sums]
 
 
-def _mean(teachers: Sequence[Tensor], opinions: Sequence[Opinion]) -> Tensor:
+def _mean(teachers: Sequence[Tensor], opinions: Sequence[TeacherHidden]) -> Tensor:
     """The weighted mean of the teachers' logits; a single teacher's own, bit by bit."""
     if len(teachers) == 1:
         return teachers[0]

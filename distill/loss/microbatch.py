@@ -25,7 +25,7 @@ from mopd.distill.loss.teacher_tensors import (
     one_teacher,
     teachers_apart,
 )
-from mopd.distill.types import PayloadName, ScoredRollout, UserError, WorldError
+from mopd.distill.types import PayloadName, RunError, ScoredRollout, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def plan_updates(
 
     Raises:
         UserError: a domain has fewer rollouts than there are updates; not where ``selective``.
-        WorldError: a domain has no trained token in an update.
+        RunError: a domain has no trained token in an update.
         ValueError: a rollout's domain has no share.
 
     Why shares are explicit: a token mean weighs a domain by what it writes (Open-MOPD, arXiv 2608.19098), a sequence
@@ -107,7 +107,7 @@ def _plan_one(
     tokens = {name: sum(batch[i].rollout.trained_tokens for i in positions) for name, positions in by_domain.items()}
     for name, count in tokens.items():
         if count == 0:
-            raise WorldError(
+            raise RunError(
                 f"domain {name!r} has no trained token in an update: its {len(by_domain[name])} rollouts are empty, "
                 "and its share of the loss has nothing to act on"
             )

@@ -26,8 +26,8 @@ from mopd.distill.loss.base import log_softmax, pick, spread, teachers_mean
 from mopd.distill.loss.divergences import forward_kl, full_reverse_kl, jsd
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.topk import topk_reverse_kl
-from mopd.distill.recipe import K2, FullReverseKL, Loss, NegativeLogLikelihood, OwnLoss, PolicyGradient, SampledToken
-from mopd.distill.recipe.plugins import load_own, located_own
+from mopd.distill.recipe import K2, CustomLoss, FullReverseKL, Loss, NegativeLogLikelihood, PolicyGradient, SampledToken
+from mopd.distill.recipe.plugins import load_plugin, located_plugin
 from mopd.distill.types import PayloadName, UserError
 
 
@@ -123,9 +123,9 @@ def loss_spec(loss: Loss) -> LossSpec:
     """
     if isinstance(loss, FullReverseKL):
         return replace(LOSSES[loss.estimator], payload=loss.payload)
-    if not isinstance(loss, OwnLoss):
+    if not isinstance(loss, CustomLoss):
         return LOSSES[loss.estimator]
-    spec = load_own(loss.estimator, where="loss.estimator")
+    spec = load_plugin(loss.estimator, where="loss.estimator")
     if not isinstance(spec, LossSpec):
         raise UserError(
             f"`loss.estimator`: {loss.estimator} is {type(spec).__name__}, and must be a "
@@ -142,9 +142,9 @@ def loss_spec(loss: Loss) -> LossSpec:
 
 def located(loss: Loss) -> Loss:
     """The same for a process with another working folder: an own file by its absolute path."""
-    if not isinstance(loss, OwnLoss):
+    if not isinstance(loss, CustomLoss):
         return loss
-    return loss.model_copy(update={"estimator": located_own(loss.estimator)})
+    return loss.model_copy(update={"estimator": located_plugin(loss.estimator)})
 
 
 def reference_of(loss: Loss) -> str | None:

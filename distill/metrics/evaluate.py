@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
-from mopd.distill.types import Interval, Metrics, Prompt, Rollout, Sampler, WorldError
+from mopd.distill.types import Interval, Metrics, Prompt, Rollout, RunError, Sampler
 
 Split: TypeAlias = Literal["validation", "test"]
 Verify: TypeAlias = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
@@ -91,24 +91,24 @@ def evaluate(
         One row a prompt.
 
     Raises:
-        WorldError: the sampler answered other prompts than it was given, or the verifier returned a wrong number
+        RunError: the sampler answered other prompts than it was given, or the verifier returned a wrong number
             of scores, or one outside 0..1.
     """
     prompts = [prompt for questions in prompts_by_domain.values() for prompt in questions]
     rollouts = [rollout for microbatch in sampler.sample(prompts, step=step, greedy=True) for rollout in microbatch]
     if [rollout.prompt.id for rollout in rollouts] != [prompt.id for prompt in prompts]:
-        raise WorldError(
+        raise RunError(
             f"evaluation of {model!r} at step {step}: {len(prompts)} prompts were asked and {len(rollouts)} rollouts "
             "came back, not one each in the order asked; the sampler must write one greedy completion a prompt"
         )
     texts = [decode(rollout) for rollout in rollouts]
     verdicts = verify(prompts, texts)
     if len(verdicts) != len(prompts):
-        raise WorldError(f"the verifier returned {len(verdicts)} scores for {len(prompts)} answers of {model!r}")
+        raise RunError(f"the verifier returned {len(verdicts)} scores for {len(prompts)} answers of {model!r}")
     rows: list[Evaluation] = []
     for rollout, text, verdict in zip(rollouts, texts, verdicts, strict=True):
         if not 0.0 <= verdict <= 1.0:
-            raise WorldError(f"the verifier scored {rollout.prompt.id} (domain {rollout.domain!r}) {verdict}, not 0..1")
+            raise RunError(f"the verifier scored {rollout.prompt.id} (domain {rollout.domain!r}) {verdict}, not 0..1")
         rows.append(
             Evaluation(
                 model=model,

@@ -16,6 +16,9 @@ from mopd.distill.recipe.schema import (
     Architecture as Architecture,
 )
 from mopd.distill.recipe.schema import (
+    CustomLoss as CustomLoss,
+)
+from mopd.distill.recipe.schema import (
     DomainRecipe as DomainRecipe,
 )
 from mopd.distill.recipe.schema import (
@@ -44,9 +47,6 @@ from mopd.distill.recipe.schema import (
 )
 from mopd.distill.recipe.schema import (
     Optimizer as Optimizer,
-)
-from mopd.distill.recipe.schema import (
-    OwnLoss as OwnLoss,
 )
 from mopd.distill.recipe.schema import (
     PolicyGradient as PolicyGradient,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from mopd.distill.recipe.base import Count, Name, NonNegative, Positive, Strict, refusal
-from mopd.distill.recipe.plugins import is_own
+from mopd.distill.recipe.plugins import is_plugin
 
 TRAPS: dict[str, str] = {
     "k1_backprop": "back-propagating log(student/teacher) has zero expected gradient: the teacher drops out",
@@ -102,7 +102,7 @@ class NegativeLogLikelihood(Strict):
     estimator: Literal["nll"] = Field(default="nll", description=WHICH)
 
 
-class OwnLoss(Strict):
+class CustomLoss(Strict):
     """An estimator of a user's own: ``./file.py:NAME``, a :class:`distill.loss.registry.LossSpec`."""
 
     estimator: str = Field(pattern=r"^(/|\.\.?/).*\.py:[^:]+$", description=WHICH)
@@ -123,7 +123,7 @@ ESTIMATORS: dict[str, type[Strict]] = {
 
 def _estimator(value: Any) -> str:
     name = value.get("estimator", "full_reverse_kl") if isinstance(value, dict) else getattr(value, "estimator", None)
-    return "<own>" if isinstance(name, str) and is_own(name) else f"<{name}>"
+    return "<own>" if isinstance(name, str) and is_plugin(name) else f"<{name}>"
 
 
 Loss: TypeAlias = Annotated[
@@ -134,6 +134,6 @@ Loss: TypeAlias = Annotated[
     | Annotated[PolicyGradient, Tag("<policy_gradient>")]
     | Annotated[K2, Tag("<k2>")]
     | Annotated[NegativeLogLikelihood, Tag("<nll>")]
-    | Annotated[OwnLoss, Tag("<own>")],
+    | Annotated[CustomLoss, Tag("<own>")],
     Discriminator(_estimator, custom_error_type="estimator", custom_error_message="is no estimator on offer"),
 ]

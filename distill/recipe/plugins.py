@@ -15,37 +15,37 @@ from typing import Any
 from mopd.distill.errors import UserError
 
 
-def is_own(reference: str) -> bool:
+def is_plugin(reference: str) -> bool:
     """Whether a name of the recipe means an object of a user's own file."""
     path, _, name = reference.rpartition(":")
     return path.endswith(".py") and path.startswith(("./", "../", "/")) and bool(name)
 
 
-def own_file(reference: str) -> Path:
+def plugin_file(reference: str) -> Path:
     """The file of a reference, wherever a process' working folder is."""
     return Path(reference.rpartition(":")[0]).resolve()
 
 
-def located_own(reference: str) -> str:
+def located_plugin(reference: str) -> str:
     """The same for a process with another working folder: by the file's absolute path."""
-    return f"{own_file(reference)}:{reference.rpartition(':')[2]}"
+    return f"{plugin_file(reference)}:{reference.rpartition(':')[2]}"
 
 
-def own_digest(reference: str) -> str:
+def plugin_digest(reference: str) -> str:
     """A hash of the file's content: what depends on it changes when it changes."""
-    return hashlib.sha256(own_file(reference).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(plugin_file(reference).read_bytes()).hexdigest()[:16]
 
 
-def own_digests(tree: Any) -> dict[str, str]:
+def plugin_digests(tree: Any) -> dict[str, str]:
     """Hashes of every file of a user's own that a recipe's tree (nested mappings and lists) names, by reference."""
     if isinstance(tree, dict | list):
         nodes = tree.values() if isinstance(tree, dict) else tree
-        return {reference: digest for node in nodes for reference, digest in own_digests(node).items()}
-    named = isinstance(tree, str) and is_own(tree) and own_file(tree).is_file()
-    return {tree: own_digest(tree)} if named else {}
+        return {reference: digest for node in nodes for reference, digest in plugin_digests(node).items()}
+    named = isinstance(tree, str) and is_plugin(tree) and plugin_file(tree).is_file()
+    return {tree: plugin_digest(tree)} if named else {}
 
 
-def load_own(reference: str, *, where: str) -> Any:
+def load_plugin(reference: str, *, where: str) -> Any:
     """The object that ``./file.py:NAME`` means.
 
     Args:
@@ -54,10 +54,12 @@ def load_own(reference: str, *, where: str) -> Any:
     Raises:
         UserError: there is no such file, it cannot be imported, or it has no such name.
     """
-    file, name = own_file(reference), reference.rpartition(":")[2]
+    file, name = plugin_file(reference), reference.rpartition(":")[2]
     if not file.is_file():
         raise UserError(f"`{where}` is {reference!r}, and there is no file {file} (it counts from the working folder)")
-    module_name = f"mopd_own_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{own_digest(reference)}"
+    module_name = (
+        f"mopd_own_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{plugin_digest(reference)}"
+    )
     module = sys.modules.get(module_name)
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, file)

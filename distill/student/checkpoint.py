@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mopd.distill.types import UserError, WorldError
+from mopd.distill.types import RunError, UserError
 
 _STEP = re.compile(r"^step-(\d{6,})$")
 
@@ -88,10 +88,10 @@ def check_current(run_dir: str | Path, attempt: str, name: str) -> None:
     """Refuse to write ``name`` for an attempt that was followed by another.
 
     Raises:
-        WorldError: a newer attempt owns the run.
+        RunError: a newer attempt owns the run.
     """
     if not is_current(run_dir, attempt):
-        raise WorldError(f"attempt {attempt} no longer owns {run_dir}; {name} was not written")
+        raise RunError(f"attempt {attempt} no longer owns {run_dir}; {name} was not written")
 
 
 def publish(run_dir: str | Path, attempt: str, temporary: str | Path, final: str | Path) -> None:
@@ -102,7 +102,7 @@ def publish(run_dir: str | Path, attempt: str, temporary: str | Path, final: str
     cannot slip in between.
 
     Raises:
-        WorldError: a newer attempt owns the run; ``temporary`` is removed and nothing is published.
+        RunError: a newer attempt owns the run; ``temporary`` is removed and nothing is published.
     """
     temporary, final = Path(temporary), Path(final)
     for path in [temporary, *temporary.rglob("*")]:
@@ -110,7 +110,7 @@ def publish(run_dir: str | Path, attempt: str, temporary: str | Path, final: str
     with _publishing(run_dir):
         try:
             check_current(run_dir, attempt, final.name)
-        except WorldError:
+        except RunError:
             remove(temporary)
             raise
         if final.is_dir():  # os.replace cannot replace a folder that holds something
@@ -145,15 +145,17 @@ def whole_checkpoints(folder: str | Path) -> list[int]:
     return sorted(int(match[1]) for path in Path(folder).iterdir() if (match := _STEP.match(path.name)))
 
 
-def prune(run_dir: str | Path, folder: str | Path, *, keep: int, attempt: str, spared: Collection[int] = ()) -> None:
-    """Remove all but the newest ``keep`` checkpoints and the steps ``spared``, and what other attempts half wrote.
+def prune(
+    run_dir: str | Path, folder: str | Path, *, keep: int, attempt: str, keep_steps: Collection[int] = ()
+) -> None:
+    """Remove all but the newest ``keep`` checkpoints and the steps ``keep_steps``, and what other attempts half wrote.
 
     Raises:
-        WorldError: a newer attempt owns the run; what is half written may be its own.
+        RunError: a newer attempt owns the run; what is half written may be its own.
     """
     with _publishing(run_dir):
         check_current(run_dir, attempt, "the list of checkpoints")
-        for step in set(whole_checkpoints(folder)[:-keep]) - set(spared):
+        for step in set(whole_checkpoints(folder)[:-keep]) - set(keep_steps):
             remove(Path(folder) / checkpoint_name(step))
         for path in Path(folder).glob("*.tmp-*"):
             if not path.name.endswith(f".tmp-{attempt}"):

@@ -14,7 +14,7 @@ from mopd.distill.loss.microbatch import UpdatePlan, plan_updates
 from mopd.distill.loss.shares import SHARE_RULES, normalised, step_tokens
 from mopd.distill.student import checkpoint, engine
 from mopd.distill.student.rank import RankUpdate, StudentRank, StudentSpec
-from mopd.distill.types import Metrics, ScoredRollout, WorldError
+from mopd.distill.types import Metrics, RunError, ScoredRollout
 
 
 class Ranks(Protocol):
@@ -29,7 +29,7 @@ class Ranks(Protocol):
         """Run a method of :class:`StudentRank` on all ranks at the same time; returns the results by rank.
 
         Raises:
-            WorldError: a rank died (it is named), or raised it.
+            RunError: a rank died (it is named), or raised it.
         """
         ...
 
@@ -88,14 +88,14 @@ class DeepSpeedStudent:
         shares: Mapping[str, float],
         updates_per_step: int,
         share_rule: str,
-        spared: Callable[[], Collection[int]] = tuple,
+        keep_steps: Callable[[], Collection[int]] = tuple,
         selective: bool = False,
     ) -> None:
-        """``spared``: steps whose checkpoints are not to be removed, asked at each saving."""
+        """``keep_steps``: steps whose checkpoints are not to be removed, asked at each saving."""
         self._ranks = ranks
         self._spec = spec
         self._shares = dict(shares)
-        self._share_rule, self._spared = share_rule, spared
+        self._share_rule, self._spared = share_rule, keep_steps
         self._updates_per_step = updates_per_step
         self._selective = selective
 
@@ -150,10 +150,10 @@ class DeepSpeedStudent:
         """Go back to the weights after ``step`` finished steps.
 
         Raises:
-            WorldError: their checkpoint is gone.
+            RunError: their checkpoint is gone.
         """
         if step not in self._checkpoints():
-            raise WorldError(
+            raise RunError(
                 f"the checkpoint of step {step}, which `evaluate.select` chose, is not in {self._spec.run_dir}/"
                 f"checkpoints; start anew with --restart, or with `evaluate.select=last` and another --out"
             )

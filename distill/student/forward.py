@@ -14,14 +14,14 @@ from torch import Tensor
 
 from mopd.distill.loss.advantages import teacher_gap
 from mopd.distill.loss.base import TokenLoss, spread
-from mopd.distill.loss.hidden import Chunks, Opinion, hidden_reverse_kl
+from mopd.distill.loss.hidden import Chunks, TeacherHidden, hidden_reverse_kl
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.registry import LossSpec
 from mopd.distill.loss.teacher_tensors import HiddenRows
 from mopd.distill.models.heads import HeadSource, fingerprint, in_place_of_head, plain_head
 from mopd.distill.recipe import Loss
 from mopd.distill.student.update_metrics import UpdateTotals
-from mopd.distill.types import WorldError, align_logits
+from mopd.distill.types import RunError, align_logits
 
 CHUNKS = Chunks(tokens=1024, vocabulary=8192)
 """32 MiB a tensor in float32: large enough for a GPU to be busy, small beside a head of a real vocabulary."""
@@ -68,7 +68,7 @@ def forward(engine: Any, microbatch: Microbatch, objective: Objective, totals: U
         totals: are told, in the backward, the norm of the gradient at each token's tempered logits.
 
     Raises:
-        WorldError: a teacher's hidden states belong to a head that is not here.
+        RunError: a teacher's hidden states belong to a head that is not here.
         UserError: the student's own hidden states do not tell its distribution.
     """
     if microbatch.hidden is not None:
@@ -87,7 +87,9 @@ def _from_hidden(
     Loss and statistics are those of :func:`full_reverse_kl`, several teachers with weights too.
     """
     head, mask_BT = plain_head(engine.module), microbatch.mask_BT
-    groups = [[Opinion(p.weight, p.hidden_NH, _held(objective.heads, p.head)) for p in group] for group in rows.groups]
+    groups = [
+        [TeacherHidden(p.weight, p.hidden_NH, _held(objective.heads, p.head)) for p in group] for group in rows.groups
+    ]
 
     def scattered(values: Tensor) -> Tensor:
         """From one row a token to ``(B, T, ...)``, zeros elsewhere."""
@@ -102,7 +104,7 @@ def _from_hidden(
             tokens_N=microbatch.token_ids_BT.flatten()[rows.places_N],
             temperature=objective.temperature,
             chunks=CHUNKS,
-            watch=lambda norms_N: totals.add_gradient(scattered(norms_N), microbatch),
+            callbacks=lambda norms_N: totals.add_gradient(scattered(norms_N), microbatch),
         )
         return scattered(torch.stack([told.kl_N, told.entropy_N, told.logprobs_N, told.teacher_logprobs_N], dim=-1))
 
@@ -122,7 +124,7 @@ def _from_hidden(
 
 def _held(heads: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in heads:
-        raise WorldError(
+        raise RunError(
             f"a teacher's hidden states belong to the output head {name}, and the student holds {', '.join(heads)}: "
             "its checkpoint was changed during the run; put the old one back and resume"
         )

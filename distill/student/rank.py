@@ -25,7 +25,7 @@ from mopd.distill.student import checkpoint, engine, moe
 from mopd.distill.student.forward import Objective, forward, read_heads
 from mopd.distill.student.schedule import learning_rate
 from mopd.distill.student.update_metrics import UpdateTotals
-from mopd.distill.types import Metrics, NonFinite, ScoredRollout, UserError, WorldError
+from mopd.distill.types import Metrics, NonFinite, RunError, ScoredRollout, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +107,13 @@ class StudentRank:
         with self._whole():
             return fn(self.module, *args)
 
-    def save(self, step: int, spared: Collection[int]) -> None:
+    def save(self, step: int, keep_steps: Collection[int]) -> None:
         """Write the checkpoint after ``step`` finished steps under a temporary name, then publish it.
 
-        Older ones go, but for the newest few and those of the steps ``spared``.
+        Older ones go, but for the newest few and those of the steps ``keep_steps``.
 
         Raises:
-            WorldError: a newer attempt owns the run.
+            RunError: a newer attempt owns the run.
         """
         name = checkpoint.checkpoint_name(step)
         temporary = f"{name}.tmp-{self.spec.attempt}"
@@ -130,7 +130,7 @@ class StudentRank:
             checkpoint.write_atomic(folder / "layout.json", json.dumps(self._layout()))
             checkpoint.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name)
             spec = self.spec
-            kept = {"keep": spec.keep_checkpoints, "spared": spared}
+            kept = {"keep": spec.keep_checkpoints, "spared": keep_steps}
             checkpoint.prune(spec.run_dir, self._checkpoints, **kept, attempt=spec.attempt)
 
         self._on_first(publish)
@@ -235,8 +235,8 @@ class StudentRank:
         if self.rank == 0:
             try:
                 fn()
-            except (OSError, WorldError) as error:
-                failure[0] = WorldError(f"{fn.__qualname__} failed: {error}") if isinstance(error, OSError) else error
+            except (OSError, RunError) as error:
+                failure[0] = RunError(f"{fn.__qualname__} failed: {error}") if isinstance(error, OSError) else error
         if self.world > 1:
             dist.broadcast_object_list(failure, src=0)
         if failure[0] is not None:

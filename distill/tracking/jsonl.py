@@ -9,21 +9,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mopd.distill.types import WorldError
+from mopd.distill.types import RunError
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append one line per row. The lines are with the operating system on return: a SIGKILL loses none of them.
 
     Raises:
-        WorldError: the file cannot be written.
+        RunError: the file cannot be written.
     """
     lines = "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
     try:
         with path.open("ab") as file:
             file.write(lines.encode())
     except OSError as error:
-        raise WorldError(
+        raise RunError(
             f"{path} cannot be written: {error.strerror}; mend that and give the same command again"
         ) from error
 
@@ -32,7 +32,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file, none if it isn't there; a half-written last line is left out.
 
     Raises:
-        WorldError: a whole line is not a JSON object.
+        RunError: a whole line is not a JSON object.
     """
     for _, row in _lines(path):
         yield row
@@ -44,7 +44,7 @@ def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     Atomic: after a SIGKILL at any moment the file is the old one or the new one.
 
     Raises:
-        WorldError: a whole line is not a JSON object, or the folder cannot be written.
+        RunError: a whole line is not a JSON object, or the folder cannot be written.
     """
     if not path.exists():
         return
@@ -56,7 +56,7 @@ def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         half_made.write_bytes(kept)
         os.replace(half_made, path)
     except OSError as error:
-        raise WorldError(
+        raise RunError(
             f"{path} cannot be rewritten: {error.strerror}; mend that and give the same command again"
         ) from error
 
@@ -84,5 +84,5 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             except ValueError:
                 row = None
             if not isinstance(row, dict):
-                raise WorldError(f"{path}, line {number} is not a JSON object; mend or remove that line and resume")
+                raise RunError(f"{path}, line {number} is not a JSON object; mend or remove that line and resume")
             yield line, row

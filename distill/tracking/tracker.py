@@ -44,7 +44,7 @@ class Tracker:
         say: prints one line for people; W&B's troubles go there.
 
     Raises:
-        WorldError: a file of the folder is not what a Tracker writes, or cannot be written.
+        RunError: a file of the folder is not what a Tracker writes, or cannot be written.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Tracker:
         scored stays. What is left is shown in W&B. To be called before the first ``log``, by a new run with step 0.
 
         Raises:
-            WorldError: a file is not what a Tracker writes, or cannot be written.
+            RunError: a file is not what a Tracker writes, or cannot be written.
         """
         for path in self._files():
             truncate_jsonl(
@@ -91,7 +91,7 @@ class Tracker:
 
         Raises:
             ValueError: this kind has logged this step already, or steps run backwards.
-            WorldError: the file cannot be written.
+            RunError: the file cannot be written.
         """
         self._in_order(kind, step)
         values = {name: as_json(float(value)) for name, value in metrics.items()}
@@ -115,7 +115,7 @@ class Tracker:
 
         Raises:
             ValueError: another name, or a row without ``step``: a resumed run could not tell whether to keep it.
-            WorldError: the file cannot be written.
+            RunError: the file cannot be written.
         """
         path = self._rows(name)
         plain = [as_json(row) for row in rows]

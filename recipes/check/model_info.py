@@ -29,7 +29,7 @@ FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ModelInfo:
     """What is known of a model before it is loaded.
 
     Attributes:
@@ -60,7 +60,9 @@ class Facts:
         return idle / (1 - text.num_experts_per_tok / experts)
 
 
-def survey(recipe: Recipe, tasks: Mapping[str, Task], *, offline: bool = False) -> tuple[dict[str, Facts], list[str]]:
+def read_model_infos(
+    recipe: Recipe, tasks: Mapping[str, Task], *, offline: bool = False
+) -> tuple[dict[str, ModelInfo], list[str]]:
     """Facts of every model by the leaf that names it, such as ``student.model``, and the problems found on the way.
 
     Args:
@@ -68,9 +70,9 @@ def survey(recipe: Recipe, tasks: Mapping[str, Task], *, offline: bool = False) 
             models made from nothing are left out.
         offline: of a model on the Hub nothing is asked but its shipped configuration.
     """
-    facts: dict[str, Facts] = {}
+    model_infos: dict[str, ModelInfo] = {}
     problems: list[str] = []
-    looked_at: dict[tuple[str, bool, bool], Facts | None] = {}
+    looked_at: dict[tuple[str, bool, bool], ModelInfo | None] = {}
     for where, source in sources(recipe).items():
         found = origin(recipe, where, source)
         if found is None:
@@ -84,9 +86,9 @@ def survey(recipe: Recipe, tasks: Mapping[str, Task], *, offline: bool = False) 
                 looked_at[key] = None
                 problems += [f"`{found.where}`: {problem}" for problem in error.problems]
         if (known := looked_at[key]) is not None:
-            facts[where] = known
+            model_infos[where] = known
             problems += _about_code(recipe, where, known)
-    return facts, problems
+    return model_infos, problems
 
 
 def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -126,7 +128,7 @@ def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokeniz
         raise UserError(f"{defaults.__name__} refuses this `config`: {error}") from error
 
 
-def _look(recipe: Recipe, found: Origin, tasks: Mapping[str, Task], offline: bool) -> Facts | None:
+def _look(recipe: Recipe, found: Origin, tasks: Mapping[str, Task], offline: bool) -> ModelInfo | None:
     if isinstance(found.source, Architecture):
         if set(tasks) != set(recipe.domains):
             return None
@@ -147,15 +149,15 @@ def _look(recipe: Recipe, found: Origin, tasks: Mapping[str, Task], offline: boo
         )
         own_code = trust and has_code(model.config, tokenizer)
     biased = any(bias is not None for bias in router_biases(model))
-    return Facts(found, model.config, tokenizer, cost, biased, own_code)
+    return ModelInfo(found, model.config, tokenizer, cost, biased, own_code)
 
 
-def _about_code(recipe: Recipe, where: str, facts: Facts) -> list[str]:
+def _about_code(recipe: Recipe, where: str, model_infos: ModelInfo) -> list[str]:
     """Whether every stanza that loads a model lets its code run, and none lets code run that is not there."""
     leaf = trust_leaf(recipe, where)
-    if facts.own_code and not trusted(recipe, where):
-        return [f"`{where}`: it is made from {facts.origin.source}, and {needs_code(_permit(leaf))}"]
-    if trusted(recipe, where) and not facts.own_code and where.rpartition(".")[0] == leaf.rpartition(".")[0]:
+    if model_infos.own_code and not trusted(recipe, where):
+        return [f"`{where}`: it is made from {model_infos.origin.source}, and {needs_code(_permit(leaf))}"]
+    if trusted(recipe, where) and not model_infos.own_code and where.rpartition(".")[0] == leaf.rpartition(".")[0]:
         return [f"`{leaf}` is set and would change nothing (no code lies beside that model); take it away"]
     return []
 

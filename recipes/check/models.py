@@ -11,7 +11,7 @@ from mopd.distill.models.heads import head_problem
 from mopd.distill.recipe import Engine, Optimizer, Recipe, TopKReverseKL
 from mopd.distill.student.engine import check_engine
 from mopd.distill.types import UserError
-from mopd.recipes.check.model_info import Facts
+from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.checkpoints import empty_model
 from mopd.recipes.resolve.sources import adapter_folders, is_path
@@ -20,22 +20,22 @@ from mopd.rollouts.tokenizer import control_ids
 from mopd.teachers.compatibility import compare_heads, compare_tokenizers
 
 
-def check_models(recipe: Recipe, facts: Mapping[str, Facts], *, device: Literal["cpu", "cuda"]) -> list[str]:
+def check_models(recipe: Recipe, model_infos: Mapping[str, ModelInfo], *, device: Literal["cpu", "cuda"]) -> list[str]:
     """Every problem between the recipe and its models, each a sentence; models without facts are passed over.
 
     Args:
-        facts: by the leaf that names the model, see :func:`recipes.check.model_info.survey`.
+        model_infos: by the leaf that names the model, see :func:`recipes.check.model_info.read_model_infos`.
     """
     return [
-        *_engines(recipe, facts, device),
-        *_teachers(recipe, facts),
-        *_support(recipe, facts),
-        *_adapters(recipe, facts),
-        *_heads(recipe, facts),
+        *_engines(recipe, model_infos, device),
+        *_teachers(recipe, model_infos),
+        *_support(recipe, model_infos),
+        *_adapters(recipe, model_infos),
+        *_heads(recipe, model_infos),
     ]
 
 
-def check_lengths(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths]) -> list[str]:
+def check_lengths(recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]) -> list[str]:
     """Whether rollouts fit the context of student and teachers, and gold answers that of whom they are trained into.
 
     Args:
@@ -50,7 +50,7 @@ def check_lengths(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[s
     )
     # By what is too long, so that models of one origin are told of once.
     problems: dict[str, None] = {}
-    for leaf, model in facts.items():
+    for leaf, model in model_infos.items():
         if not leaf.startswith("stages."):
             problems |= dict.fromkeys(_beyond(model, cap + prompt, rollout, "lower it"))
     trained = {f"stages.{name}.from": stage_domains(recipe, name) for name in recipe.stages}
@@ -58,15 +58,15 @@ def check_lengths(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[s
         trained["student.model"] = tuple(recipe.trained_domains)
     for leaf, domains in trained.items():
         known = [name for name in domains if name in lengths]
-        if leaf in facts and known:
+        if leaf in model_infos and known:
             longest = max(known, key=lambda name: lengths[name].longest_pair)
             needed = lengths[longest].longest_pair
             answer = f"a training prompt of domain {longest!r} with its gold answer has {needed} tokens"
-            problems |= dict.fromkeys(_beyond(facts[leaf], needed, answer, "take that row out"))
+            problems |= dict.fromkeys(_beyond(model_infos[leaf], needed, answer, "take that row out"))
     return list(problems)
 
 
-def _beyond(model: Facts, needed: int, what: str, mend: str) -> Iterator[str]:
+def _beyond(model: ModelInfo, needed: int, what: str, mend: str) -> Iterator[str]:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and needed > context:
         yield (
@@ -75,32 +75,36 @@ def _beyond(model: Facts, needed: int, what: str, mend: str) -> Iterator[str]:
         )
 
 
-def _engines(recipe: Recipe, facts: Mapping[str, Facts], device: Literal["cpu", "cuda"]) -> Iterator[str]:
+def _engines(recipe: Recipe, model_infos: Mapping[str, ModelInfo], device: Literal["cpu", "cuda"]) -> Iterator[str]:
     trained: dict[str, tuple[str, Engine, Optimizer]] = {
         "student": ("student.model", recipe.student.engine, recipe.student.optimizer)
     }
     for name, stage in recipe.stages.items():
         trained[f"stages.{name}"] = (f"stages.{name}.from", stage.engine, stage.optimizer)
     for section, (leaf, engine, optimizer) in trained.items():
-        if leaf not in facts:
+        if leaf not in model_infos:
             continue
         try:
-            check_engine(facts[leaf].config, engine, optimizer, device=device)
+            check_engine(model_infos[leaf].config, engine, optimizer, device=device)
         except UserError as error:
             yield from (f"`{section}.engine`: {problem}" for problem in error.problems)
         rate = engine.expert_bias_rate
-        if rate > 0 and rate != Engine.model_fields["expert_bias_rate"].default and not facts[leaf].correction_bias:
+        if (
+            rate > 0
+            and rate != Engine.model_fields["expert_bias_rate"].default
+            and not model_infos[leaf].correction_bias
+        ):
             yield (
                 f"`{section}.engine.expert_bias_rate` is set and would change nothing (no router of "
-                f"{facts[leaf].config.model_type} has a correction bias); take it away"
+                f"{model_infos[leaf].config.model_type} has a correction bias); take it away"
             )
 
 
-def _teachers(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
-    student = facts.get("student.model")
+def _teachers(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+    student = model_infos.get("student.model")
     full = loss_spec(recipe.loss).payload in ("full", "topk", "hidden")
     for name in recipe.teachers:
-        teacher = facts.get(f"teachers.{name}.model")
+        teacher = model_infos.get(f"teachers.{name}.model")
         if student is None or teacher is None or teacher is student:
             continue
         different: list[str] = []
@@ -116,8 +120,8 @@ def _teachers(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
             )
 
 
-def _support(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
-    student = facts.get("student.model")
+def _support(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+    student = model_infos.get("student.model")
     if student is None or not isinstance(recipe.loss, TopKReverseKL):
         return
     size = student.config.get_text_config().vocab_size
@@ -131,9 +135,9 @@ def _support(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
         )
 
 
-def _adapters(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
+def _adapters(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
     for name, folder in adapter_folders(recipe).items():
-        base = facts.get(f"teachers.{name}.model")
+        base = model_infos.get(f"teachers.{name}.model")
         where, given = f"`teachers.{name}.adapter`", recipe.teachers[name].adapter
         if given is not None and not is_path(given):
             yield f"{where} is {given!r}; an adapter is a folder: write its path, which begins with ./ or /"
@@ -144,15 +148,15 @@ def _adapters(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
                 yield f"{where}: {error}"
 
 
-def _heads(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
+def _heads(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
     """Whether hidden states and a head say as much as logits, of the student and of every teacher."""
     if loss_spec(recipe.loss).payload != "hidden":
         return
     adapters = adapter_folders(recipe)
     for leaf in ("student.model", *(f"teachers.{name}.model" for name in recipe.teachers)):
-        if leaf not in facts:
+        if leaf not in model_infos:
             continue
-        model = empty_model(facts[leaf].config, trust_remote_code=facts[leaf].own_code)[0]
+        model = empty_model(model_infos[leaf].config, trust_remote_code=model_infos[leaf].own_code)[0]
         folder = adapters.get(leaf.split(".")[1])
         try:
             model = with_adapters(model, [folder] if folder else [], device="cpu")
@@ -160,11 +164,11 @@ def _heads(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[str]:
             continue  # told by _adapters
         if problem := head_problem(model):
             yield (
-                f"`{leaf.removesuffix('.model')}` ({_told(facts[leaf])}) {problem}, so its hidden states do not tell "
-                f"its distribution; take `loss: {{estimator: full_reverse_kl, payload: full}}`"
+                f"`{leaf.removesuffix('.model')}` ({_told(model_infos[leaf])}) {problem}, so its hidden states do not "
+                f"give its distribution; take `loss: {{estimator: full_reverse_kl, payload: full}}`"
             )
 
 
-def _told(facts: Facts) -> str:
-    source = facts.origin.source
-    return source if isinstance(source, str) else f"made from nothing by `{facts.origin.where}`"
+def _told(model_infos: ModelInfo) -> str:
+    source = model_infos.origin.source
+    return source if isinstance(source, str) else f"made from nothing by `{model_infos.origin.where}`"

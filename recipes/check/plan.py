@@ -8,7 +8,7 @@ from typing import Literal
 
 from mopd.distill.recipe import Engine, Optimizer, Recipe
 from mopd.distill.student.engine import model_dtype
-from mopd.recipes.check.model_info import Facts
+from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.plan_payload import shipped_bytes
 from mopd.recipes.check.plan_processes import PROCESS_BYTES, ProcessPlan, processes
 from mopd.recipes.check.tasks import Lengths
@@ -63,35 +63,39 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths], *, device: Literal["cpu", "cuda"]
+    recipe: Recipe,
+    model_infos: Mapping[str, ModelInfo],
+    lengths: Mapping[str, Lengths],
+    *,
+    device: Literal["cpu", "cuda"],
 ) -> Plan:
     """The plan of a recipe that passed its checks.
 
     Args:
-        facts: of every model, see :func:`recipes.check.model_info.survey`.
+        model_infos: of every model, see :func:`recipes.check.model_info.read_model_infos`.
         lengths: of every domain's prompts and answers, see :func:`recipes.check.tasks.check_tasks`.
     """
-    steps = tuple(_steps(recipe, facts, lengths, device))
+    steps = tuple(_steps(recipe, model_infos, lengths, device))
     return Plan(
-        models=tuple(_models(recipe, facts)),
-        processes=tuple(processes(recipe, facts, lengths, device)),
+        models=tuple(_models(recipe, model_infos)),
+        processes=tuple(processes(recipe, model_infos, lengths, device)),
         steps=steps,
         run_steps=recipe.run.steps,
-        flops=_flops(recipe, facts, lengths),
-        disk_bytes=_disk(recipe, facts, device),
+        flops=_flops(recipe, model_infos, lengths),
+        disk_bytes=_disk(recipe, model_infos, device),
     )
 
 
-def _models(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[ModelPlan]:
+def _models(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[ModelPlan]:
     for name, stage in recipe.stages.items():
-        one = facts[f"stages.{name}.from"]
+        one = model_infos[f"stages.{name}.from"]
         source = stage.from_ if isinstance(stage.from_, str) else f"{stage.from_.architecture}, from nothing"
         made = f"{stage.method}, {stage.steps} steps from {source}"
         yield ModelPlan(f"stage:{name}", made, one.cost.total_parameters, one.cost.active_parameters)
     for name, teacher in recipe.teachers.items():
-        one = facts[f"teachers.{name}.model"]
+        one = model_infos[f"teachers.{name}.model"]
         yield ModelPlan(f"teacher {name}", described(teacher), one.cost.total_parameters, one.cost.active_parameters)
-    student, one = recipe.student.model, facts["student.model"]
+    student, one = recipe.student.model, model_infos["student.model"]
     source = student if isinstance(student, str) else f"{student.architecture}, from nothing"
     trained = f", {recipe.run.steps} steps" if METHODS[recipe.method].trains else ""
     made = f"{recipe.method}{trained} from {source}"
@@ -99,20 +103,20 @@ def _models(recipe: Recipe, facts: Mapping[str, Facts]) -> Iterator[ModelPlan]:
 
 
 def _steps(
-    recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths], device: str
+    recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths], device: str
 ) -> Iterator[StepPlan]:
     for name, domain in recipe.trained_domains.items():
         rollouts = domain.prompts * recipe.rollout.samples_per_prompt
         one = lengths[name]
         tokens = rollouts * (one.mean_prompt + one.mean_answer)
         most = rollouts * (one.longest_prompt + recipe.rollout.max_new_tokens)
-        shipped = sum(shipped_bytes(recipe, facts, teacher, device=device) for teacher in domain.teacher_weights)
+        shipped = sum(shipped_bytes(recipe, model_infos, teacher, device=device) for teacher in domain.teacher_weights)
         yield StepPlan(name, rollouts, tokens, most, tokens * shipped)
 
 
-def _flops(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths]) -> float:
+def _flops(recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]) -> float:
     """Generation, scoring and updates of the whole run, stages included, with answers of gold length."""
-    student = facts["student.model"].cost
+    student = model_infos["student.model"].cost
     total = 0.0
     for name, domain in recipe.trained_domains.items():
         sequences = [round(lengths[name].mean_prompt + lengths[name].mean_answer)] * (
@@ -120,28 +124,30 @@ def _flops(recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Len
         )
         total += student.train(sequences) if METHODS[recipe.method].trains else 0
         total += student.generate(sequences) if METHODS[recipe.method].samples else 0
-        total += sum(facts[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in routes(recipe)[name])
+        total += sum(
+            model_infos[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in routes(recipe)[name]
+        )
     total *= recipe.run.steps
     for name, stage in recipe.stages.items():
         for domain in stage_domains(recipe, name):
             samples = METHODS[stage.method].samples
             rollouts = stage.prompts * (stage.samples_per_prompt if samples else 1)
             sequences = [round(lengths[domain].mean_prompt + lengths[domain].mean_answer)] * rollouts
-            cost = facts[f"stages.{name}.from"].cost
+            cost = model_infos[f"stages.{name}.from"].cost
             total += stage.steps * (cost.train(sequences) + (cost.generate(sequences) if samples else 0))
     return total
 
 
-def _disk(recipe: Recipe, facts: Mapping[str, Facts], device: str) -> float:
+def _disk(recipe: Recipe, model_infos: Mapping[str, ModelInfo], device: str) -> float:
     """Bytes of a whole run's folder at its largest: the checkpoints that are kept, one that is spared because it is the
     best so far, and one more while it is written."""
-    student = facts["student.model"].cost.total_parameters
+    student = model_infos["student.model"].cost.total_parameters
     engine = recipe.student.engine
     kept = recipe.run.keep_checkpoints + 1 + (recipe.evaluate.select != "last")
     checkpoints = kept * _checkpoint_bytes(engine, recipe.student.optimizer, device)
     total = student * (checkpoints + 2 * model_dtype(engine, device).itemsize)
     for name, stage in recipe.stages.items():
-        parameters = facts[f"stages.{name}.from"].cost.total_parameters
+        parameters = model_infos[f"stages.{name}.from"].cost.total_parameters
         # The checkpoint that is kept, one being written, the initial model and the export.
         each = 2 * _checkpoint_bytes(stage.engine, stage.optimizer, device) + 2 * 4
         total += parameters * each + stage.steps * STEP_BYTES

@@ -9,21 +9,21 @@ from mopd.distill.payloads import row_bytes
 from mopd.distill.recipe import Engine, Recipe, TopKReverseKL
 from mopd.distill.student.engine import model_dtype
 from mopd.distill.student.forward import CHUNKS
-from mopd.recipes.check.model_info import Facts
+from mopd.recipes.check.model_info import ModelInfo
 from mopd.rollouts.tokenizer import control_ids
 
 WORKING_TENSORS = 6
 """Chunks of tokens x vocabulary that the divergence from hidden states holds at a time."""
 
 
-def shipped_bytes(recipe: Recipe, facts: Mapping[str, Facts], teacher: str, *, device: str) -> int:
+def shipped_bytes(recipe: Recipe, model_infos: Mapping[str, ModelInfo], teacher: str, *, device: str) -> int:
     """Bytes that a teacher ships of one token under the recipe's loss."""
     payload, loss = loss_spec(recipe.loss).payload, recipe.loss
     if payload is None:
         return 0
-    text, support = facts[f"teachers.{teacher}.model"].config.get_text_config(), 0
+    text, support = model_infos[f"teachers.{teacher}.model"].config.get_text_config(), 0
     if isinstance(loss, TopKReverseKL):
-        tokenizer = facts["student.model"].tokenizer
+        tokenizer = model_infos["student.model"].tokenizer
         forced = 0 if tokenizer is None else len(control_ids(tokenizer))
         support = loss.k * (2 if loss.support == "union" else 1) + forced
     return row_bytes(
@@ -35,19 +35,19 @@ def shipped_bytes(recipe: Recipe, facts: Mapping[str, Facts], teacher: str, *, d
     )
 
 
-def logits_bytes(facts: Facts, engine: Engine, *, device: str) -> float:
+def logits_bytes(model_infos: ModelInfo, engine: Engine, *, device: str) -> float:
     """Bytes of a rank for the logits of a microbatch and what is computed of them."""
-    vocabulary = facts.config.get_text_config().vocab_size
+    vocabulary = model_infos.config.get_text_config().vocab_size
     return 3.0 * engine.microbatch_tokens * vocabulary * model_dtype(engine, device).itemsize
 
 
-def comparing_bytes(recipe: Recipe, facts: Mapping[str, Facts], *, device: str) -> float:
+def comparing_bytes(recipe: Recipe, model_infos: Mapping[str, ModelInfo], *, device: str) -> float:
     """Bytes of a rank of the student for distributions: those of logits, or of heads and chunks of logits."""
-    engine, student = recipe.student.engine, facts["student.model"].config.get_text_config()
+    engine, student = recipe.student.engine, model_infos["student.model"].config.get_text_config()
     if loss_spec(recipe.loss).payload != "hidden":
-        return logits_bytes(facts["student.model"], engine, device=device)
+        return logits_bytes(model_infos["student.model"], engine, device=device)
     heads = {
-        (teacher.model, teacher.dtype): facts[f"teachers.{name}.model"].config.get_text_config().hidden_size
+        (teacher.model, teacher.dtype): model_infos[f"teachers.{name}.model"].config.get_text_config().hidden_size
         * _value_bytes(recipe, name, device)
         for name, teacher in recipe.teachers.items()
     }

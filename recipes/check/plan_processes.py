@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from mopd.distill.recipe import Engine, Optimizer, Recipe
 from mopd.distill.student.engine import model_dtype
-from mopd.recipes.check.model_info import Facts
+from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.plan_payload import comparing_bytes, logits_bytes
 from mopd.recipes.check.tasks import Lengths
-from mopd.recipes.resolve.sources import households, turn_takers
+from mopd.recipes.resolve.sources import teacher_groups, turn_takers
 
 GIB = 2.0**30
 PROCESS_BYTES = 0.35 * GIB
@@ -36,12 +36,12 @@ class ProcessPlan:
 
 
 def processes(
-    recipe: Recipe, facts: Mapping[str, Facts], lengths: Mapping[str, Lengths], device: Literal["cpu", "cuda"]
+    recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths], device: Literal["cpu", "cuda"]
 ) -> Iterator[ProcessPlan]:
     """The processes of a recipe's largest stages, and those of its run.
 
     Args:
-        facts: of every model, see :func:`recipes.check.model_info.survey`.
+        model_infos: of every model, see :func:`recipes.check.model_info.read_model_infos`.
         lengths: of every domain's prompts and answers, see :func:`recipes.check.tasks.check_tasks`.
     """
     width = max((one.mean_prompt + one.mean_answer for one in lengths.values()), default=0.0)
@@ -50,27 +50,27 @@ def processes(
             "stages",
             f"rank of stage:{name}",
             stage.engine.ranks,
-            _rank_bytes(facts[f"stages.{name}.from"], stage.engine, stage.optimizer, width, device)
-            + logits_bytes(facts[f"stages.{name}.from"], stage.engine, device=device),
+            _rank_bytes(model_infos[f"stages.{name}.from"], stage.engine, stage.optimizer, width, device)
+            + logits_bytes(model_infos[f"stages.{name}.from"], stage.engine, device=device),
         )
         for name, stage in recipe.stages.items()
     ]
     # Which stages meet depends on how long they take; the largest ones are the most that can.
     yield from sorted(stages, key=_minus_bytes)[: recipe.run.parallel_stages]
     engine = recipe.student.engine
-    student = facts["student.model"]
+    student = model_infos["student.model"]
     yield ProcessPlan(
         "run",
         "rank of the student",
         engine.ranks,
         _rank_bytes(student, engine, recipe.student.optimizer, width, device)
-        + comparing_bytes(recipe, facts, device=device),
+        + comparing_bytes(recipe, model_infos, device=device),
     )
     turns = turn_takers(recipe)
-    for names in [names for names in households(recipe) if names not in turns]:
-        yield _teacher_process(recipe, facts, names, device)
+    for names in [names for names in teacher_groups(recipe) if names not in turns]:
+        yield _teacher_process(recipe, model_infos, names, device)
     # Which of them meet depends on the step; the largest ones are the most that can.
-    taking_turns = sorted((_teacher_process(recipe, facts, names, device) for names in turns), key=_minus_bytes)
+    taking_turns = sorted((_teacher_process(recipe, model_infos, names, device) for names in turns), key=_minus_bytes)
     for one in taking_turns[: recipe.run.resident_teachers]:
         yield replace(one, name=f"{one.name}, or another in its place")
     if recipe.rollout.workers:
@@ -78,10 +78,10 @@ def processes(
 
 
 def _teacher_process(
-    recipe: Recipe, facts: Mapping[str, Facts], names: list[str], device: Literal["cpu", "cuda"]
+    recipe: Recipe, model_infos: Mapping[str, ModelInfo], names: list[str], device: Literal["cpu", "cuda"]
 ) -> ProcessPlan:
     """The processes of teachers that share them."""
-    one, teacher = facts[f"teachers.{names[0]}.model"], recipe.teachers[names[0]]
+    one, teacher = model_infos[f"teachers.{names[0]}.model"], recipe.teachers[names[0]]
     if teacher.endpoint is not None:
         return ProcessPlan("run", f"asking teacher {', '.join(names)}", teacher.replicas, PROCESS_BYTES)
     logits = recipe.student.engine.microbatch_tokens * _vocabulary(one) * 12
@@ -93,20 +93,20 @@ def _minus_bytes(process: ProcessPlan) -> float:
     return -process.count * process.bytes_each
 
 
-def _rank_bytes(facts: Facts, engine: Engine, optimizer: Optimizer, width: float, device: str) -> float:
+def _rank_bytes(model_infos: ModelInfo, engine: Engine, optimizer: Optimizer, width: float, device: str) -> float:
     """Bytes of one rank without its logits: weights, gradients, the optimizer's part by ZeRO stage, activations."""
     value = model_dtype(engine, device).itemsize
     states = 8 if optimizer.name == "adamw" else 0
     # Experts are spread over the expert-parallel group, and ZeRO shards them over what is left of the ranks.
     spread = engine.expert_parallel
-    dense = facts.cost.total_parameters - facts.routed_parameters
-    parts = (dense, engine.ranks), (facts.routed_parameters / spread, engine.ranks // spread)
+    dense = model_infos.cost.total_parameters - model_infos.routed_parameters
+    parts = (dense, engine.ranks), (model_infos.routed_parameters / spread, engine.ranks // spread)
     model = 0.0
     for held, group in parts:
         shard = group if engine.zero_stage >= 1 else 1
         whole = group if engine.zero_stage == 3 else 1
         model += held * 2 * value / whole + held * (4 + 4 + states) / shard
-    return RANK_BYTES + model + _activation_values(facts.config, engine, width) * value
+    return RANK_BYTES + model + _activation_values(model_infos.config, engine, width) * value
 
 
 def _activation_values(config: Any, engine: Engine, width: float) -> float:
@@ -118,9 +118,9 @@ def _activation_values(config: Any, engine: Engine, width: float) -> float:
     return engine.microbatch_tokens * kept
 
 
-def _frozen_bytes(facts: Facts, engine: Engine, device: str) -> float:
-    return PROCESS_BYTES + facts.cost.total_parameters * model_dtype(engine, device).itemsize
+def _frozen_bytes(model_infos: ModelInfo, engine: Engine, device: str) -> float:
+    return PROCESS_BYTES + model_infos.cost.total_parameters * model_dtype(engine, device).itemsize
 
 
-def _vocabulary(facts: Facts) -> int:
-    return int(facts.config.get_text_config().vocab_size)
+def _vocabulary(model_infos: ModelInfo) -> int:
+    return int(model_infos.config.get_text_config().vocab_size)

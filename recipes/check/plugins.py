@@ -11,8 +11,8 @@ import torch
 from mopd.distill.loss.base import TokenLoss
 from mopd.distill.loss.microbatch import Microbatch, collate
 from mopd.distill.loss.registry import loss_spec
-from mopd.distill.recipe import OwnLoss, Recipe, TopKReverseKL
-from mopd.distill.recipe.plugins import is_own, load_own
+from mopd.distill.recipe import CustomLoss, Recipe, TopKReverseKL
+from mopd.distill.recipe.plugins import is_plugin, load_plugin
 from mopd.distill.types import Full, PayloadName, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, UserError
 from mopd.recipes.resolve.methods import METHODS
 from mopd.rollouts.tasks import Example, Split, Task
@@ -103,14 +103,14 @@ def check_own_teacher(recipe: Recipe, name: str) -> Iterator[str]:
     teacher, where = recipe.teachers[name], f"teachers.{name}.scorer"
     if teacher.scorer is None:
         return
-    if not is_own(teacher.scorer):
+    if not is_plugin(teacher.scorer):
         yield f"`{where}` is {teacher.scorer!r}; write ./file.py:NAME, the class NAME of that file"
         return
     if METHODS[recipe.method].teachers != "grade":
         yield f"`{where}`: method {recipe.method!r} needs its teachers' weights, and this one only scores; take it away"
         return
     try:
-        made = load_own(teacher.scorer, where=where)
+        made = load_plugin(teacher.scorer, where=where)
     except UserError as error:
         yield from error.problems
         return
@@ -155,7 +155,7 @@ class _Watched(Mapping[str, float]):
         return len(self.settings)
 
 
-def check_own_loss(loss: OwnLoss) -> Iterator[str]:
+def check_own_loss(loss: CustomLoss) -> Iterator[str]:
     """Whether it gives a finite number and gradient for each trained token, reads none but those, and all its settings.
 
     Asked of random logits with NaN where no token is trained, which a model may have there.

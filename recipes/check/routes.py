@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator
 
 from mopd.distill.loss.registry import LOSSES, OWN_PAYLOADS, loss_spec, reference_of
-from mopd.distill.recipe import Architecture, Optimizer, OwnLoss, PolicyGradient, Recipe
+from mopd.distill.recipe import Architecture, CustomLoss, Optimizer, PolicyGradient, Recipe
 from mopd.distill.recipe.messages import guess
-from mopd.distill.recipe.plugins import is_own
+from mopd.distill.recipe.plugins import is_plugin
 from mopd.recipes.check.check_idle import check_idle
 from mopd.recipes.check.plugins import check_own_teacher
 from mopd.recipes.check.served import check_served
@@ -17,12 +17,12 @@ from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.sources import (
     SELF,
     chain,
-    households,
     kind,
     links,
     placement,
     sources,
     stage_name,
+    teacher_groups,
     turn_takers,
 )
 
@@ -50,7 +50,7 @@ def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[s
 
 def _tasks(recipe: Recipe, tasks: Collection[str]) -> Iterator[str]:
     for name, domain in recipe.domains.items():
-        if isinstance(domain.task, str) and domain.task not in tasks and not is_own(domain.task):
+        if isinstance(domain.task, str) and domain.task not in tasks and not is_plugin(domain.task):
             yield f"`domains.{name}.task`: no task is called {domain.task!r}; {guess(domain.task, tasks)}"
     if not recipe.trained_domains:
         yield "no domain is trained: every one is evaluate_only; give one a teacher or a reward"
@@ -72,7 +72,7 @@ def _teachers(recipe: Recipe) -> Iterator[str]:
             yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
     yield from _anchors(recipe)
     yield from _turns(recipe)
-    for first, second in itertools.combinations([names[0] for names in households(recipe)], 2):
+    for first, second in itertools.combinations([names[0] for names in teacher_groups(recipe)], 2):
         one, other = recipe.teachers[first], recipe.teachers[second]
         if (one.model, kind(one)) == (other.model, kind(other)):
             leaf = next(leaf for leaf, value in placement(one).items() if value != placement(other)[leaf])
@@ -124,7 +124,7 @@ def _anchors(recipe: Recipe) -> Iterator[str]:
 
 def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
     wanted = {LOSSES[name].payload for name in losses}
-    if isinstance(recipe.loss, OwnLoss):
+    if isinstance(recipe.loss, CustomLoss):
         if (payload := loss_spec(recipe.loss).payload) not in wanted:
             shown = " or ".join(sorted(map(repr, wanted & {*OWN_PAYLOADS})))
             yield (

@@ -11,7 +11,7 @@ from mopd.distill.endpoint import Endpoint, EndpointLost, EndpointRefused
 from mopd.distill.loss.registry import loss_spec
 from mopd.distill.recipe import Recipe, TopKReverseKL
 from mopd.distill.types import UserError
-from mopd.recipes.check.model_info import Facts
+from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.methods import METHODS, decoding, support_of
 from mopd.recipes.resolve.sources import SELF, stage_name
@@ -116,7 +116,7 @@ def _asked(recipe: Recipe, where: str) -> Iterator[str]:
 
 
 def reach_served(
-    recipe: Recipe, tasks: Mapping[str, Task], facts: Mapping[str, Facts], lengths: Mapping[str, Lengths]
+    recipe: Recipe, tasks: Mapping[str, Task], model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]
 ) -> Iterator[str]:
     """Whether every served teacher answers, under its name, long enough, and takes texts apart as the student does."""
     for name in served_teachers(recipe):
@@ -128,7 +128,7 @@ def reach_served(
             continue
         try:
             yield from _listed(endpoint, where, recipe, lengths)
-            student = facts.get("student.model")
+            student = model_infos.get("student.model")
             if student is not None and student.tokenizer is not None:
                 yield from _tokenizer(endpoint, where, recipe, tasks, student.tokenizer)
         except EndpointLost as error:

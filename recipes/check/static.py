@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mopd.distill.recipe import OwnLoss, Recipe
+from mopd.distill.recipe import CustomLoss, Recipe
 from mopd.distill.types import UserError
-from mopd.recipes.check.model_info import survey
+from mopd.recipes.check.model_info import read_model_infos
 from mopd.recipes.check.models import check_lengths, check_models
 from mopd.recipes.check.offline import assumed_lengths, on_hub
 from mopd.recipes.check.plan import Plan, make_plan
@@ -36,13 +36,13 @@ def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
         UserError: with every problem that was found.
     """
     device = resolve_device(recipe.device)
-    if isinstance(recipe.loss, OwnLoss) and (broken := list(check_own_loss(recipe.loss))):
+    if isinstance(recipe.loss, CustomLoss) and (broken := list(check_own_loss(recipe.loss))):
         raise UserError(*broken)  # all else asks the loss what it needs
     problems = check_routes(recipe, tasks=TASKS, losses=METHODS[recipe.method].losses)
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
     tasks, unusable = make_tasks(recipe, tokenizer=None, without=far)
-    facts, unreadable = survey(recipe, tasks, offline=offline)
-    student = facts.get("student.model")
+    model_infos, unreadable = read_model_infos(recipe, tasks, offline=offline)
+    student = model_infos.get("student.model")
     tokenizer = student.tokenizer if student is not None else None
     if tokenizer is not None:
         # Once more with the student's tokenizer, which renders a dataset's chat messages.
@@ -50,15 +50,15 @@ def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
     lengths, unsound = check_tasks(recipe, tasks, tokenizer)
     lengths = assumed_lengths(recipe, lengths) if offline else lengths
     problems += [*unusable, *unreadable, *unsound]
-    problems += check_models(recipe, facts, device=device)
-    problems += check_lengths(recipe, facts, lengths)
+    problems += check_models(recipe, model_infos, device=device)
+    problems += check_lengths(recipe, model_infos, lengths)
     problems += [] if offline else check_device(recipe)
     if not problems and not offline:
-        problems += reach_served(recipe, tasks, facts, lengths)  # last: it asks others, and needs a sound recipe
+        problems += reach_served(recipe, tasks, model_infos, lengths)  # last: it asks others, and needs a sound recipe
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
-    plan = make_plan(recipe, facts, lengths, device=device)
+    plan = make_plan(recipe, model_infos, lengths, device=device)
     if offline:
         return plan
     there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if os.path.isdir(out) else 0

@@ -10,7 +10,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import Recipe, Source
-from mopd.distill.recipe.plugins import is_own
+from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.types import Prompt, UserError
 from mopd.recipes.check.plugins import check_own_task
 from mopd.recipes.resolve.stages import stage_domains
@@ -52,7 +52,7 @@ def make_tasks(
     for name, domain in recipe.domains.items():
         if name in without:
             continue
-        own = isinstance(domain.task, str) and is_own(domain.task)
+        own = isinstance(domain.task, str) and is_plugin(domain.task)
         try:
             task = make_task(domain.task, domain=name, tokenizer=tokenizer)
         except UserError as error:

@@ -44,7 +44,7 @@ from mopd.distill.metrics.seesaw import is_seesaw
 from mopd.recipes.compare.cost import Cost, compute_curve, cost, mean_cost
 from mopd.recipes.compare.groups import Group, differing_leaves, group_seeds, rivals
 from mopd.recipes.compare.parity import add_parity
-from mopd.recipes.compare.reference import Yardstick, teachers_on_every_domain, yardsticks
+from mopd.recipes.compare.reference import Reference, teachers_on_every_domain, yardsticks
 from mopd.recipes.compare.runs import Run, common_split, expand_studies, read_runs, reading, refuse_unlike
 from mopd.recipes.report.data import Row, teacher_weights
 
@@ -200,7 +200,7 @@ def _of(metric: Measured, seeds: Sequence[int], wanted: Sequence[int]) -> Measur
     return Measured(metric.values[order], metric.resampled[order])
 
 
-def _run(run: Run, row: str, measure: Yardstick, split: Split, domains: Sequence[str]) -> dict[str, Any]:
+def _run(run: Run, row: str, measure: Reference, split: Split, domains: Sequence[str]) -> dict[str, Any]:
     return {
         "name": run.name,
         "folder": str(run.folder),
@@ -218,7 +218,7 @@ def _run(run: Run, row: str, measure: Yardstick, split: Split, domains: Sequence
     }
 
 
-def _levels(measures: Sequence[Yardstick], domains: Sequence[str]) -> dict[str, Any]:
+def _levels(measures: Sequence[Reference], domains: Sequence[str]) -> dict[str, Any]:
     """Means over the distinct bases of base and teachers."""
     distinct = {measure.base.name: measure.table.means for measure in measures}
     base_D, teacher_D, _ = np.mean(list(distinct.values()), axis=0)

@@ -19,7 +19,7 @@ from mopd.recipes.report.data import teacher_weights
 
 
 @dataclass(frozen=True, slots=True)
-class Yardstick:
+class Reference:
     """A run's answers beside those of its base and of the teachers that its recovery is measured against.
 
     Attributes:
@@ -35,7 +35,7 @@ class Yardstick:
     base: Run
 
 
-def yardsticks(runs: Sequence[Run], split: Split) -> list[Yardstick]:
+def yardsticks(runs: Sequence[Run], split: Split) -> list[Reference]:
     """The yardstick of each run.
 
     Runs whose bases gave the same answers began from one base. Among those of one seed a domain has one teacher, the
@@ -54,7 +54,7 @@ def yardsticks(runs: Sequence[Run], split: Split) -> list[Yardstick]:
     by_base: dict[bytes, list[int]] = {}
     for i, table in enumerate(own):
         by_base.setdefault(b"".join(table.answers[d][0].tobytes() for d in domains), []).append(i)
-    found: dict[int, Yardstick] = {}
+    found: dict[int, Reference] = {}
     for members in by_base.values():
         for seed in dict.fromkeys(runs[i].recipe["seed"] for i in members):
             mates = [i for i in members if runs[i].recipe["seed"] == seed]
@@ -67,7 +67,7 @@ def yardsticks(runs: Sequence[Run], split: Split) -> list[Yardstick]:
                 mine, chosen = own[i].answers, {d: own[best[d]].answers[d][1] for d in domains}
                 table = Table({d: np.stack([mine[d][0], chosen[d], mine[d][2]]) for d in domains})
                 borrowed = [d for d in domains if not np.array_equal(mine[d][1], chosen[d], equal_nan=True)]
-                found[i] = Yardstick(table, against, borrowed, runs[members[0]])
+                found[i] = Reference(table, against, borrowed, runs[members[0]])
     return [found[i] for i in range(len(runs))]
 
 
@@ -106,7 +106,7 @@ def _level(table: Table, domain: str) -> float:
     return -1.0 if np.isnan(level) else level
 
 
-def teachers_on_every_domain(runs: Sequence[Run], measures: Sequence[Yardstick], split: Split) -> list[dict[str, Any]]:
+def teachers_on_every_domain(runs: Sequence[Run], measures: Sequence[Reference], split: Split) -> list[dict[str, Any]]:
     """The teachers' own rows of the transfer matrix, each once a base; over several bases (seeds) their mean.
 
     Returns:
@@ -133,8 +133,8 @@ def teachers_on_every_domain(runs: Sequence[Run], measures: Sequence[Yardstick],
 
 
 def _teachers(
-    runs: Sequence[Run], measures: Sequence[Yardstick], split: Split, domains: Sequence[str]
-) -> Iterator[tuple[str, list[str], Array, Yardstick]]:
+    runs: Sequence[Run], measures: Sequence[Reference], split: Split, domains: Sequence[str]
+) -> Iterator[tuple[str, list[str], Array, Reference]]:
     """Every teacher that differs from those of its name and base before: name, own domains, scores ``(D,)``."""
     seen: dict[tuple[str, str], list[Array]] = {}
     for run, measure in zip(runs, measures, strict=True):

@@ -13,7 +13,7 @@ import yaml
 from mopd.distill.metrics.evaluate import Evaluation, Split
 from mopd.distill.metrics.results import Rows, group, last_steps
 from mopd.distill.tracking.jsonl import read_jsonl
-from mopd.distill.types import UserError, WorldError
+from mopd.distill.types import RunError, UserError
 from mopd.recipes.report.data import Row, whole_evaluations
 from mopd.recipes.resolve.run_folder import STUDY
 
@@ -107,7 +107,7 @@ def reading(folder: Path) -> Iterator[None]:
     """Whatever a damaged file raises becomes a UserError that names the folder: to compare them spends nothing."""
     try:
         yield
-    except WorldError as error:
+    except RunError as error:
         raise UserError(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         told = f"{type(error).__name__}: {error}"

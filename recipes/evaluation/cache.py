@@ -24,19 +24,23 @@ class SharedAnswers:
         self._folder = folder.resolve()
         self.asking = threading.Lock()
 
-    def find(self, name: str, model: str, exam: str) -> list[Evaluation]:
+    def find(self, name: str, model: str, fingerprint: str) -> list[Evaluation]:
         """The answers of the checkpoint at ``model`` in an exam, as those of the model called ``name``; empty: none."""
-        path = self._path(model, exam)
+        path = self._path(model, fingerprint)
         return [] if path is None else [replace(Evaluation(**row), model=name) for row in read_jsonl(path)]
 
-    def keep(self, model: str, exam: str, answers: Sequence[Evaluation]) -> None:
+    def keep(self, model: str, fingerprint: str, answers: Sequence[Evaluation]) -> None:
         """Keep the answers of the checkpoint at ``model``, all of an exam's, if it is a stage of the study."""
-        path = self._path(model, exam)
+        path = self._path(model, fingerprint)
         if path is not None:
             self._folder.mkdir(exist_ok=True)
             write_atomic(path, "".join(json.dumps(one.record(), allow_nan=False) + "\n" for one in answers))
 
-    def _path(self, model: str, exam: str) -> Path | None:
+    def _path(self, model: str, fingerprint: str) -> Path | None:
         """None for a checkpoint from elsewhere, which may change while its path doesn't."""
         made = Path(model).resolve()  # its stage's folder carries the fingerprint of all that it depends on
-        return self._folder / f"{made.parent.name}-{exam}.jsonl" if made.is_relative_to(self._folder.parent) else None
+        return (
+            self._folder / f"{made.parent.name}-{fingerprint}.jsonl"
+            if made.is_relative_to(self._folder.parent)
+            else None
+        )

@@ -35,7 +35,7 @@ def verify(tasks: Mapping[str, Task], prompts: Sequence[Prompt], texts: Sequence
     return [verdicts[i] for i in range(len(prompts))]
 
 
-class Exam:
+class Evaluator:
     """The held-out prompts of a run, its verifiers, and what every model scored so far."""
 
     def __init__(

@@ -13,7 +13,7 @@ from mopd.distill.recipe import Loss, Recipe, TopKReverseKL
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Metrics, PayloadName, Prompt, Sampler
 from mopd.recipes.evaluation.costs import Costs
-from mopd.recipes.evaluation.evaluator import Exam
+from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.resolve.methods import routes
 from mopd.rollouts.sampler import recording
 from mopd.teachers.pool import TeacherPool
@@ -31,7 +31,7 @@ class Setting(Protocol):
         ...
 
     @property
-    def exam(self) -> Exam | None:
+    def evaluator(self) -> Evaluator | None:
         """Where the validation prompts are; a stage has none."""
         ...
 
@@ -49,9 +49,9 @@ class Setting(Protocol):
 def held_out(run: Setting, teachers: TeacherPool | None) -> HeldOut | None:
     """The grading of a run; None for a stage, without teachers, and where the recipe asks for no prompts."""
     n = run.recipe.evaluate.graded_prompts
-    if run.exam is None or teachers is None or n == 0:
+    if run.evaluator is None or teachers is None or n == 0:
         return None
-    questions = run.exam.prompts["validation"]
+    questions = run.evaluator.prompts["validation"]
     prompts = [p for name, weights in routes(run.recipe).items() if weights for p in questions[name][:n]]
     return HeldOut(prompts, teachers, payload=payload_to_ask(run.recipe.loss), tracker=run.tracker, costs=run.costs)
 
@@ -79,10 +79,10 @@ class HeldOut:
         self._payload: PayloadName = payload
         self._tracker, self._costs = tracker, costs
 
-    def take(self, step: int, examinee: Sampler) -> Metrics:
-        """Of the weights that ``examinee`` was given last; see :func:`distance_metrics`."""
+    def take(self, step: int, eval_sampler: Sampler) -> Metrics:
+        """Of the weights that ``eval_sampler`` was given last; see :func:`distance_metrics`."""
         start = time.perf_counter()
-        sampler = recording(examinee, Support(OVERLAP_K, forced=()))
+        sampler = recording(eval_sampler, Support(OVERLAP_K, forced=()))
         batch = self._teachers.score(sampler.sample(self._prompts, step=step), asking=self._payload)
         lost = {name: n for name, n in self._teachers.metrics().items() if name.startswith(FAULTS) and n}
         spent = self._costs.of_step(batch)

@@ -120,8 +120,8 @@ def teacher_weights(recipe: Row) -> dict[str, dict[str, float]]:
 def run_ledger(run_dir: Path) -> Ledger:
     """What a run spent, stages under ``stage/NAME/``: rebuilt from every metrics.jsonl of its folder, and its exams."""
     ledger = ledger_from_rows(read_jsonl(run_dir / "metrics.jsonl"))
-    for exam in read_jsonl(run_dir / "exams.jsonl"):
-        ledger.add("evaluation", tokens=exam["tokens"], flops=exam["flops"], seconds=exam["seconds"])
+    for row in read_jsonl(run_dir / "exams.jsonl"):
+        ledger.add("evaluation", tokens=row["tokens"], flops=row["flops"], seconds=row["seconds"])
     for metrics in sorted(run_dir.glob("stages/*/metrics.jsonl")):
         ledger.include(ledger_from_rows(read_jsonl(metrics)), stage=metrics.parent.name)
     return ledger
@@ -132,7 +132,7 @@ def load_run(run_dir: Path) -> RunData:
 
     Raises:
         UserError: there is no run in ``run_dir``.
-        WorldError: a file of it is damaged.
+        RunError: a file of it is damaged.
     """
     if not (run_dir / "recipe.yaml").is_file():
         raise UserError(f"{run_dir} holds no run: it has no recipe.yaml; give the folder of a run, such as runs/NAME")

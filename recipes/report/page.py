@@ -26,7 +26,7 @@ def write_report(run_dir: Path) -> Path:
 
     Raises:
         UserError: there is no run in ``run_dir``.
-        WorldError: a file of the run is damaged.
+        RunError: a file of the run is damaged.
     """
     page = render(load_run(run_dir))
     path = run_dir / "report.html"

@@ -20,7 +20,7 @@ from mopd.rollouts.tokenizer import completion_ids, control_ids
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
+class Parts:
     """What a method's parts are made of.
 
     Attributes:
@@ -55,8 +55,8 @@ class Method:
         trains: whether the run trains its student; else recipes/run/merge_and_cascade.py makes it of what stages made.
     """
 
-    actor: Callable[[Cast], Sampler]
-    graders: Callable[[Cast], Grader]
+    actor: Callable[[Parts], Sampler]
+    graders: Callable[[Parts], Grader]
     losses: frozenset[str]
     samples: bool
     teachers: Literal["grade", "write", "merge", "none"] = "none"
@@ -135,38 +135,38 @@ class TeachersAndRewards:
         return self._teachers.metrics() | self._rewards.metrics()
 
 
-def _student(cast: Cast) -> Sampler:
-    return cast.student_sampler()
+def _student(parts: Parts) -> Sampler:
+    return parts.student_sampler()
 
 
-def _writers(cast: Cast) -> Sampler:
-    return cast.writers()
+def _writers(parts: Parts) -> Sampler:
+    return parts.writers()
 
 
-def _gold(cast: Cast) -> Sampler:
-    return GoldSampler(lambda answer: completion_ids(cast.tokenizer, answer))
+def _gold(parts: Parts) -> Sampler:
+    return GoldSampler(lambda answer: completion_ids(parts.tokenizer, answer))
 
 
-def _ungraded(cast: Cast) -> Grader:
+def _ungraded(parts: Parts) -> Grader:
     return Ungraded()
 
 
-def _teachers(cast: Cast) -> Grader:
-    domains = cast.recipe.trained_domains
+def _teachers(parts: Parts) -> Grader:
+    domains = parts.recipe.trained_domains
     rewarded = frozenset(name for name, domain in domains.items() if domain.reward)
     if not rewarded:
-        return cast.teachers()
-    rewards = RewardGrader(cast.tasks, cast.tokenizer)
+        return parts.teachers()
+    rewards = RewardGrader(parts.tasks, parts.tokenizer)
     taught = any(domain.teacher_weights for domain in domains.values())
-    return TeachersAndRewards(cast.teachers(), rewards, rewarded) if taught else rewards
+    return TeachersAndRewards(parts.teachers(), rewards, rewarded) if taught else rewards
 
 
-def _rewards(cast: Cast) -> Grader:
-    return RewardGrader(cast.tasks, cast.tokenizer)
+def _rewards(parts: Parts) -> Grader:
+    return RewardGrader(parts.tasks, parts.tokenizer)
 
 
-def _verified(cast: Cast) -> Grader:
-    return VerifiedGrader(RewardGrader(cast.tasks, cast.tokenizer), most=cast.recipe.rollout.keep_verified)
+def _verified(parts: Parts) -> Grader:
+    return VerifiedGrader(RewardGrader(parts.tasks, parts.tokenizer), most=parts.recipe.rollout.keep_verified)
 
 
 TAUGHT = frozenset(name for name, spec in LOSSES.items() if spec.payload is not None)

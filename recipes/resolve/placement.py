@@ -10,13 +10,13 @@ from typing import Any, Literal
 from mopd.distill.recipe import Recipe
 from mopd.distill.types import UserError
 from mopd.recipes.resolve.methods import METHODS
-from mopd.recipes.resolve.sources import households, turn_takers
+from mopd.recipes.resolve.sources import teacher_groups, turn_takers
 
 Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ResourceRequest:
     """Processes of one kind: how many there are, and what each takes of its node, by Ray's names of resources."""
 
     who: str
@@ -46,22 +46,22 @@ def teacher_gpus(recipe: Recipe, name: str, device: Device) -> float:
     return recipe.teachers[name].gpus if teacher_device(recipe, name, device) == "cuda" else 0.0
 
 
-def claims(recipe: Recipe, device: Device) -> Iterator[Claim]:
+def resource_requests(recipe: Recipe, device: Device) -> Iterator[ResourceRequest]:
     """What lives at the same time while the student is trained."""
     whole = {"GPU": 1.0} if device == "cuda" else {}
-    yield Claim("the student's ranks", recipe.student.engine.ranks, whole)
-    yield Claim("sampler workers", recipe.rollout.workers, whole)
+    yield ResourceRequest("the student's ranks", recipe.student.engine.ranks, whole)
+    yield ResourceRequest("sampler workers", recipe.rollout.workers, whole)
     role = METHODS[recipe.method].teachers
-    groups = households(recipe) if role == "grade" else [[name] for name in recipe.teachers if role == "write"]
+    groups = teacher_groups(recipe) if role == "grade" else [[name] for name in recipe.teachers if role == "write"]
     turns = turn_takers(recipe) if role == "grade" else []
     for names in groups:
         if names not in turns:
             count = recipe.teachers[names[0]].replicas if role == "grade" else 1
-            yield Claim(f"teacher {', '.join(names)}", count, _takes(recipe, names[0], device))
+            yield ResourceRequest(f"teacher {', '.join(names)}", count, _takes(recipe, names[0], device))
     if turns:
         who = f"teachers {', '.join(name for names in turns for name in names)} in turn"
         # All of them take the same: recipes/check/routes.py.
-        yield Claim(who, recipe.run.resident_teachers or 0, _takes(recipe, turns[0][0], device))
+        yield ResourceRequest(who, recipe.run.resident_teachers or 0, _takes(recipe, turns[0][0], device))
 
 
 def _takes(recipe: Recipe, name: str, device: Device) -> dict[str, float]:
@@ -93,7 +93,7 @@ def check_device(recipe: Recipe) -> list[str]:
     ]
     of_stages = sorted((stage.engine.ranks for stage in recipe.stages.values()), reverse=True)
     together = sum(of_stages[: recipe.run.parallel_stages]) if device == "cuda" else 0
-    living = [claim for claim in claims(recipe, device) if claim.count]
+    living = [claim for claim in resource_requests(recipe, device) if claim.count]
     told = ", ".join(f"{claim.count} for {claim.who}" for claim in living)
     phases = {
         f"the run ({told})": gpus_needed(living),
@@ -107,7 +107,7 @@ def check_device(recipe: Recipe) -> list[str]:
     ]
 
 
-def gpus_needed(living: list[Claim]) -> int:
+def gpus_needed(living: list[ResourceRequest]) -> int:
     """GPUs for processes that live at the same time, each on one: the largest parts first, each where there is room."""
     room: list[float] = []
     for part in sorted((claim.each.get("GPU", 0.0) for claim in living for _ in range(claim.count)), reverse=True):
@@ -128,11 +128,11 @@ def check_cluster(recipe: Recipe, device: Device) -> None:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if problems := unplaced(list(claims(recipe, device)), nodes):
+    if problems := unplaced(list(resource_requests(recipe, device)), nodes):
         raise UserError(*problems)
 
 
-def unplaced(living: list[Claim], nodes: list[dict[str, Any]]) -> list[str]:
+def unplaced(living: list[ResourceRequest], nodes: list[dict[str, Any]]) -> list[str]:
     """What a cluster lacks, each a sentence: a node that has all that one process takes, or enough for all of them.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.files import diff_recipes, dump_recipe, load_recipe
-from mopd.distill.recipe.plugins import own_digests
+from mopd.distill.recipe.plugins import plugin_digests
 from mopd.distill.student.checkpoint import claim, write_atomic
 from mopd.distill.types import UserError
 
@@ -30,7 +30,7 @@ MAY_DIFFER = re.compile(
 def note_recipe(recipe: Recipe, out: Path) -> None:
     """Write down what the folder belongs to: the recipe as resolved, and a hash of every own Python file it names."""
     write_atomic(out / RECIPE, dump_recipe(recipe))
-    if own := own_digests(recipe.model_dump(mode="json")):
+    if own := plugin_digests(recipe.model_dump(mode="json")):
         write_atomic(out / OWN, json.dumps(own, indent=2) + "\n")
 
 
@@ -50,7 +50,7 @@ def refuse_changed_recipe(recipe: Recipe, out: Path) -> None:
         raise UserError(first, *error.problems) from error
     different = [line for line in diff_recipes(begun, recipe) if not MAY_DIFFER.match(line)]
     noted = json.loads((out / OWN).read_text()) if (out / OWN).is_file() else {}
-    now = own_digests(recipe.model_dump(mode="json"))
+    now = plugin_digests(recipe.model_dump(mode="json"))
     different += [
         f"the content of {name}: {noted[name]} -> {now[name]}"
         for name in now

@@ -110,7 +110,7 @@ def adapter_folders(recipe: Recipe) -> dict[str, str]:
     return {name: str(Path(t.adapter).resolve()) for name, t in recipe.teachers.items() if t.adapter is not None}
 
 
-def households(recipe: Recipe) -> list[list[str]]:
+def teacher_groups(recipe: Recipe) -> list[list[str]]:
     """The teachers that share processes: those of one base, dtype and placement, whatever their adapters."""
     together: dict[tuple[object, ...], list[str]] = {}
     for name, teacher in recipe.teachers.items():
@@ -124,7 +124,7 @@ def turn_takers(recipe: Recipe) -> list[list[str]]:
     """The households that share ``run.resident_teachers`` processes: all that hold weights; none where it isn't set."""
     if recipe.run.resident_teachers is None:
         return []
-    return [names for names in households(recipe) if recipe.teachers[names[0]].endpoint is None]
+    return [names for names in teacher_groups(recipe) if recipe.teachers[names[0]].endpoint is None]
 
 
 def kind(teacher: TeacherRecipe) -> tuple[str | None, ...]:

@@ -19,7 +19,7 @@ from mopd.distill.recipe import (
     TrackRecipe,
     WandbRecipe,
 )
-from mopd.distill.recipe.plugins import own_digests
+from mopd.distill.recipe.plugins import plugin_digests
 from mopd.distill.student.checkpoint import write_atomic
 from mopd.recipes.resolve.jobs import run_jobs
 
@@ -94,7 +94,7 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
     if not METHODS[recipe.stages[name].method].samples:
         own["rollout"] = {"temperature": recipe.rollout.temperature}
     texts = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}
-    told = json.dumps([upstream, own, texts, *own_digests([own, texts]).items()], sort_keys=True)
+    told = json.dumps([upstream, own, texts, *plugin_digests([own, texts]).items()], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

@@ -15,11 +15,11 @@ from mopd.rollouts.engines.workers import FrozenSampler, PublishedSampler, Sampl
 from mopd.rollouts.sampler import StudentSampler
 
 if TYPE_CHECKING:
-    from mopd.recipes.run.context import World
+    from mopd.recipes.run.context import RunContext
     from mopd.recipes.run.job import Training
 
 
-def student_sampler(job: Training, world: World, closing: ExitStack) -> Sampler:
+def student_sampler(job: Training, context: RunContext, closing: ExitStack) -> Sampler:
     """The sampler of the student's weights; its processes, if it has any, end with ``closing``."""
     recipe: Recipe = job.recipe
     how = decoding(recipe, job.tokenizer)
@@ -27,13 +27,15 @@ def student_sampler(job: Training, world: World, closing: ExitStack) -> Sampler:
     if rollout.workers == 0:
         own = replace(how, lockstep=engine.expert_parallel > 1 or engine.zero_stage == 3)
         return StudentSampler(own, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
-    workers = SamplerWorkers(rollout.workers, device=world.device, dtype=world.dtype(engine.dtype), gpus=world.gpus)
+    workers = SamplerWorkers(
+        rollout.workers, device=context.device, dtype=context.dtype(engine.dtype), gpus=context.gpus
+    )
     closing.callback(workers.close)
     workers.load(job.model, trust_remote_code=recipe.student.trust_remote_code)
     return PublishedSampler(workers, how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
 
 
-def teachers_writing(job: Training, world: World, closing: ExitStack) -> Sampler:
+def teachers_writing(job: Training, context: RunContext, closing: ExitStack) -> Sampler:
     """The sampler of the teachers' frozen weights: a process for each, which answers the prompts of its domains."""
     recipe, adapters = job.recipe, adapter_folders(job.recipe)
     how, rollout = decoding(recipe, job.tokenizer), recipe.rollout
@@ -41,9 +43,9 @@ def teachers_writing(job: Training, world: World, closing: ExitStack) -> Sampler
     for name, path in job.teachers.items():
         workers = SamplerWorkers(
             1,
-            device=teacher_device(recipe, name, world.device),
-            dtype=job.teacher_dtype(name, world),
-            gpus=teacher_gpus(recipe, name, world.device),
+            device=teacher_device(recipe, name, context.device),
+            dtype=job.teacher_dtype(name, context),
+            gpus=teacher_gpus(recipe, name, context.device),
             resources=recipe.teachers[name].resources,
         )
         closing.callback(workers.close)

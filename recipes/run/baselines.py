@@ -14,12 +14,12 @@ from mopd.distill.models.load import load_model
 from mopd.distill.recipe import DomainRecipe, Recipe, StudentRecipe
 from mopd.distill.types import Sampler
 from mopd.recipes.check.served import served_sampler
-from mopd.recipes.evaluation.evaluator import Exam, verify
+from mopd.recipes.evaluation.evaluator import Evaluator, verify
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.methods import decoding
 from mopd.recipes.resolve.placement import resolve_device
 from mopd.recipes.resolve.sources import adapter_folders, trusted
-from mopd.recipes.run.context import World
+from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import prompt_source, tasks_of
 from mopd.rollouts.engines.workers import SamplerWorkers
 from mopd.rollouts.sampler import InProcess, StudentSampler
@@ -28,53 +28,53 @@ from mopd.rollouts.tokenizer import completion_text
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
-def measure_frozen(recipe: Recipe, world: World, exam: Exam, models: Mapping[str, str]) -> None:
+def measure_frozen(recipe: Recipe, context: RunContext, evaluator: Evaluator, models: Mapping[str, str]) -> None:
     """Base and teachers sit the exam, unless they have: their scores are the lines that the student is held against."""
     adapters = {f"teachers/{name}": folder for name, folder in adapter_folders(recipe).items()}
-    if world.answers is None:
-        _measure(recipe, world, exam, models, adapters)
+    if context.answers is None:
+        _measure(recipe, context, evaluator, models, adapters)
         return
-    told = exam.fingerprint
-    with world.answers.asking:
+    told = evaluator.fingerprint
+    with context.answers.asking:
         for name, path in models.items():
-            if name not in adapters and not exam.answers(name):
-                exam.take_over(world.answers.find(name, path, told))
-        asked = _measure(recipe, world, exam, models, adapters)
+            if name not in adapters and not evaluator.answers(name):
+                evaluator.take_over(context.answers.find(name, path, told))
+        asked = _measure(recipe, context, evaluator, models, adapters)
         for name in asked - adapters.keys():
-            world.answers.keep(models[name], told, exam.answers(name))
+            context.answers.keep(models[name], told, evaluator.answers(name))
 
 
 def _measure(
-    recipe: Recipe, world: World, exam: Exam, models: Mapping[str, str], adapters: Mapping[str, str]
+    recipe: Recipe, context: RunContext, evaluator: Evaluator, models: Mapping[str, str], adapters: Mapping[str, str]
 ) -> set[str]:
     """Ask all models that have not answered everything; returns their names."""
-    todo = {name: path for name, path in models.items() if not all(exam.taken(name, 0, split) for split in SPLITS)}
+    todo = {name: path for name, path in models.items() if not all(evaluator.taken(name, 0, split) for split in SPLITS)}
     if not todo:
         return set()
     code = recipe.student.trust_remote_code
     tokenizer = load_tokenizer(models["base"], trust_remote_code=code)
     sampler = StudentSampler(decoding(recipe, tokenizer), samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
     # On a CPU two processes measure twice as fast; GPUs are only those that the run needs anyway.
-    processes = max(2, recipe.student.engine.ranks) if world.device == "cpu" else recipe.student.engine.ranks
-    dtype = world.dtype(recipe.student.engine.dtype)
-    workers = SamplerWorkers(processes, device=world.device, dtype=dtype, gpus=world.gpus)
-    handle = world.progress.task(f"{world.title}: base and teachers", len(todo) * len(SPLITS))
+    processes = max(2, recipe.student.engine.ranks) if context.device == "cpu" else recipe.student.engine.ranks
+    dtype = context.dtype(recipe.student.engine.dtype)
+    workers = SamplerWorkers(processes, device=context.device, dtype=dtype, gpus=context.gpus)
+    handle = context.progress.task(f"{context.title}: base and teachers", len(todo) * len(SPLITS))
     try:
         for i, (name, path) in enumerate(todo.items()):
             teacher = name.removeprefix("teachers/")
             mine = code if name == "base" else trusted(recipe, f"teachers.{teacher}.model")
             served = teacher in recipe.teachers and recipe.teachers[teacher].endpoint is not None
             if served:
-                examinee: Sampler = served_sampler(recipe, teacher, tokenizer)
+                eval_sampler: Sampler = served_sampler(recipe, teacher, tokenizer)
             else:
                 workers.load(path, adapters.get(name), trust_remote_code=mine)
                 sampler.load_weights(workers, version=0)
-                examinee = sampler
+                eval_sampler = sampler
             for j, split in enumerate(SPLITS):
-                if world.stop.is_set():
+                if context.stop.is_set():
                     raise Interrupted("stopped while base and teachers were measured")
-                if not exam.taken(name, 0, split):
-                    exam.take(name, step=0, split=split, sampler=examinee)
+                if not evaluator.taken(name, 0, split):
+                    evaluator.take(name, step=0, split=split, sampler=eval_sampler)
                 handle.advance(i * len(SPLITS) + j + 1, {})
     finally:
         handle.close()

@@ -15,7 +15,7 @@ from mopd.distill.loss.registry import loss_spec
 from mopd.distill.metrics.evaluate import evaluate
 from mopd.distill.models.adapters import active
 from mopd.distill.recipe import Architecture, Recipe
-from mopd.distill.types import Float32, Full, Int32, Payload, Rollout, Sampler, UserError, WorldError
+from mopd.distill.types import Float32, Full, Int32, Payload, Rollout, RunError, Sampler, UserError
 from mopd.recipes.check.served import served_sampler, served_source
 from mopd.recipes.evaluation.evaluator import verify
 from mopd.recipes.resolve.initial import load_tokenizer
@@ -29,11 +29,11 @@ from mopd.recipes.run.launch import on_disk
 from mopd.recipes.run.preflight import conclude
 from mopd.rollouts.sampler import InProcess, StudentSampler
 from mopd.rollouts.tokenizer import completion_text
-from mopd.teachers.dry_run import Trial, asked_in_trial, reference_of, try_out
+from mopd.teachers.dry_run import DryRun, asked_in_trial, dry_run, reference_of
 from mopd.teachers.kinds.checkpoint import TeacherModel
-from mopd.teachers.kinds.custom import Own
+from mopd.teachers.kinds.custom import CustomSource
 from mopd.teachers.scorer import TOLERANCE, Conditions, Scorer
-from mopd.teachers.validate import Owed
+from mopd.teachers.validate import Expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +172,9 @@ class DeepCheck:
         except UserError:
             raise
         except Exception as error:
-            if not own and not isinstance(error, WorldError):
+            if not own and not isinstance(error, RunError):
                 raise
-            told = str(error) if isinstance(error, WorldError) else f"it raises {type(error).__name__}: {error}"
+            told = str(error) if isinstance(error, RunError) else f"it raises {type(error).__name__}: {error}"
             return [unanswering(name, domain, told) for domain in domains]
         found = []
         for domain in domains:
@@ -186,11 +186,11 @@ class DeepCheck:
 
     def _tried(
         self, name: str, folder: str, domains: Sequence[str], student: _Student
-    ) -> tuple[dict[str, float] | None, dict[str, Trial]]:
+    ) -> tuple[dict[str, float] | None, dict[str, DryRun]]:
         """Its verdicts by prompt id, where it writes, and its trial on each domain.
 
         Raises:
-            WorldError: it does not answer, or with something else than it was asked; what a user's class raises, too.
+            RunError: it does not answer, or with something else than it was asked; what a user's class raises, too.
         """
         recipe, settings = self._recipe, self._recipe.teachers[name]
         support = support_of(recipe, student.tokenizer)
@@ -198,19 +198,21 @@ class DeepCheck:
         correct: dict[str, float] | None = None
         if settings.scorer is not None:
             device = teacher_device(recipe, name, self._device)
-            model: Scorer = Own.of(settings.scorer, folder, device, self._dtype(settings.dtype)).open(conditions, [])
+            model: Scorer = CustomSource.of(settings.scorer, folder, device, self._dtype(settings.dtype)).open(
+                conditions, []
+            )
         else:
             code = trusted(recipe, f"teachers.{name}.model")
             model = served_source(recipe, name, folder, trust_remote_code=code).open(conditions, [])
             correct = self._exam(served_sampler(recipe, name, student.tokenizer), student.tokenizer)
-        owed = Owed(asked_in_trial(loss_spec(recipe.loss).payload), model.vocabulary, support)
+        expected = Expected(asked_in_trial(loss_spec(recipe.loss).payload), model.vocabulary, support)
 
         def ask(token_ids: Sequence[Int32], given: Sequence[Int32] | None) -> list[list[Payload]]:
-            return [model.score(token_ids, owed.payload, None, given) for _ in range(2)]
+            return [model.score(token_ids, expected.payload, None, given) for _ in range(2)]
 
         tokens, reference = conditions.microbatch_tokens, partial(reference_of, model)
         return correct, {
-            domain: try_out(name, ask, student.rollouts[domain], owed, tokens=tokens, reference=reference)
+            domain: dry_run(name, ask, student.rollouts[domain], expected, tokens=tokens, reference=reference)
             for domain in domains
         }
 

@@ -12,7 +12,7 @@ from mopd.recipes.evaluation.cache import SharedAnswers
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class RunContext:
     """What a run and its stages share.
 
     Attributes:

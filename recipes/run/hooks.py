@@ -11,14 +11,14 @@ from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import Recipe
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
-from mopd.distill.types import Hidden, Metrics, Sampler, ScoredRollout, Weights, WorldError
+from mopd.distill.types import Hidden, Metrics, RunError, Sampler, ScoredRollout, Weights
 from mopd.recipes.evaluation.costs import Costs
-from mopd.recipes.evaluation.evaluator import Exam
+from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import FAULTS, HeldOut
 
 
-class RunWatch:
-    """Satisfies :class:`distill.loop.Watcher` for a run with an exam, and for a stage without one."""
+class RunCallbacks:
+    """Satisfies :class:`distill.loop.Callbacks` for a run with an exam, and for a stage without one."""
 
     def __init__(
         self,
@@ -28,12 +28,12 @@ class RunWatch:
         costs: Costs,
         progress: TaskHandle,
         stop: threading.Event,
-        exam: Exam | None,
-        examinee: Sampler,
+        evaluator: Evaluator | None,
+        eval_sampler: Sampler,
         held_out: HeldOut | None,
     ) -> None:
         self._recipe, self._tracker, self._costs, self._progress = recipe, tracker, costs, progress
-        self._stop, self._exam, self._examinee, self._held_out = stop, exam, examinee, held_out
+        self._stop, self._exam, self._examinee, self._held_out = stop, evaluator, eval_sampler, held_out
         self._why: str | None = None
 
     def resumed(self, step: int) -> None:
@@ -72,7 +72,7 @@ class RunWatch:
         if self._exam is not None and (step % run.evaluate_every == 0 or step == run.steps):
             self._tracker.append_rows("rollouts", self._samples(self._exam, step, batch))
 
-    def failed(self, step: int, metrics: Metrics, error: WorldError) -> None:
+    def failed(self, step: int, metrics: Metrics, error: RunError) -> None:
         """Log what teachers lost in the step that is not finished, and that will be taken again: no time, no cost."""
         faults = {name: n for name, n in metrics.items() if name.startswith(FAULTS)}
         self._tracker.log("fault", step + 1, faults, message=str(error))
@@ -81,8 +81,12 @@ class RunWatch:
         """Every ``save_every`` steps, and where it was measured best so far."""
         if step % self._recipe.run.save_every == 0:
             return True
-        exam = self._exam  # asked only after an evaluation: it goes through all answers
-        return exam is not None and exam.taken("student", step, "validation") and exam.selected(0).step == step
+        evaluator = self._exam  # asked only after an evaluation: it goes through all answers
+        return (
+            evaluator is not None
+            and evaluator.taken("student", step, "validation")
+            and evaluator.selected(0).step == step
+        )
 
     def ended(self) -> bool:
         """Whether the recipe's stop rule fired at the last evaluation; a resumed run finds it again."""
@@ -92,27 +96,27 @@ class RunWatch:
         """Whether Ctrl-C was pressed, or another stage failed."""
         return self._stop.is_set()
 
-    def _samples(self, exam: Exam, step: int, batch: Sequence[ScoredRollout]) -> list[dict[str, Any]]:
+    def _samples(self, evaluator: Evaluator, step: int, batch: Sequence[ScoredRollout]) -> list[dict[str, Any]]:
         """The first few rollouts of every domain, with verdict and per-token advantage."""
         kept: dict[str, list[ScoredRollout]] = {domain: [] for domain in self._recipe.trained_domains}
         for scored in batch:
             chosen = kept[scored.rollout.domain]
             if len(chosen) < self._recipe.track.rollouts_per_domain:
                 chosen.append(scored)
-        return [self._sample(exam, step, scored) for chosen in kept.values() for scored in chosen]
+        return [self._sample(evaluator, step, scored) for chosen in kept.values() for scored in chosen]
 
-    def _sample(self, exam: Exam, step: int, scored: ScoredRollout) -> dict[str, Any]:
+    def _sample(self, evaluator: Evaluator, step: int, scored: ScoredRollout) -> dict[str, Any]:
         rollout = scored.rollout
-        text = exam.decode(rollout)
+        text = evaluator.decode(rollout)
         return {
             "step": step,
             "domain": rollout.domain,
             "prompt_id": rollout.prompt.id,
             "prompt": rollout.prompt.text,
             "text": text,
-            "verdict": exam.verify([rollout.prompt], [text])[0],
+            "verdict": evaluator.verify([rollout.prompt], [text])[0],
             "finish": rollout.finish,
-            "tokens": exam.pieces(rollout),
+            "tokens": evaluator.pieces(rollout),
             "advantages": sampled_advantages(scored),
         }
 

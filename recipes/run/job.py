@@ -19,21 +19,21 @@ from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Sampler
 from mopd.recipes.check.served import served_source
 from mopd.recipes.evaluation.costs import Costs
-from mopd.recipes.evaluation.evaluator import Exam
+from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import held_out
-from mopd.recipes.resolve.methods import METHODS, Cast, routes, support_of
+from mopd.recipes.resolve.methods import METHODS, Parts, routes, support_of
 from mopd.recipes.resolve.placement import teacher_device, teacher_gpus
 from mopd.recipes.resolve.sources import adapter_folders, head_sources, trusted
 from mopd.recipes.run.actors import student_sampler, teachers_writing
-from mopd.recipes.run.context import World
-from mopd.recipes.run.hooks import RunWatch
+from mopd.recipes.run.context import RunContext
+from mopd.recipes.run.hooks import RunCallbacks
 from mopd.recipes.run.preflight import before_first_step
 from mopd.recipes.run.ranks import RayRanks
 from mopd.rollouts.prompts import Prefetched, PromptSource, Supply
 from mopd.rollouts.tasks import Task, make_task
 from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds.checkpoint import Checkpoint
-from mopd.teachers.kinds.custom import Own
+from mopd.teachers.kinds.custom import CustomSource
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions, TeacherSource
 
@@ -73,26 +73,26 @@ class Training:
     tasks: Mapping[str, Task]
     tracker: Tracker
     costs: Costs
-    exam: Exam | None
+    evaluator: Evaluator | None
 
-    def run(self, world: World, *, title: str) -> int:
+    def run(self, context: RunContext, *, title: str) -> int:
         """Train to the end, measure the selected step's weights on the test prompts, export them to ``student/``.
 
         Returns the number of finished steps: fewer than the recipe's where its stop rule fired.
 
         Raises:
             Interrupted: it was asked to stop; the last finished step is saved.
-            WorldError: a process or a number broke; the newest checkpoint resumes.
+            RunError: a process or a number broke; the newest checkpoint resumes.
         """
         recipe = self.recipe
         with ExitStack() as closing:
-            progress = world.progress.task(title, recipe.run.steps)
+            progress = context.progress.task(title, recipe.run.steps)
             closing.callback(progress.close)
             method = METHODS[recipe.method]
-            teachers = self._teachers(world) if method.teachers == "grade" else None  # first: they load meanwhile
+            teachers = self._teachers(context) if method.teachers == "grade" else None  # first: they load meanwhile
             if teachers is not None:
                 closing.callback(teachers.close)
-            spec = self._student_spec(world)
+            spec = self._student_spec(context)
             ranks = RayRanks(spec)
             closing.callback(ranks.close)
             student = self._student(ranks, spec)
@@ -101,50 +101,50 @@ class Training:
                 assert teachers is not None
                 return teachers
 
-            cast = Cast(
+            parts = Parts(
                 recipe,
                 self.tokenizer,
                 self.tasks,
-                student_sampler=lambda: student_sampler(self, world, closing),
+                student_sampler=lambda: student_sampler(self, context, closing),
                 teachers=graders,
-                writers=lambda: teachers_writing(self, world, closing),
+                writers=lambda: teachers_writing(self, context, closing),
             )
-            sampler = method.actor(cast)
+            sampler = method.actor(parts)
             # Whoever acts in training, it is the student that sits the exam.
-            examinee = sampler if method.samples or self.exam is None else cast.student_sampler()
+            eval_sampler = sampler if method.samples or self.evaluator is None else parts.student_sampler()
             if teachers is not None:
-                before_first_step(self, world, teachers, student, examinee)
+                before_first_step(self, context, teachers, student, eval_sampler)
             prompts = Prefetched(prompt_source(recipe, self.tasks, self.tokenizer, held_out=False))
             closing.callback(prompts.close)
             last = train(
                 student=student,
                 sampler=sampler,
-                grader=method.graders(cast),
+                grader=method.graders(parts),
                 prompts=prompts,
                 steps=recipe.run.steps,
-                watch=RunWatch(
+                callbacks=RunCallbacks(
                     recipe,
                     tracker=self.tracker,
                     costs=self.costs,
                     progress=progress,
-                    stop=world.stop,
-                    exam=self.exam,
-                    examinee=examinee,
+                    stop=context.stop,
+                    evaluator=self.evaluator,
+                    eval_sampler=eval_sampler,
                     held_out=held_out(self, teachers),
                 ),
             )
-            self._conclude(student, examinee, progress, last)
+            self._conclude(student, eval_sampler, progress, last)
             return last
 
-    def _conclude(self, student: DeepSpeedStudent, examinee: Sampler, progress: TaskHandle, last: int) -> None:
+    def _conclude(self, student: DeepSpeedStudent, eval_sampler: Sampler, progress: TaskHandle, last: int) -> None:
         """Go back to the selected step, if that is not the last; measure and export it."""
-        step = last if self.exam is None else self.exam.selected(last).step
+        step = last if self.evaluator is None else self.evaluator.selected(last).step
         if step != last:
             student.load(step)
-        if self.exam is not None and not self.exam.taken("student", step, "test"):
+        if self.evaluator is not None and not self.evaluator.taken("student", step, "test"):
             progress.note("measuring the student on test prompts")
-            examinee.load_weights(student.weights(), version=step)
-            self.exam.take("student", step=step, split="test", sampler=examinee)
+            eval_sampler.load_weights(student.weights(), version=step)
+            self.evaluator.take("student", step=step, split="test", sampler=eval_sampler)
         student.export(str(self.folder / "student"))
 
     def _student(self, ranks: RayRanks, spec: StudentSpec) -> DeepSpeedStudent:
@@ -156,10 +156,10 @@ class Training:
             updates_per_step=recipe.student.updates_per_step,
             share_rule=recipe.share_rule,
             selective=METHODS[recipe.method].selects,
-            spared=lambda: () if self.exam is None else (self.exam.selected(0).step,),
+            keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
         )
 
-    def _student_spec(self, world: World) -> StudentSpec:
+    def _student_spec(self, context: RunContext) -> StudentSpec:
         recipe = self.recipe
         return StudentSpec(
             model=self.model,
@@ -170,15 +170,15 @@ class Training:
             domains=tuple(recipe.trained_domains),
             total_optimizer_steps=recipe.run.steps * recipe.student.updates_per_step,
             seed=recipe.seed,
-            device=world.device,
+            device=context.device,
             run_dir=str(self.folder),
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
             trust_remote_code=recipe.student.trust_remote_code,
-            heads=head_sources(recipe, self.teachers, lambda name: self.teacher_dtype(name, world)),
+            heads=head_sources(recipe, self.teachers, lambda name: self.teacher_dtype(name, context)),
         )
 
-    def _teachers(self, world: World) -> TeacherPool | None:
+    def _teachers(self, context: RunContext) -> TeacherPool | None:
         if not self.teachers:
             return None
         recipe = self.recipe
@@ -186,9 +186,9 @@ class Training:
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         specs = {
             name: TeacherSpec(
-                self._source(name, path, world),
+                self._source(name, path, context),
                 conditions,
-                gpus=teacher_gpus(recipe, name, world.device),
+                gpus=teacher_gpus(recipe, name, context.device),
                 replicas=recipe.teachers[name].replicas,
                 adapter=adapter_folders(recipe).get(name),
                 resources=tuple(sorted(recipe.teachers[name].resources.items())),
@@ -202,21 +202,21 @@ class Training:
             routes=routes(recipe),
             payload=payload,
             faults=recipe.faults,
-            say=world.progress.print,
+            say=context.progress.print,
             resident=recipe.run.resident_teachers,
         )
 
-    def _source(self, name: str, path: str, world: World) -> TeacherSource:
+    def _source(self, name: str, path: str, context: RunContext) -> TeacherSource:
         """What a teacher's processes open."""
         recipe, code = self.recipe, trusted(self.recipe, f"teachers.{name}.model")
         if recipe.teachers[name].endpoint is not None:
             return served_source(recipe, name, path, trust_remote_code=code)
-        device, dtype = teacher_device(recipe, name, world.device), self.teacher_dtype(name, world)
+        device, dtype = teacher_device(recipe, name, context.device), self.teacher_dtype(name, context)
         if (scorer := recipe.teachers[name].scorer) is not None:
-            return Own.of(scorer, path, device, dtype)
+            return CustomSource.of(scorer, path, device, dtype)
         return Checkpoint(path, device, dtype, trust_remote_code=code)
 
-    def teacher_dtype(self, name: str, world: World) -> str:
+    def teacher_dtype(self, name: str, context: RunContext) -> str:
         """A teacher's dtype, resolved."""
         asked = self.recipe.teachers[name].dtype
-        return world.dtype(self.recipe.student.engine.dtype if asked == "auto" else asked)
+        return context.dtype(self.recipe.student.engine.dtype if asked == "auto" else asked)

@@ -16,7 +16,7 @@ from mopd.distill.tracking.ledger import ledger_from_rows, read_ledger
 from mopd.distill.tracking.tracker import Tracker, read_jsonl
 from mopd.recipes.check.static import check
 from mopd.recipes.evaluation.costs import Costs
-from mopd.recipes.evaluation.evaluator import Exam
+from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.report.page import summary_table, write_report
 from mopd.recipes.resolve.checkpoints import local_folder
 from mopd.recipes.resolve.environment import note_environment
@@ -34,7 +34,7 @@ from mopd.recipes.resolve.stages import (
     stage_recipe,
 )
 from mopd.recipes.run.baselines import evaluate_model, measure_frozen
-from mopd.recipes.run.context import World
+from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import Training, prompt_source, tasks_of
 from mopd.recipes.run.merge_and_cascade import UNTRAINED
 from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
@@ -51,7 +51,7 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
 
     Raises:
         UserError: the recipe can't run as it is, another recipe was begun in ``out``, or another process runs there.
-        WorldError: the world broke; the same command goes on from the last checkpoint.
+        RunError: the world broke; the same command goes on from the last checkpoint.
         Interrupted: Ctrl-C; the step was finished and saved.
     """
     out = out.resolve()  # it goes to actors, whose working folder may be another
@@ -64,7 +64,7 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
         if not is_finished(out):
             with ray_cluster(out):
-                carry_out(recipe, World(out, recipe.name, device, progress, stop), attempt)
+                carry_out(recipe, RunContext(out, recipe.name, device, progress, stop), attempt)
         write_report(out)
         progress.print(summary_table(out))
         progress.print(f"report: {out / 'report.html'}")
@@ -75,38 +75,38 @@ def is_finished(out: Path) -> bool:
     return (out / FINISHED).is_file()
 
 
-def carry_out(recipe: Recipe, world: World, attempt: str) -> None:
-    """Bring a run that was checked to its end in the folder ``world.out``, which ``attempt`` owns."""
-    check_cluster(recipe, world.device)
-    note_recipe(recipe, world.out)
-    note_environment(world.out / "environment.json")
-    todo = {name: stage for name, stage in recipe.stages.items() if not finished(world.out, recipe, name)}
+def carry_out(recipe: Recipe, context: RunContext, attempt: str) -> None:
+    """Bring a run that was checked to its end in the folder ``context.out``, which ``attempt`` owns."""
+    check_cluster(recipe, context.device)
+    note_recipe(recipe, context.out)
+    note_environment(context.out / "environment.json")
+    todo = {name: stage for name, stage in recipe.stages.items() if not finished(context.out, recipe, name)}
     run_stages(
-        todo, lambda name: make_stage(recipe, name, world), parallel=recipe.run.parallel_stages, stop=world.stop.set
+        todo, lambda name: make_stage(recipe, name, context), parallel=recipe.run.parallel_stages, stop=context.stop.set
     )
-    distill(recipe, world, attempt)
-    write_atomic(world.out / FINISHED, json.dumps({"steps": recipe.run.steps}) + "\n")
+    distill(recipe, context, attempt)
+    write_atomic(context.out / FINISHED, json.dumps({"steps": recipe.run.steps}) + "\n")
 
 
-def make_stage(recipe: Recipe, name: str, world: World, *, title: str | None = None) -> None:
+def make_stage(recipe: Recipe, name: str, context: RunContext, *, title: str | None = None) -> None:
     """Train one stage of a recipe, or go on with it; what it starts from is there. People know it as ``title``."""
-    stage, folder = stage_recipe(recipe, name), stage_folder(world.out, name)
-    with claim(folder) as attempt, Tracker(folder, recipe=recipe, stage=name, say=world.progress.print) as tracker:
-        model = starting_model(stage, recipe, out=world.out, folder=folder, attempt=attempt)
-        training(stage, folder, attempt, model=model, teachers={}, tracker=tracker).run(world, title=title or name)
+    stage, folder = stage_recipe(recipe, name), stage_folder(context.out, name)
+    with claim(folder) as attempt, Tracker(folder, recipe=recipe, stage=name, say=context.progress.print) as tracker:
+        model = starting_model(stage, recipe, out=context.out, folder=folder, attempt=attempt)
+        training(stage, folder, attempt, model=model, teachers={}, tracker=tracker).run(context, title=title or name)
         tracker.write_ledger()
-        mark_finished(world.out, recipe, name)
+        mark_finished(context.out, recipe, name)
 
 
-def distill(recipe: Recipe, world: World, attempt: str) -> None:
+def distill(recipe: Recipe, context: RunContext, attempt: str) -> None:
     """The run itself: measure base and teachers, train the student, write the results."""
-    out = world.out
-    with Tracker(out, recipe=recipe, say=world.progress.print) as tracker:
+    out = context.out
+    with Tracker(out, recipe=recipe, say=context.progress.print) as tracker:
         model = starting_model(recipe, recipe, out=out, folder=out, attempt=attempt)
         teachers = teacher_folders(recipe, out)
         job = training(recipe, out, attempt, model=model, teachers=teachers, tracker=tracker)
         source = prompt_source(recipe, job.tasks, job.tokenizer, held_out=True)
-        exam = Exam(
+        evaluator = Evaluator(
             recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
         )
         # A scorer of the user's own scores what others write, and writes nothing itself.
@@ -118,19 +118,19 @@ def distill(recipe: Recipe, world: World, attempt: str) -> None:
         }
         sitting = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
         base = on_disk(model_path(start(recipe), out=out, folder=out)) if recipe.method == "cascade" else model
-        measure_frozen(recipe, world, exam, {"base": base} | sitting)
-        job = replace(job, exam=exam)
+        measure_frozen(recipe, context, evaluator, {"base": base} | sitting)
+        job = replace(job, evaluator=evaluator)
         make = UNTRAINED.get(recipe.method)
-        last = job.run(world, title=world.title) if make is None else make(job, world)
+        last = job.run(context, title=context.title) if make is None else make(job, context)
         seesaw = build_seesaw(
-            exam.rows,
+            evaluator.rows,
             teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},
             fingerprints={name: fingerprint(task, seed=recipe.evaluate.seed) for name, task in job.tasks.items()},
         )
         why = stop_reason(recipe.stop, tracker.rows("eval"))
         if why is not None:
-            world.progress.print(f"ended after step {last} of {recipe.run.steps} by `stop`: {why}")
-        seesaw |= {"trials": recipe.trials, "selected": asdict(exam.selected(last))}
+            context.progress.print(f"ended after step {last} of {recipe.run.steps} by `stop`: {why}")
+        seesaw |= {"trials": recipe.trials, "selected": asdict(evaluator.selected(last))}
         seesaw |= {"stopped": None if why is None else {"step": last, "why": why}}
         write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
         tracker.summarize(seesaw)
@@ -189,15 +189,15 @@ def training(
             writers=routes(recipe) if method.teachers == "write" else {},
             trusted=trusted_models(recipe),
         ),
-        exam=None,
+        evaluator=None,
     )
 
 
 def write_ledger(recipe: Recipe, out: Path) -> None:
     """``ledger.json`` of the run and, under their names, of its stages."""
     ledger = ledger_from_rows(read_jsonl(out / "metrics.jsonl"))
-    for exam in read_jsonl(out / "exams.jsonl"):
-        ledger.add("evaluation", tokens=exam["tokens"], flops=exam["flops"], seconds=exam["seconds"])
+    for row in read_jsonl(out / "exams.jsonl"):
+        ledger.add("evaluation", tokens=row["tokens"], flops=row["flops"], seconds=row["seconds"])
     for name in recipe.stages:
         ledger.include(read_ledger(stage_folder(out, name) / "ledger.json"), stage=name)
     ledger.write(out / "ledger.json")

@@ -18,11 +18,11 @@ from mopd.distill.models.merging import merge_weights
 from mopd.distill.recipe import Recipe
 from mopd.distill.student.checkpoint import export_hf, publish, remove
 from mopd.distill.types import Metrics, UserError
-from mopd.recipes.evaluation.evaluator import Exam
+from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.resolve.methods import decoding
 from mopd.recipes.resolve.sources import adapter_folders, links
 from mopd.recipes.resolve.stages import stage_folder
-from mopd.recipes.run.context import World
+from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import Training
 from mopd.rollouts.engines.workers import SamplerWorkers
 from mopd.rollouts.sampler import StudentSampler
@@ -31,7 +31,7 @@ Ask: TypeAlias = Callable[[str, str, int, Split], Metrics]
 """Let the checkpoint at a path sit the exam: its name, the path, the step, the split."""
 
 
-def cascade(job: Training, world: World) -> int:
+def cascade(job: Training, context: RunContext) -> int:
     """Measure every link of the student's chain of stages on validation, and the selected one on test; export it.
 
     The curve of a cascade has a point after each link; its steps are those of all links so far.
@@ -39,24 +39,24 @@ def cascade(job: Training, world: World) -> int:
     Returns:
         the steps of the whole chain.
     """
-    recipe, exam = job.recipe, _exam(job)
+    recipe, evaluator = job.recipe, _exam(job)
     folders: dict[int, str] = {}
     step = 0
     for name in links(recipe):
         step += recipe.stages[name].steps
         folders[step] = str(stage_folder(job.folder, name) / "student")
-    with asking(job, world) as ask:
+    with asking(job, context) as ask:
         for at, folder in folders.items():
             metrics = ask("student", folder, at, "validation")
             if metrics:
                 job.tracker.log("eval", at, metrics)
-        chosen = exam.selected(step).step
+        chosen = evaluator.selected(step).step
         ask("student", folders[chosen], chosen, "test")
     _publish(job, folders[chosen])
     return step
 
 
-def merge(job: Training, world: World) -> int:
+def merge(job: Training, context: RunContext) -> int:
     """Merge the teachers at every strength, measure each on validation, and the best on test; export that.
 
     The best is the one whose worst domain is (:func:`select_step`). Weights are held whole in memory,
@@ -65,23 +65,23 @@ def merge(job: Training, world: World) -> int:
     Returns:
         1, the step that the student has in the run's results; the base's is 0.
     """
-    recipe, exam = job.recipe, _exam(job)
+    recipe, evaluator = job.recipe, _exam(job)
     folders = {strength: _merged(job, strength) for strength in strengths(recipe)}
-    with asking(job, world) as ask:
+    with asking(job, context) as ask:
         for strength, folder in folders.items():
             ask(f"candidates/{strength:g}", folder, 0, "validation")
-        chosen = _best(recipe, exam, list(folders))
-        if not exam.taken("student", 1, "validation"):
-            answers = [replace(one, model="student", step=1) for one in exam.answers(f"candidates/{chosen:g}")]
-            exam.take_over(answers)
+        chosen = _best(recipe, evaluator, list(folders))
+        if not evaluator.taken("student", 1, "validation"):
+            answers = [replace(one, model="student", step=1) for one in evaluator.answers(f"candidates/{chosen:g}")]
+            evaluator.take_over(answers)
             taught = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
-            job.tracker.log("eval", 1, {"merge_strength": chosen, **exam.against_teachers(taught)})
+            job.tracker.log("eval", 1, {"merge_strength": chosen, **evaluator.against_teachers(taught)})
         ask("student", folders[chosen], 1, "test")
     _publish(job, folders[chosen])
     return 1
 
 
-UNTRAINED: dict[str, Callable[[Training, World], int]] = {"cascade": cascade, "merge": merge}
+UNTRAINED: dict[str, Callable[[Training, RunContext], int]] = {"cascade": cascade, "merge": merge}
 """By the name of the method; each returns the number of steps that its result stands for."""
 
 
@@ -92,30 +92,30 @@ def strengths(recipe: Recipe) -> tuple[float, ...]:
 
 
 @contextmanager
-def asking(job: Training, world: World) -> Iterator[Ask]:
+def asking(job: Training, context: RunContext) -> Iterator[Ask]:
     """Processes that hold one checkpoint after another and write its answers; what was answered is not asked again.
 
     Raises:
         Interrupted: somebody asked the run to stop; answers so far are kept.
     """
-    recipe, exam = job.recipe, _exam(job)
+    recipe, evaluator = job.recipe, _exam(job)
     how = decoding(recipe, job.tokenizer)
     sampler = StudentSampler(how, samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
     engine = recipe.student.engine
-    processes = max(2, engine.ranks) if world.device == "cpu" else engine.ranks
-    workers = SamplerWorkers(processes, device=world.device, dtype=world.dtype(engine.dtype), gpus=world.gpus)
+    processes = max(2, engine.ranks) if context.device == "cpu" else engine.ranks
+    workers = SamplerWorkers(processes, device=context.device, dtype=context.dtype(engine.dtype), gpus=context.gpus)
     held: list[str] = []
 
     def ask(model: str, folder: str, step: int, split: Split) -> Metrics:
-        if world.stop.is_set():
+        if context.stop.is_set():
             raise Interrupted("stopped while models were measured")
-        if exam.taken(model, step, split):
+        if evaluator.taken(model, step, split):
             return {}
         if held != [folder]:
             workers.load(folder, trust_remote_code=recipe.student.trust_remote_code)
             held[:] = [folder]
         sampler.load_weights(workers, version=step)
-        return exam.take(model, step=step, split=split, sampler=sampler)
+        return evaluator.take(model, step=step, split=split, sampler=sampler)
 
     try:
         yield ask
@@ -123,9 +123,9 @@ def asking(job: Training, world: World) -> Iterator[Ask]:
         workers.close()
 
 
-def _exam(job: Training) -> Exam:
-    assert job.exam is not None, "a stage is always trained"
-    return job.exam
+def _exam(job: Training) -> Evaluator:
+    assert job.evaluator is not None, "a stage is always trained"
+    return job.evaluator
 
 
 def _merged(job: Training, strength: float) -> str:
@@ -150,9 +150,9 @@ def _merged(job: Training, strength: float) -> str:
     return str(final)
 
 
-def _best(recipe: Recipe, exam: Exam, tried: list[float]) -> float:
+def _best(recipe: Recipe, evaluator: Evaluator, tried: list[float]) -> float:
     """The strength with the best worst domain on validation; candidates are judged like steps of a student."""
-    answers = dict(group(exam.rows))
+    answers = dict(group(evaluator.rows))
     for i, strength in enumerate(tried, start=1):
         answers["student", i, "validation"] = answers[f"candidates/{strength:g}", 0, "validation"]
     best = select_step(answers, {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()})

@@ -17,15 +17,15 @@ from mopd.distill.metrics.evaluate import Evaluation
 from mopd.distill.recipe import Recipe
 from mopd.distill.student.checkpoint import write_atomic
 from mopd.distill.student.driver import DeepSpeedStudent
-from mopd.distill.types import Float32, GradingFailed, NonFinite, Prompt, Rollout, Sampler, WorldError
+from mopd.distill.types import Float32, GradingFailed, NonFinite, Prompt, Rollout, RunError, Sampler
 from mopd.recipes.resolve.sources import SELF
 from mopd.recipes.run.findings import ROLLOUTS, Finding, findings_table, judge, refuse_unusable, unanswering
-from mopd.teachers.dry_run import Trial
+from mopd.teachers.dry_run import DryRun
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import TOLERANCE
 
 if TYPE_CHECKING:
-    from mopd.recipes.run.context import World
+    from mopd.recipes.run.context import RunContext
     from mopd.recipes.run.job import Training
 
 PREFLIGHT = "preflight.json"
@@ -87,12 +87,12 @@ def preflight(
 
 
 def before_first_step(
-    training: Training, world: World, pool: TeacherPool, student: DeepSpeedStudent, sampler: Sampler
+    training: Training, context: RunContext, pool: TeacherPool, student: DeepSpeedStudent, sampler: Sampler
 ) -> None:
     """Wait for the teachers of a run that is about to be trained, and try them out unless that was done before.
 
     Raises:
-        WorldError: a teacher has not come, or with fewer output tokens than the student's tokenizer has.
+        RunError: a teacher has not come, or with fewer output tokens than the student's tokenizer has.
         UserError: as in :func:`preflight`.
     """
     from mopd.recipes.run.job import prompt_source  # which imports this file
@@ -100,8 +100,8 @@ def before_first_step(
     tokens = len(training.tokenizer)
     for name, size in pool.wait_until_ready().items():
         if size < tokens:
-            raise WorldError(f"teacher {name!r} has {size} output tokens, the student's tokenizer {tokens}")
-    if training.exam is None or _passed(training.folder):
+            raise RunError(f"teacher {name!r} has {size} output tokens, the student's tokenizer {tokens}")
+    if training.evaluator is None or _passed(training.folder):
         return
     sampler.load_weights(student.weights(), version=0)
     preflight(
@@ -110,13 +110,13 @@ def before_first_step(
         pool=pool,
         sampler=sampler,
         prompts=prompt_source(training.recipe, training.tasks, training.tokenizer, held_out=False)(0),
-        rows=training.exam.rows,
-        dtypes={name: training.teacher_dtype(name, world) for name in training.teachers},
-        say=world.progress.print,
+        rows=training.evaluator.rows,
+        dtypes={name: training.teacher_dtype(name, context) for name in training.teachers},
+        say=context.progress.print,
     )
 
 
-def trouble(trial: Trial, rollouts: Sequence[Rollout], tolerance: float) -> tuple[str, str] | None:
+def trouble(trial: DryRun, rollouts: Sequence[Rollout], tolerance: float) -> tuple[str, str] | None:
     """What is wrong with a teacher's scores, and what to do about it; None where they may be learnt from.
 
     Args:
@@ -155,7 +155,7 @@ def _tried(
 ) -> Finding:
     """The finding of one teacher on one domain."""
     try:
-        trial = pool.try_out(teacher, rollouts)
+        trial = pool.dry_run(teacher, rollouts)
     except (NonFinite, GradingFailed) as error:
         return unanswering(teacher, domain, str(error))
     return conclude(teacher, domain, trial, rollouts, tolerance, ours, theirs)
@@ -164,7 +164,7 @@ def _tried(
 def conclude(
     teacher: str,
     domain: str,
-    trial: Trial,
+    trial: DryRun,
     rollouts: Sequence[Rollout],
     tolerance: float,
     ours: Sequence[float],

@@ -10,7 +10,7 @@ import ray.exceptions
 
 from mopd.distill.student import engine
 from mopd.distill.student.rank import StudentRank, StudentSpec
-from mopd.distill.types import UserError, WorldError
+from mopd.distill.types import RunError, UserError
 
 
 class _Actor:
@@ -58,7 +58,7 @@ class RayRanks:
         """Run a method of :class:`StudentRank` on all ranks at the same time; returns the results by rank.
 
         Raises:
-            WorldError: a rank died; the message says which.
+            RunError: a rank died; the message says which.
         """
         return self._wait([actor.call.remote(method, args) for actor, args in zip(self._actors, per_rank, strict=True)])
 
@@ -89,9 +89,9 @@ def _cause(failed: dict[int, Exception]) -> Exception:
     """Which of the failures is the cause: a dead rank breaks the connections of the living."""
     for rank, error in failed.items():
         if isinstance(error, ray.exceptions.RayActorError):
-            return WorldError(f"rank {rank} of the student died: {error}. The last checkpoint resumes the run.")
+            return RunError(f"rank {rank} of the student died: {error}. The last checkpoint resumes the run.")
     rank, error = min(failed.items())
     cause = getattr(error, "cause", None)
-    if isinstance(cause, UserError | WorldError):
+    if isinstance(cause, UserError | RunError):
         return cause
-    return WorldError(f"rank {rank} of the student failed: {error}")
+    return RunError(f"rank {rank} of the student failed: {error}")

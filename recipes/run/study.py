@@ -12,7 +12,7 @@ from mopd.distill.loop import Interrupted
 from mopd.distill.recipe.study import Child, Study
 from mopd.distill.student.checkpoint import claim, write_atomic
 from mopd.distill.tracking.console import Progress
-from mopd.distill.types import UserError, WorldError
+from mopd.distill.types import RunError, UserError
 from mopd.recipes.check.study import check_study, refuse_changed_runs
 from mopd.recipes.compare.comparison import compare
 from mopd.recipes.compare.console import console_tables
@@ -23,7 +23,7 @@ from mopd.recipes.resolve.jobs import run_jobs
 from mopd.recipes.resolve.placement import resolve_device
 from mopd.recipes.resolve.run_folder import RECIPE, STUDY, move_aside, note_recipe
 from mopd.recipes.resolve.stages import finished, needs, stage_fingerprint, stage_folder
-from mopd.recipes.run.context import World
+from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.launch import carry_out, is_finished, make_stage
 from mopd.recipes.run.study_line import StudyLine
 from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
@@ -41,7 +41,7 @@ class Job:
 
     kind: str
     needs: tuple[str, ...]
-    run: Callable[[World], None]
+    run: Callable[[RunContext], None]
 
 
 def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
@@ -51,7 +51,7 @@ def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
 
     Raises:
         UserError: a run can't run as it is, was begun with another recipe, or another process runs there.
-        WorldError: runs failed; the others are finished, and the same command goes on with those.
+        RunError: runs failed; the others are finished, and the same command goes on with those.
         Interrupted: Ctrl-C; every run under way finished its step and saved.
     """
     out = out.resolve()
@@ -66,9 +66,9 @@ def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
         failures: Mapping[str, BaseException] = {}
         jobs = unfinished_jobs(study, out)
         if jobs:
-            world = World(out, study.name, device, progress, stop, SharedAnswers(out / "answers"))
+            context = RunContext(out, study.name, device, progress, stop, SharedAnswers(out / "answers"))
             with ray_cluster(out):
-                failures = run_all(study, jobs, world)
+                failures = run_all(study, jobs, context)
         summarize(study, out, progress)
     refuse_unfinished(study, out, failures)
 
@@ -112,40 +112,40 @@ def unfinished_jobs(study: Study, out: Path) -> dict[str, Job]:
     return jobs
 
 
-def _stage(child: Child, name: str) -> Callable[[World], None]:
-    def run(world: World) -> None:
-        make_stage(child.recipe, name, replace(world, out=world.out / child.name), title=f"{name}-{child.seed}")
+def _stage(child: Child, name: str) -> Callable[[RunContext], None]:
+    def run(context: RunContext) -> None:
+        make_stage(child.recipe, name, replace(context, out=context.out / child.name), title=f"{name}-{child.seed}")
 
     return run
 
 
-def _run(child: Child) -> Callable[[World], None]:
-    def run(world: World) -> None:
-        folder = world.out / child.name
+def _run(child: Child) -> Callable[[RunContext], None]:
+    def run(context: RunContext) -> None:
+        folder = context.out / child.name
         with claim(folder) as attempt:
-            carry_out(child.recipe, replace(world, out=folder, title=child.name), attempt)
+            carry_out(child.recipe, replace(context, out=folder, title=child.name), attempt)
             write_report(folder)
 
     return run
 
 
-def run_all(study: Study, jobs: Mapping[str, Job], world: World) -> dict[str, BaseException]:
+def run_all(study: Study, jobs: Mapping[str, Job], context: RunContext) -> dict[str, BaseException]:
     """Run the jobs, a few at a time; returns what the failed ones raised."""
     runs = len(study.children)
     done = runs - sum(child.name in jobs for child in study.children)
-    line = StudyLine(study.name, world.progress, runs=runs, done=done, jobs=jobs, parallel=study.parallel)
+    line = StudyLine(study.name, context.progress, runs=runs, done=done, jobs=jobs, parallel=study.parallel)
 
     def run_one(path: str) -> None:
         with line.under_way(path):
-            jobs[path].run(world)
+            jobs[path].run(context)
 
     def goes_on(path: str, error: BaseException) -> bool:
         if isinstance(error, Interrupted):
             return False
-        if not isinstance(error, UserError | WorldError | OSError):
-            world.progress.print("".join(traceback.format_exception(error)))
-        world.progress.print(f"{path} failed: {error}\nthe others go on")
-        return not world.stop.is_set()
+        if not isinstance(error, UserError | RunError | OSError):
+            context.progress.print("".join(traceback.format_exception(error)))
+        context.progress.print(f"{path} failed: {error}\nthe others go on")
+        return not context.stop.is_set()
 
     needed = {path: job.needs for path, job in jobs.items()}
     try:
@@ -170,7 +170,7 @@ def refuse_unfinished(study: Study, out: Path, failures: Mapping[str, BaseExcept
 
     Raises:
         Interrupted: it was stopped.
-        WorldError: runs or stages failed; each is named, and what waited for it.
+        RunError: runs or stages failed; each is named, and what waited for it.
     """
     missing = [child.name for child in study.children if not is_finished(out / child.name)]
     done = f"{len(study.children) - len(missing)} of {len(study.children)} runs are finished"
@@ -180,4 +180,4 @@ def refuse_unfinished(study: Study, out: Path, failures: Mapping[str, BaseExcept
         told = "; ".join(f"{path}: {error}" for path, error in failures.items())
         waited = [name for name in missing if name not in failures]
         told += f". For want of a stage these were not begun: {', '.join(waited)}" if waited else ""
-        raise WorldError(f"{done}. Failed: {told}")
+        raise RunError(f"{done}. Failed: {told}")

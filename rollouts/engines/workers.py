@@ -13,7 +13,7 @@ import ray.exceptions
 import torch
 
 from mopd.distill.models.load import load_model
-from mopd.distill.types import Prompt, Rollout, Weights, WorldError
+from mopd.distill.types import Prompt, Rollout, RunError, Weights
 from mopd.rollouts.sampler import StudentSampler
 
 
@@ -72,12 +72,12 @@ class SamplerWorkers:
         """Copy ``weights`` to every worker, under their version.
 
         Raises:
-            WorldError: a worker died, or holds another version afterwards.
+            RunError: a worker died, or holds another version afterwards.
         """
         state = ray.put({name: tensor.float().numpy() for name, tensor in weights.state_dict().items()})
         held = self._all([actor.publish.remote(state, version) for actor in self._actors])
         if held != [version] * len(self._actors):
-            raise WorldError(f"sampler workers hold versions {held} after publishing version {version}")
+            raise RunError(f"sampler workers hold versions {held} after publishing version {version}")
 
     def on_ranks(self, fn: Callable[..., Any], per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call ``fn(module, *args)`` on every worker with its own arguments."""
@@ -97,7 +97,7 @@ class SamplerWorkers:
         try:
             return ray.get(references)
         except ray.exceptions.RayError as error:
-            raise WorldError(f"a sampler worker failed: {error}. The last checkpoint resumes the run.") from error
+            raise RunError(f"a sampler worker failed: {error}. The last checkpoint resumes the run.") from error
 
 
 def _state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:

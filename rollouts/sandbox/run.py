@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from mopd.distill.types import UserError, WorldError
+from mopd.distill.types import RunError, UserError
 
 Kind: TypeAlias = Literal["expressions", "tests", "math"]
 _CHILD = "import sys; sys.path.append({root!r}); from mopd.rollouts.sandbox.child import main; main()"
@@ -75,7 +75,7 @@ def evaluate_expressions(
 
     Raises:
         UserError: this machine lacks a layer that safety needs; nothing was executed.
-        WorldError: the sandboxed interpreter could not be started.
+        RunError: the sandboxed interpreter could not be started.
     """
     fit = [number for number, (text, _) in enumerate(jobs) if len(text) <= limits.source_chars]
     values: list[list[object] | None] = [None] * len(jobs)
@@ -101,7 +101,7 @@ def run_tests_many(jobs: Sequence[tuple[str, str]], *, limits: Limits = PROGRAM_
 
     Raises:
         UserError: this machine lacks a layer that safety needs; nothing was executed.
-        WorldError: the sandboxed interpreter could not be started.
+        RunError: the sandboxed interpreter could not be started.
     """
 
     def passes(job: tuple[str, str]) -> bool:
@@ -119,7 +119,7 @@ def equal_formulas(jobs: Sequence[tuple[str, str]], *, limits: Limits = MATH_LIM
 
     Raises:
         UserError: this machine lacks a layer that safety needs; nothing was executed.
-        WorldError: the sandboxed interpreter could not be started.
+        RunError: the sandboxed interpreter could not be started.
     """
     fit = [number for number, (_, text) in enumerate(jobs) if len(text) <= limits.source_chars]
     answers = dict(zip(fit, _run("math", [jobs[n] for n in fit], limits), strict=True))
@@ -201,7 +201,7 @@ class _Child:
         """Wait until it is locked in; returns the mechanisms that hold."""
         line = self._line()
         if line is None:
-            raise WorldError(
+            raise RunError(
                 f"the sandbox did not start: {sys.executable} was not locked in within {self.limits.wall_seconds:g} s "
                 f"(status {self.process.poll()}); run it with -c 'import mopd.rollouts.sandbox.child' to see why"
             )

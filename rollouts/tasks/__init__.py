@@ -7,7 +7,7 @@ import hashlib
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import Source
-from mopd.distill.recipe.plugins import is_own, load_own
+from mopd.distill.recipe.plugins import is_plugin, load_plugin
 from mopd.distill.types import UserError
 from mopd.rollouts.tasks.arithmetic import Arithmetic
 from mopd.rollouts.tasks.base import Example, Generated, Split, Task
@@ -28,7 +28,7 @@ def make_task(task: str | Source, *, domain: str, tokenizer: PreTrainedTokenizer
     Raises:
         UserError: no shipped task has that name, an own one is none, or the dataset can't be read as the source says.
     """
-    if isinstance(task, str) and is_own(task):
+    if isinstance(task, str) and is_plugin(task):
         return own_task(task, where=f"domains.{domain}.task")
     if isinstance(task, str):
         if task not in TASKS:
@@ -48,7 +48,7 @@ def own_task(reference: str, *, where: str) -> Task:
     Raises:
         UserError: there is no such object, it is not to be made without arguments, or it lacks a method.
     """
-    found = load_own(reference, where=where)
+    found = load_plugin(reference, where=where)
     if isinstance(found, type):
         try:
             found = found()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mopd.distill.loss.topk import Support, top_k
-from mopd.distill.recipe.plugins import load_own, located_own, own_digest, own_file
+from mopd.distill.recipe.plugins import load_plugin, located_plugin, plugin_digest, plugin_file
 from mopd.distill.types import Full, GradingFailed, Int32, Payload, PayloadName, Sampled, TopK
 from mopd.teachers.scorer import Conditions, Scorer
 from mopd.teachers.validate import sampled_of
@@ -38,7 +38,7 @@ def asked_instead(payload: PayloadName, gives: Collection[str], *, support: bool
     return next((more for more in MORE.get(payload, ()) if more in gives and (support or more != "topk")), None)
 
 
-class OwnModel:
+class CustomScorer:
     """A user's scorer, asked for what it gives and answering what is needed."""
 
     def __init__(self, scorer: Scorer, support: Support | None, dtype: str) -> None:
@@ -84,14 +84,14 @@ class OwnModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class CustomSource:
     """A teacher's source: a class of a user's own file.
 
     Attributes:
         reference: ``/path/file.py:NAME``.
         model: the checkpoint whose tokens it speaks, which its recipe names beside it.
         device, dtype: where its recipe says that it computes, and in what; it is told, and may do otherwise.
-        digest: of the file; see :func:`distill.recipe.plugins.own_digest`.
+        digest: of the file; see :func:`distill.recipe.plugins.plugin_digest`.
     """
 
     reference: str
@@ -101,25 +101,25 @@ class Own:
     digest: str
 
     @classmethod
-    def of(cls, scorer: str, model: str, device: str, dtype: str) -> Own:
+    def of(cls, scorer: str, model: str, device: str, dtype: str) -> CustomSource:
         """The one that a recipe's ``scorer`` names, as its file is now."""
-        return cls(located_own(scorer), model, device, dtype, own_digest(scorer))
+        return cls(located_plugin(scorer), model, device, dtype, plugin_digest(scorer))
 
-    def open(self, conditions: Conditions, adapters: Sequence[str]) -> OwnModel:
+    def open(self, conditions: Conditions, adapters: Sequence[str]) -> CustomScorer:
         """Call it, in the process that calls this.
 
         Raises:
             UserError: the file or the name is not there.
             GradingFailed: the file is another than when the run was started.
         """
-        if own_file(self.reference).is_file() and (now := own_digest(self.reference)) != self.digest:
+        if plugin_file(self.reference).is_file() and (now := plugin_digest(self.reference)) != self.digest:
             raise GradingFailed(
-                f"{own_file(self.reference)} was changed during the run (a hash of it is {now}, it was {self.digest}); "
-                "put the old one back and resume"
+                f"{plugin_file(self.reference)} was changed during the run (a hash of it is {now}, it was "
+                f"{self.digest}); put the old one back and resume"
             )
-        make = load_own(self.reference, where="teachers.NAME.scorer")
+        make = load_plugin(self.reference, where="teachers.NAME.scorer")
         scorer = make(self.model, device=self.device, dtype=self.dtype, conditions=conditions)
-        return OwnModel(scorer, conditions.support, self.dtype)
+        return CustomScorer(scorer, conditions.support, self.dtype)
 
     def __str__(self) -> str:
         return f"the scorer {self.reference}"

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from mopd.distill.loss.hidden import Opinion, hidden_reverse_kl
+from mopd.distill.loss.hidden import TeacherHidden, hidden_reverse_kl
 from mopd.distill.student.forward import CHUNKS
 
 TOKENS, VOCABULARY, HIDDEN = 4096, 151936, 256
@@ -46,7 +46,7 @@ def _naive(given: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _from_hidden(given: dict[str, torch.Tensor]) -> torch.Tensor:
-    teacher = Opinion(1.0, given["teacher_NG"], given["teacher_head_VG"])
+    teacher = TeacherHidden(1.0, given["teacher_NG"], given["teacher_head_VG"])
     students = {name: given[name] for name in ("student_NH", "student_head_VH", "tokens_N")}
     return hidden_reverse_kl(**students, groups=[[teacher]], temperature=1.0, chunks=CHUNKS).kl_N
 

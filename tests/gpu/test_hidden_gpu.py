@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mopd.distill.loss.hidden import Opinion, hidden_reverse_kl
+from mopd.distill.loss.hidden import TeacherHidden, hidden_reverse_kl
 from mopd.distill.student.forward import CHUNKS
 
 pytestmark = [
@@ -35,7 +35,7 @@ def from_hidden(student_NH: Tensor, head_VH: Tensor, teacher_NG: Tensor, teacher
     return hidden_reverse_kl(
         student_NH=student_NH,
         student_head_VH=head_VH,
-        groups=[[Opinion(1.0, teacher_NG, teacher_head_VG)]],
+        groups=[[TeacherHidden(1.0, teacher_NG, teacher_head_VG)]],
         tokens_N=torch.zeros(TOKENS, dtype=torch.int64, device="cuda"),
         temperature=1.0,
         chunks=CHUNKS,

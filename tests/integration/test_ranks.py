@@ -22,7 +22,7 @@ from student_kit import DOMAINS, make_batch, make_model, make_spec  # noqa: E402
 
 from mopd.distill.recipe import Engine  # noqa: E402
 from mopd.distill.student.driver import DeepSpeedStudent  # noqa: E402
-from mopd.distill.types import Full, NonFinite, ScoredRollout, UserError, WorldError  # noqa: E402
+from mopd.distill.types import Full, NonFinite, RunError, ScoredRollout, UserError  # noqa: E402
 from mopd.recipes.run.ranks import RayRanks  # noqa: E402
 
 
@@ -70,7 +70,7 @@ def test_two_ranks_from_start_to_death(cluster: None, tmp_path: Path) -> None:
     pids = student.weights().on_ranks(process_id, [(), ()])
     assert len({*pids, os.getpid()}) == 3
     os.kill(pids[1], signal.SIGKILL)
-    with pytest.raises(WorldError, match="rank 1 of the student died"):
+    with pytest.raises(RunError, match="rank 1 of the student died"):
         student.update(make_batch(), step=3)
     ranks.close()
 

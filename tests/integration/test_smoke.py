@@ -113,7 +113,7 @@ def test_shares_add_up_and_every_role_is_on_the_ledger(smoke):
         if row["kind"] == "eval":
             assert {f"{name}/{d}" for name in ("held_out_kl", "held_out_entropy") for d in DOMAINS} <= row.keys()
             assert all(0 < row[f"topk_overlap/{d}"] <= 1 for d in DOMAINS)
-    assert ledger["evaluation"]["tokens"] == sum(exam["tokens"] for exam in exams) > 0
+    assert ledger["evaluation"]["tokens"] == sum(row["tokens"] for row in exams) > 0
     assert ledger["evaluation"]["flops"] > 0
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mopd.distill.loop import Interrupted, StepClock, train
-from mopd.distill.types import GradingFailed, NonFinite, Prompt, Rollout, ScoredRollout, WorldError
+from mopd.distill.types import GradingFailed, NonFinite, Prompt, Rollout, RunError, ScoredRollout
 
 
 class Counter:
@@ -90,25 +90,25 @@ def prompts(step):
     return [Prompt("math", f"{step}/{i}", (1, 2), "?", "!") for i in range(2)]
 
 
-def go(student, watch, steps=5, grader=None):
+def go(student, callbacks, steps=5, grader=None):
     grader = grader or Grades()
-    return train(student=student, sampler=Actor(), grader=grader, prompts=prompts, steps=steps, watch=watch)
+    return train(student=student, sampler=Actor(), grader=grader, prompts=prompts, steps=steps, callbacks=callbacks)
 
 
 def test_every_step_acts_grades_and_moves_once_in_order():
-    student, watch = Counter(), Watch()
-    go(student, watch)
+    student, callbacks = Counter(), Watch()
+    go(student, callbacks)
     assert [s for s, _ in student.updated] == [0, 1, 2, 3, 4]
     assert student.updated[3][1] == ["3/0", "3/1"]
-    assert [e for e in watch.log if e[0] == "evaluated"] == [("evaluated", 0), ("evaluated", 2), ("evaluated", 4)]
+    assert [e for e in callbacks.log if e[0] == "evaluated"] == [("evaluated", 0), ("evaluated", 2), ("evaluated", 4)]
     assert student.saved == [3, 5], "every third, and the last"
 
 
 def test_a_rule_that_ends_the_run_saves_its_step_and_is_no_interruption():
-    student, watch = Counter(), Watch(end_after=2)
-    assert go(student, watch) == 2
+    student, callbacks = Counter(), Watch(end_after=2)
+    assert go(student, callbacks) == 2
     assert student.saved == [2]
-    assert ("evaluated", 2) in watch.log
+    assert ("evaluated", 2) in callbacks.log
     resumed = Counter(saved=student.saved)
     assert go(resumed, Watch(end_after=2)) == 2, "killed after that, it does not go on"
     assert resumed.updated == []
@@ -122,9 +122,9 @@ def test_an_interrupted_run_saves_its_step_and_goes_on_to_the_same_end():
     with pytest.raises(Interrupted, match="step 2 of 5"):
         go(student, Watch(stop_after=2))
     assert student.saved == [2]
-    resumed, watch = Counter(saved=student.saved), Watch()
-    go(resumed, watch)
-    assert watch.log[0] == ("resumed", 2)
+    resumed, callbacks = Counter(saved=student.saved), Watch()
+    go(resumed, callbacks)
+    assert callbacks.log[0] == ("resumed", 2)
     assert student.updated + resumed.updated == straight.updated
 
 
@@ -140,13 +140,13 @@ def test_a_failing_update_is_not_recorded():
         def update(self, batch, *, step):
             raise FloatingPointError("NaN")
 
-    watch = Watch()
+    callbacks = Watch()
     with pytest.raises(FloatingPointError):
-        go(Breaks(), watch)
-    assert ("recorded", 1) not in watch.log
+        go(Breaks(), callbacks)
+    assert ("recorded", 1) not in callbacks.log
 
 
-@pytest.mark.parametrize(("error", "kept"), [(GradingFailed, [2]), (NonFinite, [2]), (WorldError, [])])
+@pytest.mark.parametrize(("error", "kept"), [(GradingFailed, [2]), (NonFinite, [2]), (RunError, [])])
 def test_finished_steps_are_kept_where_a_grader_breaks_and_the_student_is_whole(error, kept):
     class Breaks(Grades):
         def score(self, microbatches):
@@ -155,13 +155,13 @@ def test_finished_steps_are_kept_where_a_grader_breaks_and_the_student_is_whole(
                 raise error("teacher 'math' died")
             return scored
 
-    student, watch = Counter(), Watch()
+    student, callbacks = Counter(), Watch()
     with pytest.raises(error):
-        go(student, watch, grader=Breaks())
+        go(student, callbacks, grader=Breaks())
     assert student.saved == kept
     assert student.weight == 2
     failed = ("failed", 2, {"teacher_retries/math": 2.0}, "teacher 'math' died")
-    assert [one for one in watch.log if one[0] == "failed"] == ([failed] if kept else []), "what it lost is told"
+    assert [one for one in callbacks.log if one[0] == "failed"] == ([failed] if kept else []), "what it lost is told"
     resumed = Counter(saved=student.saved)
     with pytest.raises(error):
         go(resumed, Watch(), grader=Breaks())
@@ -175,14 +175,14 @@ def test_a_grader_that_breaks_in_an_evaluation_costs_no_finished_step():
                 raise GradingFailed("teacher 'math' died")
             super().evaluate(step, weights)
 
-    student, watch = Counter(), Breaks(save_every=3)
+    student, callbacks = Counter(), Breaks(save_every=3)
     with pytest.raises(GradingFailed):
-        go(student, watch)
+        go(student, callbacks)
     assert student.saved == [3, 4]
-    assert watch.log[-1][:2] == ("failed", 4)
-    resumed, watch = Counter(saved=student.saved), Watch()
-    assert go(resumed, watch) == 5
-    assert watch.log[:2] == [("resumed", 4), ("evaluated", 4)], "taken again"
+    assert callbacks.log[-1][:2] == ("failed", 4)
+    resumed, callbacks = Counter(saved=student.saved), Watch()
+    assert go(resumed, callbacks) == 5
+    assert callbacks.log[:2] == [("resumed", 4), ("evaluated", 4)], "taken again"
 
 
 def test_clock_gives_generation_its_own_time_and_takes_it_out_of_scoring(monkeypatch):

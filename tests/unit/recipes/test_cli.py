@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mopd.distill.loop import Interrupted
 from mopd.distill.recipe.files import dump_recipe, load_recipe
-from mopd.distill.types import NonFinite, UserError, WorldError
+from mopd.distill.types import NonFinite, RunError, UserError
 from mopd.recipes import SHIPPED
 from mopd.recipes.cli import ExitCodes, app
 
@@ -217,7 +217,7 @@ def broken(error: BaseException) -> typer.Typer:
     ("error", "code", "told"),
     [
         (lambda: UserError("first thing", "second thing"), 2, ["2 problems", "- first thing", "- second thing"]),
-        (lambda: WorldError("a disk filled"), 1, ["a disk filled", "the last checkpoint resumes it: mopd"]),
+        (lambda: RunError("a disk filled"), 1, ["a disk filled", "the last checkpoint resumes it: mopd"]),
         (lambda: NonFinite("math, step 3"), 1, ["math, step 3", "the last checkpoint resumes it: mopd"]),
         (lambda: Interrupted("saved step 3"), 130, ["saved step 3", "go on with: mopd"]),
         (lambda: KeyboardInterrupt(), 130, ["go on from the last checkpoint"]),

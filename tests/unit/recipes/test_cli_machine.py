@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mopd.distill.loop import Interrupted
 from mopd.distill.recipe.files import dump_recipe, load_recipe
-from mopd.distill.types import WorldError
+from mopd.distill.types import RunError
 from mopd.recipes import SHIPPED
 
 
@@ -32,7 +32,7 @@ def test_a_full_disk_is_the_worlds_fault() -> None:
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("error", [lambda: WorldError("x"), lambda: Interrupted("x"), lambda: KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [lambda: RunError("x"), lambda: Interrupted("x"), lambda: KeyboardInterrupt()])
 def test_nobody_is_advised_to_start_anew(error: Callable[[], BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["mopd", "run", "smoke", "--restart", "seed=3"])
     assert failing(error())[1].rstrip().endswith("mopd run smoke seed=3")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mopd.distill.types import Prompt, Rollout, UserError, WorldError
+from mopd.distill.types import Prompt, Rollout, RunError, UserError
 from mopd.rollouts.rewards import RewardGrader, VerifiedGrader
 from mopd.rollouts.tasks import TASKS, Task
 from mopd.rollouts.tokenizer import build_tokenizer, completion_ids, to_prompt
@@ -90,7 +90,7 @@ def test_a_broken_verifier_stops_the_run(scores: list[float], problem: str) -> N
     task: Task = Broken()
     example = task.example(seed=1, split="train", index=0)
     rollout = rollout_of(to_prompt(TOKENIZER, domain="reasoning", example=example), "A", 0)
-    with pytest.raises(WorldError, match=problem):
+    with pytest.raises(RunError, match=problem):
         RewardGrader({"reasoning": task}, TOKENIZER).score([[rollout]])
 
 

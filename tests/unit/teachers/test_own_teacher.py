@@ -21,10 +21,10 @@ from mopd.recipes.check.static import check
 from mopd.recipes.run.check_deep import DeepCheck
 from mopd.teachers.actor import TeacherSpec, canary
 from mopd.teachers.kinds.checkpoint import TeacherModel
-from mopd.teachers.kinds.custom import Own
+from mopd.teachers.kinds.custom import CustomSource
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions
-from mopd.teachers.validate import Owed, check_score, sampled_of
+from mopd.teachers.validate import Expected, check_score, sampled_of
 
 PAGE = (Path(__file__).parents[3] / "docs" / "own.md").read_text()
 BLEND = PAGE.partition("## A teacher")[2].partition("```python\n")[2].partition("```")[0]
@@ -83,8 +83,8 @@ class Top(TeacherModel):
 """
 
 
-def blend(folder: Path) -> Own:
-    return Own.of(f"{folder}/blend.py:Blend", str(folder / "one"), "cpu", "float32")
+def blend(folder: Path) -> CustomSource:
+    return CustomSource.of(f"{folder}/blend.py:Blend", str(folder / "one"), "cpu", "float32")
 
 
 def test_the_documented_one_scores_as_it_says(cluster: None, folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_less_is_made_of_the_more_that_it_gives(folder: Path, whose: Any) -> Non
     for answer, sampled, rollout in zip(
         opened.score(ids, "topk", None, given), opened.score(ids, "sampled"), batch, strict=True
     ):
-        check_score("blend", rollout, answer, Owed("topk", opened.vocabulary, support))
+        check_score("blend", rollout, answer, Expected("topk", opened.vocabulary, support))
         assert isinstance(answer, TopK)
         full_TV = expected(folder, rollout.token_ids)
         theirs = None if rollout.support_ids is None else torch.from_numpy(rollout.support_ids.astype(np.int64))
@@ -209,7 +209,7 @@ def test_one_that_gives_its_top_k_alone_is_tried_out_on_the_loss_support(
     (found,) = DeepCheck(recipe(**named), tmp_path / "out").findings()
     assert found.verdict in ("usable", "warning")
     conditions = Conditions(1.0, 64, Support(4, (1, 2), whose))
-    opened = Own.of(f"{tmp_path}/top.py:Top", str(folder / "one"), "cpu", "float32").open(conditions, [])
+    opened = CustomSource.of(f"{tmp_path}/top.py:Top", str(folder / "one"), "cpu", "float32").open(conditions, [])
     said_T = canary(opened, None, conditions)
     assert said_T is not None
     assert np.isfinite(said_T).all()
@@ -217,7 +217,7 @@ def test_one_that_gives_its_top_k_alone_is_tried_out_on_the_loss_support(
 
 def test_it_is_asked_for_nothing_with_nothing_and_a_changed_file_is_told(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "top.py").write_text(TOP)
-    own = Own.of(f"{tmp_path}/top.py:Top", str(folder / "one"), "cpu", "float32")
+    own = CustomSource.of(f"{tmp_path}/top.py:Top", str(folder / "one"), "cpu", "float32")
     assert own.open(Conditions(1.0, 64), []).score([], "sampled") == []
     (tmp_path / "top.py").write_text(TOP + "# another\n")
     with pytest.raises(GradingFailed, match="was changed during the run"):
@@ -229,8 +229,8 @@ def test_tokens_of_the_students_that_are_left_out_are_noticed() -> None:
     assert rollout.support_ids is not None
     n, ids_TK = len(rollout.token_ids), rollout.support_ids.copy()
     told = TopK(ids_TK, np.zeros((n, 3), np.float32), np.zeros(n, np.float32), np.zeros(n, np.float32))
-    owed = Owed("topk", VOCABULARY, Support(3, (), "student"))
-    check_score("own", rollout, told, owed)
+    expected = Expected("topk", VOCABULARY, Support(3, (), "student"))
+    check_score("own", rollout, told, expected)
     ids_TK[-1, 0] = (ids_TK[-1].max() + 1) % VOCABULARY
     with pytest.raises(GradingFailed, match="left out tokens that it was given"):
-        check_score("own", rollout, told, owed)
+        check_score("own", rollout, told, expected)

@@ -31,10 +31,10 @@ from mopd.distill.types import (
 from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions
-from mopd.teachers.validate import Owed, check_answer, check_score
+from mopd.teachers.validate import Expected, check_answer, check_score
 
 SUPPORT = Support(2, (0,))
-OWED = {payload: Owed(payload, 4, SUPPORT) for payload in ("sampled", "topk", "full", "hidden")}
+OWED = {payload: Expected(payload, 4, SUPPORT) for payload in ("sampled", "topk", "full", "hidden")}
 ROLLOUT = make_rollout(np.random.default_rng(0), 0, "math", prompt=3, completion=4)
 N = len(ROLLOUT.token_ids)
 
@@ -118,11 +118,11 @@ def test_an_answer_to_another_question_is_refused(said: Payload, asked: PayloadN
 
 @pytest.mark.parametrize(("whose", "width"), [("student", 3), ("union", 4)])
 def test_the_students_own_tokens_tell_the_width(whose: Literal["student", "union"], width: int) -> None:
-    owed = Owed("topk", 4, Support(2, (0,), whose))
+    expected = Expected("topk", 4, Support(2, (0,), whose))
     rollout = dataclasses.replace(ROLLOUT, support_ids=np.zeros((N, 3), np.int32))
-    check_score("euler", rollout, top(width), owed)
+    check_score("euler", rollout, top(width), expected)
     with pytest.raises(GradingFailed, match="by the support of the loss"):
-        check_score("euler", rollout, top(2), owed)
+        check_score("euler", rollout, top(2), expected)
 
 
 def test_as_many_scores_as_rollouts() -> None:

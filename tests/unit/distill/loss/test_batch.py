@@ -11,7 +11,7 @@ from mopd.distill.loss.microbatch import collate, plan_updates
 from mopd.distill.loss.registry import LOSSES
 from mopd.distill.loss.teacher_tensors import combine_teachers, sampled_logprobs
 from mopd.distill.recipe import FullReverseKL
-from mopd.distill.types import ScoredRollout, UserError, WorldError
+from mopd.distill.types import RunError, ScoredRollout, UserError
 
 FULL = FullReverseKL(estimator="full_reverse_kl")
 
@@ -80,7 +80,7 @@ def test_refusals_name_the_domain():
     with pytest.raises(UserError, match="'code' has 0 rollouts"):
         plan_updates(batch[:2], shares=SHARES, updates=1, ranks=1, microbatch_tokens=100)
     empty = [*batch[:2], scored(2, "code", answer=0)]
-    with pytest.raises(WorldError, match="'code' has no trained token"):
+    with pytest.raises(RunError, match="'code' has no trained token"):
         plan_updates(empty, shares=SHARES, updates=1, ranks=1, microbatch_tokens=100)
     with pytest.raises(ValueError, match="rollout 2 is of domain 'code'"):
         plan_updates(batch, shares={"math": 1.0}, updates=1, ranks=1, microbatch_tokens=100)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mopd.distill.loss.hidden import Chunks, HiddenKL, Opinion, hidden_reverse_kl
+from mopd.distill.loss.hidden import Chunks, HiddenKL, TeacherHidden, hidden_reverse_kl
 
 N, V, H, G = 37, 1009, 24, 16
 
@@ -31,7 +31,7 @@ def problem(seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tens
 
 def asked(given: dict[str, Tensor]) -> dict[str, Any]:
     """A problem of one teacher as arguments."""
-    teacher = Opinion(1.0, given["teacher_NG"], given["teacher_head_VG"])
+    teacher = TeacherHidden(1.0, given["teacher_NG"], given["teacher_head_VG"])
     students = {name: given[name] for name in ("student_NH", "student_head_VH", "tokens_N")}
     return {**students, "groups": [[teacher]]}
 
@@ -69,7 +69,7 @@ def test_it_is_the_full_divergence(chunks: Chunks, temperature: float) -> None:
     student_NH = given["student_NH"].requires_grad_()
     head_VH = given["student_head_VH"].requires_grad_()
     norms: list[Tensor] = []
-    told = hidden_reverse_kl(**asked(given), temperature=temperature, chunks=chunks, watch=norms.append)
+    told = hidden_reverse_kl(**asked(given), temperature=temperature, chunks=chunks, callbacks=norms.append)
     (told.kl_N * weights_N).sum().backward()
     for name in HiddenKL.__slots__:
         assert distance(getattr(told, name).detach(), getattr(expected, name)) < 1e-6, name
@@ -98,12 +98,12 @@ def test_groups_of_several_teachers_are_the_weighted_sum_of_their_divergences(ch
     """The first tokens have one teacher, the others two with heads of other sizes."""
     given, other = problem(), problem(seed=1)
     cut, temperature, weights_N = 14, 0.8, torch.linspace(0.1, 2.0, N)
-    first = Opinion(1.0, given["teacher_NG"], given["teacher_head_VG"])
-    second = Opinion(1.0, other["student_NH"], other["student_head_VH"] * 1.2)
+    first = TeacherHidden(1.0, given["teacher_NG"], given["teacher_head_VG"])
+    second = TeacherHidden(1.0, other["student_NH"], other["student_head_VH"] * 1.2)
     teachers = [[(1.0, first)]] * cut + [[(0.3, first), (0.7, second)]] * (N - cut)
     groups = [
-        [Opinion(1.0, first.hidden_NG[:cut], first.head_VG)],
-        [Opinion(w, one.hidden_NG[cut:], one.head_VG) for w, one in teachers[-1]],
+        [TeacherHidden(1.0, first.hidden_NG[:cut], first.head_VG)],
+        [TeacherHidden(w, one.hidden_NG[cut:], one.head_VG) for w, one in teachers[-1]],
     ]
     student_NH, head_VH = given["student_NH"].requires_grad_(), given["student_head_VH"].requires_grad_()
     norms: list[Tensor] = []
@@ -114,7 +114,7 @@ def test_groups_of_several_teachers_are_the_weighted_sum_of_their_divergences(ch
         tokens_N=given["tokens_N"],
         temperature=temperature,
         chunks=chunks,
-        watch=norms.append,
+        callbacks=norms.append,
     )
     (told.kl_N * weights_N).sum().backward()
 

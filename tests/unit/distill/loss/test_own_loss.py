@@ -9,7 +9,7 @@ from check_kit import problems, recipe
 from student_kit import ProcessRanks, furthest, make_model, make_spec, train
 
 from mopd.distill.loss.registry import located
-from mopd.distill.recipe import OwnLoss
+from mopd.distill.recipe import CustomLoss
 from mopd.recipes.check.plugins import check_own_loss
 from mopd.recipes.check.static import check
 
@@ -18,9 +18,9 @@ OWN = PAGE.partition("```python\n")[2].partition("```")[0]
 """The example of the documentation."""
 
 
-def written(folder: Path, source: str = OWN, name: str = "LOSS", **settings: float) -> OwnLoss:
+def written(folder: Path, source: str = OWN, name: str = "LOSS", **settings: float) -> CustomLoss:
     (folder / "loss.py").write_text(source)
-    return OwnLoss(estimator=f"{folder}/loss.py:{name}", settings=settings or {"strength": 1.0})
+    return CustomLoss(estimator=f"{folder}/loss.py:{name}", settings=settings or {"strength": 1.0})
 
 
 def test_the_exact_reverse_kl_of_ones_own_trains_like_the_shipped_one(
@@ -29,7 +29,7 @@ def test_the_exact_reverse_kl_of_ones_own_trains_like_the_shipped_one(
     model = make_model(tmp_path, "llama")
     (tmp_path / "loss.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)  # where the ranks are not: they were started before
-    relative = OwnLoss(estimator="./loss.py:LOSS", settings={"strength": 1.0})
+    relative = CustomLoss(estimator="./loss.py:LOSS", settings={"strength": 1.0})
     kept = {}
     for name, loss in {"shipped": {}, "own": {"loss": located(relative)}}.items():
         kept[name] = train(one, make_spec(model, tmp_path / name, **loss), steps=2)

@@ -21,7 +21,7 @@ from mopd.distill.loss.topk import Support, likeliest
 from mopd.distill.payloads import payload_bytes
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Payload, PayloadName, Rollout, ScoredRollout, TeacherScore
-from mopd.recipes.check.model_info import survey
+from mopd.recipes.check.model_info import read_model_infos
 from mopd.recipes.check.plan_payload import shipped_bytes
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.resolve.methods import support_of
@@ -125,7 +125,9 @@ def test_plan_and_ledger_say_what_is_shipped(wide: str, loss: dict[str, Any], dt
         student={"model": wide}, teachers={"math": {"model": wide, "dtype": dtype}}, stages={}, loss=loss, device="cpu"
     )
     tokenizer = tokenizer_of("arithmetic")
-    facts, problems = survey(made, {"math": make_task("arithmetic", domain="math", tokenizer=tokenizer)})
+    model_infos, problems = read_model_infos(
+        made, {"math": make_task("arithmetic", domain="math", tokenizer=tokenizer)}
+    )
     support, asked = support_of(made, tokenizer), loss_spec(made.loss).payload
     batch = rollouts(3)
     if support is not None and support.given:
@@ -136,7 +138,7 @@ def test_plan_and_ledger_say_what_is_shipped(wide: str, loss: dict[str, Any], dt
     held = TeacherModel(wide, **settings, support=support)
     said = held.score([rollout.token_ids for rollout in batch], asked, None, given)
     assert problems == []
-    assert shipped_bytes(made, facts, "math", device="cpu") == per_token
+    assert shipped_bytes(made, model_infos, "math", device="cpu") == per_token
     for rollout, payload in zip(batch, said, strict=True):
         assert payload_bytes(payload) == per_token * len(rollout.token_ids)
     scored = [ScoredRollout(r, ((1.0, TeacherScore("math", p)),)) for r, p in zip(batch, said, strict=True)]

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 from mopd.distill.metrics.evaluate import Evaluation, evaluate, health, interval, repetition, scores
-from mopd.distill.types import Prompt, Rollout, Weights, WorldError
+from mopd.distill.types import Prompt, Rollout, RunError, Weights
 
 
 def question(domain: str, number: int) -> Prompt:
@@ -88,16 +88,16 @@ def test_evaluate_refuses_answers_to_other_questions() -> None:
             yield from super().sample(list(reversed(prompts)), step=step, greedy=greedy)
 
     asked = {"math": [question("math", n) for n in range(3)]}
-    with pytest.raises(WorldError, match="in the order asked"):
+    with pytest.raises(RunError, match="in the order asked"):
         evaluate(Shuffled(), asked, verify, decode, 0, model="base", split="test")
 
 
 @pytest.mark.parametrize("verdict", [float("nan"), -0.1, 1.5])
 def test_evaluate_refuses_a_verdict_that_is_no_fraction(verdict: float) -> None:
     asked = {"math": [question("math", 1)]}
-    with pytest.raises(WorldError, match=r"math/test/1 .* not 0\.\.1"):
+    with pytest.raises(RunError, match=r"math/test/1 .* not 0\.\.1"):
         evaluate(Parrot(), asked, lambda p, t: [verdict], decode, 0, model="base", split="test")
-    with pytest.raises(WorldError, match="2 scores for 1 answers"):
+    with pytest.raises(RunError, match="2 scores for 1 answers"):
         evaluate(Parrot(), asked, lambda p, t: [1.0, 1.0], decode, 0, model="base", split="test")
 
 

@@ -13,7 +13,7 @@ from mopd.distill.metrics.evaluate import Evaluation
 from mopd.distill.metrics.results import build_seesaw, group
 from mopd.distill.metrics.selection import Selected, select_step
 from mopd.distill.student.driver import DeepSpeedStudent
-from mopd.distill.types import WorldError
+from mopd.distill.types import RunError
 from mopd.recipes.report.wording import judge
 
 TEACHERS = {"math": {"math": 1.0}, "code": {"code": 1.0}}
@@ -70,7 +70,7 @@ def test_the_checkpoint_of_the_best_step_outlives_the_newest_and_comes_back_bitw
     spec = make_spec(make_model(models, "llama"), tmp_path, keep_checkpoints=2)
     best: list[int] = []
     settings: dict[str, Any] = {"shares": dict.fromkeys(spec.domains, 1.0), "updates_per_step": 1}
-    learner = DeepSpeedStudent(one.start(spec), spec, **settings, share_rule="explicit", spared=lambda: best)
+    learner = DeepSpeedStudent(one.start(spec), spec, **settings, share_rule="explicit", keep_steps=lambda: best)
     weights = {}
     for step in range(1, 6):
         learner.update(make_batch(seed=step), step=step - 1)
@@ -83,7 +83,7 @@ def test_the_checkpoint_of_the_best_step_outlives_the_newest_and_comes_back_bitw
     assert furthest(weights[2], weights[5]) > 0
     assert learner.load_latest() == 5, "a resumed run goes on from the newest, not from the best"
     assert furthest(dict(learner.weights().state_dict()), weights[5]) == 0.0
-    with pytest.raises(WorldError, match=r"checkpoint of step 1, which `evaluate.select` chose, is not in"):
+    with pytest.raises(RunError, match=r"checkpoint of step 1, which `evaluate.select` chose, is not in"):
         learner.load(1)
 
 

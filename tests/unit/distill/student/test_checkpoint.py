@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mopd.distill.student import checkpoint
-from mopd.distill.types import UserError, WorldError
+from mopd.distill.types import RunError, UserError
 
 HOLD = """
 import sys, time
@@ -64,7 +64,7 @@ def test_only_the_current_attempt_publishes(tmp_path: Path) -> None:
             folder = tmp_path / f"x.tmp-{attempt}"
             (folder / "deep").mkdir(parents=True)
             (folder / "deep" / "weights").write_text(attempt)
-        with pytest.raises(WorldError, match=f"attempt {old} no longer owns"):
+        with pytest.raises(RunError, match=f"attempt {old} no longer owns"):
             checkpoint.publish(tmp_path, old, tmp_path / f"x.tmp-{old}", tmp_path / "x")
         assert not (tmp_path / "x").exists()
         checkpoint.publish(tmp_path, new, tmp_path / f"x.tmp-{new}", tmp_path / "x")
@@ -93,14 +93,14 @@ def test_whole_checkpoints_and_pruning(tmp_path: Path) -> None:
     run_dir = tmp_path.parent / f"{tmp_path.name}-run"
     run_dir.mkdir()
     (run_dir / "attempt").write_text("newer")
-    with pytest.raises(WorldError, match="no longer owns"):
+    with pytest.raises(RunError, match="no longer owns"):
         checkpoint.prune(run_dir, tmp_path, keep=2, attempt="mine")
     assert (tmp_path / "step-000030.tmp-old").exists()
     (run_dir / "attempt").write_text("mine")
     checkpoint.prune(run_dir, tmp_path, keep=2, attempt="mine")
     left = ["step-000030.tmp-mine", "step-000100", "step-1000000"]
     assert sorted(path.name for path in tmp_path.iterdir()) == left
-    checkpoint.prune(run_dir, tmp_path, keep=1, attempt="mine", spared={100, 7})
+    checkpoint.prune(run_dir, tmp_path, keep=1, attempt="mine", keep_steps={100, 7})
     assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 

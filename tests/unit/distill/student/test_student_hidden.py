@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mopd.distill.models.heads import HeadSource
 from mopd.distill.recipe import FullReverseKL, Optimizer
-from mopd.distill.types import Full, Hidden, Payload, PayloadName, ScoredRollout, TeacherScore, WorldError
+from mopd.distill.types import Full, Hidden, Payload, PayloadName, RunError, ScoredRollout, TeacherScore
 from mopd.teachers.kinds.checkpoint import TeacherModel
 
 TEMPERATURE = 0.7
@@ -132,5 +132,5 @@ def test_hidden_states_of_another_head_are_refused(
     spec = make_spec(
         make(models, "llama", seed=0), tmp_path, loss=HIDDEN, heads=(HeadSource(teachers["a"], "float32"),)
     )
-    with pytest.raises(WorldError, match=r"belong to the output head .* its checkpoint was changed during the run"):
+    with pytest.raises(RunError, match=r"belong to the output head .* its checkpoint was changed during the run"):
         updated(one, spec, scored(teachers, "hidden"))

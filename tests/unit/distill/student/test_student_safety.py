@@ -27,7 +27,7 @@ from student_kit import (
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mopd.distill.student import checkpoint
-from mopd.distill.types import Full, NonFinite, ScoredRollout, TeacherScore, UserError, WorldError, align_logits
+from mopd.distill.types import Full, NonFinite, RunError, ScoredRollout, TeacherScore, UserError, align_logits
 from mopd.rollouts.tokenizer import build_tokenizer
 
 
@@ -127,9 +127,9 @@ def test_checkpoints_are_whole_or_absent(models: Path, tmp_path: Path, one: Proc
     assert sorted(path.name for path in folder.iterdir()) == ["step-000002", "step-000003"]
     assert learner.load_latest() == 3
     (tmp_path / "attempt").write_text("newer")  # the run was resumed by another driver
-    with pytest.raises(WorldError, match="attempt now no longer owns"):
+    with pytest.raises(RunError, match="attempt now no longer owns"):
         learner.save(4)
-    with pytest.raises(WorldError, match="attempt now no longer owns"):
+    with pytest.raises(RunError, match="attempt now no longer owns"):
         learner.export(str(tmp_path / "student"))
     assert sorted(path.name for path in folder.iterdir()) == ["step-000002", "step-000003"]
     assert not (tmp_path / "student").exists()

@@ -15,7 +15,7 @@ from track_kit import recipe, write_run
 
 from mopd.distill.tracking.jsonl import append_jsonl, read_jsonl, truncate_jsonl
 from mopd.distill.tracking.tracker import Tracker
-from mopd.distill.types import WorldError
+from mopd.distill.types import RunError
 
 
 def open_tracker(folder: Path) -> Tracker:
@@ -146,14 +146,14 @@ def test_rows_that_resume_could_not_cut_are_refused(tmp_path: Path) -> None:
 def test_a_spoilt_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "kind": "train"}\nspoilt\n{"step": 2, "kind": "train"}\n')
-    with pytest.raises(WorldError, match=re.escape(f"{path}, line 2 is not a JSON object")):
+    with pytest.raises(RunError, match=re.escape(f"{path}, line 2 is not a JSON object")):
         open_tracker(tmp_path)
 
 
 def test_a_file_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
     tracker = open_tracker(tmp_path)
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(WorldError, match=r"metrics\.jsonl cannot be written: Is a directory"):
+    with pytest.raises(RunError, match=r"metrics\.jsonl cannot be written: Is a directory"):
         tracker.log("train", 1, {})
 
 

@@ -13,7 +13,7 @@ from transformers import AddedToken, AutoConfig, AutoModelForCausalLM, PreTraine
 from mopd.distill.recipe.files import load_recipe, shipped_recipes
 from mopd.distill.recipe.study import Study, load
 from mopd.recipes import SHIPPED
-from mopd.recipes.check.model_info import survey
+from mopd.recipes.check.model_info import read_model_infos
 from mopd.recipes.check.offline import unchecked
 from mopd.recipes.check.static import check
 from mopd.recipes.check.study import check_study
@@ -43,7 +43,7 @@ def test_every_shipped_recipe_passes(tmp_path: Path, name: str) -> None:
 def test_the_plan_counts_what_is_there(tmp_path: Path) -> None:
     made = recipe(rollout={"max_new_tokens": 40, "samples_per_prompt": 3})
     plan = check(made, tmp_path)
-    tokenizer = survey(made, dict.fromkeys(("math",), TASKS["arithmetic"]))[0]["student.model"].tokenizer
+    tokenizer = read_model_infos(made, dict.fromkeys(("math",), TASKS["arithmetic"]))[0]["student.model"].tokenizer
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **CONFIG, vocab_size=len(tokenizer)))
     real = sum(p.numel() for p in model.parameters())
     assert {m.name: (m.parameters, m.active_parameters) for m in plan.models} == dict.fromkeys(
@@ -107,8 +107,8 @@ def test_experts_count_by_the_share_that_a_token_passes(tmp_path: Path) -> None:
     smoke = load_recipe("smoke_expert_parallel", shipped=SHIPPED)
     plan = check(smoke, tmp_path)
     architecture = smoke.stages["base"].from_
-    facts, _ = survey(smoke, {name: TASKS[str(d.task)] for name, d in smoke.domains.items()})
-    size = len(facts["student.model"].tokenizer)
+    model_infos, _ = read_model_infos(smoke, {name: TASKS[str(d.task)] for name, d in smoke.domains.items()})
+    size = len(model_infos["student.model"].tokenizer)
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("mimo_v2_flash", **architecture.config, vocab_size=size)  # pyright: ignore
     )
@@ -117,7 +117,7 @@ def test_experts_count_by_the_share_that_a_token_passes(tmp_path: Path) -> None:
     routed = 2 * 4 * 3 * 32 * 32
     student = plan.models[-1]
     assert (student.parameters, student.active_parameters) == (total, total - routed // 2)
-    assert facts["student.model"].routed_parameters == pytest.approx(routed)
+    assert model_infos["student.model"].routed_parameters == pytest.approx(routed)
     assert next(p.count for p in plan.processes if p.name == "rank of the student") == 2
 
 

@@ -19,7 +19,7 @@ from mopd.recipes.check.plan_processes import GIB
 from mopd.recipes.check.static import check
 from mopd.recipes.cli import app
 from mopd.recipes.resolve.checkpoints import empty_model
-from mopd.recipes.resolve.placement import claims
+from mopd.recipes.resolve.placement import resource_requests
 
 REAL = {"qwen3_8gpu": (8, 64), "mimo_cluster": (64 + 8, 256)}
 """Recipe -> its processes, and the prompts of a domain in a step."""
@@ -80,7 +80,7 @@ def test_a_teacher_behind_a_server_takes_no_gpu_and_ships_its_support(tmp_path: 
     asking = [process for process in plan.processes if process.name.startswith("asking")]
     assert [process.count for process in asking] == [4, 4]
     assert all(process.bytes_each < GIB for process in asking)
-    living = {claim.who: claim.each for claim in claims(made, "cuda")}
+    living = {claim.who: claim.each for claim in resource_requests(made, "cuda")}
     assert living["teacher math"] == living["teacher code"] == {}
     k = 64  # the control tokens are not known without a network
     for step in plan.steps:

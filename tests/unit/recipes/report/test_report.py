@@ -14,7 +14,7 @@ from rich.console import Console
 from run_kit import domain_settings, recipe, write_run
 
 from mopd.distill.tracking.jsonl import append_jsonl, truncate_jsonl
-from mopd.distill.types import UserError, WorldError
+from mopd.distill.types import RunError, UserError
 from mopd.recipes.report.data import load_run, run_ledger
 from mopd.recipes.report.page import summary_table, write_report
 from mopd.recipes.report.run import cost, duration, si
@@ -239,5 +239,5 @@ def test_a_folder_that_is_no_run_and_a_damaged_one_are_refused(tmp_path: Path, o
     with pytest.raises(UserError, match=r"holds no run: it has no recipe\.yaml"):
         write_report(tmp_path)
     (own_run / "metrics.jsonl").write_text("[]\n")
-    with pytest.raises(WorldError, match="line 1 is not a JSON object"):
+    with pytest.raises(RunError, match="line 1 is not a JSON object"):
         write_report(own_run)

@@ -11,7 +11,7 @@ from check_kit import problems, recipe, save_model, tokenizer_of
 from pydantic import ValidationError
 
 from mopd.distill.recipe import TeacherRecipe
-from mopd.recipes.resolve.placement import Claim, claims, gpus_needed, unplaced
+from mopd.recipes.resolve.placement import ResourceRequest, gpus_needed, resource_requests, unplaced
 
 
 def two(base: str, **teacher: Any) -> dict[str, Any]:
@@ -43,17 +43,17 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_each_process_takes_follows_its_teacher(base: str) -> None:
     made = recipe(**two(base, replicas=3, gpus=0.25, resources={"big": 2.0}), rollout={"workers": 1})
     expected = [
-        Claim("the student's ranks", 2, {"GPU": 1.0}),
-        Claim("sampler workers", 1, {"GPU": 1.0}),
-        Claim("teacher one", 1, {"GPU": 1.0}),
-        Claim("teacher two", 3, {"GPU": 0.25, "big": 2.0}),
+        ResourceRequest("the student's ranks", 2, {"GPU": 1.0}),
+        ResourceRequest("sampler workers", 1, {"GPU": 1.0}),
+        ResourceRequest("teacher one", 1, {"GPU": 1.0}),
+        ResourceRequest("teacher two", 3, {"GPU": 0.25, "big": 2.0}),
     ]
-    assert list(claims(made, "cuda")) == expected
+    assert list(resource_requests(made, "cuda")) == expected
     on_cpu = recipe(**two(base, device="cpu"))
-    assert [claim.each for claim in claims(on_cpu, "cuda")][-2:] == [{"GPU": 1.0}, {}]
-    assert all(claim.each == {} for claim in claims(on_cpu, "cpu"))
+    assert [claim.each for claim in resource_requests(on_cpu, "cuda")][-2:] == [{"GPU": 1.0}, {}]
+    assert all(claim.each == {} for claim in resource_requests(on_cpu, "cpu"))
     alone = recipe(**two(base, device="cuda"))
-    assert [claim.each for claim in claims(alone, "cpu")][-2:] == [{}, {"GPU": 1.0}]
+    assert [claim.each for claim in resource_requests(alone, "cpu")][-2:] == [{}, {"GPU": 1.0}]
 
 
 def test_teachers_that_take_turns_take_what_those_that_are_held_take(base: str) -> None:
@@ -61,9 +61,9 @@ def test_teachers_that_take_turns_take_what_those_that_are_held_take(base: str) 
     sections["teachers"]["one"]["gpus"] = 0.5
     sections["teachers"]["away"] = {"model": base, "endpoint": "http://here:8000/v1"}
     made = recipe(**sections, run={"resident_teachers": 1})
-    assert list(claims(made, "cuda"))[2:] == [
-        Claim("teacher away", 1, {}),
-        Claim("teachers one, two in turn", 1, {"GPU": 0.5}),
+    assert list(resource_requests(made, "cuda"))[2:] == [
+        ResourceRequest("teacher away", 1, {}),
+        ResourceRequest("teachers one, two in turn", 1, {"GPU": 0.5}),
     ]
 
 
@@ -72,7 +72,7 @@ def test_teachers_that_take_turns_take_what_those_that_are_held_take(base: str) 
     [([], 0), ([1, 1], 2), ([0.25] * 4, 1), ([0.6] * 3, 3), ([0.1] * 10, 1), ([1, 0.5, 0.5, 0.3], 3), ([0.0], 0)],
 )
 def test_parts_of_gpus_share_one_where_they_fit_whole(parts: list[float], gpus: int) -> None:
-    assert gpus_needed([Claim("", 1, {"GPU": part} if part else {}) for part in parts]) == gpus
+    assert gpus_needed([ResourceRequest("", 1, {"GPU": part} if part else {}) for part in parts]) == gpus
 
 
 def test_a_machine_with_too_few_gpus_is_told_by_whom_they_are_taken(two_gpus: None, base: str, tmp_path: Path) -> None:
@@ -109,8 +109,16 @@ def test_resources_that_ray_would_not_take_are_refused(resources: dict[str, floa
 
 def test_a_cluster_without_a_node_for_a_process_or_without_enough_is_told() -> None:
     nodes = [{"CPU": 8.0, "GPU": 2.0}, {"GPU": 1.0, "big": 1.0}]
-    assert unplaced([Claim("ranks", 2, {"GPU": 1.0}), Claim("teacher t", 1, {"GPU": 0.5, "big": 1.0})], nodes) == []
-    (found,) = unplaced([Claim("teacher t", 1, {"GPU": 1.5, "big": 1.0})], nodes)
+    assert (
+        unplaced(
+            [ResourceRequest("ranks", 2, {"GPU": 1.0}), ResourceRequest("teacher t", 1, {"GPU": 0.5, "big": 1.0})],
+            nodes,
+        )
+        == []
+    )
+    (found,) = unplaced([ResourceRequest("teacher t", 1, {"GPU": 1.5, "big": 1.0})], nodes)
     assert found.startswith("teacher t: each process takes 1.5 GPU and 1 big, and no node of the Ray cluster has that")
-    (found,) = unplaced([Claim("ranks", 3, {"GPU": 1.0}), Claim("teacher t", 2, {"GPU": 0.5})], nodes)
+    (found,) = unplaced(
+        [ResourceRequest("ranks", 3, {"GPU": 1.0}), ResourceRequest("teacher t", 2, {"GPU": 0.5})], nodes
+    )
     assert found.startswith("the run needs 4 GPU at a time, and the nodes of the Ray cluster have 3 together")

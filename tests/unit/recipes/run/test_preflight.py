@@ -22,7 +22,7 @@ from mopd.recipes.run.preflight import FLOOR, trouble
 from mopd.rollouts.engines.in_process import Decoding
 from mopd.rollouts.sampler import InProcess, StudentSampler
 from mopd.teachers.actor import TeacherSpec
-from mopd.teachers.dry_run import Trial
+from mopd.teachers.dry_run import DryRun
 from mopd.teachers.kinds.checkpoint import Checkpoint, TeacherModel
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions
@@ -93,7 +93,7 @@ def rollouts(paths: tuple[str, str]) -> list[Rollout]:
 
 
 @pytest.fixture(scope="module")
-def trials(paths: tuple[str, str], rollouts: list[Rollout]) -> Iterator[dict[str, Trial]]:
+def trials(paths: tuple[str, str], rollouts: list[Rollout]) -> Iterator[dict[str, DryRun]]:
     """A teacher with each defect, in processes of its own."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -106,7 +106,7 @@ def trials(paths: tuple[str, str], rollouts: list[Rollout]) -> Iterator[dict[str
         specs, routes={DOMAINS[0]: dict.fromkeys(traps, 1 / 3)}, payload="sampled", faults=FaultRecipe(), say=print
     )
     pool.wait_until_ready()
-    yield {trap: pool.try_out(trap, rollouts) for trap in traps}
+    yield {trap: pool.dry_run(trap, rollouts) for trap in traps}
     pool.close()
     ray.shutdown()
 
@@ -120,7 +120,7 @@ def trials(paths: tuple[str, str], rollouts: list[Rollout]) -> Iterator[dict[str
     ],
 )
 def test_scores_that_would_mislead_are_found(
-    trials: dict[str, Trial], rollouts: list[Rollout], trap: str, told: str | None
+    trials: dict[str, DryRun], rollouts: list[Rollout], trap: str, told: str | None
 ) -> None:
     assert len(trials[trap].answers) == (4 if trap == "own process" else 2)
     found = trouble(trials[trap], rollouts, 1e-3)
@@ -134,12 +134,12 @@ def test_answers_may_differ_by_less_than_a_tenth_of_the_distance_to_the_student(
     def shifted(by: float) -> tuple[Any, ...]:
         return tuple(row + np.float32(by) for row in student)
 
-    assert trouble(Trial((shifted(0.5), shifted(0.54)), None), rollouts, 1e-3) is None
-    told = trouble(Trial((shifted(0.5), shifted(0.56)), None), rollouts, 1e-3)
+    assert trouble(DryRun((shifted(0.5), shifted(0.54)), None), rollouts, 1e-3) is None
+    told = trouble(DryRun((shifted(0.5), shifted(0.56)), None), rollouts, 1e-3)
     assert told is not None
     assert told[0] == "asked twice, it scores the same tokens 0.06 nats apart, and is 0.5 nats from the student"
-    assert trouble(Trial((shifted(0), shifted(FLOOR / 2)), None), rollouts, 1e-3) is None  # an anchor
-    assert trouble(Trial((shifted(0), shifted(float("nan"))), None), rollouts, 1e-3) is not None
+    assert trouble(DryRun((shifted(0), shifted(FLOOR / 2)), None), rollouts, 1e-3) is None  # an anchor
+    assert trouble(DryRun((shifted(0), shifted(float("nan"))), None), rollouts, 1e-3) is not None
 
 
 def test_every_payload_that_tells_its_tokens_log_probabilities_is_read(tmp_path: Path) -> None:

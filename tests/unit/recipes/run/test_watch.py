@@ -18,7 +18,7 @@ from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import GradingFailed, Metrics, Rollout, ScoredRollout
 from mopd.recipes.evaluation.costs import Costs
-from mopd.recipes.run.hooks import RunWatch
+from mopd.recipes.run.hooks import RunCallbacks
 
 
 class Lost:
@@ -36,19 +36,19 @@ def test_a_run_that_a_teacher_ends_says_what_was_lost_once(tmp_path: Path) -> No
     for _ in range(2):  # the second one resumes; nobody has mended the teacher
         with Progress() as progress, Tracker(tmp_path, recipe=made) as tracker:
             actor: Any = Actor()
-            watch = RunWatch(
+            callbacks = RunCallbacks(
                 made,
                 tracker=tracker,
                 costs=costs,
                 progress=progress.task("student", 3),
                 stop=threading.Event(),
-                exam=None,
-                examinee=actor,
+                evaluator=None,
+                eval_sampler=actor,
                 held_out=None,
             )
             student: Any = Counter()
             with pytest.raises(GradingFailed):
-                train(student=student, sampler=actor, grader=Lost(), prompts=prompts, steps=3, watch=watch)
+                train(student=student, sampler=actor, grader=Lost(), prompts=prompts, steps=3, callbacks=callbacks)
         (row,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
         assert row == {
             "step": 1,

@@ -18,10 +18,10 @@ ATTACKS = """
 import json, os, socket, sys
 folder, victim_file, port, parent, without = json.loads(sys.argv[1])
 sys.path.append({root!r})
-from mopd.rollouts import sandbox_lock
+from mopd.rollouts.sandbox import lock
 if without == "filter":
-    sandbox_lock._SYSTEM_CALLS.clear()  # as on a machine whose system calls are not known
-held, missing = sandbox_lock.lock(empty_folder=folder, memory_bytes=256 << 20, cpu_seconds=5)
+    lock._SYSTEM_CALLS.clear()  # as on a machine whose system calls are not known
+held, missing = lock.lock(empty_folder=folder, memory_bytes=256 << 20, cpu_seconds=5)
 
 def attempt(name, attack):
     try:
