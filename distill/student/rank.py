@@ -129,9 +129,13 @@ class StudentRank:
             folder = self._checkpoints / temporary
             checkpoint.write_atomic(folder / "layout.json", json.dumps(self._layout()))
             checkpoint.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name)
-            spec = self.spec
-            kept = {"keep": spec.keep_checkpoints, "spared": keep_steps}
-            checkpoint.prune(spec.run_dir, self._checkpoints, **kept, attempt=spec.attempt)
+            checkpoint.prune(
+                self.spec.run_dir,
+                self._checkpoints,
+                keep=self.spec.keep_checkpoints,
+                keep_steps=keep_steps,
+                attempt=self.spec.attempt,
+            )
 
         self._on_first(publish)
 
