@@ -13,9 +13,8 @@ from mopd.distill.recipe import Recipe, TopKReverseKL
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
-from mopd.recipes.resolve.methods import METHODS, decoding, support_of
+from mopd.recipes.resolve.methods import METHODS, support_of
 from mopd.recipes.resolve.sources import SELF, stage_name
-from mopd.rollouts.engines.served import ServedSampler
 from mopd.rollouts.tasks import Task
 from mopd.teachers.kinds.served import Served
 
@@ -49,18 +48,6 @@ def endpoint_of(recipe: Recipe, name: str) -> Endpoint:
 def served_teachers(recipe: Recipe) -> list[str]:
     """The names of teachers behind servers."""
     return [name for name, teacher in recipe.teachers.items() if teacher.endpoint is not None]
-
-
-def served_sampler(recipe: Recipe, name: str, tokenizer: PreTrainedTokenizerBase) -> ServedSampler:
-    """A served teacher as a sampler, which answers greedily as everyone does."""
-    how = decoding(recipe, tokenizer)
-    return ServedSampler(
-        endpoint_of(recipe, name),
-        eos_token_id=how.eos_token_id,
-        max_new_tokens=how.max_new_tokens,
-        batch_size=recipe.rollout.batch_size,
-        faults=recipe.faults,
-    )
 
 
 def check_served(recipe: Recipe) -> Iterator[str]:

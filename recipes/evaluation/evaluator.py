@@ -80,13 +80,13 @@ class Evaluator:
         self._tracker.append_rows("evaluations", [row.record() for row in answers])
         self._add(answers)
 
-    def taken(self, model: str, step: int, split: Split) -> bool:
+    def has_evaluated(self, model: str, step: int, split: Split) -> bool:
         """Whether ``model`` has answered every question of ``split`` at ``step``."""
         n = sum(len(questions) for questions in self.prompts[split].values())
         return self._counts[model, step, split] == n
 
-    def take(self, model: str, *, step: int, split: Split, sampler: Sampler) -> Metrics:
-        """Let the weights that ``sampler`` was given last answer ``split``; returns ``score/D`` and signs of health."""
+    def evaluate(self, model: str, *, step: int, split: Split, sampler: Sampler) -> Metrics:
+        """Have the weights that ``sampler`` has now answer ``split``; returns ``score/D`` and signs of health."""
         start = time.perf_counter()
         rows = evaluate(sampler, self.prompts[split], self.verify, self.decode, step, model=model, split=split)
         seconds = time.perf_counter() - start
@@ -146,7 +146,7 @@ class Evaluator:
             return
         records: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
         self._add([Evaluation(**record) for record in records])
-        whole = {key for key in self._counts if self.taken(*key)}  # type: ignore[arg-type]
+        whole = {key for key in self._counts if self.has_evaluated(*key)}  # type: ignore[arg-type]
         if len(whole) < len(self._counts):
             self._tracker.keep_rows("evaluations", lambda r: (r["model"], r["step"], r["split"]) in whole)
             kept = [row for row in self.rows if (row.model, row.step, row.split) in whole]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from mopd.distill.loss.registry import loss_spec
-from mopd.distill.loss.topk import Support
 from mopd.distill.metrics.teacher_distance import OVERLAP_K, distance_metrics
 from mopd.distill.recipe import Loss, Recipe, TopKReverseKL
 from mopd.distill.tracking.tracker import Tracker
@@ -15,7 +14,6 @@ from mopd.distill.types import Metrics, PayloadName, Prompt, Sampler
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.resolve.methods import routes
-from mopd.rollouts.sampler import recording
 from mopd.teachers.pool import TeacherPool
 
 FAULTS = ("teacher_retries/", "teacher_swaps/")
@@ -82,8 +80,7 @@ class HeldOut:
     def take(self, step: int, eval_sampler: Sampler) -> Metrics:
         """Of the weights that ``eval_sampler`` was given last; see :func:`distance_metrics`."""
         start = time.perf_counter()
-        sampler = recording(eval_sampler, Support(OVERLAP_K, forced=()))
-        batch = self._teachers.score(sampler.sample(self._prompts, step=step), asking=self._payload)
+        batch = self._teachers.score(eval_sampler.sample(self._prompts, step=step), asking=self._payload)
         lost = {name: n for name, n in self._teachers.metrics().items() if name.startswith(FAULTS) and n}
         spent = self._costs.of_step(batch)
         row = {

@@ -12,7 +12,6 @@ from mopd.distill.loss.registry import LOSSES, reference_of
 from mopd.distill.loss.topk import Support
 from mopd.distill.recipe import Recipe, TopKReverseKL
 from mopd.distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout
-from mopd.rollouts.engines.in_process import Decoding
 from mopd.rollouts.rewards import RewardGrader, VerifiedGrader
 from mopd.rollouts.sampler import GoldSampler
 from mopd.rollouts.tasks import Task
@@ -63,23 +62,6 @@ class Method:
     rewards: bool = False
     selects: bool = False
     trains: bool = True
-
-
-def decoding(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Decoding:
-    """How the recipe's policy writes, outside of expert parallelism; the step is filled in by the sampler."""
-    assert isinstance(tokenizer.eos_token_id, int)
-    support = support_of(recipe, tokenizer)
-    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else tokenizer.eos_token_id
-    return Decoding(
-        max_new_tokens=recipe.rollout.max_new_tokens,
-        temperature=recipe.rollout.temperature,
-        greedy=False,
-        seed=recipe.seed,
-        step=0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad,
-        support=support if support is not None and support.given else None,
-    )
 
 
 def support_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Support | None:

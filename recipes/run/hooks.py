@@ -46,7 +46,7 @@ class RunCallbacks:
 
     def evaluates(self, step: int) -> bool:
         """At the start, every ``evaluate_every`` steps and at the end."""
-        if self._exam is None or self._exam.taken("student", step, "validation"):
+        if self._exam is None or self._exam.has_evaluated("student", step, "validation"):
             return False
         run = self._recipe.run
         return step % run.evaluate_every == 0 or step == run.steps
@@ -57,7 +57,7 @@ class RunCallbacks:
         self._examinee.load_weights(weights, version=step)
         # First: where a teacher fails, nothing is written of this evaluation, and the resumed run takes it again.
         held_out = {} if self._held_out is None else self._held_out.take(step, self._examinee)
-        metrics = held_out | self._exam.take("student", step=step, split="validation", sampler=self._examinee)
+        metrics = held_out | self._exam.evaluate("student", step=step, split="validation", sampler=self._examinee)
         metrics |= self._exam.against_teachers({n: d.teacher_weights for n, d in self._recipe.trained_domains.items()})
         self._tracker.log("eval", step, metrics)
         self._why = stop_reason(self._recipe.stop, self._tracker.rows("eval"))
@@ -84,7 +84,7 @@ class RunCallbacks:
         evaluator = self._exam  # asked only after an evaluation: it goes through all answers
         return (
             evaluator is not None
-            and evaluator.taken("student", step, "validation")
+            and evaluator.has_evaluated("student", step, "validation")
             and evaluator.selected(0).step == step
         )
 

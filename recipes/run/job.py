@@ -17,39 +17,28 @@ from mopd.distill.student.rank import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Sampler
-from mopd.recipes.check.served import served_source
+from mopd.recipes.check.served import endpoint_of, served_source
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import held_out
+from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import METHODS, Parts, routes, support_of
 from mopd.recipes.resolve.placement import teacher_device, teacher_gpus
 from mopd.recipes.resolve.sources import adapter_folders, head_sources, trusted
-from mopd.recipes.run.actors import student_sampler, teachers_writing
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
 from mopd.recipes.run.preflight import before_first_step
 from mopd.recipes.run.ranks import RayRanks
-from mopd.rollouts.prompts import Prefetched, PromptSource, Supply
-from mopd.rollouts.tasks import Task, make_task
+from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
+from mopd.rollouts.engines.base import FrozenModel, SamplerProcesses
+from mopd.rollouts.prompts import Prefetched
+from mopd.rollouts.sampler import Samplers, sampler_settings
+from mopd.rollouts.tasks import Task
 from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds.checkpoint import Checkpoint
 from mopd.teachers.kinds.custom import CustomSource
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions, TeacherSource
-
-
-def tasks_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Task]:
-    """Every domain's task."""
-    return {name: make_task(domain.task, domain=name, tokenizer=tokenizer) for name, domain in recipe.domains.items()}
-
-
-def prompt_source(
-    recipe: Recipe, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase, *, held_out: bool
-) -> PromptSource:
-    """The prompts of the trained domains; of all domains where they are held out for measuring."""
-    domains = recipe.domains if held_out else recipe.trained_domains
-    supplies = {n: Supply(tasks[n], prompts=d.prompts, easy_share=d.easy_share) for n, d in domains.items()}
-    return PromptSource(supplies, tokenizer, seed=recipe.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +90,21 @@ class Training:
                 assert teachers is not None
                 return teachers
 
+            samplers = self.samplers(context, closing)
             parts = Parts(
                 recipe,
                 self.tokenizer,
                 self.tasks,
-                student_sampler=lambda: student_sampler(self, context, closing),
+                student_sampler=lambda: samplers.train,
                 teachers=graders,
-                writers=lambda: teachers_writing(self, context, closing),
+                writers=lambda: self._writers(context, samplers),
             )
             sampler = method.actor(parts)
-            # Whoever acts in training, it is the student that sits the exam.
-            eval_sampler = sampler if method.samples or self.evaluator is None else parts.student_sampler()
+            # Whoever acts in training, it is the student that is evaluated.
+            eval_sampler = sampler if self.evaluator is None else samplers.evaluate
             if teachers is not None:
-                before_first_step(self, context, teachers, student, eval_sampler)
-            prompts = Prefetched(prompt_source(recipe, self.tasks, self.tokenizer, held_out=False))
+                before_first_step(self, context, teachers, student, samplers.train)
+            prompts = Prefetched(prompt_source(recipe.trained_domains, self.tasks, self.tokenizer, seed=recipe.seed))
             closing.callback(prompts.close)
             last = train(
                 student=student,
@@ -136,15 +126,61 @@ class Training:
             self._conclude(student, eval_sampler, progress, last)
             return last
 
+    def samplers(self, context: RunContext, closing: ExitStack) -> Samplers:
+        """All that samples in the run; the processes end with ``closing``."""
+        recipe = self.recipe
+        support = support_of(recipe, self.tokenizer)
+        return samplers_of_run(
+            recipe.rollout,
+            recipe.student.engine,
+            settings=sampler_settings(recipe.rollout, self.tokenizer, seed=recipe.seed, support=support),
+            initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
+            device=context.device,
+            dtype=context.dtype(recipe.student.engine.dtype),
+            gpus=context.gpus,
+            closing=closing,
+        )
+
+    def frozen_teacher(self, name: str, folder: str) -> FrozenModel:
+        """A teacher as a model that is sampled; ``folder`` has its checkpoint, or the base of its adapter."""
+        recipe = self.recipe
+        served = recipe.teachers[name].endpoint is not None
+        return FrozenModel(
+            folder,
+            adapter_folders(recipe).get(name),
+            trust_remote_code=trusted(recipe, f"teachers.{name}.model"),
+            endpoint=endpoint_of(recipe, name) if served else None,
+            faults=recipe.faults,
+        )
+
+    def _writers(self, context: RunContext, samplers: Samplers) -> Sampler:
+        """The teachers, which write the rollouts."""
+        recipe = self.recipe
+        writers = {
+            name: (
+                self.frozen_teacher(name, path),
+                SamplerProcesses(
+                    1,
+                    teacher_device(recipe, name, context.device),
+                    self.teacher_dtype(name, context),
+                    teacher_gpus(recipe, name, context.device),
+                    recipe.teachers[name].resources,
+                ),
+            )
+            for name, path in self.teachers.items()
+        }
+        taught = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
+        return teachers_writing(samplers, writers, taught)
+
     def _conclude(self, student: DeepSpeedStudent, eval_sampler: Sampler, progress: TaskHandle, last: int) -> None:
         """Go back to the selected step, if that is not the last; measure and export it."""
         step = last if self.evaluator is None else self.evaluator.selected(last).step
         if step != last:
             student.load(step)
-        if self.evaluator is not None and not self.evaluator.taken("student", step, "test"):
+        if self.evaluator is not None and not self.evaluator.has_evaluated("student", step, "test"):
             progress.note("measuring the student on test prompts")
             eval_sampler.load_weights(student.weights(), version=step)
-            self.evaluator.take("student", step=step, split="test", sampler=eval_sampler)
+            self.evaluator.evaluate("student", step=step, split="test", sampler=eval_sampler)
         student.export(str(self.folder / "student"))
 
     def _student(self, ranks: RayRanks, spec: StudentSpec) -> DeepSpeedStudent:

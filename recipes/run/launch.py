@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from mopd.distill.metrics.results import build_seesaw
@@ -19,6 +20,7 @@ from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.report.page import summary_table, write_report
 from mopd.recipes.resolve.checkpoints import local_folder
+from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.environment import note_environment
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
 from mopd.recipes.resolve.methods import METHODS, routes
@@ -33,14 +35,13 @@ from mopd.recipes.resolve.stages import (
     stage_folder,
     stage_recipe,
 )
-from mopd.recipes.run.baselines import evaluate_model, measure_frozen
+from mopd.recipes.run.baselines import measure_frozen
 from mopd.recipes.run.context import RunContext
-from mopd.recipes.run.job import Training, prompt_source, tasks_of
+from mopd.recipes.run.job import Training
 from mopd.recipes.run.merge_and_cascade import UNTRAINED
 from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
+from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.tasks import fingerprint
-
-__all__ = ["evaluate_model", "run"]
 
 FINISHED = "finished.json"
 """Lies in the folder of a run whose every result is there; the same command then only shows them."""
@@ -105,7 +106,7 @@ def distill(recipe: Recipe, context: RunContext, attempt: str) -> None:
         model = starting_model(recipe, recipe, out=out, folder=out, attempt=attempt)
         teachers = teacher_folders(recipe, out)
         job = training(recipe, out, attempt, model=model, teachers=teachers, tracker=tracker)
-        source = prompt_source(recipe, job.tasks, job.tokenizer, held_out=True)
+        source = prompt_source(recipe.domains, job.tasks, job.tokenizer, seed=recipe.seed)
         evaluator = Evaluator(
             recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
         )
@@ -116,9 +117,10 @@ def distill(recipe: Recipe, context: RunContext, attempt: str) -> None:
             for name in domain.teacher_weights
             if recipe.teachers[name].scorer is None
         }
-        sitting = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
+        frozen = {f"teachers/{n}": job.frozen_teacher(n, path) for n, path in teachers.items() if n in graded_by}
         base = on_disk(model_path(start(recipe), out=out, folder=out)) if recipe.method == "cascade" else model
-        measure_frozen(recipe, context, evaluator, {"base": base} | sitting)
+        frozen = {"base": FrozenModel(base, trust_remote_code=recipe.student.trust_remote_code)} | frozen
+        measure_frozen(frozen, context, evaluator, partial(job.samplers, context))
         job = replace(job, evaluator=evaluator)
         make = UNTRAINED.get(recipe.method)
         last = job.run(context, title=context.title) if make is None else make(job, context)
@@ -180,7 +182,7 @@ def training(
         model=model,
         teachers=teachers,
         tokenizer=tokenizer,
-        tasks=tasks_of(recipe, tokenizer),
+        tasks=tasks_of(recipe.domains, tokenizer),
         tracker=tracker,
         costs=Costs(
             model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -19,13 +19,11 @@ from mopd.distill.recipe import Recipe
 from mopd.distill.student.checkpoint import export_hf, publish, remove
 from mopd.distill.types import Metrics, UserError
 from mopd.recipes.evaluation.evaluator import Evaluator
-from mopd.recipes.resolve.methods import decoding
 from mopd.recipes.resolve.sources import adapter_folders, links
 from mopd.recipes.resolve.stages import stage_folder
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import Training
-from mopd.rollouts.engines.workers import SamplerWorkers
-from mopd.rollouts.sampler import StudentSampler
+from mopd.rollouts.engines.base import FrozenModel
 
 Ask: TypeAlias = Callable[[str, str, int, Split], Metrics]
 """Let the checkpoint at a path sit the exam: its name, the path, the step, the split."""
@@ -71,7 +69,7 @@ def merge(job: Training, context: RunContext) -> int:
         for strength, folder in folders.items():
             ask(f"candidates/{strength:g}", folder, 0, "validation")
         chosen = _best(recipe, evaluator, list(folders))
-        if not evaluator.taken("student", 1, "validation"):
+        if not evaluator.has_evaluated("student", 1, "validation"):
             answers = [replace(one, model="student", step=1) for one in evaluator.answers(f"candidates/{chosen:g}")]
             evaluator.take_over(answers)
             taught = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
@@ -98,29 +96,19 @@ def asking(job: Training, context: RunContext) -> Iterator[Ask]:
     Raises:
         Interrupted: somebody asked the run to stop; answers so far are kept.
     """
-    recipe, evaluator = job.recipe, _exam(job)
-    how = decoding(recipe, job.tokenizer)
-    sampler = StudentSampler(how, samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
-    engine = recipe.student.engine
-    processes = max(2, engine.ranks) if context.device == "cpu" else engine.ranks
-    workers = SamplerWorkers(processes, device=context.device, dtype=context.dtype(engine.dtype), gpus=context.gpus)
-    held: list[str] = []
+    evaluator, code = _exam(job), job.recipe.student.trust_remote_code
+    with ExitStack() as closing:
+        samplers = job.samplers(context, closing)
 
-    def ask(model: str, folder: str, step: int, split: Split) -> Metrics:
-        if context.stop.is_set():
-            raise Interrupted("stopped while models were measured")
-        if evaluator.taken(model, step, split):
-            return {}
-        if held != [folder]:
-            workers.load(folder, trust_remote_code=recipe.student.trust_remote_code)
-            held[:] = [folder]
-        sampler.load_weights(workers, version=step)
-        return evaluator.take(model, step=step, split=split, sampler=sampler)
+        def ask(model: str, folder: str, step: int, split: Split) -> Metrics:
+            if context.stop.is_set():
+                raise Interrupted("stopped while models were measured")
+            if evaluator.has_evaluated(model, step, split):
+                return {}
+            sampler = samplers.of(FrozenModel(folder, trust_remote_code=code))
+            return evaluator.evaluate(model, step=step, split=split, sampler=sampler)
 
-    try:
         yield ask
-    finally:
-        workers.close()
 
 
 def _exam(job: Training) -> Evaluator:
