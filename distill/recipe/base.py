@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from mopd.distill.recipe.plugins import PLUGIN_PATTERN, is_plugin
 
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -20,6 +22,23 @@ Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 def refusal(message: str) -> PydanticCustomError:
     """An error of a recipe in our own words: a predicate that follows the path of what is refused."""
     return PydanticCustomError("refusal", "{message}", {"message": message})
+
+
+def shipped_or_plugin(*shipped: str) -> tuple[AfterValidator, WithJsonSchema]:
+    """The marks of a text field that takes one of the shipped names, or ``./file.py:NAME`` of a user's own."""
+
+    def known(name: str) -> str:
+        if name not in shipped and not is_plugin(name):
+            raise PydanticCustomError("unknown_name", "is not on offer", {"shipped": shipped})
+        return name
+
+    reference = {"type": "string", "pattern": PLUGIN_PATTERN}
+    schema = {"anyOf": [{"enum": list(shipped)}, reference]} if shipped else reference
+    return AfterValidator(known), WithJsonSchema(schema)
+
+
+PluginReference: TypeAlias = Annotated[str, *shipped_or_plugin()]
+"""``./file.py:NAME``: an object of a user's own file."""
 
 
 class Strict(BaseModel):
