@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Tag,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from mopd.distill.recipe.plugins import PLUGIN_PATTERN, is_plugin
 
@@ -24,20 +32,28 @@ def refusal(message: str) -> PydanticCustomError:
     return PydanticCustomError("refusal", "{message}", {"message": message})
 
 
-def shipped_or_plugin(*shipped: str) -> tuple[AfterValidator, WithJsonSchema]:
-    """The marks of a text field that takes one of the shipped names, or ``./file.py:NAME`` of a user's own."""
+class ShippedOrPlugin:
+    """Marks a text field that takes one of the shipped names, or ``./file.py:NAME`` of a user's own."""
 
-    def known(name: str) -> str:
-        if name not in shipped and not is_plugin(name):
-            raise PydanticCustomError("unknown_name", "is not on offer", {"shipped": shipped})
+    def __init__(self, *shipped: str) -> None:
+        self.shipped = shipped
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Text that is on offer."""
+        return core_schema.no_info_after_validator_function(self._on_offer, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """For editors: the shipped names complete."""
+        reference = {"type": "string", "pattern": PLUGIN_PATTERN}
+        return {"anyOf": [{"enum": list(self.shipped)}, reference]} if self.shipped else reference
+
+    def _on_offer(self, name: str) -> str:
+        if name not in self.shipped and not is_plugin(name):
+            raise PydanticCustomError("unknown_name", "is not on offer", {"shipped": self.shipped})
         return name
 
-    reference = {"type": "string", "pattern": PLUGIN_PATTERN}
-    schema = {"anyOf": [{"enum": list(shipped)}, reference]} if shipped else reference
-    return AfterValidator(known), WithJsonSchema(schema)
 
-
-PluginReference: TypeAlias = Annotated[str, *shipped_or_plugin()]
+PluginReference: TypeAlias = Annotated[str, ShippedOrPlugin()]
 """``./file.py:NAME``: an object of a user's own file."""
 
 

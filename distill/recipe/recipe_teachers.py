@@ -6,14 +6,14 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from mopd.distill.recipe.base import Count, Name, NonNegative, Positive, Strict, refusal, shipped_or_plugin
+from mopd.distill.recipe.base import Count, Name, NonNegative, Positive, ShippedOrPlugin, Strict, refusal
 from mopd.distill.recipe.plugins import is_plugin
 
 OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
 """Resources that Ray counts by itself."""
 
 
-KindName: TypeAlias = Annotated[str, *shipped_or_plugin("checkpoint", "served", "custom")]
+KindName: TypeAlias = Annotated[str, ShippedOrPlugin("checkpoint", "served", "custom")]
 """A row of KINDS (teachers/kinds)."""
 
 

@@ -23,8 +23,8 @@ from mopd.distill.recipe.base import (
     PluginReference,
     Positive,
     Seed,
+    ShippedOrPlugin,
     Strict,
-    shipped_or_plugin,
 )
 from mopd.distill.recipe.loss import (
     ESTIMATORS,
@@ -78,11 +78,11 @@ __all__ = [
 
 
 MethodName: TypeAlias = Annotated[
-    str, *shipped_or_plugin("mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge")
+    str, ShippedOrPlugin("mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge")
 ]
 """A row of METHODS (recipes/resolve/methods.py); its name stands here too, so that reading a recipe loads no model."""
 
-EngineName: TypeAlias = Annotated[str, *shipped_or_plugin("in_process")]
+EngineName: TypeAlias = Annotated[str, ShippedOrPlugin("in_process")]
 """A row of ENGINES (rollouts/engines)."""
 
 
