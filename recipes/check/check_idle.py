@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mopd.distill.recipe import Recipe, Source
-from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.methods import METHODS, method_of
 from mopd.recipes.resolve.stages import stage_domains
 
 
@@ -46,9 +46,9 @@ def check_idle(recipe: Recipe) -> Iterator[str]:
             yield from _set(teacher, f"teachers.{name}", leaves, f"the server at {teacher.endpoint} decides")
         if teacher.scorer is not None:
             yield from _set(teacher, f"teachers.{name}", ("adapter",), f"{teacher.scorer} loads what it scores with")
-        if METHODS[recipe.method].teachers == "write":
+        if method_of(recipe.method).teachers == "write":
             yield from _set(teacher, f"teachers.{name}", ("replicas",), f"{recipe.method} gives each writer a process")
-    if METHODS[recipe.method].trains and (METHODS[recipe.method].teachers != "grade" or not recipe.teachers):
+    if method_of(recipe.method).trains and (method_of(recipe.method).teachers != "grade" or not recipe.teachers):
         yield from _set(recipe.run, "run", ("resident_teachers",), "no teacher grades")
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
@@ -60,7 +60,7 @@ def _untrained(recipe: Recipe) -> Iterator[str]:
         yield from _set(recipe.merge, "merge", ("how", "strengths"), "only method merge reads it")
     elif recipe.merge.how == "average":
         yield from _set(recipe.merge, "merge", ("strengths",), "the average has one strength")
-    if METHODS[recipe.method].trains:
+    if method_of(recipe.method).trains:
         return
     why = f"a {recipe.method} trains no student"
     run = tuple(name for name in type(recipe.run).model_fields if name != "parallel_stages")
@@ -71,7 +71,7 @@ def _untrained(recipe: Recipe) -> Iterator[str]:
 
 
 def _samples(recipe: Recipe) -> Iterator[str]:
-    if not METHODS[recipe.method].selects:
+    if not method_of(recipe.method).selects:
         yield from _set(recipe.rollout, "rollout", ("keep_verified",), "only expert_iteration keeps some")
     for name, stage in recipe.stages.items():
         if not METHODS[stage.method].samples:
@@ -85,7 +85,7 @@ def _samples(recipe: Recipe) -> Iterator[str]:
             yield from _set(stage, f"stages.{name}", ("keep_verified",), "only expert_iteration keeps some")
         elif stage.keep_verified > stage.samples_per_prompt:
             yield _more_than_written(f"stages.{name}", stage.keep_verified, stage.samples_per_prompt)
-    if METHODS[recipe.method].selects and recipe.rollout.keep_verified > recipe.rollout.samples_per_prompt:
+    if method_of(recipe.method).selects and recipe.rollout.keep_verified > recipe.rollout.samples_per_prompt:
         yield _more_than_written("rollout", recipe.rollout.keep_verified, recipe.rollout.samples_per_prompt)
 
 

@@ -12,7 +12,7 @@ from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.plan_payload import shipped_bytes
 from mopd.recipes.check.plan_processes import PROCESS_BYTES, ProcessPlan, processes
 from mopd.recipes.check.tasks import Lengths
-from mopd.recipes.resolve.methods import METHODS, routes
+from mopd.recipes.resolve.methods import METHODS, method_of, routes
 from mopd.recipes.resolve.sources import described
 from mopd.recipes.resolve.stages import stage_domains
 
@@ -97,7 +97,7 @@ def _models(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[Mo
         yield ModelPlan(f"teacher {name}", described(teacher), one.cost.total_parameters, one.cost.active_parameters)
     student, one = recipe.student.model, model_infos["student.model"]
     source = student if isinstance(student, str) else f"{student.architecture}, from nothing"
-    trained = f", {recipe.run.steps} steps" if METHODS[recipe.method].trains else ""
+    trained = f", {recipe.run.steps} steps" if method_of(recipe.method).trains else ""
     made = f"{recipe.method}{trained} from {source}"
     yield ModelPlan("student", made, one.cost.total_parameters, one.cost.active_parameters)
 
@@ -122,8 +122,8 @@ def _flops(recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mappin
         sequences = [round(lengths[name].mean_prompt + lengths[name].mean_answer)] * (
             domain.prompts * recipe.rollout.samples_per_prompt
         )
-        total += student.train(sequences) if METHODS[recipe.method].trains else 0
-        total += student.generate(sequences) if METHODS[recipe.method].samples else 0
+        total += student.train(sequences) if method_of(recipe.method).trains else 0
+        total += student.generate(sequences) if method_of(recipe.method).samples else 0
         total += sum(
             model_infos[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in routes(recipe)[name]
         )

@@ -1,4 +1,4 @@
-"""Checks of a user's own task, teacher and loss: do they keep the promises that the shipped ones are tested for?"""
+"""Checks of a user's own task, teacher, loss and engine: do they keep the promises of the shipped ones?"""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from mopd.distill.loss.base import TokenLoss
 from mopd.distill.loss.microbatch import Microbatch, collate
 from mopd.distill.loss.registry import loss_spec
-from mopd.distill.recipe import CustomLoss, Recipe, TopKReverseKL
+from mopd.distill.recipe import CustomLoss, Loss, Recipe, RolloutRecipe, TopKReverseKL
 from mopd.distill.recipe.plugins import is_plugin, load_plugin
 from mopd.distill.types import Full, PayloadName, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, UserError
-from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.methods import method_of
+from mopd.rollouts.engines import engine_of
 from mopd.rollouts.tasks import Example, Split, Task
 from mopd.teachers.kinds.custom import MORE, asked_instead
 
@@ -106,7 +107,7 @@ def check_own_teacher(recipe: Recipe, name: str) -> Iterator[str]:
     if not is_plugin(teacher.scorer):
         yield f"`{where}` is {teacher.scorer!r}; write ./file.py:NAME, the class NAME of that file"
         return
-    if METHODS[recipe.method].teachers != "grade":
+    if method_of(recipe.method).teachers != "grade":
         yield f"`{where}`: method {recipe.method!r} needs its teachers' weights, and this one only scores; take it away"
         return
     try:
@@ -229,3 +230,19 @@ def _probe(payload: PayloadName | None, *, apart: bool) -> Microbatch:
         rollouts, token_weight={"probe": 1.0}, domains=("probe",), pad_id=0, payload=payload,
         reward_advantages=None, device="cpu", apart=apart,
     )  # fmt: skip
+
+
+def check_engine(rollout: RolloutRecipe, loss: Loss) -> Iterator[str]:
+    """Whether the engine of rollouts is there and can do what the recipe asks of it, each problem a sentence."""
+    try:
+        engine = engine_of(rollout.engine, workers=rollout.workers)
+    except UserError as error:
+        yield from error.problems
+        return
+    if is_plugin(rollout.engine) and rollout.workers:
+        yield f"`rollout.workers` is set and would change nothing ({rollout.engine} decides where it writes); remove it"
+    if isinstance(loss, TopKReverseKL) and loss.support != "teacher" and not engine.records_support:
+        yield (
+            f"`rollout.engine` {rollout.engine} does not record the student's likeliest tokens, which `loss.support` "
+            f"{loss.support} asks its teachers about; take `support: teacher`"
+        )

@@ -13,7 +13,7 @@ from mopd.recipes.check.check_idle import check_idle
 from mopd.recipes.check.plugins import check_own_teacher
 from mopd.recipes.check.served import check_served
 from mopd.recipes.check.settings import check_loss
-from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.methods import METHODS, method_of
 from mopd.recipes.resolve.sources import (
     SELF,
     chain,
@@ -86,7 +86,7 @@ def _teachers(recipe: Recipe) -> Iterator[str]:
 def _turns(recipe: Recipe) -> Iterator[str]:
     """Whether teachers that share processes are more than those, and fit each of them."""
     resident, turns = recipe.run.resident_teachers, turn_takers(recipe)
-    if resident is None or METHODS[recipe.method].teachers != "grade" or not recipe.teachers:
+    if resident is None or method_of(recipe.method).teachers != "grade" or not recipe.teachers:
         return  # whoever has no such teachers is told by recipes/check/check_idle.py
     if resident >= len(turns):
         yield (
@@ -124,7 +124,10 @@ def _anchors(recipe: Recipe) -> Iterator[str]:
 
 def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
     wanted = {LOSSES[name].payload for name in losses}
-    if isinstance(recipe.loss, CustomLoss):
+    if not losses:
+        if recipe.loss != type(recipe).model_fields["loss"].default:
+            yield f"`loss` is set and would change nothing (a {recipe.method} trains no student); take it away"
+    elif isinstance(recipe.loss, CustomLoss):
         if (payload := loss_spec(recipe.loss).payload) not in wanted:
             shown = " or ".join(sorted(map(repr, wanted & {*OWN_PAYLOADS})))
             yield (
@@ -137,7 +140,7 @@ def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
             f"`loss.estimator` is {recipe.loss.estimator!r}, which method {recipe.method!r} does not use; "
             f"write `loss: {{estimator: {offered}}}`"
         )
-    method = METHODS[recipe.method]
+    method = method_of(recipe.method)
     if recipe.method == "cascade" and not links(recipe):
         yield (
             "`student.model` names no chain of stages, and the student of a cascade is the end of one: write "
@@ -160,8 +163,8 @@ def _rewards(recipe: Recipe) -> Iterator[str]:
     loss = recipe.loss
     weight = loss.reward_weight if isinstance(loss, PolicyGradient) else 0.0
     rewarded = [name for name, domain in recipe.domains.items() if domain.reward]
-    if not METHODS[recipe.method].rewards or not isinstance(loss, PolicyGradient):
-        if METHODS[recipe.method].teachers == "grade":
+    if not method_of(recipe.method).rewards or not isinstance(loss, PolicyGradient):
+        if method_of(recipe.method).teachers == "grade":
             yield from _unweighted(rewarded)
         return
     if weight == 0:
@@ -221,7 +224,7 @@ def _named_domains(recipe: Recipe, name: str) -> Iterator[str]:
 def _updates(recipe: Recipe) -> Iterator[str]:
     """Whether every update gets a rollout of every domain, and the warm-up ends before the training does."""
     student = recipe.student
-    method = METHODS[recipe.method]
+    method = method_of(recipe.method)
     samples = recipe.rollout.samples_per_prompt if method.samples or method.teachers == "write" else 1
     for name, domain in recipe.trained_domains.items():
         if not method.selects and domain.prompts * samples < student.updates_per_step:

@@ -13,7 +13,7 @@ from mopd.distill.recipe import Recipe, TopKReverseKL
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
-from mopd.recipes.resolve.methods import METHODS, support_of
+from mopd.recipes.resolve.methods import method_of, support_of
 from mopd.recipes.resolve.sources import SELF, stage_name
 from mopd.rollouts.tasks import Task
 from mopd.teachers.kinds.served import Served
@@ -66,7 +66,7 @@ def check_served(recipe: Recipe) -> Iterator[str]:
                 f"{where}.adapter` is {teacher.adapter!r}, and a server is not given any; start it with the adapter "
                 f"(vLLM: --lora-modules), and name that in `served_model`"
             )
-        if METHODS[recipe.method].teachers != "grade":
+        if method_of(recipe.method).teachers != "grade":
             yield (
                 f"{where}.endpoint`: method {recipe.method!r} needs its teachers' weights, and a server keeps them; "
                 f"take `endpoint` away"

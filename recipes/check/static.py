@@ -11,11 +11,11 @@ from mopd.recipes.check.model_info import read_model_infos
 from mopd.recipes.check.models import check_lengths, check_models
 from mopd.recipes.check.offline import assumed_lengths, on_hub
 from mopd.recipes.check.plan import Plan, make_plan
-from mopd.recipes.check.plugins import check_own_loss
+from mopd.recipes.check.plugins import check_engine, check_own_loss
 from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.served import reach_served
 from mopd.recipes.check.tasks import check_tasks, make_tasks
-from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.methods import method_of
 from mopd.recipes.resolve.placement import check_device, resolve_device
 from mopd.recipes.resolve.run_folder import check_folder
 from mopd.rollouts.tasks import TASKS
@@ -38,7 +38,8 @@ def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
     device = resolve_device(recipe.device)
     if isinstance(recipe.loss, CustomLoss) and (broken := list(check_own_loss(recipe.loss))):
         raise UserError(*broken)  # all else asks the loss what it needs
-    problems = check_routes(recipe, tasks=TASKS, losses=METHODS[recipe.method].losses)
+    problems = check_routes(recipe, tasks=TASKS, losses=method_of(recipe.method).losses)
+    problems += check_engine(recipe.rollout, recipe.loss)
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
     tasks, unusable = make_tasks(recipe, tokenizer=None, without=far)
     model_infos, unreadable = read_model_infos(recipe, tasks, offline=offline)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mopd.distill.recipe import Recipe
 from mopd.distill.types import UserError
-from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.methods import method_of
 from mopd.recipes.resolve.sources import teacher_groups, turn_takers
 
 Device = Literal["cpu", "cuda"]
@@ -51,7 +51,7 @@ def resource_requests(recipe: Recipe, device: Device) -> Iterator[ResourceReques
     whole = {"GPU": 1.0} if device == "cuda" else {}
     yield ResourceRequest("the student's ranks", recipe.student.engine.ranks, whole)
     yield ResourceRequest("sampler workers", recipe.rollout.workers, whole)
-    role = METHODS[recipe.method].teachers
+    role = method_of(recipe.method).teachers
     groups = teacher_groups(recipe) if role == "grade" else [[name] for name in recipe.teachers if role == "write"]
     turns = turn_takers(recipe) if role == "grade" else []
     for names in groups:

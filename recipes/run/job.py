@@ -20,9 +20,9 @@ from mopd.distill.types import Sampler
 from mopd.recipes.check.served import endpoint_of, served_source
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
-from mopd.recipes.evaluation.teacher_distance import held_out
+from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
 from mopd.recipes.resolve.data import prompt_source
-from mopd.recipes.resolve.methods import METHODS, Parts, routes, support_of
+from mopd.recipes.resolve.methods import Method, Parts, method_of, routes, support_of
 from mopd.recipes.resolve.placement import teacher_device, teacher_gpus
 from mopd.recipes.resolve.sources import adapter_folders, head_sources, trusted
 from mopd.recipes.run.context import RunContext
@@ -77,7 +77,8 @@ class Training:
         with ExitStack() as closing:
             progress = context.progress.task(title, recipe.run.steps)
             closing.callback(progress.close)
-            method = METHODS[recipe.method]
+            method = method_of(recipe.method)
+            assert isinstance(method, Method), "made_student.py makes the others"
             teachers = self._teachers(context) if method.teachers == "grade" else None  # first: they load meanwhile
             if teachers is not None:
                 closing.callback(teachers.close)
@@ -92,10 +93,12 @@ class Training:
 
             samplers = self.samplers(context, closing)
             parts = Parts(
-                recipe,
                 self.tokenizer,
                 self.tasks,
-                student_sampler=lambda: samplers.train,
+                taught={name: domain.teacher_weights for name, domain in recipe.trained_domains.items()},
+                rewarded=frozenset(name for name, domain in recipe.trained_domains.items() if domain.reward),
+                keep_verified=recipe.rollout.keep_verified,
+                student=lambda: samplers.train,
                 teachers=graders,
                 writers=lambda: self._writers(context, samplers),
             )
@@ -109,7 +112,7 @@ class Training:
             last = train(
                 student=student,
                 sampler=sampler,
-                grader=method.graders(parts),
+                grader=method.grader(parts),
                 prompts=prompts,
                 steps=recipe.run.steps,
                 callbacks=RunCallbacks(
@@ -120,11 +123,21 @@ class Training:
                     stop=context.stop,
                     evaluator=self.evaluator,
                     eval_sampler=eval_sampler,
-                    held_out=held_out(self, teachers),
+                    held_out=self._teacher_distance(teachers),
                 ),
             )
             self._conclude(student, eval_sampler, progress, last)
             return last
+
+    def _teacher_distance(self, teachers: TeacherPool | None) -> TeacherDistance | None:
+        """What has teachers grade held-out prompts; None for a stage, without teachers, or where no prompt is asked."""
+        n = self.recipe.evaluate.graded_prompts
+        if self.evaluator is None or teachers is None or n == 0:
+            return None
+        questions = self.evaluator.prompts["validation"]
+        prompts = [p for name, weights in routes(self.recipe).items() if weights for p in questions[name][:n]]
+        payload = payload_to_ask(self.recipe.loss)
+        return TeacherDistance(prompts, teachers, payload=payload, tracker=self.tracker, costs=self.costs)
 
     def samplers(self, context: RunContext, closing: ExitStack) -> Samplers:
         """All that samples in the run; the processes end with ``closing``."""
@@ -191,7 +204,7 @@ class Training:
             shares={name: domain.share for name, domain in recipe.trained_domains.items()},
             updates_per_step=recipe.student.updates_per_step,
             share_rule=recipe.share_rule,
-            selective=METHODS[recipe.method].selects,
+            selective=method_of(recipe.method).selects,
             keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
         )
 

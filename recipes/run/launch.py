@@ -11,6 +11,7 @@ from pathlib import Path
 from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import Architecture, Recipe
+from mopd.distill.recipe.plugins import plugin_digests
 from mopd.distill.student.checkpoint import claim, write_atomic
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.ledger import ledger_from_rows, read_ledger
@@ -23,7 +24,7 @@ from mopd.recipes.resolve.checkpoints import local_folder
 from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.environment import note_environment
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
-from mopd.recipes.resolve.methods import METHODS, routes
+from mopd.recipes.resolve.methods import MadeMethod, method_of, routes
 from mopd.recipes.resolve.placement import check_cluster, resolve_device
 from mopd.recipes.resolve.run_folder import move_aside, note_recipe, refuse_changed_recipe
 from mopd.recipes.resolve.sources import start, teacher_source, trusted_models, weightless
@@ -38,7 +39,7 @@ from mopd.recipes.resolve.stages import (
 from mopd.recipes.run.baselines import measure_frozen
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import Training
-from mopd.recipes.run.merge_and_cascade import UNTRAINED
+from mopd.recipes.run.made_student import make_student
 from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.tasks import fingerprint
@@ -107,8 +108,20 @@ def distill(recipe: Recipe, context: RunContext, attempt: str) -> None:
         teachers = teacher_folders(recipe, out)
         job = training(recipe, out, attempt, model=model, teachers=teachers, tracker=tracker)
         source = prompt_source(recipe.domains, job.tasks, job.tokenizer, seed=recipe.seed)
+        rollout = recipe.rollout
         evaluator = Evaluator(
-            recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
+            recipe.evaluate,
+            out,
+            teachers={name: domain.teacher_weights for name, domain in recipe.trained_domains.items()},
+            written_with=(
+                *(rollout.max_new_tokens, rollout.batch_size, recipe.student.engine.dtype),
+                *plugin_digests(rollout.engine).items(),
+            ),
+            source=source,
+            tasks=job.tasks,
+            tokenizer=job.tokenizer,
+            tracker=tracker,
+            costs=job.costs,
         )
         # A scorer of the user's own scores what others write, and writes nothing itself.
         graded_by = {
@@ -122,8 +135,11 @@ def distill(recipe: Recipe, context: RunContext, attempt: str) -> None:
         frozen = {"base": FrozenModel(base, trust_remote_code=recipe.student.trust_remote_code)} | frozen
         measure_frozen(frozen, context, evaluator, partial(job.samplers, context))
         job = replace(job, evaluator=evaluator)
-        make = UNTRAINED.get(recipe.method)
-        last = job.run(context, title=context.title) if make is None else make(job, context)
+        method = method_of(recipe.method)
+        if isinstance(method, MadeMethod):
+            last = make_student(method, job, context)
+        else:
+            last = job.run(context, title=context.title)
         seesaw = build_seesaw(
             evaluator.rows,
             teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},
@@ -173,7 +189,7 @@ def training(
     recipe: Recipe, folder: Path, attempt: str, *, model: str, teachers: Mapping[str, str], tracker: Tracker
 ) -> Training:
     """A run or a stage, ready to be trained, without an exam."""
-    method = METHODS[recipe.method]
+    method = method_of(recipe.method)
     tokenizer = load_tokenizer(model, trust_remote_code=recipe.student.trust_remote_code)
     return Training(
         recipe=recipe,

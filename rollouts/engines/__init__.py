@@ -30,7 +30,6 @@ def engine_of(name: str, *, workers: int) -> RolloutEngine:
         UserError: the file has no such engine, or one that cannot sample a student.
     """
     if not is_plugin(name):
-        name = "in_process" if name == "transformers" else name  # its old spelling
         return ENGINES["workers" if workers else name]
     engine = load_plugin(name, where="rollout.engine")
     if not isinstance(engine, RolloutEngine):

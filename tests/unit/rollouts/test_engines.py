@@ -122,7 +122,15 @@ def test_an_engine_of_a_users_own_writes_evaluations_baselines_and_preflight(
     with Progress() as progress, Tracker(tmp_path, recipe=made) as tracker, ExitStack() as closing:
         costs = Costs(model, {"math": model}, samples=True)
         evaluator = Evaluator(
-            made, tmp_path, source=source, tasks=tasks, tokenizer=tokenizer, tracker=tracker, costs=costs
+            made.evaluate,
+            tmp_path,
+            teachers={"math": {"math": 1.0}},
+            written_with=(),
+            source=source,
+            tasks=tasks,
+            tokenizer=tokenizer,
+            tracker=tracker,
+            costs=costs,
         )
         context = RunContext(tmp_path, "parrot", "cpu", progress, threading.Event())
         measure_frozen({"base": FrozenModel(model), "teachers/math": FrozenModel(model)}, context, evaluator, samplers)
