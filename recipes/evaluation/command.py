@@ -13,7 +13,7 @@ from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, RolloutRecipe
 from mopd.recipes.evaluation.evaluator import verify
 from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer
-from mopd.recipes.resolve.placement import resolve_device
+from mopd.recipes.resolve.resolved import resolve_device
 from mopd.rollouts.engines import ENGINES
 from mopd.rollouts.engines.base import FrozenModel, SamplerProcesses
 from mopd.rollouts.sampler import make_samplers, sampler_settings

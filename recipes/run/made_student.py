@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 from mopd.distill.loop import Interrupted
@@ -13,7 +15,6 @@ from mopd.distill.student.checkpoint import publish, remove
 from mopd.distill.types import Metrics
 from mopd.recipes.resolve.merge_and_cascade import MakingJob
 from mopd.recipes.resolve.methods import MadeMethod
-from mopd.recipes.resolve.sources import links
 from mopd.recipes.resolve.stages import stage_folder
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import Training
@@ -29,7 +30,7 @@ def make_student(method: MadeMethod, job: Training, context: RunContext) -> int:
     Raises:
         Interrupted: somebody asked the run to stop; answers so far are kept.
     """
-    recipe, evaluator = job.recipe, job.evaluator
+    recipe, evaluator = job.resolved.recipe, job.evaluator
     assert evaluator is not None, "a stage is always trained"
     taught = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
     code = recipe.student.trust_remote_code
@@ -60,8 +61,8 @@ def make_student(method: MadeMethod, job: Training, context: RunContext) -> int:
                 folder=job.folder,
                 attempt=job.attempt,
                 base=FrozenModel(job.model, trust_remote_code=code),
-                teachers={name: job.frozen_teacher(name, path) for name, path in job.teachers.items()},
-                chain=_chain(job),
+                teachers=job.frozen_teachers(),
+                chain=_chain(job.folder, {name: recipe.stages[name].steps for name in job.resolved.links}),
                 taught=taught,
                 merge=recipe.merge,
                 measure=measure,
@@ -78,11 +79,7 @@ def make_student(method: MadeMethod, job: Training, context: RunContext) -> int:
     return made.steps
 
 
-def _chain(job: Training) -> dict[int, str]:
-    """The checkpoints of the stages that the student's model is the end of, by the steps trained until then."""
-    folders: dict[int, str] = {}
-    step = 0
-    for name in links(job.recipe):
-        step += job.recipe.stages[name].steps
-        folders[step] = str(stage_folder(job.folder, name) / "student")
-    return folders
+def _chain(folder: Path, steps: Mapping[str, int]) -> dict[int, str]:
+    """The checkpoints of a chain of stages by the steps trained until then; ``steps`` of each stage, first to last."""
+    total = accumulate(steps.values())
+    return {step: str(stage_folder(folder, name) / "student") for name, step in zip(steps, total, strict=True)}

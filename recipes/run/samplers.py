@@ -7,8 +7,10 @@ from contextlib import ExitStack
 
 from mopd.distill.loss.topk import Support
 from mopd.distill.metrics.teacher_distance import OVERLAP_K
-from mopd.distill.recipe import Engine, RolloutRecipe
+from mopd.distill.recipe import Engine, FaultRecipe, RolloutRecipe
 from mopd.distill.types import Sampler
+from mopd.recipes.check.served import endpoint_of
+from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.engines import engine_of
 from mopd.rollouts.engines.base import FrozenModel, SamplerProcesses, SamplerSettings, StudentModel
 from mopd.rollouts.sampler import Samplers, TeacherSampler, make_samplers
@@ -51,17 +53,38 @@ def samplers_of_run(
     )
 
 
-def teachers_writing(
-    samplers: Samplers,
-    writers: Mapping[str, tuple[FrozenModel, SamplerProcesses]],
-    routes: Mapping[str, Mapping[str, float]],
-) -> Sampler:
-    """The sampler of the teachers' frozen weights: processes for each, which answer the prompts of its domains.
+def frozen_teacher(teacher: ResolvedTeacher, folder: str, faults: FaultRecipe) -> FrozenModel:
+    """A teacher as a model that is sampled.
 
     Args:
-        writers: the teachers by name, each with its processes.
+        folder: its checkpoint, or the base of its adapter; of a served one, its configuration.
+        faults: how often, and after what pause, a request that a server lost is made again.
+    """
+    served = teacher.settings.endpoint is not None
+    return FrozenModel(
+        folder,
+        teacher.adapter,
+        trust_remote_code=teacher.model.trusted,
+        endpoint=endpoint_of(teacher.name, teacher.settings) if served else None,
+        faults=faults,
+    )
+
+
+def teachers_writing(
+    samplers: Samplers,
+    teachers: Mapping[str, ResolvedTeacher],
+    models: Mapping[str, FrozenModel],
+    routes: Mapping[str, Mapping[str, float]],
+) -> Sampler:
+    """The sampler of the teachers' frozen weights: a process for each, which answers the prompts of its domains.
+
+    Args:
+        models: the teachers' weights, by name.
         routes: for each domain its teachers with their weights, which sum to 1.
     """
-    return TeacherSampler(
-        {name: samplers.writer(model, processes) for name, (model, processes) in writers.items()}, routes=routes
-    )
+    writers: dict[str, Sampler] = {}
+    for name, model in models.items():
+        teacher = teachers[name]
+        process = SamplerProcesses(1, teacher.device, teacher.dtype, teacher.gpus, teacher.settings.resources)
+        writers[name] = samplers.writer(model, process)
+    return TeacherSampler(writers, routes=routes)

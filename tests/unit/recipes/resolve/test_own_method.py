@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from check_kit import recipe, tokenizer_of
+from check_kit import check, recipe, tokenizer_of
 
 from mopd.distill.recipe.files import load_recipe
 from mopd.distill.recipe.schema import MergeRecipe
 from mopd.distill.types import Prompt, Rollout, UserError
 from mopd.recipes import SHIPPED
-from mopd.recipes.check.static import check
 from mopd.recipes.resolve.data import tasks_of
 from mopd.recipes.resolve.merge_and_cascade import MadeStudent, MakingJob
 from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method, Parts, method_of
