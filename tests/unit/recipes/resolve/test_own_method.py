@@ -110,7 +110,7 @@ class Desk:
             base=FrozenModel("base"),
             teachers={name: FrozenModel(name) for name in self.verdicts},
             chain=chain or {},
-            taught={"math": dict.fromkeys(self.verdicts, 1 / len(self.verdicts))},
+            taught={"math": dict.fromkeys(self.verdicts, 1.0 / max(1, len(self.verdicts)))},
             merge=MergeRecipe(),
             measure=lambda model, path, step: self.measured.append((model, path, step)),
             rows=lambda: [_Row(model, self.verdicts[path]) for model, path, _ in self.measured],  # type: ignore[misc]
