@@ -213,8 +213,8 @@ def test_training_and_measuring_write_each_in_their_way(tmp_path: Path) -> None:
     assert ([r.version for r in train], [r.version for r in measured]) == ([5] * 9, [6] * 3)
     widths = [None if r.support_ids is None else r.support_ids.shape[1] for r in (train[0], measured[0], greedy[0])]
     assert widths == [3, 4, None]
-    for one, other in zip(train[:3], measured, strict=True):  # rollout i of a step draws the same numbers
-        assert one.index == other.index
+    for sample, other in zip(train[:3], measured, strict=True):  # rollout i of a step draws the same numbers
+        assert sample.index == other.index
     assert train[0].token_ids.tolist() == measured[0].token_ids.tolist()
 
 
