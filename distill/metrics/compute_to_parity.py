@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mopd.distill.metrics.seesaw import Array
+from mopd.distill.metrics.seesaw import Float64
 
 TOLERANCE = 0.01
 """Parity is a point below the level: between two plateaus of one height, chance would often keep one from the other."""
@@ -42,8 +42,8 @@ class Curves:
     """
 
     seeds: Sequence[int]
-    flops: Array
-    answers: Mapping[str, Array]
+    flops: Float64
+    answers: Mapping[str, Float64]
 
     def __post_init__(self) -> None:
         shape = (len(self.seeds), *self.flops.shape[1:])  # not per token
@@ -54,17 +54,17 @@ class Curves:
                 raise ValueError(f"answers of domain {domain!r} have shape {answers_NPQ.shape}; {shape} are needed")
 
     @property
-    def scores(self) -> Array:
+    def scores(self) -> Float64:
         """Mean scores over questions, ``(N, P, D)``."""
         return np.stack([answers_NPQ.mean(axis=-1) for answers_NPQ in self.answers.values()], axis=-1)
 
 
-def worst(scores_D: Array) -> Array:
+def worst(scores_D: Float64) -> Float64:
     """The lowest score over domains, the last axis."""
     return scores_D.min(axis=-1)
 
 
-def mean(scores_D: Array) -> Array:
+def mean(scores_D: Float64) -> Float64:
     """The mean score over domains, the last axis."""
     return scores_D.mean(axis=-1)
 
@@ -73,7 +73,7 @@ MEASURES = {"worst_score": worst, "mean_score": mean}
 """What a level is a level of."""
 
 
-def compute_to_reach(flops_SP: Array, values_SP: Array, level_S: Array) -> Array:
+def compute_to_reach(flops_SP: Float64, values_SP: Float64, level_S: Float64) -> Float64:
     """FLOPs at which each curve reaches its level for good, ``(S,)``; infinite where it doesn't.
 
     Args:
@@ -113,7 +113,7 @@ class Parity:
     flops: float
     reference_flops: float
     spent: float
-    resampled: Array
+    resampled: Float64
 
     @property
     def reached_share(self) -> float:
@@ -141,7 +141,7 @@ class Parity:
         return float(ratios[int(low)]), float(ratios[int(high)])
 
 
-def _over(flops: Array, reference: Array) -> Array:
+def _over(flops: Float64, reference: Float64) -> Float64:
     return np.where(reference > 0, flops / np.where(reference > 0, reference, 1.0), np.nan)
 
 
@@ -172,21 +172,21 @@ def parity(
     return found
 
 
-def _needed(both: Sequence[tuple[Array, Array]], tolerance: float) -> Array:
+def _needed(both: Sequence[tuple[Float64, Float64]], tolerance: float) -> Float64:
     """FLOPs of method and reference, ``(2, S)``, from the FLOPs and values ``(S, P)`` of each."""
     level_S = both[1][1][:, -1] - tolerance
     return np.stack([compute_to_reach(flops_SP, values_SP, level_S) for flops_SP, values_SP in both])
 
 
-def _resampled(both: Sequence[Curves], resamples: int, seed: int) -> list[tuple[Array, Array]]:
+def _resampled(both: Sequence[Curves], resamples: int, seed: int) -> list[tuple[Float64, Float64]]:
     """FLOPs ``(S, P)`` and scores ``(S, P, D)`` of each, means over resampled questions and seeds."""
     rng = np.random.default_rng(seed)
-    times: list[Array] = []
+    times: list[Float64] = []
     for answers_NPQ in both[0].answers.values():
         questions = answers_NPQ.shape[-1]
         times.append(rng.multinomial(questions, np.full(questions, 1 / questions), size=resamples) / questions)
     weights = _seed_weights(both, resamples, rng)
-    found: list[tuple[Array, Array]] = []
+    found: list[tuple[Float64, Float64]] = []
     for one, weights_SN in zip(both, weights, strict=True):
         scores = [
             np.einsum("npq,sq,sn->sp", answers_NPQ, times_SQ, weights_SN, optimize=True)
