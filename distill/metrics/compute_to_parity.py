@@ -93,8 +93,8 @@ def compute_to_reach(flops_SP: Float64, values_SP: Float64, level_S: Float64) ->
         (of_SP[rows, before_S], of_SP[rows, first_S]) for of_SP in (values_SP, flops_SP)
     )
     rise_S = np.where(high_S > low_S, high_S - low_S, 1.0)
-    found_S = np.where(first_S > 0, start_S + (level_S - low_S) / rise_S * (end_S - start_S), end_S)
-    return np.where(stays_SP.any(axis=1), found_S, np.inf)
+    reached_S = np.where(first_S > 0, start_S + (level_S - low_S) / rise_S * (end_S - start_S), end_S)
+    return np.where(stays_SP.any(axis=1), reached_S, np.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +155,12 @@ def parity(
     Raises:
         ValueError: they didn't.
     """
-    asked, wanted = ({d: a.shape[-1] for d, a in one.answers.items()} for one in (method, reference))
+    asked, wanted = ({d: a.shape[-1] for d, a in curves.answers.items()} for curves in (method, reference))
     if asked != wanted:
         raise ValueError(f"curves of {asked} and of {wanted} questions; the same are needed")
     drawn = _resampled([method, reference], resamples, seed)
-    exact = [(one.flops.mean(axis=0)[None], one.scores.mean(axis=0)[None]) for one in (method, reference)]
-    found: dict[str, Parity] = {}
+    exact = [(curves.flops.mean(axis=0)[None], curves.scores.mean(axis=0)[None]) for curves in (method, reference)]
+    parities: dict[str, Parity] = {}
     for name, measure in MEASURES.items():
         points, samples = (
             _needed([(flops, measure(scores)) for flops, scores in both], tolerance) for both in (exact, drawn)
@@ -168,8 +168,8 @@ def parity(
         level = float(measure(exact[1][1])[0, -1]) - tolerance
         flops, reference_flops = map(float, points[:, 0])
         spent = float(exact[0][0][0, -1])
-        found[name] = Parity(level, flops, reference_flops, spent, samples)
-    return found
+        parities[name] = Parity(level, flops, reference_flops, spent, samples)
+    return parities
 
 
 def _needed(both: Sequence[tuple[Float64, Float64]], tolerance: float) -> Float64:
@@ -186,23 +186,23 @@ def _resampled(both: Sequence[Curves], resamples: int, seed: int) -> list[tuple[
         questions = answers_NPQ.shape[-1]
         times.append(rng.multinomial(questions, np.full(questions, 1 / questions), size=resamples) / questions)
     weights = _seed_weights(both, resamples, rng)
-    found: list[tuple[Float64, Float64]] = []
-    for one, weights_SN in zip(both, weights, strict=True):
+    means: list[tuple[Float64, Float64]] = []
+    for curves, weights_SN in zip(both, weights, strict=True):
         scores = [
             np.einsum("npq,sq,sn->sp", answers_NPQ, times_SQ, weights_SN, optimize=True)
-            for answers_NPQ, times_SQ in zip(one.answers.values(), times, strict=True)
+            for answers_NPQ, times_SQ in zip(curves.answers.values(), times, strict=True)
         ]
-        found.append((weights_SN @ one.flops, np.stack(scores, axis=-1)))
-    return found
+        means.append((weights_SN @ curves.flops, np.stack(scores, axis=-1)))
+    return means
 
 
 def _seed_weights(both: Sequence[Curves], resamples: int, rng: np.random.Generator) -> list[npt.NDArray[np.float64]]:
     """How much each seed counts in each resample, ``(S, N)``; where both have the same seeds, these are drawn once."""
     weights: list[npt.NDArray[np.float64]] = []
-    for one in both:
-        n = len(one.seeds)
-        if weights and sorted(one.seeds) == sorted(both[0].seeds):
-            order = [list(both[0].seeds).index(seed) for seed in one.seeds]
+    for curves in both:
+        n = len(curves.seeds)
+        if weights and sorted(curves.seeds) == sorted(both[0].seeds):
+            order = [list(both[0].seeds).index(seed) for seed in curves.seeds]
             weights.append(weights[0][:, order])
         else:
             weights.append(rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n)

@@ -67,7 +67,7 @@ def test_the_numbers_of_the_page_are_those_of_comparison_json(comparison: Compar
         assert ends is not None
         interval = " to " if min(ends) < 0 else "–"
         shown = f"{100 * value:.0f}% {100 * ends[0]:.0f}{interval}{100 * ends[1]:.0f}%".replace("-", "−")
-        assert re.search(rf"{re.escape(row['name'])}.*?{re.escape(shown)}", table)
+        assert re.search(rf"{re.escape(row.name)}.*?{re.escape(shown)}", table)
 
 
 def test_bars_lie_on_one_scale_and_whiskers_at_their_ends(comparison: Comparison) -> None:
