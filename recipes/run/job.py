@@ -86,22 +86,8 @@ class Training:
             closing.callback(ranks.close)
             student = self._student(ranks, spec)
 
-            def graders() -> TeacherPool:
-                assert teachers is not None
-                return teachers
-
             samplers = self.samplers(context, closing)
-            taught = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
-            parts = Parts(
-                self.tokenizer,
-                self.tasks,
-                taught=taught,
-                rewarded=frozenset(name for name, domain in recipe.trained_domains.items() if domain.reward),
-                keep_verified=recipe.rollout.keep_verified,
-                student=lambda: samplers.train,
-                teachers=graders,
-                writers=lambda: teachers_writing(samplers, self.resolved.teachers, self.frozen_teachers(), taught),
-            )
+            parts = self._parts(samplers, teachers)
             sampler = method.actor(parts)
             # Whoever acts in training, it is the student that is evaluated.
             eval_sampler = sampler if self.evaluator is None else samplers.evaluate
@@ -128,6 +114,26 @@ class Training:
             )
             self._conclude(student, eval_sampler, progress, last)
             return last
+
+    def _parts(self, samplers: Samplers, pool: TeacherPool | None) -> Parts:
+        """What the method's sampler and grader are made of."""
+        trained = self.resolved.recipe.trained_domains
+        taught = {name: domain.teacher_weights for name, domain in trained.items()}
+
+        def teachers() -> TeacherPool:
+            assert pool is not None, "only a method whose teachers grade asks for them"
+            return pool
+
+        return Parts(
+            self.tokenizer,
+            self.tasks,
+            taught=taught,
+            rewarded=frozenset(name for name, domain in trained.items() if domain.reward),
+            keep_verified=self.resolved.recipe.rollout.keep_verified,
+            student=lambda: samplers.train,
+            teachers=teachers,
+            writers=lambda: teachers_writing(samplers, self.resolved.teachers, self.frozen_teachers(), taught),
+        )
 
     def samplers(self, context: RunContext, closing: ExitStack) -> Samplers:
         """All that samples in the run; the processes end with ``closing``."""
