@@ -109,12 +109,8 @@ class RunData:
     @property
     def trains(self) -> bool:
         """Whether the run trained its student in steps of its own."""
-<<<<<<< HEAD
-        method = METHODS.get(self.recipe["method"])
+        method = METHODS.get(self.recipe.method)  # None: a user's own, whose file may be gone
         return bool(self.train) if method is None else method.trains
-=======
-        return METHODS[self.recipe.method].trains
->>>>>>> main
 
     @property
     def steps(self) -> int:
