@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mopd.distill.loss.registry import loss_spec
+from mopd.distill.loss.registry import bind
 from mopd.distill.payloads import row_bytes
-from mopd.distill.recipe import Engine, Recipe, TopKReverseKL
+from mopd.distill.recipe import Engine, Recipe
 from mopd.distill.student.engine import model_dtype
 from mopd.distill.student.forward import CHUNKS
 from mopd.recipes.check.model_info import ModelInfo
@@ -18,16 +18,16 @@ WORKING_TENSORS = 6
 
 def shipped_bytes(recipe: Recipe, model_infos: Mapping[str, ModelInfo], teacher: str, *, device: str) -> int:
     """Bytes that a teacher ships of one token under the recipe's loss."""
-    payload, loss = loss_spec(recipe.loss).payload, recipe.loss
-    if payload is None:
+    loss = bind(recipe.loss)
+    if loss.payload is None:
         return 0
     text, support = model_infos[f"teachers.{teacher}.model"].config.get_text_config(), 0
-    if isinstance(loss, TopKReverseKL):
+    if loss.support is not None:
         tokenizer = model_infos["student.model"].tokenizer
         forced = 0 if tokenizer is None else len(control_ids(tokenizer))
-        support = loss.k * (2 if loss.support == "union" else 1) + forced
+        support = loss.support.k * (2 if loss.support.whose == "union" else 1) + forced
     return row_bytes(
-        payload,
+        loss.payload,
         vocabulary=text.vocab_size,
         hidden=text.hidden_size,
         support=support,
@@ -44,7 +44,7 @@ def logits_bytes(model_infos: ModelInfo, engine: Engine, *, device: str) -> floa
 def comparing_bytes(recipe: Recipe, model_infos: Mapping[str, ModelInfo], *, device: str) -> float:
     """Bytes of a rank of the student for distributions: those of logits, or of heads and chunks of logits."""
     engine, student = recipe.student.engine, model_infos["student.model"].config.get_text_config()
-    if loss_spec(recipe.loss).payload != "hidden":
+    if bind(recipe.loss).payload != "hidden":
         return logits_bytes(model_infos["student.model"], engine, device=device)
     heads = {
         (teacher.model, teacher.dtype): model_infos[f"teachers.{name}.model"].config.get_text_config().hidden_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mopd.distill.recipe import CustomLoss, Recipe
+from mopd.distill.recipe import Recipe
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import read_model_infos
 from mopd.recipes.check.models import check_lengths, check_models
@@ -36,7 +36,7 @@ def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
         UserError: with every problem that was found.
     """
     device = resolve_device(recipe.device)
-    if isinstance(recipe.loss, CustomLoss) and (broken := list(check_own_loss(recipe.loss))):
+    if broken := list(check_own_loss(recipe.loss)):
         raise UserError(*broken)  # all else asks the loss what it needs
     problems = check_routes(recipe, tasks=TASKS, losses=METHODS[recipe.method].losses)
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mopd.distill.student.checkpoint import write_atomic
+from mopd.distill.storage import write_atomic
 from mopd.distill.types import UserError
 from mopd.recipes.compare.console import WHAT, spent, worst_forgetting
 from mopd.recipes.compare.wording import (

@@ -9,7 +9,7 @@ import jinja2
 from rich.table import Table
 from rich.text import Text
 
-from mopd.distill.student.checkpoint import write_atomic
+from mopd.distill.storage import write_atomic
 from mopd.recipes.report.data import Row, RunData, css_of, load_run
 from mopd.recipes.report.run import cost, environment, learning, samples, settings
 from mopd.recipes.report.scores import changes, curves, health, recovery_rows

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mopd.distill.loss.registry import loss_spec
+from mopd.distill.loss.registry import bind
 from mopd.distill.models.heads import HeadSource
 from mopd.distill.recipe import Architecture, Recipe, TeacherRecipe
 from mopd.recipes.resolve.stages import PREFIX
@@ -100,7 +100,7 @@ def trusted_models(recipe: Recipe) -> frozenset[str]:
 
 def head_sources(recipe: Recipe, folders: Mapping[str, str], dtype: Callable[[str], str]) -> tuple[HeadSource, ...]:
     """Where the student reads its teachers' output heads, if the loss needs them; ``folders`` and ``dtype`` by name."""
-    if loss_spec(recipe.loss).payload != "hidden":
+    if bind(recipe.loss).payload != "hidden":
         return ()
     return tuple(HeadSource(folders[n], dtype(n), trusted(recipe, f"teachers.{n}.model")) for n in folders)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.loop import train
-from mopd.distill.loss.registry import located, loss_spec
+from mopd.distill.loss.registry import bind, located
 from mopd.distill.recipe import Recipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.rank import StudentSpec
@@ -195,7 +195,7 @@ class Training:
             )
             for name, path in self.teachers.items()
         }
-        payload = loss_spec(recipe.loss).payload
+        payload = bind(recipe.loss).payload
         assert payload is not None, "a method without teachers has none to ask"
         return TeacherPool(
             specs,
