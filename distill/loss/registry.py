@@ -151,12 +151,12 @@ class BoundLoss:
     custom: bool
     payload: PayloadName | None
     arguments: Any
-    reference: str | None = None
-    extrapolates: bool = False
-    extrapolation: float = 1.0
-    takes_reward: bool = False
-    reward_weight: float = 0.0
-    support: Support | None = None
+    reference: str | None
+    extrapolates: bool
+    extrapolation: float
+    takes_reward: bool
+    reward_weight: float
+    support: Support | None
 
     def support_with(self, forced: Sequence[int]) -> Support | None:
         """The support with the tokens that are always in it; None where the loss has none."""
