@@ -88,16 +88,6 @@ def support_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Support | 
     return None if loss.support is None else loss.support_with(control_ids(tokenizer))
 
 
-def routes(recipe: Recipe) -> dict[str, dict[str, float]]:
-    """Who is asked about each trained domain's rollouts: its teachers, with weights that sum to 1 (nobody where its
-    reward alone teaches); beside them the loss' reference, with weight 0 where it is no teacher of the domain."""
-    taught = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
-    reference = bind(recipe.loss).reference
-    if reference is None:
-        return taught
-    return {name: weights and {reference: 0.0} | weights for name, weights in taught.items()}
-
-
 class Ungraded:
     """Grades nothing: for losses that need only the tokens."""
 
