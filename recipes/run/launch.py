@@ -33,6 +33,7 @@ from mopd.recipes.resolve.stages import (
     stage_folder,
     stage_recipe,
 )
+from mopd.recipes.resolve.tracking import start_sinks
 from mopd.recipes.run.baselines import evaluate_model, measure_frozen
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import Training, prompt_source, tasks_of
@@ -91,7 +92,10 @@ def carry_out(recipe: Recipe, context: RunContext, attempt: str) -> None:
 def make_stage(recipe: Recipe, name: str, context: RunContext, *, title: str | None = None) -> None:
     """Train one stage of a recipe, or go on with it; what it starts from is there. People know it as ``title``."""
     stage, folder = stage_recipe(recipe, name), stage_folder(context.out, name)
-    with claim(folder) as attempt, Tracker(folder, recipe=recipe, stage=name, say=context.progress.print) as tracker:
+    with (
+        claim(folder) as attempt,
+        Tracker(folder, sinks=start_sinks(recipe, folder, stage=name, say=context.progress.print)) as tracker,
+    ):
         model = starting_model(stage, recipe, out=context.out, folder=folder, attempt=attempt)
         training(stage, folder, attempt, model=model, teachers={}, tracker=tracker).run(context, title=title or name)
         tracker.write_ledger()
@@ -101,7 +105,7 @@ def make_stage(recipe: Recipe, name: str, context: RunContext, *, title: str | N
 def distill(recipe: Recipe, context: RunContext, attempt: str) -> None:
     """The run itself: measure base and teachers, train the student, write the results."""
     out = context.out
-    with Tracker(out, recipe=recipe, say=context.progress.print) as tracker:
+    with Tracker(out, sinks=start_sinks(recipe, out, say=context.progress.print)) as tracker:
         model = starting_model(recipe, recipe, out=out, folder=out, attempt=attempt)
         teachers = teacher_folders(recipe, out)
         job = training(recipe, out, attempt, model=model, teachers=teachers, tracker=tracker)
