@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loop_kit import Actor, Counter, prompts
 from student_kit import make_model
-from test_loop import Actor, Counter, prompts
 from track_kit import recipe
 
 from mopd.distill.loop import train
