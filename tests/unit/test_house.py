@@ -104,14 +104,14 @@ def _is_negative(node: ast.expr | None) -> bool:
 
 def leaves() -> dict[str, type[Strict]]:
     """Names of the schema's leaves whose default is a setting: not None, not empty, not a part of a recipe."""
-    findings: dict[str, type[Strict]] = {}
+    settings: dict[str, type[Strict]] = {}
     for model in _models(Strict):
         for name, field in model.model_fields.items():
             default = field.default
             if not field.is_required() and default is not None and default != () and not isinstance(default, Strict):
-                findings.setdefault(name, model)
+                settings.setdefault(name, model)
     return {
-        name: model for name, model in findings.items() if findings[name].model_fields[name].default_factory is None
+        name: model for name, model in settings.items() if settings[name].model_fields[name].default_factory is None
     }
 
 
@@ -190,7 +190,7 @@ def test_the_rule_tells_right_from_wrong(name: str) -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_every_file_keeps_the_rule(name: str, sources: list[Source]) -> None:
     exempt = "distill/types.py" if name == "shifts" else None  # the home of the alignment rule
-    assert [findings for source in sources if source.path != exempt for findings in RULES[name](source)] == []
+    assert [finding for source in sources if source.path != exempt for finding in RULES[name](source)] == []
 
 
 def test_every_default_has_one_home(sources: list[Source]) -> None:
@@ -201,7 +201,7 @@ def test_every_default_has_one_home(sources: list[Source]) -> None:
     assert not second_defaults(read("right.py", "def f(a: int = 3, *, temperature: float) -> None: ..."), names)
     home = ("distill/recipe/schema.py", "distill/recipe/base.py", "distill/recipe/loss.py")
     elsewhere = [source for source in sources if source.path not in home]
-    assert [findings for source in elsewhere for findings in second_defaults(source, names)] == []
+    assert [finding for source in elsewhere for finding in second_defaults(source, names)] == []
 
 
 def test_every_leaf_of_the_schema_is_documented() -> None:

