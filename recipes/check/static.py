@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from mopd.distill.recipe import CustomLoss, Recipe
+from mopd.distill.tracking.sinks import sink_problems
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import read_model_infos
 from mopd.recipes.check.models import check_lengths, check_models
@@ -49,7 +50,7 @@ def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
         tasks, unusable = make_tasks(recipe, tokenizer=tokenizer, without=far)
     lengths, unsound = check_tasks(recipe, tasks, tokenizer)
     lengths = assumed_lengths(recipe, lengths) if offline else lengths
-    problems += [*unusable, *unreadable, *unsound]
+    problems += [*unusable, *unreadable, *unsound, *sink_problems(recipe.track.sinks)]
     problems += check_models(recipe, model_infos, device=device)
     problems += check_lengths(recipe, model_infos, lengths)
     problems += [] if offline else check_device(recipe)

@@ -14,7 +14,7 @@ _TAG = 64  # characters of a W&B tag, at most
 
 def sink_names(track: TrackRecipe) -> list[str]:
     """W&B unless it is disabled, then the recipe's own sinks."""
-    return [] if track.wandb.mode == "disabled" else ["wandb"]
+    return ([] if track.wandb.mode == "disabled" else ["wandb"]) + list(track.sinks)
 
 
 def start_sinks(

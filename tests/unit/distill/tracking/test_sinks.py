@@ -12,6 +12,7 @@ import pytest
 from accelerate.tracking import GeneralTracker
 from track_kit import ROLLOUTS, SEESAW, as_history, recipe, tracked_run, write_run
 
+from mopd.distill.recipe import TrackRecipe
 from mopd.distill.tracking import sinks as sinks_module
 from mopd.distill.tracking.accelerate_sink import AccelerateSink
 from mopd.distill.tracking.sinks import open_sinks, sink_problems
@@ -201,6 +202,7 @@ def test_what_cannot_be_opened_is_known_before_a_run_starts(custom: str) -> None
         assert culprit in problem
 
 
-def test_wandb_is_on_unless_it_is_disabled() -> None:
+def test_wandb_is_on_unless_it_is_disabled_and_a_recipe_adds_others() -> None:
     assert sink_names(recipe("auto").track) == ["wandb"]
     assert sink_names(recipe("disabled").track) == []
+    assert sink_names(TrackRecipe(sinks=("tensorboard", "./a.py:A"))) == ["wandb", "tensorboard", "./a.py:A"]
