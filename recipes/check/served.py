@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from mopd.distill.endpoint import Endpoint, EndpointLost, EndpointRefused
 from mopd.distill.loss.registry import loss_spec
-from mopd.distill.recipe import Recipe, TopKReverseKL
+from mopd.distill.recipe import Recipe, TeacherRecipe, TopKReverseKL
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
@@ -25,20 +25,19 @@ PROBES = 8
 """Prompts of each domain that a server's tokenizer is tried on."""
 
 
-def served_source(recipe: Recipe, name: str, folder: str, *, trust_remote_code: bool) -> Served:
-    """A served teacher's source; ``folder`` has the configuration of its model."""
+def served_source(name: str, teacher: TeacherRecipe, folder: str, seconds: float, *, trust_remote_code: bool) -> Served:
+    """A served teacher's source; ``folder`` has the configuration of its model, a request may take ``seconds``."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     vocabulary = int(config.get_text_config().vocab_size)
-    return Served(endpoint_of(recipe, name), vocabulary, recipe.faults.microbatch_seconds)
+    return Served(endpoint_of(name, teacher), vocabulary, seconds)
 
 
-def endpoint_of(recipe: Recipe, name: str) -> Endpoint:
+def endpoint_of(name: str, teacher: TeacherRecipe) -> Endpoint:
     """Where a served teacher is.
 
     Raises:
         UserError: the environment has no key for it.
     """
-    teacher = recipe.teachers[name]
     assert teacher.endpoint is not None
     where = f"teachers.{name}.api_key_env"
     return Endpoint.reach(
@@ -55,7 +54,7 @@ def served_sampler(recipe: Recipe, name: str, tokenizer: PreTrainedTokenizerBase
     """A served teacher as a sampler, which answers greedily as everyone does."""
     how = decoding(recipe, tokenizer)
     return ServedSampler(
-        endpoint_of(recipe, name),
+        endpoint_of(name, recipe.teachers[name]),
         eos_token_id=how.eos_token_id,
         max_new_tokens=how.max_new_tokens,
         batch_size=recipe.rollout.batch_size,
@@ -122,7 +121,7 @@ def reach_served(
     for name in served_teachers(recipe):
         where = f"`teachers.{name}.endpoint`"
         try:
-            endpoint = endpoint_of(recipe, name)
+            endpoint = endpoint_of(name, recipe.teachers[name])
         except UserError as error:
             yield from error.problems
             continue

@@ -14,15 +14,16 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.loss.registry import loss_spec
 from mopd.distill.metrics.evaluate import evaluate
 from mopd.distill.models.adapters import active
-from mopd.distill.recipe import Architecture, Recipe
+from mopd.distill.recipe import Architecture
 from mopd.distill.types import Float32, Full, Int32, Payload, Rollout, RunError, Sampler, UserError
 from mopd.recipes.check.served import served_sampler, served_source
 from mopd.recipes.evaluation.evaluator import verify
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.methods import decoding, support_of
-from mopd.recipes.resolve.placement import Device, resolve_device, teacher_device
-from mopd.recipes.resolve.sources import SELF, Source, adapter_folders, stage_name, teacher_source, trusted
+from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import Source, stage_name
 from mopd.recipes.resolve.stages import model_path
+from mopd.recipes.resolve.teachers import Device
 from mopd.recipes.run.findings import ROLLOUTS, Finding, judge, reverse_kl, unanswering
 from mopd.recipes.run.job import prompt_source, tasks_of
 from mopd.recipes.run.launch import on_disk
@@ -49,10 +50,10 @@ class _Student:
 class DeepCheck:
     """The deep check of a recipe that passed the static one; ``out`` is the run's folder, whose stages may be there."""
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
-        self._recipe, self._out = recipe, out.resolve()
-        self._device: Device = resolve_device(recipe.device)
-        self._adapters = adapter_folders(recipe)
+    def __init__(self, resolved: Resolved, out: Path) -> None:
+        self._resolved = resolved
+        self._recipe = resolved.recipe
+        self._out = out.resolve()
 
     def findings(self) -> list[Finding]:
         """One for every teacher and domain that it grades, in the recipe's order of domains."""
@@ -64,8 +65,8 @@ class DeepCheck:
         student = self._student(start)
         found: list[Finding] = []
         for name, domains in graded.items():
-            source = teacher_source(self._recipe, name)
             teacher = self._recipe.teachers[name]
+            source = self._resolved.teachers[name].model.source
             folder = self._folder(source, weights=teacher.endpoint is None)
             if folder is not None and (teacher.endpoint is not None or teacher.scorer is not None):
                 found += self._only_scoring(name, folder, domains, student)
@@ -86,26 +87,24 @@ class DeepCheck:
         stage = source.architecture if isinstance(source, Architecture) else source
         return Finding(teacher, domain, "later", f"after {stage}", "a run asks it then, before its first step")
 
-    def _model(self, folder: str, where: str, device: Device, asked: str, adapter: str | None) -> TeacherModel:
+    def _model(
+        self, folder: str, device: Device, dtype: str, adapter: str | None, *, trust_remote_code: bool
+    ) -> TeacherModel:
         recipe = self._recipe
         return TeacherModel(
             folder,
             device=device,
-            dtype=self._dtype(asked),
+            dtype=dtype,
             temperature=recipe.rollout.temperature,
             microbatch_tokens=recipe.student.engine.microbatch_tokens,
             adapters=[adapter] if adapter is not None else [],
-            trust_remote_code=trusted(recipe, where),
+            trust_remote_code=trust_remote_code,
         )
 
-    def _dtype(self, asked: str) -> str:
-        as_student = self._recipe.student.engine.dtype if asked == "auto" else asked
-        auto = "bfloat16" if self._device == "cuda" else "float32"
-        return auto if as_student == "auto" else as_student
-
     def _student(self, folder: str) -> _Student:
-        recipe, model = self._recipe, self._model(folder, "student.model", self._device, "auto", None)
-        tokenizer = load_tokenizer(folder, trust_remote_code=recipe.student.trust_remote_code)
+        recipe, code = self._recipe, self._resolved.models["student.model"].trusted
+        model = self._model(folder, self._resolved.device, self._resolved.dtype, None, trust_remote_code=code)
+        tokenizer = load_tokenizer(folder, trust_remote_code=code)
         source = prompt_source(recipe, tasks_of(recipe, tokenizer), tokenizer, held_out=False)
         asked = {name: [p for p in source(0) if p.domain == name][:ROLLOUTS] for name in recipe.trained_domains}
         sampler = StudentSampler(
@@ -144,11 +143,11 @@ class DeepCheck:
         return {f"{row.domain}/{row.prompt_id}": row.correct for row in rows}
 
     def _teacher(self, name: str, folder: str, domains: Sequence[str], student: _Student) -> list[Finding]:
-        settings, adapter = self._recipe.teachers[name], self._adapters.get(name)
-        device = teacher_device(self._recipe, name, self._device)
-        model = self._model(folder, f"teachers.{name}.model", device, settings.dtype, adapter)
+        teacher = self._resolved.teachers[name]
+        adapter, code = teacher.adapter, teacher.model.trusted
+        model = self._model(folder, teacher.device, teacher.dtype, adapter, trust_remote_code=code)
         with active(model.model, adapter):
-            anchor = settings.model == SELF and adapter is None
+            anchor = teacher.is_self and adapter is None
             correct = {} if anchor else self._exam(self._writing(model.model, student.tokenizer), student.tokenizer)
         found = []
         for domain in domains:
@@ -180,7 +179,7 @@ class DeepCheck:
         for domain in domains:
             ours = {key: value for key, value in student.correct.items() if key.startswith(f"{domain}/")}
             verdicts = [*ours.values()], None if correct is None else [correct[key] for key in ours]
-            tolerance = TOLERANCE[self._dtype(self._recipe.teachers[name].dtype)]
+            tolerance = TOLERANCE[self._resolved.teachers[name].dtype]
             found.append(conclude(name, domain, trials[domain], student.rollouts[domain], tolerance, *verdicts))
         return found
 
@@ -192,18 +191,17 @@ class DeepCheck:
         Raises:
             RunError: it does not answer, or with something else than it was asked; what a user's class raises, too.
         """
-        recipe, settings = self._recipe, self._recipe.teachers[name]
+        recipe, teacher = self._recipe, self._resolved.teachers[name]
         support = support_of(recipe, student.tokenizer)
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         correct: dict[str, float] | None = None
-        if settings.scorer is not None:
-            device = teacher_device(recipe, name, self._device)
-            model: Scorer = CustomSource.of(settings.scorer, folder, device, self._dtype(settings.dtype)).open(
+        if teacher.settings.scorer is not None:
+            model: Scorer = CustomSource.of(teacher.settings.scorer, folder, teacher.device, teacher.dtype).open(
                 conditions, []
             )
         else:
-            code = trusted(recipe, f"teachers.{name}.model")
-            model = served_source(recipe, name, folder, trust_remote_code=code).open(conditions, [])
+            seconds, code = recipe.faults.microbatch_seconds, teacher.model.trusted
+            model = served_source(name, teacher.settings, folder, seconds, trust_remote_code=code).open(conditions, [])
             correct = self._exam(served_sampler(recipe, name, student.tokenizer), student.tokenizer)
         expected = Expected(asked_in_trial(loss_spec(recipe.loss).payload), model.vocabulary, support)
 

@@ -21,9 +21,9 @@ from mopd.recipes.check.served import served_source
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import held_out
-from mopd.recipes.resolve.methods import METHODS, Parts, routes, support_of
-from mopd.recipes.resolve.placement import teacher_device, teacher_gpus
-from mopd.recipes.resolve.sources import adapter_folders, head_sources, trusted
+from mopd.recipes.resolve.methods import Parts, support_of
+from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.teachers import ResolvedTeacher, head_sources
 from mopd.recipes.run.actors import student_sampler, teachers_writing
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
@@ -57,14 +57,14 @@ class Training:
     """A run or a stage about to be trained.
 
     Attributes:
-        recipe: its own; a stage's is made by :func:`recipes.resolve.stages.stage_recipe`.
+        resolved: its own recipe; a stage's is made by :func:`recipes.resolve.stages.stage_recipe`.
         folder: where its checkpoints, metrics and result go.
         attempt: the id that owns ``folder``.
         model: the checkpoint it starts from.
         teachers: checkpoints of its teachers by name; the bases of those that are adapters.
     """
 
-    recipe: Recipe
+    resolved: Resolved
     folder: Path
     attempt: str
     model: str
@@ -84,15 +84,15 @@ class Training:
             Interrupted: it was asked to stop; the last finished step is saved.
             RunError: a process or a number broke; the newest checkpoint resumes.
         """
-        recipe = self.recipe
+        recipe = self.resolved.recipe
         with ExitStack() as closing:
             progress = context.progress.task(title, recipe.run.steps)
             closing.callback(progress.close)
-            method = METHODS[recipe.method]
+            method = self.resolved.method
             teachers = self._teachers(context) if method.teachers == "grade" else None  # first: they load meanwhile
             if teachers is not None:
                 closing.callback(teachers.close)
-            spec = self._student_spec(context)
+            spec = self._student_spec()
             ranks = RayRanks(spec)
             closing.callback(ranks.close)
             student = self._student(ranks, spec)
@@ -148,19 +148,19 @@ class Training:
         student.export(str(self.folder / "student"))
 
     def _student(self, ranks: RayRanks, spec: StudentSpec) -> DeepSpeedStudent:
-        recipe = self.recipe
+        recipe = self.resolved.recipe
         return DeepSpeedStudent(
             ranks,
             spec,
             shares={name: domain.share for name, domain in recipe.trained_domains.items()},
             updates_per_step=recipe.student.updates_per_step,
             share_rule=recipe.share_rule,
-            selective=METHODS[recipe.method].selects,
+            selective=self.resolved.method.selects,
             keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
         )
 
-    def _student_spec(self, context: RunContext) -> StudentSpec:
-        recipe = self.recipe
+    def _student_spec(self) -> StudentSpec:
+        recipe = self.resolved.recipe
         return StudentSpec(
             model=self.model,
             engine=recipe.student.engine,
@@ -170,53 +170,52 @@ class Training:
             domains=tuple(recipe.trained_domains),
             total_optimizer_steps=recipe.run.steps * recipe.student.updates_per_step,
             seed=recipe.seed,
-            device=context.device,
+            device=self.resolved.device,
             run_dir=str(self.folder),
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
             trust_remote_code=recipe.student.trust_remote_code,
-            heads=head_sources(recipe, self.teachers, lambda name: self.teacher_dtype(name, context)),
+            heads=head_sources(self.resolved.teachers, self.teachers)
+            if loss_spec(recipe.loss).payload == "hidden"
+            else (),
         )
 
     def _teachers(self, context: RunContext) -> TeacherPool | None:
         if not self.teachers:
             return None
-        recipe = self.recipe
+        recipe = self.resolved.recipe
         support = support_of(recipe, self.tokenizer)
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
+        asked = {name: self.resolved.teachers[name] for name in self.teachers}
         specs = {
             name: TeacherSpec(
-                self._source(name, path, context),
+                self._source(teacher, self.teachers[name]),
                 conditions,
-                gpus=teacher_gpus(recipe, name, context.device),
-                replicas=recipe.teachers[name].replicas,
-                adapter=adapter_folders(recipe).get(name),
-                resources=tuple(sorted(recipe.teachers[name].resources.items())),
+                gpus=teacher.gpus,
+                replicas=teacher.settings.replicas,
+                adapter=teacher.adapter,
+                resources=tuple(sorted(teacher.settings.resources.items())),
             )
-            for name, path in self.teachers.items()
+            for name, teacher in asked.items()
         }
         payload = loss_spec(recipe.loss).payload
         assert payload is not None, "a method without teachers has none to ask"
         return TeacherPool(
             specs,
-            routes=routes(recipe),
+            routes=self.resolved.routes,
             payload=payload,
             faults=recipe.faults,
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
         )
 
-    def _source(self, name: str, path: str, context: RunContext) -> TeacherSource:
+    def _source(self, teacher: ResolvedTeacher, folder: str) -> TeacherSource:
         """What a teacher's processes open."""
-        recipe, code = self.recipe, trusted(self.recipe, f"teachers.{name}.model")
-        if recipe.teachers[name].endpoint is not None:
-            return served_source(recipe, name, path, trust_remote_code=code)
-        device, dtype = teacher_device(recipe, name, context.device), self.teacher_dtype(name, context)
-        if (scorer := recipe.teachers[name].scorer) is not None:
-            return CustomSource.of(scorer, path, device, dtype)
-        return Checkpoint(path, device, dtype, trust_remote_code=code)
-
-    def teacher_dtype(self, name: str, context: RunContext) -> str:
-        """A teacher's dtype, resolved."""
-        asked = self.recipe.teachers[name].dtype
-        return context.dtype(self.recipe.student.engine.dtype if asked == "auto" else asked)
+        if teacher.settings.endpoint is not None:
+            seconds = self.resolved.recipe.faults.microbatch_seconds
+            return served_source(
+                teacher.name, teacher.settings, folder, seconds, trust_remote_code=teacher.model.trusted
+            )
+        if teacher.settings.scorer is not None:
+            return CustomSource.of(teacher.settings.scorer, folder, teacher.device, teacher.dtype)
+        return Checkpoint(folder, teacher.device, teacher.dtype, trust_remote_code=teacher.model.trusted)

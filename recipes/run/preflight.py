@@ -105,13 +105,13 @@ def before_first_step(
         return
     sampler.load_weights(student.weights(), version=0)
     preflight(
-        training.recipe,
+        training.resolved.recipe,
         training.folder,
         pool=pool,
         sampler=sampler,
-        prompts=prompt_source(training.recipe, training.tasks, training.tokenizer, held_out=False)(0),
+        prompts=prompt_source(training.resolved.recipe, training.tasks, training.tokenizer, held_out=False)(0),
         rows=training.evaluator.rows,
-        dtypes={name: training.teacher_dtype(name, context) for name in training.teachers},
+        dtypes={name: training.resolved.teachers[name].dtype for name in training.teachers},
         say=context.progress.print,
     )
 

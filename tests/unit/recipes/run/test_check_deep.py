@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from mopd.distill.models.load import load_model
 from mopd.distill.types import Prompt, Rollout
 from mopd.recipes.cli import app
+from mopd.recipes.resolve.resolved import resolve
 from mopd.recipes.run.check_deep import DeepCheck, self_test
 from mopd.recipes.run.findings import Finding, judge, reverse_kl
 from mopd.teachers.kinds.checkpoint import TeacherModel
@@ -130,7 +131,7 @@ def anchored(folder: Path) -> dict[str, Any]:
 
 
 def test_every_kind_of_teacher_is_asked(folder: Path, tmp_path: Path) -> None:
-    found = {one.teacher: one for one in DeepCheck(recipe(**anchored(folder)), tmp_path).findings()}
+    found = {one.teacher: one for one in DeepCheck(resolve(recipe(**anchored(folder))), tmp_path).findings()}
     assert {name: one.verdict for name, one in found.items()} == {
         "other": "warning",
         "adapted": "warning",
@@ -144,13 +145,13 @@ def test_every_kind_of_teacher_is_asked(folder: Path, tmp_path: Path) -> None:
     assert found["made"] == Finding("made", "made", "later", "after stage:made", ASKED_LATER)
     made = tmp_path / "stages" / "made" / "student"
     save_model(made, tokenizer_of("arithmetic"))
-    again = {one.teacher: one for one in DeepCheck(recipe(**anchored(folder)), tmp_path).findings()}
+    again = {one.teacher: one for one in DeepCheck(resolve(recipe(**anchored(folder))), tmp_path).findings()}
     assert again["made"].verdict == "warning"
     assert again["other"] == found["other"]
 
 
 def test_a_student_that_is_yet_to_be_made_leaves_all_for_later(tmp_path: Path) -> None:
-    (found,) = DeepCheck(recipe(), tmp_path).findings()
+    (found,) = DeepCheck(resolve(recipe()), tmp_path).findings()
     assert (found.teacher, found.verdict, found.reason) == ("math", "later", "after stage:base")
 
 
