@@ -1,4 +1,4 @@
-"""Checks of a user's own task, teacher and loss: do they keep the promises that the shipped ones are tested for?"""
+"""Checks of a user's own task, teacher, loss and engine: do they keep the promises of the shipped ones?"""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 
 from mopd.distill.loss.base import TokenLoss
 from mopd.distill.loss.microbatch import Microbatch, collate
-from mopd.distill.loss.registry import bind
-from mopd.distill.recipe import Loss, Recipe
+from mopd.distill.loss.registry import BoundLoss, bind
+from mopd.distill.recipe import Loss, Recipe, RolloutRecipe
 from mopd.distill.recipe.plugins import is_plugin, load_plugin
 from mopd.distill.types import Full, PayloadName, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, UserError
-from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.methods import method_of
+from mopd.rollouts.engines import engine_of
 from mopd.rollouts.tasks import Example, Split, Task
 from mopd.teachers.kinds.custom import MORE, asked_instead
 
@@ -107,7 +108,7 @@ def check_own_teacher(recipe: Recipe, name: str) -> Iterator[str]:
     if not is_plugin(teacher.scorer):
         yield f"`{where}` is {teacher.scorer!r}; write ./file.py:NAME, the class NAME of that file"
         return
-    if METHODS[recipe.method].teachers != "grade":
+    if method_of(recipe.method).teachers != "grade":
         yield f"`{where}`: method {recipe.method!r} needs its teachers' weights, and this one only scores; take it away"
         return
     try:
@@ -235,3 +236,19 @@ def _probe(payload: PayloadName | None, *, needs_each_teacher: bool) -> Microbat
         rollouts, token_weight={"probe": 1.0}, domains=("probe",), pad_id=0, payload=payload,
         reward_advantages=None, device="cpu", needs_each_teacher=needs_each_teacher,
     )  # fmt: skip
+
+
+def check_engine(rollout: RolloutRecipe, loss: BoundLoss) -> Iterator[str]:
+    """Whether the engine of rollouts is there and can do what the recipe asks of it, each problem a sentence."""
+    try:
+        engine = engine_of(rollout.engine, workers=rollout.workers)
+    except UserError as error:
+        yield from error.problems
+        return
+    if is_plugin(rollout.engine) and rollout.workers:
+        yield f"`rollout.workers` is set and would change nothing ({rollout.engine} decides where it writes); remove it"
+    if loss.support is not None and loss.support.given and not engine.records_support:
+        yield (
+            f"`rollout.engine` {rollout.engine} does not record the student's likeliest tokens, which `loss.support` "
+            f"{loss.support.whose} asks its teachers about; take `support: teacher`"
+        )

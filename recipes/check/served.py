@@ -13,9 +13,8 @@ from mopd.distill.recipe import Recipe, TeacherRecipe
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
-from mopd.recipes.resolve.methods import METHODS, decoding, support_of
+from mopd.recipes.resolve.methods import method_of, support_of
 from mopd.recipes.resolve.sources import SELF, stage_name
-from mopd.rollouts.engines.served import ServedSampler
 from mopd.rollouts.tasks import Task
 from mopd.teachers.kinds.served import Served
 
@@ -50,18 +49,6 @@ def served_teachers(recipe: Recipe) -> list[str]:
     return [name for name, teacher in recipe.teachers.items() if teacher.endpoint is not None]
 
 
-def served_sampler(recipe: Recipe, name: str, tokenizer: PreTrainedTokenizerBase) -> ServedSampler:
-    """A served teacher as a sampler, which answers greedily as everyone does."""
-    how = decoding(recipe, tokenizer)
-    return ServedSampler(
-        endpoint_of(name, recipe.teachers[name]),
-        eos_token_id=how.eos_token_id,
-        max_new_tokens=how.max_new_tokens,
-        batch_size=recipe.rollout.batch_size,
-        faults=recipe.faults,
-    )
-
-
 def check_served(recipe: Recipe) -> Iterator[str]:
     """Whether a recipe asks of served teachers nothing but what a server gives, each problem a sentence."""
     for name in served_teachers(recipe):
@@ -78,7 +65,7 @@ def check_served(recipe: Recipe) -> Iterator[str]:
                 f"{where}.adapter` is {teacher.adapter!r}, and a server is not given any; start it with the adapter "
                 f"(vLLM: --lora-modules), and name that in `served_model`"
             )
-        if METHODS[recipe.method].teachers != "grade":
+        if method_of(recipe.method).teachers != "grade":
             yield (
                 f"{where}.endpoint`: method {recipe.method!r} needs its teachers' weights, and a server keeps them; "
                 f"take `endpoint` away"

@@ -109,7 +109,8 @@ class RunData:
     @property
     def trains(self) -> bool:
         """Whether the run trained its student in steps of its own."""
-        return METHODS[self.recipe.method].trains
+        method = METHODS.get(self.recipe.method)
+        return bool(self.train) if method is None else method.trains
 
     @property
     def steps(self) -> int:

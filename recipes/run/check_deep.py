@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.loss.registry import bind
@@ -16,19 +17,23 @@ from mopd.distill.metrics.evaluate import evaluate
 from mopd.distill.models.adapters import active
 from mopd.distill.recipe import Architecture
 from mopd.distill.types import Float32, Full, Int32, Payload, Rollout, RunError, Sampler, UserError
-from mopd.recipes.check.served import served_sampler, served_source
+from mopd.recipes.check.served import served_source
 from mopd.recipes.evaluation.evaluator import verify
+from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer
-from mopd.recipes.resolve.methods import decoding, support_of
+from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import Source, stage_name
 from mopd.recipes.resolve.stages import model_path
 from mopd.recipes.resolve.teachers import Device
 from mopd.recipes.run.findings import ROLLOUTS, Finding, judge, reverse_kl, unanswering
-from mopd.recipes.run.job import prompt_source, tasks_of
 from mopd.recipes.run.launch import on_disk
 from mopd.recipes.run.preflight import conclude
-from mopd.rollouts.sampler import InProcess, StudentSampler
+from mopd.recipes.run.samplers import frozen_teacher
+from mopd.rollouts.engines import engine_of
+from mopd.rollouts.engines.base import FrozenModel, SamplerProcesses, StudentModel
+from mopd.rollouts.engines.in_process import InProcess
+from mopd.rollouts.sampler import Samplers, make_samplers, sampler_settings
 from mopd.rollouts.tokenizer import completion_text
 from mopd.teachers.dry_run import DryRun, asked_in_trial, dry_run, reference_of
 from mopd.teachers.kinds.checkpoint import TeacherModel
@@ -41,6 +46,7 @@ from mopd.teachers.validate import Expected
 class _Student:
     """The student before the first step: its rollouts by domain, their distributions, its answers by prompt id."""
 
+    folder: str
     tokenizer: PreTrainedTokenizerBase
     rollouts: Mapping[str, list[Rollout]]
     logprobs: Mapping[str, list[Float32]]
@@ -105,33 +111,42 @@ class DeepCheck:
         recipe, code = self._recipe, self._resolved.models["student.model"].trusted
         model = self._model(folder, self._resolved.device, self._resolved.dtype, None, trust_remote_code=code)
         tokenizer = load_tokenizer(folder, trust_remote_code=code)
-        source = prompt_source(recipe, tasks_of(recipe, tokenizer), tokenizer, held_out=False)
+        tasks = tasks_of(recipe.domains, tokenizer)
+        source = prompt_source(recipe.trained_domains, tasks, tokenizer, seed=recipe.seed)
         asked = {name: [p for p in source(0) if p.domain == name][:ROLLOUTS] for name in recipe.trained_domains}
-        sampler = StudentSampler(
-            decoding(recipe, tokenizer), samples_per_prompt=1, batch_size=recipe.rollout.batch_size
-        )
-        sampler.load_weights(InProcess(model.model), version=0)
-        rollouts = {
-            name: [rollout for microbatch in sampler.sample(prompts, step=0) for rollout in microbatch]
-            for name, prompts in asked.items()
-        }
-        logprobs = {name: _full(model, mine, None) for name, mine in rollouts.items()}
-        return _Student(tokenizer, rollouts, logprobs, self._exam(self._writing(model.model, tokenizer), tokenizer))
+        with ExitStack() as closing:
+            samplers = self._samplers(folder, tokenizer, closing)
+            samplers.train.load_weights(InProcess(model.model), version=0)
+            samplers.evaluate.load_weights(InProcess(model.model), version=0)
+            rollouts = {
+                name: [rollout for microbatch in samplers.train.sample(prompts, step=0) for rollout in microbatch]
+                for name, prompts in asked.items()
+            }
+            correct = self._exam(samplers.evaluate, tokenizer)
+        logprobs = {name: _full(model, written, None) for name, written in rollouts.items()}
+        return _Student(folder, tokenizer, rollouts, logprobs, correct)
 
-    def _writing(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> Sampler:
-        how = replace(decoding(self._recipe, tokenizer), greedy=True)
-        sampler = StudentSampler(how, samples_per_prompt=1, batch_size=self._recipe.rollout.batch_size)
-        sampler.load_weights(InProcess(model), version=0)
-        return sampler
+    def _samplers(self, student: str, tokenizer: PreTrainedTokenizerBase, closing: ExitStack) -> Samplers:
+        """What samples student and teachers, one completion a prompt, in this process where the engine can."""
+        recipe = self._recipe
+        settings = sampler_settings(recipe.rollout, tokenizer, seed=recipe.seed, support=support_of(recipe, tokenizer))
+        here = SamplerProcesses(0, self._resolved.device, self._resolved.dtype)
+        return make_samplers(
+            engine_of(recipe.rollout.engine, workers=0),
+            settings=replace(settings, samples_per_prompt=1),
+            student=StudentModel(FrozenModel(student, trust_remote_code=recipe.student.trust_remote_code), here),
+            frozen=here,
+            closing=closing,
+        )
 
     def _exam(self, sampler: Sampler, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         """Verdicts on greedy answers to the validation prompts, by prompt id."""
         recipe = self._recipe
-        tasks = tasks_of(recipe, tokenizer)
+        tasks = tasks_of(recipe.domains, tokenizer)
         settings = recipe.evaluate
         rows = evaluate(
             sampler,
-            prompt_source(recipe, tasks, tokenizer, held_out=False).held_out(
+            prompt_source(recipe.trained_domains, tasks, tokenizer, seed=recipe.seed).held_out(
                 "validation", settings.validation_prompts, seed=settings.seed
             ),
             lambda prompts, texts: verify(tasks, prompts, texts),
@@ -148,7 +163,7 @@ class DeepCheck:
         model = self._model(folder, teacher.device, teacher.dtype, adapter, trust_remote_code=code)
         with active(model.model, adapter):
             anchor = teacher.is_self and adapter is None
-            correct = {} if anchor else self._exam(self._writing(model.model, student.tokenizer), student.tokenizer)
+            correct = {} if anchor else self._answers(FrozenModel(folder, adapter, code), student, model.model)
         found = []
         for domain in domains:
             rollouts = student.rollouts[domain]
@@ -162,6 +177,12 @@ class DeepCheck:
             ours = {key: value for key, value in student.correct.items() if key.startswith(f"{domain}/")}
             found.append(judge(name, domain, kl, [ours[k] for k in ours], [correct[k] for k in ours if correct]))
         return found
+
+    def _answers(self, teacher: FrozenModel, student: _Student, module: nn.Module | None) -> dict[str, float]:
+        """Verdicts on what a teacher writes, by prompt id; ``module`` is the teacher, where it is loaded already."""
+        with ExitStack() as closing:
+            sampler = self._samplers(student.folder, student.tokenizer, closing).of(teacher, module=module)
+            return self._exam(sampler, student.tokenizer)
 
     def _only_scoring(self, name: str, folder: str, domains: Sequence[str], student: _Student) -> list[Finding]:
         """Of a teacher behind a server or of a user's own, which need tell no distribution: as a run asks it."""
@@ -202,7 +223,7 @@ class DeepCheck:
         else:
             seconds, code = recipe.faults.microbatch_seconds, teacher.model.trusted
             model = served_source(name, teacher.settings, folder, seconds, trust_remote_code=code).open(conditions, [])
-            correct = self._exam(served_sampler(recipe, name, student.tokenizer), student.tokenizer)
+            correct = self._answers(frozen_teacher(teacher, folder, recipe.faults), student, None)
         expected = Expected(asked_in_trial(bind(recipe.loss).payload), model.vocabulary, support)
 
         def ask(token_ids: Sequence[Int32], given: Sequence[Int32] | None) -> list[list[Payload]]:

@@ -18,6 +18,7 @@ from mopd.distill.recipe import Recipe
 from mopd.distill.storage import write_atomic
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.types import Float32, GradingFailed, NonFinite, Prompt, Rollout, RunError, Sampler
+from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.sources import SELF
 from mopd.recipes.run.findings import ROLLOUTS, Finding, findings_table, judge, refuse_unusable, unanswering
 from mopd.teachers.dry_run import DryRun
@@ -95,8 +96,6 @@ def before_first_step(
         RunError: a teacher has not come, or with fewer output tokens than the student's tokenizer has.
         UserError: as in :func:`preflight`.
     """
-    from mopd.recipes.run.job import prompt_source  # which imports this file
-
     tokens = len(training.tokenizer)
     for name, size in pool.wait_until_ready().items():
         if size < tokens:
@@ -109,7 +108,12 @@ def before_first_step(
         training.folder,
         pool=pool,
         sampler=sampler,
-        prompts=prompt_source(training.resolved.recipe, training.tasks, training.tokenizer, held_out=False)(0),
+        prompts=prompt_source(
+            training.resolved.recipe.trained_domains,
+            training.tasks,
+            training.tokenizer,
+            seed=training.resolved.recipe.seed,
+        )(0),
         rows=training.evaluator.rows,
         dtypes={name: training.resolved.teachers[name].dtype for name in training.teachers},
         say=context.progress.print,

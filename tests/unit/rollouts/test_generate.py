@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from mopd.distill.payloads import Support
 from mopd.distill.types import Prompt, align_logits
-from mopd.rollouts.engines.in_process import Decoding, generate, keyed_uniforms
-from mopd.rollouts.sampler import GoldSampler, InProcess, StudentSampler
+from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.generate import generate, keyed_uniforms
+from mopd.rollouts.engines.in_process import InProcess, StudentSampler
+from mopd.rollouts.sampler import GoldSampler
 
 EOS, PAD = 1, 0
 
