@@ -151,7 +151,7 @@ class Training:
 
     def _teacher_distance(self, teachers: TeacherPool | None) -> TeacherDistance | None:
         """What has teachers grade held-out prompts; None for a stage, without teachers, or where no prompt is asked."""
-        recipe, n = self.resolved.recipe, self.resolved.recipe.evaluate.graded_prompts
+        n = self.resolved.recipe.evaluate.graded_prompts
         if self.evaluator is None or teachers is None or n == 0:
             return None
         questions = self.evaluator.prompts["validation"]
