@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
-from mopd.distill.loop import Interrupted
+from mopd.distill.errors import Interrupted
 from mopd.distill.metrics.evaluate import Split
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.run.context import RunContext

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
-from mopd.distill.loop import Interrupted
+from mopd.distill.errors import Interrupted
 from mopd.distill.metrics.evaluate import Split
 from mopd.distill.storage import publish, remove
 from mopd.distill.types import Metrics
