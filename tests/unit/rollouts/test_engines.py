@@ -31,7 +31,7 @@ from mopd.recipes.run.preflight import preflight
 from mopd.rollouts.engines import ENGINES, engine_of
 from mopd.rollouts.engines.base import Decoding, FrozenModel, SamplerProcesses, SamplerSettings, StudentModel
 from mopd.rollouts.engines.in_process import InProcess
-from mopd.rollouts.engines.workers import _as_array, _as_tensor
+from mopd.rollouts.engines.workers import _as_array, _as_tensor, _Worker
 from mopd.rollouts.sampler import Samplers, make_samplers, sampler_settings
 from mopd.teachers.dry_run import DryRun
 
@@ -213,8 +213,8 @@ def test_training_and_measuring_write_each_in_their_way(tmp_path: Path) -> None:
     assert ([r.version for r in train], [r.version for r in measured]) == ([5] * 9, [6] * 3)
     widths = [None if r.support_ids is None else r.support_ids.shape[1] for r in (train[0], measured[0], greedy[0])]
     assert widths == [3, 4, None]
-    for one, other in zip(train[:3], measured, strict=True):  # rollout i of a step draws the same numbers
-        assert one.index == other.index
+    for sample, other in zip(train[:3], measured, strict=True):  # rollout i of a step draws the same numbers
+        assert sample.index == other.index
     assert train[0].token_ids.tolist() == measured[0].token_ids.tolist()
 
 
@@ -258,3 +258,18 @@ def test_weights_arrive_as_they_were_sent(dtype: torch.dtype) -> None:
         arrived = _as_tensor(*_as_array(sent))
         assert arrived.dtype == dtype
         assert torch.equal(arrived, sent)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_worker_takes_on_every_weight_in_the_students_dtype(tmp_path: Path, dtype: str) -> None:
+    initial, later = (make_model(tmp_path / str(seed), "llama", seed=seed) for seed in (0, 1))
+    student = load_model(later, device="cpu", dtype=dtype)
+    worker = _Worker("cpu", dtype)
+    worker.load(initial, None, False)
+    assert worker.publish({name: _as_array(tensor) for name, tensor in student.state_dict().items()}, 3) == 3
+    assert worker.model is not None
+    held = worker.model.state_dict()
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(held[name], tensor), name
+    with pytest.raises(RuntimeError, match="Missing key"):
+        worker.publish({}, 4)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from check_kit import check, recipe, tokenizer_of
 
+from mopd.distill.recipe import MergeRecipe
 from mopd.distill.recipe.files import load_recipe
-from mopd.distill.recipe.schema import MergeRecipe
 from mopd.distill.types import Prompt, Rollout, UserError
 from mopd.recipes import SHIPPED
 from mopd.recipes.resolve.data import tasks_of
