@@ -272,16 +272,7 @@ def compare(folders: Sequence[Path], *, validation: bool = False) -> Comparison:
         leader=None if leader is None else leader.name,
         parity=target,
         runs=[
-            _run(
-                run,
-                group.name,
-                reference_of[run.name],
-                metrics=_metrics(of_run[run.name], timed[run.name], domains),
-                intervals=_intervals(of_run[run.name], domains),
-                cost=cost_of[run.name],
-                models=scored_models(run.answers, split, domains),
-                selected=run.step(split),
-            )
+            _run(run, group.name, reference_of[run.name], of_run[run.name], timed[run.name], cost_of[run.name], split)
             for group in groups
             for run in group.runs
         ],
@@ -417,13 +408,12 @@ def _run(
     run: Run,
     row: str,
     reference: Reference,
-    *,
-    metrics: ComparedMetrics,
-    intervals: ComparedIntervals,
+    values: Mapping[str, Measured],
+    timed: OverTime,
     cost: RunCost,
-    models: Mapping[str, Mapping[str, Interval]],
-    selected: int,
+    split: Split,
 ) -> ComparedRun:
+    domains = list(reference.table.answers)  # in the order of the comparison, which may not be the run's own
     return ComparedRun(
         name=run.name,
         folder=str(run.folder),
@@ -432,14 +422,14 @@ def _run(
         commit=run.commit,
         finished=run.finished,
         step=run.step("validation"),
-        selected=selected,
+        selected=run.step(split),
         steps=run.recipe.steps,
         base=reference.base.name,
         against=reference.against,
         borrowed=reference.borrowed,
-        models=models,
-        metrics=metrics,
-        metrics_ci=intervals,
+        models=scored_models(run.answers, split, domains),
+        metrics=_metrics(values, timed, domains),
+        metrics_ci=_intervals(values, domains),
         cost=cost,
     )
 
