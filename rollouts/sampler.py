@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.loss.topk import Support
+from mopd.distill.payloads import Support
 from mopd.distill.recipe import RolloutRecipe
 from mopd.distill.types import Prompt, Rollout, Sampler, Weights
 from mopd.rollouts.engines import ENGINES

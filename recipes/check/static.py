@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mopd.distill.recipe import CustomLoss
+from mopd.distill.tracking.sinks import sink_problems
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import read_model_infos
 from mopd.recipes.check.models import check_lengths, check_models
@@ -36,10 +36,10 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
         UserError: with every problem that was found.
     """
     recipe = resolved.recipe
-    if isinstance(recipe.loss, CustomLoss) and (broken := list(check_own_loss(recipe.loss))):
+    if broken := list(check_own_loss(recipe.loss)):
         raise UserError(*broken)  # all else asks the loss what it needs
     problems = check_routes(resolved, tasks=TASKS)
-    problems += check_engine(recipe.rollout, recipe.loss)
+    problems += check_engine(recipe.rollout, resolved.loss)
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
     tasks, unusable = make_tasks(recipe, tokenizer=None, without=far)
     model_infos, unreadable = read_model_infos(resolved, tasks, offline=offline)
@@ -50,7 +50,7 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
         tasks, unusable = make_tasks(recipe, tokenizer=tokenizer, without=far)
     lengths, unsound = check_tasks(recipe, tasks, tokenizer)
     lengths = assumed_lengths(recipe, lengths) if offline else lengths
-    problems += [*unusable, *unreadable, *unsound]
+    problems += [*unusable, *unreadable, *unsound, *sink_problems(recipe.track.sinks)]
     problems += check_models(resolved, model_infos)
     problems += check_lengths(recipe, model_infos, lengths)
     problems += [] if offline else check_device(resolved)

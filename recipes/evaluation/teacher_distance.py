@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from mopd.distill.loss.registry import loss_spec
+from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.metrics.teacher_distance import OVERLAP_K, distance_metrics
-from mopd.distill.recipe import Loss, TopKReverseKL
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Metrics, PayloadName, Prompt, Sampler
 from mopd.recipes.evaluation.costs import Costs
@@ -17,11 +16,11 @@ FAULTS = ("teacher_retries/", "teacher_swaps/")
 """How the names of the metrics begin that say what a teacher's processes went through."""
 
 
-def payload_to_ask(loss: Loss) -> PayloadName:
+def payload_to_ask(loss: BoundLoss) -> PayloadName:
     """What tells the teachers' likeliest tokens, where the loss' payload does; else what the KL needs."""
-    if isinstance(loss, TopKReverseKL):
-        return "topk" if loss.k >= OVERLAP_K and loss.support != "student" else "sampled"
-    return "full" if loss_spec(loss).payload == "full" else "sampled"
+    if loss.support is not None:
+        return "topk" if loss.support.k >= OVERLAP_K and loss.support.whose != "student" else "sampled"
+    return "full" if loss.payload == "full" else "sampled"
 
 
 class TeacherDistance:

@@ -11,9 +11,9 @@ from typing import ClassVar, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.loss.registry import LOSSES
-from mopd.distill.loss.topk import Support
-from mopd.distill.recipe import Recipe, TopKReverseKL
+from mopd.distill.loss.registry import LOSSES, bind
+from mopd.distill.payloads import Support
+from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.plugins import is_plugin, load_plugin
 from mopd.distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout, UserError
 from mopd.recipes.resolve.merge_and_cascade import MadeStudent, MakingJob, cascade, merge
@@ -92,8 +92,8 @@ class MadeMethod:
 
 def support_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Support | None:
     """Which tokens the recipe's loss compares student and teachers on; None where it is not a top-k loss."""
-    loss = recipe.loss
-    return Support(loss.k, control_ids(tokenizer), loss.support) if isinstance(loss, TopKReverseKL) else None
+    loss = bind(recipe.loss)
+    return None if loss.support is None else loss.support_with(control_ids(tokenizer))
 
 
 class Ungraded:

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.loop import train
-from mopd.distill.loss.registry import located, loss_spec
+from mopd.distill.loss.registry import located
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.rank import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
@@ -157,12 +157,12 @@ class Training:
 
     def _teacher_distance(self, teachers: TeacherPool | None) -> TeacherDistance | None:
         """What has teachers grade held-out prompts; None for a stage, without teachers, or where no prompt is asked."""
-        recipe, n = self.resolved.recipe, self.resolved.recipe.evaluate.graded_prompts
+        n = self.resolved.recipe.evaluate.graded_prompts
         if self.evaluator is None or teachers is None or n == 0:
             return None
         questions = self.evaluator.prompts["validation"]
         prompts = [p for name, weights in self.resolved.routes.items() if weights for p in questions[name][:n]]
-        payload = payload_to_ask(recipe.loss)
+        payload = payload_to_ask(self.resolved.loss)
         return TeacherDistance(prompts, teachers, payload=payload, tracker=self.tracker, costs=self.costs)
 
     def _conclude(self, student: DeepSpeedStudent, eval_sampler: Sampler, progress: TaskHandle, last: int) -> None:
@@ -204,9 +204,7 @@ class Training:
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
             trust_remote_code=recipe.student.trust_remote_code,
-            heads=head_sources(self.resolved.teachers, self.teachers)
-            if loss_spec(recipe.loss).payload == "hidden"
-            else (),
+            heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
 
     def _teachers(self, context: RunContext) -> TeacherPool | None:
@@ -227,7 +225,7 @@ class Training:
             )
             for name, teacher in asked.items()
         }
-        payload = loss_spec(recipe.loss).payload
+        payload = self.resolved.loss.payload
         assert payload is not None, "a method without teachers has none to ask"
         return TeacherPool(
             specs,

@@ -12,7 +12,7 @@ from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import Architecture, DomainRecipe, Recipe
 from mopd.distill.recipe.plugins import plugin_digests
-from mopd.distill.student.checkpoint import claim, write_atomic
+from mopd.distill.storage import claim, write_atomic
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.ledger import ledger_from_rows, read_ledger
 from mopd.distill.tracking.tracker import Tracker, read_jsonl
@@ -38,6 +38,7 @@ from mopd.recipes.resolve.stages import (
     stage_folder,
     stage_recipe,
 )
+from mopd.recipes.resolve.tracking import start_sinks
 from mopd.recipes.run.baselines import measure_frozen
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import Training
@@ -97,7 +98,10 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
 def make_stage(recipe: Recipe, name: str, context: RunContext, *, title: str | None = None) -> None:
     """Train one stage of a recipe, or go on with it; what it starts from is there. People know it as ``title``."""
     stage, folder = resolve(stage_recipe(recipe, name)), stage_folder(context.out, name)
-    with claim(folder) as attempt, Tracker(folder, recipe=recipe, stage=name, say=context.progress.print) as tracker:
+    with (
+        claim(folder) as attempt,
+        Tracker(folder, sinks=start_sinks(recipe, folder, stage=name, say=context.progress.print)) as tracker,
+    ):
         model = starting_model(
             stage.recipe.student.model,
             recipe.domains,
@@ -114,7 +118,7 @@ def make_stage(recipe: Recipe, name: str, context: RunContext, *, title: str | N
 def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
     """The run itself: measure base and teachers, train the student, write the results."""
     recipe, out = resolved.recipe, context.out
-    with Tracker(out, recipe=recipe, say=context.progress.print) as tracker:
+    with Tracker(out, sinks=start_sinks(recipe, out, say=context.progress.print)) as tracker:
         model = starting_model(recipe.student.model, recipe.domains, recipe.seed, out=out, folder=out, attempt=attempt)
         teachers = teacher_folders(resolved, out)
         job = training(resolved, out, attempt, model=model, teachers=teachers, tracker=tracker)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mopd.distill.errors import Interrupted
 from mopd.distill.metrics.evaluate import Split
-from mopd.distill.student.checkpoint import publish, remove
+from mopd.distill.storage import publish, remove
 from mopd.distill.types import Metrics
 from mopd.recipes.resolve.merge_and_cascade import MakingJob
 from mopd.recipes.resolve.methods import MadeMethod

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from mopd.distill.loss.topk import Support
 from mopd.distill.metrics.teacher_distance import OVERLAP_K
+from mopd.distill.payloads import Support
 from mopd.distill.recipe import Engine, FaultRecipe, RolloutRecipe
 from mopd.distill.types import Sampler
 from mopd.recipes.check.served import endpoint_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from mopd.distill.endpoint import Endpoint
-from mopd.distill.loss.topk import Support
+from mopd.distill.payloads import Support
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Sampler, Weights
 

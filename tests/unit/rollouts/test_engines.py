@@ -17,8 +17,8 @@ import torch
 from check_kit import recipe, save_model, tokenizer_of
 from student_kit import VOCABULARY, make_model
 
-from mopd.distill.loss.topk import Support
 from mopd.distill.models.load import load_model
+from mopd.distill.payloads import Support
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Prompt, Rollout, Sampler, UserError
