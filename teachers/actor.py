@@ -12,7 +12,6 @@ import numpy as np
 
 from mopd.distill.types import Float32, Int32, Payload, PayloadName, Sampled
 from mopd.teachers.dry_run import reference_of
-from mopd.teachers.kinds.served import Served
 from mopd.teachers.scorer import TOLERANCE, Conditions, Scorer, TeacherSource
 
 CANARY_TOKENS = 32
@@ -27,6 +26,8 @@ class TeacherSpec:
     Attributes:
         gpus: that each process takes of its node.
         resources: of Ray, by name, that each process takes of its node besides.
+        has_weights: whether the processes hold weights; else they only ask, take no room of others, and what they ask
+            may come back as it likes.
     """
 
     source: TeacherSource
@@ -35,6 +36,7 @@ class TeacherSpec:
     replicas: int
     adapter: str | None = None
     resources: tuple[tuple[str, float], ...] = ()
+    has_weights: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +132,7 @@ class TeacherProcess:
         torch.cuda.empty_cache()
         self.scorer = teacher_group.spec.source.open(teacher_group.spec.conditions, teacher_group.folders)
         spec, digest = teacher_group.spec, getattr(self.scorer, "digest", None)
-        if isinstance(spec.source, Served):
+        if not spec.has_weights:
             return Loaded(self.scorer.vocabulary)
         said = {name: canary(self.scorer, folder, spec.conditions) for name, folder in teacher_group.adapters.items()}
         return Loaded(

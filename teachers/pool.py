@@ -14,7 +14,6 @@ from mopd.teachers.actor import ScoreRequest, ScoreResponse, TeacherGroup, Teach
 from mopd.teachers.dry_run import DryRun, asked_in_trial, dry_run
 from mopd.teachers.host import WorkerPool
 from mopd.teachers.kinds.checkpoint import microbatches
-from mopd.teachers.kinds.served import Served
 from mopd.teachers.validate import Expected, check_answer, likeliest_of
 
 
@@ -57,8 +56,7 @@ class TeacherPool:
         for name, spec in specs.items():
             over.setdefault(replace(spec, adapter=None), {})[name] = spec.adapter
         homes = [TeacherGroup(base, adapters) for base, adapters in over.items()]
-        # A server holds its weights itself: who asks it takes no room.
-        turns = [] if resident is None else [home for home in homes if not isinstance(home.spec.source, Served)]
+        turns = [] if resident is None else [home for home in homes if home.spec.has_weights]
         shared = [([home], home.spec.replicas) for home in homes if home not in turns]
         if resident is not None and turns:
             shared.append((turns, min(resident, len(turns))))

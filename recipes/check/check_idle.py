@@ -8,6 +8,7 @@ from typing import Any
 from mopd.distill.recipe import Recipe, Source
 from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.stages import stage_domains
+from mopd.teachers.kinds import kind_of
 
 
 def check_idle(recipe: Recipe) -> Iterator[str]:
@@ -37,15 +38,11 @@ def check_idle(recipe: Recipe) -> Iterator[str]:
     elif recipe.faults.retries == 0:
         yield from _set(recipe.faults, "faults", ("backoff_seconds",), "a lost microbatch is never asked again")
     for name, teacher in recipe.teachers.items():
-        if teacher.endpoint is None and "cpu" in (teacher.device, recipe.device if teacher.device == "auto" else ""):
-            yield from _set(teacher, f"teachers.{name}", ("gpus",), "it scores on the CPU")
-        if teacher.endpoint is None:
-            yield from _set(teacher, f"teachers.{name}", ("served_model", "api_key_env"), "no `endpoint` is asked")
-        else:
-            leaves = ("dtype", "device", "gpus", "scorer")
-            yield from _set(teacher, f"teachers.{name}", leaves, f"the server at {teacher.endpoint} decides")
-        if teacher.scorer is not None:
-            yield from _set(teacher, f"teachers.{name}", ("adapter",), f"{teacher.scorer} loads what it scores with")
+        unread = kind_of(teacher).unread_keys(teacher)
+        if "gpus" not in unread and "cpu" in (teacher.device, recipe.device if teacher.device == "auto" else ""):
+            unread["gpus"] = "it scores on the CPU"
+        for leaf, why in unread.items():
+            yield from _set(teacher, f"teachers.{name}", (leaf,), why)
         if METHODS[recipe.method].teachers == "write":
             yield from _set(teacher, f"teachers.{name}", ("replicas",), f"{recipe.method} gives each writer a process")
     if METHODS[recipe.method].trains and (METHODS[recipe.method].teachers != "grade" or not recipe.teachers):

@@ -12,6 +12,7 @@ from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.plan_payload import comparing_bytes, logits_bytes
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.sources import teacher_groups, turn_takers
+from mopd.teachers.kinds import kind_of
 
 GIB = 2.0**30
 PROCESS_BYTES = 0.35 * GIB
@@ -82,7 +83,7 @@ def _teacher_process(
 ) -> ProcessPlan:
     """The processes of teachers that share them."""
     one, teacher = model_infos[f"teachers.{names[0]}.model"], recipe.teachers[names[0]]
-    if teacher.endpoint is not None:
+    if not kind_of(teacher).has_weights:
         return ProcessPlan("run", f"asking teacher {', '.join(names)}", teacher.replicas, PROCESS_BYTES)
     logits = recipe.student.engine.microbatch_tokens * _vocabulary(one) * 12
     each = _frozen_bytes(one, Engine(dtype=teacher.dtype), device) + logits

@@ -10,9 +10,8 @@ from mopd.distill.recipe import Architecture, CustomLoss, Optimizer, PolicyGradi
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.recipes.check.check_idle import check_idle
-from mopd.recipes.check.plugins import check_own_teacher
-from mopd.recipes.check.served import check_served
 from mopd.recipes.check.settings import check_loss
+from mopd.recipes.check.teachers import check_teachers
 from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.sources import (
     SELF,
@@ -40,8 +39,7 @@ def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[s
         *_method(recipe, losses),
         *_rewards(recipe),
         *check_loss(recipe),
-        *check_served(recipe),
-        *(problem for name in recipe.teachers for problem in check_own_teacher(recipe, name)),
+        *check_teachers(recipe),
         *_stages(recipe),
         *_updates(recipe),
         *check_idle(recipe),

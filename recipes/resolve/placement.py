@@ -11,6 +11,7 @@ from mopd.distill.recipe import Recipe
 from mopd.distill.types import UserError
 from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.sources import teacher_groups, turn_takers
+from mopd.teachers.kinds import kind_of
 
 Device = Literal["cpu", "cuda"]
 
@@ -36,7 +37,7 @@ def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:
 def teacher_device(recipe: Recipe, name: str, device: Device) -> Device:
     """Where a teacher scores, in a run on ``device``."""
     teacher = recipe.teachers[name]
-    if teacher.endpoint is not None:
+    if not kind_of(teacher).has_weights:
         return "cpu"  # its process only asks
     return device if teacher.device == "auto" else teacher.device
 

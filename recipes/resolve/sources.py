@@ -10,6 +10,7 @@ from mopd.distill.loss.registry import loss_spec
 from mopd.distill.models.heads import HeadSource
 from mopd.distill.recipe import Architecture, Recipe, TeacherRecipe
 from mopd.recipes.resolve.stages import PREFIX
+from mopd.teachers.kinds import kind_of
 
 Source = str | Architecture
 SELF = "self"
@@ -124,7 +125,7 @@ def turn_takers(recipe: Recipe) -> list[list[str]]:
     """The households that share ``run.resident_teachers`` processes: all that hold weights; none where it isn't set."""
     if recipe.run.resident_teachers is None:
         return []
-    return [names for names in teacher_groups(recipe) if recipe.teachers[names[0]].endpoint is None]
+    return [names for names in teacher_groups(recipe) if kind_of(recipe.teachers[names[0]]).has_weights]
 
 
 def kind(teacher: TeacherRecipe) -> tuple[str | None, ...]:
@@ -136,15 +137,13 @@ def described(teacher: TeacherRecipe) -> str:
     """What a teacher is, in words: its model, and what scores if that is not all of it."""
     told = "self: the student as it starts" if teacher.model == SELF else teacher.model
     told += f", with adapter {teacher.adapter}" if teacher.adapter is not None else ""
-    told += f", scored by {teacher.scorer}" if teacher.scorer is not None else ""
-    name_there = teacher.served_model or teacher.model
-    return told + (f", served as {name_there} at {teacher.endpoint}" if teacher.endpoint is not None else "")
+    return told + kind_of(teacher).describe(teacher)
 
 
 def weightless(recipe: Recipe, where: str) -> bool:
     """Whether the weights of the model that the leaf ``where`` names lie elsewhere: a server holds them."""
     kind, _, name = where.removesuffix(".model").partition(".")
-    return kind == "teachers" and recipe.teachers[name].endpoint is not None
+    return kind == "teachers" and not kind_of(recipe.teachers[name]).has_weights
 
 
 def placement(teacher: TeacherRecipe) -> dict[str, object]:

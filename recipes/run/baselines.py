@@ -13,17 +13,18 @@ from mopd.distill.metrics.evaluate import Split, evaluate, scores
 from mopd.distill.models.load import load_model
 from mopd.distill.recipe import DomainRecipe, Recipe, StudentRecipe
 from mopd.distill.types import Sampler
-from mopd.recipes.check.served import served_sampler
 from mopd.recipes.evaluation.evaluator import Evaluator, verify
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.methods import decoding
 from mopd.recipes.resolve.placement import resolve_device
 from mopd.recipes.resolve.sources import adapter_folders, trusted
+from mopd.recipes.run.actors import served_sampler
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import prompt_source, tasks_of
 from mopd.rollouts.engines.workers import SamplerWorkers
 from mopd.rollouts.sampler import InProcess, StudentSampler
 from mopd.rollouts.tokenizer import completion_text
+from mopd.teachers.kinds import kind_of
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
@@ -63,9 +64,10 @@ def _measure(
         for i, (name, path) in enumerate(todo.items()):
             teacher = name.removeprefix("teachers/")
             mine = code if name == "base" else trusted(recipe, f"teachers.{teacher}.model")
-            served = teacher in recipe.teachers and recipe.teachers[teacher].endpoint is not None
-            if served:
-                eval_sampler: Sampler = served_sampler(recipe, teacher, tokenizer)
+            stanza = recipe.teachers.get(teacher)
+            endpoint = None if stanza is None else kind_of(stanza).endpoint
+            if stanza is not None and endpoint is not None:
+                eval_sampler: Sampler = served_sampler(recipe, endpoint(teacher, stanza), tokenizer)
             else:
                 workers.load(path, adapters.get(name), trust_remote_code=mine)
                 sampler.load_weights(workers, version=0)

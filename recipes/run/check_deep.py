@@ -16,13 +16,13 @@ from mopd.distill.metrics.evaluate import evaluate
 from mopd.distill.models.adapters import active
 from mopd.distill.recipe import Architecture, Recipe
 from mopd.distill.types import Float32, Full, Int32, Payload, Rollout, RunError, Sampler, UserError
-from mopd.recipes.check.served import served_sampler, served_source
 from mopd.recipes.evaluation.evaluator import verify
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.methods import decoding, support_of
 from mopd.recipes.resolve.placement import Device, resolve_device, teacher_device
 from mopd.recipes.resolve.sources import SELF, Source, adapter_folders, stage_name, teacher_source, trusted
 from mopd.recipes.resolve.stages import model_path
+from mopd.recipes.run.actors import served_sampler
 from mopd.recipes.run.findings import ROLLOUTS, Finding, judge, reverse_kl, unanswering
 from mopd.recipes.run.job import prompt_source, tasks_of
 from mopd.recipes.run.launch import on_disk
@@ -30,9 +30,9 @@ from mopd.recipes.run.preflight import conclude
 from mopd.rollouts.sampler import InProcess, StudentSampler
 from mopd.rollouts.tokenizer import completion_text
 from mopd.teachers.dry_run import DryRun, asked_in_trial, dry_run, reference_of
+from mopd.teachers.kinds import TeacherSetup, kind_of, make_source
 from mopd.teachers.kinds.checkpoint import TeacherModel
-from mopd.teachers.kinds.custom import CustomSource
-from mopd.teachers.scorer import TOLERANCE, Conditions, Scorer
+from mopd.teachers.scorer import TOLERANCE, Conditions
 from mopd.teachers.validate import Expected
 
 
@@ -65,12 +65,12 @@ class DeepCheck:
         found: list[Finding] = []
         for name, domains in graded.items():
             source = teacher_source(self._recipe, name)
-            teacher = self._recipe.teachers[name]
-            folder = self._folder(source, weights=teacher.endpoint is None)
-            if folder is not None and (teacher.endpoint is not None or teacher.scorer is not None):
-                found += self._only_scoring(name, folder, domains, student)
-            elif folder is None:
+            kind = kind_of(self._recipe.teachers[name])
+            folder = self._folder(source, weights=kind.has_weights)
+            if folder is None:
                 found += [self._later(name, domain, source) for domain in domains]
+            elif not (kind.has_weights and kind.can_write):
+                found += self._only_scoring(name, folder, domains, student)
             else:
                 found += self._teacher(name, folder, domains, student)
         return found
@@ -166,14 +166,11 @@ class DeepCheck:
 
     def _only_scoring(self, name: str, folder: str, domains: Sequence[str], student: _Student) -> list[Finding]:
         """Of a teacher behind a server or of a user's own, which need tell no distribution: as a run asks it."""
-        own = self._recipe.teachers[name].scorer is not None
         try:
             correct, trials = self._tried(name, folder, domains, student)
         except UserError:
             raise
         except Exception as error:
-            if not own and not isinstance(error, RunError):
-                raise
             told = str(error) if isinstance(error, RunError) else f"it raises {type(error).__name__}: {error}"
             return [unanswering(name, domain, told) for domain in domains]
         found = []
@@ -196,15 +193,20 @@ class DeepCheck:
         support = support_of(recipe, student.tokenizer)
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         correct: dict[str, float] | None = None
-        if settings.scorer is not None:
-            device = teacher_device(recipe, name, self._device)
-            model: Scorer = CustomSource.of(settings.scorer, folder, device, self._dtype(settings.dtype)).open(
-                conditions, []
-            )
-        else:
-            code = trusted(recipe, f"teachers.{name}.model")
-            model = served_source(recipe, name, folder, trust_remote_code=code).open(conditions, [])
-            correct = self._exam(served_sampler(recipe, name, student.tokenizer), student.tokenizer)
+        setup = TeacherSetup(
+            name,
+            folder,
+            teacher_device(recipe, name, self._device),
+            self._dtype(settings.dtype),
+            self._adapters.get(name),
+            trust_remote_code=trusted(recipe, f"teachers.{name}.model"),
+            microbatch_seconds=recipe.faults.microbatch_seconds,
+            stanza=settings,
+        )
+        model = make_source(setup).open(conditions, [])
+        if (endpoint := kind_of(settings).endpoint) is not None:
+            sampler = served_sampler(recipe, endpoint(name, settings), student.tokenizer)
+            correct = self._exam(sampler, student.tokenizer)
         expected = Expected(asked_in_trial(loss_spec(recipe.loss).payload), model.vocabulary, support)
 
         def ask(token_ids: Sequence[Int32], given: Sequence[Int32] | None) -> list[list[Payload]]:

@@ -17,7 +17,6 @@ from mopd.distill.student.rank import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Sampler
-from mopd.recipes.check.served import served_source
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import held_out
@@ -32,10 +31,9 @@ from mopd.recipes.run.ranks import RayRanks
 from mopd.rollouts.prompts import Prefetched, PromptSource, Supply
 from mopd.rollouts.tasks import Task, make_task
 from mopd.teachers.actor import TeacherSpec
-from mopd.teachers.kinds.checkpoint import Checkpoint
-from mopd.teachers.kinds.custom import CustomSource
+from mopd.teachers.kinds import TeacherSetup, kind_of, make_source
 from mopd.teachers.pool import TeacherPool
-from mopd.teachers.scorer import Conditions, TeacherSource
+from mopd.teachers.scorer import Conditions
 
 
 def tasks_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Task]:
@@ -186,12 +184,13 @@ class Training:
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         specs = {
             name: TeacherSpec(
-                self._source(name, path, context),
+                make_source(self._setup(name, path, context)),
                 conditions,
                 gpus=teacher_gpus(recipe, name, context.device),
                 replicas=recipe.teachers[name].replicas,
                 adapter=adapter_folders(recipe).get(name),
                 resources=tuple(sorted(recipe.teachers[name].resources.items())),
+                has_weights=kind_of(recipe.teachers[name]).has_weights,
             )
             for name, path in self.teachers.items()
         }
@@ -206,15 +205,19 @@ class Training:
             resident=recipe.run.resident_teachers,
         )
 
-    def _source(self, name: str, path: str, context: RunContext) -> TeacherSource:
-        """What a teacher's processes open."""
-        recipe, code = self.recipe, trusted(self.recipe, f"teachers.{name}.model")
-        if recipe.teachers[name].endpoint is not None:
-            return served_source(recipe, name, path, trust_remote_code=code)
-        device, dtype = teacher_device(recipe, name, context.device), self.teacher_dtype(name, context)
-        if (scorer := recipe.teachers[name].scorer) is not None:
-            return CustomSource.of(scorer, path, device, dtype)
-        return Checkpoint(path, device, dtype, trust_remote_code=code)
+    def _setup(self, name: str, folder: str, context: RunContext) -> TeacherSetup:
+        """What a teacher's processes are set up with."""
+        recipe = self.recipe
+        return TeacherSetup(
+            name,
+            folder,
+            teacher_device(recipe, name, context.device),
+            self.teacher_dtype(name, context),
+            adapter_folders(recipe).get(name),
+            trust_remote_code=trusted(recipe, f"teachers.{name}.model"),
+            microbatch_seconds=recipe.faults.microbatch_seconds,
+            stanza=recipe.teachers[name],
+        )
 
     def teacher_dtype(self, name: str, context: RunContext) -> str:
         """A teacher's dtype, resolved."""

@@ -39,6 +39,7 @@ from mopd.recipes.run.job import Training, prompt_source, tasks_of
 from mopd.recipes.run.merge_and_cascade import UNTRAINED
 from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
 from mopd.rollouts.tasks import fingerprint
+from mopd.teachers.kinds import kind_of
 
 __all__ = ["evaluate_model", "run"]
 
@@ -109,12 +110,11 @@ def distill(recipe: Recipe, context: RunContext, attempt: str) -> None:
         evaluator = Evaluator(
             recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
         )
-        # A scorer of the user's own scores what others write, and writes nothing itself.
         graded_by = {
             name
             for domain in recipe.domains.values()
             for name in domain.teacher_weights
-            if recipe.teachers[name].scorer is None
+            if kind_of(recipe.teachers[name]).can_write  # else it is measured on nothing
         }
         sitting = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
         base = on_disk(model_path(start(recipe), out=out, folder=out)) if recipe.method == "cascade" else model

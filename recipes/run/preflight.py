@@ -21,6 +21,7 @@ from mopd.distill.types import Float32, GradingFailed, NonFinite, Prompt, Rollou
 from mopd.recipes.resolve.sources import SELF
 from mopd.recipes.run.findings import ROLLOUTS, Finding, findings_table, judge, refuse_unusable, unanswering
 from mopd.teachers.dry_run import DryRun
+from mopd.teachers.kinds import kind_of
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import TOLERANCE
 
@@ -72,7 +73,7 @@ def preflight(
             mine = [rollout for rollout in rollouts if rollout.domain == domain]
             anchor = settings.model == SELF and settings.adapter is None
             theirs = [] if anchor else _answers(rows, domain, f"teachers/{teacher}")
-            scores = _answers(rows, domain, "base"), None if settings.scorer is not None else theirs
+            scores = _answers(rows, domain, "base"), theirs if kind_of(settings).can_write else None
             findings.append(_tried(pool, teacher, domain, mine, TOLERANCE[dtypes[teacher]], *scores))
     say(findings_table(findings))
     told = {

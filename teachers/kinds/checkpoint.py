@@ -19,6 +19,7 @@ from mopd.distill.models.heads import fingerprint, in_place_of_head, plain_head
 from mopd.distill.models.load import load_model
 from mopd.distill.payloads import to_numpy
 from mopd.distill.types import Full, Hidden, Int32, Payload, PayloadName, Sampled, TopK, align_logits
+from mopd.teachers.kinds.base import TeacherKind, TeacherSetup
 from mopd.teachers.scorer import Conditions
 
 
@@ -193,3 +194,18 @@ class Checkpoint:
 
     def __str__(self) -> str:
         return f"the checkpoint at {self.path}"
+
+
+def _source(setup: TeacherSetup) -> Checkpoint:
+    return Checkpoint(setup.folder, setup.device, setup.dtype, setup.trust_remote_code)
+
+
+CHECKPOINT = TeacherKind(
+    "checkpoint",
+    _source,
+    payloads=("sampled", "topk", "full", "hidden"),
+    reads=frozenset({"adapter", "dtype", "device", "gpus"}),
+    unread=dict.fromkeys(("served_model", "api_key_env"), "no `endpoint` is asked"),
+    can_write=True,
+)
+"""The weights of `model`, loaded by transformers, alone or under a LoRA adapter."""

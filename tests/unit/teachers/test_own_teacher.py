@@ -156,7 +156,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "no head": (BLEND, {"loss": {"estimator": "full_reverse_kl", "payload": "hidden"}}, "take `payload: full`"),
     "an adapter": (BLEND, {"teacher": {"adapter": "./a"}}, "loads what it scores with"),
-    "a writer": (BLEND, {"method": "off_policy", "loss": {"estimator": "nll"}}, "and this one only scores"),
+    "a writer": (BLEND, {"method": "off_policy", "loss": {"estimator": "nll"}}, "and it only scores"),
 }
 
 

@@ -208,7 +208,9 @@ def test_a_teacher_that_comes_back_as_another_ends_the_run_by_name(cluster: None
     folder, drifting = make_model(tmp_path), tmp_path / "logprob"
     drifting.write_text("-1.0")
     two = TeacherSpec(Drifting(str(drifting)), CONDITIONS, 0.0, 1)
-    away = TeacherSpec(Served(Endpoint("http://nowhere:1/v1", "away"), 50), Conditions(1.0, 40), 0.0, 1)
+    away = TeacherSpec(
+        Served(Endpoint("http://nowhere:1/v1", "away"), 50), Conditions(1.0, 40), 0.0, 1, has_weights=False
+    )
     pool = make_pool({"one": spec(folder), "two": two, "away": away}, 1, "sampled")
     assert pool._hosts["one"] is pool._hosts["two"] is not pool._hosts["away"], "a server holds its weights itself"
     pool.wait_until_ready()

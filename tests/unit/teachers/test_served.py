@@ -254,9 +254,15 @@ def served(folder: str, server: Server | None, **changes: Any) -> Recipe:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"loss": {"estimator": "full_reverse_kl"}}, "no distributions, which `loss.estimator` full_reverse_kl"),
-        ({"loss": {"estimator": "full_reverse_kl", "payload": "hidden"}}, "no hidden states, which `loss.estimator`"),
-        ({"loss": {"estimator": "forward_kl"}}, "no distributions, which `loss.estimator` forward_kl"),
+        (
+            {"loss": {"estimator": "full_reverse_kl"}},
+            "and `loss.estimator` full_reverse_kl needs full",
+        ),
+        (
+            {"loss": {"estimator": "full_reverse_kl", "payload": "hidden"}},
+            "full_reverse_kl needs hidden",
+        ),
+        ({"loss": {"estimator": "forward_kl"}}, "a served teacher gives sampled, topk, and"),
         ({"loss": {"estimator": "topk_reverse_kl", "k": 8, "support": "union"}}, "take `support: teacher`"),
         ({"rollout": {"max_new_tokens": 40, "temperature": 0.7}}, "`rollout.temperature` is 0.7; set it to 1"),
         ({"teacher": {"model": "self"}}, "a run makes, so no server has it yet"),
@@ -265,7 +271,7 @@ def served(folder: str, server: Server | None, **changes: Any) -> Recipe:
         ({"teacher": {"endpoint": "http://host:port/v1"}}, "a URL is needed, such as http://host:8000/v1"),
         ({"teacher": {"dtype": "float32"}}, "`teachers.math.dtype` is set and would change nothing (the server at"),
         ({"teacher": {"endpoint": None}}, "`teachers.math.served_model` is set and would change nothing"),
-        ({"method": "off_policy", "loss": {"estimator": "nll"}}, "needs its teachers' weights, and a server keeps"),
+        ({"method": "off_policy", "loss": {"estimator": "nll"}}, "needs its teachers' weights, which are not here"),
         ({"teacher": {"api_key_env": "MOPD_NO_KEY"}}, "MOPD_NO_KEY, and no environment variable of that name is set"),
         ({"teacher": {"served_model": "small"}}, "serves big, and not 'small'"),
         ({"rollout": {"max_new_tokens": 90}}, "has room for 90 tokens"),
@@ -297,7 +303,7 @@ def test_a_server_that_is_away_or_reads_otherwise_is_refused(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOPD_TEST_KEY", KEY)
-    with pytest.raises(UserError, match=r"no answer from http://127.0.0.1:9/v1 .*start the server, or mend the URL"):
+    with pytest.raises(UserError, match=r"no answer from http://127.0.0.1:9/v1 .*start the server, or correct the URL"):
         check(served(folder, None), tmp_path)
     other = save_model(tmp_path / "other", tokenizer_of("ordering"), vocab_size=200)
     with (

@@ -1,0 +1,77 @@
+"""Teachers by the rows of their kinds: what a recipe may ask of them, and whether those elsewhere are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from transformers import PreTrainedTokenizerBase
+
+from mopd.distill.loss.registry import LOSSES, loss_spec
+from mopd.distill.recipe import Recipe, TopKReverseKL
+from mopd.recipes.check.tasks import Lengths
+from mopd.recipes.resolve.methods import METHODS, support_of
+from mopd.recipes.resolve.sources import SELF, stage_name
+from mopd.rollouts.tasks import Task
+from mopd.teachers.kinds import TeacherKind, TeacherReach, TeacherUse, kind_of
+
+PROBES = 8
+"""Prompts of each domain that a server's tokenizer is tried on."""
+
+
+def check_teachers(recipe: Recipe) -> Iterator[str]:
+    """Whether a recipe asks of its teachers nothing but what their kinds give, each problem a sentence."""
+    role, loss = METHODS[recipe.method].teachers, recipe.loss
+    for name, stanza in recipe.teachers.items():
+        use = TeacherUse(
+            name,
+            stanza,
+            made_by_run=stanza.model == SELF or stage_name(stanza.model) is not None,
+            grades=role == "grade",
+            estimator=loss.estimator,
+            payload=loss_spec(loss).payload,
+            support=loss.support if isinstance(loss, TopKReverseKL) else None,
+            temperature=recipe.rollout.temperature,
+        )
+        kind = kind_of(stanza)
+        if role in ("write", "merge") and not (kind.has_weights and kind.can_write):
+            why = "and it only scores" if kind.has_weights else "which are not here"
+            yield (
+                f"`teachers.{name}`: method {recipe.method!r} needs its teachers' weights, {why}: it is of kind "
+                f"{kind.name}; take a checkpoint"
+            )
+        if use.grades and use.payload is not None and use.payload not in kind.payloads:
+            yield _other_payload(use, kind)
+        yield from kind.check(use)
+
+
+def _other_payload(use: TeacherUse, kind: TeacherKind) -> str:
+    fitting = [name for name, spec in LOSSES.items() if spec.payload in kind.payloads]
+    take = "`payload: full`" if use.payload == "hidden" and "full" in kind.payloads else f"one of {', '.join(fitting)}"
+    return (
+        f"`teachers.{use.name}`: a {kind.name} teacher gives {', '.join(kind.payloads)}, and `loss.estimator` "
+        f"{use.estimator} needs {use.payload}; take {take}"
+    )
+
+
+def reach_teachers(
+    recipe: Recipe, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase | None, lengths: Mapping[str, Lengths]
+) -> Iterator[str]:
+    """Whether every teacher that lies elsewhere is there, and what the run needs it to be; each problem a sentence.
+
+    Args:
+        tokenizer: the student's.
+    """
+    tried = [task.example(seed=recipe.seed, split="train", index=i) for task in tasks.values() for i in range(PROBES)]
+    for name, stanza in recipe.teachers.items():
+        if (reach := kind_of(stanza).reach) is not None:
+            yield from reach(
+                TeacherReach(
+                    name,
+                    stanza,
+                    texts=[example.text for example in tried],
+                    tokenizer=tokenizer,
+                    support=None if tokenizer is None else support_of(recipe, tokenizer),
+                    longest_prompt=max((length.longest_prompt for length in lengths.values()), default=0),
+                    max_new_tokens=recipe.rollout.max_new_tokens,
+                )
+            )
