@@ -21,7 +21,7 @@ Tree = dict[str, Any]
 STUDY_KEYS = ("methods", "seeds", "parallel")
 """Keys that make a file a study."""
 
-KINDS = ("estimator", "architecture")
+KINDS = ("estimator", "architecture", "kind")
 """Keys that say what a mapping is. Where a child names another kind, its mapping replaces the parent's."""
 
 

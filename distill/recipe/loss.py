@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from mopd.distill.recipe.base import Count, Name, NonNegative, Positive, Strict, refusal
-from mopd.distill.recipe.plugins import is_plugin
+from mopd.distill.recipe.plugins import PLUGIN_PATTERN, is_plugin
 
 TRAPS: dict[str, str] = {
     "k1_backprop": "back-propagating log(student/teacher) has zero expected gradient: the teacher drops out",
@@ -105,7 +105,7 @@ class NegativeLogLikelihood(Strict):
 class CustomLoss(Strict):
     """An estimator of a user's own: ``./file.py:NAME``, a :class:`distill.loss.registry.LossSpec`."""
 
-    estimator: str = Field(pattern=r"^(/|\.\.?/).*\.py:[^:]+$", description=WHICH)
+    estimator: str = Field(pattern=PLUGIN_PATTERN, description=WHICH)
     settings: dict[Name, float] = Field(default_factory=dict, description="numbers that your estimator reads, by name")
 
 

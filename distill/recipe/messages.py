@@ -93,6 +93,8 @@ def _sentence(problem: Any) -> str:
         return f"`{path}` is missing{_described(location)}"
     if kind == "estimator":
         return _estimator(path, value)
+    if kind == "unknown_name":
+        return f"`{path}` is {_shown(value)}; {_on_offer(value, problem['ctx']['shipped'])}"
     if kind == "refusal":
         return f"`{path}` {problem['msg']}"
     if kind == "literal_error":
@@ -151,6 +153,11 @@ def _estimator(path: str, value: Any) -> str:
     if name in TRAPS:
         return f"`{path}.estimator` {name!r} is a trap: {TRAPS[name]}; use one of {', '.join(ESTIMATORS)}"
     return f"`{path}.estimator` {name!r} is unknown; {guess(name, ESTIMATORS)}"
+
+
+def _on_offer(value: str, shipped: Sequence[str]) -> str:
+    plugin = "./file.py:NAME of your own"
+    return f"{guess(value, shipped)}, or {plugin}" if shipped else f"it must be {plugin}"
 
 
 def _described(location: Location) -> str:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from mopd.distill.errors import UserError
 
+PLUGIN_PATTERN = r"^(/|\.\.?/).*\.py:[^:]+$"
+"""What a reference looks like: a path that begins with ``./``, ``../`` or ``/``, and a name of that file."""
+
 
 def is_plugin(reference: str) -> bool:
     """Whether a name of the recipe means an object of a user's own file."""
-    path, _, name = reference.rpartition(":")
-    return path.endswith(".py") and path.startswith(("./", "../", "/")) and bool(name)
+    return re.match(PLUGIN_PATTERN, reference) is not None
 
 
 def plugin_file(reference: str) -> Path:

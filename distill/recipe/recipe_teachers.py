@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from mopd.distill.recipe.base import Count, NonNegative, Positive, Strict, refusal
+from mopd.distill.recipe.base import Count, Name, NonNegative, Positive, ShippedOrPlugin, Strict, refusal
+from mopd.distill.recipe.plugins import is_plugin
 
 OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
 """Resources that Ray counts by itself."""
 
 
+KindName: TypeAlias = Annotated[str, ShippedOrPlugin("checkpoint", "served", "custom")]
+"""A row of KINDS (teachers/kinds)."""
+
+
 class TeacherRecipe(Strict):
     """A specialist."""
+
+    kind: KindName | None = Field(
+        default=None,
+        description="what scores: checkpoint: the weights of `model`, loaded; served: a server at `endpoint`; custom: "
+        "the class at `scorer`; ./file.py:NAME: a row of your own; null: told from which of these keys there are",
+    )
 
     model: str = Field(
         description="stage:NAME, a path (begins with ./ or /), a Hub id, or self: the student as it starts, frozen"
@@ -44,6 +55,30 @@ class TeacherRecipe(Strict):
     resources: dict[str, Positive] = Field(
         default_factory=dict, description="of Ray, by name, that each process takes of its node: where it is placed"
     )
+
+    settings: dict[Name, float | str | int | bool] = Field(
+        default_factory=dict, description="what a `kind` of your own reads, by name"
+    )
+
+    @property
+    def kind_name(self) -> str:
+        """The kind: as given, else told from the keys of the stanza."""
+        if self.kind is not None:
+            return self.kind
+        return "served" if self.endpoint is not None else "custom" if self.scorer is not None else "checkpoint"
+
+    @model_validator(mode="after")
+    def _kind_and_keys_agree(self) -> Self:
+        if self.settings and not is_plugin(self.kind_name):
+            raise refusal(f"has `settings`, which only a `kind` of your own reads; its kind is {self.kind_name}")
+        needed = {"served": "endpoint", "custom": "scorer"}.get(self.kind_name)
+        if needed is not None and getattr(self, needed) is None:
+            raise refusal(f"is of kind {self.kind_name}, which needs `{needed}`")
+        if self.kind == "checkpoint":
+            for other in ("endpoint", "scorer"):
+                if getattr(self, other) is not None:
+                    raise refusal(f"is of kind checkpoint, which loads `model` itself; remove `{other}`, or `kind`")
+        return self
 
     @field_validator("resources")
     @classmethod

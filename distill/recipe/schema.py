@@ -7,9 +7,9 @@ rooms of their own; and all are offered from here too.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mopd.distill.recipe.base import (
     Architecture,
@@ -20,8 +20,10 @@ from mopd.distill.recipe.base import (
     Name,
     NonNegative,
     Optimizer,
+    PluginReference,
     Positive,
     Seed,
+    ShippedOrPlugin,
     Strict,
 )
 from mopd.distill.recipe.loss import (
@@ -75,6 +77,15 @@ __all__ = [
 ]
 
 
+MethodName: TypeAlias = Annotated[
+    str, ShippedOrPlugin("mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge")
+]
+"""A row of METHODS (recipes/resolve/methods.py); its name stands here too, so that reading a recipe loads no model."""
+
+EngineName: TypeAlias = Annotated[str, ShippedOrPlugin("in_process")]
+"""A row of ENGINES (rollouts/engines)."""
+
+
 class StudentRecipe(Strict):
     """The model that is trained."""
 
@@ -90,7 +101,11 @@ class StudentRecipe(Strict):
 class RolloutRecipe(Strict):
     """How the student writes."""
 
-    engine: Literal["transformers"] = Field(default="transformers", description="the sampler's engine")
+    engine: EngineName = Field(
+        default="in_process",
+        description="what writes tokens: in_process: transformers, in the student's own ranks or in `workers`; "
+        "or ./file.py:NAME, a row of your own",
+    )
     workers: int = Field(default=0, ge=0, description="sampler processes; 0: the student's own ranks, no weight copy")
     samples_per_prompt: Count = Field(default=1, description="rollouts per prompt; reward groups need at least 2")
     max_new_tokens: Count = Field(default=64, description="tokens of a completion at most, EOS included")
@@ -99,6 +114,12 @@ class RolloutRecipe(Strict):
     keep_verified: Count = Field(
         default=1, description="expert_iteration: different right answers to a prompt that are learnt from at most"
     )
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _older_spelling(cls, engine: Any) -> Any:
+        """Run folders of before 0.2 say ``transformers``."""
+        return "in_process" if engine == "transformers" else engine
 
 
 class EvaluateRecipe(Strict):
@@ -163,6 +184,9 @@ class TrackRecipe(Strict):
     """What is written besides metrics.jsonl."""
 
     wandb: WandbRecipe = WandbRecipe()
+    sinks: tuple[PluginReference, ...] = Field(
+        default=(), description="sinks of your own, ./file.py:NAME each, that get every row beside W&B"
+    )
     rollouts_per_domain: int = Field(default=3, ge=0, description="rollouts kept at each evaluation")
 
 
@@ -209,8 +233,9 @@ class Recipe(Strict):
     description: str = Field(default="", description="one line for people")
     trials: int = Field(default=0, ge=0, description="settings tried before these were chosen; 0: not told")
     seed: Seed = Field(default=0, description="of prompts, sampling noise and initialisation")
-    method: Literal["mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge"] = Field(
-        default="mopd", description="a row of recipes/resolve/methods.py"
+    method: MethodName = Field(
+        default="mopd",
+        description="who acts and who grades: a row of recipes/resolve/methods.py, or ./file.py:NAME, one of your own",
     )
     merge: MergeRecipe = MergeRecipe()
     device: Literal["auto", "cpu", "cuda"] = Field(

@@ -201,3 +201,35 @@ def test_the_fingerprint_depends_on_content_alone(tmp_path: Path) -> None:
         "domains:\n  math: {task: arithmetic, teacher: math}\n", ""
     )
     assert recipe_fingerprint(load(tmp_path, SMALL)) == recipe_fingerprint(load(tmp_path, shuffled))
+
+
+def test_the_older_name_of_the_rollout_engine_is_read_as_the_one_of_today(tmp_path: Path) -> None:
+    today = load(tmp_path, SMALL)
+    older = load(tmp_path, dump_recipe(today).replace("engine: in_process", "engine: transformers"))
+    assert older.rollout.engine == "in_process"
+    assert diff_recipes(older, today) == []
+
+
+def test_a_file_of_ones_own_stands_where_a_shipped_name_does(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path,
+        SMALL,
+        "method=./own.py:METHOD",
+        "rollout.engine=../own.py:ENGINE",
+        "teachers.math={model: ./math, kind: /own.py:KIND, settings: {table: words, scale: 2, warm: true, rate: 0.5}}",
+        "track.sinks=[./own.py:SINK]",
+    )
+    teacher = recipe.teachers["math"]
+    assert (recipe.method, recipe.rollout.engine) == ("./own.py:METHOD", "../own.py:ENGINE")
+    assert (teacher.kind_name, recipe.track.sinks) == ("/own.py:KIND", ("./own.py:SINK",))
+    assert [type(value) for value in teacher.settings.values()] == [str, int, bool, float]
+    assert load(tmp_path, dump_recipe(recipe)) == recipe
+
+
+def test_the_kind_of_a_teacher_is_told_from_its_keys(tmp_path: Path) -> None:
+    def kind(stanza: str) -> str:
+        return load(tmp_path, SMALL, f"teachers.math={{model: ./math, {stanza}}}").teachers["math"].kind_name
+
+    assert kind("dtype: float32") == "checkpoint"
+    assert kind("endpoint: 'http://there:8000/v1'") == "served"
+    assert kind("scorer: ./own.py:Scorer") == "custom"
