@@ -95,6 +95,6 @@ def _more_than_written(where: str, kept: int, written: int) -> str:
 
 def _set(section: Any, where: str, names: tuple[str, ...], why: str) -> Iterator[str]:
     for name in names:
-        default = type(section).model_fields[name].default
+        default = type(section).model_fields[name].get_default(call_default_factory=True)
         if getattr(section, name) != default:
             yield f"`{where}{'.' if where else ''}{name}` is set and would change nothing ({why}); take it away"

@@ -19,6 +19,7 @@ from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.placement import check_device, resolve_device
 from mopd.recipes.resolve.run_folder import check_folder
 from mopd.rollouts.tasks import TASKS
+from mopd.teachers.kinds import kind_of
 
 
 def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
@@ -38,6 +39,8 @@ def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
     device = resolve_device(recipe.device)
     if isinstance(recipe.loss, CustomLoss) and (broken := list(check_own_loss(recipe.loss))):
         raise UserError(*broken)  # all else asks the loss what it needs
+    for name, stanza in recipe.teachers.items():
+        kind_of(stanza, name=name)  # all else asks the row
     problems = check_routes(recipe, tasks=TASKS, losses=METHODS[recipe.method].losses)
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
     tasks, unusable = make_tasks(recipe, tokenizer=None, without=far)

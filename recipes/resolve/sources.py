@@ -128,9 +128,11 @@ def turn_takers(recipe: Recipe) -> list[list[str]]:
     return [names for names in teacher_groups(recipe) if kind_of(recipe.teachers[names[0]]).has_weights]
 
 
-def kind(teacher: TeacherRecipe) -> tuple[str | None, ...]:
+def kind(teacher: TeacherRecipe) -> tuple[object, ...]:
     """What scores, besides the base that teachers have in common: those that differ in it never share a process."""
-    return teacher.dtype, teacher.scorer, teacher.endpoint, teacher.served_model, teacher.api_key_env
+    settings = tuple(sorted(teacher.settings.items()))
+    scores = (teacher.kind_name, settings, teacher.scorer, teacher.endpoint, teacher.served_model, teacher.api_key_env)
+    return (teacher.dtype, *scores)
 
 
 def described(teacher: TeacherRecipe) -> str:

@@ -29,7 +29,7 @@ from mopd.recipes.run.launch import on_disk
 from mopd.recipes.run.preflight import conclude
 from mopd.rollouts.sampler import InProcess, StudentSampler
 from mopd.rollouts.tokenizer import completion_text
-from mopd.teachers.dry_run import DryRun, asked_in_trial, dry_run, reference_of
+from mopd.teachers.dry_run import DryRun, dry_run, dry_run_payload, reference_of
 from mopd.teachers.kinds import TeacherSetup, kind_of, make_source
 from mopd.teachers.kinds.checkpoint import TeacherModel
 from mopd.teachers.scorer import TOLERANCE, Conditions
@@ -207,7 +207,7 @@ class DeepCheck:
         if (endpoint := kind_of(settings).endpoint) is not None:
             sampler = served_sampler(recipe, endpoint(name, settings), student.tokenizer)
             correct = self._exam(sampler, student.tokenizer)
-        expected = Expected(asked_in_trial(loss_spec(recipe.loss).payload), model.vocabulary, support)
+        expected = Expected(dry_run_payload(loss_spec(recipe.loss).payload), model.vocabulary, support)
 
         def ask(token_ids: Sequence[Int32], given: Sequence[Int32] | None) -> list[list[Payload]]:
             return [model.score(token_ids, expected.payload, None, given) for _ in range(2)]

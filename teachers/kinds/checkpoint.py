@@ -113,9 +113,9 @@ class TeacherModel:
         scored: dict[int, Payload] = {}
         with active(self.model, adapter):
             for taken in microbatches([len(ids) for ids in token_ids], self.microbatch_tokens):
-                theirs = None if given is None else [given[i] for i in taken]
-                for i, one in zip(taken, self._forward([token_ids[i] for i in taken], payload, theirs), strict=True):
-                    scored[i] = one
+                taken_given = None if given is None else [given[i] for i in taken]
+                payloads = self._forward([token_ids[i] for i in taken], payload, taken_given)
+                scored |= zip(taken, payloads, strict=True)
         return [scored[i] for i in range(len(token_ids))]
 
     @torch.no_grad()
@@ -153,7 +153,7 @@ class TeacherModel:
         if payload == "topk":
             assert self.support is not None, "payload topk needs a support"
             given_BTK = None if given is None else _padded(given, max(lengths)).to(self.device)
-            ids, likely, rest = (one.cpu().numpy() for one in top_k(logprobs_BTV, self.support, given_BTK))
+            ids, likely, rest = (tensor.cpu().numpy() for tensor in top_k(logprobs_BTV, self.support, given_BTK))
             ids = ids.astype(np.int32)
             return [
                 TopK(ids[b, :n].copy(), likely[b, :n].copy(), rest[b, :n].copy(), sampled[b, :n].copy())

@@ -17,9 +17,10 @@ import torch
 
 from mopd.distill.loss.topk import Support, top_k
 from mopd.distill.recipe import TeacherRecipe
-from mopd.distill.recipe.plugins import is_plugin, load_plugin, located_plugin, plugin_digest, plugin_file
+from mopd.distill.recipe.plugins import is_plugin, load_plugin, located_plugin, plugin_digest
 from mopd.distill.types import Full, GradingFailed, Int32, Payload, PayloadName, Sampled, TopK, UserError
 from mopd.teachers.kinds.base import TeacherKind, TeacherSetup, TeacherUse
+from mopd.teachers.kinds.plugin import refuse_changed_file
 from mopd.teachers.scorer import Conditions, Scorer
 from mopd.teachers.validate import sampled_of
 
@@ -70,11 +71,11 @@ class CustomScorer:
         """
         if not token_ids:
             return []
-        asked = asked_instead(payload, self._gives, support=self._support is not None)
-        if asked is None:
+        request = asked_instead(payload, self._gives, support=self._support is not None)
+        if request is None:
             raise GradingFailed(f"it gives {', '.join(self._gives) or 'nothing'}, and {payload} is needed")
-        answers = self._scorer.score(token_ids, asked, adapter, given)
-        if asked == payload or len(answers) != len(token_ids):
+        answers = self._scorer.score(token_ids, request, adapter, given)
+        if request == payload or len(answers) != len(token_ids):
             return answers  # what is wrong with it, the pool says
         if payload == "sampled":
             pairs = zip(answers, token_ids, strict=True)
@@ -114,11 +115,7 @@ class CustomSource:
             UserError: the file or the name is not there.
             GradingFailed: the file is another than when the run was started.
         """
-        if plugin_file(self.reference).is_file() and (now := plugin_digest(self.reference)) != self.digest:
-            raise GradingFailed(
-                f"{plugin_file(self.reference)} was changed during the run (a hash of it is {now}, it was "
-                f"{self.digest}); put the old one back and resume"
-            )
+        refuse_changed_file(self.reference, self.digest)
         make = load_plugin(self.reference, where="teachers.NAME.scorer")
         scorer = make(self.model, device=self.device, dtype=self.dtype, conditions=conditions)
         return CustomScorer(scorer, conditions.support, self.dtype)
@@ -132,8 +129,8 @@ def _top_k(answer: Payload, ids_T: Int32, support: Support, given_TK: Int32 | No
     if not isinstance(answer, Full):
         return answer
     logprobs_TV = torch.from_numpy(answer.logprobs_TV)
-    theirs = None if given_TK is None else torch.from_numpy(given_TK.astype("int64"))
-    ids, likely, rest = (one.numpy() for one in top_k(logprobs_TV, support, theirs))
+    given = None if given_TK is None else torch.from_numpy(given_TK.astype("int64"))
+    ids, likely, rest = (tensor.numpy() for tensor in top_k(logprobs_TV, support, given))
     return TopK(ids.astype("int32"), likely.copy(), rest.copy(), sampled_of(answer, ids_T).copy())
 
 

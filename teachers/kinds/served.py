@@ -37,7 +37,10 @@ class ServedModel:
     def __init__(
         self, endpoint: Endpoint, vocabulary: int, support: Support | None, seconds: float | None = None
     ) -> None:
-        self._endpoint, self._vocabulary, self._support, self._seconds = endpoint, vocabulary, support, seconds
+        self._endpoint = endpoint
+        self._vocabulary = vocabulary
+        self._support = support
+        self._seconds = seconds
 
     @property
     def vocabulary(self) -> int:
@@ -67,10 +70,10 @@ class ServedModel:
                 [ids_T.tolist() for ids_T in token_ids], seconds=self._seconds,
                 max_tokens=1, temperature=1.0, prompt_logprobs=likeliest,
             )  # fmt: skip
-            told = [(ids_T, _rows(ids_T, choice)) for ids_T, choice in zip(token_ids, choices, strict=True)]
+            answers = [(ids_T, _rows(ids_T, choice)) for ids_T, choice in zip(token_ids, choices, strict=True)]
             if support is None:
-                return [Sampled(_sampled(ids_T, rows)) for ids_T, rows in told]
-            return [_top_k(ids_T, rows, likeliest, self._vocabulary) for ids_T, rows in told]
+                return [Sampled(_sampled(ids_T, rows)) for ids_T, rows in answers]
+            return [_top_k(ids_T, rows, likeliest, self._vocabulary) for ids_T, rows in answers]
         except EndpointRefused as error:
             raise GradingFailed(str(error)) from None
 
@@ -114,17 +117,19 @@ def _rows(ids_T: Int32, choice: Mapping[str, Any]) -> list[Row]:
         EndpointRefused: it has no log-probabilities of the prompt, or of other tokens.
     """
     rows = choice.get("prompt_logprobs")
-    told = rows[1:] if isinstance(rows, list) else []  # not per token: nothing precedes the first, so it has no row
-    if not isinstance(rows, list) or len(rows) != len(ids_T) or None in told:
+    after_first = (
+        rows[1:] if isinstance(rows, list) else []
+    )  # not per token: nothing precedes the first, so it has no row
+    if not isinstance(rows, list) or len(rows) != len(ids_T) or None in after_first:
         has = f"{len(rows)} of them" if isinstance(rows, list) else "none"
         raise EndpointRefused(
             f"a prompt of {len(ids_T)} tokens came back with {has} in `prompt_logprobs`; the server must be one that "
             "gives the log-probabilities of its prompts, as vLLM does"
         )
-    for t, row in enumerate(told, start=1):
+    for t, row in enumerate(after_first, start=1):
         if str(ids_T[t]) not in row:
             raise EndpointRefused(f"token {ids_T[t]} at position {t} came back as tokens {', '.join(list(row)[:3])}")
-    return told
+    return after_first
 
 
 def _sampled(ids_T: Int32, rows: Sequence[Row]) -> np.ndarray:

@@ -192,7 +192,7 @@ def test_a_teacher_that_cannot_be_loaded_is_named(cluster, tmp_path):
 
 def pid(pool, name):
     """Of the teacher's first process."""
-    return ray.get(pool._hosts[name]._replicas[0].actor.__ray_call__.remote(lambda self: os.getpid()))
+    return ray.get(pool._worker_pools[name]._replicas[0].actor.__ray_call__.remote(lambda self: os.getpid()))
 
 
 def broken_off(pool, batch, number, name):
@@ -246,7 +246,7 @@ def test_two_replicas_share_the_work_and_change_no_bit(pool):
     settings = {"routes": {"code": {"a": 1.0}}, "replicas": {"a": 2}, "backoff_seconds": 86400.0}
     both = make_pool({"a": paths["a"]}, **settings)
     both.wait_until_ready()
-    actors = [replica.actor for replica in both._hosts["a"]._replicas]
+    actors = [replica.actor for replica in both._worker_pools["a"]._replicas]
     ray.get([actor.__ray_call__.remote(count_forwards) for actor in actors])
     assert bits(both.score([[rollout] for rollout in batch])) == expected
     worked = ray.get([actor.__ray_call__.remote(lambda self: self.forwards) for actor in actors])
