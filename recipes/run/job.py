@@ -26,7 +26,7 @@ from mopd.recipes.resolve.sources import adapter_folders, head_sources, trusted
 from mopd.recipes.run.actors import student_sampler, teachers_writing
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
-from mopd.recipes.run.preflight import before_first_step
+from mopd.recipes.run.preflight import candidates, passed, preflight, wait_for_teachers
 from mopd.recipes.run.ranks import RayRanks
 from mopd.rollouts.prompts import Prefetched, PromptSource, Supply
 from mopd.rollouts.tasks import Task, make_task
@@ -111,7 +111,7 @@ class Training:
             # Whoever acts in training, it is the student that sits the exam.
             eval_sampler = sampler if method.samples or self.evaluator is None else parts.student_sampler()
             if teachers is not None:
-                before_first_step(self, context, teachers, student, eval_sampler)
+                self._try_teachers(context, teachers, student, eval_sampler)
             prompts = Prefetched(prompt_source(recipe, self.tasks, self.tokenizer, held_out=False))
             closing.callback(prompts.close)
             last = train(
@@ -133,6 +133,33 @@ class Training:
             )
             self._conclude(student, eval_sampler, progress, last)
             return last
+
+    def _try_teachers(
+        self, context: RunContext, pool: TeacherPool, student: DeepSpeedStudent, sampler: Sampler
+    ) -> None:
+        """Wait for the teachers, and try them out unless that was done before.
+
+        Raises:
+            RunError, UserError: see :mod:`recipes.run.preflight`.
+        """
+        wait_for_teachers(pool, tokens=len(self.tokenizer))
+        if self.evaluator is None or passed(self.folder):
+            return
+        recipe = self.recipe
+        sampler.load_weights(student.weights(), version=0)
+        preflight(
+            self.folder,
+            pool=pool,
+            sampler=sampler,
+            prompts=prompt_source(recipe, self.tasks, self.tokenizer, held_out=False)(0),
+            rows=self.evaluator.rows,
+            candidates=candidates(
+                recipe.teachers,
+                {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()},
+                {name: self.teacher_dtype(name, context) for name in self.teachers},
+            ),
+            say=context.progress.print,
+        )
 
     def _conclude(self, student: DeepSpeedStudent, eval_sampler: Sampler, progress: TaskHandle, last: int) -> None:
         """Go back to the selected step, if that is not the last; measure and export it."""

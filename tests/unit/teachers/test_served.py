@@ -23,7 +23,7 @@ from mopd.distill.models.load import load_model
 from mopd.distill.recipe import FaultRecipe, Recipe
 from mopd.distill.types import Full, GradingFailed, Payload, Prompt, Sampled, TopK, UserError
 from mopd.recipes.check.static import check
-from mopd.recipes.run.check_deep import DeepCheck
+from mopd.recipes.run.check_deep import deep_findings
 from mopd.rollouts.engines.in_process import Decoding
 from mopd.rollouts.engines.served import ServedSampler
 from mopd.rollouts.sampler import InProcess, StudentSampler
@@ -317,7 +317,7 @@ def test_a_check_that_starts_models_tries_it_out(
     server: Server, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOPD_TEST_KEY", KEY)
-    (found,) = DeepCheck(served(folder, server), tmp_path).findings()
+    (found,) = deep_findings(served(folder, server), tmp_path)
     # The same weights teach nothing, and are no distance away.
     assert (found.teacher, found.domain) == ("math", "math")
     assert re.match(r"KL -?0.000 ± 0.000 nats a token", found.reason)
