@@ -67,7 +67,8 @@ class TeacherModel:
     ) -> None:
         base = load_model(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         self.model: Any = with_adapters(base, adapters, device=device)
-        self.device, self.dtype = torch.device(device), dtype
+        self.device = torch.device(device)
+        self.dtype = dtype
         self.temperature = temperature
         self.microbatch_tokens = microbatch_tokens
         self.support = support

@@ -45,7 +45,9 @@ class CustomScorer:
     """A user's scorer, asked for what it gives and answering what is needed."""
 
     def __init__(self, scorer: Scorer, support: Support | None, dtype: str) -> None:
-        self._scorer, self._support, self.dtype = scorer, support, dtype
+        self._scorer = scorer
+        self._support = support
+        self.dtype = dtype
         self._gives: tuple[PayloadName, ...] = tuple(getattr(scorer, "payloads", ()))
         if (reference := getattr(scorer, "reference", None)) is not None:
             self.reference: Any = reference  # a preflight compares with it where there is one
