@@ -103,7 +103,7 @@ def test_it_is_checked_and_placed_and_its_weights_are_not_needed(folder: Path, t
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"settings": {"logprob": 0.5}}, "`teachers.two.settings.logprob` is no log-probability"),
         ({"loss": "full_reverse_kl"}, "`teachers.two`: a constant teacher gives sampled, and `loss.estimator` full_"),
@@ -113,10 +113,10 @@ def test_it_is_checked_and_placed_and_its_weights_are_not_needed(folder: Path, t
         ({"kind": "NOTHING"}, "has no 'NOTHING'"),
     ],
 )
-def test_what_it_lacks_is_told_by_its_leaf(changes: dict[str, Any], told: str, folder: Path, tmp_path: Path) -> None:
+def test_what_it_lacks_is_told_by_its_leaf(changes: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
     if "kind" in changes:
         changes = {"kind": f"{folder}/constant.py:{changes['kind']}"}
-    assert told in " ".join(problems(tmp_path, **tree(folder, **changes)))
+    assert message in " ".join(problems(tmp_path, **tree(folder, **changes)))
 
 
 def test_a_shipped_kind_is_told_from_the_keys_of_its_stanza_or_named() -> None:

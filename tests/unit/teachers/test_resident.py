@@ -79,14 +79,14 @@ def microbatches(domains: Sequence[str], n: int = 16) -> list[list[Rollout]]:
 
 
 def bits(scored: Sequence[ScoredRollout]) -> list[tuple[str, bytes]]:
-    payloads = [(score.teacher, score.payload) for one in scored for _, score in one.scores]
+    payloads = [(score.teacher, score.payload) for rollout in scored for _, score in rollout.scores]
     return [(name, payload.logprobs_TV.tobytes()) for name, payload in payloads if isinstance(payload, Full)]
 
 
 def swaps(pool: TeacherPool) -> dict[str, float]:
     """By teacher, since they were read; those of none left out."""
-    found = {name.split("/")[1]: n for name, n in pool.metrics().items() if name.startswith("teacher_swaps/")}
-    return {name: n for name, n in found.items() if n}
+    counts = {name.split("/")[1]: n for name, n in pool.metrics().items() if name.startswith("teacher_swaps/")}
+    return {name: n for name, n in counts.items() if n}
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ class Scorer:
         self, token_ids: Sequence[Int32], payload: PayloadName, adapter: str | None = None, given: Any = None
     ) -> list[Payload]:
         scored = (self.plain if self.trap == "untempered" else self.model).score(token_ids, "sampled")
-        rows = [one.logprobs_T + np.float32(self.offset) for one in scored if isinstance(one, Sampled)]
+        rows = [payload.logprobs_T + np.float32(self.offset) for payload in scored if isinstance(payload, Sampled)]
         return [Sampled(row.astype(np.float32)) for row in rows]
 
 
@@ -151,8 +151,8 @@ def test_every_payload_that_tells_its_tokens_log_probabilities_is_read(tmp_path:
     ids = np.arange(2, 14, dtype=np.int32)
     plain, full, top = (model.score([ids], name)[0] for name in ("sampled", "full", "topk"))
     assert isinstance(top, TopK)
-    for one in (full, top):
-        np.testing.assert_array_equal(sampled_of(one, ids), sampled_of(plain, ids))
+    for payload in (full, top):
+        np.testing.assert_array_equal(sampled_of(payload, ids), sampled_of(plain, ids))
     np.testing.assert_allclose(
         sampled_of(plain, ids)[1:],
         [model.reference(ids)[t, ids[t]] for t in range(1, len(ids))],
