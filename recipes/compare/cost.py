@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from mopd.distill.metrics.results import curve
+from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.ledger import Ledger, Spent, read_ledger, total_of
 from mopd.recipes.compare.runs import Run
@@ -38,8 +39,11 @@ def cost(run: Run) -> dict[str, Cost | None]:
     sources = [teacher["model"] for teacher in used_teachers]
     made = {stage: None for source in sources for stage in _stages(run.recipe, source) if stage not in base_stages}
     training = _sum([total_of({r: s for r, s in own.items() if r != "evaluation"}), _of_stages(spent, links)])
-    # What an adapter or a user's own class cost, nothing tells.
-    elsewhere = any(teacher.get("adapter") or teacher.get("scorer") for teacher in used_teachers)
+    # What an adapter, a user's own class or kind cost, nothing tells.
+    elsewhere = any(
+        teacher.get("adapter") or teacher.get("scorer") or is_plugin(teacher.get("kind") or "")
+        for teacher in used_teachers
+    )
     models = [None] if elsewhere else [_elsewhere(source) for source in dict.fromkeys(sources)]
     teachers = _sum([_of_stages(spent, made), *models])
     return {
