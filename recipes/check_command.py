@@ -14,6 +14,7 @@ from mopd.recipes.check.offline import unchecked
 from mopd.recipes.check.plan_view import print_plan, room
 from mopd.recipes.check.static import check
 from mopd.recipes.check.study import check_study, print_study_plan, refuse_changed_runs
+from mopd.recipes.resolve.resolved import resolve
 from mopd.recipes.resolve.run_folder import refuse_changed_recipe
 
 
@@ -39,16 +40,17 @@ def show(recipe: Recipe | Study, out: Path, console: Console, *, deep: bool, off
 
 
 def _show_recipe(recipe: Recipe, out: Path, console: Console, *, deep: bool, offline: bool) -> list[str]:
-    plan = check(recipe, out, offline=offline)
+    resolved = resolve(recipe)
+    plan = check(resolved, out, offline=offline)
     refuse_changed_recipe(recipe, out)
-    left = unchecked(recipe) if offline else []
+    left = unchecked(resolved) if offline else []
     # Models of the Hub are planned for other machines than the one that a plan is read on.
     print_plan(plan, console, room(out, elsewhere=bool(left)))
     if deep:
         from mopd.recipes.run.check_deep import deep_findings  # loads what runs models
         from mopd.recipes.run.preflight import findings_table, refuse_unusable
 
-        findings = deep_findings(recipe, out)
+        findings = deep_findings(resolved, out)
         console.print(findings_table(findings))
         refuse_unusable(findings)
     return left
@@ -62,6 +64,10 @@ def _show_study(study: Study, out: Path, console: Console, *, deep: bool, offlin
         )
     plan = check_study(study, out, offline=offline)
     refuse_changed_runs(study, out)
-    left = list(dict.fromkeys(told for child in study.children for told in unchecked(child.recipe))) if offline else []
+    left = (
+        list(dict.fromkeys(told for child in study.children for told in unchecked(resolve(child.recipe))))
+        if offline
+        else []
+    )
     print_study_plan(plan, console, room(out, elsewhere=bool(left)))
     return left

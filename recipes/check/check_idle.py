@@ -7,12 +7,13 @@ from typing import Any
 
 from mopd.distill.recipe import Recipe, Source
 from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import stage_domains
-from mopd.teachers.kinds import kind_of
 
 
-def check_idle(recipe: Recipe) -> Iterator[str]:
+def check_idle(resolved: Resolved) -> Iterator[str]:
     """A sentence for every leaf that was set and would change nothing: a silent no is worse than a loud one."""
+    recipe, method = resolved.recipe, resolved.method
     yield from _samples(recipe)
     yield from _untrained(recipe)
     optimizers = {"student": recipe.student.optimizer} | {f"stages.{n}": s.optimizer for n, s in recipe.stages.items()}
@@ -27,7 +28,7 @@ def check_idle(recipe: Recipe) -> Iterator[str]:
         elif isinstance(domain.task, Source):
             yield from _set(domain, f"domains.{name}", ("easy_share",), "a dataset has no easy form")
     for name, stage in recipe.stages.items():
-        trained = stage_domains(recipe, name)
+        trained = stage_domains(stage, recipe.trained_domains)
         if all(isinstance(recipe.domains[one].task, Source) for one in trained if one in recipe.domains):
             yield from _set(stage, f"stages.{name}", ("easy_share",), "a dataset has no easy form")
     if recipe.method == "supervised":
@@ -38,14 +39,14 @@ def check_idle(recipe: Recipe) -> Iterator[str]:
     elif recipe.faults.retries == 0:
         yield from _set(recipe.faults, "faults", ("backoff_seconds",), "a lost microbatch is never asked again")
     for name, teacher in recipe.teachers.items():
-        unread = kind_of(teacher).unread_keys(teacher)
+        unread = resolved.teachers[name].kind.unread_keys(teacher)
         if "gpus" not in unread and "cpu" in (teacher.device, recipe.device if teacher.device == "auto" else ""):
             unread["gpus"] = "it scores on the CPU"
         for leaf, why in unread.items():
             yield from _set(teacher, f"teachers.{name}", (leaf,), why)
-        if METHODS[recipe.method].teachers == "write":
+        if method.teachers == "write":
             yield from _set(teacher, f"teachers.{name}", ("replicas",), f"{recipe.method} gives each writer a process")
-    if METHODS[recipe.method].trains and (METHODS[recipe.method].teachers != "grade" or not recipe.teachers):
+    if method.trains and (method.teachers != "grade" or not recipe.teachers):
         yield from _set(recipe.run, "run", ("resident_teachers",), "no teacher grades")
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mopd.distill.models.flops import ModelCost
-from mopd.distill.recipe import Architecture, Recipe
+from mopd.distill.recipe import Architecture
 from mopd.distill.recipe.messages import guess, nearest
 from mopd.distill.student.moe import experts_of, router_biases
 from mopd.distill.types import UserError
@@ -19,7 +19,8 @@ from mopd.recipes.check.offline import shipped_config
 from mopd.recipes.check.probe import probe
 from mopd.recipes.resolve.checkpoints import empty_model, has_code, local_folder, needs_code, read_checkpoint
 from mopd.recipes.resolve.initial import training_texts
-from mopd.recipes.resolve.sources import Origin, is_path, origin, sources, trust_leaf, trusted, weightless
+from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import ModelSource, Origin, is_path
 from mopd.recipes.resolve.stages import stage_seed
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import build_tokenizer
@@ -61,9 +62,9 @@ class ModelInfo:
 
 
 def read_model_infos(
-    recipe: Recipe, tasks: Mapping[str, Task], *, offline: bool = False
+    resolved: Resolved, tasks: Mapping[str, Task], *, offline: bool = False
 ) -> tuple[dict[str, ModelInfo], list[str]]:
-    """Facts of every model by the leaf that names it, such as ``student.model``, and the problems found on the way.
+    """What is known of every model by its leaf, such as ``student.model``, and the problems found on the way.
 
     Args:
         tasks: by domain; a stage's tokenizer is trained on all of them. Where one is missing (it could not be made),
@@ -73,21 +74,21 @@ def read_model_infos(
     model_infos: dict[str, ModelInfo] = {}
     problems: list[str] = []
     looked_at: dict[tuple[str, bool, bool], ModelInfo | None] = {}
-    for where, source in sources(recipe).items():
-        found = origin(recipe, where, source)
-        if found is None:
+    for leaf, model in resolved.models.items():
+        if model.origin is None:
             continue  # an undeclared stage or a cycle, which check_routes names
-        named = found.source if isinstance(found.source, str) else found.where
-        key = named, trusted(recipe, found.where), weightless(recipe, found.where)
+        first = resolved.models[model.origin.where]
+        named = model.origin.source if isinstance(model.origin.source, str) else first.leaf
+        key = named, first.trusted, first.has_weights
         if key not in looked_at:
             try:
-                looked_at[key] = _look(recipe, found, tasks, offline)
+                looked_at[key] = _look(resolved, model.origin, first, tasks, offline)
             except UserError as error:
                 looked_at[key] = None
-                problems += [f"`{found.where}`: {problem}" for problem in error.problems]
+                problems += [f"`{first.leaf}`: {problem}" for problem in error.problems]
         if (known := looked_at[key]) is not None:
-            model_infos[where] = known
-            problems += _about_code(recipe, where, known)
+            model_infos[leaf] = known
+            problems += _about_code(model, known)
     return model_infos, problems
 
 
@@ -128,37 +129,42 @@ def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokeniz
         raise UserError(f"{defaults.__name__} refuses this `config`: {error}") from error
 
 
-def _look(recipe: Recipe, found: Origin, tasks: Mapping[str, Task], offline: bool) -> ModelInfo | None:
-    if isinstance(found.source, Architecture):
+def _look(
+    resolved: Resolved, end: Origin, model_source: ModelSource, tasks: Mapping[str, Task], offline: bool
+) -> ModelInfo | None:
+    if isinstance(end.source, Architecture):
+        recipe = resolved.recipe
         if set(tasks) != set(recipe.domains):
             return None
-        seed = recipe.seed if found.stage is None else stage_seed(recipe.seed, found.stage)
-        tokenizer = build_tokenizer(training_texts(tasks, seed=seed), found.source.vocabulary)
-        config = architecture_config(found.source, tokenizer)
+        seed = recipe.seed if end.stage is None else stage_seed(recipe.seed, end.stage)
+        tokenizer = build_tokenizer(training_texts(tasks, seed=seed), end.source.vocabulary)
+        config = architecture_config(end.source, tokenizer)
         model, cost = empty_model(config)
         probe(config, cost.total_parameters)
         own_code = False
-    elif offline and not is_path(found.source):
+    elif offline and not is_path(end.source):
         tokenizer, own_code = None, False
-        model, cost = empty_model(shipped_config(found.source))
+        model, cost = empty_model(shipped_config(end.source))
     else:
-        trust, permit = trusted(recipe, found.where), _permit(trust_leaf(recipe, found.where))
-        weights = not weightless(recipe, found.where)
+        weights = model_source.has_weights
         tokenizer, model, cost = read_checkpoint(
-            local_folder(found.source, weights=weights), permit=permit, trust_remote_code=trust, weights=weights
+            local_folder(end.source, weights=weights),
+            permit=_permit(model_source.trust_leaf),
+            trust_remote_code=model_source.trusted,
+            weights=weights,
         )
-        own_code = trust and has_code(model.config, tokenizer)
+        own_code = model_source.trusted and has_code(model.config, tokenizer)
     biased = any(bias is not None for bias in router_biases(model))
-    return ModelInfo(found, model.config, tokenizer, cost, biased, own_code)
+    return ModelInfo(end, model.config, tokenizer, cost, biased, own_code)
 
 
-def _about_code(recipe: Recipe, where: str, model_infos: ModelInfo) -> list[str]:
+def _about_code(model: ModelSource, info: ModelInfo) -> list[str]:
     """Whether every stanza that loads a model lets its code run, and none lets code run that is not there."""
-    leaf = trust_leaf(recipe, where)
-    if model_infos.own_code and not trusted(recipe, where):
-        return [f"`{where}`: it is made from {model_infos.origin.source}, and {needs_code(_permit(leaf))}"]
-    if trusted(recipe, where) and not model_infos.own_code and where.rpartition(".")[0] == leaf.rpartition(".")[0]:
-        return [f"`{leaf}` is set and would change nothing (no code lies beside that model); take it away"]
+    if info.own_code and not model.trusted:
+        return [f"`{model.leaf}`: it is made from {info.origin.source}, and {needs_code(_permit(model.trust_leaf))}"]
+    own_stanza = model.leaf.rpartition(".")[0] == model.trust_leaf.rpartition(".")[0]
+    if model.trusted and not info.own_code and own_stanza:
+        return [f"`{model.trust_leaf}` is set and would change nothing (no code lies beside that model); take it away"]
     return []
 
 

@@ -14,24 +14,27 @@ from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.checkpoints import empty_model
-from mopd.recipes.resolve.sources import adapter_folders, is_path
+from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import is_path
 from mopd.recipes.resolve.stages import stage_domains
+from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.tokenizer import control_ids
 from mopd.teachers.compatibility import compare_heads, compare_tokenizers
 
 
-def check_models(recipe: Recipe, model_infos: Mapping[str, ModelInfo], *, device: Literal["cpu", "cuda"]) -> list[str]:
+def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> list[str]:
     """Every problem between the recipe and its models, each a sentence; models without facts are passed over.
 
     Args:
         model_infos: by the leaf that names the model, see :func:`recipes.check.model_info.read_model_infos`.
     """
+    recipe = resolved.recipe
     return [
-        *_engines(recipe, model_infos, device),
+        *_engines(recipe, model_infos, resolved.device),
         *_teachers(recipe, model_infos),
         *_support(recipe, model_infos),
-        *_adapters(recipe, model_infos),
-        *_heads(recipe, model_infos),
+        *_adapters(resolved.teachers, model_infos),
+        *(_heads(resolved.teachers, model_infos) if loss_spec(recipe.loss).payload == "hidden" else ()),
     ]
 
 
@@ -53,7 +56,9 @@ def check_lengths(recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths:
     for leaf, model in model_infos.items():
         if not leaf.startswith("stages."):
             problems |= dict.fromkeys(_beyond(model, cap + prompt, rollout, "lower it"))
-    trained = {f"stages.{name}.from": stage_domains(recipe, name) for name in recipe.stages}
+    trained = {
+        f"stages.{name}.from": stage_domains(stage, recipe.trained_domains) for name, stage in recipe.stages.items()
+    }
     if recipe.method == "supervised":
         trained["student.model"] = tuple(recipe.trained_domains)
     for leaf, domains in trained.items():
@@ -135,29 +140,30 @@ def _support(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[s
         )
 
 
-def _adapters(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
-    for name, folder in adapter_folders(recipe).items():
+def _adapters(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+    for name, teacher in teachers.items():
+        if teacher.adapter is None:
+            continue
         base = model_infos.get(f"teachers.{name}.model")
-        where, given = f"`teachers.{name}.adapter`", recipe.teachers[name].adapter
+        where, given = f"`teachers.{name}.adapter`", teacher.settings.adapter
         if given is not None and not is_path(given):
             yield f"{where} is {given!r}; an adapter is a folder: write its path, which begins with ./ or /"
         elif base is not None:
             try:
-                with_adapters(empty_model(base.config, trust_remote_code=base.own_code)[0], [folder], device="cpu")
+                with_adapters(
+                    empty_model(base.config, trust_remote_code=base.own_code)[0], [teacher.adapter], device="cpu"
+                )
             except UserError as error:
                 yield f"{where}: {error}"
 
 
-def _heads(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+def _heads(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
     """Whether hidden states and a head say as much as logits, of the student and of every teacher."""
-    if loss_spec(recipe.loss).payload != "hidden":
-        return
-    adapters = adapter_folders(recipe)
-    for leaf in ("student.model", *(f"teachers.{name}.model" for name in recipe.teachers)):
+    adapters = {"student.model": None} | {teacher.model.leaf: teacher.adapter for teacher in teachers.values()}
+    for leaf, folder in adapters.items():
         if leaf not in model_infos:
             continue
         model = empty_model(model_infos[leaf].config, trust_remote_code=model_infos[leaf].own_code)[0]
-        folder = adapters.get(leaf.split(".")[1])
         try:
             model = with_adapters(model, [folder] if folder else [], device="cpu")
         except UserError:

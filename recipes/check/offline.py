@@ -12,7 +12,8 @@ from mopd.distill.recipe.messages import guess
 from mopd.distill.types import UserError
 from mopd.recipes import SHIPPED
 from mopd.recipes.check.tasks import Lengths
-from mopd.recipes.resolve.sources import is_path, origin, sources
+from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import is_path
 
 ARCHITECTURES = SHIPPED / "architectures"
 """Configurations of public models, as their repositories on the Hub have them: ORG--NAME.json."""
@@ -48,11 +49,13 @@ def assumed_lengths(recipe: Recipe, known: Mapping[str, Lengths]) -> dict[str, L
     return {name: known.get(name, assumed) for name in recipe.domains}
 
 
-def unchecked(recipe: Recipe) -> list[str]:
+def unchecked(resolved: Resolved) -> list[str]:
     """What a check without a network leaves open, a line each; empty where nothing of the recipe lies on the Hub."""
-    found = [origin(recipe, where, source) for where, source in sources(recipe).items()]
-    models = sorted({o.source for o in found if o is not None and isinstance(o.source, str) and not is_path(o.source)})
-    data = sorted({d.task.path for d in recipe.domains.values() if isinstance(d.task, Source) and on_hub(d.task)})
+    origins = [model.origin.source for model in resolved.models.values() if model.origin is not None]
+    models = sorted({source for source in origins if isinstance(source, str) and not is_path(source)})
+    data = sorted(
+        {d.task.path for d in resolved.recipe.domains.values() if isinstance(d.task, Source) and on_hub(d.task)}
+    )
     lines = []
     if models:
         lines.append(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from mopd.distill.recipe import Engine, Optimizer, Recipe
 from mopd.distill.student.engine import model_dtype
@@ -12,9 +11,10 @@ from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.plan_payload import shipped_bytes
 from mopd.recipes.check.plan_processes import PROCESS_BYTES, ProcessPlan, processes
 from mopd.recipes.check.tasks import Lengths
-from mopd.recipes.resolve.methods import METHODS, routes
-from mopd.recipes.resolve.sources import described
+from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import stage_domains
+from mopd.recipes.resolve.teachers import describe
 
 ROW_BYTES = 160
 """A line of evaluations.jsonl, about."""
@@ -62,31 +62,27 @@ class Plan:
         return max(own, default=0.0) + 3 * PROCESS_BYTES
 
 
-def make_plan(
-    recipe: Recipe,
-    model_infos: Mapping[str, ModelInfo],
-    lengths: Mapping[str, Lengths],
-    *,
-    device: Literal["cpu", "cuda"],
-) -> Plan:
+def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]) -> Plan:
     """The plan of a recipe that passed its checks.
 
     Args:
         model_infos: of every model, see :func:`recipes.check.model_info.read_model_infos`.
         lengths: of every domain's prompts and answers, see :func:`recipes.check.tasks.check_tasks`.
     """
-    steps = tuple(_steps(recipe, model_infos, lengths, device))
+    recipe = resolved.recipe
+    steps = tuple(_steps(resolved, model_infos, lengths))
     return Plan(
-        models=tuple(_models(recipe, model_infos)),
-        processes=tuple(processes(recipe, model_infos, lengths, device)),
+        models=tuple(_models(resolved, model_infos)),
+        processes=tuple(processes(resolved, model_infos, lengths)),
         steps=steps,
         run_steps=recipe.run.steps,
-        flops=_flops(recipe, model_infos, lengths),
-        disk_bytes=_disk(recipe, model_infos, device),
+        flops=_flops(resolved, model_infos, lengths),
+        disk_bytes=_disk(recipe, model_infos, resolved.device),
     )
 
 
-def _models(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[ModelPlan]:
+def _models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> Iterator[ModelPlan]:
+    recipe = resolved.recipe
     for name, stage in recipe.stages.items():
         one = model_infos[f"stages.{name}.from"]
         source = stage.from_ if isinstance(stage.from_, str) else f"{stage.from_.architecture}, from nothing"
@@ -94,42 +90,43 @@ def _models(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[Mo
         yield ModelPlan(f"stage:{name}", made, one.cost.total_parameters, one.cost.active_parameters)
     for name, teacher in recipe.teachers.items():
         one = model_infos[f"teachers.{name}.model"]
-        yield ModelPlan(f"teacher {name}", described(teacher), one.cost.total_parameters, one.cost.active_parameters)
+        yield ModelPlan(f"teacher {name}", describe(teacher), one.cost.total_parameters, one.cost.active_parameters)
     student, one = recipe.student.model, model_infos["student.model"]
     source = student if isinstance(student, str) else f"{student.architecture}, from nothing"
-    trained = f", {recipe.run.steps} steps" if METHODS[recipe.method].trains else ""
+    trained = f", {recipe.run.steps} steps" if resolved.method.trains else ""
     made = f"{recipe.method}{trained} from {source}"
     yield ModelPlan("student", made, one.cost.total_parameters, one.cost.active_parameters)
 
 
 def _steps(
-    recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths], device: str
+    resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]
 ) -> Iterator[StepPlan]:
+    recipe = resolved.recipe
     for name, domain in recipe.trained_domains.items():
         rollouts = domain.prompts * recipe.rollout.samples_per_prompt
         one = lengths[name]
         tokens = rollouts * (one.mean_prompt + one.mean_answer)
         most = rollouts * (one.longest_prompt + recipe.rollout.max_new_tokens)
-        shipped = sum(shipped_bytes(recipe, model_infos, teacher, device=device) for teacher in domain.teacher_weights)
+        shipped = sum(shipped_bytes(resolved, model_infos, teacher) for teacher in domain.teacher_weights)
         yield StepPlan(name, rollouts, tokens, most, tokens * shipped)
 
 
-def _flops(recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]) -> float:
+def _flops(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]) -> float:
     """Generation, scoring and updates of the whole run, stages included, with answers of gold length."""
-    student = model_infos["student.model"].cost
+    recipe, student = resolved.recipe, model_infos["student.model"].cost
     total = 0.0
     for name, domain in recipe.trained_domains.items():
         sequences = [round(lengths[name].mean_prompt + lengths[name].mean_answer)] * (
             domain.prompts * recipe.rollout.samples_per_prompt
         )
-        total += student.train(sequences) if METHODS[recipe.method].trains else 0
-        total += student.generate(sequences) if METHODS[recipe.method].samples else 0
+        total += student.train(sequences) if resolved.method.trains else 0
+        total += student.generate(sequences) if resolved.method.samples else 0
         total += sum(
-            model_infos[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in routes(recipe)[name]
+            model_infos[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in resolved.routes[name]
         )
     total *= recipe.run.steps
     for name, stage in recipe.stages.items():
-        for domain in stage_domains(recipe, name):
+        for domain in stage_domains(stage, recipe.trained_domains):
             samples = METHODS[stage.method].samples
             rollouts = stage.prompts * (stage.samples_per_prompt if samples else 1)
             sequences = [round(lengths[domain].mean_prompt + lengths[domain].mean_answer)] * rollouts

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from mopd.distill.loss.registry import loss_spec
 from mopd.distill.payloads import row_bytes
-from mopd.distill.recipe import Engine, Recipe, TopKReverseKL
+from mopd.distill.recipe import Engine, TopKReverseKL
 from mopd.distill.student.engine import model_dtype
 from mopd.distill.student.forward import CHUNKS
 from mopd.recipes.check.model_info import ModelInfo
+from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.tokenizer import control_ids
 
 WORKING_TENSORS = 6
 """Chunks of tokens x vocabulary that the divergence from hidden states holds at a time."""
 
 
-def shipped_bytes(recipe: Recipe, model_infos: Mapping[str, ModelInfo], teacher: str, *, device: str) -> int:
+def shipped_bytes(resolved: Resolved, model_infos: Mapping[str, ModelInfo], teacher: str) -> int:
     """Bytes that a teacher ships of one token under the recipe's loss."""
-    payload, loss = loss_spec(recipe.loss).payload, recipe.loss
+    loss = resolved.recipe.loss
+    payload = loss_spec(loss).payload
     if payload is None:
         return 0
     text, support = model_infos[f"teachers.{teacher}.model"].config.get_text_config(), 0
@@ -31,7 +36,7 @@ def shipped_bytes(recipe: Recipe, model_infos: Mapping[str, ModelInfo], teacher:
         vocabulary=text.vocab_size,
         hidden=text.hidden_size,
         support=support,
-        value_bytes=_value_bytes(recipe, teacher, device),
+        value_bytes=_value_bytes(resolved.teachers[teacher]),
     )
 
 
@@ -41,14 +46,15 @@ def logits_bytes(model_infos: ModelInfo, engine: Engine, *, device: str) -> floa
     return 3.0 * engine.microbatch_tokens * vocabulary * model_dtype(engine, device).itemsize
 
 
-def comparing_bytes(recipe: Recipe, model_infos: Mapping[str, ModelInfo], *, device: str) -> float:
+def comparing_bytes(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> float:
     """Bytes of a rank of the student for distributions: those of logits, or of heads and chunks of logits."""
+    recipe = resolved.recipe
     engine, student = recipe.student.engine, model_infos["student.model"].config.get_text_config()
     if loss_spec(recipe.loss).payload != "hidden":
-        return logits_bytes(model_infos["student.model"], engine, device=device)
+        return logits_bytes(model_infos["student.model"], engine, device=resolved.device)
     heads = {
         (teacher.model, teacher.dtype): model_infos[f"teachers.{name}.model"].config.get_text_config().hidden_size
-        * _value_bytes(recipe, name, device)
+        * _value_bytes(resolved.teachers[name])
         for name, teacher in recipe.teachers.items()
     }
     chunk = 4.0 * min(engine.microbatch_tokens, CHUNKS.tokens) * min(student.vocab_size, CHUNKS.vocabulary)
@@ -56,6 +62,5 @@ def comparing_bytes(recipe: Recipe, model_infos: Mapping[str, ModelInfo], *, dev
     return sum(heads.values()) * student.vocab_size + WORKING_TENSORS * chunk + gradient
 
 
-def _value_bytes(recipe: Recipe, teacher: str, device: str) -> int:
-    asked = recipe.teachers[teacher].dtype
-    return model_dtype(recipe.student.engine if asked == "auto" else Engine(dtype=asked), device).itemsize
+def _value_bytes(teacher: ResolvedTeacher) -> int:
+    return getattr(torch, teacher.dtype).itemsize

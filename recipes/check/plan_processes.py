@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mopd.distill.recipe import Engine, Optimizer, Recipe
+import torch
+
+from mopd.distill.recipe import Engine, Optimizer
 from mopd.distill.student.engine import model_dtype
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.plan_payload import comparing_bytes, logits_bytes
 from mopd.recipes.check.tasks import Lengths
-from mopd.recipes.resolve.sources import teacher_groups, turn_takers
-from mopd.teachers.kinds import kind_of
+from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.teachers import ResolvedTeacher
 
 GIB = 2.0**30
 PROCESS_BYTES = 0.35 * GIB
@@ -37,7 +39,7 @@ class ProcessPlan:
 
 
 def processes(
-    recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths], device: Literal["cpu", "cuda"]
+    resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]
 ) -> Iterator[ProcessPlan]:
     """The processes of a recipe's largest stages, and those of its run.
 
@@ -45,6 +47,7 @@ def processes(
         model_infos: of every model, see :func:`recipes.check.model_info.read_model_infos`.
         lengths: of every domain's prompts and answers, see :func:`recipes.check.tasks.check_tasks`.
     """
+    recipe, device = resolved.recipe, resolved.device
     width = max((one.mean_prompt + one.mean_answer for one in lengths.values()), default=0.0)
     stages = [
         ProcessPlan(
@@ -64,14 +67,16 @@ def processes(
         "run",
         "rank of the student",
         engine.ranks,
-        _rank_bytes(student, engine, recipe.student.optimizer, width, device)
-        + comparing_bytes(recipe, model_infos, device=device),
+        _rank_bytes(student, engine, recipe.student.optimizer, width, device) + comparing_bytes(resolved, model_infos),
     )
-    turns = turn_takers(recipe)
-    for names in [names for names in teacher_groups(recipe) if names not in turns]:
-        yield _teacher_process(recipe, model_infos, names, device)
+    turns = resolved.turn_takers
+    for names in [names for names in resolved.groups if names not in turns]:
+        yield _teacher_process(resolved.teachers, model_infos, names, engine.microbatch_tokens)
     # Which of them meet depends on the step; the largest ones are the most that can.
-    taking_turns = sorted((_teacher_process(recipe, model_infos, names, device) for names in turns), key=_minus_bytes)
+    taking_turns = sorted(
+        (_teacher_process(resolved.teachers, model_infos, names, engine.microbatch_tokens) for names in turns),
+        key=_minus_bytes,
+    )
     for one in taking_turns[: recipe.run.resident_teachers]:
         yield replace(one, name=f"{one.name}, or another in its place")
     if recipe.rollout.workers:
@@ -79,15 +84,19 @@ def processes(
 
 
 def _teacher_process(
-    recipe: Recipe, model_infos: Mapping[str, ModelInfo], names: list[str], device: Literal["cpu", "cuda"]
+    teachers: Mapping[str, ResolvedTeacher],
+    model_infos: Mapping[str, ModelInfo],
+    names: list[str],
+    microbatch_tokens: int,
 ) -> ProcessPlan:
     """The processes of teachers that share them."""
-    one, teacher = model_infos[f"teachers.{names[0]}.model"], recipe.teachers[names[0]]
-    if not kind_of(teacher).has_weights:
-        return ProcessPlan("run", f"asking teacher {', '.join(names)}", teacher.replicas, PROCESS_BYTES)
-    logits = recipe.student.engine.microbatch_tokens * _vocabulary(one) * 12
-    each = _frozen_bytes(one, Engine(dtype=teacher.dtype), device) + logits
-    return ProcessPlan("run", f"teacher {', '.join(names)}", teacher.replicas, each)
+    teacher = teachers[names[0]]
+    one, replicas = model_infos[teacher.model.leaf], teacher.settings.replicas
+    if not teacher.model.has_weights:
+        return ProcessPlan("run", f"asking teacher {', '.join(names)}", replicas, PROCESS_BYTES)
+    logits = microbatch_tokens * _vocabulary(one) * 12
+    each = PROCESS_BYTES + one.cost.total_parameters * getattr(torch, teacher.dtype).itemsize + logits
+    return ProcessPlan("run", f"teacher {', '.join(names)}", replicas, each)
 
 
 def _minus_bytes(process: ProcessPlan) -> float:

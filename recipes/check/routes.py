@@ -13,36 +13,28 @@ from mopd.recipes.check.check_idle import check_idle
 from mopd.recipes.check.settings import check_loss
 from mopd.recipes.check.teachers import check_teachers
 from mopd.recipes.resolve.methods import METHODS
-from mopd.recipes.resolve.sources import (
-    SELF,
-    chain,
-    kind,
-    links,
-    placement,
-    sources,
-    stage_name,
-    teacher_groups,
-    turn_takers,
-)
+from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import SELF, chain, stage_name
+from mopd.recipes.resolve.teachers import group_key, placement
 
 
-def check_routes(recipe: Recipe, *, tasks: Collection[str], losses: Collection[str]) -> list[str]:
+def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
     """Every problem of a recipe that shows without loading anything, each a sentence.
 
     Args:
         tasks: names of the shipped tasks.
-        losses: the estimators that the recipe's method can use.
     """
+    recipe = resolved.recipe
     return [
         *_tasks(recipe, tasks),
-        *_teachers(recipe),
-        *_method(recipe, losses),
-        *_rewards(recipe),
+        *_teachers(resolved),
+        *_method(resolved),
+        *_rewards(resolved),
         *check_loss(recipe),
-        *check_teachers(recipe),
-        *_stages(recipe),
-        *_updates(recipe),
-        *check_idle(recipe),
+        *check_teachers(resolved),
+        *_stages(resolved),
+        *_updates(resolved),
+        *check_idle(resolved),
     ]
 
 
@@ -54,7 +46,8 @@ def _tasks(recipe: Recipe, tasks: Collection[str]) -> Iterator[str]:
         yield "no domain is trained: every one is evaluate_only; give one a teacher or a reward"
 
 
-def _teachers(recipe: Recipe) -> Iterator[str]:
+def _teachers(resolved: Resolved) -> Iterator[str]:
+    recipe = resolved.recipe
     used: set[str] = set()
     for name, domain in recipe.domains.items():
         for teacher in domain.teacher_weights:
@@ -69,10 +62,10 @@ def _teachers(recipe: Recipe) -> Iterator[str]:
         if teacher not in used and teacher != reference_of(recipe.loss):
             yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
     yield from _anchors(recipe)
-    yield from _turns(recipe)
-    for first, second in itertools.combinations([names[0] for names in teacher_groups(recipe)], 2):
+    yield from _turns(resolved)
+    for first, second in itertools.combinations([names[0] for names in resolved.groups], 2):
         one, other = recipe.teachers[first], recipe.teachers[second]
-        if (one.model, kind(one)) == (other.model, kind(other)):
+        if (one.model, group_key(one)) == (other.model, group_key(other)):
             leaf = next(leaf for leaf, value in placement(one).items() if value != placement(other)[leaf])
             has, has_too = getattr(one, leaf), getattr(other, leaf)
             yield (
@@ -81,10 +74,11 @@ def _teachers(recipe: Recipe) -> Iterator[str]:
             )
 
 
-def _turns(recipe: Recipe) -> Iterator[str]:
+def _turns(resolved: Resolved) -> Iterator[str]:
     """Whether teachers that share processes are more than those, and fit each of them."""
-    resident, turns = recipe.run.resident_teachers, turn_takers(recipe)
-    if resident is None or METHODS[recipe.method].teachers != "grade" or not recipe.teachers:
+    recipe, turns = resolved.recipe, resolved.turn_takers
+    resident = recipe.run.resident_teachers
+    if resident is None or resolved.method.teachers != "grade" or not recipe.teachers:
         return  # whoever has no such teachers is told by recipes/check/check_idle.py
     if resident >= len(turns):
         yield (
@@ -120,7 +114,8 @@ def _anchors(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
+def _method(resolved: Resolved) -> Iterator[str]:
+    recipe, losses = resolved.recipe, resolved.method.losses
     wanted = {LOSSES[name].payload for name in losses}
     if isinstance(recipe.loss, CustomLoss):
         if (payload := loss_spec(recipe.loss).payload) not in wanted:
@@ -135,8 +130,8 @@ def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
             f"`loss.estimator` is {recipe.loss.estimator!r}, which method {recipe.method!r} does not use; "
             f"write `loss: {{estimator: {offered}}}`"
         )
-    method = METHODS[recipe.method]
-    if recipe.method == "cascade" and not links(recipe):
+    method = resolved.method
+    if recipe.method == "cascade" and not resolved.links:
         yield (
             "`student.model` names no chain of stages, and the student of a cascade is the end of one: write "
             "`stage:NAME` of a stage that is made from another model"
@@ -154,12 +149,13 @@ def _method(recipe: Recipe, losses: Collection[str]) -> Iterator[str]:
             yield f"`domains.{name}` has {lacks}, so nothing teaches it; {ways}, or set `evaluate_only: true`"
 
 
-def _rewards(recipe: Recipe) -> Iterator[str]:
+def _rewards(resolved: Resolved) -> Iterator[str]:
+    recipe, method = resolved.recipe, resolved.method
     loss = recipe.loss
     weight = loss.reward_weight if isinstance(loss, PolicyGradient) else 0.0
     rewarded = [name for name, domain in recipe.domains.items() if domain.reward]
-    if not METHODS[recipe.method].rewards or not isinstance(loss, PolicyGradient):
-        if METHODS[recipe.method].teachers == "grade":
+    if not method.rewards or not isinstance(loss, PolicyGradient):
+        if method.teachers == "grade":
             yield from _unweighted(rewarded)
         return
     if weight == 0:
@@ -182,17 +178,18 @@ def _unweighted(rewarded: Iterable[str]) -> Iterator[str]:
         )
 
 
-def _stages(recipe: Recipe) -> Iterator[str]:
+def _stages(resolved: Resolved) -> Iterator[str]:
+    recipe = resolved.recipe
     needed: set[str] = set()
-    for where, source in sources(recipe).items():
-        name = stage_name(source)
+    for where, model in resolved.models.items():
+        name = stage_name(model.source)
         if name is not None and name not in recipe.stages:
             yield f"`{where}`: no stage {name!r} is declared under `stages`; {guess(name, recipe.stages)}"
         if not where.startswith("stages."):
-            needed.update(chain(recipe, source))
+            needed.update(model.stages)
     told: set[str] = set()
     for name in recipe.stages:
-        path = list(chain(recipe, f"stage:{name}"))
+        path = list(chain(recipe.stages, f"stage:{name}"))
         if name not in told and stage_name(recipe.stages[path[-1]].from_) == name:
             told.update(path)
             circle = " is made from ".join([*path, name])
@@ -216,10 +213,10 @@ def _named_domains(recipe: Recipe, name: str) -> Iterator[str]:
         yield f"{where} names {domain!r} {domains.count(domain)} times; once is enough"
 
 
-def _updates(recipe: Recipe) -> Iterator[str]:
+def _updates(resolved: Resolved) -> Iterator[str]:
     """Whether every update gets a rollout of every domain, and the warm-up ends before the training does."""
+    recipe, method = resolved.recipe, resolved.method
     student = recipe.student
-    method = METHODS[recipe.method]
     samples = recipe.rollout.samples_per_prompt if method.samples or method.teachers == "write" else 1
     for name, domain in recipe.trained_domains.items():
         if not method.selects and domain.prompts * samples < student.updates_per_step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mopd.distill.recipe import CustomLoss, Recipe
+from mopd.distill.recipe import CustomLoss
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import read_model_infos
 from mopd.recipes.check.models import check_lengths, check_models
@@ -15,14 +15,13 @@ from mopd.recipes.check.plugins import check_own_loss
 from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.tasks import check_tasks, make_tasks
 from mopd.recipes.check.teachers import reach_teachers
-from mopd.recipes.resolve.methods import METHODS
-from mopd.recipes.resolve.placement import check_device, resolve_device
+from mopd.recipes.resolve.placement import check_device
+from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.run_folder import check_folder
 from mopd.rollouts.tasks import TASKS
-from mopd.teachers.kinds import kind_of
 
 
-def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
+def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
     """Check a recipe statically: routes, stages, models, tokenizers, verifiers, lengths, the run's folder.
 
     No weight is loaded and no process is started, but for the sandbox's, in which gold answers are executed.
@@ -36,15 +35,13 @@ def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
     Raises:
         UserError: with every problem that was found.
     """
-    device = resolve_device(recipe.device)
+    recipe = resolved.recipe
     if isinstance(recipe.loss, CustomLoss) and (broken := list(check_own_loss(recipe.loss))):
         raise UserError(*broken)  # all else asks the loss what it needs
-    for name, stanza in recipe.teachers.items():
-        kind_of(stanza, name=name)  # all else asks the row
-    problems = check_routes(recipe, tasks=TASKS, losses=METHODS[recipe.method].losses)
+    problems = check_routes(resolved, tasks=TASKS)
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
     tasks, unusable = make_tasks(recipe, tokenizer=None, without=far)
-    model_infos, unreadable = read_model_infos(recipe, tasks, offline=offline)
+    model_infos, unreadable = read_model_infos(resolved, tasks, offline=offline)
     student = model_infos.get("student.model")
     tokenizer = student.tokenizer if student is not None else None
     if tokenizer is not None:
@@ -53,15 +50,17 @@ def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
     lengths, unsound = check_tasks(recipe, tasks, tokenizer)
     lengths = assumed_lengths(recipe, lengths) if offline else lengths
     problems += [*unusable, *unreadable, *unsound]
-    problems += check_models(recipe, model_infos, device=device)
+    problems += check_models(resolved, model_infos)
     problems += check_lengths(recipe, model_infos, lengths)
-    problems += [] if offline else check_device(recipe)
+    problems += [] if offline else check_device(resolved)
     if not problems and not offline:
-        problems += reach_teachers(recipe, tasks, tokenizer, lengths)  # last: it asks others, and needs a sound recipe
+        problems += reach_teachers(
+            resolved, tasks, tokenizer, lengths
+        )  # last: it asks others, and needs a sound recipe
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
-    plan = make_plan(recipe, model_infos, lengths, device=device)
+    plan = make_plan(resolved, model_infos, lengths)
     if offline:
         return plan
     there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if os.path.isdir(out) else 0

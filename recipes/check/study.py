@@ -15,6 +15,7 @@ from mopd.distill.types import UserError
 from mopd.recipes.check.plan import Plan
 from mopd.recipes.check.plan_view import Room, out_of, size
 from mopd.recipes.check.static import check
+from mopd.recipes.resolve.resolved import resolve
 from mopd.recipes.resolve.run_folder import check_folder, refuse_changed_recipe
 from mopd.recipes.resolve.stages import stage_fingerprint
 
@@ -56,7 +57,7 @@ def check_study(study: Study, out: Path, *, offline: bool = False) -> StudyPlan:
     problems: dict[str, list[str]] = {}
     for method, child in first.items():
         try:
-            plans[method] = check(child.recipe, out / child.name, offline=offline)
+            plans[method] = check(resolve(child.recipe), out / child.name, offline=offline)
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(method)

@@ -136,8 +136,8 @@ def _supervised(recipe: Recipe) -> Iterator[str]:
     trained: dict[str, tuple[str, ...]] = {}
     if recipe.method == "supervised":
         trained["method"] = tuple(recipe.trained_domains)
-    for name in recipe.stages:
-        trained[f"stages.{name}"] = stage_domains(recipe, name)
+    for name, stage in recipe.stages.items():
+        trained[f"stages.{name}"] = stage_domains(stage, recipe.trained_domains)
     for where, domains in trained.items():
         for name in domains:
             if name in recipe.domains and not has_gold_answers(recipe.domains[name].task):

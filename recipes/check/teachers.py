@@ -7,21 +7,23 @@ from collections.abc import Iterator, Mapping
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.loss.registry import LOSSES, loss_spec
-from mopd.distill.recipe import Recipe, TopKReverseKL
+from mopd.distill.recipe import TopKReverseKL
 from mopd.recipes.check.tasks import Lengths
-from mopd.recipes.resolve.methods import METHODS, support_of
+from mopd.recipes.resolve.methods import support_of
+from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import SELF, stage_name
 from mopd.rollouts.tasks import Task
-from mopd.teachers.kinds import TeacherKind, TeacherReach, TeacherUse, kind_of
+from mopd.teachers.kinds import TeacherKind, TeacherReach, TeacherUse
 
 PROBES = 8
 """Prompts of each domain that a server's tokenizer is tried on."""
 
 
-def check_teachers(recipe: Recipe) -> Iterator[str]:
+def check_teachers(resolved: Resolved) -> Iterator[str]:
     """Whether a recipe asks of its teachers nothing but what their kinds give, each problem a sentence."""
-    role, loss = METHODS[recipe.method].teachers, recipe.loss
-    for name, stanza in recipe.teachers.items():
+    recipe, role, loss = resolved.recipe, resolved.method.teachers, resolved.recipe.loss
+    for name, teacher in resolved.teachers.items():
+        stanza, kind = teacher.settings, teacher.kind
         use = TeacherUse(
             name,
             stanza,
@@ -32,7 +34,6 @@ def check_teachers(recipe: Recipe) -> Iterator[str]:
             support=loss.support if isinstance(loss, TopKReverseKL) else None,
             temperature=recipe.rollout.temperature,
         )
-        kind = kind_of(stanza)
         if role in ("write", "merge") and not (kind.has_weights and kind.can_write):
             why = "and it only scores" if kind.has_weights else "which are not here"
             yield (
@@ -54,20 +55,24 @@ def _other_payload(use: TeacherUse, kind: TeacherKind) -> str:
 
 
 def reach_teachers(
-    recipe: Recipe, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase | None, lengths: Mapping[str, Lengths]
+    resolved: Resolved,
+    tasks: Mapping[str, Task],
+    tokenizer: PreTrainedTokenizerBase | None,
+    lengths: Mapping[str, Lengths],
 ) -> Iterator[str]:
     """Whether every teacher that lies elsewhere is there, and what the run needs it to be; each problem a sentence.
 
     Args:
         tokenizer: the student's.
     """
+    recipe = resolved.recipe
     tried = [task.example(seed=recipe.seed, split="train", index=i) for task in tasks.values() for i in range(PROBES)]
-    for name, stanza in recipe.teachers.items():
-        if (reach := kind_of(stanza).reach) is not None:
+    for name, teacher in resolved.teachers.items():
+        if (reach := teacher.kind.reach) is not None:
             yield from reach(
                 TeacherReach(
                     name,
-                    stanza,
+                    teacher.settings,
                     texts=[example.text for example in tried],
                     tokenizer=tokenizer,
                     support=None if tokenizer is None else support_of(recipe, tokenizer),

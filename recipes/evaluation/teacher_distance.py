@@ -9,12 +9,12 @@ from typing import Protocol
 from mopd.distill.loss.registry import loss_spec
 from mopd.distill.loss.topk import Support
 from mopd.distill.metrics.teacher_distance import OVERLAP_K, distance_metrics
-from mopd.distill.recipe import Loss, Recipe, TopKReverseKL
+from mopd.distill.recipe import Loss, TopKReverseKL
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Metrics, PayloadName, Prompt, Sampler
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
-from mopd.recipes.resolve.methods import routes
+from mopd.recipes.resolve.resolved import Resolved
 from mopd.rollouts.sampler import recording
 from mopd.teachers.pool import TeacherPool
 
@@ -26,8 +26,8 @@ class Setting(Protocol):
     """What of a training run the grading needs."""
 
     @property
-    def recipe(self) -> Recipe:
-        """The run's."""
+    def resolved(self) -> Resolved:
+        """The run's recipe."""
         ...
 
     @property
@@ -48,12 +48,14 @@ class Setting(Protocol):
 
 def held_out(run: Setting, teachers: TeacherPool | None) -> HeldOut | None:
     """The grading of a run; None for a stage, without teachers, and where the recipe asks for no prompts."""
-    n = run.recipe.evaluate.graded_prompts
+    n = run.resolved.recipe.evaluate.graded_prompts
     if run.evaluator is None or teachers is None or n == 0:
         return None
     questions = run.evaluator.prompts["validation"]
-    prompts = [p for name, weights in routes(run.recipe).items() if weights for p in questions[name][:n]]
-    return HeldOut(prompts, teachers, payload=payload_to_ask(run.recipe.loss), tracker=run.tracker, costs=run.costs)
+    prompts = [p for name, weights in run.resolved.routes.items() if weights for p in questions[name][:n]]
+    return HeldOut(
+        prompts, teachers, payload=payload_to_ask(run.resolved.recipe.loss), tracker=run.tracker, costs=run.costs
+    )
 
 
 def payload_to_ask(loss: Loss) -> PayloadName:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.loss.registry import LOSSES, reference_of
+from mopd.distill.loss.registry import LOSSES
 from mopd.distill.loss.topk import Support
 from mopd.distill.recipe import Recipe, TopKReverseKL
 from mopd.distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout
@@ -86,16 +86,6 @@ def support_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Support | 
     """Which tokens the recipe's loss compares student and teachers on; None where it is not a top-k loss."""
     loss = recipe.loss
     return Support(loss.k, control_ids(tokenizer), loss.support) if isinstance(loss, TopKReverseKL) else None
-
-
-def routes(recipe: Recipe) -> dict[str, dict[str, float]]:
-    """Who is asked about each trained domain's rollouts: its teachers, with weights that sum to 1 (nobody where its
-    reward alone teaches); beside them the loss' reference, with weight 0 where it is no teacher of the domain."""
-    taught = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
-    reference = reference_of(recipe.loss)
-    if reference is None:
-        return taught
-    return {name: weights and {reference: 0.0} | weights for name, weights in taught.items()}
 
 
 class Ungraded:

@@ -5,15 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from mopd.distill.recipe import Recipe
 from mopd.distill.types import UserError
-from mopd.recipes.resolve.methods import METHODS
-from mopd.recipes.resolve.sources import teacher_groups, turn_takers
-from mopd.teachers.kinds import kind_of
-
-Device = Literal["cpu", "cuda"]
+from mopd.recipes.resolve.resolved import Resolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,56 +20,33 @@ class ResourceRequest:
     each: Mapping[str, float]
 
 
-def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:
-    """``auto`` takes a GPU where there is one."""
-    if asked != "auto":
-        return asked
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def teacher_device(recipe: Recipe, name: str, device: Device) -> Device:
-    """Where a teacher scores, in a run on ``device``."""
-    teacher = recipe.teachers[name]
-    if not kind_of(teacher).has_weights:
-        return "cpu"  # its process only asks
-    return device if teacher.device == "auto" else teacher.device
-
-
-def teacher_gpus(recipe: Recipe, name: str, device: Device) -> float:
-    """The part of a GPU that a teacher's process takes, in a run on ``device``."""
-    return recipe.teachers[name].gpus if teacher_device(recipe, name, device) == "cuda" else 0.0
-
-
-def resource_requests(recipe: Recipe, device: Device) -> Iterator[ResourceRequest]:
+def resource_requests(resolved: Resolved) -> Iterator[ResourceRequest]:
     """What lives at the same time while the student is trained."""
-    whole = {"GPU": 1.0} if device == "cuda" else {}
+    recipe, teachers = resolved.recipe, resolved.teachers
+    whole = {"GPU": 1.0} if resolved.device == "cuda" else {}
     yield ResourceRequest("the student's ranks", recipe.student.engine.ranks, whole)
     yield ResourceRequest("sampler workers", recipe.rollout.workers, whole)
-    role = METHODS[recipe.method].teachers
-    groups = teacher_groups(recipe) if role == "grade" else [[name] for name in recipe.teachers if role == "write"]
-    turns = turn_takers(recipe) if role == "grade" else []
-    for names in groups:
-        if names not in turns:
-            count = recipe.teachers[names[0]].replicas if role == "grade" else 1
-            yield ResourceRequest(f"teacher {', '.join(names)}", count, _takes(recipe, names[0], device))
-    if turns:
-        who = f"teachers {', '.join(name for names in turns for name in names)} in turn"
+    if resolved.method.teachers == "write":
+        for name, teacher in teachers.items():
+            yield ResourceRequest(f"teacher {name}", 1, teacher.takes)
+    if resolved.method.teachers != "grade":
+        return
+    for names in resolved.groups:
+        if names not in resolved.turn_takers:
+            first = teachers[names[0]]
+            yield ResourceRequest(f"teacher {', '.join(names)}", first.settings.replicas, first.takes)
+    if resolved.turn_takers:
+        who = f"teachers {', '.join(name for names in resolved.turn_takers for name in names)} in turn"
         # All of them take the same: recipes/check/routes.py.
-        yield ResourceRequest(who, recipe.run.resident_teachers or 0, _takes(recipe, turns[0][0], device))
+        takes = teachers[resolved.turn_takers[0][0]].takes
+        yield ResourceRequest(who, recipe.run.resident_teachers or 0, takes)
 
 
-def _takes(recipe: Recipe, name: str, device: Device) -> dict[str, float]:
-    """What a process of a teacher takes of its node."""
-    gpus = teacher_gpus(recipe, name, device)
-    return ({"GPU": gpus} if gpus else {}) | recipe.teachers[name].resources
-
-
-def check_device(recipe: Recipe) -> list[str]:
+def check_device(resolved: Resolved) -> list[str]:
     """Whether the devices that the recipe asks for are here; with RAY_ADDRESS, they may be elsewhere."""
     import torch
 
+    recipe = resolved.recipe
     asked = {"device": recipe.device} | {f"teachers.{name}.device": t.device for name, t in recipe.teachers.items()}
     clustered = bool(os.environ.get("RAY_ADDRESS"))
     missing = [
@@ -85,7 +57,7 @@ def check_device(recipe: Recipe) -> list[str]:
     if missing or clustered:
         return missing
     # Ray would wait for ever for what this machine has not.
-    device, there = resolve_device(recipe.device), torch.cuda.device_count()
+    there = torch.cuda.device_count()
     alone = [
         f"`teachers.{name}.resources` asks for {', '.join(teacher.resources)}, which a cluster of this machine alone "
         "has not; start its nodes with `ray start --resources`, and name the cluster in RAY_ADDRESS"
@@ -93,11 +65,11 @@ def check_device(recipe: Recipe) -> list[str]:
         if teacher.resources
     ]
     of_stages = sorted((stage.engine.ranks for stage in recipe.stages.values()), reverse=True)
-    together = sum(of_stages[: recipe.run.parallel_stages]) if device == "cuda" else 0
-    living = [claim for claim in resource_requests(recipe, device) if claim.count]
-    told = ", ".join(f"{claim.count} for {claim.who}" for claim in living)
+    together = sum(of_stages[: recipe.run.parallel_stages]) if resolved.device == "cuda" else 0
+    living = [request for request in resource_requests(resolved) if request.count]
+    processes = ", ".join(f"{request.count} for {request.who}" for request in living)
     phases = {
-        f"the run ({told})": gpus_needed(living),
+        f"the run ({processes})": gpus_needed(living),
         f"stages, {recipe.run.parallel_stages} at a time": together,
     }
     return alone + [
@@ -111,7 +83,9 @@ def check_device(recipe: Recipe) -> list[str]:
 def gpus_needed(living: list[ResourceRequest]) -> int:
     """GPUs for processes that live at the same time, each on one: the largest parts first, each where there is room."""
     room: list[float] = []
-    for part in sorted((claim.each.get("GPU", 0.0) for claim in living for _ in range(claim.count)), reverse=True):
+    for part in sorted(
+        (request.each.get("GPU", 0.0) for request in living for _ in range(request.count)), reverse=True
+    ):
         place = next((i for i, left in enumerate(room) if left >= part - 1e-9), None)
         if place is None:
             room.append(1.0)
@@ -120,7 +94,7 @@ def gpus_needed(living: list[ResourceRequest]) -> int:
     return len([left for left in room if left < 1])
 
 
-def check_cluster(recipe: Recipe, device: Device) -> None:
+def check_cluster(resolved: Resolved) -> None:
     """Whether the Ray cluster that was joined has a node for every process, and enough of them.
 
     Raises:
@@ -129,7 +103,7 @@ def check_cluster(recipe: Recipe, device: Device) -> None:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if problems := unplaced(list(resource_requests(recipe, device)), nodes):
+    if problems := unplaced(list(resource_requests(resolved)), nodes):
         raise UserError(*problems)
 
 
@@ -141,14 +115,14 @@ def unplaced(living: list[ResourceRequest], nodes: list[dict[str, Any]]) -> list
     """
     problems: list[str] = []
     needed: dict[str, float] = {}
-    for claim in living:
-        if claim.count and not any(all(node.get(k, 0.0) >= v for k, v in claim.each.items()) for node in nodes):
-            takes = " and ".join(f"{amount:g} {name}" for name, amount in claim.each.items())
+    for request in living:
+        if request.count and not any(all(node.get(k, 0.0) >= v for k, v in request.each.items()) for node in nodes):
+            takes = " and ".join(f"{amount:g} {name}" for name, amount in request.each.items())
             problems.append(
-                f"{claim.who}: each process takes {takes}, and no node of the Ray cluster has that; add one"
+                f"{request.who}: each process takes {takes}, and no node of the Ray cluster has that; add one"
             )
-        for name, amount in claim.each.items():
-            needed[name] = needed.get(name, 0.0) + amount * claim.count
+        for name, amount in request.each.items():
+            needed[name] = needed.get(name, 0.0) + amount * request.count
     there = {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}
     return problems or [
         f"the run needs {amount:g} {name} at a time, and the nodes of the Ray cluster have {there[name]:g} together; "

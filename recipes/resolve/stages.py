@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from mopd.distill.recipe import (
@@ -22,14 +22,7 @@ from mopd.distill.recipe import (
 from mopd.distill.recipe.plugins import plugin_digests
 from mopd.distill.student.checkpoint import write_atomic
 from mopd.recipes.resolve.jobs import run_jobs
-
-PREFIX = "stage:"
-
-
-def needs(stage: StageRecipe) -> str | None:
-    """The stage that ``stage`` starts from, if it starts from one."""
-    source = stage.from_
-    return source.removeprefix(PREFIX) if isinstance(source, str) and source.startswith(PREFIX) else None
+from mopd.recipes.resolve.sources import PREFIX, stage_name
 
 
 def stage_seed(seed: int, name: str) -> int:
@@ -37,10 +30,9 @@ def stage_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
 
 
-def stage_domains(recipe: Recipe, name: str) -> tuple[str, ...]:
+def stage_domains(stage: StageRecipe, trained: Iterable[str]) -> tuple[str, ...]:
     """The domains that a stage trains on: those it names, else all that the recipe trains, no evaluate_only ones."""
-    named = recipe.stages[name].domains
-    return named if named is not None else tuple(recipe.trained_domains)
+    return stage.domains if stage.domains is not None else tuple(trained)
 
 
 def stage_recipe(recipe: Recipe, name: str) -> Recipe:
@@ -65,7 +57,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
                 prompts=stage.prompts,
                 easy_share=stage.easy_share,
             )
-            for domain in stage_domains(recipe, name)
+            for domain in stage_domains(stage, recipe.trained_domains)
         },
         loss=PolicyGradient(estimator="policy_gradient", reward_weight=1.0)
         if stage.method == "mix_rl"
@@ -85,7 +77,7 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
     """A hash of all that a stage's weights depend on: its own recipe and those of the stages before it."""
     from mopd.recipes.resolve.methods import METHODS  # loads transformers, which comparisons don't need
 
-    before = needs(recipe.stages[name])
+    before = stage_name(recipe.stages[name].from_)
     upstream = stage_fingerprint(recipe, before) if before is not None else ""
     # The tokenizer of a model made from nothing is trained on the texts of every domain, so all tasks count.
     tasks = {domain: settings.task for domain, settings in recipe.domains.items()}
@@ -94,8 +86,8 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
     if not METHODS[recipe.stages[name].method].samples:
         own["rollout"] = {"temperature": recipe.rollout.temperature}
     texts = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}
-    told = json.dumps([upstream, own, texts, *plugin_digests([own, texts]).items()], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    content = json.dumps([upstream, own, texts, *plugin_digests([own, texts]).items()], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def stage_folder(out: Path, name: str) -> Path:
@@ -113,18 +105,18 @@ def model_path(source: str | Architecture, *, out: Path, folder: Path) -> str:
     return source
 
 
-def finished(out: Path, recipe: Recipe, name: str) -> bool:
-    """Whether a stage's result is there, and was made by this recipe."""
+def finished(out: Path, name: str, fingerprint: str) -> bool:
+    """Whether a stage's result is there, and was made as ``fingerprint`` says (:func:`stage_fingerprint`)."""
     marker = stage_folder(out, name) / "finished.json"
     if not marker.is_file():
         return False
-    return json.loads(marker.read_text())["fingerprint"] == stage_fingerprint(recipe, name)
+    return json.loads(marker.read_text())["fingerprint"] == fingerprint
 
 
-def mark_finished(out: Path, recipe: Recipe, name: str) -> None:
+def mark_finished(out: Path, name: str, fingerprint: str, *, steps: int) -> None:
     """Note that a stage's result is whole."""
-    told = {"stage": name, "fingerprint": stage_fingerprint(recipe, name), "steps": recipe.stages[name].steps}
-    write_atomic(stage_folder(out, name) / "finished.json", json.dumps(told, indent=2) + "\n")
+    content = {"stage": name, "fingerprint": fingerprint, "steps": steps}
+    write_atomic(stage_folder(out, name) / "finished.json", json.dumps(content, indent=2) + "\n")
 
 
 def run_stages(
@@ -145,6 +137,6 @@ def run_stages(
         stop()
         return False
 
-    needed = {name: [before] if (before := needs(stage)) is not None else [] for name, stage in stages.items()}
+    needed = {n: [before] if (before := stage_name(stage.from_)) is not None else [] for n, stage in stages.items()}
     for failure in run_jobs(needed, run_one, parallel=parallel, goes_on=end).values():
         raise failure

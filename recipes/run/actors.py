@@ -12,8 +12,6 @@ from mopd.distill.endpoint import Endpoint
 from mopd.distill.recipe import Recipe
 from mopd.distill.types import Sampler
 from mopd.recipes.resolve.methods import decoding
-from mopd.recipes.resolve.placement import teacher_device, teacher_gpus
-from mopd.recipes.resolve.sources import adapter_folders, trusted
 from mopd.rollouts.engines.served import ServedSampler
 from mopd.rollouts.engines.workers import FrozenSampler, PublishedSampler, SamplerWorkers
 from mopd.rollouts.sampler import StudentSampler
@@ -25,15 +23,13 @@ if TYPE_CHECKING:
 
 def student_sampler(job: Training, context: RunContext, closing: ExitStack) -> Sampler:
     """The sampler of the student's weights; its processes, if it has any, end with ``closing``."""
-    recipe: Recipe = job.recipe
+    recipe = job.resolved.recipe
     how = decoding(recipe, job.tokenizer)
     rollout, engine = recipe.rollout, recipe.student.engine
     if rollout.workers == 0:
         own = replace(how, lockstep=engine.expert_parallel > 1 or engine.zero_stage == 3)
         return StudentSampler(own, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
-    workers = SamplerWorkers(
-        rollout.workers, device=context.device, dtype=context.dtype(engine.dtype), gpus=context.gpus
-    )
+    workers = SamplerWorkers(rollout.workers, device=context.device, dtype=job.resolved.dtype, gpus=context.gpus)
     closing.callback(workers.close)
     workers.load(job.model, trust_remote_code=recipe.student.trust_remote_code)
     return PublishedSampler(workers, how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
@@ -41,19 +37,20 @@ def student_sampler(job: Training, context: RunContext, closing: ExitStack) -> S
 
 def teachers_writing(job: Training, context: RunContext, closing: ExitStack) -> Sampler:
     """The sampler of the teachers' frozen weights: a process for each, which answers the prompts of its domains."""
-    recipe, adapters = job.recipe, adapter_folders(job.recipe)
+    recipe = job.resolved.recipe
     how, rollout = decoding(recipe, job.tokenizer), recipe.rollout
     writers: dict[str, StudentSampler] = {}
     for name, path in job.teachers.items():
+        teacher = job.resolved.teachers[name]
         workers = SamplerWorkers(
             1,
-            device=teacher_device(recipe, name, context.device),
-            dtype=job.teacher_dtype(name, context),
-            gpus=teacher_gpus(recipe, name, context.device),
-            resources=recipe.teachers[name].resources,
+            device=teacher.device,
+            dtype=teacher.dtype,
+            gpus=teacher.gpus,
+            resources=teacher.settings.resources,
         )
         closing.callback(workers.close)
-        workers.load(path, adapters.get(name), trust_remote_code=trusted(recipe, f"teachers.{name}.model"))
+        workers.load(path, teacher.adapter, trust_remote_code=teacher.model.trusted)
         writers[name] = StudentSampler(
             how, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size
         )

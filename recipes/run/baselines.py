@@ -16,60 +16,62 @@ from mopd.distill.types import Sampler
 from mopd.recipes.evaluation.evaluator import Evaluator, verify
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.methods import decoding
-from mopd.recipes.resolve.placement import resolve_device
-from mopd.recipes.resolve.sources import adapter_folders, trusted
+from mopd.recipes.resolve.resolved import Resolved, resolve_device
+from mopd.recipes.resolve.teachers import adapter_folders
 from mopd.recipes.run.actors import served_sampler
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import prompt_source, tasks_of
 from mopd.rollouts.engines.workers import SamplerWorkers
 from mopd.rollouts.sampler import InProcess, StudentSampler
 from mopd.rollouts.tokenizer import completion_text
-from mopd.teachers.kinds import kind_of
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
-def measure_frozen(recipe: Recipe, context: RunContext, evaluator: Evaluator, models: Mapping[str, str]) -> None:
+def measure_frozen(resolved: Resolved, context: RunContext, evaluator: Evaluator, models: Mapping[str, str]) -> None:
     """Base and teachers sit the exam, unless they have: their scores are the lines that the student is held against."""
-    adapters = {f"teachers/{name}": folder for name, folder in adapter_folders(recipe).items()}
+    adapters = {f"teachers/{name}": folder for name, folder in adapter_folders(resolved.teachers).items()}
     if context.answers is None:
-        _measure(recipe, context, evaluator, models, adapters)
+        _measure(resolved, context, evaluator, models, adapters)
         return
     told = evaluator.fingerprint
     with context.answers.asking:
         for name, path in models.items():
             if name not in adapters and not evaluator.answers(name):
                 evaluator.take_over(context.answers.find(name, path, told))
-        asked = _measure(recipe, context, evaluator, models, adapters)
+        asked = _measure(resolved, context, evaluator, models, adapters)
         for name in asked - adapters.keys():
             context.answers.keep(models[name], told, evaluator.answers(name))
 
 
 def _measure(
-    recipe: Recipe, context: RunContext, evaluator: Evaluator, models: Mapping[str, str], adapters: Mapping[str, str]
+    resolved: Resolved,
+    context: RunContext,
+    evaluator: Evaluator,
+    models: Mapping[str, str],
+    adapters: Mapping[str, str],
 ) -> set[str]:
     """Ask all models that have not answered everything; returns their names."""
     todo = {name: path for name, path in models.items() if not all(evaluator.taken(name, 0, split) for split in SPLITS)}
     if not todo:
         return set()
-    code = recipe.student.trust_remote_code
+    recipe, code = resolved.recipe, resolved.models["student.model"].trusted
     tokenizer = load_tokenizer(models["base"], trust_remote_code=code)
     sampler = StudentSampler(decoding(recipe, tokenizer), samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
     # On a CPU two processes measure twice as fast; GPUs are only those that the run needs anyway.
     processes = max(2, recipe.student.engine.ranks) if context.device == "cpu" else recipe.student.engine.ranks
-    dtype = context.dtype(recipe.student.engine.dtype)
-    workers = SamplerWorkers(processes, device=context.device, dtype=dtype, gpus=context.gpus)
+    workers = SamplerWorkers(processes, device=resolved.device, dtype=resolved.dtype, gpus=context.gpus)
     handle = context.progress.task(f"{context.title}: base and teachers", len(todo) * len(SPLITS))
     try:
         for i, (name, path) in enumerate(todo.items()):
             teacher = name.removeprefix("teachers/")
-            mine = code if name == "base" else trusted(recipe, f"teachers.{teacher}.model")
-            stanza = recipe.teachers.get(teacher)
-            endpoint = None if stanza is None else kind_of(stanza).endpoint
-            if stanza is not None and endpoint is not None:
-                eval_sampler: Sampler = served_sampler(recipe, endpoint(teacher, stanza), tokenizer)
+            own_code = code if name == "base" else resolved.teachers[teacher].model.trusted
+            endpoint = None if name == "base" else resolved.teachers[teacher].kind.endpoint
+            if endpoint is not None:
+                server = endpoint(teacher, recipe.teachers[teacher])
+                eval_sampler: Sampler = served_sampler(recipe, server, tokenizer)
             else:
-                workers.load(path, adapters.get(name), trust_remote_code=mine)
+                workers.load(path, adapters.get(name), trust_remote_code=own_code)
                 sampler.load_weights(workers, version=0)
                 eval_sampler = sampler
             for j, split in enumerate(SPLITS):

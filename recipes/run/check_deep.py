@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.loss.registry import loss_spec
 from mopd.distill.metrics.evaluate import evaluate
 from mopd.distill.models.load import load_model
-from mopd.distill.recipe import Architecture, Recipe
+from mopd.distill.recipe import Architecture
 from mopd.distill.types import GradingFailed, Int32, Payload, PayloadName, Prompt, Rollout, RunError, Sampler, UserError
 from mopd.recipes.evaluation.evaluator import verify
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.methods import decoding, support_of
-from mopd.recipes.resolve.placement import resolve_device, teacher_device
-from mopd.recipes.resolve.sources import Source, adapter_folders, stage_name, teacher_source, trusted
+from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import Source, stage_name
 from mopd.recipes.resolve.stages import model_path
 from mopd.recipes.run.actors import served_sampler
 from mopd.recipes.run.job import prompt_source, tasks_of
@@ -38,7 +38,7 @@ from mopd.rollouts.sampler import InProcess, StudentSampler
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import completion_text
 from mopd.teachers.dry_run import DryRun, dry_run, dry_run_payload, reference_of
-from mopd.teachers.kinds import TeacherSetup, kind_of, make_source
+from mopd.teachers.kinds import TeacherSetup, make_source
 from mopd.teachers.scorer import Conditions
 from mopd.teachers.validate import Expected
 
@@ -74,29 +74,25 @@ class _Exam:
         return sampler
 
 
-def deep_findings(recipe: Recipe, out: Path) -> list[Finding]:
+def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     """A finding for every teacher and domain that it grades, of a recipe that passed the static check.
 
     Args:
         out: the run's folder, whose stages may be there.
     """
-    out = out.resolve()
-    device = resolve_device(recipe.device)
-    student_dtype = _dtype(recipe.student.engine.dtype, device)
-    dtypes = {n: student_dtype if t.dtype == "auto" else t.dtype for n, t in recipe.teachers.items()}
-    routes = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
-    to_examine = candidates(recipe.teachers, routes, dtypes)
+    recipe, out = resolved.recipe, out.resolve()
+    to_examine = candidates(resolved.teachers, recipe.trained_domains)
     start = _folder(recipe.student.model, out)
     if start is None:
         return [finding for candidate in to_examine for finding in _later(candidate, recipe.student.model)]
-    trust = recipe.student.trust_remote_code
+    trust = resolved.models["student.model"].trusted
     tokenizer = load_tokenizer(start, trust_remote_code=trust)
     tasks = tasks_of(recipe, tokenizer)
     source = prompt_source(recipe, tasks, tokenizer, held_out=False)
     n, seed = recipe.evaluate.validation_prompts, recipe.evaluate.seed
     how = decoding(recipe, tokenizer)
     exam = _Exam(source.held_out("validation", n, seed=seed), tasks, tokenizer, how, recipe.rollout.batch_size)
-    sampler = exam.sampler(start, device=device, dtype=student_dtype, adapter=None, trust=trust)
+    sampler = exam.sampler(start, device=resolved.device, dtype=resolved.dtype, adapter=None, trust=trust)
     rollouts = sample_rollouts(sampler, source(0), to_examine)
     student = exam.verdicts("base", sampler)
     del sampler  # one model at a time
@@ -106,31 +102,22 @@ def deep_findings(recipe: Recipe, out: Path) -> list[Finding]:
     findings: list[Finding] = []
     for candidate in to_examine:
         name = candidate.name
-        stanza, model = recipe.teachers[name], teacher_source(recipe, name)
-        kind = kind_of(stanza, name=name)
-        folder = _folder(model, out, weights=kind.has_weights)
+        teacher = resolved.teachers[name]
+        folder = _folder(teacher.model.source, out, weights=teacher.kind.has_weights)
         if folder is None:
-            findings += _later(candidate, model)
+            findings += _later(candidate, teacher.model.source)
             continue
-        setup = TeacherSetup(
-            name, folder, teacher_device(recipe, name, device), dtypes[name], adapter_folders(recipe).get(name),
-            trust_remote_code=trusted(recipe, f"teachers.{name}.model"),
-            microbatch_seconds=recipe.faults.microbatch_seconds, stanza=stanza,
-        )  # fmt: skip
-        endpoint = None if kind.endpoint is None else served_sampler(recipe, kind.endpoint(name, stanza), tokenizer)
+        setup = teacher.setup(folder, microbatch_seconds=recipe.faults.microbatch_seconds)
+        endpoint = None if teacher.kind.endpoint is None else teacher.kind.endpoint(name, teacher.settings)
+        server = None if endpoint is None else served_sampler(recipe, endpoint, tokenizer)
         try:
-            teacher = _verdicts(candidate, setup, exam, endpoint)
+            verdicts = _verdicts(candidate, setup, exam, server)
             trial = _open(setup, conditions, payload)
         except RunError as error:
             findings += [unanswering(name, domain, str(error)) for domain in candidate.domains]
             continue
-        findings += examine(candidate, trial, rollouts, student=student, teacher=teacher)
+        findings += examine(candidate, trial, rollouts, student=student, teacher=verdicts)
     return findings
-
-
-def _dtype(dtype: str, device: str) -> str:
-    auto = "bfloat16" if device == "cuda" else "float32"
-    return auto if dtype == "auto" else dtype
 
 
 def _folder(source: Source, out: Path, *, weights: bool = True) -> str | None:
@@ -148,9 +135,7 @@ def _later(candidate: Candidate, source: Source) -> list[Finding]:
     return [Finding(candidate.name, domain, "later", f"after {made}", remedy) for domain in candidate.domains]
 
 
-def _verdicts(
-    candidate: Candidate, setup: TeacherSetup, exam: _Exam, endpoint: Sampler | None
-) -> dict[str, list[float]]:
+def _verdicts(candidate: Candidate, setup: TeacherSetup, exam: _Exam, server: Sampler | None) -> dict[str, list[float]]:
     """Of a teacher that writes, by its server or its weights; none of any other.
 
     Raises:
@@ -158,7 +143,7 @@ def _verdicts(
     """
     if not candidate.can_write or candidate.is_student:
         return {}
-    sampler = endpoint or exam.sampler(
+    sampler = server or exam.sampler(
         setup.folder, device=setup.device, dtype=setup.dtype, adapter=setup.adapter, trust=setup.trust_remote_code
     )
     return exam.verdicts(f"teachers/{setup.name}", sampler)

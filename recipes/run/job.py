@@ -20,9 +20,9 @@ from mopd.distill.types import Sampler
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import held_out
-from mopd.recipes.resolve.methods import METHODS, Parts, routes, support_of
-from mopd.recipes.resolve.placement import teacher_device, teacher_gpus
-from mopd.recipes.resolve.sources import adapter_folders, head_sources, trusted
+from mopd.recipes.resolve.methods import Parts, support_of
+from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.actors import student_sampler, teachers_writing
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
@@ -31,7 +31,7 @@ from mopd.recipes.run.ranks import RayRanks
 from mopd.rollouts.prompts import Prefetched, PromptSource, Supply
 from mopd.rollouts.tasks import Task, make_task
 from mopd.teachers.actor import TeacherSpec
-from mopd.teachers.kinds import TeacherSetup, kind_of, make_source
+from mopd.teachers.kinds import make_source
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions
 
@@ -55,14 +55,14 @@ class Training:
     """A run or a stage about to be trained.
 
     Attributes:
-        recipe: its own; a stage's is made by :func:`recipes.resolve.stages.stage_recipe`.
+        resolved: its own recipe; a stage's is made by :func:`recipes.resolve.stages.stage_recipe`.
         folder: where its checkpoints, metrics and result go.
         attempt: the id that owns ``folder``.
         model: the checkpoint it starts from.
         teachers: checkpoints of its teachers by name; the bases of those that are adapters.
     """
 
-    recipe: Recipe
+    resolved: Resolved
     folder: Path
     attempt: str
     model: str
@@ -82,15 +82,15 @@ class Training:
             Interrupted: it was asked to stop; the last finished step is saved.
             RunError: a process or a number broke; the newest checkpoint resumes.
         """
-        recipe = self.recipe
+        recipe = self.resolved.recipe
         with ExitStack() as closing:
             progress = context.progress.task(title, recipe.run.steps)
             closing.callback(progress.close)
-            method = METHODS[recipe.method]
+            method = self.resolved.method
             teachers = self._teachers(context) if method.teachers == "grade" else None  # first: they load meanwhile
             if teachers is not None:
                 closing.callback(teachers.close)
-            spec = self._student_spec(context)
+            spec = self._student_spec()
             ranks = RayRanks(spec)
             closing.callback(ranks.close)
             student = self._student(ranks, spec)
@@ -145,7 +145,7 @@ class Training:
         wait_for_teachers(pool, tokens=len(self.tokenizer))
         if self.evaluator is None or passed(self.folder):
             return
-        recipe = self.recipe
+        recipe = self.resolved.recipe
         sampler.load_weights(student.weights(), version=0)
         preflight(
             self.folder,
@@ -153,11 +153,7 @@ class Training:
             sampler=sampler,
             prompts=prompt_source(recipe, self.tasks, self.tokenizer, held_out=False)(0),
             rows=self.evaluator.rows,
-            candidates=candidates(
-                recipe.teachers,
-                {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()},
-                {name: self.teacher_dtype(name, context) for name in self.teachers},
-            ),
+            candidates=candidates(self.resolved.teachers, recipe.trained_domains),
             say=context.progress.print,
         )
 
@@ -173,19 +169,19 @@ class Training:
         student.export(str(self.folder / "student"))
 
     def _student(self, ranks: RayRanks, spec: StudentSpec) -> DeepSpeedStudent:
-        recipe = self.recipe
+        recipe = self.resolved.recipe
         return DeepSpeedStudent(
             ranks,
             spec,
             shares={name: domain.share for name, domain in recipe.trained_domains.items()},
             updates_per_step=recipe.student.updates_per_step,
             share_rule=recipe.share_rule,
-            selective=METHODS[recipe.method].selects,
+            selective=self.resolved.method.selects,
             keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
         )
 
-    def _student_spec(self, context: RunContext) -> StudentSpec:
-        recipe = self.recipe
+    def _student_spec(self) -> StudentSpec:
+        recipe = self.resolved.recipe
         return StudentSpec(
             model=self.model,
             engine=recipe.student.engine,
@@ -195,58 +191,42 @@ class Training:
             domains=tuple(recipe.trained_domains),
             total_optimizer_steps=recipe.run.steps * recipe.student.updates_per_step,
             seed=recipe.seed,
-            device=context.device,
+            device=self.resolved.device,
             run_dir=str(self.folder),
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
             trust_remote_code=recipe.student.trust_remote_code,
-            heads=head_sources(recipe, self.teachers, lambda name: self.teacher_dtype(name, context)),
+            heads=head_sources(self.resolved.teachers, self.teachers)
+            if loss_spec(recipe.loss).payload == "hidden"
+            else (),
         )
 
     def _teachers(self, context: RunContext) -> TeacherPool | None:
         if not self.teachers:
             return None
-        recipe = self.recipe
+        recipe = self.resolved.recipe
         support = support_of(recipe, self.tokenizer)
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
+        asked = {name: self.resolved.teachers[name] for name in self.teachers}
         specs = {
             name: TeacherSpec(
-                make_source(self._setup(name, path, context)),
+                make_source(teacher.setup(self.teachers[name], microbatch_seconds=recipe.faults.microbatch_seconds)),
                 conditions,
-                gpus=teacher_gpus(recipe, name, context.device),
-                replicas=recipe.teachers[name].replicas,
-                adapter=adapter_folders(recipe).get(name),
-                resources=tuple(sorted(recipe.teachers[name].resources.items())),
-                has_weights=kind_of(recipe.teachers[name]).has_weights,
+                gpus=teacher.gpus,
+                replicas=teacher.settings.replicas,
+                adapter=teacher.adapter,
+                resources=tuple(sorted(teacher.settings.resources.items())),
+                has_weights=teacher.kind.has_weights,
             )
-            for name, path in self.teachers.items()
+            for name, teacher in asked.items()
         }
         payload = loss_spec(recipe.loss).payload
         assert payload is not None, "a method without teachers has none to ask"
         return TeacherPool(
             specs,
-            routes=routes(recipe),
+            routes=self.resolved.routes,
             payload=payload,
             faults=recipe.faults,
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
         )
-
-    def _setup(self, name: str, folder: str, context: RunContext) -> TeacherSetup:
-        """What a teacher's processes are set up with."""
-        recipe = self.recipe
-        return TeacherSetup(
-            name,
-            folder,
-            teacher_device(recipe, name, context.device),
-            self.teacher_dtype(name, context),
-            adapter_folders(recipe).get(name),
-            trust_remote_code=trusted(recipe, f"teachers.{name}.model"),
-            microbatch_seconds=recipe.faults.microbatch_seconds,
-            stanza=recipe.teachers[name],
-        )
-
-    def teacher_dtype(self, name: str, context: RunContext) -> str:
-        """A teacher's dtype, resolved."""
-        asked = self.recipe.teachers[name].dtype
-        return context.dtype(self.recipe.student.engine.dtype if asked == "auto" else asked)

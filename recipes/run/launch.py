@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.metrics.stop_rule import stop_reason
-from mopd.distill.recipe import Architecture, Recipe
+from mopd.distill.recipe import Architecture, DomainRecipe, Recipe
 from mopd.distill.student.checkpoint import claim, write_atomic
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.ledger import ledger_from_rows, read_ledger
@@ -21,15 +21,16 @@ from mopd.recipes.report.page import summary_table, write_report
 from mopd.recipes.resolve.checkpoints import local_folder
 from mopd.recipes.resolve.environment import note_environment
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
-from mopd.recipes.resolve.methods import METHODS, routes
-from mopd.recipes.resolve.placement import check_cluster, resolve_device
+from mopd.recipes.resolve.placement import check_cluster
+from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import move_aside, note_recipe, refuse_changed_recipe
-from mopd.recipes.resolve.sources import start, teacher_source, trusted_models, weightless
+from mopd.recipes.resolve.sources import Source, trusted_leaves
 from mopd.recipes.resolve.stages import (
     finished,
     mark_finished,
     model_path,
     run_stages,
+    stage_fingerprint,
     stage_folder,
     stage_recipe,
 )
@@ -39,7 +40,6 @@ from mopd.recipes.run.job import Training, prompt_source, tasks_of
 from mopd.recipes.run.merge_and_cascade import UNTRAINED
 from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
 from mopd.rollouts.tasks import fingerprint
-from mopd.teachers.kinds import kind_of
 
 __all__ = ["evaluate_model", "run"]
 
@@ -56,16 +56,16 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
         Interrupted: Ctrl-C; the step was finished and saved.
     """
     out = out.resolve()  # it goes to actors, whose working folder may be another
-    check(recipe, out)
-    device = resolve_device(recipe.device)
-    quieten_libraries(device)
+    resolved = resolve(recipe)
+    check(resolved, out)
+    quieten_libraries(resolved.device)
     if restart:
         move_aside(out)
     refuse_changed_recipe(recipe, out)
     with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
         if not is_finished(out):
             with ray_cluster(out):
-                carry_out(recipe, RunContext(out, recipe.name, device, progress, stop), attempt)
+                carry_out(resolved, RunContext(out, recipe.name, resolved.device, progress, stop), attempt)
         write_report(out)
         progress.print(summary_table(out))
         progress.print(f"report: {out / 'report.html'}")
@@ -76,36 +76,45 @@ def is_finished(out: Path) -> bool:
     return (out / FINISHED).is_file()
 
 
-def carry_out(recipe: Recipe, context: RunContext, attempt: str) -> None:
+def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
     """Bring a run that was checked to its end in the folder ``context.out``, which ``attempt`` owns."""
-    check_cluster(recipe, context.device)
+    check_cluster(resolved)
+    recipe = resolved.recipe
     note_recipe(recipe, context.out)
     note_environment(context.out / "environment.json")
-    todo = {name: stage for name, stage in recipe.stages.items() if not finished(context.out, recipe, name)}
+    prints = {name: stage_fingerprint(recipe, name) for name in recipe.stages}
+    todo = {name: recipe.stages[name] for name, print in prints.items() if not finished(context.out, name, print)}
     run_stages(
         todo, lambda name: make_stage(recipe, name, context), parallel=recipe.run.parallel_stages, stop=context.stop.set
     )
-    distill(recipe, context, attempt)
+    distill(resolved, context, attempt)
     write_atomic(context.out / FINISHED, json.dumps({"steps": recipe.run.steps}) + "\n")
 
 
 def make_stage(recipe: Recipe, name: str, context: RunContext, *, title: str | None = None) -> None:
     """Train one stage of a recipe, or go on with it; what it starts from is there. People know it as ``title``."""
-    stage, folder = stage_recipe(recipe, name), stage_folder(context.out, name)
+    stage, folder = resolve(stage_recipe(recipe, name)), stage_folder(context.out, name)
     with claim(folder) as attempt, Tracker(folder, recipe=recipe, stage=name, say=context.progress.print) as tracker:
-        model = starting_model(stage, recipe, out=context.out, folder=folder, attempt=attempt)
+        model = starting_model(
+            stage.recipe.student.model,
+            recipe.domains,
+            stage.recipe.seed,
+            out=context.out,
+            folder=folder,
+            attempt=attempt,
+        )
         training(stage, folder, attempt, model=model, teachers={}, tracker=tracker).run(context, title=title or name)
         tracker.write_ledger()
-        mark_finished(context.out, recipe, name)
+        mark_finished(context.out, name, stage_fingerprint(recipe, name), steps=recipe.stages[name].steps)
 
 
-def distill(recipe: Recipe, context: RunContext, attempt: str) -> None:
+def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
     """The run itself: measure base and teachers, train the student, write the results."""
-    out = context.out
+    recipe, out = resolved.recipe, context.out
     with Tracker(out, recipe=recipe, say=context.progress.print) as tracker:
-        model = starting_model(recipe, recipe, out=out, folder=out, attempt=attempt)
-        teachers = teacher_folders(recipe, out)
-        job = training(recipe, out, attempt, model=model, teachers=teachers, tracker=tracker)
+        model = starting_model(recipe.student.model, recipe.domains, recipe.seed, out=out, folder=out, attempt=attempt)
+        teachers = teacher_folders(resolved, out)
+        job = training(resolved, out, attempt, model=model, teachers=teachers, tracker=tracker)
         source = prompt_source(recipe, job.tasks, job.tokenizer, held_out=True)
         evaluator = Evaluator(
             recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
@@ -114,11 +123,15 @@ def distill(recipe: Recipe, context: RunContext, attempt: str) -> None:
             name
             for domain in recipe.domains.values()
             for name in domain.teacher_weights
-            if kind_of(recipe.teachers[name]).can_write  # else it is measured on nothing
+            if resolved.teachers[name].kind.can_write  # else it is measured on nothing
         }
-        sitting = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
-        base = on_disk(model_path(start(recipe), out=out, folder=out)) if recipe.method == "cascade" else model
-        measure_frozen(recipe, context, evaluator, {"base": base} | sitting)
+        graders = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
+        base = (
+            on_disk(model_path(resolved.start, out=out, folder=out))
+            if resolved.start != recipe.student.model
+            else model
+        )
+        measure_frozen(resolved, context, evaluator, {"base": base} | graders)
         job = replace(job, evaluator=evaluator)
         make = UNTRAINED.get(recipe.method)
         last = job.run(context, title=context.title) if make is None else make(job, context)
@@ -137,23 +150,29 @@ def distill(recipe: Recipe, context: RunContext, attempt: str) -> None:
     write_ledger(recipe, out)
 
 
-def starting_model(recipe: Recipe, whole: Recipe, *, out: Path, folder: Path, attempt: str) -> str:
-    """The checkpoint that a run or a stage starts from; made here where it is an architecture."""
-    source = recipe.student.model
+def starting_model(
+    source: Source, domains: Mapping[str, DomainRecipe], seed: int, *, out: Path, folder: Path, attempt: str
+) -> str:
+    """The checkpoint that a run or a stage in ``folder`` starts from; initialised here where it is an architecture.
+
+    Args:
+        domains: of the whole run: a tokenizer is trained on the texts of all of them.
+        seed: of the random weights.
+    """
     path = model_path(source, out=out, folder=folder)
     if isinstance(source, Architecture):
-        make_initial(source, Path(path), domains=whole.domains, seed=recipe.seed, run_dir=folder, attempt=attempt)
+        make_initial(source, Path(path), domains=domains, seed=seed, run_dir=folder, attempt=attempt)
         return path
     return on_disk(path)
 
 
-def teacher_folders(recipe: Recipe, out: Path) -> dict[str, str]:
+def teacher_folders(resolved: Resolved, out: Path) -> dict[str, str]:
     """The checkpoint of every teacher that is asked, by name."""
-    used = {teacher for weights in routes(recipe).values() for teacher in weights}
-    named = {name: teacher_source(recipe, name) for name in recipe.teachers if name in used}
+    used = {teacher for weights in resolved.routes.values() for teacher in weights}
+    models = {name: teacher.model for name, teacher in resolved.teachers.items() if name in used}
     return {
-        name: on_disk(model_path(source, out=out, folder=out), weights=not weightless(recipe, f"teachers.{name}.model"))
-        for name, source in named.items()
+        name: on_disk(model_path(model.source, out=out, folder=out), weights=model.has_weights)
+        for name, model in models.items()
     }
 
 
@@ -168,26 +187,26 @@ def on_disk(source: str, *, weights: bool = True) -> str:
 
 
 def training(
-    recipe: Recipe, folder: Path, attempt: str, *, model: str, teachers: Mapping[str, str], tracker: Tracker
+    resolved: Resolved, folder: Path, attempt: str, *, model: str, teachers: Mapping[str, str], tracker: Tracker
 ) -> Training:
-    """A run or a stage, ready to be trained, without an exam."""
-    method = METHODS[recipe.method]
-    tokenizer = load_tokenizer(model, trust_remote_code=recipe.student.trust_remote_code)
+    """A run or a stage, ready to be trained, without an evaluator."""
+    method = resolved.method
+    tokenizer = load_tokenizer(model, trust_remote_code=resolved.models["student.model"].trusted)
     return Training(
-        recipe=recipe,
+        resolved=resolved,
         folder=folder,
         attempt=attempt,
         model=model,
         teachers=teachers,
         tokenizer=tokenizer,
-        tasks=tasks_of(recipe, tokenizer),
+        tasks=tasks_of(resolved.recipe, tokenizer),
         tracker=tracker,
         costs=Costs(
             model,
             teachers,
             samples=method.samples,
-            writers=routes(recipe) if method.teachers == "write" else {},
-            trusted=trusted_models(recipe),
+            writers=resolved.routes if method.teachers == "write" else {},
+            trusted=trusted_leaves(resolved.models.values()),
         ),
         evaluator=None,
     )

@@ -20,8 +20,8 @@ from mopd.distill.student.checkpoint import export_hf, publish, remove
 from mopd.distill.types import Metrics, UserError
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.resolve.methods import decoding
-from mopd.recipes.resolve.sources import adapter_folders, links
 from mopd.recipes.resolve.stages import stage_folder
+from mopd.recipes.resolve.teachers import adapter_folders
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import Training
 from mopd.rollouts.engines.workers import SamplerWorkers
@@ -39,10 +39,10 @@ def cascade(job: Training, context: RunContext) -> int:
     Returns:
         the steps of the whole chain.
     """
-    recipe, evaluator = job.recipe, _exam(job)
+    recipe, evaluator = job.resolved.recipe, _exam(job)
     folders: dict[int, str] = {}
     step = 0
-    for name in links(recipe):
+    for name in job.resolved.links:
         step += recipe.stages[name].steps
         folders[step] = str(stage_folder(job.folder, name) / "student")
     with asking(job, context) as ask:
@@ -65,7 +65,7 @@ def merge(job: Training, context: RunContext) -> int:
     Returns:
         1, the step that the student has in the run's results; the base's is 0.
     """
-    recipe, evaluator = job.recipe, _exam(job)
+    recipe, evaluator = job.resolved.recipe, _exam(job)
     folders = {strength: _merged(job, strength) for strength in strengths(recipe)}
     with asking(job, context) as ask:
         for strength, folder in folders.items():
@@ -98,12 +98,12 @@ def asking(job: Training, context: RunContext) -> Iterator[Ask]:
     Raises:
         Interrupted: somebody asked the run to stop; answers so far are kept.
     """
-    recipe, evaluator = job.recipe, _exam(job)
+    recipe, evaluator = job.resolved.recipe, _exam(job)
     how = decoding(recipe, job.tokenizer)
     sampler = StudentSampler(how, samples_per_prompt=1, batch_size=recipe.rollout.batch_size)
     engine = recipe.student.engine
     processes = max(2, engine.ranks) if context.device == "cpu" else engine.ranks
-    workers = SamplerWorkers(processes, device=context.device, dtype=context.dtype(engine.dtype), gpus=context.gpus)
+    workers = SamplerWorkers(processes, device=context.device, dtype=job.resolved.dtype, gpus=context.gpus)
     held: list[str] = []
 
     def ask(model: str, folder: str, step: int, split: Split) -> Metrics:
@@ -133,7 +133,7 @@ def _merged(job: Training, strength: float) -> str:
     final = job.folder / "candidates" / f"{strength:g}"
     if final.is_dir():
         return str(final)
-    code, adapters = job.recipe.student.trust_remote_code, adapter_folders(job.recipe)
+    code, adapters = job.resolved.models["student.model"].trusted, adapter_folders(job.resolved.teachers)
     base = load_model(job.model, device="cpu", dtype="float32", trust_remote_code=code)
     models = [
         load_model(path, device="cpu", dtype="float32", adapter=adapters.get(name), trust_remote_code=code)

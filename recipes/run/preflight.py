@@ -21,12 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mopd.distill.metrics.evaluate import Evaluation
-from mopd.distill.recipe import TeacherRecipe
+from mopd.distill.recipe import DomainRecipe
 from mopd.distill.student.checkpoint import write_atomic
 from mopd.distill.types import Float32, Prompt, Rollout, RunError, Sampler, UserError
-from mopd.recipes.resolve.sources import SELF
+from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.teachers.dry_run import DryRun
-from mopd.teachers.kinds import kind_of
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import TOLERANCE
 
@@ -79,26 +78,19 @@ class Candidate:
     can_write: bool
 
 
-def candidates(
-    stanzas: Mapping[str, TeacherRecipe], routes: Mapping[str, Mapping[str, float]], dtypes: Mapping[str, str]
-) -> list[Candidate]:
-    """The teachers that grade a domain, in the recipe's order.
-
-    Args:
-        routes: of each trained domain, its teachers with their weights.
-        dtypes: of each teacher that grades.
-    """
-    graded = {name: tuple(domain for domain, weights in routes.items() if name in weights) for name in stanzas}
+def candidates(teachers: Mapping[str, ResolvedTeacher], trained: Mapping[str, DomainRecipe]) -> list[Candidate]:
+    """The teachers that grade a domain, in the recipe's order; ``trained`` are the domains that are."""
+    graded = {name: tuple(d for d, domain in trained.items() if name in domain.teacher_weights) for name in teachers}
     return [
         Candidate(
             name,
-            domains,
-            dtypes[name],
-            is_student=stanzas[name].model == SELF and stanzas[name].adapter is None,
-            can_write=kind_of(stanzas[name], name=name).can_write,
+            graded[name],
+            teacher.dtype,
+            is_student=teacher.is_self and teacher.adapter is None,
+            can_write=teacher.kind.can_write,
         )
-        for name, domains in graded.items()
-        if domains
+        for name, teacher in teachers.items()
+        if graded[name]
     ]
 
 

@@ -20,9 +20,10 @@ from mopd.recipes.compare.page import chosen_pair, write_comparison
 from mopd.recipes.evaluation.cache import SharedAnswers
 from mopd.recipes.report.page import write_report
 from mopd.recipes.resolve.jobs import run_jobs
-from mopd.recipes.resolve.placement import resolve_device
+from mopd.recipes.resolve.resolved import resolve, resolve_device
 from mopd.recipes.resolve.run_folder import RECIPE, STUDY, move_aside, note_recipe
-from mopd.recipes.resolve.stages import finished, needs, stage_fingerprint, stage_folder
+from mopd.recipes.resolve.sources import stage_name
+from mopd.recipes.resolve.stages import finished, stage_fingerprint, stage_folder
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.launch import carry_out, is_finished, make_stage
 from mopd.recipes.run.study_line import StudyLine
@@ -105,8 +106,8 @@ def unfinished_jobs(study: Study, out: Path) -> dict[str, Job]:
             continue
         paths = {n: str(stage_folder(folder, n).resolve().relative_to(out)) for n in child.recipe.stages}
         for name, stage in child.recipe.stages.items():
-            if not finished(folder, child.recipe, name):
-                before = needs(stage)
+            if not finished(folder, name, stage_fingerprint(child.recipe, name)):
+                before = stage_name(stage.from_)
                 jobs.setdefault(paths[name], Job(name, () if before is None else (paths[before],), _stage(child, name)))
         jobs[child.name] = Job(child.method, tuple(paths.values()), _run(child))
     return jobs
@@ -123,7 +124,7 @@ def _run(child: Child) -> Callable[[RunContext], None]:
     def run(context: RunContext) -> None:
         folder = context.out / child.name
         with claim(folder) as attempt:
-            carry_out(child.recipe, replace(context, out=folder, title=child.name), attempt)
+            carry_out(resolve(child.recipe), replace(context, out=folder, title=child.name), attempt)
             write_report(folder)
 
     return run

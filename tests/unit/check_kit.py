@@ -11,8 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 
 from mopd.distill.recipe import Recipe
 from mopd.distill.types import UserError
-from mopd.recipes.check.static import check
+from mopd.recipes.check import static
+from mopd.recipes.check.plan import Plan
+from mopd.recipes.check.routes import check_routes
 from mopd.recipes.resolve.initial import training_texts
+from mopd.recipes.resolve.resolved import resolve
 from mopd.rollouts.tasks import TASKS
 from mopd.rollouts.tokenizer import build_tokenizer
 
@@ -57,6 +60,16 @@ def tree(**changes: Any) -> dict[str, Any]:
 def recipe(**changes: Any) -> Recipe:
     """:func:`tree` as a recipe."""
     return Recipe.model_validate(tree(**changes))
+
+
+def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
+    """The plan of a recipe, resolved here and found sound."""
+    return static.check(resolve(recipe), out, offline=offline)
+
+
+def routes_problems(recipe: Recipe) -> list[str]:
+    """What is wrong with a recipe by itself, before anything is loaded."""
+    return check_routes(resolve(recipe), tasks=TASKS)
 
 
 def problems(out: Path, **changes: Any) -> list[str]:

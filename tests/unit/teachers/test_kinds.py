@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from check_kit import problems, recipe, save_model, tokenizer_of
+from check_kit import check, problems, recipe, save_model, tokenizer_of
 from student_kit import make_rollout
 
 from mopd.distill.recipe import FaultRecipe, TeacherRecipe
 from mopd.distill.types import GradingFailed, Sampled
-from mopd.recipes.check.static import check
-from mopd.recipes.resolve.sources import teacher_groups
+from mopd.recipes.resolve.resolved import resolve
 from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds import KINDS, TeacherSetup, kind_of, make_source
 from mopd.teachers.pool import TeacherPool
@@ -98,8 +97,10 @@ def test_it_is_checked_and_placed_and_its_weights_are_not_needed(folder: Path, t
         "asking teacher one",
         "asking teacher two",
     ]
-    assert teacher_groups(made) == [["one"], ["two"]]
-    assert teacher_groups(recipe(**tree(folder))) == [["one", "two"]]
+    resolved = resolve(made)
+    assert resolved.groups == [["one"], ["two"]]
+    assert [(teacher.device, teacher.gpus) for teacher in resolved.teachers.values()] == [("cpu", 0.0)] * 2
+    assert resolve(recipe(**tree(folder))).groups == [["one", "two"]]
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import ray
 import torch
-from check_kit import problems, recipe, save_model, tokenizer_of
+from check_kit import check, problems, recipe, save_model, tokenizer_of
 from student_kit import VOCABULARY, make_rollout
 
 from mopd.distill.loss.topk import Support, top_k
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Float32, Full, GradingFailed, Rollout, TopK
-from mopd.recipes.check.static import check
+from mopd.recipes.resolve.resolved import resolve
 from mopd.recipes.run.check_deep import deep_findings
 from mopd.teachers.actor import TeacherSpec, canary
 from mopd.teachers.kinds.checkpoint import TeacherModel
@@ -177,7 +177,7 @@ def test_a_sound_one_passes_and_is_tried_out(folder: Path, tmp_path: Path) -> No
     sound = recipe(**tree(folder))
     plan = check(sound, tmp_path / "out")
     assert f"scored by {folder}/blend.py:Blend" in plan.models[0].made
-    (finding,) = deep_findings(sound, tmp_path / "out")
+    (finding,) = deep_findings(resolve(sound), tmp_path / "out")
     assert finding.verdict in ("usable", "warning")
     assert finding.reason.startswith("KL ")
     assert finding.reason.endswith("it only scores, so it was not asked")
@@ -198,7 +198,7 @@ def test_what_is_wrong_with_its_answers_is_a_finding(name: str, folder: Path, tm
     (tmp_path / "blend.py").write_text(changed(old, new).replace("./checkpoints/other", str(folder / "other")))
     for model in ("one", "other"):
         (tmp_path / model).symlink_to(folder / model)
-    (finding,) = deep_findings(recipe(**tree(tmp_path)), tmp_path / "out")
+    (finding,) = deep_findings(resolve(recipe(**tree(tmp_path))), tmp_path / "out")
     assert finding.verdict == "unusable"
     assert message in finding.reason
 
@@ -210,7 +210,7 @@ def test_one_that_gives_its_top_k_alone_is_tried_out_on_the_loss_support(
     (tmp_path / "top.py").write_text(TOP)
     loss = {"estimator": "topk_reverse_kl", "k": 4, "support": whose}
     named = tree(folder, teacher={"scorer": f"{tmp_path}/top.py:Top"}, loss=loss)
-    (finding,) = deep_findings(recipe(**named), tmp_path / "out")
+    (finding,) = deep_findings(resolve(recipe(**named)), tmp_path / "out")
     assert finding.verdict in ("usable", "warning")
     conditions = Conditions(1.0, 64, Support(4, (1, 2), whose))
     opened = CustomSource.of(f"{tmp_path}/top.py:Top", str(folder / "one"), "cpu", "float32").open(conditions, [])

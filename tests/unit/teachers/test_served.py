@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from check_kit import recipe, save_model, tokenizer_of
+from check_kit import check, recipe, save_model, tokenizer_of
 from pydantic import SecretStr
 from served_kit import KEY, Server, serving
 from student_kit import make_rollout
@@ -22,7 +22,7 @@ from mopd.distill.loss.topk import Support
 from mopd.distill.models.load import load_model
 from mopd.distill.recipe import FaultRecipe, Recipe
 from mopd.distill.types import Full, GradingFailed, Payload, Prompt, Sampled, TopK, UserError
-from mopd.recipes.check.static import check
+from mopd.recipes.resolve.resolved import resolve
 from mopd.recipes.run.check_deep import deep_findings
 from mopd.rollouts.engines.in_process import Decoding
 from mopd.rollouts.engines.served import ServedSampler
@@ -317,7 +317,7 @@ def test_a_check_that_starts_models_tries_it_out(
     server: Server, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOPD_TEST_KEY", KEY)
-    (finding,) = deep_findings(served(folder, server), tmp_path)
+    (finding,) = deep_findings(resolve(served(folder, server)), tmp_path)
     # The same weights teach nothing, and are no distance away.
     assert (finding.teacher, finding.domain) == ("math", "math")
     assert re.match(r"KL -?0.000 ± 0.000 nats a token", finding.reason)

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from batch_kit import as_sampled, mixed_batch, scored
-from check_kit import recipe
+from check_kit import recipe, routes_problems
 from losses_kit import PLAIN, SQUARE, V, every_token, rows, run
 from naive import kl, numeric_gradient, score, softmax
 
 from mopd.distill.loss.microbatch import collate
 from mopd.distill.types import TeacherScore
-from mopd.recipes.check.routes import check_routes
-from mopd.recipes.resolve.methods import METHODS, routes
+from mopd.recipes.resolve.resolved import resolve
 
 ANCHOR = {"math": {"model": "stage:math"}, "anchor": {"model": "self"}}
 BEYOND = {"estimator": "policy_gradient", "extrapolation": 1.25, "reference": "anchor"}
@@ -106,9 +105,14 @@ def test_the_reference_is_asked_in_every_taught_domain_and_in_no_other():
     }
     loss = {**BEYOND, "reward_weight": 1.0}
     one = recipe(domains=domains, teachers=ANCHOR, loss=loss, rollout={"samples_per_prompt": 2})
-    assert routes(one) == {"math": {"anchor": 0.0, "math": 1.0}, "code": {"anchor": 0.75, "math": 0.25}, "order": {}}
-    assert all(sum(weights.values()) == 1 for weights in routes(one).values() if weights)
-    assert check_routes(one, tasks=("arithmetic", "list_programs", "ordering"), losses=METHODS["mopd"].losses) == []
+    asked = resolve(one).routes
+    assert asked == {
+        "math": {"anchor": 0.0, "math": 1.0},
+        "code": {"anchor": 0.75, "math": 0.25},
+        "order": {},
+    }
+    assert all(sum(weights.values()) == 1 for weights in asked.values() if weights)
+    assert routes_problems(one) == []
 
 
 @pytest.mark.parametrize(
@@ -124,7 +128,7 @@ def test_the_reference_is_asked_in_every_taught_domain_and_in_no_other():
     ],
 )
 def test_what_a_recipe_may_say_of_it(loss, teachers, told):
-    found = check_routes(recipe(loss=loss, teachers=teachers), tasks=("arithmetic",), losses=METHODS["mopd"].losses)
+    found = routes_problems(recipe(loss=loss, teachers=teachers))
     assert found == [] if told is None else any(told in problem for problem in found)
 
 
@@ -132,7 +136,7 @@ def test_it_needs_a_teacher_to_go_beyond():
     rewarded = {"math": {"task": "arithmetic", "reward": True}}
     changes = {"domains": rewarded, "teachers": {"anchor": {"model": "self"}}, "rollout": {"samples_per_prompt": 2}}
     one = recipe(loss={**BEYOND, "reward_weight": 1.0}, **changes)
-    found = check_routes(one, tasks=("arithmetic",), losses=METHODS["mopd"].losses)
+    found = routes_problems(one)
     assert any("goes beyond a teacher, and no domain has one" in problem for problem in found)
 
 

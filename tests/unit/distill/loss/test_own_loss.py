@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from check_kit import problems, recipe
+from check_kit import check, problems, recipe
 from student_kit import ProcessRanks, furthest, make_model, make_spec, train
 
 from mopd.distill.loss.registry import located
 from mopd.distill.recipe import CustomLoss
 from mopd.recipes.check.plugins import check_own_loss
-from mopd.recipes.check.static import check
 
 PAGE = (Path(__file__).parents[4] / "docs" / "own.md").read_text()
 OWN = PAGE.partition("```python\n")[2].partition("```")[0]

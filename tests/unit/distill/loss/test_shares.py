@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from check_kit import recipe
+from check_kit import recipe, routes_problems
 from student_kit import DOMAINS, SGD, SHARES, ProcessRanks, furthest, make_batch, make_model, make_spec, student
 
 from mopd.distill.loss.shares import SHARE_RULES, DomainTokens, normalised, step_tokens
 from mopd.distill.recipe import K2, FullReverseKL, PolicyGradient
 from mopd.distill.types import Full, Sampled, ScoredRollout, TeacherScore
-from mopd.recipes.check.routes import check_routes
-from mopd.recipes.resolve.methods import METHODS
 
 G = {"math": 1.0, "code": 2.0, "order": 0.5}
 
@@ -153,5 +151,5 @@ TWO = {"math": {"task": "arithmetic", "teacher": "math"}, "order": {"task": "ord
 )
 def test_a_rule_that_would_do_nothing_is_refused(changes: dict[str, Any], told: str | None) -> None:
     one = recipe(share_rule="gap_following", **changes)
-    found = check_routes(one, tasks=("arithmetic", "ordering"), losses=METHODS["mopd"].losses)
+    found = routes_problems(one)
     assert found == [] if told is None else any(told in problem for problem in found)

@@ -25,6 +25,7 @@ from mopd.recipes.check.model_info import read_model_infos
 from mopd.recipes.check.plan_payload import shipped_bytes
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.resolve.methods import support_of
+from mopd.recipes.resolve.resolved import resolve
 from mopd.rollouts.tasks import make_task
 from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds.checkpoint import Checkpoint, TeacherModel
@@ -126,7 +127,7 @@ def test_plan_and_ledger_say_what_is_shipped(wide: str, loss: dict[str, Any], dt
     )
     tokenizer = tokenizer_of("arithmetic")
     model_infos, problems = read_model_infos(
-        made, {"math": make_task("arithmetic", domain="math", tokenizer=tokenizer)}
+        resolve(made), {"math": make_task("arithmetic", domain="math", tokenizer=tokenizer)}
     )
     support, asked = support_of(made, tokenizer), loss_spec(made.loss).payload
     batch = rollouts(3)
@@ -138,7 +139,7 @@ def test_plan_and_ledger_say_what_is_shipped(wide: str, loss: dict[str, Any], dt
     held = TeacherModel(wide, **settings, support=support)
     said = held.score([rollout.token_ids for rollout in batch], asked, None, given)
     assert problems == []
-    assert shipped_bytes(made, model_infos, "math", device="cpu") == per_token
+    assert shipped_bytes(resolve(made), model_infos, "math") == per_token
     for rollout, payload in zip(batch, said, strict=True):
         assert payload_bytes(payload) == per_token * len(rollout.token_ids)
     scored = [ScoredRollout(r, ((1.0, TeacherScore("math", p)),)) for r, p in zip(batch, said, strict=True)]

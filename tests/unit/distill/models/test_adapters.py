@@ -15,7 +15,7 @@ import pytest
 import ray
 import torch
 from adapter_kit import ALPHA, RANK, make_adapter, parameter_bytes, wide_bytes
-from check_kit import problems, recipe, save_model, tokenizer_of
+from check_kit import check, problems, recipe, save_model, tokenizer_of
 from safetensors.torch import load_file, save_file
 from student_kit import FAMILIES, make_model, make_rollout
 
@@ -23,7 +23,6 @@ from mopd.distill.models.adapters import with_adapters
 from mopd.distill.models.load import load_model
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Full, UserError
-from mopd.recipes.check.static import check
 from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds.checkpoint import Checkpoint, TeacherModel
 from mopd.teachers.pool import TeacherPool

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from check_kit import CONFIG, problems, recipe, save_model, tokenizer_of, tree
+from check_kit import CONFIG, check, problems, recipe, save_model, tokenizer_of, tree
 from transformers import AddedToken, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mopd.distill.recipe.files import load_recipe, shipped_recipes
@@ -15,8 +15,8 @@ from mopd.distill.recipe.study import Study, load
 from mopd.recipes import SHIPPED
 from mopd.recipes.check.model_info import read_model_infos
 from mopd.recipes.check.offline import unchecked
-from mopd.recipes.check.static import check
 from mopd.recipes.check.study import check_study
+from mopd.recipes.resolve.resolved import resolve
 from mopd.recipes.run.launch import teacher_folders
 from mopd.rollouts.tasks import TASKS
 from mopd.teachers.compatibility import compare_heads, compare_tokenizers
@@ -35,7 +35,11 @@ def test_every_shipped_recipe_passes(tmp_path: Path, name: str) -> None:
     # Models that lie on the Hub are planned from their configurations; see test_offline.py.
     made = load(name, shipped=SHIPPED)
     folder = tmp_path / "run"
-    plan = check_study(made, folder) if isinstance(made, Study) else check(made, folder, offline=bool(unchecked(made)))
+    plan = (
+        check_study(made, folder)
+        if isinstance(made, Study)
+        else check(made, folder, offline=bool(unchecked(resolve(made))))
+    )
     assert plan.disk_bytes > 0
     assert not (tmp_path / "run").exists()  # a check leaves nothing behind
 
@@ -43,7 +47,9 @@ def test_every_shipped_recipe_passes(tmp_path: Path, name: str) -> None:
 def test_the_plan_counts_what_is_there(tmp_path: Path) -> None:
     made = recipe(rollout={"max_new_tokens": 40, "samples_per_prompt": 3})
     plan = check(made, tmp_path)
-    tokenizer = read_model_infos(made, dict.fromkeys(("math",), TASKS["arithmetic"]))[0]["student.model"].tokenizer
+    tokenizer = read_model_infos(resolve(made), dict.fromkeys(("math",), TASKS["arithmetic"]))[0][
+        "student.model"
+    ].tokenizer
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **CONFIG, vocab_size=len(tokenizer)))
     real = sum(p.numel() for p in model.parameters())
     assert {m.name: (m.parameters, m.active_parameters) for m in plan.models} == dict.fromkeys(
@@ -79,7 +85,7 @@ def test_an_anchor_is_the_model_that_the_student_starts_from(tmp_path: Path) -> 
         "teacher math": 1,
         "teacher anchor": 3,
     }
-    assert teacher_folders(anchored, tmp_path / "run") == {"math": expert, "anchor": start}
+    assert teacher_folders(resolve(anchored), tmp_path / "run") == {"math": expert, "anchor": start}
 
 
 def test_the_plan_counts_the_largest_of_teachers_that_take_turns(tmp_path: Path) -> None:
@@ -107,7 +113,7 @@ def test_experts_count_by_the_share_that_a_token_passes(tmp_path: Path) -> None:
     smoke = load_recipe("smoke_expert_parallel", shipped=SHIPPED)
     plan = check(smoke, tmp_path)
     architecture = smoke.stages["base"].from_
-    model_infos, _ = read_model_infos(smoke, {name: TASKS[str(d.task)] for name, d in smoke.domains.items()})
+    model_infos, _ = read_model_infos(resolve(smoke), {name: TASKS[str(d.task)] for name, d in smoke.domains.items()})
     size = len(model_infos["student.model"].tokenizer)
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("mimo_v2_flash", **architecture.config, vocab_size=size)  # pyright: ignore

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import pytest
-from check_kit import recipe, tree
+from check_kit import recipe, routes_problems, tree
 
 from mopd.distill.recipe import Recipe
-from mopd.recipes.check.routes import check_routes
-from mopd.recipes.resolve.methods import METHODS
-from mopd.recipes.resolve.sources import chain, origin, sources, teacher_source
+from mopd.recipes.resolve.resolved import resolve
+from mopd.recipes.resolve.sources import chain, origin
 from mopd.recipes.resolve.stages import stage_domains
 
 TASKS = ("arithmetic", "list_programs", "ordering")
-MOPD = METHODS["mopd"].losses
 REWARDED = {"estimator": "policy_gradient", "reward_weight": 1.0}
 MATH = {"task": "arithmetic", "teacher": "math"}
 
 
-def problems(losses: Collection[str] = MOPD, **changes: Any) -> list[str]:
-    return check_routes(recipe(**changes), tasks=TASKS, losses=losses)
+def problems(**changes: Any) -> list[str]:
+    return routes_problems(recipe(**changes))
 
 
 def test_a_sound_recipe_has_no_problems() -> None:
@@ -33,7 +30,7 @@ def test_a_sound_recipe_has_no_problems() -> None:
 )
 def test_every_estimator_of_the_teachers_is_mopds(estimator: str) -> None:
     assert problems(loss={"estimator": estimator}) == []
-    supervised = {"method": "supervised", "losses": METHODS["supervised"].losses, "loss": {"estimator": estimator}}
+    supervised = {"method": "supervised", "loss": {"estimator": estimator}}
     assert any("method 'supervised' does not use" in problem for problem in problems(**supervised))
 
 
@@ -95,10 +92,11 @@ def test_a_base_may_know_domains_that_the_run_only_measures() -> None:
     """A student of one teacher, and what that does to the rest: only a stage that names such a domain trains on it."""
     measured = {"math": MATH, "more": {"task": "ordering", "evaluate_only": True}}
     stages = tree()["stages"]
-    assert stage_domains(recipe(domains=measured), "base") == ("math",)
+    assert stage_domains(recipe().stages["base"], recipe(domains=measured).trained_domains) == ("math",)
     stages["base"] = {**stages["base"], "domains": ["math", "more"]}
     assert problems(stages=stages, domains=measured) == []
-    assert stage_domains(recipe(stages=stages, domains=measured), "base") == ("math", "more")
+    both = recipe(stages=stages, domains=measured)
+    assert stage_domains(both.stages["base"], both.trained_domains) == ("math", "more")
 
 
 def test_every_update_needs_a_rollout_of_every_domain() -> None:
@@ -106,7 +104,7 @@ def test_every_update_needs_a_rollout_of_every_domain() -> None:
     (found,) = problems(student=student)
     assert "`student.updates_per_step` is 5, and domain 'math' has 4 rollouts a step" in found
     assert problems(student=student, rollout={"samples_per_prompt": 2}) == []
-    supervised = {"method": "supervised", "loss": {"estimator": "nll"}, "losses": ("nll",), "teachers": {}}
+    supervised = {"method": "supervised", "loss": {"estimator": "nll"}, "teachers": {}}
     alone = {"domains": {"math": {"task": "arithmetic", "prompts": 4}}, "stages": {"base": tree()["stages"]["base"]}}
     (found,) = problems(student=student, **supervised, **alone)  # which has no samples
     assert "domain 'math' has 4 rollouts" in found
@@ -138,7 +136,7 @@ def test_a_reward_needs_a_group_of_samples() -> None:
 
 
 def test_a_supervised_recipe_takes_nll_and_no_teachers() -> None:
-    supervised = {"method": "supervised", "loss": {"estimator": "nll"}, "losses": ("nll",)}
+    supervised = {"method": "supervised", "loss": {"estimator": "nll"}}
     sound = {"domains": {"math": {"task": "arithmetic"}}, "teachers": {}, "stages": {"base": tree()["stages"]["base"]}}
     assert problems(**supervised, **sound) == []
     assert any("`domains.math` has a teacher, which method" in problem for problem in problems(**supervised))
@@ -149,7 +147,7 @@ def by_reward(method: str, **changes: Any) -> dict[str, Any]:
     loss = {"estimator": "nll"} if method == "expert_iteration" else REWARDED
     sound = {"domains": {"math": {"task": "arithmetic", "reward": True}}, "teachers": {}, "loss": loss}
     sound |= {"stages": {"base": tree()["stages"]["base"]}, "rollout": {"samples_per_prompt": 4}}
-    return {"method": method, "losses": METHODS[method].losses, **sound, **changes}
+    return {"method": method, **sound, **changes}
 
 
 @pytest.mark.parametrize("method", ["mix_rl", "expert_iteration"])
@@ -162,7 +160,7 @@ def test_methods_by_reward_take_rewards_and_no_teachers(method: str) -> None:
 
 
 def test_off_policy_asks_teachers_to_write_and_nobody_for_rewards() -> None:
-    off_policy = {"method": "off_policy", "losses": ("nll",), "loss": {"estimator": "nll"}}
+    off_policy = {"method": "off_policy", "loss": {"estimator": "nll"}}
     assert problems(**off_policy) == []
     assert any("has no teacher, so" in p for p in problems(**off_policy, domains={"math": {"task": "arithmetic"}}))
     rewarded = problems(**off_policy, domains={"math": {**MATH, "reward": True}})
@@ -259,7 +257,7 @@ def test_teachers_that_cannot_take_turns_are_told_by_their_leaf(sections: dict[s
 
 
 def test_a_model_is_followed_to_its_origin() -> None:
-    made = recipe()
+    made = recipe().stages
     found = origin(made, "teachers.math.model", "stage:math")
     assert found is not None
     assert (found.where, found.stage) == ("stages.base.from", "base")
@@ -271,8 +269,8 @@ def test_a_model_is_followed_to_its_origin() -> None:
 
 def test_an_origin_that_is_nowhere_is_none() -> None:
     circle = Recipe.model_validate(tree(stages={"a": {"from": "stage:b"}, "b": {"from": "stage:a"}}))
-    assert origin(circle, "student.model", "stage:a") is None
-    assert origin(circle, "student.model", "stage:c") is None
+    assert origin(circle.stages, "student.model", "stage:a") is None
+    assert origin(circle.stages, "student.model", "stage:c") is None
 
 
 def test_self_is_the_students_own_source() -> None:
@@ -280,16 +278,16 @@ def test_self_is_the_students_own_source() -> None:
         domains={"math": MATH, "rest": {"task": "ordering", "teacher": "anchor"}},
         teachers={"math": {"model": "stage:math"}, "anchor": {"model": "self"}},
     )
-    assert check_routes(anchored, tasks=TASKS, losses=MOPD) == []
-    assert sources(anchored)["teachers.anchor.model"] == "stage:base" == anchored.student.model
-    assert teacher_source(anchored, "math") == "stage:math"
+    assert routes_problems(anchored) == []
+    assert resolve(anchored).models["teachers.anchor.model"].source == "stage:base" == anchored.student.model
+    assert resolve(anchored).models["teachers.math.model"].source == "stage:math"
 
 
 def test_a_cascade_is_a_chain_of_stages_and_asks_nobody() -> None:
     base = tree()["stages"]["base"]
     chained = {"base": base, "one": {"from": "stage:base", "method": "expert_iteration", "domains": ["math"]}}
     sound: dict[str, Any] = {"method": "cascade", "teachers": {}, "domains": {"math": {"task": "arithmetic"}}}
-    sound |= {"student": {"model": "stage:one"}, "stages": chained, "losses": METHODS["cascade"].losses}
+    sound |= {"student": {"model": "stage:one"}, "stages": chained}
     assert problems(**sound) == []
     unlinked = problems(**{**sound, "student": {"model": "stage:base"}, "stages": {"base": base}})
     assert any("`student.model` names no chain of stages" in problem for problem in unlinked)
@@ -297,7 +295,7 @@ def test_a_cascade_is_a_chain_of_stages_and_asks_nobody() -> None:
 
 
 def test_a_merge_is_of_teachers_and_only_task_arithmetic_has_strengths() -> None:
-    merge = {"method": "merge", "losses": METHODS["merge"].losses}
+    merge = {"method": "merge"}
     assert problems(**merge) == []
     assert problems(**merge, merge={"how": "task_arithmetic", "strengths": [0.5]}) == []
     assert any("`merge.strengths` is set and" in p for p in problems(**merge, merge={"strengths": [0.5]}))

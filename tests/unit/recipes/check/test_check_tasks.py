@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from check_kit import CONFIG, problems, recipe
+from check_kit import CONFIG, check, problems, recipe
 
 from mopd.distill.types import Prompt
-from mopd.recipes.check.static import check
 from mopd.recipes.check.tasks import check_tasks, make_tasks
 from mopd.rollouts.tasks import Example
 from mopd.rollouts.tasks.base import split_of

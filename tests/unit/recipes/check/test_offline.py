@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from check_kit import recipe
+from check_kit import check, recipe
 from typer.testing import CliRunner
 
 from mopd.distill.recipe.files import load_recipe
@@ -16,10 +16,10 @@ from mopd.distill.types import UserError
 from mopd.recipes import SHIPPED
 from mopd.recipes.check.offline import PROMPT_TOKENS, shipped_config, unchecked
 from mopd.recipes.check.plan_processes import GIB
-from mopd.recipes.check.static import check
 from mopd.recipes.cli import app
 from mopd.recipes.resolve.checkpoints import empty_model
 from mopd.recipes.resolve.placement import resource_requests
+from mopd.recipes.resolve.resolved import resolve
 
 REAL = {"qwen3_8gpu": (8, 64), "mimo_cluster": (64 + 8, 256)}
 """Recipe -> its processes, and the prompts of a domain in a step."""
@@ -80,7 +80,7 @@ def test_a_teacher_behind_a_server_takes_no_gpu_and_ships_its_support(tmp_path: 
     asking = [process for process in plan.processes if process.name.startswith("asking")]
     assert [process.count for process in asking] == [4, 4]
     assert all(process.bytes_each < GIB for process in asking)
-    living = {claim.who: claim.each for claim in resource_requests(made, "cuda")}
+    living = {claim.who: claim.each for claim in resource_requests(resolve(made.model_copy(update={"device": "cuda"})))}
     assert living["teacher math"] == living["teacher code"] == {}
     k = 64  # the control tokens are not known without a network
     for step in plan.steps:
@@ -88,11 +88,11 @@ def test_a_teacher_behind_a_server_takes_no_gpu_and_ships_its_support(tmp_path: 
 
 
 def test_what_is_left_open_is_told() -> None:
-    lines = unchecked(load_recipe("qwen3_8gpu", shipped=SHIPPED))
+    lines = unchecked(resolve(load_recipe("qwen3_8gpu", shipped=SHIPPED)))
     assert len(lines) == 3
     assert "Qwen/Qwen3-30B-A3B, Qwen/Qwen3-32B" in lines[0]
     assert "google-research-datasets/mbpp, openai/gsm8k" in lines[1]
-    assert unchecked(recipe()) == []
+    assert unchecked(resolve(recipe())) == []
 
 
 def test_a_model_that_is_not_shipped_is_named(tmp_path: Path) -> None:

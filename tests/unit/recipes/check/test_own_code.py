@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from check_kit import problems, recipe, save_model, save_own_code, tokenizer_of
+from check_kit import check, problems, recipe, save_model, save_own_code, tokenizer_of
 from student_kit import ProcessRanks, make_spec, student
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from mopd.distill.models.load import load_model
 from mopd.distill.types import Sampled
-from mopd.recipes.check.static import check
 from mopd.recipes.cli import app
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.resolve.initial import load_tokenizer
-from mopd.recipes.resolve.sources import trusted_models
+from mopd.recipes.resolve.resolved import resolve
+from mopd.recipes.resolve.sources import trusted_leaves
 from mopd.teachers.kinds.checkpoint import Checkpoint
 from mopd.teachers.scorer import Conditions
 
@@ -91,7 +91,7 @@ def test_an_anchor_trusts_what_the_student_trusts(own: str, plain: str, tmp_path
     }
     made = recipe(**sections)
     check(made, tmp_path)
-    assert trusted_models(made) == {"student.model", "teachers.anchor.model"}
+    assert trusted_leaves(resolve(made).models.values()) == {"student.model", "teachers.anchor.model"}
 
 
 def test_trusted_code_scores_counts_trains_and_is_exported(own: str, tmp_path: Path, one: ProcessRanks) -> None:

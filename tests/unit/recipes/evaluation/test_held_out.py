@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 import torch
 from batch_kit import V, as_sampled, as_topk, log_softmax, mixed_batch, scored
-from check_kit import recipe
+from check_kit import recipe, routes_problems
 
 from mopd.distill.loss.topk import Support
 from mopd.distill.metrics.teacher_distance import distance_metrics
 from mopd.distill.recipe import ESTIMATORS
 from mopd.distill.types import ScoredRollout, TopK
-from mopd.recipes.check.routes import check_routes
 from mopd.recipes.evaluation.teacher_distance import payload_to_ask
-from mopd.recipes.resolve.methods import METHODS
 from mopd.rollouts.sampler import GoldSampler, recording
 
 K = 3
@@ -121,7 +119,7 @@ def test_gold_answers_have_no_distribution() -> None:
     ],
 )
 def test_a_stop_rule_that_could_never_fire_is_refused(changes: dict[str, object], told: str | None) -> None:
-    found = check_routes(recipe(**changes), tasks=("arithmetic",), losses=METHODS["mopd"].losses)
+    found = routes_problems(recipe(**changes))
     assert found == [] if told is None else any(told in problem for problem in found)
 
 

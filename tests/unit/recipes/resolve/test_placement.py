@@ -10,8 +10,9 @@ import torch
 from check_kit import problems, recipe, save_model, tokenizer_of
 from pydantic import ValidationError
 
-from mopd.distill.recipe import TeacherRecipe
+from mopd.distill.recipe import Recipe, TeacherRecipe
 from mopd.recipes.resolve.placement import ResourceRequest, gpus_needed, resource_requests, unplaced
+from mopd.recipes.resolve.resolved import resolve
 
 
 def two(base: str, **teacher: Any) -> dict[str, Any]:
@@ -40,6 +41,10 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
 
+def on(made: Recipe, device: str) -> Recipe:
+    return made.model_copy(update={"device": device})
+
+
 def test_what_each_process_takes_follows_its_teacher(base: str) -> None:
     made = recipe(**two(base, replicas=3, gpus=0.25, resources={"big": 2.0}), rollout={"workers": 1})
     expected = [
@@ -48,12 +53,12 @@ def test_what_each_process_takes_follows_its_teacher(base: str) -> None:
         ResourceRequest("teacher one", 1, {"GPU": 1.0}),
         ResourceRequest("teacher two", 3, {"GPU": 0.25, "big": 2.0}),
     ]
-    assert list(resource_requests(made, "cuda")) == expected
+    assert list(resource_requests(resolve(on(made, "cuda")))) == expected
     on_cpu = recipe(**two(base, device="cpu"))
-    assert [claim.each for claim in resource_requests(on_cpu, "cuda")][-2:] == [{"GPU": 1.0}, {}]
-    assert all(claim.each == {} for claim in resource_requests(on_cpu, "cpu"))
+    assert [claim.each for claim in resource_requests(resolve(on(on_cpu, "cuda")))][-2:] == [{"GPU": 1.0}, {}]
+    assert all(claim.each == {} for claim in resource_requests(resolve(on(on_cpu, "cpu"))))
     alone = recipe(**two(base, device="cuda"))
-    assert [claim.each for claim in resource_requests(alone, "cpu")][-2:] == [{}, {"GPU": 1.0}]
+    assert [claim.each for claim in resource_requests(resolve(on(alone, "cpu")))][-2:] == [{}, {"GPU": 1.0}]
 
 
 def test_teachers_that_take_turns_take_what_those_that_are_held_take(base: str) -> None:
@@ -61,7 +66,7 @@ def test_teachers_that_take_turns_take_what_those_that_are_held_take(base: str) 
     sections["teachers"]["one"]["gpus"] = 0.5
     sections["teachers"]["away"] = {"model": base, "endpoint": "http://here:8000/v1"}
     made = recipe(**sections, run={"resident_teachers": 1})
-    assert list(resource_requests(made, "cuda"))[2:] == [
+    assert list(resource_requests(resolve(on(made, "cuda"))))[2:] == [
         ResourceRequest("teacher away", 1, {}),
         ResourceRequest("teachers one, two in turn", 1, {"GPU": 0.5}),
     ]

@@ -116,7 +116,7 @@ def test_fingerprints_follow_what_a_stage_depends_on_and_nothing_else():
 
 def test_a_result_counts_only_for_the_recipe_that_made_it(tmp_path):
     stage_folder(tmp_path, "base").mkdir(parents=True)
-    assert not finished(tmp_path, recipe(), "base")
-    mark_finished(tmp_path, recipe(), "base")
-    assert finished(tmp_path, recipe(), "base")
-    assert not finished(tmp_path, recipe(seed=1), "base")
+    assert not finished(tmp_path, "base", stage_fingerprint(recipe(), "base"))
+    mark_finished(tmp_path, "base", stage_fingerprint(recipe(), "base"), steps=1)
+    assert finished(tmp_path, "base", stage_fingerprint(recipe(), "base"))
+    assert not finished(tmp_path, "base", stage_fingerprint(recipe(seed=1), "base"))

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from mopd.distill.models.load import load_model
 from mopd.recipes.cli import app
+from mopd.recipes.resolve.resolved import resolve
 from mopd.recipes.run.check_deep import deep_findings
 from mopd.recipes.run.preflight import Finding, judge
 
@@ -77,7 +78,7 @@ def anchored(folder: Path) -> dict[str, Any]:
 
 
 def test_every_kind_of_teacher_is_asked(folder: Path, tmp_path: Path) -> None:
-    findings = {finding.teacher: finding for finding in deep_findings(recipe(**anchored(folder)), tmp_path)}
+    findings = {finding.teacher: finding for finding in deep_findings(resolve(recipe(**anchored(folder))), tmp_path)}
     assert {name: finding.verdict for name, finding in findings.items()} == {
         "other": "warning",
         "adapted": "warning",
@@ -91,13 +92,13 @@ def test_every_kind_of_teacher_is_asked(folder: Path, tmp_path: Path) -> None:
     assert findings["made"] == Finding("made", "made", "later", "after stage:made", ASKED_LATER)
     made = tmp_path / "stages" / "made" / "student"
     save_model(made, tokenizer_of("arithmetic"))
-    again = {finding.teacher: finding for finding in deep_findings(recipe(**anchored(folder)), tmp_path)}
+    again = {finding.teacher: finding for finding in deep_findings(resolve(recipe(**anchored(folder))), tmp_path)}
     assert again["made"].verdict == "warning"
     assert again["other"] == findings["other"]
 
 
 def test_a_student_that_is_yet_to_be_made_leaves_all_for_later(tmp_path: Path) -> None:
-    (finding,) = deep_findings(recipe(), tmp_path)
+    (finding,) = deep_findings(resolve(recipe()), tmp_path)
     assert (finding.teacher, finding.verdict, finding.reason) == ("math", "later", "after stage:base")
 
 

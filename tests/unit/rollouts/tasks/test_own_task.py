@@ -7,13 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from check_kit import recipe, tree
+from check_kit import check, recipe, tree
 
 from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.files import load_recipe
 from mopd.distill.types import Prompt, UserError
 from mopd.recipes import SHIPPED
-from mopd.recipes.check.static import check
 from mopd.recipes.resolve.run_folder import note_recipe, refuse_changed_recipe
 from mopd.recipes.resolve.stages import stage_fingerprint
 from mopd.rollouts.tasks import Example, Generated, fingerprint, own_task

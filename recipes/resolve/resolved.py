@@ -1,0 +1,99 @@
+"""What a recipe means on this machine: worked out once, before anything is checked; check, plan and run ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from mopd.distill.loss.registry import reference_of
+from mopd.distill.recipe import DomainRecipe, Recipe
+from mopd.recipes.resolve.methods import METHODS, Method
+from mopd.recipes.resolve.sources import ModelSource, Source, links, model_sources
+from mopd.recipes.resolve.teachers import (
+    Device,
+    ResolvedTeacher,
+    resolve_dtype,
+    resolve_teacher,
+    teacher_groups,
+    turn_takers,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A recipe on this machine. It may still be unsound: what is wrong with it, `recipes/check` says.
+
+    Attributes:
+        recipe: as it is written, every default filled in.
+        device: of the student, never auto.
+        dtype: of the student, never auto.
+        method: its row.
+        models: every model that the recipe names, by the leaf that names it.
+        teachers: by name.
+        groups: teachers that share processes: those of one base and placement.
+        turn_takers: the groups that share the processes of ``run.resident_teachers``; none where that is not set.
+        routes: who is asked about each trained domain's rollouts, see :func:`routes`.
+        links: the stages of a cascade, first to last.
+        start: what the student is before distillation, which results call the base: a cascade's is where it begins.
+    """
+
+    recipe: Recipe
+    device: Device
+    dtype: str
+    method: Method
+    models: Mapping[str, ModelSource]
+    teachers: Mapping[str, ResolvedTeacher]
+    groups: list[list[str]]
+    turn_takers: list[list[str]]
+    routes: Mapping[str, Mapping[str, float]]
+    links: list[str]
+    start: Source
+
+
+def resolve(recipe: Recipe) -> Resolved:
+    """Work out what a recipe means here. Nothing is started, downloaded or loaded, but the user's own Python files.
+
+    Raises:
+        UserError: a file of the user's own that the recipe names cannot be read, so that nothing more can be said.
+    """
+    device = resolve_device(recipe.device)
+    dtype = resolve_dtype(recipe.student.engine.dtype, device)
+    models = model_sources(recipe.student, recipe.teachers, recipe.stages)
+    teachers = {
+        name: resolve_teacher(name, settings, models[f"teachers.{name}.model"], device=device, dtype=dtype)
+        for name, settings in recipe.teachers.items()
+    }
+    groups = teacher_groups(teachers)
+    cascade = links(recipe.stages, recipe.student.model)
+    return Resolved(
+        recipe=recipe,
+        device=device,
+        dtype=dtype,
+        method=METHODS[recipe.method],
+        models=models,
+        teachers=teachers,
+        groups=groups,
+        turn_takers=[] if recipe.run.resident_teachers is None else turn_takers(groups, teachers),
+        routes=routes(recipe.trained_domains, reference_of(recipe.loss)),
+        links=cascade,
+        start=recipe.stages[cascade[0]].from_ if recipe.method == "cascade" and cascade else recipe.student.model,
+    )
+
+
+def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Device:
+    """``auto`` takes a GPU where there is one."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def routes(trained: Mapping[str, DomainRecipe], reference: str | None) -> dict[str, dict[str, float]]:
+    """Who is asked about each trained domain's rollouts: its teachers, with weights that sum to 1 (nobody where its
+    reward alone teaches); beside them the loss' reference, with weight 0 where it is no teacher of the domain."""
+    taught = {name: domain.teacher_weights for name, domain in trained.items()}
+    if reference is None:
+        return taught
+    return {name: weights and {reference: 0.0} | weights for name, weights in taught.items()}
