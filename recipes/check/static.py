@@ -54,9 +54,8 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
     problems += check_lengths(recipe, model_infos, lengths)
     problems += [] if offline else check_device(resolved)
     if not problems and not offline:
-        problems += reach_teachers(
-            resolved, tasks, tokenizer, lengths
-        )  # last: it asks others, and needs a sound recipe
+        # Last: it asks others, and needs a sound recipe.
+        problems += reach_teachers(resolved, tasks, tokenizer, lengths)
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
