@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from mopd.distill import recipe as recipe_module
 from mopd.distill.recipe import Strict
-from mopd.distill.recipe import schema as recipe_module
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("distill", "teachers", "rollouts", "recipes")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mopd.distill.loop import Interrupted, StepClock, train
+from mopd.distill.errors import Interrupted
+from mopd.distill.loop import StepClock, train
 from mopd.distill.types import GradingFailed, NonFinite, Prompt, Rollout, RunError, ScoredRollout
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from mopd.distill.loss.registry import LOSSES
-from mopd.distill.recipe import ESTIMATORS, Optimizer
+from mopd.distill.recipe import ESTIMATORS, PlainSGD
 from mopd.distill.types import Float32, Full, PayloadName, Sampled, ScoredRollout, TeacherScore, TopK, align_logits
 
 TEMPERATURE = 0.7
-STEP = Optimizer(name="sgd", lr=0.5, warmup_steps=0, clip=0.0, schedule="constant")
+STEP = PlainSGD(lr=0.5, warmup_steps=0, clip=0.0, schedule="constant")
 SETTINGS: dict[str, dict[str, Any]] = {
     "full_reverse_kl": {},
     "forward_kl": {},
