@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.loss.registry import LOSSES, loss_spec
-from mopd.distill.recipe import TopKReverseKL
+from mopd.distill.loss.registry import LOSSES
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
@@ -21,7 +20,7 @@ PROBES = 8
 
 def check_teachers(resolved: Resolved) -> Iterator[str]:
     """Whether a recipe asks of its teachers nothing but what their kinds give, each problem a sentence."""
-    recipe, role, loss = resolved.recipe, resolved.method.teachers, resolved.recipe.loss
+    recipe, role, loss = resolved.recipe, resolved.method.teachers, resolved.loss
     for name, teacher in resolved.teachers.items():
         stanza, kind = teacher.settings, teacher.kind
         use = TeacherUse(
@@ -30,8 +29,8 @@ def check_teachers(resolved: Resolved) -> Iterator[str]:
             made_by_run=stanza.model == SELF or stage_name(stanza.model) is not None,
             grades=role == "grade",
             estimator=loss.estimator,
-            payload=loss_spec(loss).payload,
-            support=loss.support if isinstance(loss, TopKReverseKL) else None,
+            payload=loss.payload,
+            support=None if loss.support is None else loss.support.whose,
             temperature=recipe.rollout.temperature,
         )
         if role in ("write", "merge") and not (kind.has_weights and kind.can_write):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.loss.registry import loss_spec
 from mopd.distill.metrics.evaluate import evaluate
 from mopd.distill.models.load import load_model
 from mopd.distill.recipe import Architecture
@@ -98,7 +97,7 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     del sampler  # one model at a time
     support = support_of(recipe, tokenizer)
     conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
-    payload = dry_run_payload(loss_spec(recipe.loss).payload)
+    payload = dry_run_payload(resolved.loss.payload)
     findings: list[Finding] = []
     for candidate in to_examine:
         name = candidate.name

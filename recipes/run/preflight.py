@@ -22,7 +22,7 @@ from rich.text import Text
 
 from mopd.distill.metrics.evaluate import Evaluation
 from mopd.distill.recipe import DomainRecipe
-from mopd.distill.student.checkpoint import write_atomic
+from mopd.distill.storage import write_atomic
 from mopd.distill.types import Float32, Prompt, Rollout, RunError, Sampler, UserError
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.teachers.dry_run import DryRun

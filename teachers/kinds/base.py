@@ -9,7 +9,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.endpoint import Endpoint
-from mopd.distill.loss.topk import Support
+from mopd.distill.payloads import Support
 from mopd.distill.recipe import TeacherRecipe
 from mopd.distill.types import PayloadName
 from mopd.teachers.scorer import TeacherSource

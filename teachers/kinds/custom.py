@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mopd.distill.loss.topk import Support, top_k
+from mopd.distill.payloads import Support, top_k
 from mopd.distill.recipe import TeacherRecipe
 from mopd.distill.recipe.plugins import is_plugin, load_plugin, located_plugin, plugin_digest
 from mopd.distill.types import Full, GradingFailed, Int32, Payload, PayloadName, Sampled, TopK, UserError

@@ -17,7 +17,7 @@ import numpy as np
 from transformers import AutoConfig
 
 from mopd.distill.endpoint import Endpoint, EndpointLost, EndpointRefused
-from mopd.distill.loss.topk import Support
+from mopd.distill.payloads import Support
 from mopd.distill.recipe import TeacherRecipe
 from mopd.distill.types import GradingFailed, Int32, Payload, PayloadName, Sampled, TopK, UserError
 from mopd.teachers.kinds.base import TeacherKind, TeacherReach, TeacherSetup, TeacherUse
