@@ -100,7 +100,7 @@ def model_sources(
     models = [model("student.model", student.model, "student.trust_remote_code", student.trust_remote_code)]
     for name, teacher in teachers.items():
         leaf, section = f"teachers.{name}.model", f"teachers.{name}"
-        weights = kind_of(teacher, name=name).has_weights
+        weights = kind_of(teacher, teacher=name).has_weights
         if teacher.model == SELF:
             trust, trusted = "student.trust_remote_code", student.trust_remote_code
             models.append(model(leaf, student.model, trust, trusted, has_weights=weights))

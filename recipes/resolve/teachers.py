@@ -60,7 +60,7 @@ def resolve_teacher(
     name: str, settings: TeacherRecipe, model: ModelSource, *, device: Device, dtype: str
 ) -> ResolvedTeacher:
     """A teacher in a run on ``device`` whose student computes in ``dtype``."""
-    kind = kind_of(settings, name=name)
+    kind = kind_of(settings, teacher=name)
     where: Device = "cpu"
     if kind.has_weights:
         where = device if settings.device == "auto" else settings.device

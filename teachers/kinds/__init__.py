@@ -23,17 +23,17 @@ KINDS: dict[str, TeacherKind] = {kind.name: kind for kind in (CHECKPOINT, SERVED
 """Every shipped kind by its name."""
 
 
-def kind_of(stanza: TeacherRecipe, *, name: str = "NAME") -> TeacherKind:
+def kind_of(stanza: TeacherRecipe, *, teacher: str = "NAME") -> TeacherKind:
     """The row of a teacher: the one that its stanza names, or that its keys tell.
 
     Args:
-        name: the teacher's, for the message.
+        teacher: its name, for the message.
 
     Raises:
         UserError: the row is one of a user's own file, and is not there.
     """
     if is_plugin(stanza.kind_name):
-        return plugin_kind(stanza.kind_name, where=f"teachers.{name}.kind")
+        return plugin_kind(stanza.kind_name, where=f"teachers.{teacher}.kind")
     return KINDS[stanza.kind_name]
 
 

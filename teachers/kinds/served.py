@@ -117,9 +117,8 @@ def _rows(ids_T: Int32, choice: Mapping[str, Any]) -> list[Row]:
         EndpointRefused: it has no log-probabilities of the prompt, or of other tokens.
     """
     rows = choice.get("prompt_logprobs")
-    after_first = (
-        rows[1:] if isinstance(rows, list) else []
-    )  # not per token: nothing precedes the first, so it has no row
+    # Not per token: nothing precedes the first, so it has no row.
+    after_first = rows[1:] if isinstance(rows, list) else []  # not per token
     if not isinstance(rows, list) or len(rows) != len(ids_T) or None in after_first:
         has = f"{len(rows)} of them" if isinstance(rows, list) else "none"
         raise EndpointRefused(
