@@ -10,7 +10,6 @@ from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.payloads import Support
@@ -27,7 +26,6 @@ from mopd.rollouts.engines.base import (
     SamplerSettings,
     StudentModel,
 )
-from mopd.rollouts.engines.in_process import of_module
 
 EncodeAnswer = Callable[[str], Sequence[int]]
 """Gold answer to token ids, EOS included."""
@@ -74,19 +72,14 @@ class Samplers:
         """The student's, for measuring it; it has the weights that ``load_weights`` gave it last."""
         return self._of_student(self._evaluation)
 
-    def of(self, model: FrozenModel, *, module: nn.Module | None = None) -> Sampler:
-        """A frozen model's, for measuring it. It is good until the next call: models take turns in the processes.
-
-        Args:
-            module: the model, where this process holds it already; an engine that samples in process loads none then.
-        """
+    def of(self, model: FrozenModel) -> Sampler:
+        """A frozen model's, for measuring it. It is good until the next call: models take turns in the processes."""
         engine = self._engine_of(model, self._frozen)
-        if module is not None and engine is ENGINES["in_process"]:
-            return of_module(module, self._evaluation)
         if self._held is None or self._held[0] != model:
             if id(engine) not in self._holders:
                 assert engine.of_checkpoints is not None
                 self._holders[id(engine)] = engine.of_checkpoints(self._frozen, self._evaluation, self._closing)
+            self._held = None  # before the next is loaded
             self._held = model, self._holders[id(engine)](model)
         return self._held[1]
 

@@ -150,15 +150,6 @@ def of_student(student: StudentModel, closing: ExitStack) -> MakeSampler:
     return make
 
 
-def of_module(module: nn.Module, settings: SamplerSettings) -> Sampler:
-    """A sampler of a model that this process holds."""
-    sampler = StudentSampler(
-        settings.decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size
-    )
-    sampler.load_weights(InProcess(module), version=0)
-    return sampler
-
-
 def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closing: ExitStack) -> HoldCheckpoint:
     """Samplers of checkpoints that this process loads."""
 
@@ -170,7 +161,11 @@ def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closi
             adapter=model.adapter,
             trust_remote_code=model.trust_remote_code,
         )
-        return of_module(module, settings)
+        sampler = StudentSampler(
+            settings.decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size
+        )
+        sampler.load_weights(InProcess(module), version=0)
+        return sampler
 
     return hold
 

@@ -27,7 +27,7 @@ from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.run.baselines import measure_frozen
 from mopd.recipes.run.context import RunContext
-from mopd.recipes.run.preflight import preflight
+from mopd.recipes.run.preflight import Candidate, preflight
 from mopd.rollouts.engines import ENGINES, engine_of
 from mopd.rollouts.engines.base import Decoding, FrozenModel, SamplerProcesses, SamplerSettings, StudentModel
 from mopd.rollouts.engines.in_process import InProcess
@@ -139,9 +139,14 @@ def test_an_engine_of_a_users_own_writes_evaluations_baselines_and_preflight(
         assert log.read_text().split("\n") == ["3", "5", "3", "5", "checkpoints closed", "3", ""]
         log.write_text("")
         preflight(
-            made, tmp_path, pool=Agreeing(), sampler=live.train, prompts=source(0), rows=evaluator.rows,  # type: ignore[arg-type]
-            dtypes={"math": "float32"}, say=lambda shown: None,
-        )  # fmt: skip
+            tmp_path,
+            pool=Agreeing(),  # type: ignore[arg-type]
+            sampler=live.train,
+            prompts=source(0),
+            rows=evaluator.rows,
+            candidates=[Candidate("math", ("math",), "float32", is_student=False, can_write=True)],
+            say=lambda shown: None,
+        )
     assert log.read_text().split("\n") == ["8", "student closed", ""]
     asked = {(row.model, row.split) for row in evaluator.rows}
     assert asked == {(name, split) for name in ("base", "teachers/math") for split in ("validation", "test")} | {
@@ -227,7 +232,7 @@ def test_a_frozen_model_writes_as_the_student_with_its_weights(tmp_path: Path) -
             samplers.evaluate.load_weights(InProcess(module), version=0)
             expected = [r.token_ids.tolist() for r in written(samplers.evaluate, greedy=True)]
             model = FrozenModel(path)
-            for sampler in (samplers.of(model), samplers.of(model, module=module), samplers.writer(model, HERE)):
+            for sampler in (samplers.of(model), samplers.writer(model, HERE)):
                 assert [r.token_ids.tolist() for r in written(sampler, greedy=True)] == expected
             assert samplers.of(model) is samplers.of(model)  # it is held, and not loaded again
 
