@@ -102,7 +102,6 @@ def test_an_engine_of_a_users_own_writes_evaluations_baselines_and_preflight(
         teachers={"math": {"model": "./elsewhere"}},
         evaluate={"validation_prompts": 3, "test_prompts": 5},
         rollout={"samples_per_prompt": 2},
-        track={"wandb": {"mode": "disabled"}},
     )
     tokenizer = tokenizer_of("arithmetic")
     model = save_model(tmp_path / "model", tokenizer)
@@ -119,7 +118,7 @@ def test_an_engine_of_a_users_own_writes_evaluations_baselines_and_preflight(
             closing=closing,
         )
 
-    with Progress() as progress, Tracker(tmp_path, recipe=made) as tracker, ExitStack() as closing:
+    with Progress() as progress, Tracker(tmp_path) as tracker, ExitStack() as closing:
         costs = Costs(model, {"math": model}, samples=True)
         evaluator = Evaluator(
             made.evaluate,
