@@ -16,17 +16,16 @@ from mopd.distill.student.rank import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Sampler
-from mopd.recipes.check.served import served_source
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
 from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.teachers import ResolvedTeacher, head_sources
+from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
-from mopd.recipes.run.preflight import before_first_step
+from mopd.recipes.run.preflight import candidates, passed, preflight, wait_for_teachers
 from mopd.recipes.run.ranks import RayRanks
 from mopd.recipes.run.samplers import frozen_teacher, samplers_of_run, teachers_writing
 from mopd.rollouts.engines.base import FrozenModel
@@ -34,10 +33,9 @@ from mopd.rollouts.prompts import Prefetched
 from mopd.rollouts.sampler import Samplers, sampler_settings
 from mopd.rollouts.tasks import Task
 from mopd.teachers.actor import TeacherSpec
-from mopd.teachers.kinds.checkpoint import Checkpoint
-from mopd.teachers.kinds.custom import CustomSource
+from mopd.teachers.kinds import make_source
 from mopd.teachers.pool import TeacherPool
-from mopd.teachers.scorer import Conditions, TeacherSource
+from mopd.teachers.scorer import Conditions
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,7 @@ class Training:
             # Whoever acts in training, it is the student that is evaluated.
             eval_sampler = sampler if self.evaluator is None else samplers.evaluate
             if teachers is not None:
-                before_first_step(self, context, teachers, student, samplers.train)
+                self._try_teachers(context, teachers, student, samplers.train)
             prompts = Prefetched(prompt_source(recipe.trained_domains, self.tasks, self.tokenizer, seed=recipe.seed))
             closing.callback(prompts.close)
             last = train(
@@ -159,6 +157,29 @@ class Training:
         payload = payload_to_ask(self.resolved.loss)
         return TeacherDistance(prompts, teachers, payload=payload, tracker=self.tracker, costs=self.costs)
 
+    def _try_teachers(
+        self, context: RunContext, pool: TeacherPool, student: DeepSpeedStudent, sampler: Sampler
+    ) -> None:
+        """Wait for the teachers, and try them out unless that was done before.
+
+        Raises:
+            RunError, UserError: see :mod:`recipes.run.preflight`.
+        """
+        wait_for_teachers(pool, tokens=len(self.tokenizer))
+        if self.evaluator is None or passed(self.folder):
+            return
+        recipe = self.resolved.recipe
+        sampler.load_weights(student.weights(), version=0)
+        preflight(
+            self.folder,
+            pool=pool,
+            sampler=sampler,
+            prompts=prompt_source(recipe.trained_domains, self.tasks, self.tokenizer, seed=recipe.seed)(0),
+            rows=self.evaluator.rows,
+            candidates=candidates(self.resolved.teachers, recipe.trained_domains),
+            say=context.progress.print,
+        )
+
     def _conclude(self, student: DeepSpeedStudent, eval_sampler: Sampler, progress: TaskHandle, last: int) -> None:
         """Go back to the selected step, if that is not the last; measure and export it."""
         step = last if self.evaluator is None else self.evaluator.selected(last).step
@@ -210,12 +231,13 @@ class Training:
         asked = {name: self.resolved.teachers[name] for name in self.teachers}
         specs = {
             name: TeacherSpec(
-                self._source(teacher, self.teachers[name]),
+                make_source(teacher.setup(self.teachers[name], microbatch_seconds=recipe.faults.microbatch_seconds)),
                 conditions,
                 gpus=teacher.gpus,
                 replicas=teacher.settings.replicas,
                 adapter=teacher.adapter,
                 resources=tuple(sorted(teacher.settings.resources.items())),
+                has_weights=teacher.kind.has_weights,
             )
             for name, teacher in asked.items()
         }
@@ -229,14 +251,3 @@ class Training:
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
         )
-
-    def _source(self, teacher: ResolvedTeacher, folder: str) -> TeacherSource:
-        """What a teacher's processes open."""
-        if teacher.settings.endpoint is not None:
-            seconds = self.resolved.recipe.faults.microbatch_seconds
-            return served_source(
-                teacher.name, teacher.settings, folder, seconds, trust_remote_code=teacher.model.trusted
-            )
-        if teacher.settings.scorer is not None:
-            return CustomSource.of(teacher.settings.scorer, folder, teacher.device, teacher.dtype)
-        return Checkpoint(folder, teacher.device, teacher.dtype, trust_remote_code=teacher.model.trusted)

@@ -9,7 +9,6 @@ from mopd.distill.metrics.teacher_distance import OVERLAP_K
 from mopd.distill.payloads import Support
 from mopd.distill.recipe import Engine, FaultRecipe, RolloutRecipe
 from mopd.distill.types import Sampler
-from mopd.recipes.check.served import endpoint_of
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.engines import engine_of
 from mopd.rollouts.engines.base import FrozenModel, SamplerProcesses, SamplerSettings, StudentModel
@@ -60,12 +59,12 @@ def frozen_teacher(teacher: ResolvedTeacher, folder: str, faults: FaultRecipe) -
         folder: its checkpoint, or the base of its adapter; of a served one, its configuration.
         faults: how often, and after what pause, a request that a server lost is made again.
     """
-    served = teacher.settings.endpoint is not None
+    endpoint = teacher.kind.endpoint
     return FrozenModel(
         folder,
         teacher.adapter,
         trust_remote_code=teacher.model.trusted,
-        endpoint=endpoint_of(teacher.name, teacher.settings) if served else None,
+        endpoint=None if endpoint is None else endpoint(teacher.name, teacher.settings),
         faults=faults,
     )
 
