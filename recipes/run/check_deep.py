@@ -43,8 +43,8 @@ from mopd.teachers.validate import Expected
 
 
 @dataclass(frozen=True, slots=True)
-class _Exam:
-    """The validation prompts by domain, and how answers are verified."""
+class _Validation:
+    """The validation prompts by domain, and how answers to them are verified."""
 
     prompts: Mapping[str, Sequence[Prompt]]
     tasks: Mapping[str, Task]
@@ -80,14 +80,14 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     tasks = tasks_of(recipe.domains, tokenizer)
     source = prompt_source(recipe.trained_domains, tasks, tokenizer, seed=recipe.seed)
     n, seed = recipe.evaluate.validation_prompts, recipe.evaluate.seed
-    exam = _Exam(source.held_out("validation", n, seed=seed), tasks, tokenizer)
+    validation = _Validation(source.held_out("validation", n, seed=seed), tasks, tokenizer)
     support = support_of(recipe, tokenizer)
     settings = sampler_settings(recipe.rollout, tokenizer, seed=recipe.seed, support=support)
     engine = engine_of(recipe.rollout.engine, workers=0)
     with _one_model(engine, replace(settings, samples_per_prompt=1), resolved.device, resolved.dtype) as sampler_of:
         sampler = sampler_of(FrozenModel(start, trust_remote_code=trust))
         rollouts = sample_rollouts(sampler, source(0), to_examine)
-        student = exam.verdicts("base", sampler)
+        student = validation.verdicts("base", sampler)
         del sampler
     conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
     payload = dry_run_payload(resolved.loss.payload)
@@ -105,7 +105,7 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
             if candidate.can_write and not candidate.is_student:
                 with _one_model(engine, settings, teacher.device, teacher.dtype) as sampler_of:
                     model = frozen_teacher(teacher, folder, recipe.faults)
-                    verdicts = exam.verdicts(f"teachers/{name}", sampler_of(model))
+                    verdicts = validation.verdicts(f"teachers/{name}", sampler_of(model))
             trial = _open(setup, conditions, payload)
         except RunError as error:
             findings += [unanswering(name, domain, str(error)) for domain in candidate.domains]
