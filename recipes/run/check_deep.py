@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     support = support_of(recipe, tokenizer)
     settings = sampler_settings(recipe.rollout, tokenizer, seed=recipe.seed, support=support)
     engine = engine_of(recipe.rollout.engine, workers=0)
-    with _one_model(engine, replace(settings, samples_per_prompt=1), resolved.device, resolved.dtype) as sampler_of:
+    with _one_model(engine, settings, resolved.device, resolved.dtype) as sampler_of:
         sampler = sampler_of(FrozenModel(start, trust_remote_code=trust))
         rollouts = sample_rollouts(sampler, source(0), to_examine)
         student = validation.verdicts("base", sampler)
@@ -133,7 +133,7 @@ def _later(candidate: Candidate, source: Source) -> list[Finding]:
 def _one_model(
     engine: RolloutEngine, settings: SamplerSettings, device: str, dtype: str
 ) -> Iterator[Callable[[FrozenModel], Sampler]]:
-    """What samples a frozen model, held in this process where the engine can; it is gone afterwards."""
+    """What samples a frozen model, one completion a prompt, in this process where the engine can; it is gone then."""
     with ExitStack() as closing:
         here = SamplerProcesses(0, device, dtype)
         yield make_samplers(
