@@ -1,10 +1,10 @@
-"""What can go wrong, by who can mend it. Part of distill/types.py, and imported from there."""
+"""What can go wrong, by who can fix it. Imports nothing, so that whoever reads a recipe loads no model."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something that the user can mend, found before anything was spent. Exit code 2.
+    """Something that the user can fix, found before anything was spent. Exit code 2.
 
     The message names the thing, what it has, what was needed and what to do; several problems are listed together.
     """
@@ -24,3 +24,7 @@ class NonFinite(RunError):
 
 class GradingFailed(RunError):
     """A grader broke, and the student did not: the loop saves the finished steps before it ends."""
+
+
+class Interrupted(Exception):
+    """Somebody asked the run to stop; the step was finished and saved. Exit code 130."""

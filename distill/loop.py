@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from mopd.distill.errors import Interrupted
 from mopd.distill.types import (
     Grader,
     GradingFailed,
@@ -20,10 +21,6 @@ from mopd.distill.types import (
     Student,
     Weights,
 )
-
-
-class Interrupted(Exception):
-    """Somebody asked the run to stop; the step was finished and saved. Exit code 130."""
 
 
 class Callbacks(Protocol):

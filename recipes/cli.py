@@ -28,8 +28,7 @@ class ExitCodes(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see the module's docstring for the codes."""
-        from mopd.distill.loop import Interrupted
-        from mopd.distill.types import RunError, UserError
+        from mopd.distill.errors import Interrupted, RunError, UserError
 
         try:
             return super().invoke(ctx)
@@ -76,8 +75,8 @@ def run(
 ) -> None:
     """Run a recipe or a study, or go on with what is there: the same command resumes."""
     resolved, folder = _load(recipe, overrides, out)
+    from mopd.distill.errors import UserError
     from mopd.distill.recipe.study import Study
-    from mopd.distill.types import UserError
 
     try:
         if isinstance(resolved, Study):
@@ -160,9 +159,9 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure a model on tasks: greedy answers to test prompts, with 95% intervals."""
+    from mopd.distill.errors import UserError
     from mopd.distill.recipe.messages import guess
     from mopd.distill.recipe.plugins import is_plugin
-    from mopd.distill.types import UserError
     from mopd.recipes.resolve.checkpoints import local_folder, read_checkpoint
     from mopd.recipes.run.baselines import evaluate_model
     from mopd.rollouts.tasks import TASKS

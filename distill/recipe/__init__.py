@@ -1,92 +1,83 @@
-"""What may be written in YAML."""
+"""What may be written in YAML, and how a recipe is read. Loads neither torch nor ray nor transformers.
 
-from mopd.distill.recipe.schema import (
-    ESTIMATORS as ESTIMATORS,
+schema.py has every leaf, base.py the types of fields, loss.py the settings of the estimators; files.py reads and writes
+a recipe, study.py several of one file; messages.py says what is wrong, json_schema.py is for editors, plugins.py loads
+`./file.py:NAME`. To add a leaf, write it in schema.py with default, unit and source, and read it where it matters.
+To add a shipped method, engine or kind of teacher, put its name into schema.py, beside its row elsewhere.
+"""
+
+from mopd.distill.recipe.base import (
+    NonNegative,
+    Strict,
+)
+from mopd.distill.recipe.loss import (
+    ESTIMATORS,
+    JSD,
+    K2,
+    TRAPS,
+    CustomLoss,
+    ForwardKL,
+    FullReverseKL,
+    Loss,
+    NegativeLogLikelihood,
+    PolicyGradient,
+    SampledToken,
+    TopKReverseKL,
 )
 from mopd.distill.recipe.schema import (
-    JSD as JSD,
+    AdamW,
+    Architecture,
+    DomainRecipe,
+    Engine,
+    EvaluateRecipe,
+    FaultRecipe,
+    MergeRecipe,
+    Optimizer,
+    PlainSGD,
+    Recipe,
+    RolloutRecipe,
+    RunRecipe,
+    Source,
+    StageRecipe,
+    StopRecipe,
+    StudentRecipe,
+    TeacherRecipe,
+    TrackRecipe,
+    WandbRecipe,
 )
-from mopd.distill.recipe.schema import (
-    K2 as K2,
-)
-from mopd.distill.recipe.schema import (
-    TRAPS as TRAPS,
-)
-from mopd.distill.recipe.schema import (
-    Architecture as Architecture,
-)
-from mopd.distill.recipe.schema import (
-    CustomLoss as CustomLoss,
-)
-from mopd.distill.recipe.schema import (
-    DomainRecipe as DomainRecipe,
-)
-from mopd.distill.recipe.schema import (
-    Engine as Engine,
-)
-from mopd.distill.recipe.schema import (
-    EvaluateRecipe as EvaluateRecipe,
-)
-from mopd.distill.recipe.schema import (
-    FaultRecipe as FaultRecipe,
-)
-from mopd.distill.recipe.schema import (
-    ForwardKL as ForwardKL,
-)
-from mopd.distill.recipe.schema import (
-    FullReverseKL as FullReverseKL,
-)
-from mopd.distill.recipe.schema import (
-    Loss as Loss,
-)
-from mopd.distill.recipe.schema import (
-    NegativeLogLikelihood as NegativeLogLikelihood,
-)
-from mopd.distill.recipe.schema import (
-    NonNegative as NonNegative,
-)
-from mopd.distill.recipe.schema import (
-    Optimizer as Optimizer,
-)
-from mopd.distill.recipe.schema import (
-    PolicyGradient as PolicyGradient,
-)
-from mopd.distill.recipe.schema import (
-    Recipe as Recipe,
-)
-from mopd.distill.recipe.schema import (
-    RolloutRecipe as RolloutRecipe,
-)
-from mopd.distill.recipe.schema import (
-    RunRecipe as RunRecipe,
-)
-from mopd.distill.recipe.schema import (
-    SampledToken as SampledToken,
-)
-from mopd.distill.recipe.schema import (
-    Source as Source,
-)
-from mopd.distill.recipe.schema import (
-    StageRecipe as StageRecipe,
-)
-from mopd.distill.recipe.schema import (
-    StopRecipe as StopRecipe,
-)
-from mopd.distill.recipe.schema import (
-    Strict as Strict,
-)
-from mopd.distill.recipe.schema import (
-    StudentRecipe as StudentRecipe,
-)
-from mopd.distill.recipe.schema import (
-    TeacherRecipe as TeacherRecipe,
-)
-from mopd.distill.recipe.schema import (
-    TopKReverseKL as TopKReverseKL,
-)
-from mopd.distill.recipe.schema import (
-    TrackRecipe as TrackRecipe,
-)
-from mopd.distill.recipe.schema import (
-    WandbRecipe as WandbRecipe,
-)
+
+__all__ = [
+    "ESTIMATORS",
+    "JSD",
+    "K2",
+    "TRAPS",
+    "AdamW",
+    "Architecture",
+    "CustomLoss",
+    "DomainRecipe",
+    "Engine",
+    "EvaluateRecipe",
+    "FaultRecipe",
+    "ForwardKL",
+    "FullReverseKL",
+    "Loss",
+    "MergeRecipe",
+    "NegativeLogLikelihood",
+    "NonNegative",
+    "Optimizer",
+    "PlainSGD",
+    "PolicyGradient",
+    "Recipe",
+    "RolloutRecipe",
+    "RunRecipe",
+    "SampledToken",
+    "Source",
+    "StageRecipe",
+    "StopRecipe",
+    "Strict",
+    "StudentRecipe",
+    "TeacherRecipe",
+    "TopKReverseKL",
+    "TrackRecipe",
+    "WandbRecipe",
+]

@@ -1,17 +1,15 @@
-"""The parts of a recipe that students and stages share: a model's source, its engine and its optimizer."""
+"""The types of a recipe's fields: bounded numbers, names, and shipped names or `./file.py:NAME`; and its refusals."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
-    Tag,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -61,51 +59,3 @@ class Strict(BaseModel):
     """Frozen; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Architecture(Strict):
-    """A model made from nothing: a transformers configuration and a tokenizer trained on the stage's own prompts."""
-
-    architecture: str = Field(description="transformers model type, for example mimo_v2_flash, qwen3_moe, llama")
-    config: dict[str, Any] = Field(default_factory=dict, description="keys of that model's configuration class")
-    vocabulary: int = Field(default=160, ge=40, description="size of the byte-pair vocabulary, in tokens")
-
-
-def _kind_of_source(value: Any) -> str:
-    return "<mapping>" if isinstance(value, dict | BaseModel) else "<name>"
-
-
-ModelSource: TypeAlias = Annotated[
-    Annotated[str, Tag("<name>")] | Annotated[Architecture, Tag("<mapping>")], Discriminator(_kind_of_source)
-]
-"""stage:NAME, a path (begins with ./ or /), a Hub id, or an architecture to initialise."""
-
-
-class Optimizer(Strict):
-    """The optimizer and its learning-rate schedule, in optimizer steps."""
-
-    name: Literal["adamw", "sgd"] = Field(default="adamw", description="torch AdamW or plain SGD")
-    lr: Positive = Field(default=5e-4, description="peak learning rate")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default=(0.9, 0.98), description="AdamW's decay rates"
-    )
-    eps: Positive = Field(default=1e-8, description="AdamW's epsilon")
-    weight_decay: NonNegative = Field(default=0.0, description="AdamW's decoupled weight decay")
-    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="decay after the warm-up")
-    warmup_steps: int = Field(default=20, ge=0, description="optimizer steps of linear warm-up")
-    final_lr_fraction: float = Field(default=0.1, ge=0, le=1, description="learning rate at the end, over the peak")
-    clip: NonNegative = Field(default=1.0, description="global gradient norm above which it is scaled down; 0 is off")
-
-
-class Engine(Strict):
-    """How the trained model is spread over processes."""
-
-    ranks: Count = Field(default=1, description="processes, one per GPU or CPU core")
-    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage")
-    expert_parallel: Count = Field(default=1, description="ranks that share one set of experts (DeepSpeed AutoEP)")
-    microbatch_tokens: Count = Field(default=4096, description="padded tokens of one forward and backward on a rank")
-    expert_bias_rate: NonNegative = Field(
-        default=1e-4, description="step of the router's correction bias; MiMo-V2-Flash report, section 7 of the notes"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
-    gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")

@@ -1,19 +1,22 @@
-"""Reads and writes recipes: YAML files, ``extends:``, ``key=value`` overrides, differences and fingerprints."""
+"""Reads and writes recipes: YAML files, ``extends:``, ``key=value`` overrides and differences.
+
+YAML is read as version 1.2 has it (``1e-3`` is a number, ``no`` is text), and a key that stands twice is an error.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+import yaml
+from pydantic import ValidationError
 
-from mopd.distill.recipe import Recipe
+from mopd.distill.errors import UserError
 from mopd.distill.recipe.messages import guess, sentences, takes_chosen_names
-from mopd.distill.recipe.recipe_yaml import parse_yaml, write_yaml
-from mopd.distill.types import UserError
+from mopd.distill.recipe.schema import Recipe
 
 Tree = dict[str, Any]
 """A recipe as it is written: nested mappings, not validated yet."""
@@ -83,12 +86,6 @@ def diff_recipes(old: Recipe, new: Recipe) -> list[str]:
     return lines
 
 
-def recipe_fingerprint(part: BaseModel) -> str:
-    """16 hexadecimal digits that change with any leaf of a recipe, or of a part of one, and with nothing else."""
-    text = json.dumps(part.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def shipped_recipes(shipped: Path) -> list[str]:
     """Names of the recipes in a folder."""
     return sorted(path.stem for path in shipped.glob("*.yaml"))
@@ -114,8 +111,8 @@ def _find(name_or_path: str, shipped: Path, wanted_by: Path | None) -> Path:
 def _resolve(path: Path, shipped: Path, chain: tuple[Path, ...]) -> Tree:
     """A file's tree laid over the trees of what it extends."""
     if path.resolve() in chain:
-        names = " extends ".join(str(one) for one in (*chain, path.resolve()))
-        raise UserError(f"{path} extends itself: {names}; take one `extends` away")
+        names = " extends ".join(str(file) for file in (*chain, path.resolve()))
+        raise UserError(f"{path} extends itself: {names}; remove one `extends`")
     tree = _read(path)
     parent = tree.pop("extends", None)
     if parent is None:
@@ -151,7 +148,7 @@ def _parse_override(override: str, tree: Tree) -> Tree:
     if not equals or not all(keys):
         raise UserError(f"override {override!r} is not key=value; write for example run.steps=50")
     if not text.strip():
-        raise UserError(f"override {override!r} gives no value; `{key}=null` takes an inherited key away")
+        raise UserError(f"override {override!r} gives no value; `{key}=null` removes an inherited key")
     here: Any = tree
     for depth, name in enumerate(keys[:-1]):  # not per token
         known = here if isinstance(here, Mapping) else {}
@@ -165,7 +162,7 @@ def _parse_override(override: str, tree: Tree) -> Tree:
 
 
 def merge(parent: Tree, child: Tree) -> Tree:
-    """The child laid over the parent, key by key; ``null`` takes an inherited key away. Neither is changed."""
+    """The child laid over the parent, key by key; ``null`` removes an inherited key. Neither is changed."""
     if any(kind in child and kind in parent and child[kind] != parent[kind] for kind in KINDS):
         return dict(child)
     merged = dict(parent)
@@ -199,3 +196,65 @@ def _flat(tree: Any, path: str = "") -> dict[str, str]:
     if isinstance(tree, dict) and tree:
         return {key: value for name, node in tree.items() for key, value in _flat(node, f"{path}.{name}").items()}
     return {path.removeprefix("."): json.dumps(tree)}
+
+
+# ---- YAML 1.2's plain scalars
+
+_FLOAT = re.compile(
+    r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """The plain values that a text holds.
+
+    Raises:
+        UserError: it is not readable as YAML; ``origin``, line and column are named.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{origin}, line {mark.line + 1}, column {mark.column + 1}" if mark else origin
+        context = f" ({error.context})" if error.context else ""
+        raise UserError(f"{where}: not readable as YAML: {error.problem}{context}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise UserError(f"{origin}: not readable as YAML: {error}") from error
+
+
+def write_yaml(tree: Any) -> str:
+    """Plain values as YAML that :func:`parse_yaml` reads back to equal ones."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain scalars: ``1e-3`` is a number, ``no`` and ``2024-01-01`` are text; a key stands once."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own way to say it)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                line = seen[name] + 1
+                raise yaml.MarkedYAMLError(
+                    problem=f"key `{name}` stands twice, first on line {line}", problem_mark=key.start_mark
+                )
+            seen[name] = key.start_mark.line
+        return super().construct_mapping(node, deep)
+
+    def construct_whole_number(self, node: yaml.ScalarNode) -> int:
+        return int(self.construct_scalar(node))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either YAML 1.1 or 1.2 would read as something else than text."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:[tT]rue|TRUE|[fF]alse|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)

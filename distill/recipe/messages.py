@@ -11,7 +11,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
-from mopd.distill.recipe import ESTIMATORS, TRAPS, Recipe
+from mopd.distill.recipe.loss import ESTIMATORS, TRAPS
+from mopd.distill.recipe.schema import Recipe
 
 Location = tuple[str | int, ...]
 """A path as pydantic gives it: keys, list positions, and the tags (``<name>``) of the union members it went through."""
@@ -93,6 +94,8 @@ def _sentence(problem: Any) -> str:
         return f"`{path}` is missing{_described(location)}"
     if kind == "estimator":
         return _estimator(path, value)
+    if kind == "optimizer":
+        return f"`{path}.name` is {_shown(value['name'])}; {guess(str(value['name']), ('adamw', 'sgd'))}"
     if kind == "unknown_name":
         return f"`{path}` is {_shown(value)}; {_on_offer(value, problem['ctx']['shipped'])}"
     if kind == "refusal":

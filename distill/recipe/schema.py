@@ -1,80 +1,28 @@
 """The recipe's schema: every leaf with its default, its unit and, where there is one, its source.
 
-A recipe is frozen once it is resolved. Reading one (YAML, ``extends:``, ``key=value``) is in distill/recipe/files.py;
-what students and stages share (engine, optimizer) is in distill/recipe/base.py; domains, teachers and the loss have
-rooms of their own; and all are offered from here too.
+A recipe is frozen once it is resolved. Reading one (YAML, ``extends:``, ``key=value``) is in distill/recipe/files.py.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+import math
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
 
 from mopd.distill.recipe.base import (
-    Architecture,
     Count,
-    Engine,
     Fraction,
-    ModelSource,
     Name,
     NonNegative,
-    Optimizer,
     Positive,
     Seed,
     ShippedOrPlugin,
     Strict,
+    refusal,
 )
-from mopd.distill.recipe.loss import (
-    ESTIMATORS,
-    JSD,
-    K2,
-    TRAPS,
-    CustomLoss,
-    ForwardKL,
-    FullReverseKL,
-    Loss,
-    NegativeLogLikelihood,
-    PolicyGradient,
-    SampledToken,
-    TopKReverseKL,
-)
-from mopd.distill.recipe.recipe_domains import DomainRecipe, Source
-from mopd.distill.recipe.recipe_teachers import FaultRecipe, TeacherRecipe
-
-__all__ = [
-    "ESTIMATORS",
-    "JSD",
-    "K2",
-    "TRAPS",
-    "Architecture",
-    "CustomLoss",
-    "DomainRecipe",
-    "Engine",
-    "EvaluateRecipe",
-    "FaultRecipe",
-    "ForwardKL",
-    "FullReverseKL",
-    "Loss",
-    "NegativeLogLikelihood",
-    "NonNegative",
-    "Optimizer",
-    "PolicyGradient",
-    "Recipe",
-    "RolloutRecipe",
-    "RunRecipe",
-    "SampledToken",
-    "Source",
-    "StageRecipe",
-    "StopRecipe",
-    "Strict",
-    "StudentRecipe",
-    "TeacherRecipe",
-    "TopKReverseKL",
-    "TrackRecipe",
-    "WandbRecipe",
-]
-
+from mopd.distill.recipe.loss import FullReverseKL, Loss
+from mopd.distill.recipe.plugins import is_plugin
 
 MethodName: TypeAlias = Annotated[
     str, ShippedOrPlugin("mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge")
@@ -83,6 +31,106 @@ MethodName: TypeAlias = Annotated[
 
 EngineName: TypeAlias = Annotated[str, ShippedOrPlugin("in_process")]
 """A row of ENGINES (rollouts/engines)."""
+
+KindName: TypeAlias = Annotated[str, ShippedOrPlugin("checkpoint", "served", "custom")]
+"""A row of KINDS (teachers/kinds)."""
+
+OPTIMIZER = "which optimizer: adamw, or sgd (without momentum)"
+
+OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
+"""Resources that Ray counts by itself."""
+
+
+class Architecture(Strict):
+    """A model made from nothing: a transformers configuration and a tokenizer trained on the stage's own prompts."""
+
+    architecture: str = Field(description="transformers model type, for example mimo_v2_flash, qwen3_moe, llama")
+    config: dict[str, Any] = Field(default_factory=dict, description="keys of that model's configuration class")
+    vocabulary: int = Field(default=160, ge=40, description="size of the byte-pair vocabulary, in tokens")
+
+
+def _name_or_mapping(value: Any) -> str:
+    return "<mapping>" if isinstance(value, dict | BaseModel) else "<name>"
+
+
+ModelSource: TypeAlias = Annotated[
+    Annotated[str, Tag("<name>")] | Annotated[Architecture, Tag("<mapping>")], Discriminator(_name_or_mapping)
+]
+"""stage:NAME, a path (begins with ./ or /), a Hub id, or an architecture to initialise."""
+
+
+class _Schedule(Strict):
+    """What optimizers share: the learning rate over the optimizer steps, and the bound of a gradient."""
+
+    name: str = Field(description=OPTIMIZER)
+    lr: Positive = Field(default=5e-4, description="peak learning rate")
+    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="decay after the warm-up")
+    warmup_steps: int = Field(default=20, ge=0, description="optimizer steps of linear warm-up")
+    final_lr_fraction: float = Field(default=0.1, ge=0, le=1, description="learning rate at the end, over the peak")
+    clip: NonNegative = Field(default=1.0, description="global gradient norm above which it is scaled down; 0 is off")
+
+    @model_validator(mode="after")
+    def _an_end_only_where_it_decays(self) -> Self:
+        default = type(self).model_fields["final_lr_fraction"].default
+        if self.schedule == "constant" and self.final_lr_fraction != default:
+            raise refusal("has `final_lr_fraction`, and a constant schedule has no end; remove it")
+        return self
+
+
+class AdamW(_Schedule):
+    """torch.optim.AdamW."""
+
+    name: Literal["adamw"] = Field(default="adamw", description=OPTIMIZER)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.98), description="AdamW's decay rates"
+    )
+    eps: Positive = Field(default=1e-8, description="AdamW's epsilon")
+    weight_decay: NonNegative = Field(default=0.0, description="AdamW's decoupled weight decay")
+
+
+class PlainSGD(_Schedule):
+    """torch.optim.SGD, without momentum."""
+
+    name: Literal["sgd"] = Field(default="sgd", description=OPTIMIZER)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_of_adamw(cls, values: Any) -> Any:
+        """Older run folders write AdamW's settings at their defaults, which change nothing; others are refused."""
+        if not isinstance(values, dict):
+            return values
+        kept = dict(values)
+        for key in (AdamW.model_fields.keys() - cls.model_fields.keys()) & values.keys():
+            default, value = AdamW.model_fields[key].default, kept.pop(key)
+            if (tuple(value) if isinstance(value, list) else value) != default:
+                raise refusal(f"has `{key}`, which AdamW reads and SGD does not; remove it, or name adamw")
+        return kept
+
+
+def _optimizer_name(value: Any) -> str:
+    name = value.get("name", "adamw") if isinstance(value, dict) else getattr(value, "name", "adamw")
+    return f"<{name}>"
+
+
+Optimizer: TypeAlias = Annotated[
+    Annotated[AdamW, Tag("<adamw>")] | Annotated[PlainSGD, Tag("<sgd>")],
+    Discriminator(_optimizer_name, custom_error_type="optimizer", custom_error_message="is no optimizer on offer"),
+]
+"""A union on ``name``, so that no setting of another optimizer stands there without effect."""
+
+
+class Engine(Strict):
+    """How the trained model is spread over processes."""
+
+    ranks: Count = Field(default=1, description="processes, one per GPU or CPU core")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage")
+    expert_parallel: Count = Field(default=1, description="ranks that share one set of experts (DeepSpeed AutoEP)")
+    microbatch_tokens: Count = Field(default=4096, description="padded tokens of one forward and backward on a rank")
+    expert_bias_rate: NonNegative = Field(
+        default=1e-4, description="step of the router's correction bias; MiMo-V2-Flash report, section 7 of the notes"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
 
 
 class StudentRecipe(Strict):
@@ -93,8 +141,148 @@ class StudentRecipe(Strict):
         default=False, description="run Python code that lies in the folder of `model`; read it first"
     )
     engine: Engine = Engine()
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = AdamW()
     updates_per_step: Count = Field(default=2, description="optimizer steps per batch of rollouts")
+
+
+class Source(Strict):
+    """Prompts from a `datasets` source."""
+
+    path: str = Field(description="a Hub id, or a path (begins with ./ or /) of a .jsonl, .json or .parquet file")
+    name: str | None = Field(default=None, description="configuration of a Hub dataset")
+    split: str = Field(default="train", description="split that training prompts come from")
+    validation_split: str | None = Field(default=None, description="split for validation; none: held out by hash")
+    test_split: str | None = Field(default=None, description="split for test; none: held out by hash")
+    prompt: str = Field(default="prompt", description="column of the prompt: text, or a list of chat messages")
+    answer: str = Field(default="answer", description="column of the gold answer (of the unit tests, see `tests`)")
+    tests: str | None = Field(
+        default=None, description="column of the unit tests of verifier python_tests; none: `answer` holds them"
+    )
+    domain: str | None = Field(default=None, description="column of the domain; rows of other domains are left out")
+    verifier: Literal["exact", "number", "choice", "math", "python_tests"] = Field(
+        default="exact", description="how an answer is checked"
+    )
+
+
+TaskSource: TypeAlias = Annotated[
+    Annotated[str, Tag("<name>")] | Annotated[Source, Tag("<mapping>")], Discriminator(_name_or_mapping)
+]
+"""A shipped task's name, ``./file.py:NAME``, or a dataset."""
+
+
+class DomainRecipe(Strict):
+    """One domain: where its prompts come from, who grades it, and what it weighs."""
+
+    task: TaskSource = Field(description="name of a shipped task, ./file.py:NAME of your own, or a dataset source")
+    teacher: str | None = Field(default=None, description="the one teacher of this domain")
+    teachers: dict[Name, Positive] = Field(default_factory=dict, description="several teachers, weights that sum to 1")
+    reward: bool = Field(default=False, description="grade by the task's verifier")
+    evaluate_only: bool = Field(default=False, description="measured, not trained on, but by a stage that names it")
+    prompts: Count = Field(default=64, description="prompts per step")
+    share: Positive = Field(default=1.0, description="g_d, this domain's share of the loss, relative to the others'")
+    easy_share: float = Field(default=0.0, ge=0, le=1, description="share of training prompts in the task's easy form")
+
+    @model_validator(mode="after")
+    def _one_way_to_name_teachers(self) -> Self:
+        if self.teacher is not None and self.teachers:
+            raise refusal("has both `teacher` and `teachers`; give one of them")
+        if self.teachers and not math.isclose(sum(self.teachers.values()), 1.0, abs_tol=1e-6):
+            raise refusal(f"has teacher weights that sum to {sum(self.teachers.values()):g}; they must sum to 1")
+        if self.evaluate_only and (self.teacher or self.teachers or self.reward):
+            raise refusal("is evaluate_only, so it takes neither a teacher nor a reward")
+        return self
+
+    @property
+    def teacher_weights(self) -> dict[str, float]:
+        """Teachers by name with their weights; one-hot where a single one is named."""
+        return {self.teacher: 1.0} if self.teacher is not None else dict(self.teachers)
+
+
+class TeacherRecipe(Strict):
+    """A specialist."""
+
+    kind: KindName | None = Field(
+        default=None,
+        description="what scores: checkpoint: the weights of `model`, loaded; served: a server at `endpoint`; custom: "
+        "the class at `scorer`; ./file.py:NAME: a row of your own; null: told from which of these keys there are",
+    )
+
+    model: str = Field(
+        description="stage:NAME, a path (begins with ./ or /), a Hub id, or self: the student as it starts, frozen"
+    )
+    adapter: str | None = Field(
+        default=None, description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /)"
+    )
+    scorer: str | None = Field(
+        default=None, description="./file.py:NAME of a class of yours that scores, in the tokens of `model`"
+    )
+    endpoint: str | None = Field(
+        default=None,
+        description="URL up to /v1 of a server that holds the weights of `model` and gives prompt log-probabilities",
+    )
+    served_model: str | None = Field(default=None, description="name of `model` at the endpoint; None: as `model`")
+    api_key_env: str | None = Field(
+        default=None, description="environment variable with the endpoint's key; None: it asks for none"
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that lies in the folder of `model`; read it first"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
+    replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where it scores; auto: as the run's")
+    gpus: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="part of a GPU that each process takes of its node; 0.25: four share one"
+    )
+    resources: dict[str, Positive] = Field(
+        default_factory=dict, description="of Ray, by name, that each process takes of its node: where it is placed"
+    )
+
+    settings: dict[Name, float | str | int | bool] = Field(
+        default_factory=dict, description="what a `kind` of your own reads, by name"
+    )
+
+    @property
+    def kind_name(self) -> str:
+        """The kind: as given, else told from the keys of the stanza."""
+        if self.kind is not None:
+            return self.kind
+        return "served" if self.endpoint is not None else "custom" if self.scorer is not None else "checkpoint"
+
+    @model_validator(mode="after")
+    def _kind_and_keys_agree(self) -> Self:
+        if self.settings and not is_plugin(self.kind_name):
+            raise refusal(f"has `settings`, which only a `kind` of your own reads; its kind is {self.kind_name}")
+        needed = {"served": "endpoint", "custom": "scorer"}.get(self.kind_name)
+        if needed is not None and getattr(self, needed) is None:
+            raise refusal(f"is of kind {self.kind_name}, which needs `{needed}`")
+        if self.kind == "checkpoint":
+            for other in ("endpoint", "scorer"):
+                if getattr(self, other) is not None:
+                    raise refusal(f"is of kind checkpoint, which loads `model` itself; remove `{other}`, or `kind`")
+        return self
+
+    @field_validator("resources")
+    @classmethod
+    def _resources(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, amount in value.items():
+            if name in OF_RAY:
+                raise refusal(f"names {name}, which Ray counts by itself; take `gpus`, or a name that nodes were given")
+            if amount > 1 and amount != int(amount):
+                raise refusal(f"asks for {amount:g} of {name}; above 1 Ray takes whole numbers")
+        return value
+
+
+class FaultRecipe(Strict):
+    """A teacher that dies, hangs or fails is restarted from its checkpoint and asked again; then the run ends.
+
+    What would be the same again (NaN, another length, another vocabulary) ends it at once. Either way the finished
+    steps are saved.
+    """
+
+    retries: int = Field(default=3, ge=0, description="times that a lost microbatch is asked again; 0: never")
+    backoff_seconds: NonNegative = Field(default=1.0, description="pause before a restart; doubles with each in a row")
+    microbatch_seconds: Positive = Field(default=600.0, description="a teacher that scores one for longer is hung")
+    start_seconds: Positive = Field(default=1800.0, description="a teacher that loads its weights for longer is hung")
 
 
 class RolloutRecipe(Strict):
@@ -222,7 +410,7 @@ class StageRecipe(Strict):
     save_every: Count = Field(default=100, description="steps between checkpoints")
     updates_per_step: Count = Field(default=1, description="optimizer steps per batch")
     engine: Engine = Engine()
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = AdamW()
 
 
 class Recipe(Strict):

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from mopd.distill.recipe import Recipe
+from mopd.distill.errors import UserError
 from mopd.distill.recipe.base import Count, Name, Seed, Strict, refusal
 from mopd.distill.recipe.files import (
     STUDY_KEYS,
@@ -23,7 +23,7 @@ from mopd.distill.recipe.files import (
     validate,
 )
 from mopd.distill.recipe.messages import guess, sentences
-from mopd.distill.types import UserError
+from mopd.distill.recipe.schema import Recipe
 
 NOT_A_METHODS = {
     "name": "a method is called what its key says",
@@ -87,7 +87,7 @@ def load(name_or_path: str, overrides: Sequence[str] = (), *, shipped: Path) -> 
     if not is_study(tree):
         return load_recipe(name_or_path, overrides, shipped=shipped)
     own, of_method, shared = _sorted_overrides(overrides)
-    tree = merge(tree, parse_overrides([one for one in shared if _keys(one) == ["name"]], tree))
+    tree = merge(tree, parse_overrides([override for override in shared if _keys(override) == ["name"]], tree))
     settings = _settings(tree, own, origin)
     unknown = [name for name in of_method if name not in settings.methods]
     if unknown:
@@ -100,15 +100,15 @@ def load(name_or_path: str, overrides: Sequence[str] = (), *, shipped: Path) -> 
     for method, changes in settings.methods.items():
         try:
             _refuse_keys(method, changes, origin)
-            mine = merge(around, changes)
-            mine = merge(mine, parse_overrides(shared, mine))
-            mine = merge(mine, parse_overrides(of_method.get(method, ()), mine))
-            recipes[method] = validate(_named(mine, method, settings.seeds[0]), origin)
+            whole = merge(around, changes)
+            whole = merge(whole, parse_overrides(shared, whole))
+            whole = merge(whole, parse_overrides(of_method.get(method, ()), whole))
+            recipes[method] = validate(_named(whole, method, settings.seeds[0]), origin)
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(method)
     if problems:
-        raise UserError(*_told(problems, len(settings.methods)))
+        raise UserError(*_with_their_methods(problems, len(settings.methods)))
     children = [
         Child(method, seed, recipe.model_copy(update={"seed": seed}))
         for seed in settings.seeds
@@ -160,7 +160,7 @@ def _named(tree: Tree, method: str, seed: int) -> Tree:
     return {**tree, **name, "seed": seed}
 
 
-def _told(problems: Mapping[str, Sequence[str]], methods: int) -> Iterator[str]:
-    """Problems of every method are the shared recipe's; others are told with the methods that have them."""
+def _with_their_methods(problems: Mapping[str, Sequence[str]], methods: int) -> Iterator[str]:
+    """Problems of every method are the shared recipe's; others are said with the methods that have them."""
     for problem, of in problems.items():
         yield problem if len(of) == methods > 1 else f"{', '.join(f'`methods.{name}`' for name in of)} in {problem}"

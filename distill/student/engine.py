@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from mopd.distill.models.load import load_whole
-from mopd.distill.recipe import Engine, Optimizer
+from mopd.distill.recipe import Engine, Optimizer, PlainSGD
 from mopd.distill.student import moe
 from mopd.distill.types import UserError
 
@@ -178,7 +178,7 @@ def _optimizer(recipe: Optimizer, settings: Engine, device: str) -> Callable[[It
             from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer as split
 
             groups = split({"params": groups, "name": "parameters"})
-        if recipe.name == "sgd":
+        if isinstance(recipe, PlainSGD):
             return torch.optim.SGD(groups, lr=recipe.lr)
         return torch.optim.AdamW(
             groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay

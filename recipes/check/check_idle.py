@@ -16,12 +16,6 @@ def check_idle(resolved: Resolved) -> Iterator[str]:
     recipe, method = resolved.recipe, resolved.method
     yield from _samples(recipe)
     yield from _untrained(recipe)
-    optimizers = {"student": recipe.student.optimizer} | {f"stages.{n}": s.optimizer for n, s in recipe.stages.items()}
-    for where, optimizer in optimizers.items():
-        if optimizer.name == "sgd":
-            yield from _set(optimizer, f"{where}.optimizer", ("betas", "eps", "weight_decay"), "SGD has none")
-        if optimizer.schedule == "constant":
-            yield from _set(optimizer, f"{where}.optimizer", ("final_lr_fraction",), "a constant schedule has no end")
     for name, domain in recipe.domains.items():
         if domain.evaluate_only:
             yield from _set(domain, f"domains.{name}", ("prompts", "share", "easy_share"), "it is evaluate_only")

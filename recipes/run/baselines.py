@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from mopd.distill.loop import Interrupted
+from mopd.distill.errors import Interrupted
 from mopd.distill.metrics.evaluate import Split, evaluate, scores
 from mopd.distill.models.load import load_model
 from mopd.distill.recipe import DomainRecipe, Recipe, StudentRecipe

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-from mopd.distill.loop import Interrupted
+from mopd.distill.errors import Interrupted
 from mopd.distill.metrics.evaluate import Split
 from mopd.distill.metrics.results import group
 from mopd.distill.metrics.selection import select_step

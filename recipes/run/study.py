@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mopd.distill.loop import Interrupted
+from mopd.distill.errors import Interrupted
 from mopd.distill.recipe.study import Child, Study
 from mopd.distill.student.checkpoint import claim, write_atomic
 from mopd.distill.tracking.console import Progress

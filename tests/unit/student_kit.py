@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mopd.distill.recipe import Engine, FullReverseKL, Optimizer
+from mopd.distill.recipe import AdamW, Engine, FullReverseKL, PlainSGD
 from mopd.distill.student import engine
 from mopd.distill.student.driver import DeepSpeedStudent, Ranks
 from mopd.distill.student.rank import StudentRank, StudentSpec
 from mopd.distill.types import Full, Prompt, Rollout, ScoredRollout, TeacherScore
 
-SGD = Optimizer(name="sgd", lr=0.5, warmup_steps=2, clip=0.05)
-ADAMW = Optimizer(name="adamw", lr=1e-2, warmup_steps=2, clip=0.05)
-STEP = Optimizer(name="sgd", lr=0.5, warmup_steps=0, clip=0.0, schedule="constant")
+SGD = PlainSGD(lr=0.5, warmup_steps=2, clip=0.05)
+ADAMW = AdamW(lr=1e-2, warmup_steps=2, clip=0.05)
+STEP = PlainSGD(lr=0.5, warmup_steps=0, clip=0.0, schedule="constant")
 TEMPERATURE = 0.7
 SHARES = {"code": 1.0, "math": 2.0, "reasoning": 1.0}
 VOCABULARY = 64
@@ -125,7 +125,7 @@ def make_spec(model: str, run_dir: Path, **changes: Any) -> StudentSpec:
     settings: dict[str, Any] = {
         "model": model,
         "engine": Engine(ranks=1, microbatch_tokens=96, expert_bias_rate=1e-3),
-        "optimizer": Optimizer(lr=1e-2, warmup_steps=2, schedule="cosine"),
+        "optimizer": AdamW(lr=1e-2, warmup_steps=2, schedule="cosine"),
         "loss": FullReverseKL(estimator="full_reverse_kl"),
         "temperature": 1.0,
         "domains": DOMAINS,

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from house_kit import PACKAGES, REPOSITORY, Source, arguments_of, read, read_all
 
+from mopd.distill import recipe as recipe_module
 from mopd.distill.recipe import Strict
-from mopd.distill.recipe import schema as recipe_module
 
 MAX_FUNCTION_LINES = 60
 

@@ -3,7 +3,8 @@
 import pytest
 from loop_kit import Actor, Counter, prompts
 
-from mopd.distill.loop import Interrupted, StepClock, train
+from mopd.distill.errors import Interrupted
+from mopd.distill.loop import StepClock, train
 from mopd.distill.types import GradingFailed, NonFinite, RunError, ScoredRollout
 
 

@@ -11,7 +11,7 @@ from check_kit import save_model, tokenizer_of
 from cli_kit import broken, mopd, refused
 from typer.testing import CliRunner
 
-from mopd.distill.loop import Interrupted
+from mopd.distill.errors import Interrupted
 from mopd.distill.recipe.files import dump_recipe, load_recipe
 from mopd.distill.types import NonFinite, RunError, UserError
 from mopd.recipes import SHIPPED

@@ -12,7 +12,7 @@ import torch
 from student_kit import DENSE, DOMAINS, FAMILIES, VOCABULARY, ProcessRanks, engine_of, make_model, make_spec, student
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mopd.distill.recipe import Optimizer
+from mopd.distill.recipe import AdamW
 from mopd.distill.student.engine import check_engine
 from mopd.distill.types import Prompt, Rollout, ScoredRollout, TeacherScore, UserError, align_logits
 from mopd.rollouts.engines.in_process import Decoding
@@ -88,7 +88,7 @@ def test_a_family_is_taught(
 ) -> None:
     spread = role == ROLES[2]
     engine = engine_of(2, expert_parallel=2) if spread else engine_of(1)
-    optimizer = Optimizer(lr=1e-2, warmup_steps=0, schedule="constant")
+    optimizer = AdamW(lr=1e-2, warmup_steps=0, schedule="constant")
     if cells()[family, role] == "refused":
         with pytest.raises(UserError, match=f"{family} has no experts; set it to 1"):
             check_engine(AutoConfig.from_pretrained(make_model(models, family)), engine, optimizer, device="cpu")

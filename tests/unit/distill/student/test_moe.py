@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from mopd.distill.recipe import Engine, Optimizer
+from mopd.distill.recipe import AdamW, Engine
 from mopd.distill.student.engine import check_engine
 from mopd.distill.student.moe import check_expert_parallel, experts_of
 from mopd.distill.types import UserError
@@ -48,5 +48,5 @@ def test_what_can_be_spread_passes(ranks: int, expert_parallel: int) -> None:
 def test_wrong_combinations_are_refused_together() -> None:
     settings = Engine(ranks=2, expert_parallel=2, zero_stage=0, dtype="bfloat16")
     with pytest.raises(UserError) as caught:
-        check_engine(config("mimo_v2_flash", n_routed_experts=3), settings, Optimizer(), device="cpu")
+        check_engine(config("mimo_v2_flash", n_routed_experts=3), settings, AdamW(), device="cpu")
     assert len(caught.value.problems) == 3

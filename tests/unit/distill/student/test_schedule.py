@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mopd.distill.recipe import Optimizer
+from mopd.distill.recipe import AdamW
 from mopd.distill.student.schedule import learning_rate
 
 TABLES = {
@@ -17,15 +17,17 @@ TABLES = {
 
 @pytest.mark.parametrize("schedule", TABLES)
 def test_curve(schedule: str) -> None:
-    optimizer = Optimizer.model_validate({"lr": 1.0, "schedule": schedule, "warmup_steps": 2, "final_lr_fraction": 0.2})
+    settings = {"lr": 1.0, "schedule": schedule, "warmup_steps": 2}
+    end = {} if schedule == "constant" else {"final_lr_fraction": 0.2}
+    optimizer = AdamW.model_validate(settings | end)
     assert [learning_rate(optimizer, k, 7) for k in range(7)] == pytest.approx(TABLES[schedule], abs=1e-6)
 
 
 def test_no_warm_up_begins_at_the_peak() -> None:
-    assert learning_rate(Optimizer(lr=3.0, warmup_steps=0), 0, 10) == 3.0
+    assert learning_rate(AdamW(lr=3.0, warmup_steps=0), 0, 10) == 3.0
 
 
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_a_run_shorter_than_its_warm_up_has_finite_rates(total: int) -> None:
-    optimizer = Optimizer(lr=1.0, warmup_steps=2)
+    optimizer = AdamW(lr=1.0, warmup_steps=2)
     assert all(0 < learning_rate(optimizer, k, total) <= 1 for k in range(total))

@@ -13,12 +13,12 @@ from student_kit import _COMMON, DOMAINS, FAMILIES, ProcessRanks, engine_of, fur
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mopd.distill.models.heads import HeadSource
-from mopd.distill.recipe import FullReverseKL, Optimizer
+from mopd.distill.recipe import FullReverseKL, PlainSGD
 from mopd.distill.types import Full, Hidden, Payload, PayloadName, RunError, ScoredRollout, TeacherScore
 from mopd.teachers.kinds.checkpoint import TeacherModel
 
 TEMPERATURE = 0.7
-STEP = Optimizer(name="sgd", lr=0.5, warmup_steps=0, clip=0.0, schedule="constant")
+STEP = PlainSGD(lr=0.5, warmup_steps=0, clip=0.0, schedule="constant")
 HIDDEN = FullReverseKL(payload="hidden")
 ROUTES = {"code": {"a": 1.0}, "math": {"a": 0.25, "b": 0.75}, "reasoning": {"b": 1.0}}
 

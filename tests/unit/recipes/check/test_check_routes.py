@@ -188,12 +188,6 @@ def test_samples_that_say_nothing_are_refused(changes: dict[str, Any], told: str
 @pytest.mark.parametrize(
     ("changes", "leaf"),
     [
-        ({"student": {"model": "stage:base", "optimizer": {"name": "sgd", "eps": 1e-6}}}, "student.optimizer.eps"),
-        ({"student": {"model": "stage:base", "optimizer": {"name": "sgd", "weight_decay": 0.1}}}, "weight_decay"),
-        (
-            {"student": {"model": "stage:base", "optimizer": {"schedule": "constant", "final_lr_fraction": 0.5}}},
-            "student.optimizer.final_lr_fraction",
-        ),
         (
             {"domains": {"math": MATH, "more": {"task": "ordering", "evaluate_only": True, "prompts": 3}}},
             "domains.more.prompts",
