@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mopd.distill.loss.topk import Support
-from mopd.distill.payloads import finite_rows
+from mopd.distill.payloads import Support, finite_rows
 from mopd.distill.types import (
     PAYLOADS,
     Float32,
@@ -44,7 +43,7 @@ class Expected:
     support: Support | None = None
 
     def width(self, rollout: Rollout) -> int:
-        """K of a rollout's ``topk``: the tokens that :func:`distill.loss.topk.top_k` gives.
+        """K of a rollout's ``topk``: the tokens that :func:`distill.payloads.top_k` gives.
 
         Raises:
             ValueError: the support needs the student's likeliest tokens, and the sampler recorded none.

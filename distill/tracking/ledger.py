@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mopd.distill.student.checkpoint import write_atomic
+from mopd.distill.storage import write_atomic
 
 ROLES: dict[str, str] = {
     "publish": "handing the student's weights to the sampler",

@@ -8,8 +8,8 @@ import httpx
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from mopd.distill.endpoint import Endpoint, EndpointLost, EndpointRefused
-from mopd.distill.loss.registry import loss_spec
-from mopd.distill.recipe import Recipe, TeacherRecipe, TopKReverseKL
+from mopd.distill.loss.registry import bind
+from mopd.distill.recipe import Recipe, TeacherRecipe
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
@@ -96,16 +96,17 @@ def _is_url(endpoint: str) -> bool:
 
 def _asked(recipe: Recipe, where: str) -> Iterator[str]:
     """What the loss and the rollouts ask."""
-    payload, loss, told = loss_spec(recipe.loss).payload, recipe.loss, "gives the log-probabilities of its prompts"
-    if payload not in ("sampled", "topk"):
+    loss, told = bind(recipe.loss), "gives the log-probabilities of its prompts"
+    if loss.payload not in ("sampled", "topk"):
+        lacks = "hidden states" if loss.payload == "hidden" else "distributions"
         yield (
-            f"{where}.endpoint`: a server {told} and no {'hidden states' if payload == 'hidden' else 'distributions'}, "
+            f"{where}.endpoint`: a server {told} and no {lacks}, "
             f"which `loss.estimator` {loss.estimator} compares; take policy_gradient, k2 or topk_reverse_kl"
         )
-    if isinstance(loss, TopKReverseKL) and loss.support != "teacher":
+    if loss.support is not None and loss.support.given:
         yield (
-            f"{where}.endpoint`: a server {told} and of its own likeliest tokens, and `loss.support` {loss.support} "
-            f"asks for the student's; take `support: teacher`"
+            f"{where}.endpoint`: a server {told} and of its own likeliest tokens, and `loss.support` "
+            f"{loss.support.whose} asks for the student's; take `support: teacher`"
         )
     if recipe.rollout.temperature != 1.0:
         yield (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mopd.distill.recipe import CustomLoss
 from mopd.distill.tracking.sinks import sink_problems
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import read_model_infos
@@ -37,7 +36,7 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
         UserError: with every problem that was found.
     """
     recipe = resolved.recipe
-    if isinstance(recipe.loss, CustomLoss) and (broken := list(check_own_loss(recipe.loss))):
+    if broken := list(check_own_loss(recipe.loss)):
         raise UserError(*broken)  # all else asks the loss what it needs
     problems = check_routes(resolved, tasks=TASKS)
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))

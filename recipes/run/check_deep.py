@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.loss.registry import loss_spec
+from mopd.distill.loss.registry import bind
 from mopd.distill.metrics.evaluate import evaluate
 from mopd.distill.models.adapters import active
 from mopd.distill.recipe import Architecture
@@ -203,7 +203,7 @@ class DeepCheck:
             seconds, code = recipe.faults.microbatch_seconds, teacher.model.trusted
             model = served_source(name, teacher.settings, folder, seconds, trust_remote_code=code).open(conditions, [])
             correct = self._exam(served_sampler(recipe, name, student.tokenizer), student.tokenizer)
-        expected = Expected(asked_in_trial(loss_spec(recipe.loss).payload), model.vocabulary, support)
+        expected = Expected(asked_in_trial(bind(recipe.loss).payload), model.vocabulary, support)
 
         def ask(token_ids: Sequence[Int32], given: Sequence[Int32] | None) -> list[list[Payload]]:
             return [model.score(token_ids, expected.payload, None, given) for _ in range(2)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.loop import train
-from mopd.distill.loss.registry import located, loss_spec
+from mopd.distill.loss.registry import located
 from mopd.distill.recipe import Recipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.rank import StudentSpec
@@ -175,9 +175,7 @@ class Training:
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
             trust_remote_code=recipe.student.trust_remote_code,
-            heads=head_sources(self.resolved.teachers, self.teachers)
-            if loss_spec(recipe.loss).payload == "hidden"
-            else (),
+            heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
 
     def _teachers(self, context: RunContext) -> TeacherPool | None:
@@ -198,7 +196,7 @@ class Training:
             )
             for name, teacher in asked.items()
         }
-        payload = loss_spec(recipe.loss).payload
+        payload = self.resolved.loss.payload
         assert payload is not None, "a method without teachers has none to ask"
         return TeacherPool(
             specs,

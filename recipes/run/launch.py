@@ -10,7 +10,7 @@ from pathlib import Path
 from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import Architecture, DomainRecipe, Recipe
-from mopd.distill.student.checkpoint import claim, write_atomic
+from mopd.distill.storage import claim, write_atomic
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.ledger import ledger_from_rows, read_ledger
 from mopd.distill.tracking.tracker import Tracker, read_jsonl

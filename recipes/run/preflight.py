@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mopd.distill.metrics.evaluate import Evaluation
 from mopd.distill.recipe import Recipe
-from mopd.distill.student.checkpoint import write_atomic
+from mopd.distill.storage import write_atomic
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.types import Float32, GradingFailed, NonFinite, Prompt, Rollout, RunError, Sampler
 from mopd.recipes.resolve.sources import SELF

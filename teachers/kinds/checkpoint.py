@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mopd.distill.loss.topk import Support, top_k
 from mopd.distill.models.adapters import active, with_adapters
 from mopd.distill.models.heads import fingerprint, in_place_of_head, plain_head
 from mopd.distill.models.load import load_model
-from mopd.distill.payloads import to_numpy
+from mopd.distill.payloads import Support, to_numpy, top_k
 from mopd.distill.types import Full, Hidden, Int32, Payload, PayloadName, Sampled, TopK, align_logits
 from mopd.teachers.scorer import Conditions
 

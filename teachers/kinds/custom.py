@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mopd.distill.loss.topk import Support, top_k
+from mopd.distill.payloads import Support, top_k
 from mopd.distill.recipe.plugins import load_plugin, located_plugin, plugin_digest, plugin_file
 from mopd.distill.types import Full, GradingFailed, Int32, Payload, PayloadName, Sampled, TopK
 from mopd.teachers.scorer import Conditions, Scorer

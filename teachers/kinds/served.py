@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mopd.distill.endpoint import Endpoint, EndpointRefused
-from mopd.distill.loss.topk import Support
+from mopd.distill.payloads import Support
 from mopd.distill.types import GradingFailed, Int32, Payload, PayloadName, Sampled, TopK
 from mopd.teachers.scorer import Conditions
 

@@ -14,7 +14,7 @@ import torch
 from check_kit import check, problems, recipe, save_model, tokenizer_of
 from student_kit import VOCABULARY, make_rollout
 
-from mopd.distill.loss.topk import Support, top_k
+from mopd.distill.payloads import Support, top_k
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Float32, Full, GradingFailed, Rollout, TopK
 from mopd.recipes.resolve.resolved import resolve

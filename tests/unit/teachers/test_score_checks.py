@@ -14,7 +14,7 @@ import pytest
 import ray
 from student_kit import make_rollout
 
-from mopd.distill.loss.topk import Support
+from mopd.distill.payloads import Support
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import (
     Full,

@@ -18,8 +18,8 @@ from served_kit import KEY, Server, serving
 from student_kit import make_rollout
 
 from mopd.distill.endpoint import Endpoint, EndpointLost, EndpointRefused
-from mopd.distill.loss.topk import Support
 from mopd.distill.models.load import load_model
+from mopd.distill.payloads import Support
 from mopd.distill.recipe import FaultRecipe, Recipe
 from mopd.distill.types import Full, GradingFailed, Payload, Prompt, Sampled, TopK, UserError
 from mopd.recipes.resolve.resolved import resolve

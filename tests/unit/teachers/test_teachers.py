@@ -13,8 +13,8 @@ import torch
 from student_kit import VOCABULARY, make_model, make_rollout
 from transformers import AutoModelForCausalLM
 
-from mopd.distill.loss.topk import Support
 from mopd.distill.models.load import load_model
+from mopd.distill.payloads import Support
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Full, GradingFailed, NonFinite, Sampled, TopK
 from mopd.teachers.actor import TeacherSpec

@@ -143,7 +143,7 @@ def test_answers_may_differ_by_less_than_a_tenth_of_the_distance_to_the_student(
 
 
 def test_every_payload_that_tells_its_tokens_log_probabilities_is_read(tmp_path: Path) -> None:
-    from mopd.distill.loss.topk import Support
+    from mopd.distill.payloads import Support
 
     model = TeacherModel(
         make_model(tmp_path, "llama"), device="cpu", dtype="float32", temperature=0.5, microbatch_tokens=64,
