@@ -20,6 +20,8 @@ from mopd.distill.types import Full, Prompt, Rollout, ScoredRollout, TeacherScor
 
 SGD = PlainSGD(lr=0.5, warmup_steps=2, clip=0.05)
 ADAMW = AdamW(lr=1e-2, warmup_steps=2, clip=0.05)
+STEP = PlainSGD(lr=0.5, warmup_steps=0, clip=0.0, schedule="constant")
+TEMPERATURE = 0.7
 SHARES = {"code": 1.0, "math": 2.0, "reasoning": 1.0}
 VOCABULARY = 64
 DOMAINS = ("code", "math", "reasoning")
