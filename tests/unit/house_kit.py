@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -16,8 +16,8 @@ class Source:
     """A file of the four packages: its path from the top, its text, and what Python reads in it."""
 
     path: str
-    text: str
-    tree: ast.Module
+    text: str = field(repr=False)
+    tree: ast.Module = field(repr=False)
 
     @property
     def module(self) -> str:
@@ -77,15 +77,27 @@ def _names_type(annotation: ast.expr | None, type_name: str) -> bool:
     return False
 
 
-def attribute_uses(source: Source, names: Iterable[str]) -> list[str]:
-    """Where one of some attributes is read: ``self._recipe``, ``job.recipe``."""
-    wanted = set(names)
-    return [
-        source.at(node, ast.unparse(node))
-        for node in ast.walk(source.tree)
-        if isinstance(node, ast.Attribute) and node.attr in wanted and isinstance(node.ctx, ast.Load)
-    ]
+def askers(source: Source) -> list[str]:
+    """Functions that read a recipe which is no parameter of theirs: ``self._recipe``, ``job.recipe``.
 
+    Example:
+        askers(read("a.py", "def f(job: Job) -> None:\n    job.recipe.seed"))  # ["a.py:1 f: job.recipe"]
+    """
+    by_function = []
+    for function in source.functions():
+        if any(_names_type(argument.annotation, name) for argument in arguments_of(function) for name in CARRIERS):
+            continue
+        reads = {
+            ast.unparse(node)
+            for node in ast.walk(function)
+            if isinstance(node, ast.Attribute) and node.attr in ("recipe", "_recipe") and isinstance(node.ctx, ast.Load)
+        }
+        by_function += [source.at(function, f"{function.name}: {', '.join(sorted(reads))}")] if reads else []
+    return by_function
+
+
+CARRIERS = ("Recipe", "Resolved")
+"""Types that hold everything that a recipe says."""
 
 VAGUE = frozenset({"told", "said", "mine", "theirs", "found", "one"})
 """Names that say nothing of the value that they hold."""
