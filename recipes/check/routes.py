@@ -121,7 +121,8 @@ def _method(resolved: Resolved) -> Iterator[str]:
         if recipe.loss != type(recipe).model_fields["loss"].default:
             yield f"`loss` is set and would change nothing (a {recipe.method} trains no student); take it away"
     elif loss.custom:
-        if loss.payload not in wanted:
+        teaches = None not in wanted  # then any payload of a user's own does
+        if loss.payload not in wanted and not (teaches and loss.custom_payload):
             shown = " or ".join(sorted(map(repr, wanted & {*OWN_PAYLOADS})))
             yield (
                 f"`loss.estimator`: {loss.estimator} has payload {loss.payload!r}, and method {recipe.method!r} "
