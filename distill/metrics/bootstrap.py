@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mopd.distill.metrics import seesaw
-from mopd.distill.metrics.seesaw import Array
+from mopd.distill.metrics.seesaw import Float64
 
 RESAMPLES = 2000
 """Resamples of the bootstrap: the ends of a 95% interval are then good to about a tenth of its width."""
@@ -30,7 +30,7 @@ class Table:
             domain with several is the weighted mean of their scores; NaN where a domain has none.
     """
 
-    answers: Mapping[str, Array]
+    answers: Mapping[str, Float64]
 
     def __post_init__(self) -> None:
         for domain, answers_3Q in self.answers.items():
@@ -38,12 +38,12 @@ class Table:
                 raise ValueError(f"answers of domain {domain!r} have shape {answers_3Q.shape}; (3, questions) needed")
 
     @property
-    def means(self) -> Array:
+    def means(self) -> Float64:
         """Mean scores ``(3, D)``: base, teacher, student."""
         return np.stack([answers_3Q.mean(axis=1) for answers_3Q in self.answers.values()], axis=1)
 
     @property
-    def headroom_se(self) -> Array:
+    def headroom_se(self) -> Float64:
         """Standard error of teacher minus base on the same questions, ``(D,)``."""
         return np.array([_standard_error(a_3Q[1] - a_3Q[0]) for a_3Q in self.answers.values()])
 
@@ -52,7 +52,7 @@ class Table:
         """Which domains have a recovery, ``(D,)``."""
         return seesaw.has_headroom(self.means[0], self.means[1], self.headroom_se)
 
-    def resampled(self, resamples: int, seed: int) -> Array:
+    def resampled(self, resamples: int, seed: int) -> Float64:
         """Means of a paired bootstrap over questions, ``(S, 3, D)``: one draw of questions serves all three."""
         asked = tuple(answers_3Q.shape[1] for answers_3Q in self.answers.values())
         drawn = _drawn(asked, resamples, seed)
@@ -64,13 +64,13 @@ class Table:
 
 
 @functools.lru_cache(maxsize=2)  # a comparison asks for the same draws for every run
-def _drawn(asked: tuple[int, ...], resamples: int, seed: int) -> list[Array]:
+def _drawn(asked: tuple[int, ...], resamples: int, seed: int) -> list[Float64]:
     """How often each question is drawn in each resample: ``(S, Q)`` for each domain, as many questions as asked."""
     rng = np.random.default_rng(seed)
     return [rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float) for n in asked]
 
 
-def _standard_error(values_Q: Array) -> float:
+def _standard_error(values_Q: Float64) -> float:
     return float(values_Q.std(ddof=1) / math.sqrt(len(values_Q))) if len(values_Q) > 1 else float("inf")
 
 
@@ -86,7 +86,7 @@ AGAINST_TEACHERS = (
 """The metrics of the final table; ``points`` and ``recovery`` are one number a domain."""
 
 
-def _against_teachers(means_3D: Array, defined_D: npt.NDArray[np.bool_]) -> dict[str, Array]:
+def _against_teachers(means_3D: Float64, defined_D: npt.NDArray[np.bool_]) -> dict[str, Float64]:
     """The metrics of ``(..., 3, D)`` means of base, teacher and student; each keeps the leading axes."""
     base_D, teacher_D, student_D = means_3D[..., 0, :], means_3D[..., 1, :], means_3D[..., 2, :]
     recovery_D = seesaw.recovery(student_D, base_D, teacher_D, defined_D=defined_D)
@@ -131,7 +131,7 @@ def metrics_ci(table: Table, *, resamples: int = RESAMPLES, seed: int = 0) -> di
     return {name: ends(samples, domains) for name, samples in resampled.items()}
 
 
-def ends(samples: Array, domains: Sequence[str]) -> Any:
+def ends(samples: Float64, domains: Sequence[str]) -> Any:
     """95% percentile interval of ``(S,)`` or ``(S, D)`` resamples: ``[low, high]``, or one a domain; None undefined."""
     undefined = np.isnan(samples).all(axis=0)
     both = np.nanpercentile(np.where(undefined, 0.0, samples), [2.5, 97.5], axis=0)
@@ -151,15 +151,15 @@ class Measured:
             in every run and every row that answered the same questions: so differences between them are paired.
     """
 
-    values: Array
-    resampled: Array
+    values: Float64
+    resampled: Float64
 
     @property
-    def mean(self) -> Array:
+    def mean(self) -> Float64:
         """Over seeds; NaN where the metric is undefined in any of them."""
         return self.values.mean(axis=0)
 
-    def spread(self, seed: int = 0) -> Array:
+    def spread(self, seed: int = 0) -> Float64:
         """Resamples of :attr:`mean`, ``(S,)`` or ``(S, D)``: questions are resampled, seeds are drawn by Student's t.
 
         A few seeds can't be resampled: of three, a bootstrap's 95% would cover the truth in three of four cases only.

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mopd.distill.metrics.seesaw import Array
+from mopd.distill.metrics.seesaw import Float64
 
 TOLERANCE = 0.01
 """Parity is a point below the level: between two plateaus of one height, chance would often keep one from the other."""
@@ -42,8 +42,8 @@ class Curves:
     """
 
     seeds: Sequence[int]
-    flops: Array
-    answers: Mapping[str, Array]
+    flops: Float64
+    answers: Mapping[str, Float64]
 
     def __post_init__(self) -> None:
         shape = (len(self.seeds), *self.flops.shape[1:])  # not per token
@@ -54,17 +54,17 @@ class Curves:
                 raise ValueError(f"answers of domain {domain!r} have shape {answers_NPQ.shape}; {shape} are needed")
 
     @property
-    def scores(self) -> Array:
+    def scores(self) -> Float64:
         """Mean scores over questions, ``(N, P, D)``."""
         return np.stack([answers_NPQ.mean(axis=-1) for answers_NPQ in self.answers.values()], axis=-1)
 
 
-def worst(scores_D: Array) -> Array:
+def worst(scores_D: Float64) -> Float64:
     """The lowest score over domains, the last axis."""
     return scores_D.min(axis=-1)
 
 
-def mean(scores_D: Array) -> Array:
+def mean(scores_D: Float64) -> Float64:
     """The mean score over domains, the last axis."""
     return scores_D.mean(axis=-1)
 
@@ -73,7 +73,7 @@ MEASURES = {"worst_score": worst, "mean_score": mean}
 """What a level is a level of."""
 
 
-def compute_to_reach(flops_SP: Array, values_SP: Array, level_S: Array) -> Array:
+def compute_to_reach(flops_SP: Float64, values_SP: Float64, level_S: Float64) -> Float64:
     """FLOPs at which each curve reaches its level for good, ``(S,)``; infinite where it doesn't.
 
     Args:
@@ -93,8 +93,8 @@ def compute_to_reach(flops_SP: Array, values_SP: Array, level_S: Array) -> Array
         (of_SP[rows, before_S], of_SP[rows, first_S]) for of_SP in (values_SP, flops_SP)
     )
     rise_S = np.where(high_S > low_S, high_S - low_S, 1.0)
-    found_S = np.where(first_S > 0, start_S + (level_S - low_S) / rise_S * (end_S - start_S), end_S)
-    return np.where(stays_SP.any(axis=1), found_S, np.inf)
+    reached_S = np.where(first_S > 0, start_S + (level_S - low_S) / rise_S * (end_S - start_S), end_S)
+    return np.where(stays_SP.any(axis=1), reached_S, np.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Parity:
     flops: float
     reference_flops: float
     spent: float
-    resampled: Array
+    resampled: Float64
 
     @property
     def reached_share(self) -> float:
@@ -141,7 +141,7 @@ class Parity:
         return float(ratios[int(low)]), float(ratios[int(high)])
 
 
-def _over(flops: Array, reference: Array) -> Array:
+def _over(flops: Float64, reference: Float64) -> Float64:
     return np.where(reference > 0, flops / np.where(reference > 0, reference, 1.0), np.nan)
 
 
@@ -155,12 +155,12 @@ def parity(
     Raises:
         ValueError: they didn't.
     """
-    asked, wanted = ({d: a.shape[-1] for d, a in one.answers.items()} for one in (method, reference))
+    asked, wanted = ({d: a.shape[-1] for d, a in curves.answers.items()} for curves in (method, reference))
     if asked != wanted:
         raise ValueError(f"curves of {asked} and of {wanted} questions; the same are needed")
     drawn = _resampled([method, reference], resamples, seed)
-    exact = [(one.flops.mean(axis=0)[None], one.scores.mean(axis=0)[None]) for one in (method, reference)]
-    found: dict[str, Parity] = {}
+    exact = [(curves.flops.mean(axis=0)[None], curves.scores.mean(axis=0)[None]) for curves in (method, reference)]
+    parities: dict[str, Parity] = {}
     for name, measure in MEASURES.items():
         points, samples = (
             _needed([(flops, measure(scores)) for flops, scores in both], tolerance) for both in (exact, drawn)
@@ -168,41 +168,41 @@ def parity(
         level = float(measure(exact[1][1])[0, -1]) - tolerance
         flops, reference_flops = map(float, points[:, 0])
         spent = float(exact[0][0][0, -1])
-        found[name] = Parity(level, flops, reference_flops, spent, samples)
-    return found
+        parities[name] = Parity(level, flops, reference_flops, spent, samples)
+    return parities
 
 
-def _needed(both: Sequence[tuple[Array, Array]], tolerance: float) -> Array:
+def _needed(both: Sequence[tuple[Float64, Float64]], tolerance: float) -> Float64:
     """FLOPs of method and reference, ``(2, S)``, from the FLOPs and values ``(S, P)`` of each."""
     level_S = both[1][1][:, -1] - tolerance
     return np.stack([compute_to_reach(flops_SP, values_SP, level_S) for flops_SP, values_SP in both])
 
 
-def _resampled(both: Sequence[Curves], resamples: int, seed: int) -> list[tuple[Array, Array]]:
+def _resampled(both: Sequence[Curves], resamples: int, seed: int) -> list[tuple[Float64, Float64]]:
     """FLOPs ``(S, P)`` and scores ``(S, P, D)`` of each, means over resampled questions and seeds."""
     rng = np.random.default_rng(seed)
-    times: list[Array] = []
+    times: list[Float64] = []
     for answers_NPQ in both[0].answers.values():
         questions = answers_NPQ.shape[-1]
         times.append(rng.multinomial(questions, np.full(questions, 1 / questions), size=resamples) / questions)
     weights = _seed_weights(both, resamples, rng)
-    found: list[tuple[Array, Array]] = []
-    for one, weights_SN in zip(both, weights, strict=True):
+    means: list[tuple[Float64, Float64]] = []
+    for curves, weights_SN in zip(both, weights, strict=True):
         scores = [
             np.einsum("npq,sq,sn->sp", answers_NPQ, times_SQ, weights_SN, optimize=True)
-            for answers_NPQ, times_SQ in zip(one.answers.values(), times, strict=True)
+            for answers_NPQ, times_SQ in zip(curves.answers.values(), times, strict=True)
         ]
-        found.append((weights_SN @ one.flops, np.stack(scores, axis=-1)))
-    return found
+        means.append((weights_SN @ curves.flops, np.stack(scores, axis=-1)))
+    return means
 
 
 def _seed_weights(both: Sequence[Curves], resamples: int, rng: np.random.Generator) -> list[npt.NDArray[np.float64]]:
     """How much each seed counts in each resample, ``(S, N)``; where both have the same seeds, these are drawn once."""
     weights: list[npt.NDArray[np.float64]] = []
-    for one in both:
-        n = len(one.seeds)
-        if weights and sorted(one.seeds) == sorted(both[0].seeds):
-            order = [list(both[0].seeds).index(seed) for seed in one.seeds]
+    for curves in both:
+        n = len(curves.seeds)
+        if weights and sorted(curves.seeds) == sorted(both[0].seeds):
+            order = [list(both[0].seeds).index(seed) for seed in curves.seeds]
             weights.append(weights[0][:, order])
         else:
             weights.append(rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n)

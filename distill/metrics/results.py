@@ -10,6 +10,7 @@ Shape legend: D domains, C checkpoints, Q questions of a domain.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +18,8 @@ import numpy as np
 from mopd.distill.metrics import seesaw
 from mopd.distill.metrics.bootstrap import AGAINST_TEACHERS, Table, metrics, metrics_ci, plain
 from mopd.distill.metrics.evaluate import Evaluation, Split, interval
-from mopd.distill.metrics.seesaw import Array
+from mopd.distill.metrics.seesaw import Float64
+from mopd.distill.types import Interval
 
 Rows: TypeAlias = Mapping[tuple[str, int, Split], Mapping[str, Mapping[str, float]]]
 """(model, step, split) -> domain -> prompt id -> score of the answer."""
@@ -44,7 +46,7 @@ def last_steps(grouped: Rows, split: Split) -> dict[str, int]:
     return last
 
 
-def _column(grouped: Rows, evaluated: tuple[str, int, Split], domain: str, questions: Sequence[str]) -> Array:
+def _column(grouped: Rows, evaluated: tuple[str, int, Split], domain: str, questions: Sequence[str]) -> Float64:
     """One model's scores on ``questions``, ``(Q,)``; NaN where it was not evaluated at all."""
     if evaluated not in grouped:
         return np.full(len(questions), np.nan)
@@ -73,7 +75,7 @@ def paired_table(
         return None
     if student_step is not None:
         last["student"] = student_step
-    answers: dict[str, Array] = {}
+    answers: dict[str, Float64] = {}
     for domain, weights in teachers.items():
         questions = list(grouped["base", last["base"], split].get(domain, {}))
         columns = {
@@ -87,55 +89,77 @@ def paired_table(
     return Table(answers)
 
 
-def curve(grouped: Rows, domains: Sequence[str]) -> list[dict[str, Any]]:
-    """The student's scores on validation at each evaluated step: ``[{"step": 0, "scores": {"math": 0.86}}, ...]``."""
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """The student's mean score on every domain's validation questions after ``step`` finished steps."""
+
+    step: int
+    scores: Mapping[str, float]
+
+
+def curve(grouped: Rows, domains: Sequence[str]) -> list[CurvePoint]:
+    """The student's scores on validation at each evaluated step."""
     steps = sorted(step for model, step, split in grouped if model == "student" and split == "validation")
-    points: list[dict[str, Any]] = []
+    points: list[CurvePoint] = []
     for step in steps:
         answers = grouped["student", step, "validation"]
-        points.append({"step": step, "scores": {d: float(np.mean(list(answers[d].values()))) for d in domains}})
+        points.append(CurvePoint(step, {d: float(np.mean(list(answers[d].values()))) for d in domains}))
     return points
 
 
-OVER_TIME = ("forgetting", "seesaw_share", "seesaw_noise", "seesaw_correlation", "seesaw_correlation_p")
-"""The metrics of the curve; ``forgetting`` is one number a domain, ``seesaw_noise`` the share that noise gives."""
+@dataclass(frozen=True, slots=True)
+class OverTime:
+    """The metrics of the student's curve; None where there are too few evaluations.
+
+    Attributes:
+        forgetting: domain -> its best score on the way less its last.
+        seesaw_share: the part of the movement that one domain took from another.
+        seesaw_noise: the share that noise alone gives.
+        seesaw_correlation: how far domains move against each other.
+        seesaw_correlation_p: its p-value by permutation.
+    """
+
+    forgetting: Mapping[str, float | None] | None = None
+    seesaw_share: float | None = None
+    seesaw_noise: float | None = None
+    seesaw_correlation: float | None = None
+    seesaw_correlation_p: float | None = None
 
 
-def over_time(grouped: Rows, domains: Sequence[str]) -> dict[str, Any]:
-    """Forgetting and the seesaw of the curve; None where there are too few checkpoints."""
+def over_time(grouped: Rows, domains: Sequence[str]) -> OverTime:
+    """Forgetting and the seesaw of the curve."""
     points = curve(grouped, domains)
     if len(points) < 2:
-        return dict.fromkeys(OVER_TIME)
-    curve_CD = np.array([[point["scores"][d] for d in domains] for point in points])
-    asked_CD = np.array([[len(grouped["student", p["step"], "validation"][d]) for d in domains] for p in points])
+        return OverTime()
+    curve_CD = np.array([[point.scores[d] for d in domains] for point in points])
+    asked_CD = np.array([[len(grouped["student", p.step, "validation"][d]) for d in domains] for p in points])
     se_CD = np.sqrt(curve_CD * (1 - curve_CD) / asked_CD)
     rho, p = seesaw.seesaw_correlation(curve_CD)
-    return {
-        "forgetting": plain(seesaw.forgetting(curve_CD), domains),
-        "seesaw_share": plain(seesaw.seesaw_share(curve_CD, se_CD), domains),
-        "seesaw_noise": seesaw.noise_share(se_CD),
-        "seesaw_correlation": plain(rho, domains),
-        "seesaw_correlation_p": plain(p, domains),
-    }
+    return OverTime(
+        forgetting=plain(seesaw.forgetting(curve_CD), domains),
+        seesaw_share=plain(seesaw.seesaw_share(curve_CD, se_CD), domains),
+        seesaw_noise=seesaw.noise_share(se_CD),
+        seesaw_correlation=plain(rho, domains),
+        seesaw_correlation_p=plain(p, domains),
+    )
 
 
-def scored_models(grouped: Rows, split: Split, domains: Sequence[str]) -> dict[str, Any]:
+def scored_models(grouped: Rows, split: Split, domains: Sequence[str]) -> dict[str, dict[str, Interval]]:
     """Model -> domain -> score of its last step on ``split`` with its interval and the number of questions."""
-    models: dict[str, Any] = {}
+    models: dict[str, dict[str, Interval]] = {}
     for model, step in last_steps(grouped, split).items():
         answers = grouped[model, step, split]
-        scored = {d: interval(list(answers[d].values())) for d in domains if d in answers}
-        models[model] = {d: {"score": s.score, "low": s.low, "high": s.high, "n": s.n} for d, s in scored.items()}
+        models[model] = {d: interval(list(answers[d].values())) for d in domains if d in answers}
     return models
 
 
-def _teacher_transfer(table: Table, models: Mapping[str, Any]) -> dict[str, Any]:
+def _teacher_transfer(table: Table, models: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
     """Teacher -> domain -> its change over base as a share of that domain's headroom: who hurts whom."""
     domains = list(table.answers)
     transfer: dict[str, Any] = {}
     for model, scored in models.items():
         if model.startswith("teachers/"):
-            means_D = np.array([scored[d]["score"] for d in domains])
+            means_D = np.array([scored[d].score for d in domains])
             row_D = seesaw.transfer_matrix(means_D[None], table.means[0], table.means[1], defined_D=table.defined)[0]
             transfer[model.removeprefix("teachers/")] = plain(row_D, domains)
     return transfer
@@ -169,10 +193,10 @@ def build_seesaw(
         "tasks": {domain: {"fingerprint": fingerprints[domain]} for domain in domains},
         "teachers": {domain: dict(weights) for domain, weights in teachers.items()},
         "split": split,
-        "models": models,
-        "curve": curve(grouped, domains),
+        "models": {model: {d: asdict(score) for d, score in scored.items()} for model, scored in models.items()},
+        "curve": [asdict(point) for point in curve(grouped, domains)],
         "metrics": (metrics(table) if table else undefined)
-        | over_time(grouped, domains)
+        | asdict(over_time(grouped, domains))
         | {"teacher_transfer": _teacher_transfer(table, models) if table else None},
         "metrics_ci": metrics_ci(table) if table else undefined,
     }

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-Array: TypeAlias = npt.NDArray[np.float64]
+Float64: TypeAlias = npt.NDArray[np.float64]
 
 MIN_HEADROOM = 0.02
 """A teacher less than 2 points above the base leaves nothing to recover: the quotient would be noise."""
@@ -31,7 +31,7 @@ SEESAW_SHARE = 0.15
 """The share above which a trajectory is called a seesaw, if its correlation is significant too."""
 
 
-def has_headroom(base_D: Array, teacher_D: Array, headroom_se_D: Array | float = 0.0) -> npt.NDArray[np.bool_]:
+def has_headroom(base_D: Float64, teacher_D: Float64, headroom_se_D: Float64 | float = 0.0) -> npt.NDArray[np.bool_]:
     """Which domains have a recovery: ``H_d = s_d(T_d) - s_d(0) >= max(2 points, 3 SE)``.
 
     Args:
@@ -44,7 +44,7 @@ def has_headroom(base_D: Array, teacher_D: Array, headroom_se_D: Array | float =
     return np.asarray(teacher_D - base_D >= needed_D - 1e-12)
 
 
-def recovery(student_D: Array, base_D: Array, teacher_D: Array, *, defined_D: npt.NDArray[np.bool_]) -> Array:
+def recovery(student_D: Float64, base_D: Float64, teacher_D: Float64, *, defined_D: npt.NDArray[np.bool_]) -> Float64:
     """Recovered share of the teacher's gain, ``R_d = (s_d - s_d(0)) / H_d``; 1 is the teacher, 0 the base.
 
     Args:
@@ -64,7 +64,7 @@ def recovery(student_D: Array, base_D: Array, teacher_D: Array, *, defined_D: np
     return (student_D - base_D) / headroom_D
 
 
-def mean_recovery(recovery_D: Array) -> Array:
+def mean_recovery(recovery_D: Float64) -> Float64:
     """Mean of the defined recoveries. It hides the seesaw: never report it without the worst."""
     defined_D = ~np.isnan(recovery_D)
     count = defined_D.sum(axis=-1)
@@ -72,28 +72,28 @@ def mean_recovery(recovery_D: Array) -> Array:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def worst_recovery(recovery_D: Array) -> Array:
+def worst_recovery(recovery_D: Float64) -> Float64:
     """``W = min_d R_d`` over the defined recoveries: the number to select checkpoints by."""
     lowest = np.where(np.isnan(recovery_D), np.inf, recovery_D).min(axis=-1)
     return np.where(np.isinf(lowest), np.nan, lowest)
 
 
-def imbalance(recovery_D: Array) -> Array:
+def imbalance(recovery_D: Float64) -> Float64:
     """``B = max_d R_d - min_d R_d`` over the defined recoveries."""
     return -worst_recovery(-recovery_D) - worst_recovery(recovery_D)
 
 
-def pareto_gap(recovery_D: Array) -> Array:
+def pareto_gap(recovery_D: Float64) -> Float64:
     """Mean over domains of ``[1 - R_d]_+``: what is missing to every teacher at once, with nothing set off."""
     return mean_recovery(np.maximum(1.0 - recovery_D, 0.0))
 
 
-def max_regression(student_D: Array, base_D: Array) -> Array:
+def max_regression(student_D: Float64, base_D: Float64) -> Float64:
     """``MR = max_d [s_d(0) - s_d]_+`` as a fraction, over all domains: those without a teacher, too."""
     return np.maximum(base_D - student_D, 0.0).max(axis=-1)
 
 
-def forgetting(curve_CD: Array) -> Array:
+def forgetting(curve_CD: Float64) -> Float64:
     """``F_d = max_t s_d(t) - s_d(end)``, ``(..., C, D) -> (..., D)``. Source: Chaudhry et al., arXiv 1801.10112.
 
     Noise biases it upward: about 1.6 standard errors of one score at 11 checkpoints.
@@ -101,7 +101,7 @@ def forgetting(curve_CD: Array) -> Array:
     return curve_CD.max(axis=-2) - curve_CD[..., -1, :]
 
 
-def backward_transfer(scores_KK: Array) -> float:
+def backward_transfer(scores_KK: Float64) -> float:
     """Mean change on earlier domains after later stages: ``1/(K-1) sum_{i<K} (a_{K,i} - a_{i,i})``.
 
     Args:
@@ -120,7 +120,9 @@ def backward_transfer(scores_KK: Array) -> float:
     return float(np.delete(last_K - own_K, -1).mean())
 
 
-def transfer_matrix(models_JD: Array, base_D: Array, teacher_D: Array, *, defined_D: npt.NDArray[np.bool_]) -> Array:
+def transfer_matrix(
+    models_JD: Float64, base_D: Float64, teacher_D: Float64, *, defined_D: npt.NDArray[np.bool_]
+) -> Float64:
     """``X[j, d] = (s_d(model j) - s_d(0)) / H_d``: an off-diagonal negative is who hurts whom.
 
     Args:
@@ -132,7 +134,7 @@ def transfer_matrix(models_JD: Array, base_D: Array, teacher_D: Array, *, define
     return recovery(models_JD, base_D, teacher_D, defined_D=defined_D)
 
 
-def changes(curve_CD: Array, se_CD: Array | float, z: float = NOISE_FLOOR) -> Array:
+def changes(curve_CD: Float64, se_CD: Float64 | float, z: float = NOISE_FLOOR) -> Float64:
     """Changes between neighbouring checkpoints, ``(..., C - 1, D)``; those within the noise are 0.
 
     Args:
@@ -145,7 +147,7 @@ def changes(curve_CD: Array, se_CD: Array | float, z: float = NOISE_FLOOR) -> Ar
     return np.where(np.abs(difference_CD) < floor_CD, 0.0, difference_CD)
 
 
-def seesaw_share(curve_CD: Array, se_CD: Array | float, z: float = NOISE_FLOOR) -> Array:
+def seesaw_share(curve_CD: Float64, se_CD: Float64 | float, z: float = NOISE_FLOOR) -> Float64:
     """Share of the movement that one domain takes from another: ``S = sum_t min(G_t, L_t) / sum_t max(G_t, L_t)``.
 
     ``G_t`` and ``L_t`` are the summed gains and losses over domains between checkpoints t and t + 1, changes within
@@ -164,7 +166,7 @@ def seesaw_share(curve_CD: Array, se_CD: Array | float, z: float = NOISE_FLOOR) 
     return np.where(moved > 0, traded / np.where(moved > 0, moved, 1.0), 0.0)
 
 
-def noise_share(se_CD: Array, *, draws: int = 2000, seed: int = 0) -> float:
+def noise_share(se_CD: Float64, *, draws: int = 2000, seed: int = 0) -> float:
     """The seesaw share that noise alone gives on average: of a student that never changes, measured with these errors.
 
     Args:
@@ -174,7 +176,7 @@ def noise_share(se_CD: Array, *, draws: int = 2000, seed: int = 0) -> float:
     return float(seesaw_share(noise_NCD, se_CD).mean())
 
 
-def _opposition(change_CD: Array) -> Array:
+def _opposition(change_CD: Float64) -> Float64:
     """Mean over pairs of ``max(0, -corr_t)``; a domain that never moves correlates with nothing."""
     centred_CD = change_CD - change_CD.mean(axis=-2, keepdims=True)
     norm_D = np.sqrt((centred_CD**2).sum(axis=-2))
@@ -184,7 +186,7 @@ def _opposition(change_CD: Array) -> Array:
     return np.maximum(-correlation_DD[..., first, second], 0.0).mean(axis=-1)
 
 
-def seesaw_correlation(curve_CD: Array, *, permutations: int = 2000, seed: int = 0) -> tuple[float, float]:
+def seesaw_correlation(curve_CD: Float64, *, permutations: int = 2000, seed: int = 0) -> tuple[float, float]:
     """Do domains move against each other? ``rho = mean over pairs of max(0, -corr_t(change_i, change_j))``, and its p.
 
     The p-value is that of a permutation test: each domain's changes are shuffled over time on their own, which keeps

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from markupsafe import Markup, escape
 
+from mopd.recipes.compare.comparison import ComparedRow, Comparison
 from mopd.recipes.report.charts import Point, ticks
-from mopd.recipes.report.data import Row
+from mopd.recipes.report.records import PerDomain
 from mopd.recipes.report.wording import between, percent, points
 
 SHOWN = (-0.5, 1.5)
@@ -27,57 +27,100 @@ WIDTH, HEIGHT = 400, 350
 LEFT, RIGHT, TOP, BOTTOM = 36, 12, 26, 38
 
 
-def recovery_bars(rows: Sequence[Row], css: Mapping[str, str], domains: Sequence[str]) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class RecoveryBar:
+    """A row's recovery on a domain; positions are percentages of a scale that all bars share.
+
+    Attributes:
+        text: the recovery, or the points gained where it is undefined.
+        left, width: None where it is undefined.
+        whisker: left end and width of the interval.
+    """
+
+    name: str
+    css: str
+    interval: str
+    text: str
+    left: float | None = None
+    width: float | None = None
+    whisker: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryPanel:
+    """The bars of one domain; ``zero`` and ``one`` are where the base and the domain's teacher lie."""
+
+    domain: str
+    zero: float
+    one: float
+    bars: Sequence[RecoveryBar]
+
+
+def recovery_bars(rows: Sequence[ComparedRow], css: Mapping[str, str], domains: Sequence[str]) -> list[RecoveryPanel]:
     """A panel a domain, a bar a row with its interval; positions are percentages of one scale for all panels."""
-    found = [row["metrics"]["recovery"][d] for row in rows for d in domains]
-    ends = [end for row in rows for d in domains for end in row["metrics_ci"]["recovery"][d] or ()]
-    known = [value for value in (*found, *ends) if value is not None]
+    values = [row.metrics.recovery[d] for row in rows for d in domains]
+    ends = [end for row in rows for d in domains for end in row.metrics_ci.recovery[d] or ()]
+    known = [value for value in (*values, *ends) if value is not None]
     low, high = max(SHOWN[0], min([0.0, *known])), min(SHOWN[1], max([1.05, *known]))
 
     def at(value: float) -> float:
         return (min(high, max(low, value)) - low) / (high - low) * 100
 
-    def bar(row: Row, domain: str) -> dict[str, Any]:
-        value, interval = row["metrics"]["recovery"][domain], row["metrics_ci"]["recovery"][domain]
-        told = {"name": row["name"], "css": css[row["name"]], "interval": between(interval), "width": None}
+    def bar(row: ComparedRow, domain: str) -> RecoveryBar:
+        value, interval = row.metrics.recovery[domain], row.metrics_ci.recovery[domain]
+        colour, ends = css[row.name], between(interval)
         if value is None:
-            return told | {"text": f"{points(row['metrics']['points'][domain])} pt"}
-        whisker = None if interval is None else (at(interval[0]), at(interval[1]) - at(interval[0]))
+            return RecoveryBar(row.name, colour, ends, f"{points(row.metrics.points[domain])} pt")
+        whisker = None if interval is None else (at(interval.low), at(interval.high) - at(interval.low))
         left, right = sorted((at(0.0), at(value)))
-        return told | {"text": percent(value), "left": left, "width": right - left, "whisker": whisker}
+        return RecoveryBar(row.name, colour, ends, percent(value), left, right - left, whisker)
 
-    return [{"domain": d, "zero": at(0.0), "one": at(1.0), "bars": [bar(row, d) for row in rows]} for d in domains]
+    return [RecoveryPanel(d, at(0.0), at(1.0), [bar(row, d) for row in rows]) for d in domains]
 
 
-def heat_map(comparison: Row, rows: Sequence[Row], css: Mapping[str, str]) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class HeatCell:
+    """A model's change on a domain: as text, ``up``, ``down`` or ``none``, how strong the colour is, and whether it is
+    a teacher's own domain."""
+
+    text: str
+    css: str
+    strength: str
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HeatRow:
+    """A model of the heat map: a teacher, without a colour, or the student of a row."""
+
+    name: str
+    note: str
+    css: str
+    cells: Sequence[HeatCell]
+
+
+def heat_map(comparison: Comparison, rows: Sequence[ComparedRow], css: Mapping[str, str]) -> list[HeatRow]:
     """Teachers, then students: each one's change on every domain as a part of what the domain's teacher gains."""
-    told = [
-        {
-            "name": t["name"],
-            "note": "teacher",
-            "css": "",
-            "cells": _cells(t["transfer"], comparison["domains"], t["own"]),
-        }
-        for t in comparison["transfer"]
-    ]
+    domains = comparison.domains
+    heat = [HeatRow(t.name, "teacher", "", _cells(t.transfer, domains, t.own)) for t in comparison.transfer]
     for row in rows:
-        single = row["taught_by"][0] if len(row["taught_by"]) == 1 else None
+        single = row.taught_by[0] if len(row.taught_by) == 1 else None
         note = "student" if single is None else f"student, taught by {single} alone"
-        cells = _cells(row["metrics"]["recovery"], comparison["domains"], ())
-        told.append({"name": row["name"], "note": note, "css": css[row["name"]], "cells": cells})
-    return told
+        heat.append(HeatRow(row.name, note, css[row.name], _cells(row.metrics.recovery, domains, ())))
+    return heat
 
 
-def _cells(values: Row, domains: Sequence[str], own: Sequence[str]) -> list[dict[str, Any]]:
-    return [
-        {
-            "text": percent(values[d]),
-            "css": "none" if values[d] is None else "down" if values[d] < 0 else "up",
-            "strength": f"{min(1.0, abs(values[d] or 0.0) / STRONG_TRANSFER) * 0.6:.2f}",
-            "own": d in own,
-        }
-        for d in domains
-    ]
+def _cells(values: PerDomain, domains: Sequence[str], own: Sequence[str]) -> list[HeatCell]:
+    return [_cell(values[domain], own=domain in own) for domain in domains]
+
+
+def _cell(value: float | None, *, own: bool) -> HeatCell:
+    return HeatCell(
+        text=percent(value),
+        css="none" if value is None else "down" if value < 0 else "up",
+        strength=f"{min(1.0, abs(value or 0.0) / STRONG_TRANSFER) * 0.6:.2f}",
+        own=own,
+    )
 
 
 def frontier(marks: Sequence[Point]) -> list[Point]:
@@ -89,11 +132,11 @@ def frontier(marks: Sequence[Point]) -> list[Point]:
     return best[::-1]
 
 
-def widest(rows: Sequence[Row], domains: Sequence[str]) -> list[str]:
+def widest(rows: Sequence[ComparedRow], domains: Sequence[str]) -> list[str]:
     """The two domains whose scores differ most between rows, in the order of the recipe; all if there are fewer."""
 
     def spread(domain: str) -> float:
-        scores = [row["metrics"]["scores"][domain] for row in rows]
+        scores = [row.metrics.scores[domain] for row in rows]
         return max(scores) - min(scores)
 
     chosen = sorted(domains, key=spread, reverse=True)[:2]
@@ -121,7 +164,7 @@ class _Plane:
 
 
 def pareto_chart(
-    rows: Sequence[Row], css: Mapping[str, str], others: Mapping[str, Point], pair: Sequence[str]
+    rows: Sequence[ComparedRow], css: Mapping[str, str], others: Mapping[str, Point], pair: Sequence[str]
 ) -> Markup:
     """Scores on two domains, a mark a row, its intervals up to :data:`WIDEST`, and the frontier that no row is beyond.
 
@@ -131,7 +174,7 @@ def pareto_chart(
         pair: the domains of the horizontal and the vertical axis.
     """
     across, up = pair
-    marks = [(row["metrics"]["scores"][across], row["metrics"]["scores"][up]) for row in rows]
+    marks = [(row.metrics.scores[across], row.metrics.scores[up]) for row in rows]
     values = [value for mark in (*marks, *others.values()) for value in mark]
     # To the next whole tens of percents, a little beyond the outermost mark.
     low, high = math.floor(10 * min(values) - 0.2) / 10, math.ceil(10 * max(values) + 0.2) / 10
@@ -139,15 +182,15 @@ def pareto_chart(
     parts = [*_plane_axes(plane, across, up), _edge(plane, frontier(marks))]
     parts += [_hollow(plane, name, mark) for name, mark in others.items()]
     for row, (x, y) in zip(rows, marks, strict=True):
-        ends = [row["metrics_ci"]["scores"][domain] for domain in pair]
+        ends = [row.metrics_ci.scores[domain] for domain in pair]
         crosses = [[(end, y) for end in ends[0]], [(x, end) for end in ends[1]]]
-        told = [c for c, (a, b) in zip(crosses, ends, strict=True) if b - a <= WIDEST * (plane.high - plane.low)]
-        if told:
-            parts.append(f'<path class="line {css[row["name"]]}" d="{"".join(map(plane.path, told))}"/>')
+        drawn = [c for c, (a, b) in zip(crosses, ends, strict=True) if b - a <= WIDEST * (plane.high - plane.low)]
+        if drawn:
+            parts.append(f'<path class="line {css[row.name]}" d="{"".join(map(plane.path, drawn))}"/>')
     for number, (row, (x, y)) in enumerate(zip(rows, marks, strict=True), start=1):
-        told = escape(f"{row['name']}: {across} {percent(x, 1)}, {up} {percent(y, 1)}")
+        title = escape(f"{row.name}: {across} {percent(x, 1)}, {up} {percent(y, 1)}")
         place = f'cx="{plane.x(x):.1f}" cy="{plane.y(y):.1f}"'
-        parts.append(f'<circle class="mark {css[row["name"]]}" {place} r="8"><title>{told}</title></circle>')
+        parts.append(f'<circle class="mark {css[row.name]}" {place} r="8"><title>{title}</title></circle>')
         parts.append(_text("number", plane.x(x), plane.y(y) + 4, number, "middle"))
     label = escape(f"Scores on {across} and {up} of every row")
     body = "".join(parts)

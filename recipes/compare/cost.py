@@ -3,68 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from mopd.distill.metrics.results import curve
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.ledger import Ledger, Spent, read_ledger, total_of
 from mopd.recipes.compare.runs import Run
-from mopd.recipes.report.data import run_ledger, teacher_weights
+from mopd.recipes.report.data import run_ledger
+from mopd.recipes.report.records import RecordedRecipe
 from mopd.recipes.resolve.sources import SELF
 from mopd.recipes.resolve.stages import PREFIX
 
-Cost: TypeAlias = dict[str, float]
-"""``{"flops": ..., "seconds": ...}``."""
 
-PARTS = ("training", "teachers", "with_teachers", "base", "evaluation")
-"""What is told apart. ``with_teachers`` is the sum of the first two; base and exams are in neither."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Floating-point operations and seconds."""
+
+    flops: float
+    seconds: float
 
 
-def cost(run: Run) -> dict[str, Cost | None]:
-    """What a run spent, by :data:`PARTS`; None where it was spent elsewhere and nothing tells how much.
+@dataclass(frozen=True, slots=True)
+class RunCost:
+    """What a run spent, or a row on average; None where it was spent elsewhere and nothing tells how much.
 
-    ``training`` is the run's own loop: publishing, generation, teachers' scoring, updates; of a cascade, its links.
-    ``teachers`` are the stages that only teachers were made by, and the runs whose result a teacher is, where
-    ``ledger.json`` lies beside it; what made the student's base (``base``) is no teacher's cost. Seconds of stages that
-    ran side by side are summed.
+    Attributes:
+        training: the run's own loop: publishing, generation, teachers' scoring, updates; of a cascade, its links.
+        teachers: the stages that only teachers were made by, and the runs whose result a teacher is, where
+            ``ledger.json`` lies beside it.
+        with_teachers: the sum of the first two.
+        base: what made the student's base, which is no teacher's cost.
+        evaluation: exams, which are in none of the others.
     """
-    spent = _spent(run)
+
+    training: Cost | None
+    teachers: Cost | None
+    with_teachers: Cost | None
+    base: Cost | None
+    evaluation: Cost | None
+
+
+@dataclass(frozen=True, slots=True)
+class ComputePoint:
+    """A run's validation scores by domain after ``step`` steps, and the FLOPs that training had taken until then."""
+
+    step: int
+    flops: float
+    scores: Mapping[str, float]
+
+
+def run_cost(run: Run) -> RunCost:
+    """What a run spent. Seconds of stages that ran side by side are summed."""
+    recipe, spent = run.recipe, _spent(run)
     own = {role: s for role, s in spent.items() if not role.startswith("stage/")}
-    used = dict.fromkeys(name for weights in teacher_weights(run.recipe).values() for name in weights)
-    links = cascade_links(run.recipe)
-    base_stages = {stage for stage in _stages(run.recipe, run.recipe["student"]["model"]) if stage not in links}
-    used_teachers = [run.recipe["teachers"][name] for name in used]
-    sources = [teacher["model"] for teacher in used_teachers]
-    made = {stage: None for source in sources for stage in _stages(run.recipe, source) if stage not in base_stages}
-    training = _sum([total_of({r: s for r, s in own.items() if r != "evaluation"}), _of_stages(spent, links)])
+    used = dict.fromkeys(name for weights in recipe.teacher_weights.values() for name in weights)
+    links = cascade_links(recipe)
+    base_stages = {stage for stage in _stages(recipe, recipe.student_model) if stage not in links}
+    used_teachers = [recipe.teachers[name] for name in used]
+    sources = [teacher.model for teacher in used_teachers]
+    made = {stage: None for source in sources for stage in _stages(recipe, source) if stage not in base_stages}
+    training = _sum([_total({r: s for r, s in own.items() if r != "evaluation"}), _of_stages(spent, links)])
     # What an adapter or a user's own class cost, nothing tells.
-    elsewhere = any(teacher.get("adapter") or teacher.get("scorer") for teacher in used_teachers)
+    elsewhere = any(teacher.adapter or teacher.scorer for teacher in used_teachers)
     models = [None] if elsewhere else [_elsewhere(source) for source in dict.fromkeys(sources)]
     teachers = _sum([_of_stages(spent, made), *models])
-    return {
-        "training": training,
-        "teachers": teachers,
-        "with_teachers": _sum([training, teachers]),
-        "base": _sum([_of_stages(spent, dict.fromkeys(base_stages)), _elsewhere(run.recipe["student"]["model"])]),
-        "evaluation": total_of({"evaluation": own.get("evaluation", Spent())}),
-    }
+    return RunCost(
+        training=training,
+        teachers=teachers,
+        with_teachers=_sum([training, teachers]),
+        base=_sum([_of_stages(spent, dict.fromkeys(base_stages)), _elsewhere(recipe.student_model)]),
+        evaluation=_total({"evaluation": own.get("evaluation", Spent())}),
+    )
 
 
-def mean_cost(costs: Sequence[Mapping[str, Cost | None]]) -> dict[str, Cost | None]:
+def mean_cost(costs: Sequence[RunCost]) -> RunCost:
     """The mean over seeds of each part; None where it is unknown of any."""
-    summed = {part: _sum([one[part] for one in costs]) for part in PARTS}
-    return {
-        p: None if c is None else {unit: value / len(costs) for unit, value in c.items()} for p, c in summed.items()
-    }
+    return RunCost(
+        training=_mean([cost.training for cost in costs]),
+        teachers=_mean([cost.teachers for cost in costs]),
+        with_teachers=_mean([cost.with_teachers for cost in costs]),
+        base=_mean([cost.base for cost in costs]),
+        evaluation=_mean([cost.evaluation for cost in costs]),
+    )
 
 
-def compute_curve(run: Run, domains: Sequence[str]) -> list[dict[str, Any]]:
-    """The student's validation scores with the FLOPs of training (no exams, no stages) that each had taken.
-
-    Returns:
-        ``[{"step": 0, "flops": 0.0, "scores": {"math": 0.39, ...}}, ...]``.
-    """
+def compute_curve(run: Run, domains: Sequence[str]) -> list[ComputePoint]:
+    """The student's validation scores with the FLOPs of training (no exams, no stages) that each had taken."""
     flops = {0: 0.0} | _after_links(run)
     total = max(flops.values())
     for row in read_jsonl(run.folder / "metrics.jsonl"):
@@ -73,17 +98,16 @@ def compute_curve(run: Run, domains: Sequence[str]) -> list[dict[str, Any]]:
                 v or 0.0 for name, v in row.items() if name.startswith("flops/") and name != "flops/evaluation"
             )
             flops[row["step"]] = total
-    points = curve(run.answers, domains)
-    return [{"step": p["step"], "flops": flops.get(p["step"], total), "scores": p["scores"]} for p in points]
+    return [ComputePoint(p.step, flops.get(p.step, total), p.scores) for p in curve(run.answers, domains)]
 
 
-def cascade_links(recipe: Mapping[str, Any]) -> dict[str, None]:
+def cascade_links(recipe: RecordedRecipe) -> dict[str, None]:
     """The stages that a cascade trained its student in, first to last; none of another method's run."""
-    if recipe["method"] != "cascade":
+    if recipe.method != "cascade":
         return {}
-    chain = list(_stages(recipe, recipe["student"]["model"]))[::-1]
-    from_nothing = bool(chain) and not isinstance(recipe["stages"][chain[0]]["from"], str)
-    return dict.fromkeys(name for name in chain if not (from_nothing and name == chain[0]))
+    chain = list(_stages(recipe, recipe.student_model))[::-1]
+    from_scratch = bool(chain) and not isinstance(recipe.stages[chain[0]].start, str)
+    return dict.fromkeys(name for name in chain if not (from_scratch and name == chain[0]))
 
 
 def _after_links(run: Run) -> dict[int, float]:
@@ -92,8 +116,8 @@ def _after_links(run: Run) -> dict[int, float]:
     flops: dict[int, float] = {}
     step, total = 0, 0.0
     for name in cascade_links(run.recipe):
-        step += run.recipe["stages"][name]["steps"]
-        total += _of_stages(spent, {name: None})["flops"]
+        step += run.recipe.stages[name].steps
+        total += _of_stages(spent, {name: None}).flops
         flops[step] = total
     return flops
 
@@ -103,40 +127,47 @@ def _spent(run: Run) -> Mapping[str, Spent]:
     return (read_ledger(path) if path.is_file() else run_ledger(run.folder)).spent
 
 
-def _stages(recipe: Mapping[str, Any], source: Any) -> Iterator[str]:
+def _stages(recipe: RecordedRecipe, source: object) -> Iterator[str]:
     """The stages that a model stands on, nearest first."""
     seen: set[str] = set()
     while isinstance(source, str) and source.startswith(PREFIX) and source not in seen:
         seen.add(source)
         name = source.removeprefix(PREFIX)
         yield name
-        source = recipe["stages"][name]["from"]
+        source = recipe.stages[name].start
 
 
 def _of_stages(spent: Mapping[str, Spent], stages: Mapping[str, None]) -> Cost:
     parts = {role: role.split("/", 2) for role in spent}
-    mine = [role for role, p in parts.items() if p[0] == "stage" and p[1] in stages and p[2] != "evaluation"]
-    return total_of({role: spent[role] for role in mine})
+    roles = [role for role, p in parts.items() if p[0] == "stage" and p[1] in stages and p[2] != "evaluation"]
+    return _total({role: spent[role] for role in roles})
 
 
-def _elsewhere(source: Any) -> Cost | None:
-    """What a model cost that is no stage of the run: none from nothing or of the student itself, its own run's
+def _elsewhere(source: object) -> Cost | None:
+    """What a model cost that is no stage of the run: none from scratch or of the student itself, its own run's
     training, or unknown."""
     if not isinstance(source, str) or source == SELF or source.startswith(PREFIX):
-        return total_of({})
+        return _total({})
     beside = Path(source).parent / "ledger.json"
     ledger = read_ledger(beside) if beside.is_file() else None
     return None if ledger is None else _own_training(ledger)
 
 
 def _own_training(ledger: Ledger) -> Cost:
-    return total_of({r: s for r, s in ledger.spent.items() if not r.startswith("stage/") and r != "evaluation"})
+    return _total({r: s for r, s in ledger.spent.items() if not r.startswith("stage/") and r != "evaluation"})
+
+
+def _total(spent: Mapping[str, Spent]) -> Cost:
+    return Cost(**total_of(spent))
 
 
 def _sum(costs: Sequence[Cost | None]) -> Cost | None:
-    total: Cost = {"flops": 0.0, "seconds": 0.0}
-    for one in costs:
-        if one is None:
-            return None
-        total = {unit: total[unit] + one[unit] for unit in total}
-    return total
+    known = [cost for cost in costs if cost is not None]
+    if len(known) < len(costs):
+        return None
+    return Cost(sum((cost.flops for cost in known), 0.0), sum((cost.seconds for cost in known), 0.0))
+
+
+def _mean(costs: Sequence[Cost | None]) -> Cost | None:
+    total = _sum(costs)
+    return None if total is None else Cost(total.flops / len(costs), total.seconds / len(costs))

@@ -26,7 +26,12 @@ class Group:
     @property
     def seeds(self) -> list[int]:
         """Of its runs, in order."""
-        return [int(run.recipe["seed"]) for run in self.runs]
+        return [run.recipe.seed for run in self.runs]
+
+    @property
+    def method(self) -> str:
+        """Of all its runs."""
+        return self.runs[0].recipe.method
 
 
 def group_seeds(runs: Sequence[Run]) -> list[Group]:
@@ -39,25 +44,25 @@ def group_seeds(runs: Sequence[Run]) -> list[Group]:
         alike.setdefault(_likeness(run), []).append(run)
     groups: list[Group] = []
     for members in alike.values():
-        seeds = [run.recipe["seed"] for run in members]
+        seeds = [run.recipe.seed for run in members]
         parts = [members] if len(set(seeds)) == len(seeds) else [[run] for run in members]
         for part in parts:
             name = _common_name(part)
-            taken = [one.name for one in groups]
+            taken = [group.name for group in groups]
             groups.append(Group(name if name not in taken else f"{name} ({part[0].name})", tuple(part)))
     return groups
 
 
 def _likeness(run: Run) -> str:
     """Equal for runs of one row. A path in which the run's seed stands as a number is alike with another seed in it."""
-    mine = re.compile(rf"(?<!\d){run.recipe['seed']}(?!\d)")
+    own_seed = re.compile(rf"(?<!\d){run.recipe.seed}(?!\d)")
 
     def plain(leaf: Any) -> Any:
         if isinstance(leaf, Mapping):
             return {str(key): plain(value) for key, value in leaf.items()}
-        return mine.sub("{seed}", leaf) if isinstance(leaf, str) and is_path(leaf) else leaf
+        return own_seed.sub("{seed}", leaf) if isinstance(leaf, str) and is_path(leaf) else leaf
 
-    leaves = {key: plain(value) for key, value in run.recipe.items() if key not in NO_LIKENESS}
+    leaves = {key: plain(value) for key, value in run.recipe.tree.items() if key not in NO_LIKENESS}
     # The result of a finished run may be any of its steps.
     return json.dumps([leaves, None if run.finished else run.step("validation")], sort_keys=True, default=str)
 
@@ -66,21 +71,17 @@ def _common_name(runs: Sequence[Run]) -> str:
     """A single run's own name; of several, their names without the seed if that is one name, else their recipe's."""
     if len(runs) == 1:
         return runs[0].name
-    bare = {re.sub(rf"[-_.]?(?:seed[-_.]?)?{run.recipe['seed']}$", "", run.name) for run in runs}
-    return bare.pop() if len(bare) == 1 and "" not in bare else str(runs[0].recipe["name"])
-
-
-def rivals(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows of a comparison that a leader is chosen of: gold answers, which no other method sees, are a bound."""
-    return [row for row in rows if row["method"] != "supervised"] or list(rows)
+    bare = {re.sub(rf"[-_.]?(?:seed[-_.]?)?{run.recipe.seed}$", "", run.name) for run in runs}
+    return bare.pop() if len(bare) == 1 and "" not in bare else runs[0].recipe.name
 
 
 def differing_leaves(groups: Sequence[Group]) -> dict[str, list[str]]:
     """Leaves of the recipes that are not the same in every row, with each row's value; ``–`` where it has none."""
-    flat = [_flat({key: v for key, v in one.runs[0].recipe.items() if key not in NO_LIKENESS}) for one in groups]
+    trees = [group.runs[0].recipe.tree for group in groups]
+    flat = [_flat({key: value for key, value in tree.items() if key not in NO_LIKENESS}) for tree in trees]
     leaves = dict.fromkeys(leaf for tree in flat for leaf in tree)
     values = {leaf: [tree.get(leaf, "–") for tree in flat] for leaf in leaves}
-    return {leaf: told for leaf, told in values.items() if any(a != b for a, b in combinations(told, 2))}
+    return {leaf: of_rows for leaf, of_rows in values.items() if any(a != b for a, b in combinations(of_rows, 2))}
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, str]:

@@ -10,20 +10,22 @@ import numpy as np
 
 from mopd.distill.student.checkpoint import write_atomic
 from mopd.distill.types import UserError
-from mopd.recipes.compare.console import WHAT, spent, worst_forgetting
+from mopd.recipes.compare.comparison import ComparedMetrics, ComparedRow, Comparison
 from mopd.recipes.compare.wording import (
+    MEASURE_NAMES,
+    flops_of,
     headline,
     notes,
     ranked,
+    seconds_of,
     sentences,
     signed,
     times,
     times_interval,
     with_teachers,
+    worst_forgetting,
 )
-from mopd.recipes.report.data import Row
-from mopd.recipes.report.run import si
-from mopd.recipes.report.wording import between, listed, percent, points
+from mopd.recipes.report.wording import between, listed, percent, points, si
 
 BUDGETS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Where curves are read, in multiples of the training compute of the reference row."""
@@ -34,13 +36,13 @@ HEAD = ("", "seeds", "tried", "mean", "worst", "imbalance", "behind")
 BEGIN, END = "<!-- written by mopd compare -->", "<!-- end of what mopd compare wrote -->"
 
 
-def write_markdown(comparison: Row, path: Path) -> None:
+def write_markdown(comparison: Comparison, path: Path) -> None:
     """Write the comparison between the markers of ``path``, or a file of its own where there is none.
 
     Raises:
         UserError: the file has no markers, which would overwrite what it says, or it cannot be written.
     """
-    told = f"{BEGIN}\n\n{markdown(comparison)}\n{END}"
+    content = f"{BEGIN}\n\n{markdown(comparison)}\n{END}"
     try:
         text = path.read_text() if path.exists() else f"{BEGIN}{END}\n"
         if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
@@ -50,121 +52,130 @@ def write_markdown(comparison: Row, path: Path) -> None:
             )
         before, after = text.split(BEGIN)[0], text.split(END)[1]
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, before + told + after)
+        write_atomic(path, before + content + after)
     except OSError as error:
         raise UserError(f"--markdown {path}: cannot be written: {error.strerror}; give another file") from error
 
 
-def markdown(comparison: Row) -> str:
+def markdown(comparison: Comparison) -> str:
     """The headline, tables, the teachers' transfer, and what to know before believing a number."""
-    rows, domains = ranked(comparison), comparison["domains"]
+    rows, domains = ranked(comparison), comparison.domains
     parts = [
         f"**{headline(comparison)[1]}.** {_origin(comparison)}",
         "Recovery of the teachers’ gain, with 95% intervals over questions and seeds; behind: the worst domain’s "
-        f"less that of {_plain(comparison['leader'] or '–')}, in points, on the same questions.",
+        f"less that of {_plain(comparison.leader or '–')}, in points, on the same questions.",
         _table([*HEAD[:3], *domains, *HEAD[3:]], [_recoveries(row, domains) for row in rows]),
         *_by_seed(comparison, rows),
         "Points lost, and the cost of training without and with the making of its teachers.",
         _table(["", "regression", "forgetting", "seesaw (noise)", "FLOP", "time"], [_losses(row) for row in rows]),
     ]
     if len(rows) > 1:
-        reference, levels = comparison["parity"]["reference"], comparison["parity"]["levels"]
+        reference, levels = comparison.parity.reference, comparison.parity.levels
         parts.append(f"Compute to reach what {_plain(reference)} reached, as a multiple of what that took itself.")
-        heads = [head for name, level in levels.items() for head in (f"{WHAT[name]} {percent(level, 1)}", "+ teachers")]
-        parts.append(_table(["", *heads], [_parity(row, list(levels)) for row in rows]))
-        parts += _curves(rows, next(row for row in rows if row["name"] == reference), domains)
-    if comparison["transfer"]:
+        heads = [f"{MEASURE_NAMES[name]} {percent(level, 1)}" for name, level in levels.items()]
+        columns = [column for head in heads for column in (head, "+ teachers")]
+        parts.append(_table(["", *columns], [_parity(row, list(levels)) for row in rows]))
+        parts += _curves(rows, next(row for row in rows if row.name == reference), domains)
+    if comparison.transfer:
         parts += [
             "The teachers themselves: change on every domain, as a part of what the domain’s own teacher gains.",
             _table(
                 ["teacher", *domains],
-                [[_plain(t["name"]), *(percent(t["transfer"][d]) for d in domains)] for t in comparison["transfer"]],
+                [[_plain(t.name), *(percent(t.transfer[d]) for d in domains)] for t in comparison.transfer],
             ),
         ]
-    told = [f"- {_plain(line)}" for line in (*sentences(comparison), *notes(comparison))]
-    return "\n\n".join([*parts, "\n".join(told)]) + "\n"
+    lines = [f"- {_plain(line)}" for line in (*sentences(comparison), *notes(comparison))]
+    return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
 
 
-def _origin(comparison: Row) -> str:
+def _origin(comparison: Comparison) -> str:
     """The day, and the code that the runs were begun with."""
-    commits = dict.fromkeys((run["commit"] or "unknown")[:12] for run in comparison["runs"])
-    asked = [f"{task['questions']} of {_plain(domain)}" for domain, task in comparison["tasks"].items()]
+    commits = dict.fromkeys((run.commit or "unknown")[:12] for run in comparison.runs)
+    asked = [f"{task.questions} of {_plain(domain)}" for domain, task in comparison.tasks.items()]
     day = datetime.now(UTC).strftime("%-d %B %Y")
-    what = f"{len(comparison['runs'])} runs on {comparison['split']} questions ({listed(asked)})"
+    what = f"{len(comparison.runs)} runs on {comparison.split} questions ({listed(asked)})"
     return f"{what}, commit {listed(list(commits))}, written {day}."
 
 
-def _recoveries(row: Row, domains: Sequence[str]) -> list[str]:
-    values, ends = row["metrics"], row["metrics_ci"]
+def _recoveries(row: ComparedRow, domains: Sequence[str]) -> list[str]:
+    metrics, ends = row.metrics, row.metrics_ci
 
     def recovered(domain: str) -> str:
-        if values["recovery"][domain] is None:
-            return f"{points(values['points'][domain])} pt"
-        return _with(percent(values["recovery"][domain]), between(ends["recovery"][domain]))
+        if metrics.recovery[domain] is None:
+            return f"{points(metrics.points[domain])} pt"
+        return _with(percent(metrics.recovery[domain]), between(ends.recovery[domain]))
 
-    names = ("mean_recovery", "worst_recovery", "imbalance")
-    overall = [_with(percent(values[name]), between(ends[name])) for name in names]
-    behind = signed(row["behind"]["worst_recovery"]) if row["behind"] else "–"
-    return [_plain(row["name"]), str(row["n"]), str(row["trials"] or "–"), *map(recovered, domains), *overall, behind]
+    return [
+        _plain(row.name),
+        str(row.n),
+        str(row.trials or "–"),
+        *map(recovered, domains),
+        _with(percent(metrics.mean_recovery), between(ends.mean_recovery)),
+        _with(percent(metrics.worst_recovery), between(ends.worst_recovery)),
+        _with(percent(metrics.imbalance), between(ends.imbalance)),
+        signed(row.behind.worst_recovery) if row.behind else "–",
+    ]
 
 
-def _by_seed(comparison: Row, rows: Sequence[Row]) -> list[str]:
+def _by_seed(comparison: Comparison, rows: Sequence[ComparedRow]) -> list[str]:
     """What each seed's run recovered in its worst domain, and which that is; nothing where every row has one seed."""
-    seeds = sorted({seed for row in rows for seed in row["seeds"]})
-    if len(seeds) == 1 or all(row["n"] == 1 for row in rows):
+    seeds = sorted({seed for row in rows for seed in row.seeds})
+    if len(seeds) == 1 or all(row.n == 1 for row in rows):
         return []
-    runs = {(run["row"], run["seed"]): run["metrics"] for run in comparison["runs"]}
-    lines = [[_plain(row["name"]), *(_worst(runs.get((row["name"], seed))) for seed in seeds)] for row in rows]
-    told = "The worst domain of each seed, with its recovery: the intervals above are of these few."
-    return [told, _table(["", *(f"seed {seed}" for seed in seeds)], lines)]
+    runs = {(run.row, run.seed): run.metrics for run in comparison.runs}
+    lines = [[_plain(row.name), *(_worst(runs.get((row.name, seed))) for seed in seeds)] for row in rows]
+    title = "The worst domain of each seed, with its recovery: the intervals above are of these few."
+    return [title, _table(["", *(f"seed {seed}" for seed in seeds)], lines)]
 
 
-def _worst(metrics: Row | None) -> str:
-    known = {} if metrics is None else {d: value for d, value in metrics["recovery"].items() if value is not None}
-    return f"{_plain(worst := min(known, key=known.__getitem__))} {percent(known[worst])}" if known else "–"
+def _worst(metrics: ComparedMetrics | None) -> str:
+    known = {} if metrics is None else {d: value for d, value in metrics.recovery.items() if value is not None}
+    if not known:
+        return "–"
+    domain = min(known, key=lambda d: known[d])
+    return f"{_plain(domain)} {percent(known[domain])}"
 
 
-def _curves(rows: Sequence[Row], reference: Row, domains: Sequence[str]) -> list[str]:
+def _curves(rows: Sequence[ComparedRow], reference: ComparedRow, domains: Sequence[str]) -> list[str]:
     """Mean scores over compute, of rows that were evaluated on the way; between evaluations a curve is straight."""
-    curves = {row["name"]: row["curve"] for row in rows if len(row["curve"]) > 1 and row["curve"][-1]["flops"] > 0}
-    if reference["name"] not in curves:
+    curves = {row.name: row.curve for row in rows if len(row.curve) > 1 and row.curve[-1].flops > 0}
+    if reference.name not in curves:
         return []
-    whole, most = reference["curve"][-1]["flops"], max(curve[-1]["flops"] for curve in curves.values())
+    whole, most = reference.curve[-1].flops, max(curve[-1].flops for curve in curves.values())
     budgets = [share * whole for share in BUDGETS if share * whole <= most]
     lines: list[list[str]] = []
     for name, curve in curves.items():
-        flops, means = [p["flops"] for p in curve], [np.mean([p["scores"][d][0] for d in domains]) for p in curve]
+        flops = [point.flops for point in curve]
+        means = [np.mean([point.scores[d].mean for d in domains]) for point in curve]
         inside = [flops[0] <= budget <= flops[-1] for budget in budgets]  # a cascade is first measured after a link
-        found = np.interp(budgets, flops, means)
-        read = [f"{100 * value:.1f}" if known else "–" for value, known in zip(found, inside, strict=True)]
+        scores = np.interp(budgets, flops, means)
+        read = [f"{100 * value:.1f}" if known else "–" for value, known in zip(scores, inside, strict=True)]
         lines.append([_plain(name), *read, f"{100 * means[-1]:.1f} ({si(flops[-1])})"])
-    told = f"Mean validation score in percent over training FLOP; {_plain(reference['name'])} takes {si(whole)} in all."
-    return [told, _table(["", *map(si, budgets), "at its end"], lines)]
+    title = f"Mean validation score in percent over training FLOP; {_plain(reference.name)} takes {si(whole)} in all."
+    return [title, _table(["", *map(si, budgets), "at its end"], lines)]
 
 
-def _losses(row: Row) -> list[str]:
-    values, cost = row["metrics"], row["cost"]
-    low, high = row["metrics_ci"]["max_regression"]
-    costs = [
-        " / ".join(spent(cost[part], unit) for part in ("training", "with_teachers")) for unit in ("flops", "seconds")
-    ]
+def _losses(row: ComparedRow) -> list[str]:
+    metrics, cost = row.metrics, row.cost
+    low, high = row.metrics_ci.max_regression
     return [
-        _plain(row["name"]),
-        _with(f"{100 * values['max_regression']:.1f}", f"{100 * low:.1f}–{100 * high:.1f}"),
-        worst_forgetting(values),
-        _with(percent(values["seesaw_share"]), percent(values["seesaw_noise"], 1)),
-        *costs,
+        _plain(row.name),
+        _with(f"{100 * metrics.max_regression:.1f}", f"{100 * low:.1f}–{100 * high:.1f}"),
+        worst_forgetting(metrics),
+        _with(percent(metrics.seesaw_share), percent(metrics.seesaw_noise, 1)),
+        f"{flops_of(cost.training)} / {flops_of(cost.with_teachers)}",
+        f"{seconds_of(cost.training)} / {seconds_of(cost.with_teachers)}",
     ]
 
 
-def _parity(row: Row, measures: Sequence[str]) -> list[str]:
+def _parity(row: ComparedRow, measures: Sequence[str]) -> list[str]:
     cells: list[str] = []
     for name in measures:
-        alone = row["parity"][name]
-        made = with_teachers(alone)
+        alone = row.parity[name]
+        counted = with_teachers(alone)
         cells.append(_with(times(alone), times_interval(alone)))
-        cells.append("unknown" if made is None else _with(times(made), times_interval(made)))
-    return [_plain(row["name"]), *cells]
+        cells.append("unknown" if counted is None else _with(times(counted), times_interval(counted)))
+    return [_plain(row.name), *cells]
 
 
 def _with(value: str, interval: str) -> str:

@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from mopd.distill.metrics.compute_to_parity import MEASURES
-from mopd.distill.metrics.seesaw import Array
 from mopd.distill.recipe.messages import guess
 from mopd.distill.student.checkpoint import write_atomic
 from mopd.distill.types import UserError
 from mopd.recipes.compare.charts import heat_map, pareto_chart, recovery_bars, widest
-from mopd.recipes.compare.console import spent, worst_forgetting
-from mopd.recipes.compare.groups import rivals
+from mopd.recipes.compare.comparison import ComparedRow, Comparison, RowPoint, SeedSpread, rivals
 from mopd.recipes.compare.wording import (
+    flops_of,
     headline,
     notes,
     ranked,
+    seconds_of,
     sentences,
     signed,
     span,
     times,
     times_interval,
     with_teachers,
+    worst_forgetting,
 )
-from mopd.recipes.report.charts import MOST_LABELS, Level, Line, line_chart
-from mopd.recipes.report.data import Row
+from mopd.recipes.report.charts import MOST_LABELS, Line, ReferenceLine, line_chart
 from mopd.recipes.report.page import page_template
-from mopd.recipes.report.run import si
-from mopd.recipes.report.wording import Tile, between, percent, points
+from mopd.recipes.report.wording import Tile, between, percent, points, si
 
 TEMPLATE = Path(__file__).parent / "templates" / "compare.html.j2"
 SHOWN_LEAVES = 24
@@ -45,15 +44,15 @@ SPREAD_OUT = 4.0
 """The most that one row computes over the least, beyond which compute is drawn on a logarithmic axis."""
 
 
-def chosen_pair(comparison: Row, wanted: str | None) -> list[str]:
+def chosen_pair(comparison: Comparison, wanted: str | None) -> list[str]:
     """The two domains of the Pareto view: those wanted, as ``math,code``, else those with the largest spread.
 
     Raises:
         UserError: not two domains of the comparison.
     """
-    domains: Sequence[str] = comparison["domains"]
+    domains = comparison.domains
     if wanted is None:
-        return widest(comparison["rows"], domains)
+        return widest(comparison.rows, domains)
     names = [name.strip() for name in wanted.split(",")]
     others = [name for name in names if name not in domains]
     unknown = [f"--pareto: no domain is called {name!r}; {guess(name, domains)}" for name in others]
@@ -64,7 +63,7 @@ def chosen_pair(comparison: Row, wanted: str | None) -> list[str]:
     return names
 
 
-def write_comparison(comparison: Row, out: Path, pair: Sequence[str]) -> Path:
+def write_comparison(comparison: Comparison, out: Path, pair: Sequence[str]) -> Path:
     """Write ``comparison.json`` and ``comparison.html`` into the folder ``out``; returns the page's path.
 
     Raises:
@@ -72,28 +71,28 @@ def write_comparison(comparison: Row, out: Path, pair: Sequence[str]) -> Path:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "comparison.json", json.dumps(comparison, indent=2, allow_nan=False) + "\n")
+        write_atomic(out / "comparison.json", json.dumps(comparison.record(), indent=2, allow_nan=False) + "\n")
         write_atomic(out / "comparison.html", render(comparison, pair))
     except OSError as error:
         raise UserError(f"folder {out} cannot be written: {error.strerror}; give another with --out") from error
     return out / "comparison.html"
 
 
-def render(comparison: Row, pair: Sequence[str]) -> str:
+def render(comparison: Comparison, pair: Sequence[str]) -> str:
     """The page as HTML. Names of runs, domains and teachers are escaped."""
     rows = ranked(comparison)
-    css = {row["name"]: f"d{i % 8}" for i, row in enumerate(comparison["rows"])}
-    level, told = headline(comparison)
+    css = {row.name: f"d{i % 8}" for i, row in enumerate(comparison.rows)}
+    tone, title = headline(comparison)
     return page_template(TEMPLATE).render(
         comparison=comparison,
         css=css,
-        level=level,
-        headline=told,
+        tone=tone,
+        headline=title,
         tiles=_tiles(rivals(rows)),
         sentences=sentences(comparison),
         notes=notes(comparison),
-        table=[_table_row(row, comparison["domains"]) for row in rows],
-        bars=recovery_bars(rows, css, comparison["domains"]),
+        table=[_table_row(row, comparison.domains) for row in rows],
+        bars=recovery_bars(rows, css, comparison.domains),
         compute=_compute(comparison, rows, css),
         logarithmic=spread_out(rows),
         banded=banded(rows),
@@ -107,107 +106,154 @@ def render(comparison: Row, pair: Sequence[str]) -> str:
     )
 
 
-def _tiles(rows: Sequence[Row]) -> list[Tile]:
+def _tiles(rows: Sequence[ComparedRow]) -> list[Tile]:
     """The leader's key numbers."""
     first = rows[0]
-    values, ends = first["metrics"], first["metrics_ci"]
-    behind = rows[1]["behind"] if len(rows) > 1 else None
-    lead = behind["worst_recovery"] if behind else None
-    worst, mean = ((percent(values[name]), between(ends[name])) for name in ("worst_recovery", "mean_recovery"))
+    metrics, ends = first.metrics, first.metrics_ci
+    behind = rows[1].behind if len(rows) > 1 else None
+    lead = behind.worst_recovery if behind else None
     tiles = [
-        Tile("Worst domain", *worst, f"of its teacher’s gain: {first['name']}"),
-        Tile("Mean recovery", *mean, "over domains; it hides a seesaw"),
+        Tile(
+            "Worst domain",
+            percent(metrics.worst_recovery),
+            between(ends.worst_recovery),
+            f"of its teacher’s gain: {first.name}",
+        ),
+        Tile(
+            "Mean recovery",
+            percent(metrics.mean_recovery),
+            between(ends.mean_recovery),
+            "over domains; it hides a seesaw",
+        ),
     ]
     if lead is not None:
-        meaning = f"points of the worst domain, over {rows[1]['name']}, on the same questions"
-        tiles.append(Tile("Ahead", points(-lead[0]), span(-lead[2], -lead[1]), meaning))
-    meaning = "FLOP of training; " + _with_teachers(first)
-    return [*tiles, Tile("Cost", spent(first["cost"]["training"], "flops"), "", meaning)]
+        meaning = f"points of the worst domain, over {rows[1].name}, on the same questions"
+        tiles.append(Tile("Ahead", points(-lead.value), span(-lead.high, -lead.low), meaning))
+    whole = first.cost.with_teachers
+    made = "what its teachers took is unknown" if whole is None else f"{si(whole.flops)} with its teachers’ making"
+    return [*tiles, Tile("Cost", flops_of(first.cost.training), "", f"FLOP of training; {made}")]
 
 
-def _with_teachers(row: Row) -> str:
-    cost = row["cost"]["with_teachers"]
-    return "what its teachers took is unknown" if cost is None else f"{si(cost['flops'])} with its teachers’ making"
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """What the page's two tables show of a row, as text: values with their intervals, or without and with teachers.
+
+    Attributes:
+        recovery: domain, value, interval.
+        seesaws: how many of the row's runs are one.
+    """
+
+    name: str
+    note: str
+    recovery: Sequence[tuple[str, str, str]]
+    mean: tuple[str, str]
+    worst: tuple[str, str]
+    imbalance: tuple[str, str]
+    behind: str
+    regression: tuple[str, str]
+    forgetting: str
+    seesaw: tuple[str, str]
+    seesaws: int
+    flops: tuple[str, str]
+    seconds: tuple[str, str]
 
 
-def _table_row(row: Row, domains: Sequence[str]) -> dict[str, Any]:
-    """What the page's two tables show of a row."""
-    values, ends, cost = row["metrics"], row["metrics_ci"], row["cost"]
-    seeds = f"{row['n']} seeds" if row["n"] > 1 else f"seed {row['seeds'][0]}"
-    seeds += f", {row['trials']} settings tried" if row["trials"] else ""
-    low, high = ends["max_regression"]
+def _table_row(row: ComparedRow, domains: Sequence[str]) -> TableRow:
+    metrics, ends, cost = row.metrics, row.metrics_ci, row.cost
+    seeds = f"{row.n} seeds" if row.n > 1 else f"seed {row.seeds[0]}"
+    seeds += f", {row.trials} settings tried" if row.trials else ""
+    low, high = ends.max_regression
 
-    def recovered(domain: str) -> tuple[str, str]:
-        if values["recovery"][domain] is None:
-            return f"{points(values['points'][domain])} pt", ""
-        return percent(values["recovery"][domain]), between(ends["recovery"][domain])
+    def recovered(domain: str) -> tuple[str, str, str]:
+        if metrics.recovery[domain] is None:
+            return domain, f"{points(metrics.points[domain])} pt", ""
+        return domain, percent(metrics.recovery[domain]), between(ends.recovery[domain])
 
-    return {
-        "name": row["name"],
-        "note": f"{row['method']}, {seeds}" + ("" if row["finished"] else f", step {row['step']} of {row['steps']}"),
-        "recovery": [(domain, *recovered(domain)) for domain in domains],
-        "mean": (percent(values["mean_recovery"]), between(ends["mean_recovery"])),
-        "worst": (percent(values["worst_recovery"]), between(ends["worst_recovery"])),
-        "imbalance": (percent(values["imbalance"]), between(ends["imbalance"])),
-        "behind": signed(row["behind"]["worst_recovery"]) if row["behind"] else "",
-        "regression": (f"{100 * values['max_regression']:.1f}", f"{100 * low:.1f}–{100 * high:.1f}"),
-        "forgetting": worst_forgetting(values),
-        "seesaw": (percent(values["seesaw_share"]), f"noise {percent(values['seesaw_noise'], 1)}"),
-        "seesaws": row["seesaws"],
-        "flops": (spent(cost["training"], "flops"), spent(cost["with_teachers"], "flops")),
-        "seconds": (spent(cost["training"], "seconds"), spent(cost["with_teachers"], "seconds")),
-    }
+    return TableRow(
+        name=row.name,
+        note=f"{row.method}, {seeds}" + ("" if row.finished else f", step {row.step} of {row.steps}"),
+        recovery=[recovered(domain) for domain in domains],
+        mean=(percent(metrics.mean_recovery), between(ends.mean_recovery)),
+        worst=(percent(metrics.worst_recovery), between(ends.worst_recovery)),
+        imbalance=(percent(metrics.imbalance), between(ends.imbalance)),
+        behind=signed(row.behind.worst_recovery) if row.behind else "",
+        regression=(f"{100 * metrics.max_regression:.1f}", f"{100 * low:.1f}–{100 * high:.1f}"),
+        forgetting=worst_forgetting(metrics),
+        seesaw=(percent(metrics.seesaw_share), f"noise {percent(metrics.seesaw_noise, 1)}"),
+        seesaws=row.seesaws,
+        flops=(flops_of(cost.training), flops_of(cost.with_teachers)),
+        seconds=(seconds_of(cost.training), seconds_of(cost.with_teachers)),
+    )
 
 
-def _compute(comparison: Row, rows: Sequence[Row], css: Mapping[str, str]) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class ComputeChart:
+    """A chart over the FLOPs of training."""
+
+    title: str
+    svg: Markup
+
+
+def _compute(comparison: Comparison, rows: Sequence[ComparedRow], css: Mapping[str, str]) -> list[ComputeChart]:
     """Validation score over the FLOPs of training, a line a row, numbered as in the legend: worst, mean, by domain."""
-    levels, domains = comparison["levels"], comparison["domains"]
-    charts = [
-        _over_compute(rows, css, title, lambda p, m=MEASURES[name]: (float(m(_means(p, domains))),) * 3, parity)
-        for name, title in (("worst_score", "the worst domain"), ("mean_score", "the mean of the domains"))
-        for parity in [[Level("parity", "plain teacher", comparison["parity"]["levels"][name])]]
-    ]
+    levels, domains = comparison.levels, comparison.domains
+    charts: list[ComputeChart] = []
+    for name, title in (("worst_score", "the worst domain"), ("mean_score", "the mean of the domains")):
+        parity = ReferenceLine("parity", "plain teacher", comparison.parity.levels[name])
+        charts.append(_over_compute(rows, css, title, _over_domains(name, domains), [parity]))
     for domain in domains:
         references = [
-            Level(name, kind, levels[name][domain])
-            for name, kind in (("teacher", "plain teacher"), ("base", "base"))
-            if levels[name][domain] is not None
+            ReferenceLine(name, kind, level)
+            for name, kind, level in (
+                ("teacher", "plain teacher", levels.teacher[domain]),
+                ("base", "base", levels.base[domain]),
+            )
+            if level is not None
         ]
-        charts.append(_over_compute(rows, css, domain, lambda p, d=domain: p["scores"][d], references))
+        charts.append(_over_compute(rows, css, domain, _of_domain(domain), references))
     return charts
 
 
-def spread_out(rows: Sequence[Row]) -> bool:
+def _over_domains(measure: str, domains: Sequence[str]) -> Callable[[RowPoint], SeedSpread]:
+    """A measure of the domains' mean scores, which has no spread over seeds."""
+
+    def value(point: RowPoint) -> SeedSpread:
+        mean = float(MEASURES[measure](np.array([point.scores[domain].mean for domain in domains])))
+        return SeedSpread(mean, mean, mean)
+
+    return value
+
+
+def _of_domain(domain: str) -> Callable[[RowPoint], SeedSpread]:
+    return lambda point: point.scores[domain]
+
+
+def spread_out(rows: Sequence[ComparedRow]) -> bool:
     """Whether the rows' compute differs so much that on an even axis the cheap ones would be a line upwards."""
-    whole = [row["curve"][-1]["flops"] for row in rows if row["curve"] and row["curve"][-1]["flops"] > 0]
+    whole = [row.curve[-1].flops for row in rows if row.curve and row.curve[-1].flops > 0]
     return bool(whole) and max(whole) > SPREAD_OUT * min(whole)
 
 
-def banded(rows: Sequence[Row]) -> bool:
+def banded(rows: Sequence[ComparedRow]) -> bool:
     """Whether charts show what the seeds of a row span."""
-    return 0 < sum(row["n"] > 1 for row in rows) <= BANDS
-
-
-def _means(point: Row, domains: Sequence[str]) -> Array:
-    return np.array([point["scores"][domain][0] for domain in domains])
+    return 0 < sum(row.n > 1 for row in rows) <= BANDS
 
 
 def _over_compute(
-    rows: Sequence[Row],
+    rows: Sequence[ComparedRow],
     css: Mapping[str, str],
     title: str,
-    values: Callable[[Row], Sequence[float]],
-    references: Sequence[Level],
-) -> dict[str, Any]:
-    """One chart; ``values`` gives mean, lowest and highest of a curve's point."""
+    value_of: Callable[[RowPoint], SeedSpread],
+    references: Sequence[ReferenceLine],
+) -> ComputeChart:
     lines: list[Line] = []
     bands = banded(rows)
     for number, row in enumerate(rows, start=1):
-        told = [(p["flops"], *values(p)) for p in row["curve"]]
-        band = [(x, low, high) for x, _, low, high in told] if bands and row["n"] > 1 else []
-        lines.append(Line(f"{number} ·", css[row["name"]], [(x, y) for x, y, _, _ in told], band, marks=True))
+        curve = [(point.flops, value_of(point)) for point in row.curve]
+        band = [(x, spread.lowest, spread.highest) for x, spread in curve] if bands and row.n > 1 else []
+        lines.append(Line(f"{number} ·", css[row.name], [(x, spread.mean) for x, spread in curve], band, marks=True))
     drawn = [y for line in lines for _, y in line.points] + [low for line in lines for _, low, _ in line.band]
-    lowest = min(drawn + [level.y for level in references])
+    lowest = min(drawn + [reference.y for reference in references])
     svg = line_chart(
         lines,
         title=f"Score on {title} over the FLOPs of training",
@@ -218,36 +264,53 @@ def _over_compute(
         x_format=lambda x: si(x) if x else "0",
         log_x=spread_out(rows),
     )
-    return {"title": title, "svg": svg}
+    return ComputeChart(title, svg)
 
 
-def _parities(comparison: Row, rows: Sequence[Row]) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class ParityLine:
+    """A row of the table of compute to parity: by measure a cell without and one with teachers, each with its interval;
+    ``reference`` is the row that is to be reached."""
+
+    name: str
+    cells: Sequence[tuple[str, str]]
+    reference: bool
+
+
+def _parities(comparison: Comparison, rows: Sequence[ComparedRow]) -> list[ParityLine]:
     """What every row computes to reach the reference, by measure: its compute alone, and with its teachers' making."""
-    told: list[dict[str, Any]] = []
+    lines: list[ParityLine] = []
     for row in rows:
-        cells = []
-        for name in comparison["parity"]["levels"]:
-            alone = row["parity"][name]
-            made = with_teachers(alone)
+        cells: list[tuple[str, str]] = []
+        for name in comparison.parity.levels:
+            alone = row.parity[name]
+            counted = with_teachers(alone)
             cells.append((times(alone), times_interval(alone)))
-            cells.append(("unknown", "") if made is None else (times(made), times_interval(made)))
-        told.append(
-            {"name": row["name"], "cells": cells, "reference": row["name"] == comparison["parity"]["reference"]}
-        )
-    return told
+            cells.append(("unknown", "") if counted is None else (times(counted), times_interval(counted)))
+        lines.append(ParityLine(row.name, cells, reference=row.name == comparison.parity.reference))
+    return lines
 
 
-def _pareto(comparison: Row, rows: Sequence[Row], css: Mapping[str, str], pair: Sequence[str]) -> Markup:
-    bases = [run["models"]["base"] for run in comparison["runs"]]
-    x, y = (sum(base[d]["score"] for base in bases) / len(bases) for d in pair)
+def _pareto(comparison: Comparison, rows: Sequence[ComparedRow], css: Mapping[str, str], pair: Sequence[str]) -> Markup:
+    bases = [run.models["base"] for run in comparison.runs]
+    x, y = (sum(base[d].score for base in bases) / len(bases) for d in pair)
     others = {"base": (x, y)}
-    for teacher in comparison["transfer"]:
-        if set(teacher["own"]) & set(pair):
-            others[f"teacher {teacher['name']}"] = teacher["scores"][pair[0]], teacher["scores"][pair[1]]
+    for teacher in comparison.transfer:
+        across, up = (teacher.scores[domain] for domain in pair)
+        if set(teacher.own) & set(pair) and across is not None and up is not None:
+            others[f"teacher {teacher.name}"] = across, up
     return pareto_chart(rows, css, others, pair)
 
 
-def _differing(comparison: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    order = [[row["name"] for row in comparison["rows"]].index(row["name"]) for row in rows]
-    leaves = {leaf: [values[i] for i in order] for leaf, values in comparison["differing"].items()}
-    return {"leaves": dict(list(leaves.items())[:SHOWN_LEAVES]), "more": max(0, len(leaves) - SHOWN_LEAVES)}
+@dataclass(frozen=True, slots=True)
+class DifferingLeaves:
+    """Settings that differ, each with a value a row, in the rows' order; and how many more there are."""
+
+    leaves: Mapping[str, Sequence[str]]
+    more: int
+
+
+def _differing(comparison: Comparison, rows: Sequence[ComparedRow]) -> DifferingLeaves:
+    order = [[row.name for row in comparison.rows].index(row.name) for row in rows]
+    leaves = {leaf: [values[i] for i in order] for leaf, values in comparison.differing.items()}
+    return DifferingLeaves(dict(list(leaves.items())[:SHOWN_LEAVES]), max(0, len(leaves) - SHOWN_LEAVES))

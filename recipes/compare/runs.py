@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from mopd.distill.metrics.evaluate import Evaluation, Split
 from mopd.distill.metrics.results import Rows, group, last_steps
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.types import RunError, UserError
-from mopd.recipes.report.data import Row, whole_evaluations
+from mopd.recipes.report.data import whole_evaluations
+from mopd.recipes.report.records import RecordedRecipe, read_environment, read_json, read_recipe
 from mopd.recipes.resolve.run_folder import STUDY
 
 NEEDED = ("seed", "method", "student", "domains", "evaluate", "run")
@@ -27,7 +27,6 @@ class Run:
 
     Attributes:
         name: of its folder, with as many of those above it as tell it from the others.
-        recipe: resolved, as plain values.
         answers: of whole evaluations.
         fingerprints: of its tasks; None where only the questions themselves can tell.
         finished: its results are written.
@@ -36,7 +35,7 @@ class Run:
 
     name: str
     folder: Path
-    recipe: Row
+    recipe: RecordedRecipe
     answers: Rows
     fingerprints: Mapping[str, str | None]
     finished: bool
@@ -45,7 +44,7 @@ class Run:
     @property
     def domains(self) -> list[str]:
         """In its recipe's order."""
-        return list(self.recipe["domains"])
+        return list(self.recipe.domains)
 
     def step(self, split: Split) -> int:
         """The finished steps of the student that was measured last on ``split``."""
@@ -63,18 +62,18 @@ def expand_studies(folders: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: a study none of whose runs has been.
     """
-    found: list[Path] = []
+    expanded: list[Path] = []
     for folder in folders:
         if not (folder / STUDY).is_file():
-            found.append(folder)
+            expanded.append(folder)
             continue
         with reading(folder):
-            runs = [folder / name for name in _json(folder / STUDY)["runs"]]
+            runs = [folder / name for name in read_json(folder / STUDY)["runs"]]
             measured = [run for run in runs if _student_measured(run)]
         if not measured:
             raise UserError(f"no run of the study {folder} has been measured yet; compare it once one has been")
-        found += measured
-    return found
+        expanded += measured
+    return expanded
 
 
 def _student_measured(run: Path) -> bool:
@@ -110,8 +109,8 @@ def reading(folder: Path) -> Iterator[None]:
     except RunError as error:
         raise UserError(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise UserError(f"{folder} is damaged, or was not made by this version of mopd ({told})") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder} is damaged, or was not made by this version of mopd ({reason})") from error
 
 
 def _read_run(folder: Path, name: str) -> Run:
@@ -119,8 +118,8 @@ def _read_run(folder: Path, name: str) -> Run:
         raise UserError(f"{folder} is not there; give the folder of a run, such as runs/NAME")
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} holds no run: it has no recipe.yaml; give the folder of a run, such as runs/NAME")
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    if absent := [key for key in NEEDED if not isinstance(recipe, dict) or key not in recipe]:
+    tree = yaml.safe_load((folder / "recipe.yaml").read_text())
+    if absent := [key for key in NEEDED if not isinstance(tree, dict) or key not in tree]:
         raise UserError(f"{folder / 'recipe.yaml'} is not the recipe of a run: it has no {', '.join(absent)}")
     rows = whole_evaluations([Evaluation(**row) for row in read_jsonl(folder / "evaluations.jsonl")])
     answers = group(rows)
@@ -131,31 +130,35 @@ def _read_run(folder: Path, name: str) -> Run:
             f"{folder} has no evaluation of its {' and its '.join(missing)} yet; "
             "compare it once its first evaluation is done, or leave it out"
         )
-    told = _json(folder / "seesaw.json")
-    known = {domain: task["fingerprint"] for domain, task in told.get("tasks", {}).items()}
-    fingerprints = known or {domain: _fingerprint(recipe, domain) for domain in recipe["domains"]}
-    commit = _json(folder / "environment.json").get("commit")
-    return Run(name, folder, recipe, answers, fingerprints, finished=bool(told), commit=commit)
+    recipe, result = read_recipe(tree), read_json(folder / "seesaw.json")
+    known = {domain: task["fingerprint"] for domain, task in result.get("tasks", {}).items()}
+    environment = read_environment(folder)
+    return Run(
+        name=name,
+        folder=folder,
+        recipe=recipe,
+        answers=answers,
+        fingerprints=known or {domain: _fingerprint(recipe, domain) for domain in recipe.domains},
+        finished=bool(result),
+        commit=None if environment is None else environment.commit,
+    )
 
 
-def _json(path: Path) -> Row:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _fingerprint(recipe: Row, domain: str) -> str | None:
+def _fingerprint(recipe: RecordedRecipe, domain: str) -> str | None:
     """What seesaw.json will hold of a shipped task once the run is done; None for a dataset, which may be gone."""
     from mopd.rollouts.tasks import TASKS, fingerprint  # loads transformers, which finished runs don't need
 
-    task = recipe["domains"][domain]["task"]
-    shipped = isinstance(task, str) and task in TASKS
-    return fingerprint(TASKS[task], seed=recipe["evaluate"]["seed"]) if shipped else None
+    task = recipe.domains[domain].task
+    if not isinstance(task, str) or task not in TASKS:
+        return None
+    return fingerprint(TASKS[task], seed=recipe.evaluate_seed)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell the folders apart."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(one[max(0, len(one) - length) :]) for one in parts]
+        names = ["/".join(path[max(0, len(path) - length) :]) for path in parts]
         if len(set(names)) == len(set(parts)):
             return names
     raise AssertionError("resolved paths differ")
@@ -173,48 +176,51 @@ def refuse_unlike(runs: Sequence[Run]) -> None:
         raise UserError(*problems)
 
 
-def _unlike(one: Run, other: Run) -> list[str]:
-    if set(one.domains) != set(other.domains):
+def _unlike(first: Run, other: Run) -> list[str]:
+    if set(first.domains) != set(other.domains):
         return [
-            f"{one.name} has the domains {', '.join(one.domains)}, and {other.name} has {', '.join(other.domains)}; "
-            "runs are compared on the same domains (`evaluate_only: true` measures one without training on it)"
+            f"{first.name} has the domains {', '.join(first.domains)}, and {other.name} has "
+            f"{', '.join(other.domains)}; runs are compared on the same domains (`evaluate_only: true` measures one "
+            "without training on it)"
         ]
-    seeds = one.recipe["evaluate"]["seed"], other.recipe["evaluate"]["seed"]
+    seeds = first.recipe.evaluate_seed, other.recipe.evaluate_seed
     if seeds[0] != seeds[1]:
         return [
-            f"{one.name} was asked the questions of `evaluate.seed` {seeds[0]}, and {other.name} those of {seeds[1]}; "
-            "runs are compared on the same questions"
+            f"{first.name} was asked the questions of `evaluate.seed` {seeds[0]}, and {other.name} those of "
+            f"{seeds[1]}; runs are compared on the same questions"
         ]
-    return [told for domain in one.domains for told in _unlike_in(domain, one, other)][:8]
+    return [problem for domain in first.domains for problem in _unlike_in(domain, first, other)][:8]
 
 
-def _unlike_in(domain: str, one: Run, other: Run) -> list[str]:
-    tasks = [run.recipe["domains"][domain]["task"] for run in (one, other)]
+def _unlike_in(domain: str, first: Run, other: Run) -> list[str]:
+    tasks = [run.recipe.domains[domain].task for run in (first, other)]
     names = [task if isinstance(task, str) else task.get("path") for task in tasks]
     if names[0] != names[1]:
-        return [f"domain {domain!r} is the task {names[0]} in {one.name}, and {names[1]} in {other.name}"]
-    checked = [task.get("verifier") if isinstance(task, Mapping) else None for task in tasks]
-    if checked[0] != checked[1]:
+        return [f"domain {domain!r} is the task {names[0]} in {first.name}, and {names[1]} in {other.name}"]
+    verifiers = [task.get("verifier") if isinstance(task, Mapping) else None for task in tasks]
+    if verifiers[0] != verifiers[1]:
         return [
-            f"answers of domain {domain!r} were checked by {checked[0]} in {one.name}, by {checked[1]} in {other.name}"
+            f"answers of domain {domain!r} were checked by {verifiers[0]} in {first.name}, by {verifiers[1]} in "
+            f"{other.name}"
         ]
-    prints = [run.fingerprints.get(domain) for run in (one, other)]
+    prints = [run.fingerprints.get(domain) for run in (first, other)]
     if None not in prints and prints[0] != prints[1]:
         return [
-            f"task {names[0]} of domain {domain!r} has the fingerprint {prints[0]} in {one.name} and {prints[1]} in "
+            f"task {names[0]} of domain {domain!r} has the fingerprint {prints[0]} in {first.name} and {prints[1]} in "
             f"{other.name}: its problems are not the same (another version of the task, or of the data?)"
         ]
-    told: list[str] = []
-    for split in ("validation", "test"):
-        asked = [run.questions(split, domain) for run in (one, other)]
+    problems: list[str] = []
+    splits: tuple[Split, ...] = ("validation", "test")
+    for split in splits:
+        asked = [run.questions(split, domain) for run in (first, other)]
         if all(asked) and asked[0] != asked[1]:
-            wanted = [run.recipe["evaluate"][f"{split}_prompts"] for run in (one, other)]
-            told.append(
-                f"{split} questions of domain {domain!r}: {one.name} was asked {len(asked[0])} and {other.name} "
+            wanted = [run.recipe.prompts[split] for run in (first, other)]
+            problems.append(
+                f"{split} questions of domain {domain!r}: {first.name} was asked {len(asked[0])} and {other.name} "
                 f"{len(asked[1])}, of which {len(asked[0] & asked[1])} are the same, and all must be "
                 f"(`evaluate.{split}_prompts` is {wanted[0]} and {wanted[1]})"
             )
-    return told
+    return problems
 
 
 def common_split(runs: Iterable[Run]) -> Split:

@@ -38,7 +38,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class ReferenceLine:
     """A horizontal reference; ``css`` holds its colour and ``teacher`` (dashed) or ``base`` (dotted)."""
 
     label: str
@@ -109,7 +109,7 @@ def line_chart(
     title: str,
     y_range: tuple[float, float],
     y_format: Callable[[float], str],
-    levels: Sequence[Level] = (),
+    levels: Sequence[ReferenceLine] = (),
     label_values: bool = True,
     x_end: float | None = None,
     x_label: str = "step",

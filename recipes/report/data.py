@@ -1,8 +1,7 @@
-"""A run's folder as the report needs it: read once, whole or unfinished, and what is missing named."""
+"""A run's folder as its report and notebooks need it: read once, whole or unfinished, and what is missing named."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +14,41 @@ from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.ledger import Ledger, ledger_from_rows
 from mopd.distill.types import UserError
+from mopd.recipes.report.records import (
+    RecordedRecipe,
+    RunEnvironment,
+    SampledRollout,
+    SeesawRecord,
+    StepMetrics,
+    TeacherFinding,
+    read_environment,
+    read_json,
+    read_recipe,
+    read_rollout,
+    read_seesaw,
+    steps_of,
+)
 from mopd.recipes.resolve.methods import METHODS
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How far a stage is, and what it logged."""
+    """How far a stage is, and what it logged.
+
+    Attributes:
+        steps: that the recipe asks for.
+        domains: that it trains on.
+    """
 
     name: str
     steps: int
     domains: tuple[str, ...]
-    rows: Sequence[Row]
+    rows: Sequence[StepMetrics]
 
     @property
     def step(self) -> int:
         """Finished steps."""
-        return max((row["step"] for row in self.rows), default=0)
+        return max((row.step for row in self.rows), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,67 +56,116 @@ class RunData:
     """What lies in a run's folder.
 
     Attributes:
-        recipe: resolved, as plain values.
-        train, evals: rows of metrics.jsonl by kind.
-        final: content of seesaw.json; while there is none, the same made from the answers so far, on the test split
-            if the student has been measured there, else on validation (its key ``split`` says which).
+        metrics: the rows of metrics.jsonl as they are, for tables: ``step``, ``kind``, and numbers by name.
+        train, evals: the same rows by kind.
+        seesaw: content of seesaw.json; while there is none, the same made from the answers so far, on the test split
+            if the student has been measured there, else on validation (its ``split`` says which).
         validation: the same on validation: base, teachers and the student's last evaluation.
-        preflight: findings of preflight.json, a row for each teacher and domain; see recipes/run/preflight.py.
+        environment: None where it is not written down.
+        preflight: one finding for each teacher and domain; empty where they were not asked.
+        ledger: what the run spent, by role; stages under ``stage/NAME/``.
         finished: seesaw.json is there.
     """
 
     folder: Path
-    recipe: Row
-    environment: Row
-    train: Sequence[Row]
-    evals: Sequence[Row]
-    rollouts: Sequence[Row]
+    recipe: RecordedRecipe
+    environment: RunEnvironment | None
+    metrics: Sequence[Mapping[str, Any]]
+    train: Sequence[StepMetrics]
+    evals: Sequence[StepMetrics]
+    rollouts: Sequence[SampledRollout]
     stages: Sequence[Stage]
     ledger: Ledger
-    final: Row
-    validation: Row
-    preflight: Sequence[Row]
+    seesaw: SeesawRecord
+    validation: SeesawRecord
+    preflight: Sequence[TeacherFinding]
     finished: bool
+
+    @property
+    def name(self) -> str:
+        """The recipe's."""
+        return self.recipe.name
+
+    @property
+    def method(self) -> str:
+        """The recipe's."""
+        return self.recipe.method
+
+    @property
+    def seed(self) -> int:
+        """The recipe's."""
+        return self.recipe.seed
 
     @property
     def domains(self) -> list[str]:
         """In the recipe's order."""
-        return list(self.recipe["domains"])
+        return list(self.recipe.domains)
 
     @property
     def step(self) -> int:
         """Finished steps of the run itself."""
-        return max((row["step"] for row in self.train), default=0)
+        return max((row.step for row in self.train), default=0)
 
     @property
     def trains(self) -> bool:
         """Whether the run trained its student in steps of its own."""
-        return METHODS[self.recipe["method"]].trains
+        return METHODS[self.recipe.method].trains
 
     @property
     def steps(self) -> int:
         """Steps that the recipe asks for."""
-        return int(self.recipe["run"]["steps"])
+        return self.recipe.steps
 
     @property
     def missing(self) -> list[str]:
         """What isn't there (yet), in sentences for people."""
-        told = [f"Stage {s.name} is at step {s.step} of {s.steps}." for s in self.stages if s.step < s.steps]
+        sentences = [f"Stage {s.name} is at step {s.step} of {s.steps}." for s in self.stages if s.step < s.steps]
         if not self.finished:
-            told.append(f"The run is under way, or was broken off, at step {self.step} of {self.steps}.")
-        if not self.final["models"]:
-            told.append("No model has been measured yet.")
-        elif self.final.get("split") == "validation":
-            told.append("The student has not been tested yet: scores are on the fewer validation questions.")
-        told += [f"{name} has nothing yet." for name, rows in self._records().items() if not rows]
-        return told
-
-    def _records(self) -> dict[str, object]:
-        return {
+            sentences.append(f"The run is under way, or was broken off, at step {self.step} of {self.steps}.")
+        if not self.seesaw.models:
+            sentences.append("No model has been measured yet.")
+        elif self.seesaw.split == "validation":
+            sentences.append("The student has not been tested yet: scores are on the fewer validation questions.")
+        records: dict[str, object] = {
             "metrics.jsonl (loss, KL, shares, cost)": self.train,
             "rollouts.jsonl (what the student writes)": self.rollouts,
             "environment.json (versions, commit, machine)": self.environment,
         }
+        return [*sentences, *(f"{name} has nothing yet." for name, content in records.items() if not content)]
+
+    def scores(self) -> list[dict[str, Any]]:
+        """Every model's score on every domain with its 95% interval, a plain row each, as ``pandas.DataFrame`` takes.
+
+        Columns: model (``base``, ``teachers/NAME``, ``student``), domain, split, score, low, high, n.
+        """
+        return [
+            {"model": model, "domain": domain, "split": self.seesaw.split}
+            | {"score": score.score, "low": score.low, "high": score.high, "n": score.n}
+            for model, by_domain in self.seesaw.models.items()
+            for domain, score in by_domain.items()
+        ]
+
+    def recovery(self) -> list[dict[str, Any]]:
+        """Every domain's recovery, the part of its teacher's gain that the student has, as ``pandas.DataFrame`` takes.
+
+        Columns: domain, teachers (names), base, teacher, student (scores), recovery, low, high (its 95% interval),
+        points, points_low, points_high (the student's change over the base); None where undefined.
+        """
+        seesaw, rows = self.seesaw, list[dict[str, Any]]()
+        for domain in self.domains:
+            base, student = (seesaw.models.get(model, {}).get(domain) for model in ("base", "student"))
+            scores = {"base": base, "teacher": seesaw.own_teacher(domain), "student": student}
+            ends = (seesaw.intervals.recovery or {}).get(domain)
+            moved = (seesaw.intervals.points or {}).get(domain)
+            rows.append(
+                {"domain": domain, "teachers": ", ".join(seesaw.teachers[domain])}
+                | {name: None if score is None else score.score for name, score in scores.items()}
+                | {"recovery": (seesaw.metrics.recovery or {}).get(domain)}
+                | {"low": ends and ends.low, "high": ends and ends.high}
+                | {"points": (seesaw.metrics.points or {}).get(domain)}
+                | {"points_low": moved and moved.low, "points_high": moved and moved.high}
+            )
+        return rows
 
 
 def css_of(data: RunData) -> dict[str, str]:
@@ -108,17 +173,8 @@ def css_of(data: RunData) -> dict[str, str]:
     return {domain: f"d{i % 8}" for i, domain in enumerate(data.domains)}
 
 
-def teacher_weights(recipe: Row) -> dict[str, dict[str, float]]:
-    """Domain -> its teachers with their weights, from a recipe's plain values; empty where it has none."""
-    domains: dict[str, dict[str, float]] = {}
-    for name, settings in recipe["domains"].items():
-        one = settings.get("teacher")
-        domains[name] = {one: 1.0} if one is not None else dict(settings.get("teachers") or {})
-    return domains
-
-
 def run_ledger(run_dir: Path) -> Ledger:
-    """What a run spent, stages under ``stage/NAME/``: rebuilt from every metrics.jsonl of its folder, and its exams."""
+    """What a run spent, stages under ``stage/NAME/``: from exams.jsonl and every metrics.jsonl of its folder."""
     ledger = ledger_from_rows(read_jsonl(run_dir / "metrics.jsonl"))
     for row in read_jsonl(run_dir / "exams.jsonl"):
         ledger.add("evaluation", tokens=row["tokens"], flops=row["flops"], seconds=row["seconds"])
@@ -127,44 +183,49 @@ def run_ledger(run_dir: Path) -> Ledger:
     return ledger
 
 
-def load_run(run_dir: Path) -> RunData:
+def load_run(folder: str | Path) -> RunData:
     """Read a run's folder, of a run that is finished, under way or broken off.
 
     Raises:
-        UserError: there is no run in ``run_dir``.
+        UserError: there is no run in ``folder``.
         RunError: a file of it is damaged.
+
+    Example:
+        ``pandas.DataFrame(load_run("runs/quickstart").recovery())``.
     """
-    if not (run_dir / "recipe.yaml").is_file():
-        raise UserError(f"{run_dir} holds no run: it has no recipe.yaml; give the folder of a run, such as runs/NAME")
-    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
-    metrics = list(read_jsonl(run_dir / "metrics.jsonl"))
-    answers = [Evaluation(**row) for row in read_jsonl(run_dir / "evaluations.jsonl")]
-    told = _read_json(run_dir / "seesaw.json")
+    folder = Path(folder)
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder} holds no run: it has no recipe.yaml; give the folder of a run, such as runs/NAME")
+    recipe = read_recipe(yaml.safe_load((folder / "recipe.yaml").read_text()))
+    metrics = list(read_jsonl(folder / "metrics.jsonl"))
+    answers = [Evaluation(**row) for row in read_jsonl(folder / "evaluations.jsonl")]
+    record = read_json(folder / "seesaw.json")
     tested = any(row.model == "student" and row.split == "test" for row in answers)
     return RunData(
-        folder=run_dir,
+        folder=folder,
         recipe=recipe,
-        environment=_read_json(run_dir / "environment.json"),
-        train=[row for row in metrics if row.get("kind") == "train"],
-        evals=[row for row in metrics if row.get("kind") == "eval"],
-        rollouts=list(read_jsonl(run_dir / "rollouts.jsonl")),
-        stages=_stages(run_dir, recipe),
-        ledger=run_ledger(run_dir),
-        final=told or _seesaw(answers, recipe, "test" if tested else "validation"),
-        validation=_seesaw(answers, recipe, "validation"),
-        preflight=_read_json(run_dir / "preflight.json").get("findings", []),
-        finished=bool(told),
+        environment=read_environment(folder),
+        metrics=metrics,
+        train=steps_of(metrics, "train"),
+        evals=steps_of(metrics, "eval"),
+        rollouts=[read_rollout(row) for row in read_jsonl(folder / "rollouts.jsonl")],
+        stages=_stages(folder, recipe),
+        ledger=run_ledger(folder),
+        seesaw=read_seesaw(record) if record else _so_far(answers, recipe, "test" if tested else "validation"),
+        validation=_so_far(answers, recipe, "validation"),
+        preflight=[
+            TeacherFinding(row["teacher"], row["domain"], row["verdict"], row["reason"], row["remedy"])
+            for row in read_json(folder / "preflight.json").get("findings", [])
+        ],
+        finished=bool(record),
     )
 
 
-def _read_json(path: Path) -> Row:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _seesaw(answers: Sequence[Evaluation], recipe: Row, split: Split) -> Row:
-    fingerprints = dict.fromkeys(recipe["domains"], "")
+def _so_far(answers: Sequence[Evaluation], recipe: RecordedRecipe, split: Split) -> SeesawRecord:
+    """What seesaw.json would hold of the answers that are there."""
+    unknown = dict.fromkeys(recipe.domains, "")
     whole = whole_evaluations(answers)
-    return build_seesaw(whole, teachers=teacher_weights(recipe), fingerprints=fingerprints, split=split)
+    return read_seesaw(build_seesaw(whole, teachers=recipe.teacher_weights, fingerprints=unknown, split=split))
 
 
 def whole_evaluations(answers: Sequence[Evaluation]) -> list[Evaluation]:
@@ -179,9 +240,9 @@ def whole_evaluations(answers: Sequence[Evaluation]) -> list[Evaluation]:
     return [row for row in answers if counts[row.model, row.step, row.split] == largest[row.split]]
 
 
-def _stages(run_dir: Path, recipe: Row) -> list[Stage]:
+def _stages(run_dir: Path, recipe: RecordedRecipe) -> list[Stage]:
     stages: list[Stage] = []
-    for name, settings in (recipe.get("stages") or {}).items():
-        rows = [row for row in read_jsonl(run_dir / "stages" / name / "metrics.jsonl") if row.get("kind") == "train"]
-        stages.append(Stage(name, int(settings["steps"]), tuple(settings.get("domains") or recipe["domains"]), rows))
+    for name, stage in recipe.stages.items():
+        rows = steps_of(list(read_jsonl(run_dir / "stages" / name / "metrics.jsonl")), "train")
+        stages.append(Stage(name, stage.steps, stage.domains or tuple(recipe.domains), rows))
     return stages

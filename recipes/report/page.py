@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mopd.distill.student.checkpoint import write_atomic
-from mopd.recipes.report.data import Row, RunData, css_of, load_run
+from mopd.recipes.report.data import RunData, css_of, load_run
+from mopd.recipes.report.records import DomainScore, SeesawRecord
 from mopd.recipes.report.run import cost, environment, learning, samples, settings
 from mopd.recipes.report.scores import changes, curves, health, recovery_rows
-from mopd.recipes.report.wording import between, judge, percent
+from mopd.recipes.report.wording import RunVerdict, between, judge, percent
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 
@@ -39,7 +41,7 @@ def render(data: RunData) -> str:
     return page_template(TEMPLATE).render(
         data=data,
         css=css_of(data),
-        verdict=judge(data.final, finished=data.finished, step=data.step, steps=data.steps, selects=data.trains),
+        verdict=verdict(data),
         changes=changes(data),
         curves=curves(data),
         recovery=recovery_rows(data),
@@ -62,9 +64,14 @@ def page_template(path: Path) -> jinja2.Template:
     return templates.get_template(path.name)
 
 
-def _between(scored: Row) -> str:
+def verdict(data: RunData) -> RunVerdict:
+    """What the run's numbers say, in words."""
+    return judge(data.seesaw, finished=data.finished, step=data.step, steps=data.steps, selects=data.trains)
+
+
+def _between(score: DomainScore) -> str:
     """A score's interval, if it has one."""
-    return "" if scored["low"] is None else between([scored["low"], scored["high"]], 1)
+    return "" if score.low is None or score.high is None else between((score.low, score.high), 1)
 
 
 def summary_table(run_dir: Path) -> Table:
@@ -74,34 +81,31 @@ def summary_table(run_dir: Path) -> Table:
         UserError: there is no run in ``run_dir``.
     """
     data = load_run(run_dir)
-    final = data.final
-    verdict = judge(final, finished=data.finished, step=data.step, steps=data.steps, selects=data.trains)
-    split = final.get("split", "test")
-    table = Table(title=f"{data.recipe['name']}: scores in %, greedy, {split} questions", caption=verdict.headline)
+    seesaw = data.seesaw
+    title = f"{data.name}: scores in %, greedy, {seesaw.split} questions"
+    table = Table(title=title, caption=verdict(data).headline)
     table.add_column("domain")
-    models = list(final["models"])
-    for model in models:
+    for model in seesaw.models:
         table.add_column(model.removeprefix("teachers/"), justify="right")
     table.add_column("recovery", justify="right")
     for row in recovery_rows(data):
-        own = set(final["teachers"][row["domain"]])
-        cells = [_cell(final, model, row["domain"], own) for model in models]
-        interval = (f" ({row['recovery_ci']})", "dim") if row["recovery_ci"] else ""
-        table.add_row(row["domain"], *cells, Text.assemble(row["recovery_text"], interval))
+        cells = [_cell(seesaw, model, row.domain) for model in seesaw.models]
+        interval = (f" ({row.recovery_ci})", "dim") if row.recovery_ci else ""
+        table.add_row(row.domain, *cells, Text.assemble(row.recovery_text, interval))
     table.add_section()
-    table.add_row("mean", *(_mean(final, model) for model in models), percent(final["metrics"].get("mean_recovery")))
+    means = (_mean(scores.values()) for scores in seesaw.models.values())
+    table.add_row("mean", *means, percent(seesaw.metrics.mean_recovery))
     return table
 
 
-def _cell(final: Row, model: str, domain: str, own: set[str]) -> Text:
+def _cell(seesaw: SeesawRecord, model: str, domain: str) -> Text:
     """A score; a teacher's on its own domain, and the student's, stand out."""
-    scored = final["models"][model].get(domain)
-    if scored is None:
+    score = seesaw.models[model].get(domain)
+    if score is None:
         return Text("–")
-    stands_out = model == "student" or model.removeprefix("teachers/") in own
-    return Text(f"{100 * scored['score']:.1f}", style="bold" if stands_out else "")
+    stands_out = model == "student" or model.removeprefix("teachers/") in seesaw.teachers[domain]
+    return Text(f"{100 * score.score:.1f}", style="bold" if stands_out else "")
 
 
-def _mean(final: Row, model: str) -> str:
-    scores: list[float] = [scored["score"] for scored in final["models"][model].values()]
-    return f"{100 * sum(scores) / len(scores):.1f}" if scores else "–"
+def _mean(scores: Collection[DomainScore]) -> str:
+    return f"{100 * sum(score.score for score in scores) / len(scores):.1f}" if scores else "–"

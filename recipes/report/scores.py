@@ -3,83 +3,125 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from markupsafe import Markup
 
 from mopd.distill.metrics.evaluate import interval
-from mopd.recipes.report.charts import Level, Line, line_chart
-from mopd.recipes.report.data import Row, RunData, css_of
+from mopd.recipes.report.charts import Line, ReferenceLine, line_chart
+from mopd.recipes.report.data import RunData, css_of
+from mopd.recipes.report.records import DomainScore, own_teacher
 from mopd.recipes.report.wording import between, percent, points
 
-
-def own_teacher(seesaw: Row, domain: str) -> Row | None:
-    """A domain's own teacher: its score with interval, or the weighted mean without one where it has several."""
-    weights = seesaw["teachers"][domain]
-    scored = [seesaw["models"].get(f"teachers/{name}", {}).get(domain) for name in weights]
-    if not scored or None in scored:
-        return None
-    if len(scored) == 1:
-        return scored[0]
-    mean = sum(weight * s["score"] for weight, s in zip(weights.values(), scored, strict=True))
-    return {"score": mean, "low": None, "high": None, "n": scored[0]["n"]}
+ValueT = TypeVar("ValueT")
 
 
-def changes(data: RunData) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ChangeBar:
+    """A model's change against the base on a domain.
+
+    Attributes:
+        css: the domain's colour.
+        own: a teacher's own domain, or the student.
+        text: the change in points.
+        left, width: percentages of the scale that all bars share.
+    """
+
+    domain: str
+    css: str
+    own: bool
+    text: str
+    left: float
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChangePanel:
+    """The bars of one model: a teacher's name, or the student."""
+
+    title: str
+    student: bool
+    bars: Sequence[ChangeBar]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangePanels:
+    """The panels of all models, none while the base has not been measured; ``zero`` is where no change lies."""
+
+    panels: Sequence[ChangePanel]
+    zero: float
+
+
+def changes(data: RunData) -> ChangePanels:
     """The seesaw as bars: every teacher's, and the student's, change against the base on each domain.
 
     Positions are percentages of one common scale, so that bars of different models compare.
     """
-    final, css = data.final, css_of(data)
-    base = final["models"].get("base")
+    seesaw, css = data.seesaw, css_of(data)
+    base = seesaw.models.get("base")
     if base is None:
-        return {"panels": []}
-    own = {name: {d for d, weights in final["teachers"].items() if name in weights} for name in data.recipe["teachers"]}
-    deltas = {
-        model: {d: scored[d]["score"] - base[d]["score"] for d in data.domains}
-        for model, scored in final["models"].items()
+        return ChangePanels([], 0.0)
+    own = {
+        name: {domain for domain, weights in seesaw.teachers.items() if name in weights}
+        for name in data.recipe.teachers
+    }
+    changes_of = {
+        model: {domain: scores[domain].score - base[domain].score for domain in data.domains}
+        for model, scores in seesaw.models.items()
         if model.startswith("teachers/") or model == "student"
     }
-    low = min([0.0, *(change for row in deltas.values() for change in row.values())])
-    high = max([0.02, *(change for row in deltas.values() for change in row.values())])
+    low = min([0.0, *(change for row in changes_of.values() for change in row.values())])
+    high = max([0.02, *(change for row in changes_of.values() for change in row.values())])
     zero = -low / (high - low) * 100
 
-    def bar(model: str, domain: str, change: float) -> dict[str, Any]:
+    def bar(model: str, domain: str, change: float) -> ChangeBar:
         width = abs(change) / (high - low) * 100
-        mine = model == "student" or domain in own.get(model.removeprefix("teachers/"), set())
+        is_own = model == "student" or domain in own.get(model.removeprefix("teachers/"), set())
         left = zero if change >= 0 else zero - width
-        return {"domain": domain, "css": css[domain], "own": mine, "text": points(change), "left": left, "width": width}
+        return ChangeBar(domain, css[domain], is_own, points(change), left, width)
 
     panels = [
-        {
-            "title": model.removeprefix("teachers/"),
-            "student": model == "student",
-            "bars": [bar(model, domain, change) for domain, change in row.items()],
-        }
-        for model, row in deltas.items()
+        ChangePanel(
+            title=model.removeprefix("teachers/"),
+            student=model == "student",
+            bars=[bar(model, domain, change) for domain, change in row.items()],
+        )
+        for model, row in changes_of.items()
     ]
-    return {"panels": panels, "zero": zero}
+    return ChangePanels(panels, zero)
 
 
-def curves(data: RunData) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class DomainChart:
+    """A chart of one domain, in its colour."""
+
+    title: str
+    css: str
+    svg: Markup
+
+
+def curves(data: RunData) -> list[DomainChart]:
     """The student's score on validation over steps, a chart a domain, against its teacher's and the base's line."""
-    css, told = css_of(data), data.validation
-    models = told["models"] if "base" in told["models"] else data.final["models"]
-    lines = {"models": models, "teachers": told["teachers"]}
-    charts: list[dict[str, Any]] = []
-    if not told["curve"]:
-        return charts
-    n = data.recipe["evaluate"]["validation_prompts"]
-    bands = {d: [(p["step"], *_ends(p["scores"][d], n)) for p in told["curve"]] for d in data.domains}
+    css, curve = css_of(data), data.validation.curve
+    models = data.validation.models if "base" in data.validation.models else data.seesaw.models
+    if not curve:
+        return []
+    n = data.recipe.prompts["validation"]
+    bands = {d: [(point.step, *_ends(point.scores[d], n)) for point in curve] for d in data.domains}
     lowest = [low for band in bands.values() for _, low, _ in band]
-    lowest += [models["base"][d]["score"] for d in data.domains if "base" in models]
+    lowest += [models["base"][d].score for d in data.domains if "base" in models]
     floor = math.floor(10 * min(lowest)) / 10
+    charts: list[DomainChart] = []
     for domain in data.domains:
-        path = [(point["step"], point["scores"][domain]) for point in told["curve"]]
-        levels: list[Level] = []
-        if (teacher := own_teacher(lines, domain)) is not None:
-            levels.append(Level("teacher", f"{css[domain]} teacher", teacher["score"]))
+        levels: list[ReferenceLine] = []
+        if (teacher := own_teacher(models, data.validation.teachers, domain)) is not None:
+            levels.append(ReferenceLine("teacher", f"{css[domain]} teacher", teacher.score))
         if "base" in models:
-            levels.append(Level("base", "base", models["base"][domain]["score"]))
-        chart = line_chart(
+            levels.append(ReferenceLine("base", "base", models["base"][domain].score))
+        path = [(point.step, point.scores[domain]) for point in curve]
+        svg = line_chart(
             [Line("student", css[domain], path, bands[domain], marks=True)],
             title=f"Score of the student on {domain} over training steps",
             y_range=(floor, 1.0),
@@ -87,60 +129,104 @@ def curves(data: RunData) -> list[dict[str, Any]]:
             levels=levels,
             x_end=data.steps,
         )
-        charts.append({"title": domain, "css": css[domain], "svg": chart})
+        charts.append(DomainChart(domain, css[domain], svg))
     return charts
 
 
 def _ends(score: float, n: int) -> tuple[float, float]:
     right = round(score * n)
-    found = interval([1.0] * right + [0.0] * (n - right))
-    return found.low, found.high
+    wilson = interval([1.0] * right + [0.0] * (n - right))
+    return wilson.low, wilson.high
 
 
-def recovery_rows(data: RunData) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class RecoveryRow:
+    """A domain's row in the table of recovery.
+
+    Attributes:
+        teachers: names of its teachers, or ``none``.
+        n: questions, or a dash.
+        base, teacher, student: None where not measured.
+        points, points_ci: the student's change over the base in points, as text.
+        recovery_text, recovery_ci: :attr:`recovery` as text, and its interval.
+        whisker: ends of the interval in percent of the meter, which ends at 110%.
+    """
+
+    domain: str
+    css: str
+    teachers: str
+    n: int | str
+    base: DomainScore | None
+    teacher: DomainScore | None
+    student: DomainScore | None
+    points: str
+    points_ci: str
+    recovery: float | None
+    recovery_text: str
+    recovery_ci: str
+    whisker: Sequence[float] | None
+
+
+def recovery_rows(data: RunData) -> list[RecoveryRow]:
     """Base, own teacher, student and recovery of each domain."""
-    final, css = data.final, css_of(data)
-    recovery, recovery_ci = (final[key].get("recovery") or {} for key in ("metrics", "metrics_ci"))
-    gained, gained_ci = (final[key].get("points") or {} for key in ("metrics", "metrics_ci"))
-    rows: list[dict[str, Any]] = []
+    css, seesaw = css_of(data), data.seesaw
+    metrics, intervals = seesaw.metrics, seesaw.intervals
+    rows: list[RecoveryRow] = []
     for domain in data.domains:
-        base, student = (final["models"].get(model, {}).get(domain) for model in ("base", "student"))
-        ends, moved = recovery_ci.get(domain), gained_ci.get(domain)
+        base, student = (seesaw.models.get(model, {}).get(domain) for model in ("base", "student"))
+        ends, moved = _of(intervals.recovery, domain), _of(intervals.points, domain)
+        recovery, measured = _of(metrics.recovery, domain), base or student
         rows.append(
-            {
-                "domain": domain,
-                "css": css[domain],
-                "teachers": ", ".join(final["teachers"][domain]) or "none",
-                "n": (base or student or {}).get("n", "–"),
-                "base": base,
-                "teacher": own_teacher(final, domain),
-                "student": student,
-                "points": points(gained.get(domain)),
-                "points_ci": "" if moved is None else f"{points(moved[0])} to {points(moved[1])}",
-                "recovery": recovery.get(domain),
-                "recovery_text": percent(recovery.get(domain)),
-                "recovery_ci": between(ends),
-                "whisker": None if ends is None else [min(1.1, max(0.0, end)) / 1.1 * 100 for end in ends],
-            }
+            RecoveryRow(
+                domain=domain,
+                css=css[domain],
+                teachers=", ".join(seesaw.teachers[domain]) or "none",
+                n="–" if measured is None else measured.n,
+                base=base,
+                teacher=seesaw.own_teacher(domain),
+                student=student,
+                points=points(_of(metrics.points, domain)),
+                points_ci="" if moved is None else f"{points(moved.low)} to {points(moved.high)}",
+                recovery=recovery,
+                recovery_text=percent(recovery),
+                recovery_ci=between(ends),
+                whisker=None if ends is None else [min(1.1, max(0.0, end)) / 1.1 * 100 for end in ends],
+            )
         )
     return rows
 
 
-def health(data: RunData) -> list[dict[str, Any]]:
+def _of(by_domain: Mapping[str, ValueT | None] | None, domain: str) -> ValueT | None:
+    return None if by_domain is None else by_domain.get(domain)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthRow:
+    """Signs of health of the answers to a domain's questions, as text: mean tokens, part cut off, repetition."""
+
+    domain: str
+    css: str
+    step: int
+    length: str
+    truncation: str
+    repetition: str
+
+
+def health(data: RunData) -> list[HealthRow]:
     """Length, truncation and repetition of the last evaluation's answers."""
-    measured = [row for row in data.evals if any(name.startswith("length/") for name in row)]
+    measured = [row for row in data.evals if any(name.startswith("length/") for name in row.values)]
     if not measured:
         return []
     last, css = measured[-1], css_of(data)
     return [
-        {
-            "domain": d,
-            "css": css[d],
-            "step": last["step"],
-            "length": f"{last[f'length/{d}']:.1f}",
-            "truncation": percent(last.get(f"truncation/{d}"), 1),
-            "repetition": percent(last.get(f"repetition/{d}")),
-        }
+        HealthRow(
+            domain=d,
+            css=css[d],
+            step=last.step,
+            length=f"{last.values[f'length/{d}']:.1f}",
+            truncation=percent(last.values.get(f"truncation/{d}"), 1),
+            repetition=percent(last.values.get(f"repetition/{d}")),
+        )
         for d in data.domains
-        if last.get(f"length/{d}") is not None
+        if last.values.get(f"length/{d}") is not None
     ]

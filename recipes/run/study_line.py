@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Protocol
 
 from mopd.distill.tracking.console import Progress
-from mopd.recipes.report.run import duration
+from mopd.recipes.report.wording import duration
 
 
 class Kind(Protocol):

@@ -13,7 +13,7 @@ import yaml
 from mopd.distill.metrics.evaluate import Evaluation
 from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.tracking.jsonl import append_jsonl
-from mopd.recipes.report.data import teacher_weights
+from mopd.recipes.report.records import read_recipe
 
 Scores = Mapping[str, Sequence[float]]
 
@@ -129,8 +129,8 @@ def write_hand_run(
     append_jsonl(folder / "exams.jsonl", [{"model": "base", "tokens": 3, "flops": 900.0, "seconds": 9.0}])
     if finished:
         known = fingerprints or dict.fromkeys(recipe["domains"], "feed")
-        told = build_seesaw(rows, teachers=teacher_weights(recipe), fingerprints=known)
-        (folder / "seesaw.json").write_text(json.dumps(told))
+        seesaw = build_seesaw(rows, teachers=read_recipe(recipe).teacher_weights, fingerprints=known)
+        (folder / "seesaw.json").write_text(json.dumps(seesaw))
         if ledger is not None:
             (folder / "ledger.json").write_text(json.dumps({"format": 1, "roles": ledger}))
     return folder

@@ -14,6 +14,7 @@ from mopd.distill.metrics.results import build_seesaw, group
 from mopd.distill.metrics.selection import Selected, select_step
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.types import RunError
+from mopd.recipes.report.records import SeesawRecord, read_seesaw
 from mopd.recipes.report.wording import judge
 
 TEACHERS = {"math": {"math": 1.0}, "code": {"code": 1.0}}
@@ -95,10 +96,13 @@ def test_the_report_says_which_step_it_is() -> None:
     rows += rows_of("student", {"math": right(81), "code": right(76)}, step=10)
     final = build_seesaw(rows, teachers=TEACHERS, fingerprints={"math": "a", "code": "b"})
     assert final["metrics"]["worst_recovery"] == pytest.approx((81 - 50) / 40)
-    chosen = {"step": 10, "by": "worst_recovery", "value": 0.75}
-    told = " ".join(judge({**final, "selected": chosen}, finished=True, step=20, steps=20).sentences)
-    assert "The student is that of step 10 of 20, whose worst domain’s recovery was the best on validation" in told
-    of_a_merge = judge({**final, "selected": chosen}, finished=True, step=10, steps=200, selects=False)
+
+    def record(step: int, by: str, value: float | None) -> SeesawRecord:
+        return read_seesaw({**final, "selected": {"step": step, "by": by, "value": value}})
+
+    chosen = record(10, "worst_recovery", 0.75)
+    text = " ".join(judge(chosen, finished=True, step=20, steps=20).sentences)
+    assert "The student is that of step 10 of 20, whose worst domain’s recovery was the best on validation" in text
+    of_a_merge = judge(chosen, finished=True, step=10, steps=200, selects=False)
     assert not any("is that of step" in sentence for sentence in of_a_merge.sentences)
-    last = {"step": 20, "by": "last", "value": None}
-    assert "step" not in " ".join(judge({**final, "selected": last}, finished=True, step=20, steps=20).sentences)
+    assert "step" not in " ".join(judge(record(20, "last", None), finished=True, step=20, steps=20).sentences)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from rich.console import Console
 
 import mopd.recipes.compare.comparison
 from mopd.distill.tracking.jsonl import truncate_jsonl
-from mopd.recipes.compare.comparison import compare
+from mopd.recipes.compare.comparison import ComparedTask, Comparison, SeedSpread, compare
 from mopd.recipes.compare.console import console_tables
+from mopd.recipes.compare.cost import Cost
+from mopd.recipes.compare.reference import MeasuredAgainst
 from mopd.recipes.compare.wording import headline, notes, sentences
 from mopd.rollouts.tasks import TASKS, fingerprint
 
 
-def rows(comparison: dict[str, Any]) -> dict[str, Any]:
-    return {row["name"]: row for row in comparison["rows"]}
+def rows(comparison: Comparison) -> dict[str, Any]:
+    """Rows by name; Any, for what a test knows to be defined."""
+    return {row.name: row for row in comparison.rows}
 
 
 def no_teachers() -> dict[str, Any]:
@@ -29,33 +33,33 @@ def no_teachers() -> dict[str, Any]:
 
 def test_one_run_worked_out_by_hand(tmp_path: Path) -> None:
     comparison = compare([write_hand_run(tmp_path / "one")])
-    assert comparison["split"] == "test"
-    assert comparison["tasks"]["math"] == {"fingerprint": "feed", "questions": 100}
+    assert comparison.split == "test"
+    assert comparison.tasks["math"] == ComparedTask(fingerprint="feed", questions=100)
     row = rows(comparison)["one"]
-    measured = row["metrics"]
-    assert measured["recovery"] == {"math": pytest.approx(0.75), "code": pytest.approx(0.75), "chat": None}
-    assert measured["scores"] == {"math": pytest.approx(0.8), "code": pytest.approx(0.75), "chat": pytest.approx(0.64)}
-    assert (measured["mean_recovery"], measured["worst_recovery"]) == (pytest.approx(0.75), pytest.approx(0.75))
-    assert (measured["imbalance"], measured["max_regression"]) == (pytest.approx(0.0), pytest.approx(0.06))
-    assert measured["forgetting"] == {"math": 0.0, "code": 0.0, "chat": 0.0}
-    assert measured["seesaw_share"] == 0.0
-    assert 0.0 <= measured["seesaw_noise"] < 0.1
-    assert (row["n"], row["seeds"], row["step"], row["steps"], row["behind"]) == (1, [0], 20, 20, None)
-    assert row["taught_by"] == ["code", "math"]
+    measured = row.metrics
+    assert measured.recovery == {"math": pytest.approx(0.75), "code": pytest.approx(0.75), "chat": None}
+    assert measured.scores == {"math": pytest.approx(0.8), "code": pytest.approx(0.75), "chat": pytest.approx(0.64)}
+    assert (measured.mean_recovery, measured.worst_recovery) == (pytest.approx(0.75), pytest.approx(0.75))
+    assert (measured.imbalance, measured.max_regression) == (pytest.approx(0.0), pytest.approx(0.06))
+    assert measured.forgetting == {"math": 0.0, "code": 0.0, "chat": 0.0}
+    assert measured.seesaw_share == 0.0
+    assert 0.0 <= measured.seesaw_noise < 0.1
+    assert (row.n, row.seeds, row.step, row.steps, row.behind) == (1, [0], 20, 20, None)
+    assert row.taught_by == ["code", "math"]
     # The intervals are those that the run's own seesaw.json has.
-    told = json.loads((tmp_path / "one" / "seesaw.json").read_text())
-    assert {name: row["metrics_ci"][name] for name in told["metrics_ci"]} == told["metrics_ci"]
-    assert measured["seesaw_noise"] == told["metrics"]["seesaw_noise"]
+    seesaw = json.loads((tmp_path / "one" / "seesaw.json").read_text())
+    record = json.loads(json.dumps(comparison.record(), allow_nan=False))["rows"][0]
+    assert {name: record["metrics_ci"][name] for name in seesaw["metrics_ci"]} == seesaw["metrics_ci"]
+    assert measured.seesaw_noise == seesaw["metrics"]["seesaw_noise"]
     # 40/40, -40/20; -20/40, 20/20.
-    found = {teacher["name"]: teacher["transfer"] for teacher in comparison["transfer"]}
-    assert found["math"] == {"math": pytest.approx(1.0), "code": pytest.approx(-2.0), "chat": None}
-    assert found["code"] == {"math": pytest.approx(-0.5), "code": pytest.approx(1.0), "chat": None}
-    assert json.loads(json.dumps(comparison, allow_nan=False)) == comparison
+    transfer = {teacher.name: teacher.transfer for teacher in comparison.transfer}
+    assert transfer["math"] == {"math": pytest.approx(1.0), "code": pytest.approx(-2.0), "chat": None}
+    assert transfer["code"] == {"math": pytest.approx(-0.5), "code": pytest.approx(1.0), "chat": None}
 
 
 def test_cost_is_told_with_and_without_the_making_of_the_teachers(tmp_path: Path) -> None:
-    row = compare([write_hand_run(tmp_path / "one")])["rows"][0]
-    assert row["cost"] == {
+    row = compare([write_hand_run(tmp_path / "one")]).rows[0]
+    assert asdict(row.cost) == {
         "training": {"flops": 450.0, "seconds": 3.0},
         "teachers": {"flops": 140.0, "seconds": 28.0},
         "with_teachers": {"flops": 590.0, "seconds": 31.0},
@@ -63,8 +67,8 @@ def test_cost_is_told_with_and_without_the_making_of_the_teachers(tmp_path: Path
         "evaluation": {"flops": 1000.0, "seconds": 10.0},
     }
     # 20 FLOP a step, as metrics.jsonl of the kit has it.
-    assert [(point["step"], point["flops"]) for point in row["curve"]] == [(0, 0.0), (10, 200.0), (20, 400.0)]
-    assert row["curve"][1]["scores"]["math"] == [0.7, 0.7, 0.7]
+    assert [(point.step, point.flops) for point in row.curve] == [(0, 0.0), (10, 200.0), (20, 400.0)]
+    assert row.curve[1].scores["math"] == SeedSpread(mean=0.7, lowest=0.7, highest=0.7)
 
 
 def test_teachers_made_elsewhere_cost_what_their_own_ledger_says_or_it_is_unknown(tmp_path: Path) -> None:
@@ -76,10 +80,10 @@ def test_teachers_made_elsewhere_cost_what_their_own_ledger_says_or_it_is_unknow
     unknown = {"teachers.math.model": "some/hub-model"}
     comparison = compare([write_hand_run(tmp_path / "a", known), write_hand_run(tmp_path / "b", unknown)])
     # One model that is two teachers was made once.
-    assert rows(comparison)["a"]["cost"]["teachers"] == {"flops": 450.0, "seconds": 3.0}
-    assert rows(comparison)["a"]["cost"]["base"] == {"flops": 450.0, "seconds": 3.0}
-    assert rows(comparison)["b"]["cost"]["teachers"] is None
-    assert rows(comparison)["b"]["cost"]["with_teachers"] is None
+    assert rows(comparison)["a"].cost.teachers == Cost(flops=450.0, seconds=3.0)
+    assert rows(comparison)["a"].cost.base == Cost(flops=450.0, seconds=3.0)
+    assert rows(comparison)["b"].cost.teachers is None
+    assert rows(comparison)["b"].cost.with_teachers is None
     assert "unknown" in shown(comparison)
 
 
@@ -88,16 +92,16 @@ def test_seeds_of_one_recipe_are_one_row(tmp_path: Path) -> None:
     other = levels(70, 80, 70)
     second = write_hand_run(tmp_path / "mopd-1", {"seed": 1, "name": "hand-1"}, student=other)
     comparison = compare([second, first])
-    (row,) = comparison["rows"]
-    assert (row["name"], row["n"], row["seeds"], row["runs"]) == ("mopd", 2, [1, 0], ["mopd-1", "mopd-0"])
+    (row,) = comparison.rows
+    assert (row.name, row.n, row.seeds, row.runs) == ("mopd", 2, [1, 0], ["mopd-1", "mopd-0"])
     # (30/40 + 20/40) / 2, (15/20 + 20/20) / 2; the mean of the worst, not the worst of the means.
-    assert row["metrics"]["recovery"]["math"] == pytest.approx(0.625)
-    assert row["metrics"]["recovery"]["code"] == pytest.approx(0.875)
-    assert row["metrics"]["worst_recovery"] == pytest.approx((0.75 + 0.5) / 2)
-    assert row["metrics"]["max_regression"] == pytest.approx(0.03)
-    assert row["metrics_ci"]["max_regression"][0] == 0.0  # of two seeds, t alone would go far below
-    assert row["cost"]["training"] == {"flops": 450.0, "seconds": 3.0}
-    assert [run["metrics"]["worst_recovery"] for run in comparison["runs"]] == [pytest.approx(0.5), pytest.approx(0.75)]
+    assert row.metrics.recovery["math"] == pytest.approx(0.625)
+    assert row.metrics.recovery["code"] == pytest.approx(0.875)
+    assert row.metrics.worst_recovery == pytest.approx((0.75 + 0.5) / 2)
+    assert row.metrics.max_regression == pytest.approx(0.03)
+    assert row.metrics_ci.max_regression.low == 0.0  # of two seeds, t alone would go far below
+    assert row.cost.training == Cost(flops=450.0, seconds=3.0)
+    assert [run.metrics.worst_recovery for run in comparison.runs] == [pytest.approx(0.5), pytest.approx(0.75)]
     assert not any("One seed only" in note for note in notes(comparison))
 
 
@@ -112,8 +116,8 @@ def test_seeds_of_one_recipe_are_one_row(tmp_path: Path) -> None:
 )
 def test_what_makes_another_row(tmp_path: Path, change: dict[str, Any], names: list[str]) -> None:
     comparison = compare([write_hand_run(tmp_path / "a"), write_hand_run(tmp_path / "b", change)])
-    assert sorted(row["name"] for row in comparison["rows"]) == names
-    assert ("student.optimizer.lr" in comparison["differing"]) == ("student.optimizer.lr" in change)
+    assert sorted(row.name for row in comparison.rows) == names
+    assert ("student.optimizer.lr" in comparison.differing) == ("student.optimizer.lr" in change)
 
 
 def test_a_path_that_holds_the_seed_is_the_same_setting(tmp_path: Path) -> None:
@@ -121,20 +125,20 @@ def test_a_path_that_holds_the_seed_is_the_same_setting(tmp_path: Path) -> None:
         write_hand_run(tmp_path / f"mix-{seed}", {"seed": seed, "teachers.math.model": f"/runs/math-{seed}/student"})
         for seed in (3, 14)
     ]
-    assert [row["name"] for row in compare(folders)["rows"]] == ["mix"]
+    assert [row.name for row in compare(folders).rows] == ["mix"]
 
 
 def test_a_method_without_teachers_is_measured_against_those_of_its_base(tmp_path: Path) -> None:
     taught = write_hand_run(tmp_path / "taught")
     bare = write_hand_run(tmp_path / "bare", no_teachers(), teachers={}, student=levels(70, 80, 70))
     comparison = compare([bare, taught])
-    assert rows(comparison)["bare"]["metrics"]["recovery"] == {
+    assert rows(comparison)["bare"].metrics.recovery == {
         "math": pytest.approx(0.5), "code": pytest.approx(1.0), "chat": None
     }  # fmt: skip
-    assert rows(comparison)["bare"]["cost"]["teachers"] == {"flops": 0.0, "seconds": 0.0}
-    against = {run["name"]: run["against"]["math"] for run in comparison["runs"]}
-    assert against["bare"] == against["taught"] == {"run": "taught", "teachers": {"math": 1.0}}
-    assert [run["borrowed"] for run in comparison["runs"] if run["name"] == "bare"] == [["math", "code"]]
+    assert rows(comparison)["bare"].cost.teachers == Cost(flops=0.0, seconds=0.0)
+    against = {run.name: run.against["math"] for run in comparison.runs}
+    assert against["bare"] == against["taught"] == MeasuredAgainst("taught", {"math": 1.0})
+    assert [run.borrowed for run in comparison.runs if run.name == "bare"] == [["math", "code"]]
     assert any(
         "On math and code, bare is measured against the teachers of taught" in note for note in notes(comparison)
     )
@@ -143,8 +147,8 @@ def test_a_method_without_teachers_is_measured_against_those_of_its_base(tmp_pat
         tmp_path / "stranger", no_teachers(), teachers={}, base=levels(51, 60, 70), student=levels(70, 80, 70)
     )
     apart = compare([stranger, taught])
-    assert rows(apart)["stranger"]["metrics"]["recovery"] == {"math": None, "code": None, "chat": None}
-    assert rows(apart)["stranger"]["metrics"]["points"]["math"] == pytest.approx(0.19)
+    assert rows(apart)["stranger"].metrics.recovery == {"math": None, "code": None, "chat": None}
+    assert rows(apart)["stranger"].metrics.points["math"] == pytest.approx(0.19)
     assert any("No teacher to measure stranger against on math" in note for note in notes(apart))
     assert any("different bases" in note for note in notes(apart))
     assert "+19.0 pt" in shown(apart)
@@ -157,9 +161,9 @@ def test_one_teacher_for_all_is_held_against_the_specialists(tmp_path: Path) -> 
         tmp_path / "alone", everything, teachers={"math": TEACHERS["math"]}, student=levels(90, 50, 70)
     )
     comparison = compare([write_hand_run(tmp_path / "mopd"), alone])
-    assert rows(comparison)["alone"]["metrics"]["recovery"]["code"] == pytest.approx(-0.5)
-    assert rows(comparison)["alone"]["taught_by"] == ["math"]
-    assert [t["name"] for t in comparison["transfer"]] == ["math", "code"]
+    assert rows(comparison)["alone"].metrics.recovery["code"] == pytest.approx(-0.5)
+    assert rows(comparison)["alone"].taught_by == ["math"]
+    assert [t.name for t in comparison.transfer] == ["math", "code"]
 
 
 def test_gold_answers_are_told_where_others_had_none(tmp_path: Path) -> None:
@@ -169,19 +173,19 @@ def test_gold_answers_are_told_where_others_had_none(tmp_path: Path) -> None:
     better = {"method": "supervised", "run.steps": 30}
     bound = write_hand_run(tmp_path / "bound", better, student=levels(95, 90, 70))
     comparison = compare([bound, write_hand_run(tmp_path / "second", {"run.steps": 40}), gold])
-    assert comparison["leader"] == "second"
+    assert comparison.leader == "second"
     assert headline(comparison)[1] == "second keeps 75% of its teachers’ gain in the worst domain"
     assert "The highest mean" not in " ".join(sentences(comparison))  # of one rival nothing is compared
-    assert rows(comparison)["bound"]["behind"]["worst_recovery"][0] == pytest.approx(1.125 - 0.75)
+    assert rows(comparison)["bound"].behind.worst_recovery.value == pytest.approx(1.125 - 0.75)
     assert told not in notes(compare([gold]))
 
 
 def test_the_difference_to_the_leader_and_the_words(tmp_path: Path) -> None:
     ahead = write_hand_run(tmp_path / "ahead", {"student.optimizer.lr": 0.1}, student=levels(88, 79, 70))
     comparison = compare([write_hand_run(tmp_path / "hand"), ahead])
-    assert comparison["leader"] == "ahead"
-    assert rows(comparison)["ahead"]["behind"] is None
-    value, low, high = rows(comparison)["hand"]["behind"]["worst_recovery"]
+    assert comparison.leader == "ahead"
+    assert rows(comparison)["ahead"].behind is None
+    value, low, high = rows(comparison)["hand"].behind.worst_recovery
     assert value == pytest.approx(0.75 - 0.95)
     assert low < value < high < 0
     assert headline(comparison) == (
@@ -211,10 +215,10 @@ def test_a_seesaw_over_training_is_called_one(tmp_path: Path) -> None:
     """Math and code take turns by 40 points, far beyond noise."""
     curve = {10 * i: levels(50 + 40 * (i % 2), 90 - 40 * (i % 2), 70) for i in range(9)}
     comparison = compare([write_hand_run(tmp_path / "one", curve=curve)])
-    row = comparison["rows"][0]
-    assert (row["seesaws"], row["metrics"]["seesaw_share"]) == (1, pytest.approx(1.0))
-    assert row["metrics"]["forgetting"] == {"math": pytest.approx(0.4), "code": pytest.approx(0.0), "chat": 0.0}
-    noise = 100 * row["metrics"]["seesaw_noise"]
+    row = comparison.rows[0]
+    assert (row.seesaws, row.metrics.seesaw_share) == (1, pytest.approx(1.0))
+    assert row.metrics.forgetting == {"math": pytest.approx(0.4), "code": pytest.approx(0.0), "chat": 0.0}
+    noise = 100 * row.metrics.seesaw_noise
     assert (
         f"one is a seesaw: 100% (noise alone: {noise:.1f}%) of the movement beyond noise" in sentences(comparison)[-2]
     )
@@ -224,7 +228,7 @@ def test_a_seesaw_over_training_is_called_one(tmp_path: Path) -> None:
 def test_what_an_adapter_or_a_class_of_ones_own_cost_is_not_known(tmp_path: Path) -> None:
     for name, leaf in (("adapted", "adapter"), ("own", "scorer")):
         run = write_hand_run(tmp_path / name, {f"teachers.math.{leaf}": "./x"})
-        assert rows(compare([run]))[name]["cost"]["teachers"] is None
+        assert rows(compare([run]))[name].cost.teachers is None
 
 
 def test_a_trajectory_too_short_to_test_is_not_called_none(tmp_path: Path) -> None:
@@ -246,13 +250,13 @@ def test_a_run_under_way_puts_everything_on_validation(tmp_path: Path) -> None:
     curve = {0: BASE, 10: levels(70, 66, 70)}
     going = write_hand_run(tmp_path / "going", {"seed": 1}, curve=curve, finished=False)
     comparison = compare([done, going])
-    assert comparison["split"] == "validation"
-    assert rows(comparison)["going"]["metrics"]["recovery"]["math"] == pytest.approx(20 / 40)
-    assert (rows(comparison)["going"]["step"], rows(comparison)["going"]["finished"]) == (10, False)
+    assert comparison.split == "validation"
+    assert rows(comparison)["going"].metrics.recovery["math"] == pytest.approx(20 / 40)
+    assert (rows(comparison)["going"].step, rows(comparison)["going"].finished) == (10, False)
     # From metrics.jsonl and exams.jsonl: ten steps of 20 FLOP, and one exam.
-    assert rows(comparison)["going"]["cost"]["training"] == {"flops": 200.0, "seconds": 5.0}
-    assert rows(comparison)["going"]["cost"]["evaluation"] == {"flops": 900.0, "seconds": 9.0}
-    assert rows(comparison)["done"]["metrics"]["recovery"]["math"] == pytest.approx(30 / 40)
+    assert rows(comparison)["going"].cost.training == Cost(flops=200.0, seconds=5.0)
+    assert rows(comparison)["going"].cost.evaluation == Cost(flops=900.0, seconds=9.0)
+    assert rows(comparison)["done"].metrics.recovery["math"] == pytest.approx(30 / 40)
     assert any("Not finished: going (step 10 of 20)." in note for note in notes(comparison))
     assert headline(comparison)[0] == "pending"
 
@@ -262,8 +266,8 @@ def test_settings_are_chosen_on_validation_prompts(tmp_path: Path) -> None:
     curve = {0: BASE, 10: levels(70, 66, 70), 20: levels(60, 60, 70)}
     run = write_hand_run(tmp_path / "run", curve=curve, student=levels(90, 80, 70))
     tested, chosen = compare([run]), compare([run], validation=True)
-    assert (tested["split"], chosen["split"]) == ("test", "validation")
-    math = [rows(told)["run"]["metrics"]["recovery"]["math"] for told in (tested, chosen)]
+    assert (tested.split, chosen.split) == ("test", "validation")
+    math = [rows(told)["run"].metrics.recovery["math"] for told in (tested, chosen)]
     assert math == [pytest.approx(40 / 40), pytest.approx(10 / 40)]
     assert "Scores are on validation questions, which are fewer than those of a test." in notes(chosen)
 
@@ -271,10 +275,10 @@ def test_settings_are_chosen_on_validation_prompts(tmp_path: Path) -> None:
 def test_an_evaluation_cut_off_by_a_kill_does_not_count(tmp_path: Path) -> None:
     run = write_hand_run(tmp_path / "going", finished=False)
     truncate_jsonl(run / "evaluations.jsonl", lambda row: row["step"] < 20 or row["prompt_id"] == "math/validation/0")
-    assert compare([run])["rows"][0]["step"] == 10
+    assert compare([run]).rows[0].step == 10
 
 
-def shown(comparison: dict[str, Any], width: int = 100) -> str:
+def shown(comparison: Comparison, width: int = 100) -> str:
     console = Console(width=width)
     with console.capture() as captured:
         console.print(console_tables(comparison))
@@ -292,15 +296,40 @@ def test_the_console_shows_every_number_in_eighty_columns(tmp_path: Path) -> Non
 
 
 def test_every_key_of_comparison_json_is_documented(tmp_path: Path) -> None:
-    comparison = compare([write_hand_run(tmp_path / "a"), write_hand_run(tmp_path / "b", {"run.steps": 30})])
-    told = set(re.findall(r"[a-z_]+", str(mopd.recipes.compare.comparison.__doc__)))
-    row = comparison["rows"][1]
-    parts = (
-        comparison,
-        row,
-        comparison["runs"][0],
-        comparison["transfer"][0],
-        row["cost"],
-        comparison["tasks"]["math"],
-    )
-    assert [key for part in parts for key in part if key not in told] == []
+    record = compare([write_hand_run(tmp_path / "a"), write_hand_run(tmp_path / "b", {"run.steps": 30})]).record()
+    documented = set(re.findall(r"[a-z_]+", str(mopd.recipes.compare.comparison.__doc__)))
+    row = record["rows"][1]
+    parts = (record, row, record["runs"][0], record["transfer"][0], row["cost"], record["tasks"]["math"])
+    assert [key for part in parts for key in part if key not in documented] == []
+
+
+def test_comparison_json_keeps_its_format(tmp_path: Path) -> None:
+    """Whoever reads it finds the same keys in the same order, and pairs and triples as lists."""
+    runs = [
+        write_hand_run(tmp_path / "a"),
+        write_hand_run(tmp_path / "b", {"run.steps": 30}, student=levels(70, 75, 64)),
+    ]
+    record = json.loads(json.dumps(compare(runs).record(), allow_nan=False))
+    assert list(record) == [
+        "format", "split", "domains", "tasks", "rows", "leader", "parity", "runs", "levels", "transfer", "differing"
+    ]  # fmt: skip
+    row, run = record["rows"][1], record["runs"][0]
+    assert list(row) == [
+        "name", "method", "runs", "seeds", "trials", "n", "finished", "step", "steps", "taught_by", "metrics",
+        "metrics_ci", "seesaws", "cost", "curve", "behind", "parity",
+    ]  # fmt: skip
+    assert list(row["metrics"]) == [
+        "points", "recovery", "mean_recovery", "worst_recovery", "imbalance", "max_regression", "pareto_gap", "scores",
+        "forgetting", "seesaw_share", "seesaw_noise", "seesaw_correlation", "seesaw_correlation_p",
+    ]  # fmt: skip
+    assert row["curve"][1] == {
+        "step": 10,
+        "flops": 200.0,
+        "scores": {"math": [0.7] * 3, "code": [0.5] * 3, "chat": [0.7] * 3},
+    }
+    assert row["behind"]["worst_recovery"] == pytest.approx([0.5 - 0.75, *row["behind"]["worst_recovery"][1:]])
+    assert len(row["parity"]["mean_score"]["ratio_ci"]) == 2
+    assert list(run["models"]["student"]["math"].values())[::3] == [0.8, 100]
+    assert run["against"] == {
+        "math": {"run": "a", "teachers": {"math": 1.0}}, "code": {"run": "a", "teachers": {"code": 1.0}}, "chat": None
+    }  # fmt: skip

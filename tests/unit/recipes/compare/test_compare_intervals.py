@@ -6,6 +6,7 @@ import math
 import random
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,8 +88,8 @@ def test_the_difference_of_two_methods_is_paired_by_question(tmp_path: Path) -> 
         write_hand_run(tmp_path / "a", student=levels(86, 77, 70)),
         write_hand_run(tmp_path / "b", {"run.steps": 30}, student=levels(82, 77, 70)),
     ]
-    rows = {row["name"]: row for row in compare(folders)["rows"]}
-    value, low, high = rows["b"]["behind"]["worst_recovery"]
+    rows: dict[str, Any] = {row.name: row for row in compare(folders).rows}
+    value, low, high = rows["b"].behind.worst_recovery
     # (32/40 - 0.85) and code is 17/20 in both.
     assert value == pytest.approx(0.80 - 0.85)
 
@@ -101,7 +102,7 @@ def test_the_difference_of_two_methods_is_paired_by_question(tmp_path: Path) -> 
         draws = drawn(rng, hand(86))
         naive.append(worst(hand(82), draws) - worst(hand(86), draws))
     assert [low, high] == pytest.approx(list(middle(naive)), abs=0.012)
-    apart = rows["b"]["metrics_ci"]["worst_recovery"]
+    apart = rows["b"].metrics_ci.worst_recovery
     assert high - low < 0.8 * (apart[1] - apart[0])  # 1.4 of it, were they independent
 
 
@@ -115,12 +116,12 @@ def test_methods_with_the_same_seeds_are_compared_seed_by_seed(tmp_path: Path) -
             folders.append(write_hand_run(tmp_path / f"{name}-{seed}", changes, student=student))
     strong, weak = folders[::2], folders[1::2]
     comparison = compare([*strong, weak[2], weak[0], weak[1]])
-    rows = {row["name"]: row for row in comparison["rows"]}
-    assert {name: row["n"] for name, row in rows.items()} == {"strong": 3, "weak": 3}
-    value, low, high = rows["weak"]["behind"]["mean_recovery"]
+    rows: dict[str, Any] = {row.name: row for row in comparison.rows}
+    assert {name: row.n for name, row in rows.items()} == {"strong": 3, "weak": 3}
+    value, low, high = rows["weak"].behind.mean_recovery
     assert value == pytest.approx(-0.1)
     assert high - low < 0.3
-    alone = rows["weak"]["metrics_ci"]["mean_recovery"]
+    alone = rows["weak"].metrics_ci.mean_recovery
     assert alone[1] - alone[0] > 1.0
     assert low < value < high < 0
 
@@ -133,17 +134,17 @@ def test_differences_are_of_common_seeds_alone(tmp_path: Path) -> None:
         for (name, seed), at in students.items()
     ]
     comparison = compare(folders)
-    rows = {row["name"]: row for row in comparison["rows"]}
-    assert comparison["leader"] == "weak-1"  # 65% against the mean of 50% and 75%
-    value, low, high = rows["strong"]["behind"]["worst_recovery"]
+    rows: dict[str, Any] = {row.name: row for row in comparison.rows}
+    assert comparison.leader == "weak-1"  # 65% against the mean of 50% and 75%
+    value, low, high = rows["strong"].behind.worst_recovery
     assert value == pytest.approx(0.75 - 0.65)
     assert low <= value <= high
     level, said = headline(comparison)
     assert level == "mixed"
     assert said.endswith("strong has other seeds, so which is ahead is not known")
     assert any("Rows have different seeds" in note for note in notes(comparison))
-    apart = {row["name"]: row for row in compare([folders[0], folders[2]])["rows"]}
-    assert apart["strong-0"]["behind"]["worst_recovery"] is None
+    apart: dict[str, Any] = {row.name: row for row in compare([folders[0], folders[2]]).rows}
+    assert apart["strong-0"].behind.worst_recovery is None
 
 
 def test_seeds_over_one_base_have_teachers_of_their_own(tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_seeds_over_one_base_have_teachers_of_their_own(tmp_path: Path) -> None:
             write_hand_run(tmp_path / f"m-{seed}", {"seed": seed}, teachers=teachers, student=levels(at, 80, 70))
         )
     comparison = compare(folders)
-    assert [run["metrics"]["recovery"]["math"] for run in comparison["runs"]] == [1.0, 1.0]
+    assert [run.metrics.recovery["math"] for run in comparison.runs] == [1.0, 1.0]
     assert not any("measured against" in note for note in notes(comparison))
 
 
@@ -203,6 +204,6 @@ def test_the_order_in_which_questions_were_asked_does_not_matter(tmp_path: Path)
     folders = [write_hand_run(tmp_path / "a"), write_hand_run(tmp_path / "b", {"run.steps": 30})]
     path = folders[1] / "evaluations.jsonl"
     path.write_text("".join(line + "\n" for line in reversed(path.read_text().splitlines())))
-    rows = {row["name"]: row for row in compare(folders)["rows"]}
-    assert rows["b"]["behind"]["worst_recovery"] == pytest.approx([0.0, 0.0, 0.0], abs=1e-12)
-    assert rows["b"]["metrics_ci"]["recovery"]["math"] == pytest.approx(rows["a"]["metrics_ci"]["recovery"]["math"])
+    rows: dict[str, Any] = {row.name: row for row in compare(folders).rows}
+    assert rows["b"].behind.worst_recovery == pytest.approx([0.0, 0.0, 0.0], abs=1e-12)
+    assert rows["b"].metrics_ci.recovery["math"] == pytest.approx(rows["a"].metrics_ci.recovery["math"])

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from compare_kit import levels, write_hand_run
 
 from mopd.distill.types import UserError
-from mopd.recipes.compare.comparison import compare
+from mopd.recipes.compare.comparison import Comparison, compare
 from mopd.recipes.compare.markdown import BEGIN, END, markdown, write_markdown
 
 
 @pytest.fixture(scope="module")
-def comparison(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     home = tmp_path_factory.mktemp("runs")
     other = {"method": "mix_rl", "trials": 6}
     return compare([write_hand_run(home / "mopd"), write_hand_run(home / "a|b_c", other, student=levels(70, 62, 70))])
@@ -26,7 +25,7 @@ def cells(text: str, name: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").replace("\\|", "&").split("|")] for line in lines]
 
 
-def test_the_tables_hold_the_numbers(comparison: dict[str, Any]) -> None:
+def test_the_tables_hold_the_numbers(comparison: Comparison) -> None:
     text = markdown(comparison)
     recovery, losses, parity, curve = cells(text, "mopd")
     assert recovery[1:3] == ["1", "–"]
@@ -59,7 +58,7 @@ def test_each_seed_is_shown_and_curves_end_where_their_runs_do(tmp_path: Path) -
     assert cells(text, "other")[-1][1] == "–"
 
 
-def test_it_goes_between_the_markers_and_leaves_the_rest_alone(comparison: dict[str, Any], tmp_path: Path) -> None:
+def test_it_goes_between_the_markers_and_leaves_the_rest_alone(comparison: Comparison, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"# Mine\n\n{BEGIN}\nout of date\n{END}\nmore\n")
     write_markdown(comparison, page)
@@ -71,13 +70,13 @@ def test_it_goes_between_the_markers_and_leaves_the_rest_alone(comparison: dict[
     assert "out of date" not in text
 
 
-def test_a_file_of_its_own_can_be_written_again(comparison: dict[str, Any], tmp_path: Path) -> None:
+def test_a_file_of_its_own_can_be_written_again(comparison: Comparison, tmp_path: Path) -> None:
     for _ in range(2):
         write_markdown(comparison, tmp_path / "deep" / "new.md")
     assert (tmp_path / "deep" / "new.md").read_text().count(BEGIN) == 1
 
 
-def test_a_page_without_markers_is_not_overwritten(comparison: dict[str, Any], tmp_path: Path) -> None:
+def test_a_page_without_markers_is_not_overwritten(comparison: Comparison, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("precious\n")
     with pytest.raises(UserError, match="--markdown"):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
+from dataclasses import replace
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -16,16 +15,17 @@ from test_report import Page
 from test_report_browser import CHROMIUM, browse
 
 from mopd.recipes.compare.charts import frontier, heat_map, pareto_chart, recovery_bars, widest
-from mopd.recipes.compare.comparison import compare
+from mopd.recipes.compare.comparison import Comparison, compare
 from mopd.recipes.compare.page import BANDS, banded, chosen_pair, render, write_comparison
 from mopd.recipes.compare.wording import ranked
+from mopd.recipes.report.records import Ends
 
 WIDTHS = (390, 768, 1280)
 STUDENTS = {"mopd": (88, 79), "prompts_811_unnormalised": (80, 75), "cascade": (62, 80), "<b>&weak": (45, 58)}
 
 
 @pytest.fixture(scope="module")
-def comparison(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """Five rows: two seeds of mopd, three others, and one taught by a single teacher."""
     home = tmp_path_factory.mktemp("runs")
     folders = []
@@ -35,18 +35,18 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         folders.append(write_hand_run(home / name, {"run.steps": 20 + i}, student=student, curve=curve))
     second = {"seed": 1}
     folders.append(write_hand_run(home / "mopd-1", second, student=levels(84, 77, 70)))
-    assert compare([folders[0], folders[-1]])["rows"][0]["n"] == 2
+    assert compare([folders[0], folders[-1]]).rows[0].n == 2
     single = {"domains.code.teacher": None, "domains.code.evaluate_only": True}
     single |= {"teachers": {"math": {"model": "stage:math"}}}
     folders.append(write_hand_run(home / "alone", single, teachers={"math": TEACHERS["math"]}))
     return compare(folders)
 
 
-def colours(comparison: dict[str, Any]) -> dict[str, str]:
-    return {row["name"]: f"d{i}" for i, row in enumerate(comparison["rows"])}
+def colours(comparison: Comparison) -> dict[str, str]:
+    return {row.name: f"d{i}" for i, row in enumerate(comparison.rows)}
 
 
-def test_the_page_is_whole_self_contained_and_escapes_names(comparison: dict[str, Any], tmp_path: Path) -> None:
+def test_the_page_is_whole_self_contained_and_escapes_names(comparison: Comparison, tmp_path: Path) -> None:
     path = write_comparison(comparison, tmp_path, ["math", "code"])
     html = path.read_text()
     page = Page(html)
@@ -55,48 +55,54 @@ def test_the_page_is_whole_self_contained_and_escapes_names(comparison: dict[str
     assert "@import" not in html
     assert not {"script", "iframe", "img", "object", "b>&weak"} & set(page.tags)
     assert "<b>&weak" in page.sections["table"]
-    assert page.tags.count("svg") == 2 + len(comparison["domains"]) + 1  # worst and mean, domains, the plane
+    assert page.tags.count("svg") == 2 + len(comparison.domains) + 1  # worst and mean, domains, the plane
     assert set(page.sections) >= {"table", "recovery", "compute", "transfer", "pareto", "settings"}
 
 
-def test_the_numbers_of_the_page_are_those_of_comparison_json(comparison: dict[str, Any]) -> None:
+def test_the_numbers_of_the_page_are_those_of_comparison_json(comparison: Comparison) -> None:
     table = " ".join(Page(render(comparison, ["math", "code"])).sections["table"].split())
-    for row in comparison["rows"]:
-        value, ends = row["metrics"]["recovery"]["math"], row["metrics_ci"]["recovery"]["math"]
+    for row in comparison.rows:
+        value, ends = row.metrics.recovery["math"], row.metrics_ci.recovery["math"]
+        assert value is not None
+        assert ends is not None
         interval = " to " if min(ends) < 0 else "–"
         shown = f"{100 * value:.0f}% {100 * ends[0]:.0f}{interval}{100 * ends[1]:.0f}%".replace("-", "−")
-        assert re.search(rf"{re.escape(row['name'])}.*?{re.escape(shown)}", table)
+        assert re.search(rf"{re.escape(row.name)}.*?{re.escape(shown)}", table)
 
 
-def test_bars_lie_on_one_scale_and_whiskers_at_their_ends(comparison: dict[str, Any]) -> None:
+def test_bars_lie_on_one_scale_and_whiskers_at_their_ends(comparison: Comparison) -> None:
     rows = ranked(comparison)
-    panels = recovery_bars(rows, colours(comparison), comparison["domains"])
-    assert [panel["domain"] for panel in panels] == ["math", "code", "chat"]
-    scale = {(panel["zero"], panel["one"]) for panel in panels}
+    panels = recovery_bars(rows, colours(comparison), comparison.domains)
+    assert [panel.domain for panel in panels] == ["math", "code", "chat"]
+    scale = {(panel.zero, panel.one) for panel in panels}
     assert len(scale) == 1
     zero, one = scale.pop()
     for panel in panels[:2]:
-        for bar, row in zip(panel["bars"], rows, strict=True):
-            value = row["metrics"]["recovery"][panel["domain"]]
-            start, end = bar["left"], bar["left"] + bar["width"]
+        for bar, row in zip(panel.bars, rows, strict=True):
+            value, ends = row.metrics.recovery[panel.domain], row.metrics_ci.recovery[panel.domain]
+            assert value is not None
+            assert ends is not None
+            assert bar.left is not None
+            assert bar.width is not None
+            start, end = bar.left, bar.left + bar.width
             assert (start, end) == pytest.approx(tuple(sorted((zero, zero + value * (one - zero)))), abs=1e-6)
-            low, high = (min(1.5, max(-0.5, e)) for e in row["metrics_ci"]["recovery"][panel["domain"]])
-            assert bar["whisker"] == pytest.approx((zero + low * (one - zero), (high - low) * (one - zero)), abs=1e-6)
+            low, high = (min(1.5, max(-0.5, e)) for e in ends)
+            assert bar.whisker == pytest.approx((zero + low * (one - zero), (high - low) * (one - zero)), abs=1e-6)
             assert 0 <= start <= end <= 100
-    assert {bar["width"] for bar in panels[2]["bars"]} == {None}
-    assert all(bar["text"].endswith(" pt") for bar in panels[2]["bars"])
+    assert {bar.width for bar in panels[2].bars} == {None}
+    assert all(bar.text.endswith(" pt") for bar in panels[2].bars)
 
 
-def test_the_heat_map_says_who_hurts_whom(comparison: dict[str, Any]) -> None:
-    rows = {row["name"]: row for row in heat_map(comparison, ranked(comparison), colours(comparison))}
+def test_the_heat_map_says_who_hurts_whom(comparison: Comparison) -> None:
+    rows = {row.name: row for row in heat_map(comparison, ranked(comparison), colours(comparison))}
     # The teachers of the kit: 40/40 and -40/20; -20/40 and 20/20; chat has none.
-    assert [cell["text"] for cell in rows["math"]["cells"]] == ["100%", "−200%", "–"]
-    assert [cell["text"] for cell in rows["code"]["cells"]] == ["−50%", "100%", "–"]
-    assert [cell["css"] for cell in rows["code"]["cells"]] == ["down", "up", "none"]
-    assert [cell["strength"] for cell in rows["code"]["cells"]] == ["0.30", "0.60", "0.00"]
-    assert [cell["own"] for cell in rows["code"]["cells"]] == [False, True, False]
-    assert rows["alone"]["note"] == "student, taught by math alone"
-    assert rows["cascade"]["note"] == "student"
+    assert [cell.text for cell in rows["math"].cells] == ["100%", "−200%", "–"]
+    assert [cell.text for cell in rows["code"].cells] == ["−50%", "100%", "–"]
+    assert [cell.css for cell in rows["code"].cells] == ["down", "up", "none"]
+    assert [cell.strength for cell in rows["code"].cells] == ["0.30", "0.60", "0.00"]
+    assert [cell.own for cell in rows["code"].cells] == [False, True, False]
+    assert rows["alone"].note == "student, taught by math alone"
+    assert rows["cascade"].note == "student"
 
 
 def test_the_frontier_is_what_nobody_beats() -> None:
@@ -106,7 +112,7 @@ def test_the_frontier_is_what_nobody_beats() -> None:
     assert frontier([(0.5, 0.5)]) == [(0.5, 0.5)]
 
 
-def test_marks_lie_where_the_axes_say(comparison: dict[str, Any]) -> None:
+def test_marks_lie_where_the_axes_say(comparison: Comparison) -> None:
     rows = ranked(comparison)
     others = {"base": (0.5, 0.6), "teacher math": (0.9, 0.2)}
     root = ElementTree.fromstring(pareto_chart(rows, colours(comparison), others, ["math", "code"]))
@@ -121,7 +127,7 @@ def test_marks_lie_where_the_axes_say(comparison: dict[str, Any]) -> None:
 
     marks = [c for c in root.findall("circle") if "mark" in c.attrib["class"]]
     for mark, row in zip(marks, rows, strict=True):
-        scores = row["metrics"]["scores"]
+        scores = row.metrics.scores
         assert float(mark.attrib["cx"]) == pytest.approx(at(scores["math"], across), abs=0.2)
         assert float(mark.attrib["cy"]) == pytest.approx(at(scores["code"], up), abs=0.2)
     numbers = [text.text for text in root.findall("text") if text.attrib["class"] == "number"]
@@ -139,7 +145,7 @@ def test_bands_are_drawn_inside_their_chart_and_not_of_many_rows(tmp_path: Path)
             curve = {0: levels(math, 60, 70), 20: levels(math, 60, 70)}
             folders.append(write_hand_run(tmp_path / f"m{i}-{seed}", {"run.steps": 20 + i, "seed": seed}, curve=curve))
     few, many = compare(folders[:-2]), compare(folders)
-    assert (banded(few["rows"]), banded(many["rows"])) == (True, False)
+    assert (banded(few.rows), banded(many.rows)) == (True, False)
     assert "bands span the seeds" in render(few, ["math", "code"])
     page = render(many, ["math", "code"])
     assert 'class="band' not in page
@@ -154,39 +160,40 @@ def test_bands_are_drawn_inside_their_chart_and_not_of_many_rows(tmp_path: Path)
         assert max(ends) < axis < height
 
 
-def test_an_interval_as_wide_as_the_plane_is_not_drawn_over_the_marks(comparison: dict[str, Any]) -> None:
-    rows = json.loads(json.dumps(ranked(comparison)))
-    for row in rows:
-        row["metrics_ci"]["scores"] = {d: [s - 0.01, s + 0.01] for d, s in row["metrics"]["scores"].items()}
+def test_an_interval_as_wide_as_the_plane_is_not_drawn_over_the_marks(comparison: Comparison) -> None:
+    narrow = [
+        {d: Ends(score - 0.01, score + 0.01) for d, score in row.metrics.scores.items()} for row in ranked(comparison)
+    ]
 
     def whiskers() -> list[str]:
+        rows = [
+            replace(row, metrics_ci=replace(row.metrics_ci, scores=ends))
+            for row, ends in zip(ranked(comparison), narrow, strict=True)
+        ]
         root = ElementTree.fromstring(pareto_chart(rows, colours(comparison), {}, ["math", "code"]))
         return [p.attrib["d"] for p in root.findall("path") if p.attrib["class"].startswith("line")]
 
-    assert [path.count("M") for path in whiskers()] == [2] * len(rows)
-    rows[0]["metrics_ci"]["scores"]["math"] = [0.0, 1.0]
-    assert [path.count("M") for path in whiskers()] == [1] + [2] * (len(rows) - 1)
-    rows[0]["metrics_ci"]["scores"]["code"] = [0.0, 1.0]
-    assert len(whiskers()) == len(rows) - 1
+    assert [path.count("M") for path in whiskers()] == [2] * len(narrow)
+    narrow[0]["math"] = Ends(0.0, 1.0)
+    assert [path.count("M") for path in whiskers()] == [1] + [2] * (len(narrow) - 1)
+    narrow[0]["code"] = Ends(0.0, 1.0)
+    assert len(whiskers()) == len(narrow) - 1
 
 
-def test_the_pair_is_the_widest_unless_given(comparison: dict[str, Any]) -> None:
+def test_the_pair_is_the_widest_unless_given(comparison: Comparison) -> None:
     spread = {
-        d: max(r["metrics"]["scores"][d] for r in comparison["rows"])
-        - min(r["metrics"]["scores"][d] for r in comparison["rows"])
-        for d in comparison["domains"]
+        d: max(r.metrics.scores[d] for r in comparison.rows) - min(r.metrics.scores[d] for r in comparison.rows)
+        for d in comparison.domains
     }
-    assert set(widest(comparison["rows"], comparison["domains"])) == set(sorted(spread, key=lambda d: -spread[d])[:2])
+    assert set(widest(comparison.rows, comparison.domains)) == set(sorted(spread, key=lambda d: -spread[d])[:2])
     assert chosen_pair(comparison, None) == ["math", "code"]
     assert chosen_pair(comparison, "code, math") == ["code", "math"]
-    assert widest(comparison["rows"], ["chat"]) == ["chat"]
+    assert widest(comparison.rows, ["chat"]) == ["chat"]
     assert 'id="pareto"' not in render(comparison, ["chat"])
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed to open the page with")
-def test_a_browser_opens_it_without_complaint_and_nothing_is_cut_off(
-    comparison: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_browser_opens_it_without_complaint_and_nothing_is_cut_off(comparison: Comparison, tmp_path: Path) -> None:
     """Frames as wide as a phone, a tablet and a desk; a script of the test's own measures what would be cut off.
 
     It also complains once a frame, which proves that a complaint would be seen; the page itself has no scripts.

@@ -8,7 +8,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mopd.recipes.report.charts import MAX_POINTS, MOST_LABELS, Level, Line, line_chart, share_chart, thin, ticks
+from mopd.recipes.report.charts import (
+    MAX_POINTS,
+    MOST_LABELS,
+    Line,
+    ReferenceLine,
+    line_chart,
+    share_chart,
+    thin,
+    ticks,
+)
 
 
 def percent(y: float) -> str:
@@ -32,7 +41,7 @@ def height_of(value: float, root: ElementTree.Element) -> float:
     return known[low] + (value - low) / (high - low) * (known[high] - known[low])
 
 
-def chart(levels: tuple[Level, ...] = ()) -> ElementTree.Element:
+def chart(levels: tuple[ReferenceLine, ...] = ()) -> ElementTree.Element:
     points = [(0.0, 0.5), (100.0, 0.75), (200.0, 0.9)]
     band = [(x, y - 0.1, y + 0.05) for x, y in points]
     line = Line("student", "d1", points, band, marks=True)
@@ -65,7 +74,7 @@ def test_the_band_goes_along_its_upper_ends_and_back_along_its_lower() -> None:
 
 
 def test_levels_are_drawn_and_labelled_at_their_value() -> None:
-    root = chart((Level("teacher", "d1 teacher", 0.95), Level("base", "base", 0.5)))
+    root = chart((ReferenceLine("teacher", "d1 teacher", 0.95), ReferenceLine("base", "base", 0.5)))
     line = root.find("line[@class='level d1 teacher']")
     assert line is not None
     assert float(line.attrib["y1"]) == float(line.attrib["y2"]) == pytest.approx(height_of(0.95, root), abs=0.11)

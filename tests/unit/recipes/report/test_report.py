@@ -17,8 +17,10 @@ from mopd.distill.tracking.jsonl import append_jsonl, truncate_jsonl
 from mopd.distill.types import RunError, UserError
 from mopd.recipes.report.data import load_run, run_ledger
 from mopd.recipes.report.page import summary_table, write_report
-from mopd.recipes.report.run import cost, duration, si
+from mopd.recipes.report.records import DomainScore
+from mopd.recipes.report.run import cost
 from mopd.recipes.report.scores import changes, recovery_rows
+from mopd.recipes.report.wording import duration, si
 
 
 @pytest.fixture(scope="session")
@@ -85,13 +87,13 @@ def test_the_report_is_self_contained_and_whole(run: Path) -> None:
 
 
 def test_the_numbers_of_the_page_are_those_of_seesaw_json(run: Path) -> None:
-    told = json.loads((run / "seesaw.json").read_text())
+    seesaw = json.loads((run / "seesaw.json").read_text())
     page = page_of(run)
-    for domain, recovered in told["metrics"]["recovery"].items():
-        low, high = told["metrics_ci"]["recovery"][domain]
+    for domain, recovered in seesaw["metrics"]["recovery"].items():
+        low, high = seesaw["metrics_ci"]["recovery"][domain]
         shown = rf"{domain}.*?{100 * recovered:.0f}% {100 * low:.0f}–{100 * high:.0f}%"
         assert re.search(shown, " ".join(page.sections["recovery"].split()))
-    for model, scored in told["models"].items():
+    for model, scored in seesaw["models"].items():
         row = " ".join(page.sections["recovery"].split()).partition("Every model")[2]
         assert model.removeprefix("teachers/") in row
         for score in scored.values():
@@ -102,20 +104,19 @@ def test_the_numbers_of_the_page_are_those_of_seesaw_json(run: Path) -> None:
 def test_bars_share_one_scale_and_point_away_from_zero(run: Path) -> None:
     data = load_run(run)
     drawn = changes(data)
-    assert [panel["title"] for panel in drawn["panels"]] == ["math", "code", "reasoning", "student"]
-    score = {m: {d: s["score"] for d, s in scored.items()} for m, scored in data.final["models"].items()}
+    assert [panel.title for panel in drawn.panels] == ["math", "code", "reasoning", "student"]
+    score = {m: {d: s.score for d, s in scored.items()} for m, scored in data.seesaw.models.items()}
     per_point = set()
-    for panel in drawn["panels"]:
-        model = "student" if panel["student"] else f"teachers/{panel['title']}"
-        for bar in panel["bars"]:
-            change = score[model][bar["domain"]] - score["base"][bar["domain"]]
-            near, far = (
-                (bar["left"], bar["left"] + bar["width"]) if change > 0 else (bar["left"] + bar["width"], bar["left"])
-            )
-            assert near == pytest.approx(drawn["zero"])
+    for panel in drawn.panels:
+        model = "student" if panel.student else f"teachers/{panel.title}"
+        for bar in panel.bars:
+            change = score[model][bar.domain] - score["base"][bar.domain]
+            ends = bar.left, bar.left + bar.width
+            near, far = ends if change > 0 else ends[::-1]
+            assert near == pytest.approx(drawn.zero)
             per_point.add(round((far - near) / change, 6))
-            assert 0 <= bar["left"] <= bar["left"] + bar["width"] <= 100.0001
-            assert bar["own"] == (panel["student"] or panel["title"] == bar["domain"])
+            assert 0 <= bar.left <= bar.left + bar.width <= 100.0001
+            assert bar.own == (panel.student or panel.title == bar.domain)
     assert len(per_point) == 1
 
 
@@ -129,12 +130,12 @@ def test_a_run_under_way_says_what_is_missing(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", steps=120, finished=False, n_test=100, n_validation=50)
     (run_dir / "environment.json").unlink()
     truncate_jsonl(run_dir / "stages" / "code" / "metrics.jsonl", lambda row: row["step"] <= 50)
-    told = page_of(run_dir).sections[""]
-    assert "Under way: step 120 of 200" in told
-    assert "Stage code is at step 50 of 200." in told
-    assert "scores are on the fewer validation questions" in told
-    assert "environment.json (versions, commit, machine) has nothing yet." in told
-    assert "rollouts.jsonl" not in told
+    text = page_of(run_dir).sections[""]
+    assert "Under way: step 120 of 200" in text
+    assert "Stage code is at step 50 of 200." in text
+    assert "scores are on the fewer validation questions" in text
+    assert "environment.json (versions, commit, machine) has nothing yet." in text
+    assert "rollouts.jsonl" not in text
     assert "on validation questions" in page_of(run_dir).sections["recovery"]
 
 
@@ -157,7 +158,7 @@ def test_an_evaluation_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
     append_jsonl(run_dir / "evaluations.jsonl", begun)
     with (run_dir / "evaluations.jsonl").open("a") as file:
         file.write('{"model": "student", "st')
-    assert load_run(run_dir).final == before.final
+    assert load_run(run_dir).seesaw == before.seesaw
 
 
 def test_what_the_model_writes_is_text_and_never_markup(own_run: Path) -> None:
@@ -178,11 +179,11 @@ def test_a_domain_without_a_teacher_is_measured_and_has_no_recovery(own_run: Pat
     settings["reasoning"] |= {"teacher": None, "teachers": {"reasoning": 0.5, "math": 0.5}}
     (own_run / "recipe.yaml").write_text(yaml.safe_dump(recipe(settings)))
     (own_run / "seesaw.json").unlink()
-    rows = {row["domain"]: row for row in recovery_rows(load_run(own_run))}
-    scores = load_run(own_run).final["models"]
-    assert (rows["code"]["recovery"], rows["code"]["recovery_text"], rows["code"]["teachers"]) == (None, "–", "none")
-    mean = (scores["teachers/reasoning"]["reasoning"]["score"] + scores["teachers/math"]["reasoning"]["score"]) / 2
-    assert rows["reasoning"]["teacher"]["score"] == pytest.approx(mean)
+    rows = {row.domain: row for row in recovery_rows(load_run(own_run))}
+    scores = load_run(own_run).seesaw.models
+    assert (rows["code"].recovery, rows["code"].recovery_text, rows["code"].teachers) == (None, "–", "none")
+    mean = (scores["teachers/reasoning"]["reasoning"].score + scores["teachers/math"]["reasoning"].score) / 2
+    assert rows["reasoning"].teacher == DomainScore(pytest.approx(mean), None, None, 300)
     page = page_of(own_run)
     assert "measured only" in page.sections["settings"]
 
@@ -200,10 +201,10 @@ def test_cost_is_the_sum_over_the_run_and_its_stages(run: Path) -> None:
     assert spent["update"].seconds == pytest.approx(200 * 0.38)
     assert spent["stage/base/update"].tokens == 850 * 1900
     assert spent["evaluation"].seconds == pytest.approx(11 * 1.4)
-    rows = {row["role"]: row for row in cost(load_run(run))}
-    assert (rows["stage base"]["seconds"], rows["stage base"]["tokens"]) == ("1 min 59 s", "1.61 M")
-    assert rows["teacher math"]["note"].strip() == "a teacher scores rollouts in its own processes"
-    assert rows["stage base"]["width"] == 100.0
+    rows = {row.role: row for row in cost(load_run(run))}
+    assert (rows["stage base"].seconds, rows["stage base"].tokens) == ("1 min 59 s", "1.61 M")
+    assert rows["teacher math"].note.strip() == "a teacher scores rollouts in its own processes"
+    assert rows["stage base"].width == 100.0
 
 
 @pytest.mark.parametrize(
@@ -224,14 +225,14 @@ def test_the_console_table_has_every_model_and_the_recovery(run: Path) -> None:
     with console.capture() as captured:
         console.print(summary_table(run))
     text = captured.get()
-    told = json.loads((run / "seesaw.json").read_text())
+    seesaw = json.loads((run / "seesaw.json").read_text())
     assert [word for word in text.splitlines()[2].split() if word.isalpha()] == [
         "domain", "base", "math", "code", "reasoning", "student", "recovery"
     ]  # fmt: skip
     line = next(line for line in text.splitlines() if line.startswith("│ code"))
-    for scored in told["models"].values():
+    for scored in seesaw["models"].values():
         assert f"{100 * scored['code']['score']:.1f}" in line
-    assert f"{100 * told['metrics']['recovery']['code']:.0f}%" in line
+    assert f"{100 * seesaw['metrics']['recovery']['code']:.0f}%" in line
     assert "The seesaw is gone" in text
 
 
@@ -241,3 +242,32 @@ def test_a_folder_that_is_no_run_and_a_damaged_one_are_refused(tmp_path: Path, o
     (own_run / "metrics.jsonl").write_text("[]\n")
     with pytest.raises(RunError, match="line 1 is not a JSON object"):
         write_report(own_run)
+
+
+def test_a_notebook_gets_plain_rows(run: Path) -> None:
+    data = load_run(str(run))
+    assert (data.name, data.method, data.seed, data.finished) == ("quickstart", "mopd", 0, True)
+    seesaw = json.loads((run / "seesaw.json").read_text())
+    scores = {(row["model"], row["domain"]): row for row in data.scores()}
+    assert len(scores) == 5 * 3
+    for (model, domain), row in scores.items():
+        assert row == {"model": model, "domain": domain, "split": "test"} | seesaw["models"][model][domain]
+    recovery = {row["domain"]: row for row in data.recovery()}
+    for domain, row in recovery.items():
+        low, high = seesaw["metrics_ci"]["recovery"][domain]
+        assert (row["recovery"], row["low"], row["high"]) == (seesaw["metrics"]["recovery"][domain], low, high)
+        gain = (row["student"] - row["base"]) / (row["teacher"] - row["base"])
+        assert gain == pytest.approx(row["recovery"])
+        assert row["points"] == pytest.approx(row["student"] - row["base"])
+        assert row["teachers"] == domain
+    assert len(data.metrics) == len(data.train) + len(data.evals) == 200 + 11
+    assert data.ledger.spent["update"].seconds == pytest.approx(200 * 0.38)
+
+
+def test_a_notebook_gets_what_there_is_of_a_run_that_has_only_its_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(domain_settings())))
+    data = load_run(tmp_path)
+    assert data.scores() == []
+    assert [(row["domain"], row["recovery"], row["low"]) for row in data.recovery()] == [
+        ("code", None, None), ("math", None, None), ("reasoning", None, None)
+    ]  # fmt: skip
