@@ -36,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         built,
         source,
     ]
-    subprocess.run(command, check=True, cwd=source)
+    subprocess.run([*command, "-w", built, source], check=True, cwd=source)
     (file,) = built.glob("mopd-*.whl")
     return file
 
