@@ -15,7 +15,7 @@ _MODULE_OF = {
     "build_seesaw": "mopd.recipes.notebook",
     "check": "mopd.recipes.notebook",
     "compare": "mopd.recipes.notebook",
-    "load_run": "mopd.recipes.notebook",
+    "load_run": "mopd.recipes.report.data",
     "run": "mopd.recipes.notebook",
     "verify": "mopd.rollouts.verifiers",
     # what can go wrong

@@ -21,8 +21,7 @@ from mopd.recipes.check.static import check as check_resolved
 from mopd.recipes.check.study import StudyPlan, check_study
 from mopd.recipes.check.tasks import make_tasks
 from mopd.recipes.compare import comparison
-from mopd.recipes.report.data import RunData
-from mopd.recipes.report.data import load_run as read_run
+from mopd.recipes.report.data import RunData, load_run
 from mopd.recipes.resolve.resolved import Resolved, resolve
 
 RecipeLike: TypeAlias = str | Path | Mapping[str, Any]
@@ -81,7 +80,7 @@ def run(
         restart: move what is there aside and begin from scratch.
 
     Returns:
-        What lies in the run's folder, see :func:`load_run`; of a study, that of each run by its folder's name.
+        What lies in the run's folder, see ``load_run``; of a study, that of each run by its folder's name.
 
     Raises:
         UserError: the recipe can't run as it is.
@@ -93,37 +92,27 @@ def run(
         from mopd.recipes.run.study import run_study  # loads what trains
 
         run_study(read, folder, restart=restart)
-        return {child.name: read_run(folder / child.name) for child in read.children}
+        return {child.name: load_run(folder / child.name) for child in read.children}
     from mopd.recipes.run.launch import run as run_recipe
 
     run_recipe(read, folder, restart=restart)
-    return read_run(folder)
+    return load_run(folder)
 
 
-def compare(runs: Sequence[RecipeLike | RunData], *, validation: bool = False) -> Any:
+def compare(runs: Sequence[RecipeLike | RunData], *, validation: bool = False) -> comparison.Comparison:
     """Set the seesaw of several runs side by side, as `mopd compare` does.
 
     Args:
-        runs: each a run's folder, what :func:`load_run` returned, or a recipe whose run lies in runs/NAME.
+        runs: each a run's folder, what ``load_run`` returned, or a recipe whose run lies in runs/NAME.
         validation: score validation prompts, by which settings are chosen.
 
     Returns:
-        What comparison.json holds.
+        What comparison.json and the page are made of.
 
     Raises:
         UserError: a folder holds no run, or the runs were not asked the same questions.
     """
     return comparison.compare([_folder_of_run(entry) for entry in runs], validation=validation)
-
-
-def load_run(folder: str | Path) -> RunData:
-    """Read a run's folder, of a run that is finished, under way or broken off; ``final`` is its seesaw.
-
-    Raises:
-        UserError: there is no run in ``folder``.
-        RunError: a file of it is damaged.
-    """
-    return read_run(Path(folder))
 
 
 def build_seesaw(

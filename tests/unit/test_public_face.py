@@ -122,11 +122,12 @@ def test_a_finished_run_is_loaded_compared_and_its_seesaw_built_again(tmp_path: 
     folder = write_run(tmp_path / "run")
     run = mopd.load_run(str(folder))
     rows = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
-    teachers = run.final["teachers"]
-    tasks = {domain: task["fingerprint"] for domain, task in run.final["tasks"].items()}
-    assert mopd.build_seesaw(rows, teachers, fingerprints=tasks) == json.loads((folder / "seesaw.json").read_text())
-    assert mopd.build_seesaw(rows, teachers)["metrics"] == run.final["metrics"]
-    assert mopd.compare([folder]) == mopd.compare([run])
+    written = json.loads((folder / "seesaw.json").read_text())
+    tasks = {domain: task["fingerprint"] for domain, task in written["tasks"].items()}
+    assert mopd.build_seesaw(rows, written["teachers"], fingerprints=tasks) == written
+    assert mopd.build_seesaw(rows, written["teachers"])["metrics"] == written["metrics"]
+    assert {row["domain"]: row["recovery"] for row in run.recovery()} == written["metrics"]["recovery"]
+    assert mopd.compare([folder]).domains == mopd.compare([run]).domains == run.domains
 
 
 def test_verify_asks_a_shipped_verifier() -> None:
