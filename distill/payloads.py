@@ -108,3 +108,76 @@ class TeacherScore:
 
     teacher: str
     payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Which tokens of every distribution a teacher ships.
+
+    Attributes:
+        k: how many likeliest, besides the forced ones; all others where there are fewer.
+        forced: tokens that are always there: the closing EOS and all control tokens. They are rare and decide how a
+            rollout ends, so a push on them must not depend on their rank.
+        whose: likeliest under which distribution: the teacher's; the student's as it wrote the rollout; or both.
+    """
+
+    k: int
+    forced: tuple[int, ...]
+    whose: Literal["teacher", "student", "union"] = "teacher"
+
+    @property
+    def given(self) -> bool:
+        """Whether it needs the student's own likeliest tokens, which a rollout then carries to its teachers."""
+        return self.whose != "teacher"
+
+
+def likeliest(logprobs: torch.Tensor, support: Support) -> torch.Tensor:
+    """The k likeliest tokens of each distribution, and the forced ones: ids ``(..., K)``, ``K = min(k + forced, V)``.
+
+    Args:
+        logprobs: nats, normalised or not, ``(..., V)``.
+    """
+    forced = torch.tensor(support.forced, dtype=torch.int64, device=logprobs.device)
+    return _joined(logprobs, forced.expand(*logprobs.shape[:-1], len(forced)), support.k)  # not per token
+
+
+def top_k(
+    logprobs: torch.Tensor, support: Support, given: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The support of each distribution, its log-probabilities, and that of all other tokens together.
+
+    The union holds the student's K tokens and the teacher's k likeliest *others*. So it has the likeliest of both,
+    every token once, and, where the two overlap, the teacher's next ones: every position has as many.
+
+    Args:
+        logprobs: the teacher's, normalised, nats, ``(..., V)``.
+        given: the student's support, ids ``(..., K)`` by :func:`likeliest`; None where it is the teacher's alone.
+
+    Returns:
+        Token ids and log-probabilities, ``(..., K)`` (``min(2 k + forced, V)`` of them for the union, else as
+        :func:`likeliest`), and the rest's, ``(...)``.
+
+    Raises:
+        ValueError: the support needs the student's tokens, and there are none.
+    """
+    if support.given and given is None:
+        raise ValueError(
+            f"the support is {support.whose}, and the rollout does not carry the student's likeliest tokens"
+        )
+    if not support.given or given is None:
+        ids = likeliest(logprobs, support)
+    else:
+        ids = given if support.whose == "student" else _joined(logprobs, given, support.k)
+    return ids, logprobs.gather(-1, ids), rest_logprobs(logprobs, ids)
+
+
+def _joined(logprobs: torch.Tensor, ids: torch.Tensor, k: int) -> torch.Tensor:
+    """The k likeliest of all tokens but ``ids``, and those; all others where there are fewer."""
+    k = min(k, logprobs.shape[-1] - ids.shape[-1])
+    others = logprobs.scatter(-1, ids, -torch.inf).topk(k, dim=-1).indices
+    return torch.cat([others, ids], dim=-1)
+
+
+def rest_logprobs(logprobs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The log-probability of all tokens but ``ids``, summed over the others: ``1 - sum`` would keep no digit of it."""
+    return logprobs.scatter(-1, ids, -torch.inf).logsumexp(-1)

@@ -90,7 +90,7 @@ class Rollout:
         index: number of the rollout within its step.
         routed_experts: ``(T, moe layers, experts per token)`` where routing was recorded.
         support_ids: ``(T, K)`` the sampler's likeliest tokens, where the loss asks its teachers for those; anything at
-            masked positions. See :func:`distill.loss.topk.likeliest`.
+            masked positions. See :func:`distill.payloads.likeliest`.
     """
 
     prompt: Prompt

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mopd.distill.loss.topk import Support
+from mopd.distill.payloads import Support
 from mopd.distill.types import Int32, Prompt, Rollout, Sampler, Weights
 from mopd.rollouts.engines.in_process import Completion, Decoding, generate
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mopd.distill.loss.topk import Support
+from mopd.distill.payloads import Support
 from mopd.distill.types import Int32, Payload, PayloadName
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}

@@ -78,12 +78,12 @@ def each_teacher(microbatch: Microbatch, one: Callable[[TeacherSlot, Tensor], To
     """``sum_k w_k`` of what ``one(slot, mask_BT)`` says of each rollout's k-th teacher, statistics too.
 
     Raises:
-        ValueError: the microbatch was collated without teachers apart.
+        ValueError: the microbatch was collated without.
     """
-    if not microbatch.slots:
+    if not microbatch.per_teacher:
         raise ValueError("this estimator needs every teacher's scores, and the microbatch was collated without")
     total: TokenLoss | None = None
-    for slot in microbatch.slots:
+    for slot in microbatch.per_teacher:
         weight_BT = slot.weight_B.unsqueeze(1).expand_as(microbatch.mask_BT)
         part = one(slot, microbatch.mask_BT & (weight_BT != 0))
         loss_BT = weight_BT * part.loss_BT

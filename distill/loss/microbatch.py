@@ -20,10 +20,10 @@ from torch import Tensor
 from mopd.distill.loss.teacher_tensors import (
     HiddenRows,
     TeacherSlot,
+    each_teacher_tensors,
     hidden_rows,
     mean_of_teachers,
     one_teacher,
-    teachers_apart,
 )
 from mopd.distill.types import PayloadName, RunError, ScoredRollout, UserError
 
@@ -153,11 +153,11 @@ class Microbatch:
         sampler_logprobs_BT: float32, nats.
         domain_B: int64, index into the ``domains`` given to :func:`collate`.
         teacher: float32, nats: the teachers' weighted mean log-probabilities, ``(B, T, V)`` for payload ``full``,
-            ``(B, T)`` for ``sampled``, None where the loss needs no teacher, or each teacher apart.
+            ``(B, T)`` for ``sampled``, None where the loss needs no teacher, or each one.
         has_teacher_B: bool, False where the rollout was graded by reward alone.
         reward_advantage_B: float32, group-normalised reward, or None where the loss uses no reward.
         reference_BT: float32, nats: the log-probabilities of the loss' reference, or None where it has none.
-        slots: the teachers one by one, for losses that are not a function of their mean; otherwise empty.
+        per_teacher: the teachers one by one, for losses that are not a function of their mean; otherwise empty.
         hidden: for payload ``hidden``, else None.
     """
 
@@ -171,7 +171,7 @@ class Microbatch:
     has_teacher_B: Tensor
     reward_advantage_B: Tensor | None
     reference_BT: Tensor | None = None
-    slots: tuple[TeacherSlot, ...] = ()
+    per_teacher: tuple[TeacherSlot, ...] = ()
     hidden: HiddenRows | None = None
 
 
@@ -184,7 +184,7 @@ def collate(
     payload: PayloadName | None,
     reward_advantages: Sequence[float] | None,
     device: torch.device | str,
-    apart: bool = False,
+    needs_each_teacher: bool = False,
     reference: str | None = None,
 ) -> Microbatch:
     """Pad rollouts into the tensors of a microbatch. No rollouts give a dummy of 1 x 2 tokens that trains nothing.
@@ -194,8 +194,8 @@ def collate(
         domains: the trained domains in the recipe's order; ``domain_B`` points into it.
         payload: what the loss needs of the teachers; see ``distill.loss.registry.LOSSES``.
         reward_advantages: one per rollout, or None.
-        apart: whether the loss needs each teacher apart instead of their mean.
-        reference: the teacher whose log-probabilities come apart as well, see ``reference_BT``.
+        needs_each_teacher: whether the loss needs the teachers one by one instead of their mean.
+        reference: the teacher whose log-probabilities are wanted as well, see ``reference_BT``.
 
     Raises:
         ValueError: a rollout lacks the payload, or vocabularies differ in size.
@@ -219,8 +219,8 @@ def collate(
         sampler_logprobs_BT[b, :n] = rollout.sampler_logprobs
     reward_B = None if reward_advantages is None else torch.tensor([*reward_advantages] or [0.0], dtype=torch.float32)
     anchor = None if reference is None else one_teacher(rollouts, (B, T), reference)
-    mean = None if payload in (None, "hidden") or apart else mean_of_teachers(rollouts, (B, T), payload)
-    slots = () if payload is None or not apart else teachers_apart(rollouts, (B, T), payload)
+    mean = None if payload in (None, "hidden") or needs_each_teacher else mean_of_teachers(rollouts, (B, T), payload)
+    per_teacher = () if payload is None or not needs_each_teacher else each_teacher_tensors(rollouts, (B, T), payload)
     return Microbatch(
         token_ids_BT=torch.from_numpy(token_ids_BT).to(device),
         attention_mask_BT=torch.from_numpy(attention_mask_BT).to(device),
@@ -232,6 +232,6 @@ def collate(
         has_teacher_B=torch.tensor([bool(scored.scores) for scored in rollouts] or [False], device=device),
         reward_advantage_B=None if reward_B is None else reward_B.to(device),
         reference_BT=None if anchor is None else anchor.to(device),
-        slots=tuple(slot.to(device) for slot in slots),
+        per_teacher=tuple(slot.to(device) for slot in per_teacher),
         hidden=hidden_rows(rollouts, (B, T)).to(device) if payload == "hidden" else None,
     )

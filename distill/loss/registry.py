@@ -13,7 +13,7 @@ Shape legend: B sequences, T tokens of a sequence, V vocabulary, N trained token
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -26,7 +26,17 @@ from mopd.distill.loss.base import log_softmax, pick, spread, teachers_mean
 from mopd.distill.loss.divergences import forward_kl, full_reverse_kl, jsd
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.topk import topk_reverse_kl
-from mopd.distill.recipe import K2, CustomLoss, FullReverseKL, Loss, NegativeLogLikelihood, PolicyGradient, SampledToken
+from mopd.distill.payloads import Support
+from mopd.distill.recipe import (
+    K2,
+    CustomLoss,
+    FullReverseKL,
+    Loss,
+    NegativeLogLikelihood,
+    PolicyGradient,
+    SampledToken,
+    TopKReverseKL,
+)
 from mopd.distill.recipe.plugins import load_plugin, located_plugin
 from mopd.distill.types import PayloadName, UserError
 
@@ -39,12 +49,13 @@ class LossSpec:
         payload: what it needs of every teacher, None if it needs no teacher.
         token_loss: ``(logits_BTV, microbatch, settings) -> TokenLoss``; ``settings`` is the recipe's ``loss``, of the
             class that has this estimator's name; for a user's own estimator its ``settings``, numbers by name.
-        apart: whether it needs several teachers one by one; the others need only the mean of their log-probabilities.
+        needs_each_teacher: whether it needs several teachers one by one; the others need only the mean of their
+            log-probabilities.
     """
 
     payload: PayloadName | None
     token_loss: Callable[[Tensor, Microbatch, Any], TokenLoss]
-    apart: bool = False
+    needs_each_teacher: bool = False
 
 
 class _Graded(NamedTuple):
@@ -103,9 +114,9 @@ def nll(logits_BTV: Tensor, microbatch: Microbatch, settings: NegativeLogLikelih
 
 LOSSES: dict[str, LossSpec] = {
     "full_reverse_kl": LossSpec("full", full_reverse_kl),
-    "forward_kl": LossSpec("full", forward_kl, apart=True),
-    "jsd": LossSpec("full", jsd, apart=True),
-    "topk_reverse_kl": LossSpec("topk", topk_reverse_kl, apart=True),
+    "forward_kl": LossSpec("full", forward_kl, needs_each_teacher=True),
+    "jsd": LossSpec("full", jsd, needs_each_teacher=True),
+    "topk_reverse_kl": LossSpec("topk", topk_reverse_kl, needs_each_teacher=True),
     "policy_gradient": LossSpec("sampled", policy_gradient),
     "k2": LossSpec("sampled", k2),
     "nll": LossSpec(None, nll),
@@ -115,29 +126,85 @@ OWN_PAYLOADS: tuple[PayloadName | None, ...] = ("sampled", "full", None)
 """What a user's own estimator may ask of teachers; a top-k support is a setting of the shipped loss."""
 
 
-def loss_spec(loss: Loss) -> LossSpec:
-    """The estimator that a recipe's ``loss`` names, a row of :data:`LOSSES` or a user's own, with the recipe's payload.
+@dataclass(frozen=True, slots=True)
+class BoundLoss:
+    """A recipe's loss: its estimator with its settings, and all that anybody else asks of them. See :func:`bind`.
+
+    Attributes:
+        settings: the recipe's ``loss``; what crosses to other processes, which bind it again.
+        spec: the estimator's row.
+        estimator: its name in the recipe.
+        custom: whether it is a user's own.
+        payload: what it needs of every teacher, None if it needs no teacher.
+        arguments: what the row's functions are given: ``settings``; a user's own, its numbers by name.
+        reference: the teacher that it extrapolates away from, if it does.
+        extrapolates: whether its settings have an extrapolation and a reference at all.
+        extrapolation: lambda of ExOPD, 1 where it does not extrapolate.
+        takes_reward: whether its settings have a weight of the reward at all.
+        reward_weight: alpha, 0 where it uses no reward.
+        support: which tokens it is computed on, without the forced ones; None where it is on other ones.
+    """
+
+    settings: Loss
+    spec: LossSpec
+    estimator: str
+    custom: bool
+    payload: PayloadName | None
+    arguments: Any
+    reference: str | None
+    extrapolates: bool
+    extrapolation: float
+    takes_reward: bool
+    reward_weight: float
+    support: Support | None
+
+    def support_with(self, forced: Sequence[int]) -> Support | None:
+        """The support with the tokens that are always in it; None where the loss has none."""
+        return None if self.support is None else replace(self.support, forced=tuple(forced))
+
+    def token_loss(self, logits_BTV: Tensor, microbatch: Microbatch) -> TokenLoss:
+        """The loss of each token of a microbatch; ``logits_BTV`` are raw, aligned and divided by the temperature."""
+        return self.spec.token_loss(logits_BTV, microbatch, self.arguments)
+
+
+def bind(settings: Loss) -> BoundLoss:
+    """A recipe's ``loss`` as it is used: once a run, before anything else is asked of it.
 
     Raises:
-        UserError: an own one can't be loaded, is no :class:`LossSpec`, or asks teachers for what they don't give.
+        UserError: a user's own estimator can't be loaded, is no :class:`LossSpec`, or asks teachers for what they
+            don't give.
     """
-    if isinstance(loss, FullReverseKL):
-        return replace(LOSSES[loss.estimator], payload=loss.payload)
-    if not isinstance(loss, CustomLoss):
-        return LOSSES[loss.estimator]
-    spec = load_plugin(loss.estimator, where="loss.estimator")
+    spec = _custom_spec(settings.estimator) if isinstance(settings, CustomLoss) else LOSSES[settings.estimator]
+    sampled = settings if isinstance(settings, SampledToken) else None
+    rewarded = settings if isinstance(settings, PolicyGradient) else None
+    return BoundLoss(
+        settings=settings,
+        spec=spec,
+        estimator=settings.estimator,
+        custom=isinstance(settings, CustomLoss),
+        payload=settings.payload if isinstance(settings, FullReverseKL) else spec.payload,
+        arguments=settings.settings if isinstance(settings, CustomLoss) else settings,
+        reference=None if sampled is None else sampled.reference,
+        extrapolates=sampled is not None,
+        extrapolation=1.0 if sampled is None else sampled.extrapolation,
+        takes_reward=rewarded is not None,
+        reward_weight=0.0 if rewarded is None else rewarded.reward_weight,
+        support=Support(settings.k, (), settings.support) if isinstance(settings, TopKReverseKL) else None,
+    )
+
+
+def _custom_spec(reference: str) -> LossSpec:
+    spec = load_plugin(reference, where="loss.estimator")
     if not isinstance(spec, LossSpec):
         raise UserError(
-            f"`loss.estimator`: {loss.estimator} is {type(spec).__name__}, and must be a "
+            f"`loss.estimator`: {reference} is {type(spec).__name__}, and must be a "
             f"mopd.distill.loss.registry.LossSpec, for "
             'example LossSpec("full", my_token_loss)'
         )
     if spec.payload not in OWN_PAYLOADS:
         offered = ", ".join(map(repr, OWN_PAYLOADS))
-        raise UserError(f"`loss.estimator`: {loss.estimator} has payload {spec.payload!r}; take one of {offered}")
-    return replace(
-        spec, token_loss=lambda logits_BTV, microbatch, own: spec.token_loss(logits_BTV, microbatch, own.settings)
-    )
+        raise UserError(f"`loss.estimator`: {reference} has payload {spec.payload!r}; take one of {offered}")
+    return spec
 
 
 def located(loss: Loss) -> Loss:
@@ -145,11 +212,6 @@ def located(loss: Loss) -> Loss:
     if not isinstance(loss, CustomLoss):
         return loss
     return loss.model_copy(update={"estimator": located_plugin(loss.estimator)})
-
-
-def reference_of(loss: Loss) -> str | None:
-    """The teacher that a recipe's loss extrapolates away from, if it does."""
-    return loss.reference if isinstance(loss, SampledToken) else None
 
 
 def _graded(logits_BTV: Tensor, microbatch: Microbatch, settings: SampledToken) -> _Graded:

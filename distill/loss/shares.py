@@ -18,6 +18,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.loss.teacher_tensors import sampled_logprobs
 from mopd.distill.recipe import Loss, PolicyGradient, SampledToken
 from mopd.distill.types import Sampled, ScoredRollout
@@ -85,12 +86,15 @@ SHARE_RULES: dict[str, ShareRule] = {
 """Rules by the name that a recipe's ``share_rule`` gives them."""
 
 
-def step_tokens(batch: Sequence[ScoredRollout], loss: Loss, rewards: Sequence[float] | None) -> dict[str, DomainTokens]:
+def step_tokens(
+    batch: Sequence[ScoredRollout], bound: BoundLoss, rewards: Sequence[float] | None
+) -> dict[str, DomainTokens]:
     """What the rules see of a step, by domain.
 
     Args:
         rewards: the group-normalised reward of each rollout, None where the loss uses none.
     """
+    loss = bound.settings
     gaps: dict[str, list[Array]] = {}
     advantages: dict[str, list[Array]] = {}
     for i, scored in enumerate(batch):

@@ -1,4 +1,4 @@
-"""What teachers said of rollouts, as tensors of a microbatch: their weighted mean, each apart, or hidden states.
+"""What teachers said of rollouts, as tensors of a microbatch: their weighted mean, each one, or hidden states.
 
 Shape legend: B sequences, T tokens of the longest one, V vocabulary, K entries of a top-k support, N trained
 tokens, H hidden size.
@@ -130,7 +130,7 @@ def one_teacher(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], name:
     return _padded(rows, shape)
 
 
-def teachers_apart(
+def each_teacher_tensors(
     rollouts: Sequence[ScoredRollout], shape: tuple[int, int], payload: PayloadName
 ) -> tuple[TeacherSlot, ...]:
     """As many slots as the rollout with most teachers has; the k-th holds every rollout's k-th. ``shape``: ``(B, T)``.

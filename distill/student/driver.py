@@ -11,6 +11,7 @@ import torch
 
 from mopd.distill.loss.advantages import group_advantages
 from mopd.distill.loss.microbatch import UpdatePlan, plan_updates
+from mopd.distill.loss.registry import bind
 from mopd.distill.loss.shares import SHARE_RULES, normalised, step_tokens
 from mopd.distill.student import checkpoint, engine
 from mopd.distill.student.rank import RankUpdate, StudentRank, StudentSpec
@@ -94,6 +95,7 @@ class DeepSpeedStudent:
         """``keep_steps``: steps whose checkpoints are not to be removed, asked at each saving."""
         self._ranks = ranks
         self._spec = spec
+        self._loss = bind(spec.loss)
         self._shares = dict(shares)
         self._share_rule, self._spared = share_rule, keep_steps
         self._updates_per_step = updates_per_step
@@ -170,11 +172,11 @@ class DeepSpeedStudent:
         return checkpoint.whole_checkpoints(Path(self._spec.run_dir) / "checkpoints")
 
     def _shares_of(self, batch: Sequence[ScoredRollout], rewards: Sequence[float] | None) -> dict[str, float]:
-        tokens = {} if self._share_rule == "explicit" else step_tokens(batch, self._spec.loss, rewards)
+        tokens = {} if self._share_rule == "explicit" else step_tokens(batch, self._loss, rewards)
         return SHARE_RULES[self._share_rule](self._shares, tokens)
 
     def _reward_advantages(self, batch: Sequence[ScoredRollout]) -> list[float] | None:
-        if getattr(self._spec.loss, "reward_weight", 0.0) == 0:
+        if self._loss.reward_weight == 0:
             return None
         return group_advantages([s.reward for s in batch], [s.rollout.group for s in batch])
 

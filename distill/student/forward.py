@@ -16,10 +16,9 @@ from mopd.distill.loss.advantages import teacher_gap
 from mopd.distill.loss.base import TokenLoss, spread
 from mopd.distill.loss.hidden import Chunks, TeacherHidden, hidden_reverse_kl
 from mopd.distill.loss.microbatch import Microbatch
-from mopd.distill.loss.registry import LossSpec
+from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.loss.teacher_tensors import HiddenRows
 from mopd.distill.models.heads import HeadSource, fingerprint, in_place_of_head, plain_head
-from mopd.distill.recipe import Loss
 from mopd.distill.student.update_metrics import UpdateTotals
 from mopd.distill.types import RunError, align_logits
 
@@ -48,14 +47,12 @@ class Objective:
     """What a rank's student is trained for.
 
     Attributes:
-        losses: the estimator; see :func:`distill.loss.registry.loss_spec`.
-        settings: the recipe's ``loss``.
+        loss: the estimator with its settings.
         temperature: the student's logits are divided by it.
         heads: of the teachers, where they ship hidden states; see :func:`read_heads`.
     """
 
-    losses: LossSpec
-    settings: Loss
+    loss: BoundLoss
     temperature: float
     heads: Mapping[str, Tensor]
 
@@ -76,7 +73,7 @@ def forward(engine: Any, microbatch: Microbatch, objective: Objective, totals: U
     output = engine(input_ids=microbatch.token_ids_BT, attention_mask=microbatch.attention_mask_BT, use_cache=False)
     logits_BTV = align_logits(output.logits).float() / objective.temperature
     totals.watch_gradient(logits_BTV, microbatch)
-    return objective.losses.token_loss(logits_BTV, microbatch, objective.settings)
+    return objective.loss.token_loss(logits_BTV, microbatch)
 
 
 def _from_hidden(

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from mopd.distill import storage
 from mopd.distill.loss.microbatch import collate
-from mopd.distill.loss.registry import loss_spec, reference_of
+from mopd.distill.loss.registry import bind
 from mopd.distill.models.heads import HeadSource
 from mopd.distill.recipe import Engine, Loss, Optimizer
 from mopd.distill.student import checkpoint, engine, moe
@@ -37,7 +38,7 @@ class StudentSpec:
         domains: the trained domains in the recipe's order.
         total_optimizer_steps: of the whole run, for the learning rate's schedule.
         run_dir: the run's folder; checkpoints lie in its ``checkpoints/``.
-        attempt: id of the attempt that owns the folder; see :func:`distill.student.checkpoint.claim`.
+        attempt: id of the attempt that owns the folder; see :func:`distill.storage.claim`.
         heads: output heads of teachers that ship hidden states, held on every rank.
         trust_remote_code: whether Python code that lies in the folder of ``model`` may run.
     """
@@ -82,13 +83,13 @@ class StudentRank:
 
     def __init__(self, spec: StudentSpec) -> None:
         self.spec = spec
-        losses = loss_spec(spec.loss)
+        self._loss = bind(spec.loss)
         self.engine, self.load_balance = engine.build(spec)
         self.module: torch.nn.Module = self.engine.module
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device = self.engine.device
         heads = read_heads(spec.heads, self.device)
-        self._objective = Objective(losses, spec.loss, spec.temperature, heads)
+        self._objective = Objective(self._loss, spec.temperature, heads)
         self._checkpoints = Path(spec.run_dir) / "checkpoints"
         self._pad_id: int = getattr(self.module.config, "pad_token_id", None) or 0
 
@@ -119,16 +120,16 @@ class StudentRank:
         temporary = f"{name}.tmp-{self.spec.attempt}"
 
         def prepare() -> None:
-            checkpoint.check_current(self.spec.run_dir, self.spec.attempt, name)
-            checkpoint.remove(self._checkpoints / temporary)
+            storage.check_current(self.spec.run_dir, self.spec.attempt, name)
+            storage.remove(self._checkpoints / temporary)
 
         self._on_first(prepare)
         engine.save(self.engine, self._checkpoints, temporary)
 
         def publish() -> None:
             folder = self._checkpoints / temporary
-            checkpoint.write_atomic(folder / "layout.json", json.dumps(self._layout()))
-            checkpoint.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name)
+            storage.write_atomic(folder / "layout.json", json.dumps(self._layout()))
+            storage.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name)
             checkpoint.prune(
                 self.spec.run_dir,
                 self._checkpoints,
@@ -167,9 +168,9 @@ class StudentRank:
         temporary = Path(f"{path}.tmp-{self.spec.attempt}")
 
         def publish() -> None:
-            checkpoint.remove(temporary)
+            storage.remove(temporary)
             checkpoint.export_hf(temporary, state_dict=state or {}, model=self.module, source=source, own_code=trusted)
-            checkpoint.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
+            storage.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
 
         self._on_first(publish)
 
@@ -198,17 +199,16 @@ class StudentRank:
         return {**totals.metrics(), "grad_norm": norm, "lr": lr, **self.load_balance.apply(counts_LE)}
 
     def _forward_backward(self, update: RankUpdate, i: int, totals: UpdateTotals) -> None:
-        spec, losses = self.spec, self._objective.losses
         microbatch = collate(
             update.microbatches[i],
             token_weight=update.token_weight,
-            domains=spec.domains,
+            domains=self.spec.domains,
             pad_id=self._pad_id,
-            payload=losses.payload,
+            payload=self._loss.payload,
             reward_advantages=None if update.reward_advantages is None else update.reward_advantages[i],
             device=self.device,
-            apart=losses.apart,
-            reference=reference_of(spec.loss),
+            needs_each_teacher=self._loss.spec.needs_each_teacher,
+            reference=self._loss.reference,
         )
         if update.microbatches[i]:
             self.load_balance.count(microbatch.attention_mask_BT)

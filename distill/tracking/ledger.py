@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mopd.distill.student.checkpoint import write_atomic
+from mopd.distill.storage import write_atomic
 from mopd.distill.types import Metrics
 
 ROLES: dict[str, str] = {

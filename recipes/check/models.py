@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from mopd.distill.loss.registry import loss_spec
+from mopd.distill.loss.registry import bind
 from mopd.distill.models.adapters import with_adapters
 from mopd.distill.models.heads import head_problem
-from mopd.distill.recipe import Engine, Optimizer, Recipe, TopKReverseKL
+from mopd.distill.recipe import Engine, Optimizer, Recipe
 from mopd.distill.student.engine import check_engine
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo
@@ -34,7 +34,7 @@ def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> li
         *_teachers(recipe, model_infos),
         *_support(recipe, model_infos),
         *_adapters(resolved.teachers, model_infos),
-        *(_heads(resolved.teachers, model_infos) if loss_spec(recipe.loss).payload == "hidden" else ()),
+        *(_heads(resolved.teachers, model_infos) if resolved.loss.payload == "hidden" else ()),
     ]
 
 
@@ -107,7 +107,7 @@ def _engines(recipe: Recipe, model_infos: Mapping[str, ModelInfo], device: Liter
 
 def _teachers(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
     student = model_infos.get("student.model")
-    full = loss_spec(recipe.loss).payload in ("full", "topk", "hidden")
+    full = bind(recipe.loss).payload in ("full", "topk", "hidden")
     for name in recipe.teachers:
         teacher = model_infos.get(f"teachers.{name}.model")
         if student is None or teacher is None or teacher is student:
@@ -127,16 +127,17 @@ def _teachers(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[
 
 def _support(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
     student = model_infos.get("student.model")
-    if student is None or not isinstance(recipe.loss, TopKReverseKL):
+    loss = bind(recipe.loss)
+    if student is None or loss.support is None:
         return
     size = student.config.get_text_config().vocab_size
     forced = len(control_ids(student.tokenizer)) if student.tokenizer is not None else 0
-    both = recipe.loss.support == "union"
-    if recipe.loss.k * (1 + both) + forced >= size:
+    both = loss.support.whose == "union"
+    if loss.support.k * (1 + both) + forced >= size:
         yield (
-            f"`loss.k` is {recipe.loss.k}{' for each of the two' * both}, and with {forced} control tokens that is the "
-            f"student's whole output head of {size} tokens; take `loss: {{estimator: full_reverse_kl}}`, which is the "
-            f"same, or a smaller k"
+            f"`loss.k` is {loss.support.k}{' for each of the two' * both}, and with {forced} control tokens that is "
+            f"the student's whole output head of {size} tokens; take `loss: {{estimator: full_reverse_kl}}`, which is "
+            f"the same, or a smaller k"
         )
 
 

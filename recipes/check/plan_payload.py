@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from mopd.distill.loss.registry import loss_spec
 from mopd.distill.payloads import row_bytes
-from mopd.distill.recipe import Engine, TopKReverseKL
+from mopd.distill.recipe import Engine
 from mopd.distill.student.engine import model_dtype
 from mopd.distill.student.forward import CHUNKS
 from mopd.recipes.check.model_info import ModelInfo
@@ -22,17 +21,16 @@ WORKING_TENSORS = 6
 
 def shipped_bytes(resolved: Resolved, model_infos: Mapping[str, ModelInfo], teacher: str) -> int:
     """Bytes that a teacher ships of one token under the recipe's loss."""
-    loss = resolved.recipe.loss
-    payload = loss_spec(loss).payload
-    if payload is None:
+    loss = resolved.loss
+    if loss.payload is None:
         return 0
     text, support = model_infos[f"teachers.{teacher}.model"].config.get_text_config(), 0
-    if isinstance(loss, TopKReverseKL):
+    if loss.support is not None:
         tokenizer = model_infos["student.model"].tokenizer
         forced = 0 if tokenizer is None else len(control_ids(tokenizer))
-        support = loss.k * (2 if loss.support == "union" else 1) + forced
+        support = loss.support.k * (2 if loss.support.whose == "union" else 1) + forced
     return row_bytes(
-        payload,
+        loss.payload,
         vocabulary=text.vocab_size,
         hidden=text.hidden_size,
         support=support,
@@ -50,7 +48,7 @@ def comparing_bytes(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) ->
     """Bytes of a rank of the student for distributions: those of logits, or of heads and chunks of logits."""
     recipe = resolved.recipe
     engine, student = recipe.student.engine, model_infos["student.model"].config.get_text_config()
-    if loss_spec(recipe.loss).payload != "hidden":
+    if resolved.loss.payload != "hidden":
         return logits_bytes(model_infos["student.model"], engine, device=resolved.device)
     heads = {
         (teacher.model, teacher.dtype): model_infos[f"teachers.{name}.model"].config.get_text_config().hidden_size

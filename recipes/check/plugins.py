@@ -1,8 +1,9 @@
-"""Checks of a user's own task, teacher and loss: do they keep the promises that the shipped ones are tested for?"""
+"""Checks of a user's own task and loss: do they keep the promises that the shipped ones are tested for?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -10,13 +11,10 @@ import torch
 
 from mopd.distill.loss.base import TokenLoss
 from mopd.distill.loss.microbatch import Microbatch, collate
-from mopd.distill.loss.registry import loss_spec
-from mopd.distill.recipe import CustomLoss, Recipe, TopKReverseKL
-from mopd.distill.recipe.plugins import is_plugin, load_plugin
+from mopd.distill.loss.registry import bind
+from mopd.distill.recipe import Loss
 from mopd.distill.types import Full, PayloadName, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, UserError
-from mopd.recipes.resolve.methods import METHODS
 from mopd.rollouts.tasks import Example, Split, Task
-from mopd.teachers.kinds.custom import MORE, asked_instead
 
 DRAWN = 32
 """Problems of each split and form that are drawn."""
@@ -95,44 +93,6 @@ def _verifier(task: Task, example: Example) -> Iterator[str]:
         yield f"wrong_answer gives {wrong!r}; it must be a text"
 
 
-# ---- a teacher
-
-
-def check_own_teacher(recipe: Recipe, name: str) -> Iterator[str]:
-    """Whether a teacher's ``scorer`` is there and gives what the loss needs; calling it would load it."""
-    teacher, where = recipe.teachers[name], f"teachers.{name}.scorer"
-    if teacher.scorer is None:
-        return
-    if not is_plugin(teacher.scorer):
-        yield f"`{where}` is {teacher.scorer!r}; write ./file.py:NAME, the class NAME of that file"
-        return
-    if METHODS[recipe.method].teachers != "grade":
-        yield f"`{where}`: method {recipe.method!r} needs its teachers' weights, and this one only scores; take it away"
-        return
-    try:
-        made = load_plugin(teacher.scorer, where=where)
-    except UserError as error:
-        yield from error.problems
-        return
-    gives, needed = getattr(made, "payloads", None), loss_spec(recipe.loss).payload
-    support = isinstance(recipe.loss, TopKReverseKL)
-    if not callable(made) or not callable(getattr(made, "score", None)):
-        yield f"`{where}`: {teacher.scorer} is {made!r:.60}, and must be a class with a method `score` (docs/own.md)"
-    elif not isinstance(gives, tuple) or not set(gives) <= {*MORE} or not gives:
-        offered = ", ".join(map(repr, MORE))
-        yield f"`{where}`: {teacher.scorer} has payloads {gives!r}, and must have a tuple of some of {offered}"
-    elif needed is not None and asked_instead(needed, gives, support=support) is None:
-        yield (
-            f"`{where}`: {teacher.scorer} gives {' and '.join(gives)}, and `loss.estimator` "
-            f"{recipe.loss.estimator} needs {needed}; "
-            + (
-                "take `payload: full`, for the head of hidden states lies in no checkpoint of its"
-                if needed == "hidden"
-                else "give more, or take another estimator"
-            )
-        )
-
-
 # ---- a loss
 
 VOCABULARY = 7
@@ -155,57 +115,62 @@ class _Watched(Mapping[str, float]):
         return len(self.settings)
 
 
-def check_own_loss(loss: CustomLoss) -> Iterator[str]:
-    """Whether it gives a finite number and gradient for each trained token, reads none but those, and all its settings.
+def check_own_loss(loss: Loss) -> Iterator[str]:
+    """Whether a user's own estimator keeps its promises; of shipped ones nothing is asked.
 
-    Asked of random logits with NaN where no token is trained, which a model may have there.
+    It gives a finite number and gradient for each trained token, reads none but those, and all its settings. Asked of
+    random logits with NaN where no token is trained, which a model may have there.
     """
     where = f"`loss.estimator`: {loss.estimator}"
     try:
-        spec = loss_spec(loss)
+        bound = bind(loss)
     except UserError as error:
         yield from error.problems
         return
-    settings = _Watched(loss.settings)
-    microbatch = _probe(spec.payload, apart=spec.apart)
+    if not bound.custom:
+        return
+    settings = _Watched(bound.arguments)
+    microbatch = _probe(bound.payload, needs_each_teacher=bound.spec.needs_each_teacher)
     mask_BT = microbatch.mask_BT
     logits_BTV = torch.randn(*mask_BT.shape, VOCABULARY, generator=torch.Generator().manual_seed(0))
     logits_BTV = logits_BTV.masked_fill(~mask_BT.unsqueeze(-1), float("nan")).requires_grad_()
     try:
-        told = spec.token_loss(logits_BTV, microbatch, loss.model_copy(update={"settings": settings}))
+        token_loss = replace(bound, arguments=settings).token_loss(logits_BTV, microbatch)
     except Exception as error:
         yield f"{where} raises {type(error).__name__}: {error}"
         return
-    if not isinstance(told, TokenLoss):
-        yield f"{where} gives {type(told).__name__}, and must give a mopd.distill.loss.base.TokenLoss"
+    if not isinstance(token_loss, TokenLoss):
+        yield f"{where} gives {type(token_loss).__name__}, and must give a mopd.distill.loss.base.TokenLoss"
         return
-    shapes = {"loss_BT": tuple(told.loss_BT.shape)} | {f"stats[{n!r}]": tuple(t.shape) for n, t in told.stats.items()}
+    shapes = {"loss_BT": tuple(token_loss.loss_BT.shape)} | {
+        f"stats[{n!r}]": tuple(t.shape) for n, t in token_loss.stats.items()
+    }
     if wrong := {name: shape for name, shape in shapes.items() if shape != tuple(mask_BT.shape)}:
         yield f"{where} gives shapes {wrong}, and must give one value a token, {tuple(mask_BT.shape)}"
         return
-    yield from (f"{where} {problem}" for problem in _gradient(told, logits_BTV, mask_BT))
-    for name in loss.settings:
+    yield from (f"{where} {problem}" for problem in _gradient(token_loss, logits_BTV, mask_BT))
+    for name in settings:
         if name not in settings.read:
             yield f"`loss.settings.{name}` is set and would change nothing (it is never read); take it away"
 
 
-def _gradient(told: TokenLoss, logits_BTV: torch.Tensor, mask_BT: torch.Tensor) -> Iterator[str]:
-    if not told.loss_BT.requires_grad:
+def _gradient(token_loss: TokenLoss, logits_BTV: torch.Tensor, mask_BT: torch.Tensor) -> Iterator[str]:
+    if not token_loss.loss_BT.requires_grad:
         yield "gives a loss without a gradient"
         return
-    (gradient_BTV,) = torch.autograd.grad(told.loss_BT.sum(), logits_BTV, allow_unused=True)
+    (gradient_BTV,) = torch.autograd.grad(token_loss.loss_BT.sum(), logits_BTV, allow_unused=True)
     if gradient_BTV is None or not gradient_BTV[mask_BT].any():
         yield "gives a loss whose gradient is zero"
-    elif not told.loss_BT.isfinite().all() or not gradient_BTV.isfinite().all():
+    elif not token_loss.loss_BT.isfinite().all() or not gradient_BTV.isfinite().all():
         yield "gives NaN or infinity, maybe from tokens that are not trained: take logits_BTV[microbatch.mask_BT] alone"
-    elif told.loss_BT[~mask_BT].any() or gradient_BTV[~mask_BT].any():
+    elif token_loss.loss_BT[~mask_BT].any() or gradient_BTV[~mask_BT].any():
         yield "has a loss or a gradient at tokens that are not trained; mopd.distill.loss.base.spread puts zeros there"
-    for name, values_BT in told.stats.items():
+    for name, values_BT in token_loss.stats.items():
         if values_BT.requires_grad:
             yield f"gives stats[{name!r}] with a gradient; detach it"
 
 
-def _probe(payload: PayloadName | None, *, apart: bool) -> Microbatch:
+def _probe(payload: PayloadName | None, *, needs_each_teacher: bool) -> Microbatch:
     """Two rollouts of five and seven tokens, each graded by one teacher."""
     random = np.random.default_rng(0)
     rollouts = []
@@ -227,5 +192,5 @@ def _probe(payload: PayloadName | None, *, apart: bool) -> Microbatch:
         rollouts.append(ScoredRollout(rollout, () if payload is None else ((1.0, TeacherScore("probe", given)),)))
     return collate(
         rollouts, token_weight={"probe": 1.0}, domains=("probe",), pad_id=0, payload=payload,
-        reward_advantages=None, device="cpu", apart=apart,
+        reward_advantages=None, device="cpu", needs_each_teacher=needs_each_teacher,
     )  # fmt: skip

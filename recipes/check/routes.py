@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Iterator
 
-from mopd.distill.loss.registry import LOSSES, OWN_PAYLOADS, loss_spec, reference_of
-from mopd.distill.recipe import Architecture, CustomLoss, Optimizer, PolicyGradient, Recipe
+from mopd.distill.loss.registry import LOSSES, OWN_PAYLOADS
+from mopd.distill.recipe import Architecture, Optimizer, Recipe
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.recipes.check.check_idle import check_idle
-from mopd.recipes.check.plugins import check_own_teacher
-from mopd.recipes.check.served import check_served
 from mopd.recipes.check.settings import check_loss
+from mopd.recipes.check.teachers import check_teachers
 from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import SELF, chain, stage_name
@@ -32,8 +31,7 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
         *_method(resolved),
         *_rewards(resolved),
         *check_loss(recipe),
-        *check_served(recipe),
-        *(problem for name in recipe.teachers for problem in check_own_teacher(recipe, name)),
+        *check_teachers(resolved),
         *_stages(resolved),
         *_updates(resolved),
         *check_idle(resolved),
@@ -61,7 +59,7 @@ def _teachers(resolved: Resolved) -> Iterator[str]:
                     f"{guess(teacher, recipe.teachers)}"
                 )
     for teacher in recipe.teachers:
-        if teacher not in used and teacher != reference_of(recipe.loss):
+        if teacher not in used and teacher != resolved.loss.reference:
             yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
     yield from _anchors(recipe)
     yield from _turns(resolved)
@@ -118,18 +116,18 @@ def _anchors(recipe: Recipe) -> Iterator[str]:
 
 def _method(resolved: Resolved) -> Iterator[str]:
     recipe, losses = resolved.recipe, resolved.method.losses
-    wanted = {LOSSES[name].payload for name in losses}
-    if isinstance(recipe.loss, CustomLoss):
-        if (payload := loss_spec(recipe.loss).payload) not in wanted:
+    wanted, loss = {LOSSES[name].payload for name in losses}, resolved.loss
+    if loss.custom:
+        if loss.payload not in wanted:
             shown = " or ".join(sorted(map(repr, wanted & {*OWN_PAYLOADS})))
             yield (
-                f"`loss.estimator`: {recipe.loss.estimator} has payload {payload!r}, and method {recipe.method!r} "
+                f"`loss.estimator`: {loss.estimator} has payload {loss.payload!r}, and method {recipe.method!r} "
                 f"takes {shown}"
             )
-    elif recipe.loss.estimator not in losses:
+    elif loss.estimator not in losses:
         offered = " or ".join(sorted(losses))
         yield (
-            f"`loss.estimator` is {recipe.loss.estimator!r}, which method {recipe.method!r} does not use; "
+            f"`loss.estimator` is {loss.estimator!r}, which method {recipe.method!r} does not use; "
             f"write `loss: {{estimator: {offered}}}`"
         )
     method = resolved.method
@@ -153,10 +151,10 @@ def _method(resolved: Resolved) -> Iterator[str]:
 
 def _rewards(resolved: Resolved) -> Iterator[str]:
     recipe, method = resolved.recipe, resolved.method
-    loss = recipe.loss
-    weight = loss.reward_weight if isinstance(loss, PolicyGradient) else 0.0
+    loss = resolved.loss
+    weight = loss.reward_weight
     rewarded = [name for name, domain in recipe.domains.items() if domain.reward]
-    if not method.rewards or not isinstance(loss, PolicyGradient):
+    if not method.rewards or not loss.takes_reward:
         if method.teachers == "grade":
             yield from _unweighted(rewarded)
         return

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mopd.distill.loss.registry import loss_spec
-from mopd.distill.recipe import Recipe, SampledToken
+from mopd.distill.loss.registry import bind
+from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.messages import guess
 from mopd.recipes.resolve.sources import SELF
 
@@ -41,10 +41,10 @@ def check_stop(recipe: Recipe) -> Iterator[str]:
 
 
 def _share_rule(recipe: Recipe) -> Iterator[str]:
-    where, trained, loss = f"`share_rule` is {recipe.share_rule}", recipe.trained_domains, recipe.loss.estimator
-    if loss_spec(recipe.loss).payload is None:
-        yield f"{where}, and {loss} has neither advantages nor a gap to teachers; set it to explicit"
-    elif loss_spec(recipe.loss).payload == "hidden":
+    where, trained, loss = f"`share_rule` is {recipe.share_rule}", recipe.trained_domains, bind(recipe.loss)
+    if loss.payload is None:
+        yield f"{where}, and {loss.estimator} has neither advantages nor a gap to teachers; set it to explicit"
+    elif loss.payload == "hidden":
         yield (
             f"{where}, and hidden states tell no advantage before they meet their head, which is in the update; set it "
             f"to explicit, or `loss.payload` to full"
@@ -58,8 +58,8 @@ def _share_rule(recipe: Recipe) -> Iterator[str]:
 
 
 def _extrapolation(recipe: Recipe) -> Iterator[str]:
-    loss = recipe.loss
-    if not isinstance(loss, SampledToken):
+    loss = bind(recipe.loss)
+    if not loss.extrapolates:
         return
     name = loss.reference
     if name is None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mopd.distill.metrics.evaluate import Evaluation
-from mopd.distill.student.checkpoint import write_atomic
+from mopd.distill.storage import write_atomic
 from mopd.distill.tracking.jsonl import read_jsonl
 
 

@@ -6,10 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from mopd.distill.loss.registry import loss_spec
-from mopd.distill.loss.topk import Support
+from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.metrics.teacher_distance import OVERLAP_K, distance_metrics
-from mopd.distill.recipe import Loss, TopKReverseKL
+from mopd.distill.payloads import Support
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Metrics, PayloadName, Prompt, Sampler
 from mopd.recipes.evaluation.costs import Costs
@@ -53,16 +52,14 @@ def held_out(run: Setting, teachers: TeacherPool | None) -> HeldOut | None:
         return None
     questions = run.evaluator.prompts["validation"]
     prompts = [p for name, weights in run.resolved.routes.items() if weights for p in questions[name][:n]]
-    return HeldOut(
-        prompts, teachers, payload=payload_to_ask(run.resolved.recipe.loss), tracker=run.tracker, costs=run.costs
-    )
+    return HeldOut(prompts, teachers, payload=payload_to_ask(run.resolved.loss), tracker=run.tracker, costs=run.costs)
 
 
-def payload_to_ask(loss: Loss) -> PayloadName:
+def payload_to_ask(loss: BoundLoss) -> PayloadName:
     """What tells the teachers' likeliest tokens, where the loss' payload does; else what the KL needs."""
-    if isinstance(loss, TopKReverseKL):
-        return "topk" if loss.k >= OVERLAP_K and loss.support != "student" else "sampled"
-    return "full" if loss_spec(loss).payload == "full" else "sampled"
+    if loss.support is not None:
+        return "topk" if loss.support.k >= OVERLAP_K and loss.support.whose != "student" else "sampled"
+    return "full" if loss.payload == "full" else "sampled"
 
 
 class HeldOut:

@@ -10,7 +10,7 @@ import jinja2
 from rich.table import Table
 from rich.text import Text
 
-from mopd.distill.student.checkpoint import write_atomic
+from mopd.distill.storage import write_atomic
 from mopd.recipes.report.data import RunData, css_of, load_run
 from mopd.recipes.report.records import DomainScore, SeesawRecord
 from mopd.recipes.report.run import cost, environment, learning, samples, settings

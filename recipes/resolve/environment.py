@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mopd.distill.student.checkpoint import write_atomic
+from mopd.distill.storage import write_atomic
 
 
 def note_environment(path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from mopd.distill.recipe import Architecture, DomainRecipe
-from mopd.distill.student.checkpoint import publish, remove
+from mopd.distill.storage import publish, remove
 from mopd.rollouts.tasks import Task, make_task
 from mopd.rollouts.tokenizer import build_tokenizer
 

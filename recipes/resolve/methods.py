@@ -8,9 +8,9 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.loss.registry import LOSSES
-from mopd.distill.loss.topk import Support
-from mopd.distill.recipe import Recipe, TopKReverseKL
+from mopd.distill.loss.registry import LOSSES, bind
+from mopd.distill.payloads import Support
+from mopd.distill.recipe import Recipe
 from mopd.distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout
 from mopd.rollouts.engines.in_process import Decoding
 from mopd.rollouts.rewards import RewardGrader, VerifiedGrader
@@ -84,8 +84,8 @@ def decoding(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Decoding:
 
 def support_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Support | None:
     """Which tokens the recipe's loss compares student and teachers on; None where it is not a top-k loss."""
-    loss = recipe.loss
-    return Support(loss.k, control_ids(tokenizer), loss.support) if isinstance(loss, TopKReverseKL) else None
+    loss = bind(recipe.loss)
+    return None if loss.support is None else loss.support_with(control_ids(tokenizer))
 
 
 class Ungraded:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mopd.distill.loss.registry import reference_of
+from mopd.distill.loss.registry import BoundLoss, bind
 from mopd.distill.recipe import DomainRecipe, Recipe
 from mopd.recipes.resolve.methods import METHODS, Method
 from mopd.recipes.resolve.sources import ModelSource, Source, links, model_sources
@@ -29,6 +29,7 @@ class Resolved:
         device: of the student, never auto.
         dtype: of the student, never auto.
         method: its row.
+        loss: bound to its settings.
         models: every model that the recipe names, by the leaf that names it.
         teachers: by name.
         groups: teachers that share processes: those of one base and placement.
@@ -42,6 +43,7 @@ class Resolved:
     device: Device
     dtype: str
     method: Method
+    loss: BoundLoss
     models: Mapping[str, ModelSource]
     teachers: Mapping[str, ResolvedTeacher]
     groups: list[list[str]]
@@ -65,17 +67,19 @@ def resolve(recipe: Recipe) -> Resolved:
         for name, settings in recipe.teachers.items()
     }
     groups = teacher_groups(teachers)
+    loss = bind(recipe.loss)
     cascade = links(recipe.stages, recipe.student.model)
     return Resolved(
         recipe=recipe,
         device=device,
         dtype=dtype,
         method=METHODS[recipe.method],
+        loss=loss,
         models=models,
         teachers=teachers,
         groups=groups,
         turn_takers=[] if recipe.run.resident_teachers is None else turn_takers(groups, teachers),
-        routes=routes(recipe.trained_domains, reference_of(recipe.loss)),
+        routes=routes(recipe.trained_domains, loss.reference),
         links=cascade,
         start=recipe.stages[cascade[0]].from_ if recipe.method == "cascade" and cascade else recipe.student.model,
     )

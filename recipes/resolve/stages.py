@@ -20,7 +20,7 @@ from mopd.distill.recipe import (
     WandbRecipe,
 )
 from mopd.distill.recipe.plugins import plugin_digests
-from mopd.distill.student.checkpoint import write_atomic
+from mopd.distill.storage import write_atomic
 from mopd.recipes.resolve.jobs import run_jobs
 from mopd.recipes.resolve.sources import PREFIX, stage_name
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import Architecture, DomainRecipe, Recipe
-from mopd.distill.student.checkpoint import claim, write_atomic
+from mopd.distill.storage import claim, write_atomic
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.ledger import ledger_from_rows, read_ledger
 from mopd.distill.tracking.tracker import Tracker, read_jsonl
@@ -119,12 +119,11 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         evaluator = Evaluator(
             recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
         )
-        # A scorer of the user's own scores what others write, and writes nothing itself.
         graded_by = {
             name
             for domain in recipe.domains.values()
             for name in domain.teacher_weights
-            if recipe.teachers[name].scorer is None
+            if resolved.teachers[name].kind.can_write  # else it is measured on nothing
         }
         graders = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
         base = (

@@ -16,7 +16,8 @@ from mopd.distill.metrics.selection import select_step
 from mopd.distill.models.load import load_model
 from mopd.distill.models.merging import merge_weights
 from mopd.distill.recipe import Recipe
-from mopd.distill.student.checkpoint import export_hf, publish, remove
+from mopd.distill.storage import publish, remove
+from mopd.distill.student.checkpoint import export_hf
 from mopd.distill.types import Metrics, UserError
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.resolve.methods import decoding

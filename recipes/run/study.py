@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mopd.distill.errors import Interrupted
 from mopd.distill.recipe.study import Child, Study
-from mopd.distill.student.checkpoint import claim, write_atomic
+from mopd.distill.storage import claim, write_atomic
 from mopd.distill.tracking.console import Progress
 from mopd.distill.types import RunError, UserError
 from mopd.recipes.check.study import check_study, refuse_changed_runs

@@ -16,7 +16,7 @@ import torch.distributed
 from torch import nn
 from transformers import DynamicCache
 
-from mopd.distill.loss.topk import Support, likeliest
+from mopd.distill.payloads import Support, likeliest
 from mopd.distill.types import Finish, Float32, Int32
 
 

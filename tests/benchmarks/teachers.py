@@ -19,8 +19,7 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mopd.distill.loss.topk import Support, likeliest
-from mopd.distill.payloads import payload_bytes, row_bytes
+from mopd.distill.payloads import Support, likeliest, payload_bytes, row_bytes
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import PayloadName, Prompt, Rollout, ScoredRollout
 from mopd.teachers.actor import TeacherSpec

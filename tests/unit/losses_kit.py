@@ -5,7 +5,7 @@ import torch
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.registry import LOSSES, TokenLoss
 from mopd.distill.loss.teacher_tensors import SupportRows, TeacherSlot
-from mopd.distill.loss.topk import Support, top_k
+from mopd.distill.payloads import Support, top_k
 from mopd.distill.recipe import JSD, K2, ForwardKL, FullReverseKL, NegativeLogLikelihood, PolicyGradient, TopKReverseKL
 
 FULL = FullReverseKL(estimator="full_reverse_kl")
@@ -40,7 +40,7 @@ def microbatch(
         has_teacher_B=torch.ones(B, dtype=torch.bool) if taught is None else torch.as_tensor(taught),
         reward_advantage_B=None if reward is None else torch.as_tensor(reward, dtype=torch.float64),
         reference_BT=reference,
-        slots=tuple(TeacherSlot(torch.as_tensor(weight_B), *rest) for weight_B, *rest in slots),
+        per_teacher=tuple(TeacherSlot(torch.as_tensor(weight_B), *rest) for weight_B, *rest in slots),
     )
 
 
@@ -52,7 +52,7 @@ def graded(name, mask, tokens, teacher, **more) -> Microbatch:
         return microbatch(
             mask, tokens, slots=[([1.0] * len(teacher), teacher, SupportRows(ids, rest, sampled))], **more
         )
-    if LOSSES[name].apart:
+    if LOSSES[name].needs_each_teacher:
         return microbatch(mask, tokens, slots=[([1.0] * len(teacher), teacher)], **more)
     if LOSSES[name].payload == "sampled":
         teacher = sampled

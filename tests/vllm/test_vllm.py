@@ -32,7 +32,7 @@ from pydantic import SecretStr  # noqa: E402
 from runs import finish, mopd, rows, wait_for  # noqa: E402
 
 from mopd.distill.endpoint import Endpoint  # noqa: E402
-from mopd.distill.loss.topk import Support  # noqa: E402
+from mopd.distill.payloads import Support  # noqa: E402
 from mopd.distill.types import Full, TopK  # noqa: E402
 from mopd.teachers.kinds.checkpoint import TeacherModel  # noqa: E402
 from mopd.teachers.kinds.served import Served  # noqa: E402

@@ -7,7 +7,7 @@ from scipy import stats
 from student_kit import FAMILIES, VOCABULARY, make_model
 from transformers import AutoModelForCausalLM
 
-from mopd.distill.loss.topk import Support
+from mopd.distill.payloads import Support
 from mopd.distill.types import Prompt, align_logits
 from mopd.rollouts.engines.in_process import Decoding, generate, keyed_uniforms
 from mopd.rollouts.sampler import GoldSampler, InProcess, StudentSampler

@@ -116,11 +116,11 @@ def test_collate_places_every_token_and_pads_on_the_right():
 
 
 @pytest.mark.parametrize(
-    ("payload", "apart"), [("full", False), ("sampled", False), (None, False), ("full", True), ("topk", True)]
+    ("payload", "each"), [("full", False), ("sampled", False), (None, False), ("full", True), ("topk", True)]
 )
-def test_dummy_trains_nothing(payload, apart):
-    batch = gather([], payload=payload, reward_advantages=[], apart=apart)
-    assert len(batch.slots) == apart
+def test_dummy_trains_nothing(payload, each):
+    batch = gather([], payload=payload, reward_advantages=[], needs_each_teacher=each)
+    assert len(batch.per_teacher) == each
     assert batch.token_ids_BT.shape == (1, 2)
     assert batch.attention_mask_BT.all()
     assert not batch.mask_BT.any()
@@ -150,12 +150,12 @@ def test_one_hot_weights_are_routing_bit_by_bit():
 def test_teachers_apart_keep_their_order_their_weights_and_their_places():
     """The first rollout has two teachers, the second one: slot 1 holds nothing of it."""
     rollouts = [scored(0, "math", answer=2, teachers=2), scored(1, "code", answer=5)]
-    full = gather(rollouts, apart=True)
-    topk = gather([as_topk(one) for one in rollouts], payload="topk", apart=True)
+    full = gather(rollouts, needs_each_teacher=True)
+    topk = gather([as_topk(one) for one in rollouts], payload="topk", needs_each_teacher=True)
     assert full.teacher is None
-    assert [slot.weight_B.tolist() for slot in full.slots] == [[0.25, 1.0], [0.75, 0.0]]
-    assert [slot.weight_B.tolist() for slot in topk.slots] == [[0.25, 1.0], [0.75, 0.0]]
-    for k, whole, cut in zip((0, 1), full.slots, topk.slots, strict=True):
+    assert [slot.weight_B.tolist() for slot in full.per_teacher] == [[0.25, 1.0], [0.75, 0.0]]
+    assert [slot.weight_B.tolist() for slot in topk.per_teacher] == [[0.25, 1.0], [0.75, 0.0]]
+    for k, whole, cut in zip((0, 1), full.per_teacher, topk.per_teacher, strict=True):
         for b, one in enumerate(rollouts):
             n = len(one.rollout.token_ids)
             assert not whole.logprobs[b, n:].any()
@@ -187,12 +187,12 @@ def test_what_a_loss_cannot_use_is_refused():
     with pytest.raises(ValueError, match=r"teacher 't0' gave Full for rollout 0.*'sampled'"):
         gather([one], payload="sampled")
     with pytest.raises(ValueError, match=r"teacher 't0' gave Full for rollout 0.*'topk'"):
-        gather([one], payload="topk", apart=True)
+        gather([one], payload="topk", needs_each_teacher=True)
     untaught = ScoredRollout(one.rollout, reward=1.0)
     with pytest.raises(ValueError, match="rollout 0 of domain 'math' has no teacher"):
         gather([untaught])
     with pytest.raises(ValueError, match="rollout 0 of domain 'math' has no teacher"):
-        gather([untaught], apart=True)
+        gather([untaught], needs_each_teacher=True)
     batch = gather([as_sampled(one), untaught], payload="sampled", reward_advantages=[0.0, 1.0])
     assert batch.has_teacher_B.tolist() == [True, False]
     with pytest.raises(ValueError, match="1 reward advantages for 2 rollouts"):

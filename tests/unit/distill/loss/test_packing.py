@@ -51,7 +51,7 @@ def update(batch, name, *, shares=None, ranks=1, budget=10_000, pad_id=0, settin
             payload=LOSSES[name].payload,
             reward_advantages=[2.0 * batch[i].reward - 1.0 for i in members] if rewards else None,
             device="cpu",
-            apart=LOSSES[name].apart,
+            needs_each_teacher=LOSSES[name].needs_each_teacher,
         )
         logits = align_logits(model(microbatch.token_ids_BT))
         loss = (LOSSES[name].token_loss(logits, microbatch, settings).loss_BT * microbatch.weights_BT).sum()

@@ -13,6 +13,7 @@ import pytest
 from check_kit import recipe, routes_problems
 from student_kit import DOMAINS, SGD, SHARES, ProcessRanks, furthest, make_batch, make_model, make_spec, student
 
+from mopd.distill.loss.registry import bind
 from mopd.distill.loss.shares import SHARE_RULES, DomainTokens, normalised, step_tokens
 from mopd.distill.recipe import K2, FullReverseKL, PolicyGradient
 from mopd.distill.types import Full, Sampled, ScoredRollout, TeacherScore
@@ -104,14 +105,14 @@ def test_the_tokens_of_a_step_by_loops() -> None:
                     beyond = min(1.0, max(-1.0, gap + 0.5 * (said[1] - said[0])))
                 gaps[scored.rollout.domain].append(gap)
                 advantages[scored.rollout.domain].append(beyond + 0.3 * rewards[i])
-    found = step_tokens(batch, loss, rewards)
+    found = step_tokens(batch, bind(loss), rewards)
     assert found.keys() == set(DOMAINS)
     for d in DOMAINS:
         assert found[d].gap_N.tolist() == pytest.approx(gaps[d], abs=1e-6)
         assert found[d].advantage_N.tolist() == pytest.approx(advantages[d], abs=1e-6)
-    unclipped = step_tokens(make_batch(seed=3), FullReverseKL(estimator="full_reverse_kl"), None)
+    unclipped = step_tokens(make_batch(seed=3), bind(FullReverseKL(estimator="full_reverse_kl")), None)
     assert all((one.gap_N == one.advantage_N).all() and abs(one.gap_N).max() > 1 for one in unclipped.values())
-    plain = step_tokens(batch, K2(estimator="k2", advantage_clip=1.0), None)
+    plain = step_tokens(batch, bind(K2(estimator="k2", advantage_clip=1.0)), None)
     assert all(abs(one.advantage_N).max() <= 1 for one in plain.values())
 
 
@@ -122,7 +123,7 @@ def test_an_update_has_the_rules_shares_in_all_of_its_parts(
     """The oracle is a student with explicit shares, told what the rule says of the whole step."""
     batch = make_batch(seed=7, per_domain=6)
     spec = make_spec(make_model(models, "llama"), tmp_path, optimizer=SGD)
-    says = SHARE_RULES[rule](SHARES, step_tokens(batch, spec.loss, None))
+    says = SHARE_RULES[rule](SHARES, step_tokens(batch, bind(spec.loss), None))
     told = student(one.start(spec), spec, updates=2, shares=says)
     expected, weights = told.update(batch, step=0), dict(told.weights().state_dict())
     ours = student(one.start(spec), spec, updates=2, rule=rule)

@@ -16,9 +16,8 @@ from check_kit import recipe, save_model, tokenizer_of
 from store_kit import stored
 from student_kit import VOCABULARY, make_model, make_rollout
 
-from mopd.distill.loss.registry import loss_spec
-from mopd.distill.loss.topk import Support, likeliest
-from mopd.distill.payloads import payload_bytes
+from mopd.distill.loss.registry import bind
+from mopd.distill.payloads import Support, likeliest, payload_bytes
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Payload, PayloadName, Rollout, ScoredRollout, TeacherScore
 from mopd.recipes.check.model_info import read_model_infos
@@ -82,7 +81,7 @@ def test_eight_routed_teachers_score_as_many_tokens_as_one(cluster: None, tmp_pa
         say=print,
     )
     pool.wait_until_ready()
-    actor = pool._hosts["t0"]._replicas[0].actor
+    actor = pool._worker_pools["t0"]._replicas[0].actor
     ray.get(actor.__ray_call__.remote(count_tokens))
     costs, tokens = Costs(base, dict.fromkeys(folders, base), samples=True), sum(len(r.token_ids) for r in rollouts())
     for n in COUNTS:
@@ -129,7 +128,7 @@ def test_plan_and_ledger_say_what_is_shipped(wide: str, loss: dict[str, Any], dt
     model_infos, problems = read_model_infos(
         resolve(made), {"math": make_task("arithmetic", domain="math", tokenizer=tokenizer)}
     )
-    support, asked = support_of(made, tokenizer), loss_spec(made.loss).payload
+    support, asked = support_of(made, tokenizer), bind(made.loss).payload
     batch = rollouts(3)
     if support is not None and support.given:
         batch = [with_support(rollout, support, QWEN_VOCABULARY) for rollout in batch]

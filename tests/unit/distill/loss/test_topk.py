@@ -9,7 +9,7 @@ from losses_kit import BUCKET, FULL, TOPK, V, graded, microbatch, rows, run
 from naive import kl, numeric_gradient, softmax, topk_bucket, topk_left_out
 
 from mopd.distill.loss.teacher_tensors import SupportRows
-from mopd.distill.loss.topk import Support, likeliest, top_k
+from mopd.distill.payloads import Support, likeliest, top_k
 
 DEFINITIONS = {"left_out": topk_left_out, "bucket": topk_bucket}
 NAME = "topk_reverse_kl"

@@ -7,7 +7,7 @@ from trl.experimental.gkd import GKDTrainer
 from trl.experimental.server_distillation.server_distillation_trainer import _add_tail_bucket, _jsd_divergence
 
 from mopd.distill.loss.teacher_tensors import SupportRows
-from mopd.distill.loss.topk import Support, top_k
+from mopd.distill.payloads import Support, top_k
 from mopd.distill.recipe import JSD
 
 MASK = torch.tensor([[False, True, True, False], [False, False, True, True], [False, True, False, False]])

@@ -14,10 +14,9 @@ from peft import LoraConfig, get_peft_model
 from student_kit import FAMILIES, VOCABULARY, make_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mopd.distill.loss.topk import Support, likeliest
 from mopd.distill.models.heads import HeadSource, fingerprint, head_problem
 from mopd.distill.models.load import load_model
-from mopd.distill.payloads import finite_rows, payload_bytes, row_bytes, to_torch
+from mopd.distill.payloads import Support, finite_rows, likeliest, payload_bytes, row_bytes, to_torch
 from mopd.distill.types import Full, Hidden, PayloadName, UserError
 from mopd.teachers.kinds.checkpoint import TeacherModel
 

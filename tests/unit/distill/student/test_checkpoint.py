@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from mopd.distill import storage
 from mopd.distill.student import checkpoint
 from mopd.distill.types import RunError, UserError
 
 HOLD = """
 import sys, time
-from mopd.distill.student.checkpoint import claim
+from mopd.distill.storage import claim
 with claim(sys.argv[1]) as attempt:
     print(attempt, flush=True)
     time.sleep(60)
@@ -32,18 +33,18 @@ def hold(run_dir: Path) -> tuple[subprocess.Popen[str], str]:
 def test_a_second_live_run_is_refused_and_a_killed_one_is_not(tmp_path: Path) -> None:
     process, attempt = hold(tmp_path)
     try:
-        assert checkpoint.is_current(tmp_path, attempt)
-        with pytest.raises(UserError, match=f"process {process.pid} is running"), checkpoint.claim(tmp_path):
+        assert storage.is_current(tmp_path, attempt)
+        with pytest.raises(UserError, match=f"process {process.pid} is running"), storage.claim(tmp_path):
             pass
-        assert checkpoint.is_current(tmp_path, attempt)  # the refused one changed nothing
+        assert storage.is_current(tmp_path, attempt)  # the refused one changed nothing
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with checkpoint.claim(tmp_path) as mine:
+    with storage.claim(tmp_path) as mine:
         assert mine != attempt
-        assert checkpoint.is_current(tmp_path, mine)
-        assert not checkpoint.is_current(tmp_path, attempt)
-    with checkpoint.claim(tmp_path) as again:  # given back when the context ends
+        assert storage.is_current(tmp_path, mine)
+        assert not storage.is_current(tmp_path, attempt)
+    with storage.claim(tmp_path) as again:  # given back when the context ends
         assert again != mine
 
 
@@ -51,28 +52,28 @@ def test_a_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path: Path) -> No
     (tmp_path / "file").write_text("in the way")
     with (
         pytest.raises(UserError, match=r"file/run: cannot be written .*--out"),
-        checkpoint.claim(tmp_path / "file" / "run"),
+        storage.claim(tmp_path / "file" / "run"),
     ):
         pass
 
 
 def test_only_the_current_attempt_publishes(tmp_path: Path) -> None:
-    with checkpoint.claim(tmp_path) as old:
+    with storage.claim(tmp_path) as old:
         pass
-    with checkpoint.claim(tmp_path) as new:
+    with storage.claim(tmp_path) as new:
         for attempt in (old, new):
             folder = tmp_path / f"x.tmp-{attempt}"
             (folder / "deep").mkdir(parents=True)
             (folder / "deep" / "weights").write_text(attempt)
         with pytest.raises(RunError, match=f"attempt {old} no longer owns"):
-            checkpoint.publish(tmp_path, old, tmp_path / f"x.tmp-{old}", tmp_path / "x")
+            storage.publish(tmp_path, old, tmp_path / f"x.tmp-{old}", tmp_path / "x")
         assert not (tmp_path / "x").exists()
-        checkpoint.publish(tmp_path, new, tmp_path / f"x.tmp-{new}", tmp_path / "x")
+        storage.publish(tmp_path, new, tmp_path / f"x.tmp-{new}", tmp_path / "x")
         assert (tmp_path / "x" / "deep" / "weights").read_text() == new
         again = tmp_path / "again"
         again.mkdir()
         (again / "other").write_text("newer")
-        checkpoint.publish(tmp_path, new, again, tmp_path / "x")
+        storage.publish(tmp_path, new, again, tmp_path / "x")
         assert [path.name for path in (tmp_path / "x").iterdir()] == ["other"]
     assert {path.name for path in tmp_path.iterdir()} == {"x", "attempt", ".lock", ".publish-lock"}
 
@@ -106,7 +107,7 @@ def test_whole_checkpoints_and_pruning(tmp_path: Path) -> None:
 
 def test_write_atomic_leaves_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "recipe.yaml"
-    checkpoint.write_atomic(path, "old")
+    storage.write_atomic(path, "old")
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
@@ -114,8 +115,8 @@ def test_write_atomic_leaves_the_old_or_the_new(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="disk full"):
-            checkpoint.write_atomic(path, "new")
+            storage.write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
-    checkpoint.write_atomic(path, b"new")
+    storage.write_atomic(path, b"new")
     assert path.read_text() == "new"

@@ -11,8 +11,9 @@ import torch
 from batch_kit import V, as_sampled, as_topk, log_softmax, mixed_batch, scored
 from check_kit import recipe, routes_problems
 
-from mopd.distill.loss.topk import Support
+from mopd.distill.loss.registry import bind
 from mopd.distill.metrics.teacher_distance import distance_metrics
+from mopd.distill.payloads import Support
 from mopd.distill.recipe import ESTIMATORS
 from mopd.distill.types import ScoredRollout, TopK
 from mopd.recipes.evaluation.teacher_distance import payload_to_ask
@@ -100,7 +101,7 @@ def test_a_student_that_is_its_teacher_overlaps_wholly() -> None:
     ],
 )
 def test_teachers_are_asked_for_what_tells_their_likeliest_tokens(loss: dict[str, object], asked: str) -> None:
-    assert payload_to_ask(ESTIMATORS[str(loss["estimator"])].model_validate(loss)) == asked  # type: ignore[arg-type]
+    assert payload_to_ask(bind(ESTIMATORS[str(loss["estimator"])].model_validate(loss))) == asked  # type: ignore[arg-type]
 
 
 def test_gold_answers_have_no_distribution() -> None:

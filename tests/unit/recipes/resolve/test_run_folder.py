@@ -12,7 +12,7 @@ from check_kit import recipe
 
 from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.files import dump_recipe
-from mopd.distill.student.checkpoint import claim
+from mopd.distill.storage import claim
 from mopd.distill.types import UserError
 from mopd.recipes.resolve.checkpoints import local_folder
 from mopd.recipes.resolve.run_folder import check_folder, existing_parent, move_aside, refuse_changed_recipe
