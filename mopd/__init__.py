@@ -33,6 +33,7 @@ _MODULE_OF = {
     "Hidden": "mopd.distill.payloads",
     "PAYLOADS": "mopd.distill.payloads",
     "Sampled": "mopd.distill.payloads",
+    "Support": "mopd.distill.payloads",
     "TeacherScore": "mopd.distill.payloads",
     "TopK": "mopd.distill.payloads",
     # a loss
@@ -50,8 +51,12 @@ _MODULE_OF = {
     # a teacher
     "Conditions": "mopd.teachers.scorer",
     "Scorer": "mopd.teachers.scorer",
+    "TeacherKind": "mopd.teachers.kinds.base",
     "TeacherModel": "mopd.teachers.kinds.checkpoint",
+    "TeacherReach": "mopd.teachers.kinds.base",
+    "TeacherSetup": "mopd.teachers.kinds.base",
     "TeacherSource": "mopd.teachers.scorer",
+    "TeacherUse": "mopd.teachers.kinds.base",
     # a method
     "Method": "mopd.recipes.resolve.methods",
     "Parts": "mopd.recipes.resolve.methods",
