@@ -31,19 +31,25 @@ _MODULE_OF = {
     # what a teacher says of a rollout
     "Full": "mopd.distill.payloads",
     "Hidden": "mopd.distill.payloads",
-    "PAYLOADS": "mopd.distill.payloads",
+    "PAYLOADS": "mopd.distill.payload_rows",
+    "Payload": "mopd.distill.payloads",
+    "PayloadSpec": "mopd.distill.payload_rows",
     "Sampled": "mopd.distill.payloads",
     "Support": "mopd.distill.payloads",
     "TeacherScore": "mopd.distill.payloads",
     "TopK": "mopd.distill.payloads",
     # a loss
+    "GradedTokens": "mopd.distill.loss.base",
     "LossSpec": "mopd.distill.loss.registry",
     "Microbatch": "mopd.distill.loss.microbatch",
     "TokenLoss": "mopd.distill.loss.base",
     "align_logits": "mopd.distill.types",
+    "each_teacher": "mopd.distill.loss.base",
+    "gap_to_teacher": "mopd.distill.loss.base",
     "log_softmax": "mopd.distill.loss.base",
     "pick": "mopd.distill.loss.base",
     "spread": "mopd.distill.loss.base",
+    "teachers_mean": "mopd.distill.loss.base",
     # a task
     "Example": "mopd.rollouts.tasks.base",
     "Generated": "mopd.rollouts.tasks.base",
@@ -57,6 +63,9 @@ _MODULE_OF = {
     "TeacherSetup": "mopd.teachers.kinds.base",
     "TeacherSource": "mopd.teachers.scorer",
     "TeacherUse": "mopd.teachers.kinds.base",
+    # a sink
+    "Sink": "mopd.distill.tracking.sink",
+    "TrackedRun": "mopd.distill.tracking.sink",
     # a method
     "Method": "mopd.recipes.resolve.methods",
     "Parts": "mopd.recipes.resolve.methods",

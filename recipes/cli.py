@@ -185,7 +185,9 @@ def workspace(recipe: RecipeArgument, overrides: OverridesArgument = None) -> No
     """Save a W&B workspace of the recipe's project, in which recipes line up."""
     from mopd.distill.tracking.wandb_workspace import save_workspace
 
-    typer.echo(save_workspace(_load(recipe, overrides, None)[0]))
+    loaded = _load(recipe, overrides, None)[0]
+    track = loaded.track.wandb
+    typer.echo(save_workspace(list(loaded.domains), project=track.project, entity=track.entity))
 
 
 @app.command()

@@ -15,7 +15,6 @@ from mopd.distill.recipe.base import (
     Fraction,
     Name,
     NonNegative,
-    PluginReference,
     Positive,
     Seed,
     ShippedOrPlugin,
@@ -372,8 +371,8 @@ class TrackRecipe(Strict):
     """What is written besides metrics.jsonl."""
 
     wandb: WandbRecipe = WandbRecipe()
-    sinks: tuple[PluginReference, ...] = Field(
-        default=(), description="sinks of your own, ./file.py:NAME each, that get every row beside W&B"
+    sinks: tuple[Annotated[str, ShippedOrPlugin("tensorboard")], ...] = Field(
+        default=(), description="who is given every row beside W&B: tensorboard, or ./file.py:NAME of your own"
     )
     rollouts_per_domain: int = Field(default=3, ge=0, description="rollouts kept at each evaluation")
 

@@ -1,7 +1,7 @@
 """What a run costs: tokens, floating-point operations, seconds and shipped bytes of each role.
 
-A ledger keeps no hidden state: what is added is taken step by step into metrics.jsonl as ``tokens/ROLE``,
-``flops/ROLE``, ``seconds/ROLE`` and ``bytes/ROLE``, and :func:`ledger_from_rows` rebuilds the whole from those rows.
+Every step's row of metrics.jsonl has ``tokens/ROLE``, ``flops/ROLE``, ``seconds/ROLE`` and ``bytes/ROLE``, and
+:func:`ledger_from_rows` adds up those rows.
 So a resumed run, whose rows are cut back to its checkpoint, counts every step once. Time that was lost with a killed
 process is in none.
 
@@ -17,15 +17,12 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mopd.distill.storage import write_atomic
-from mopd.distill.types import Metrics
 
 ROLES: dict[str, str] = {
     "publish": "handing the student's weights to the sampler",
@@ -63,7 +60,6 @@ class Ledger:
 
     def __init__(self) -> None:
         self._spent: dict[str, Spent] = {}
-        self._taken: dict[str, Spent] = {}
 
     @property
     def spent(self) -> Mapping[str, Spent]:
@@ -85,38 +81,10 @@ class Ledger:
                 raise ValueError(f"{role} spent {value} {unit}; a finite amount of at least 0 is needed")
         self._spent[role] = self._spent.get(role, Spent()).plus(amount)
 
-    @contextmanager
-    def measure(self, role: str) -> Iterator[Spent]:
-        """Time a block for a role; the block sets ``tokens`` and ``flops`` of what is yielded.
-
-        Nothing is added where the block raises: its step is not finished and will be taken again.
-
-        Example:
-            with ledger.measure("update") as spent:
-                metrics = student.update(batch, step=step)
-                spent.tokens = sum(scored.rollout.trained_tokens for scored in batch)
-        """
-        spent, start = Spent(), time.perf_counter()
-        yield spent
-        spent.seconds += time.perf_counter() - start
-        self.add(role, **asdict(spent))
-
     def include(self, other: Ledger, *, stage: str) -> None:
         """Add a stage's ledger under ``stage/NAME/``."""
         for role, spent in other.spent.items():
             self.add(f"stage/{stage}/{role}", **asdict(spent))
-
-    def take(self) -> Metrics:
-        """What was added since the last call, for this step's row of metrics.jsonl: ``tokens/generation`` and so on."""
-        metrics: Metrics = {}
-        for role, spent in self._spent.items():
-            before = self._taken.get(role, Spent())
-            for unit in UNITS:
-                added = getattr(spent, unit) - getattr(before, unit)
-                if added:
-                    metrics[f"{unit}/{role}"] = added
-        self._taken = dict(self._spent)
-        return metrics
 
     def record(self) -> dict[str, Any]:
         """The content of ledger.json: ``{"format": 1, "roles": {ROLE: amounts}, "total": {"flops", "seconds"}}``.
@@ -163,5 +131,5 @@ def ledger_from_rows(rows: Iterable[Mapping[str, Any]]) -> Ledger:
 
 def total_of(spent: Mapping[str, Spent]) -> dict[str, float]:
     """FLOPs and seconds of roles, ``{"flops": ..., "seconds": ...}``; teachers' seconds go by beside the loop's."""
-    own = [one.seconds for role, one in spent.items() if "teacher" not in role.split("/")]
-    return {"flops": sum(one.flops for one in spent.values()), "seconds": round(sum(own), 3)}
+    seconds = sum(amount.seconds for role, amount in spent.items() if "teacher" not in role.split("/"))
+    return {"flops": sum(amount.flops for amount in spent.values()), "seconds": round(seconds, 3)}

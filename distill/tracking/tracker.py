@@ -1,72 +1,56 @@
-"""One record stream of a run: metrics.jsonl is the truth, Weights & Biases a view of it.
+"""One record stream of a run: metrics.jsonl is the truth; Weights & Biases and other sinks are views of it.
 
-Every stage of a run is a run of its own folder, so it has its own Tracker, its own metrics.jsonl and its own W&B run.
-All W&B runs of a recipe share one group: base, specialists and student are lines of the same panels.
+Every stage of a run is a run of its own folder, so it has its own Tracker, its own metrics.jsonl and its own sinks.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from mopd.distill.recipe import Recipe
 from mopd.distill.tracking.jsonl import append_jsonl, as_json, read_jsonl, truncate_jsonl
 from mopd.distill.tracking.ledger import ledger_from_rows
-from mopd.distill.tracking.wandb_sink import WandbSink
+from mopd.distill.tracking.sinks import SinkThread, close_sinks
 
 __all__ = ["Tracker", "read_jsonl", "truncate_jsonl"]
 
 ROWS = ("evaluations", "exams", "rollouts")
 """What else is written row by row into ``NAME.jsonl``, and cut back on resume: answers, costs of exams, samples."""
 
-NO_METRICS = ("step", "kind", "message")
-"""Keys of a line of metrics.jsonl that are not numbers to show."""
-
-
-def say_on_stderr(line: str) -> None:
-    """Print one line for people."""
-    print(line, file=sys.stderr, flush=True)
-
 
 class Tracker:
-    """Writes the records of one run's folder and shows them in W&B; a context manager.
+    """Writes the records of one run's folder and passes them on to sinks; a context manager.
 
     Opening one drops half-written last lines, which a killed run leaves behind.
 
     Args:
         folder: the run's folder, or that of one of its stages; it must exist.
-        recipe: the resolved recipe of the whole run.
-        stage: the stage's name, if this is one.
-        say: prints one line for people; W&B's troubles go there.
+        sinks: where the records are shown as well; they are closed with the Tracker.
 
     Raises:
         RunError: a file of the folder is not what a Tracker writes, or cannot be written.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        recipe: Recipe,
-        stage: str | None = None,
-        say: Callable[[str], None] = say_on_stderr,
-    ) -> None:
-        self._folder, self._metrics = folder, folder / "metrics.jsonl"
-        for path in self._files():
-            truncate_jsonl(path, lambda row: True)
-        self._last_steps = {str(row["kind"]): int(row["step"]) for row in read_jsonl(self._metrics)}
-        disabled = recipe.track.wandb.mode == "disabled"
-        self._sink = None if disabled else WandbSink(folder, recipe, stage=stage, say=say)
+    def __init__(self, folder: Path, *, sinks: Sequence[SinkThread] = ()) -> None:
+        self._folder = folder
+        self._metrics = folder / "metrics.jsonl"
+        self._sinks = sinks
+        try:
+            for path in self._files():
+                truncate_jsonl(path, lambda row: True)
+            self._last_steps = {str(row["kind"]): int(row["step"]) for row in read_jsonl(self._metrics)}
+        except BaseException:
+            self.close(failed=True)
+            raise
 
     def resume(self, step: int) -> None:
         """Go on after ``step`` finished steps: rows of later steps are dropped, because those steps are taken again.
 
         After step 0 nothing is finished: all that was recorded of the student is void, and only what base and teachers
-        scored stays. What is left is shown in W&B. To be called before the first ``log``, by a new run with step 0.
+        scored stays. What is left is given to the sinks. Call it before the first ``log``, with step 0 for a new run.
 
         Raises:
             RunError: a file is not what a Tracker writes, or cannot be written.
@@ -84,10 +68,10 @@ class Tracker:
         A SIGKILL loses at most the line being written. A value that is not finite is written as null.
 
         Args:
-            kind: ``"train"``, ``"eval"``, ``"fault"`` or another short name; the prefix of the metrics in W&B.
+            kind: ``"train"``, ``"eval"``, ``"fault"`` or another short name; the prefix of the metrics in sinks.
             step: finished steps of the loop, in 0..steps; of a fault one more, so that it is dropped on resume.
             metrics: flat names such as ``loss``, ``kl/math``, ``score/math``.
-            message: what a person reads beside them; W&B, whose metrics are numbers, is not told.
+            message: what a person reads beside them.
 
         Raises:
             ValueError: this kind has logged this step already, or steps run backwards.
@@ -95,17 +79,16 @@ class Tracker:
         """
         self._in_order(kind, step)
         values = {name: as_json(float(value)) for name, value in metrics.items()}
-        told = {} if message is None else {"message": message}
-        append_jsonl(self._metrics, [{"step": step, "kind": kind, **values, **told}])
-        if self._sink is not None:
-            self._sink.log(kind, step, values)
+        row = {"step": step, "kind": kind, **values} | ({} if message is None else {"message": message})
+        append_jsonl(self._metrics, [row])
+        self._show(row)
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl of one kind, in order."""
         return [row for row in read_jsonl(self._metrics) if row.get("kind") == kind]
 
     def append_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows to one of the :data:`ROWS`' files; rollouts are a W&B table of their step as well.
+        """Append rows to one of the :data:`ROWS`' files; rollouts are a table of their step in sinks too.
 
         A SIGKILL may leave only the first of ``rows``: who needs all of them or none asks ``keep_rows`` to drop those.
 
@@ -130,32 +113,31 @@ class Tracker:
         truncate_jsonl(self._rows(name), keep)
 
     def summarize(self, seesaw: Mapping[str, Any]) -> None:
-        """Show the result in W&B: the metrics as the run's summary, a table of models x domains, recovery as bars.
+        """Show the result in the sinks: a summary of its numbers, a table of models x domains, recovery as bars.
 
         Args:
             seesaw: the content of seesaw.json (format 1).
         """
-        if self._sink is None:
-            return
         domains = seesaw["domains"]
-        rows = [
-            [model, *(scores[domain]["score"] if domain in scores else None for domain in domains)]
-            for model, scores in seesaw["models"].items()
+        scores = [
+            [model, *(by_domain[domain]["score"] if domain in by_domain else None for domain in domains)]
+            for model, by_domain in seesaw["models"].items()
         ]
+        recovery = [[name, value] for name, value in seesaw["metrics"]["recovery"].items() if value is not None]
+        numbers = _flat("seesaw", seesaw["metrics"]) | _flat("seesaw", seesaw["metrics_ci"])
         last = max(self._last_steps.values(), default=0)
-        self._sink.table("scores", last, ["model", *domains], rows)
-        known = [[name, value] for name, value in seesaw["metrics"]["recovery"].items() if value is not None]
-        self._sink.table("recovery_by_domain", last, ["domain", "recovery_by_domain"], known, bars=True)
-        self._sink.summary(_flat("seesaw", seesaw["metrics"]) | _flat("seesaw", seesaw["metrics_ci"]))
+        for sink in self._sinks:
+            sink.table("scores", last, ["model", *domains], scores)
+            sink.table("recovery_by_domain", last, ["domain", "recovery_by_domain"], recovery, bars=True)
+            sink.summary(numbers)
 
     def write_ledger(self) -> None:
         """Add up what the steps of metrics.jsonl cost into ledger.json."""
         ledger_from_rows(read_jsonl(self._metrics)).write(self._folder / "ledger.json")
 
     def close(self, *, failed: bool = False) -> None:
-        """End the W&B run, waiting for uploads for a limited time."""
-        if self._sink is not None:
-            self._sink.close(failed=failed)
+        """Close the sinks, waiting for them for a limited time."""
+        close_sinks(self._sinks, failed=failed)
 
     def __enter__(self) -> Self:
         return self
@@ -188,17 +170,20 @@ class Tracker:
             for row in rows:
                 if "kind" in row:
                     self._in_order(row["kind"], step)
-                    if self._sink is not None:
-                        values = {name: value for name, value in row.items() if name not in NO_METRICS}
-                        self._sink.log(row["kind"], step, values)
+                    self._show(row)
             self._show_rollouts([row for row in rows if "kind" not in row])
 
+    def _show(self, row: Mapping[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.log(row)
+
     def _show_rollouts(self, rows: list[dict[str, Any]]) -> None:
-        if self._sink is None or not rows:
+        if not rows:
             return
         columns = list(dict.fromkeys(name for row in rows for name in row))
         cells = [[_cell(row.get(name)) for name in columns] for row in rows]
-        self._sink.table("rollouts", max(map(_step, rows)), columns, cells)
+        for sink in self._sinks:
+            sink.table("rollouts", max(map(_step, rows)), columns, cells)
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, float | None]:
@@ -212,7 +197,7 @@ def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _cell(value: Any) -> Any:
-    """A value as a cell of a W&B table, whose columns hold one type each."""
+    """A value as a cell of a table, whose columns hold one type each."""
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 
-from mopd.distill.recipe import Recipe
-from mopd.distill.types import UserError
+from mopd.distill.errors import UserError
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Does one domain pay for another?": (
@@ -23,20 +23,25 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 """Panels by section; ``D`` is one panel for each domain. Their names are those of docs/metrics.md."""
 
 
-def panels(recipe: Recipe) -> dict[str, list[str]]:
-    """The metrics of each section with the recipe's domains filled in: one panel each, over ``step``."""
+def panels(domains: Sequence[str]) -> dict[str, list[str]]:
+    """The metrics of each section with the domains filled in: one panel each, over ``step``."""
     return {
         section: [
             metric.removesuffix("/D") + end
             for metric in metrics
-            for end in ([f"/{domain}" for domain in recipe.domains] if metric.endswith("/D") else [""])
+            for end in ([f"/{domain}" for domain in domains] if metric.endswith("/D") else [""])
         ]
         for section, metrics in SECTIONS.items()
     }
 
 
-def save_workspace(recipe: Recipe) -> str:
-    """Save a workspace in the recipe's W&B project, its runs grouped by recipe; returns its address.
+def save_workspace(domains: Sequence[str], *, project: str, entity: str | None) -> str:
+    """Save a workspace in a W&B project, its runs grouped by recipe; returns its address.
+
+    Args:
+        domains: each has a panel of every metric that is measured by domain.
+        project: the W&B project.
+        entity: the W&B team or user; none: the one that is logged in.
 
     Raises:
         UserError: the package is not installed, W&B is not logged in, its server can't be reached, or refuses.
@@ -49,15 +54,14 @@ def save_workspace(recipe: Recipe) -> str:
 
     if not wandb.login(prompt=False, verify=False):
         raise UserError("W&B is not logged in; `wandb login` does that")
-    settings = recipe.track.wandb
     try:
         workspace = ws.Workspace(
-            entity=settings.entity or str(wandb.Api().default_entity),
-            project=settings.project,
-            name=f"mopd: {', '.join(recipe.domains)}",
+            entity=entity or str(wandb.Api().default_entity),
+            project=project,
+            name=f"mopd: {', '.join(domains)}",
             sections=[
                 ws.Section(name=name, panels=[wr.LinePlot(title=metric, x="step", y=[metric]) for metric in metrics])
-                for name, metrics in panels(recipe).items()
+                for name, metrics in panels(domains).items()
             ],
             runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group")]),
         )

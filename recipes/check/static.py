@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mopd.distill.tracking.sinks import sink_problems
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import read_model_infos
 from mopd.recipes.check.models import check_lengths, check_models
@@ -48,7 +49,7 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
         tasks, unusable = make_tasks(recipe, tokenizer=tokenizer, without=far)
     lengths, unsound = check_tasks(recipe, tasks, tokenizer)
     lengths = assumed_lengths(recipe, lengths) if offline else lengths
-    problems += [*unusable, *unreadable, *unsound]
+    problems += [*unusable, *unreadable, *unsound, *sink_problems(recipe.track.sinks)]
     problems += check_models(resolved, model_infos)
     problems += check_lengths(recipe, model_infos, lengths)
     problems += [] if offline else check_device(resolved)

@@ -34,6 +34,7 @@ from mopd.recipes.resolve.stages import (
     stage_folder,
     stage_recipe,
 )
+from mopd.recipes.resolve.tracking import start_sinks
 from mopd.recipes.run.baselines import evaluate_model, measure_frozen
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import Training, prompt_source, tasks_of
@@ -94,7 +95,10 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
 def make_stage(recipe: Recipe, name: str, context: RunContext, *, title: str | None = None) -> None:
     """Train one stage of a recipe, or go on with it; what it starts from is there. People know it as ``title``."""
     stage, folder = resolve(stage_recipe(recipe, name)), stage_folder(context.out, name)
-    with claim(folder) as attempt, Tracker(folder, recipe=recipe, stage=name, say=context.progress.print) as tracker:
+    with (
+        claim(folder) as attempt,
+        Tracker(folder, sinks=start_sinks(recipe, folder, stage=name, say=context.progress.print)) as tracker,
+    ):
         model = starting_model(
             stage.recipe.student.model,
             recipe.domains,
@@ -111,7 +115,7 @@ def make_stage(recipe: Recipe, name: str, context: RunContext, *, title: str | N
 def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
     """The run itself: measure base and teachers, train the student, write the results."""
     recipe, out = resolved.recipe, context.out
-    with Tracker(out, recipe=recipe, say=context.progress.print) as tracker:
+    with Tracker(out, sinks=start_sinks(recipe, out, say=context.progress.print)) as tracker:
         model = starting_model(recipe.student.model, recipe.domains, recipe.seed, out=out, folder=out, attempt=attempt)
         teachers = teacher_folders(resolved, out)
         job = training(resolved, out, attempt, model=model, teachers=teachers, tracker=tracker)

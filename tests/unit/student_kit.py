@@ -15,11 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mopd.distill.recipe import AdamW, Engine, FullReverseKL, PlainSGD
 from mopd.distill.student import engine
 from mopd.distill.student.driver import DeepSpeedStudent, Ranks
-from mopd.distill.student.rank import StudentRank, StudentSpec
+from mopd.distill.student.rank import StudentRank
+from mopd.distill.student.spec import StudentSpec
 from mopd.distill.types import Full, Prompt, Rollout, ScoredRollout, TeacherScore
 
 SGD = PlainSGD(lr=0.5, warmup_steps=2, clip=0.05)
 ADAMW = AdamW(lr=1e-2, warmup_steps=2, clip=0.05)
+STEP = PlainSGD(lr=0.5, warmup_steps=0, clip=0.0, schedule="constant")
+TEMPERATURE = 0.7
 SHARES = {"code": 1.0, "math": 2.0, "reasoning": 1.0}
 VOCABULARY = 64
 DOMAINS = ("code", "math", "reasoning")

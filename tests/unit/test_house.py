@@ -9,61 +9,36 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from house_kit import PACKAGES, REPOSITORY, Source, arguments_of, read, read_all
 
 from mopd.distill import recipe as recipe_module
 from mopd.distill.recipe import Strict
 
-REPOSITORY = Path(__file__).parents[2]
-PACKAGES = ("distill", "teachers", "rollouts", "recipes")
 MAX_FUNCTION_LINES = 60
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file of the four packages: its path from the top, its text, and what Python reads in it."""
-
-    path: str
-    text: str
-    tree: ast.Module
-
-    def at(self, node: ast.AST, what: str) -> str:
-        """``file:line what``, as an editor opens it."""
-        return f"{self.path}:{getattr(node, 'lineno', 1)} {what}"
-
-    def functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-        """Every function and method, nested ones too."""
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield node
-
-
-def read(path: str, text: str) -> Source:
-    return Source(path, text, ast.parse(text))
 
 
 @pytest.fixture(scope="module")
 def sources() -> list[Source]:
-    paths = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
-    assert len(paths) > 10
-    return [read(str(path.relative_to(REPOSITORY)), path.read_text(encoding="utf-8")) for path in paths]
+    return read_all()
 
 
 def too_long(source: Source) -> list[str]:
-    found = []
+    findings = []
     for function in source.functions():
         length = (function.end_lineno or 0) - function.lineno + 1
         if length > MAX_FUNCTION_LINES:
-            found.append(source.at(function, f"{function.name} has {length} lines, {MAX_FUNCTION_LINES} are the limit"))
-    return found
+            findings.append(
+                source.at(function, f"{function.name} has {length} lines, {MAX_FUNCTION_LINES} are the limit")
+            )
+    return findings
 
 
 def undocumented(source: Source) -> list[str]:
     """Modules, public functions and classes, and public methods of public classes, without a docstring."""
-    found = [] if ast.get_docstring(source.tree) or not source.text else [f"{source.path} has no docstring"]
+    findings = [] if ast.get_docstring(source.tree) or not source.text else [f"{source.path} has no docstring"]
 
     def visit(body: list[ast.stmt]) -> None:
         for node in body:
@@ -71,35 +46,33 @@ def undocumented(source: Source) -> list[str]:
                 if node.name.startswith("_"):
                     continue
                 if ast.get_docstring(node) is None:
-                    found.append(source.at(node, f"{node.name} has no docstring"))
+                    findings.append(source.at(node, f"{node.name} has no docstring"))
                 if isinstance(node, ast.ClassDef):
                     visit(node.body)
 
     visit(source.tree.body)
-    return found
+    return findings
 
 
 def untyped(source: Source) -> list[str]:
     """Functions with an argument or a result that has no annotation."""
-    found = []
+    findings = []
     for function in source.functions():
-        a = function.args
-        arguments = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
-        bare = [arg.arg for arg in arguments if arg.annotation is None and arg.arg not in ("self", "cls")]
+        bare = [arg.arg for arg in arguments_of(function) if arg.annotation is None and arg.arg not in ("self", "cls")]
         bare += ["its result"] if function.returns is None else []
-        found += [source.at(function, f"{function.name}: no type for {', '.join(bare)}")] if bare else []
-    return found
+        findings += [source.at(function, f"{function.name}: no type for {', '.join(bare)}")] if bare else []
+    return findings
 
 
 def lax_zips(source: Source) -> list[str]:
     """Calls of zip without ``strict=True``; ruff's B905 is content with ``strict=False``."""
-    found = []
+    findings = []
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "zip":
             strict = [k.value for k in node.keywords if k.arg == "strict"]
             if not (strict and isinstance(strict[0], ast.Constant) and strict[0].value is True):
-                found.append(source.at(node, "zip is not strict"))
-    return found
+                findings.append(source.at(node, "zip is not strict"))
+    return findings
 
 
 def shifts(source: Source) -> list[str]:
@@ -111,18 +84,18 @@ def shifts(source: Source) -> list[str]:
     def is_shift(part: ast.expr) -> bool:
         if not isinstance(part, ast.Slice) or part.step is not None:
             return False
-        one = isinstance(part.lower, ast.Constant) and part.lower.value == 1 and part.upper is None
+        from_second = isinstance(part.lower, ast.Constant) and part.lower.value == 1 and part.upper is None
         tail = _is_negative(part.lower) and part.upper is None
         head = part.lower is None and isinstance(part.upper, ast.UnaryOp) and ast.unparse(part.upper) == "-1"
-        return one or tail or head
+        return from_second or tail or head
 
-    lines, found = source.text.splitlines(), []
+    lines, findings = source.text.splitlines(), []
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Subscript):
             parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
             if any(map(is_shift, parts)) and "# not per token" not in lines[(node.end_lineno or 1) - 1]:
-                found.append(source.at(node, ast.unparse(node)))
-    return found
+                findings.append(source.at(node, ast.unparse(node)))
+    return findings
 
 
 def _is_negative(node: ast.expr | None) -> bool:
@@ -131,13 +104,15 @@ def _is_negative(node: ast.expr | None) -> bool:
 
 def leaves() -> dict[str, type[Strict]]:
     """Names of the schema's leaves whose default is a setting: not None, not empty, not a part of a recipe."""
-    found: dict[str, type[Strict]] = {}
+    settings: dict[str, type[Strict]] = {}
     for model in _models(Strict):
         for name, field in model.model_fields.items():
             default = field.default
             if not field.is_required() and default is not None and default != () and not isinstance(default, Strict):
-                found.setdefault(name, model)
-    return {name: model for name, model in found.items() if found[name].model_fields[name].default_factory is None}
+                settings.setdefault(name, model)
+    return {
+        name: model for name, model in settings.items() if settings[name].model_fields[name].default_factory is None
+    }
 
 
 def _models(base: type[Strict]) -> Iterator[type[Strict]]:
@@ -155,7 +130,7 @@ def second_defaults(source: Source, names: set[str]) -> list[str]:
 
     A heuristic: one thing may have two names.
     """
-    found = []
+    findings = []
     for node in ast.walk(source.tree):
         pairs: list[tuple[str, ast.expr | None]] = []
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -167,8 +142,10 @@ def second_defaults(source: Source, names: set[str]) -> list[str]:
             pairs = [(ast.unparse(f.target), f.value) for f in node.body if isinstance(f, ast.AnnAssign)]
         for name, default in pairs:
             if name in names and _is_setting(default) and (getattr(node, "name", ""), name) not in OTHER_THINGS:
-                found.append(source.at(node, f"{getattr(node, 'name', '')}: {name} = {ast.unparse(default or node)}"))
-    return found
+                findings.append(
+                    source.at(node, f"{getattr(node, 'name', '')}: {name} = {ast.unparse(default or node)}")
+                )
+    return findings
 
 
 def _is_setting(default: ast.expr | None) -> bool:
@@ -213,7 +190,7 @@ def test_the_rule_tells_right_from_wrong(name: str) -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_every_file_keeps_the_rule(name: str, sources: list[Source]) -> None:
     exempt = "distill/types.py" if name == "shifts" else None  # the home of the alignment rule
-    assert [found for source in sources if source.path != exempt for found in RULES[name](source)] == []
+    assert [finding for source in sources if source.path != exempt for finding in RULES[name](source)] == []
 
 
 def test_every_default_has_one_home(sources: list[Source]) -> None:
@@ -224,7 +201,7 @@ def test_every_default_has_one_home(sources: list[Source]) -> None:
     assert not second_defaults(read("right.py", "def f(a: int = 3, *, temperature: float) -> None: ..."), names)
     home = ("distill/recipe/schema.py", "distill/recipe/base.py", "distill/recipe/loss.py")
     elsewhere = [source for source in sources if source.path not in home]
-    assert [found for source in elsewhere for found in second_defaults(source, names)] == []
+    assert [finding for source in elsewhere for finding in second_defaults(source, names)] == []
 
 
 def test_every_leaf_of_the_schema_is_documented() -> None:

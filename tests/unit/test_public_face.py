@@ -18,13 +18,15 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOK = ["Checked", "build_seesaw", "check", "compare", "load_run", "run", "verify"]
 ERRORS = ["RunError", "UserError"]
 SEAMS = ["Grader", "Prompt", "Rollout", "Sampler", "ScoredRollout", "Weights"]
-PAYLOADS = ["Full", "Hidden", "PAYLOADS", "Sampled", "Support", "TeacherScore", "TopK"]
-LOSS = ["LossSpec", "Microbatch", "TokenLoss", "align_logits", "log_softmax", "pick", "spread"]
+ANSWERS = ["Full", "Hidden", "PAYLOADS", "Payload", "PayloadSpec", "Sampled", "Support", "TeacherScore", "TopK"]
+LOSS = ["GradedTokens", "LossSpec", "Microbatch", "TokenLoss", "align_logits", "each_teacher", "gap_to_teacher"]
+ROWS = ["log_softmax", "pick", "spread", "teachers_mean"]
 TASK = ["Example", "Generated", "Task"]
 KIND = ["TeacherKind", "TeacherReach", "TeacherSetup", "TeacherUse"]
 TEACHER = ["Conditions", "Scorer", "TeacherModel", "TeacherSource", *KIND]
+SINK = ["Sink", "TrackedRun"]
 METHOD = ["Method", "Parts"]
-PUBLIC = [*NOTEBOOK, *ERRORS, *SEAMS, *PAYLOADS, *LOSS, *TASK, *TEACHER, *METHOD]
+PUBLIC = [*NOTEBOOK, *ERRORS, *SEAMS, *ANSWERS, *LOSS, *ROWS, *TASK, *TEACHER, *SINK, *METHOD]
 HEAVY = ("torch", "ray", "transformers", "deepspeed")
 
 

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from track_kit import ROLLOUTS, SEESAW, recipe, write_run
-
-from mopd.distill.tracking.tracker import Tracker
+from track_kit import ROLLOUTS, SEESAW, open_tracker, write_run
 
 _APART = multiprocessing.get_context("forkserver")
-_APART.set_forkserver_preload(["mopd.distill.tracking.tracker"])
+_APART.set_forkserver_preload(["mopd.distill.tracking.tracker", "mopd.recipes.resolve.tracking"])
 _LIMIT_SECONDS = 300
 
 
@@ -88,7 +86,7 @@ def whole_run(
 
     assert WandbSink.__init__.__kwdefaults__ is not None
     WandbSink.__init__.__kwdefaults__["init_seconds"] = init_seconds
-    with Tracker(folder, recipe=recipe(mode)) as tracker:
+    with open_tracker(folder, mode) as tracker:
         tracker.resume(after)
         write_run(tracker, after=after, steps=steps)
         if tables:
@@ -100,7 +98,7 @@ def whole_run(
 
 def killed_after_step_3(folder: Path) -> None:
     """A run that does not live to close its Tracker."""
-    with Tracker(folder, recipe=recipe()) as tracker:
+    with open_tracker(folder) as tracker:
         tracker.resume(0)
         write_run(tracker, steps=3)
         tracker.append_rows("rollouts", ROLLOUTS)
@@ -109,7 +107,7 @@ def killed_after_step_3(folder: Path) -> None:
 
 def core_killed_after_step_2(folder: Path, *, steps: int) -> None:
     """A run whose W&B process is killed once it has begun to write."""
-    with Tracker(folder, recipe=recipe()) as tracker:
+    with open_tracker(folder) as tracker:
         write_run(tracker, steps=2)
         for process in _core(folder):
             process.kill()
@@ -120,16 +118,16 @@ def core_killed_after_step_2(folder: Path, *, steps: int) -> None:
 def _core(folder: Path) -> list[psutil.Process]:
     deadline = time.monotonic() + _LIMIT_SECONDS / 2
     while time.monotonic() < deadline:
-        found = [p for p in psutil.Process().children(recursive=True) if "wandb-core" in p.name()]
-        if found and list(folder.glob("wandb/offline-run-*/run-*.wandb")):
-            return found
+        processes = [p for p in psutil.Process().children(recursive=True) if "wandb-core" in p.name()]
+        if processes and list(folder.glob("wandb/offline-run-*/run-*.wandb")):
+            return processes
         time.sleep(0.05)
     raise TimeoutError("W&B's process did not start")
 
 
 def log_until_killed(folder: Path) -> None:
     """Print each step once it has been logged."""
-    tracker = Tracker(folder, recipe=recipe("disabled"))
+    tracker = open_tracker(folder, "disabled")
     for step in range(1, 10**9):
         tracker.log("train", step, {f"metric/{i}": step / 7 for i in range(100)})
         print(step, flush=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mopd.distill.recipe import Recipe
+from mopd.distill.tracking.sink import TrackedRun
 from mopd.distill.tracking.tracker import Tracker
+from mopd.recipes.resolve.tracking import start_sinks
 
 SEESAW: dict[str, Any] = {
     "format": 1,
@@ -20,6 +24,33 @@ SEESAW: dict[str, Any] = {
     "metrics_ci": {"worst_recovery": [0.8, 1.0], "recovery": {"math": [0.8, 1.0], "code": None}, "pareto_gap": None},
 }
 ROLLOUTS = [{"step": 2, "domain": "math", "prompt": "1+1=", "text": "2", "verdict": 1.0, "advantages": [0.5, -0.25]}]
+
+
+def open_tracker(folder: Path, mode: str = "offline", *, stage: str | None = None) -> Tracker:
+    """A Tracker with the sinks of :func:`recipe`; their troubles are printed to stderr."""
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    return Tracker(folder, sinks=start_sinks(recipe(mode), folder, stage=stage, say=say))
+
+
+def tracked_run(folder: Path, *, say: Callable[[str], None] = print) -> TrackedRun:
+    """What a sink knows of the run of :func:`recipe`."""
+    return TrackedRun(
+        folder=folder,
+        name="tiny",
+        group="tiny",
+        job_type="mopd",
+        tags=("mopd",),
+        description="",
+        config={"name": "tiny", "seed": 7},
+        domains=("math", "code"),
+        project="seesaws",
+        entity=None,
+        mode="offline",
+        say=say,
+    )
 
 
 def recipe(mode: str = "offline") -> Recipe:

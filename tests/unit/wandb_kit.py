@@ -64,24 +64,24 @@ class OfflineRun:
 
     def summary(self) -> dict[str, Any]:
         """The last value of every key of the summary."""
-        found: dict[str, Any] = {}
+        last_values: dict[str, Any] = {}
         for record in self.records:
             for update in record.summary.update:
                 value = json.loads(update.value_json)
                 nested = value if isinstance(value, dict) else {"": value}
                 name = "/".join([update.key, *update.nested_key]).strip("/")
-                found |= {f"{name}/{key}".strip("/"): number for key, number in nested.items()}
-        return found
+                last_values |= {f"{name}/{key}".strip("/"): number for key, number in nested.items()}
+        return last_values
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Every table by name, in the order in which they were logged."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        tables: dict[str, list[dict[str, Any]]] = {}
         named = [
             (re.fullmatch(r"(.+)_(\d+)_\w+\.table\.json", p.name), p) for p in self.folder.glob("files/media/table/*")
         ]
         for match, path in sorted(((m, p) for m, p in named if m), key=lambda pair: int(pair[0][2])):
-            found.setdefault(match[1], []).append(json.loads(path.read_text()))
-        return found
+            tables.setdefault(match[1], []).append(json.loads(path.read_text()))
+        return tables
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:

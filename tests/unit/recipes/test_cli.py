@@ -7,31 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer
 from check_kit import save_model, tokenizer_of
-from click.testing import Result
+from cli_kit import broken, mopd, refused
 from typer.testing import CliRunner
 
 from mopd.distill.errors import Interrupted
 from mopd.distill.recipe.files import dump_recipe, load_recipe
 from mopd.distill.types import NonFinite, RunError, UserError
 from mopd.recipes import SHIPPED
-from mopd.recipes.cli import ExitCodes, app
-
-SMOKE = (SHIPPED / "smoke.yaml").read_text()
-
-
-def mopd(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
-
-
-def refused(*arguments: str) -> str:
-    """What a command says that must end with exit code 2; on one line, as consoles wrap."""
-    result = mopd(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    assert "nothing was run" in result.output
-    return result.output
 
 
 @pytest.fixture(params=["check", "run"])
@@ -196,21 +179,6 @@ def test_eval_refuses_what_is_not_there(model: str, tasks: str, told: str) -> No
 
 
 # ---- exit codes
-
-
-def broken(error: BaseException) -> typer.Typer:
-    """An app of our kind whose one command raises."""
-    one = typer.Typer(cls=ExitCodes)
-
-    @one.callback()
-    def callback() -> None:
-        """So that there are commands."""
-
-    @one.command()
-    def fail() -> None:
-        raise error
-
-    return one
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from check_kit import save_model, tokenizer_of
-from test_cli import SMOKE, broken, mopd, refused
+from cli_kit import SMOKE, broken, mopd, refused
 from typer.testing import CliRunner
 
 from mopd.distill.errors import Interrupted

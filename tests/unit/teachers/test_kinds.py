@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from mopd.teachers.kinds import KINDS, TeacherSetup, kind_of, make_source
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions
 
+PAGE = (Path(__file__).parents[3] / "docs" / "own.md").read_text()
+FLAT = PAGE.partition("## A kind of teacher")[2].partition("```python\n")[2].partition("```")[0]
+"""The example of the documentation."""
 CONSTANT = """
 from dataclasses import dataclass
 
@@ -160,6 +164,16 @@ def test_it_scores_in_processes_and_its_settings_reach_it(cluster: None, folder:
         expected = np.full(len(scored.rollout.token_ids), logprobs[scored.rollout.domain], np.float32)
         np.testing.assert_array_equal(score.payload.logprobs_T, expected)
     pool.close()
+
+
+def test_the_documented_one_scores_as_it_says(folder: Path) -> None:
+    (folder / "flat.py").write_text(FLAT)
+    written = TeacherRecipe.model_validate(stanza(folder, kind=f"{folder}/flat.py:FLAT"))
+    assert not kind_of(written).has_weights
+    scorer = make_source(replace(setup(folder, "one", -2.0), stanza=written)).open(Conditions(1.0, 64), [])
+    (payload,) = scorer.score([np.arange(5, dtype=np.int32)], "sampled")
+    assert isinstance(payload, Sampled)
+    np.testing.assert_array_equal(payload.logprobs_T, np.full(5, -2.0, np.float32))
 
 
 def test_a_file_that_was_changed_during_the_run_is_not_opened(folder: Path, tmp_path: Path) -> None:

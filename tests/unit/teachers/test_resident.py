@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import ray
 import ray.cloudpickle
+from adapter_kit import make_adapter
 from student_kit import make_model, make_rollout
-from test_adapters import make_adapter
 
 from mopd.distill.endpoint import Endpoint
 from mopd.distill.recipe import FaultRecipe

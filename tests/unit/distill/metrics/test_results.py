@@ -8,23 +8,11 @@ import random
 
 import numpy as np
 import pytest
+from results_kit import right, rows_of
 
 from mopd.distill.metrics.bootstrap import AGAINST_TEACHERS, Table, metrics, metrics_ci
-from mopd.distill.metrics.evaluate import Evaluation, Split
+from mopd.distill.metrics.evaluate import Evaluation
 from mopd.distill.metrics.results import build_seesaw, group
-
-
-def rows_of(model: str, answers: dict[str, list[float]], *, step: int = 0, split: Split = "test") -> list[Evaluation]:
-    return [
-        Evaluation(model, step, split, domain, f"{domain}/{split}/{n}", correct)
-        for domain, given in answers.items()
-        for n, correct in enumerate(given)
-    ]
-
-
-def right(count: int, of: int = 100) -> list[float]:
-    return [1.0] * count + [0.0] * (of - count)
-
 
 TEACHERS = {"math": {"math": 1.0}, "code": {"code": 1.0}, "chat": {}}
 FINGERPRINTS = {"math": "aa", "code": "bb", "chat": "cc"}

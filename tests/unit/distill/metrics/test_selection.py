@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from results_kit import right, rows_of
 from student_kit import ProcessRanks, furthest, make_batch, make_model, make_spec
-from test_results import right, rows_of
 
 from mopd.distill.metrics.evaluate import Evaluation
 from mopd.distill.metrics.results import build_seesaw, group

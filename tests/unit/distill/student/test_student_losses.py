@@ -9,16 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from student_kit import DOMAINS, SHARES, ProcessRanks, furthest, make_batch, make_model, make_spec, student
+from student_kit import (
+    DOMAINS,
+    SHARES,
+    STEP,
+    TEMPERATURE,
+    ProcessRanks,
+    furthest,
+    make_batch,
+    make_model,
+    make_spec,
+    student,
+)
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from mopd.distill.loss.registry import LOSSES
-from mopd.distill.recipe import ESTIMATORS, PlainSGD
+from mopd.distill.recipe import ESTIMATORS
 from mopd.distill.types import Float32, Full, PayloadName, Sampled, ScoredRollout, TeacherScore, TopK, align_logits
 
-TEMPERATURE = 0.7
-STEP = PlainSGD(lr=0.5, warmup_steps=0, clip=0.0, schedule="constant")
 SETTINGS: dict[str, dict[str, Any]] = {
     "full_reverse_kl": {},
     "forward_kl": {},

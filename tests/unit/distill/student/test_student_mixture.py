@@ -12,8 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from student_kit import DOMAINS, SHARES, ProcessRanks, furthest, make_batch, make_model, make_spec, student
-from test_student_losses import STEP, TEMPERATURE
+from student_kit import (
+    DOMAINS,
+    SHARES,
+    STEP,
+    TEMPERATURE,
+    ProcessRanks,
+    furthest,
+    make_batch,
+    make_model,
+    make_spec,
+    student,
+)
 from transformers import AutoModelForCausalLM
 
 from mopd.distill.recipe import K2, PolicyGradient

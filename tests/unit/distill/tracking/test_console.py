@@ -104,8 +104,8 @@ def test_two_stages_in_two_threads_do_not_mix_their_lines() -> None:
         thread.join()
     lines = out.getvalue().splitlines()
     for name in ("math", "code"):
-        mine = [line.split()[1] for line in lines if line.startswith(f"{name}  ")]
-        assert mine == [f"{step}/200" for step in range(1, 201)] + ["200/200"]
+        own_lines = [line.split()[1] for line in lines if line.startswith(f"{name}  ")]
+        assert own_lines == [f"{step}/200" for step in range(1, 201)] + ["200/200"]
     assert len(lines) == 402
 
 

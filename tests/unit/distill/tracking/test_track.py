@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from track_apart import log_until_killed, run_apart
-from track_kit import recipe, write_run
+from track_kit import write_run
 
 from mopd.distill.tracking.jsonl import append_jsonl, read_jsonl, truncate_jsonl
 from mopd.distill.tracking.tracker import Tracker
@@ -19,7 +19,7 @@ from mopd.distill.types import RunError
 
 
 def open_tracker(folder: Path) -> Tracker:
-    return Tracker(folder, recipe=recipe("disabled"))
+    return Tracker(folder)
 
 
 def test_one_json_object_per_line(tmp_path: Path) -> None:
@@ -187,8 +187,8 @@ def test_the_ledger_adds_up_the_steps(tmp_path: Path) -> None:
 def test_sigkill_loses_no_line_that_log_returned_from(tmp_path: Path) -> None:
     outcome = run_apart(tmp_path, log_until_killed, kill_when=lambda out: out.count("\n") > 20)
     assert outcome.exit_code == -9
-    told = list(map(int, outcome.stdout.split("\n")[:-1]))
+    printed_steps = list(map(int, outcome.stdout.split("\n")[:-1]))
     open_tracker(tmp_path)
-    found = steps(tmp_path / "metrics.jsonl")
-    assert found == list(range(1, len(found) + 1))
-    assert len(found) in (told[-1], told[-1] + 1)
+    written_steps = steps(tmp_path / "metrics.jsonl")
+    assert written_steps == list(range(1, len(written_steps) + 1))
+    assert len(written_steps) in (printed_steps[-1], printed_steps[-1] + 1)

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 from track_apart import Outcome, core_killed_after_step_2, killed_after_step_3, run_apart, whole_run
-from track_kit import ROLLOUTS, SEESAW, as_history, recipe, write_run
+from track_kit import ROLLOUTS, SEESAW, as_history, open_tracker, recipe, write_run
 from wandb_kit import OfflineRun, Server, offline_runs
 
 from mopd.distill.recipe import Recipe
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.tracker import Tracker
+from mopd.recipes.resolve.tracking import start_sinks
 
 
 def test_offline_files_hold_what_the_run_wrote(tmp_path: Path) -> None:
-    with Tracker(tmp_path, recipe=recipe()) as tracker:
+    with open_tracker(tmp_path) as tracker:
         tracker.resume(0)
         write_run(tracker)
         tracker.append_rows("rollouts", ROLLOUTS)
@@ -39,7 +40,7 @@ def test_offline_files_hold_what_the_run_wrote(tmp_path: Path) -> None:
 
 
 def test_axes_and_summaries(tmp_path: Path) -> None:
-    with Tracker(tmp_path, recipe=recipe()) as tracker:
+    with open_tracker(tmp_path) as tracker:
         write_run(tracker)
         tracker.summarize(SEESAW)
     (shown,) = offline_runs(tmp_path)
@@ -62,7 +63,7 @@ def test_axes_and_summaries(tmp_path: Path) -> None:
 
 
 def test_tables(tmp_path: Path) -> None:
-    with Tracker(tmp_path, recipe=recipe()) as tracker:
+    with open_tracker(tmp_path) as tracker:
         write_run(tracker, steps=2)
         tracker.append_rows("rollouts", ROLLOUTS)
         tracker.summarize(SEESAW)
@@ -82,15 +83,15 @@ def test_tables(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_is_marked(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), Tracker(tmp_path, recipe=recipe()) as tracker:
-        tracker.summarize({})
+    with pytest.raises(KeyError), open_tracker(tmp_path) as tracker:
+        tracker.summarize({})  # what seesaw.json always has is missing
     assert offline_runs(tmp_path)[0].exit_codes == [1]
 
 
 def test_a_killed_run_is_replayed_into_a_new_one(tmp_path: Path) -> None:
     """Killed after step 3, its last checkpoint is of step 2: step 3 is taken again."""
     assert run_apart(tmp_path, killed_after_step_3).exit_code == -9
-    with Tracker(tmp_path, recipe=recipe()) as tracker:
+    with open_tracker(tmp_path) as tracker:
         tracker.resume(2)
         write_run(tracker, after=2)
     whole = OfflineRun((tmp_path / "wandb" / "latest-run").resolve())
@@ -103,7 +104,7 @@ def test_a_killed_run_is_replayed_into_a_new_one(tmp_path: Path) -> None:
 def test_a_run_and_two_stages_at_the_same_time(tmp_path: Path) -> None:
     def write(folder: Path, stage: str | None, steps: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with Tracker(folder, recipe=recipe(), stage=stage) as tracker:
+        with open_tracker(folder, stage=stage) as tracker:
             write_run(tracker, steps=steps)
 
     folders: dict[str | None, Path] = {None: tmp_path, "a": tmp_path / "stages" / "a", "b": tmp_path / "stages" / "b"}
@@ -116,7 +117,7 @@ def test_a_run_and_two_stages_at_the_same_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     runs = {stage: offline_runs(folder) for stage, folder in folders.items()}
-    assert {stage: len(found) for stage, found in runs.items()} == {None: 1, "a": 1, "b": 1}
+    assert {stage: len(of_stage) for stage, of_stage in runs.items()} == {None: 1, "a": 1, "b": 1}
     assert {run.run.run_group for (run,) in runs.values()} == {"tiny"}
     assert {run.run.display_name for (run,) in runs.values()} == {"tiny", "tiny/a", "tiny/b"}
     assert runs["a"][0].run.job_type == "stage"
@@ -160,7 +161,7 @@ OFFLINE = "W&B cannot be reached for tiny"
 def test_disabled_means_no_files(tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if mode == "auto":
         monkeypatch.setenv("WANDB_MODE", "disabled")
-    with Tracker(tmp_path, recipe=recipe(mode)) as tracker:
+    with open_tracker(tmp_path, mode) as tracker:
         write_run(tracker)
         tracker.summarize(SEESAW)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -206,13 +207,13 @@ def test_a_folder_that_wandb_cannot_write(tmp_path: Path) -> None:
 
 def test_a_table_that_wandb_refuses(tmp_path: Path) -> None:
     """W&B raises while the run goes on: what comes after is in metrics.jsonl, and one line says what happened."""
-    told: list[str] = []
-    with Tracker(tmp_path, recipe=recipe(), say=told.append) as tracker:
+    printed: list[str] = []
+    with Tracker(tmp_path, sinks=start_sinks(recipe(), tmp_path, say=printed.append)) as tracker:
         tracker.resume(0)
         tracker.append_rows("rollouts", [{"step": 0, "verdict": 1.0}, {"step": 0, "verdict": "right"}])
         write_run(tracker)
-    assert len(told) == 1
-    assert told[0].startswith(f"{BROKEN} (TypeError")
+    assert len(printed) == 1
+    assert printed[0].startswith(f"{BROKEN} (TypeError")
     assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2, 2, 3, 4, 4]
 
 

@@ -42,17 +42,17 @@ def test_a_server_is_sent_one_panel_for_each_metric(tmp_path: Path) -> None:
     assert (view["entityName"], view["projectName"], view["type"]) == ("somebody", "seesaws", "project-view")
     section = json.loads(view["spec"])["section"]
     sent = {
-        one["name"]: [panel["config"]["metrics"] for panel in one["panels"]]
-        for one in section["panelBankConfig"]["sections"]
-        if one["panels"]
+        group["name"]: [panel["config"]["metrics"] for panel in group["panels"]]
+        for group in section["panelBankConfig"]["sections"]
+        if group["panels"]
     }
-    assert sent == {name: [[metric] for metric in metrics] for name, metrics in panels(recipe()).items()}
+    assert sent == {name: [[metric] for metric in metrics] for name, metrics in panels(list(recipe().domains)).items()}
     assert section["runSets"][0]["grouping"] == [{"section": "run", "name": "group"}]
 
 
 def test_every_panel_shows_a_metric_of_the_page() -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
-    for metric in {metric for metrics in panels(recipe()).values() for metric in metrics}:
+    for metric in {metric for metrics in panels(list(recipe().domains)).values() for metric in metrics}:
         name = metric.partition("/")[2].replace("/math", "/DOMAIN").replace("/code", "/DOMAIN")
         assert f"| `{name}` |" in page, metric
 

@@ -11,8 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 from compare_kit import TEACHERS, levels, write_hand_run
-from test_report import Page
-from test_report_browser import CHROMIUM, browse
+from page_kit import CHROMIUM, Page, browse
 
 from mopd.recipes.compare.charts import frontier, heat_map, pareto_chart, recovery_bars, widest
 from mopd.recipes.compare.comparison import Comparison, compare

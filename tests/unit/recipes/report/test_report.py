@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
+from page_kit import Page
 from rich.console import Console
 from run_kit import domain_settings, recipe, write_run
 
@@ -33,40 +33,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_run(run: Path, tmp_path: Path) -> Path:
     """The same, to be spoilt."""
     return shutil.copytree(run, tmp_path / "run")
-
-
-class Page(HTMLParser):
-    """Text by enclosing section, every address, and whether every element was closed."""
-
-    VOID = frozenset({"meta", "link", "br", "circle", "img"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[tuple[str, str]] = []
-        self.addresses: list[str] = []
-        self.sections: dict[str, str] = {}
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.tags.append(tag)
-        self.addresses += [str(given[key]) for key in ("href", "src", "srcset", "action", "data") if key in given]
-        if tag not in self.VOID:
-            self.open.append((tag, given.get("id") or ""))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop()[0] == tag
-
-    def handle_data(self, data: str) -> None:
-        section = next((name for tag, name in reversed(self.open) if tag == "section"), "")
-        self.sections[section] = self.sections.get(section, "") + data
 
 
 def page_of(run_dir: Path) -> Page:

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from html import escape
 from pathlib import Path
 
 import pytest
+from page_kit import CHROMIUM, WIDTHS, browse
 from run_kit import write_run
 
 from mopd.recipes.report.page import write_report
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-WIDTHS = (360, 768, 1280)
-
-
-def browse(page: Path, profile: Path) -> tuple[str, str]:
-    """Open a file in a browser; its document afterwards, and what it complained of."""
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    command += [
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-extensions",
-    ]
-    command += ["--enable-logging=stderr", f"--user-data-dir={profile}", "--window-size=1400,900", "--dump-dom"]
-    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=300, check=True)
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed to open the report with")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loop_kit import Actor, Counter, prompts
 from student_kit import make_model
-from test_loop import Actor, Counter, prompts
 from track_kit import recipe
 
 from mopd.distill.loop import train
@@ -34,7 +34,7 @@ class Lost:
 def test_a_run_that_a_teacher_ends_says_what_was_lost_once(tmp_path: Path) -> None:
     made, costs = recipe("disabled"), Costs(make_model(tmp_path), {}, samples=True)
     for _ in range(2):  # the second one resumes; nobody has mended the teacher
-        with Progress() as progress, Tracker(tmp_path, recipe=made) as tracker:
+        with Progress() as progress, Tracker(tmp_path) as tracker:
             actor: Any = Actor()
             callbacks = RunCallbacks(
                 made,
@@ -57,7 +57,7 @@ def test_a_run_that_a_teacher_ends_says_what_was_lost_once(tmp_path: Path) -> No
             "teacher_swaps/math": 1.0,
             "message": "teacher 'math' died beside 2 microbatches",
         }
-    mended = Tracker(tmp_path, recipe=made)
+    mended = Tracker(tmp_path)
     mended.resume(0)
     mended.log("train", 1, {"teacher_retries/math": 0})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "kind": "train", "teacher_retries/math": 0.0}\n'
