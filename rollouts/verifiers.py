@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TypeAlias
 
+from mopd.distill.errors import UserError
 from mopd.rollouts.sandbox.rules import Refused, parse_program
 from mopd.rollouts.sandbox.run import equal_formulas, run_tests_many
 
@@ -143,6 +144,23 @@ def _tests_problem(tests: str) -> str | None:
 
 def _is_assertion(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and node.attr.startswith("assert")
+
+
+def verify(verifier: str, gold: str, text: str) -> float:
+    """How right ``text`` is, 0..1, by a shipped verifier.
+
+    Args:
+        verifier: exact, number, choice, math or python_tests.
+        gold: the gold answer; for python_tests the unit tests.
+
+    Raises:
+        UserError: no verifier has that name, or ``gold`` can't be a gold answer of it.
+    """
+    if verifier not in VERIFIERS:
+        raise UserError(f"no verifier is called {verifier!r}; known: {', '.join(VERIFIERS)}")
+    if problem := gold_problem(verifier, gold):
+        raise UserError(f"the gold answer {problem}, which verifier {verifier} cannot use")
+    return VERIFIERS[verifier](gold, text)
 
 
 def verify_many(verifier: str, answers: Sequence[str], texts: Sequence[str]) -> list[float]:

@@ -28,11 +28,12 @@ KINDS = ("estimator", "architecture", "kind")
 """Keys that say what a mapping is. Where a child names another kind, its mapping replaces the parent's."""
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, shipped: Path) -> Recipe:
+def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, shipped: Path) -> Recipe:
     """Read a recipe, resolve what it extends, apply overrides and validate the result.
 
     Args:
-        name_or_path: a shipped recipe's name, or a path: anything with a ``/`` or the ending .yaml or .yml.
+        recipe: a shipped recipe's name, a path (anything with a ``/`` or the ending .yaml or .yml), or the mapping
+            that such a file holds.
         overrides: ``key=value`` each; the key is a dotted path, the value is YAML. ``null`` takes an inherited key
             away. Their order does not matter.
         shipped: the folder of the shipped recipes.
@@ -40,7 +41,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, shipped: Pa
     Raises:
         UserError: with every problem that was found, each a sentence that names the key.
     """
-    tree, origin = read_tree(name_or_path, shipped=shipped)
+    tree, origin = read_tree(recipe, shipped=shipped)
     if is_study(tree):
         raise UserError(
             f"{origin} is a study, several runs in one file (it has {', '.join(k for k in STUDY_KEYS if k in tree)}), "
@@ -49,8 +50,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, shipped: Pa
     return validate(merge(tree, parse_overrides(overrides, tree)), origin=origin)
 
 
-def read_tree(name_or_path: str, *, shipped: Path) -> tuple[Tree, str]:
-    """A file as it is written, laid over what it extends, not validated; and where it lies."""
+def read_tree(recipe: str | Path | Mapping[str, Any], *, shipped: Path) -> tuple[Tree, str]:
+    """A file or a mapping as it is written, laid over what it extends, not validated; and what messages call it."""
+    if isinstance(recipe, Mapping):
+        return _over_parent(dict(recipe), None, shipped, chain=()), "the recipe"
+    name_or_path = recipe if isinstance(recipe, str) else f"./{recipe}" if not recipe.is_absolute() else str(recipe)
     path = _find(name_or_path, shipped, wanted_by=None)
     return _resolve(path, shipped, chain=()), str(path)
 
@@ -113,13 +117,17 @@ def _resolve(path: Path, shipped: Path, chain: tuple[Path, ...]) -> Tree:
     if path.resolve() in chain:
         names = " extends ".join(str(file) for file in (*chain, path.resolve()))
         raise UserError(f"{path} extends itself: {names}; remove one `extends`")
-    tree = _read(path)
+    return _over_parent(_read(path), path, shipped, (*chain, path.resolve()))
+
+
+def _over_parent(tree: Tree, path: Path | None, shipped: Path, chain: tuple[Path, ...]) -> Tree:
+    """A tree that was read at ``path`` (None: a mapping that no file holds) laid over what it extends."""
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
     if not isinstance(parent, str):
-        raise UserError(f"{path}: `extends` must be one recipe's name or path; it is {parent!r}")
-    return merge(_resolve(_find(parent, shipped, wanted_by=path), shipped, (*chain, path.resolve())), tree)
+        raise UserError(f"{path or 'the recipe'}: `extends` must be one recipe's name or path; it is {parent!r}")
+    return merge(_resolve(_find(parent, shipped, wanted_by=path), shipped, chain), tree)
 
 
 def _read(path: Path) -> Tree:

@@ -74,7 +74,7 @@ class Study:
     children: tuple[Child, ...]
 
 
-def load(name_or_path: str, overrides: Sequence[str] = (), *, shipped: Path) -> Recipe | Study:
+def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, shipped: Path) -> Recipe | Study:
     """Read a recipe or a study; see :func:`distill.recipe.files.load_recipe`.
 
     In a study ``key=value`` changes every run, whatever its method says; ``methods.NAME.key=value`` changes the runs of
@@ -83,9 +83,9 @@ def load(name_or_path: str, overrides: Sequence[str] = (), *, shipped: Path) -> 
     Raises:
         UserError: with every problem that was found, each a sentence that names the key, and the method if it is one's.
     """
-    tree, origin = read_tree(name_or_path, shipped=shipped)
+    tree, origin = read_tree(recipe, shipped=shipped)
     if not is_study(tree):
-        return load_recipe(name_or_path, overrides, shipped=shipped)
+        return load_recipe(recipe, overrides, shipped=shipped)
     own, of_method, shared = _sorted_overrides(overrides)
     tree = merge(tree, parse_overrides([override for override in shared if _keys(override) == ["name"]], tree))
     settings = _settings(tree, own, origin)

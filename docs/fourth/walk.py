@@ -2,7 +2,7 @@
 
 import random
 
-from mopd.rollouts.tasks import Generated
+from mopd import Generated
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
