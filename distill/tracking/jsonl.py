@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mopd.distill.types import RunError
+from mopd.distill.errors import RunError
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
