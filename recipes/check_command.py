@@ -47,10 +47,10 @@ def _show_recipe(recipe: Recipe, out: Path, console: Console, *, deep: bool, off
     # Models of the Hub are planned for other machines than the one that a plan is read on.
     print_plan(plan, console, room(out, elsewhere=bool(left)))
     if deep:
-        from mopd.recipes.run.check_deep import DeepCheck  # loads what runs models
-        from mopd.recipes.run.findings import findings_table, refuse_unusable
+        from mopd.recipes.run.check_deep import deep_findings  # loads what runs models
+        from mopd.recipes.run.preflight import findings_table, refuse_unusable
 
-        findings = DeepCheck(resolved, out).findings()
+        findings = deep_findings(resolved, out)
         console.print(findings_table(findings))
         refuse_unusable(findings)
     return left

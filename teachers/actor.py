@@ -1,4 +1,4 @@
-"""What lives in a teacher's process: one base with its adapters at a time, and what tells that it is still the same."""
+"""A teacher's process: it holds one base with its adapters at a time, and tells whether that is still the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 
 from mopd.distill.types import Float32, Int32, Payload, PayloadName, Sampled
 from mopd.teachers.dry_run import reference_of
-from mopd.teachers.kinds.served import Served
 from mopd.teachers.scorer import TOLERANCE, Conditions, Scorer, TeacherSource
 
 CANARY_TOKENS = 32
@@ -27,6 +26,8 @@ class TeacherSpec:
     Attributes:
         gpus: that each process takes of its node.
         resources: of Ray, by name, that each process takes of its node besides.
+        has_weights: whether the processes hold weights; else they only ask, take no room of others, and what they ask
+            may come back as it likes.
     """
 
     source: TeacherSource
@@ -35,6 +36,7 @@ class TeacherSpec:
     replicas: int
     adapter: str | None = None
     resources: tuple[tuple[str, float], ...] = ()
+    has_weights: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +118,7 @@ class TeacherProcess:
         torch.set_num_threads(1)
         self.scorer: Any = None
 
-    def load(self, teacher_group: TeacherGroup, compared: bool) -> Loaded:
+    def load(self, group: TeacherGroup, compared: bool) -> Loaded:
         """Load the weights, in the place of those that are here.
 
         Args:
@@ -128,22 +130,23 @@ class TeacherProcess:
         self.scorer = None  # first: there may be no room for two
         gc.collect()
         torch.cuda.empty_cache()
-        self.scorer = teacher_group.spec.source.open(teacher_group.spec.conditions, teacher_group.folders)
-        spec, digest = teacher_group.spec, getattr(self.scorer, "digest", None)
-        if isinstance(spec.source, Served):
+        spec = group.spec
+        self.scorer = spec.source.open(spec.conditions, group.folders)
+        digest = getattr(self.scorer, "digest", None)
+        if not spec.has_weights:
             return Loaded(self.scorer.vocabulary)
-        said = {name: canary(self.scorer, folder, spec.conditions) for name, folder in teacher_group.adapters.items()}
+        canaries = {name: canary(self.scorer, folder, spec.conditions) for name, folder in group.adapters.items()}
         return Loaded(
             self.scorer.vocabulary,
             digest() if compared and digest is not None else None,
-            {name: logprobs_T for name, logprobs_T in said.items() if logprobs_T is not None},
+            {name: logprobs_T for name, logprobs_T in canaries.items() if logprobs_T is not None},
             TOLERANCE[getattr(self.scorer, "dtype", "float32")],
         )
 
-    def score(self, asked: ScoreRequest, adapter: str | None) -> ScoreResponse:
+    def score(self, request: ScoreRequest, adapter: str | None) -> ScoreResponse:
         """A microbatch, by :meth:`teachers.scorer.Scorer.score`."""
         start = time.perf_counter()
-        payloads = self.scorer.score(asked.token_ids, asked.payload, adapter, asked.given)
+        payloads = self.scorer.score(request.token_ids, request.payload, adapter, request.given)
         return ScoreResponse(payloads, time.perf_counter() - start)
 
     def reference(self, ids_T: Int32, adapter: str | None) -> Float32 | None:
@@ -157,12 +160,13 @@ def canary(scorer: Scorer, adapter: str | None, conditions: Conditions) -> Float
     None where the answer is not what was asked for, which the checks of what it scores will say.
     """
     ids_T = (np.arange(CANARY_TOKENS) * 7919 % scorer.vocabulary).astype(np.int32)
-    support, given = conditions.support, None
+    support = conditions.support
+    given = None
     if support is not None and support.given:  # a kind that has nothing but its top k needs them
         given = [np.tile(np.arange(min(support.k, scorer.vocabulary), dtype=np.int32), (CANARY_TOKENS, 1))]
-    said = scorer.score([ids_T], "sampled", adapter, given)
-    if len(said) != 1 or not isinstance(said[0], Sampled) or said[0].logprobs_T.shape != ids_T.shape:
+    payloads = scorer.score([ids_T], "sampled", adapter, given)
+    if len(payloads) != 1 or not isinstance(payloads[0], Sampled) or payloads[0].logprobs_T.shape != ids_T.shape:
         return None
-    logprobs_T = said[0].logprobs_T.copy()
+    logprobs_T = payloads[0].logprobs_T.copy()
     logprobs_T[0] = 0.0
     return logprobs_T

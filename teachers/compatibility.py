@@ -33,13 +33,13 @@ def compare_tokenizers(teacher: PreTrainedTokenizerBase, student: PreTrainedToke
     problems = [*_vocabularies(teacher.get_vocab(), student.get_vocab())]
     problems += [] if problems else _added_tokens(teacher, student)
     for name in SPECIAL:
-        theirs, ours = getattr(teacher, name, None), getattr(student, name, None)
-        if theirs != ours:
-            problems.append(f"has the {name} {theirs!r}, the student's is {ours!r}")
+        of_teacher, of_student = getattr(teacher, name, None), getattr(student, name, None)
+        if of_teacher != of_student:
+            problems.append(f"has the {name} {of_teacher!r}, the student's is {of_student!r}")
     for what in PROBES:
-        theirs, ours = _rendered(teacher, what), _rendered(student, what)
-        if theirs != ours:
-            problems.append(f"writes {what} as {theirs!r}, the student's chat template as {ours!r}")
+        of_teacher, of_student = _rendered(teacher, what), _rendered(student, what)
+        if of_teacher != of_student:
+            problems.append(f"writes {what} as {of_teacher!r}, the student's chat template as {of_student!r}")
             break  # templates that differ, differ on most of them
     return problems
 
@@ -53,34 +53,35 @@ def compare_heads(teacher: Any, student: Any, *, full: bool, tokens: int = 0) ->
             at least as large as the student's.
         tokens: ids that the tokenizer uses. Heads may be padded beyond it, and must reach so far.
     """
-    theirs, ours = teacher.get_text_config().vocab_size, student.get_text_config().vocab_size
-    if theirs < tokens:
-        return [f"has an output head of {theirs} tokens, and the tokenizer has ids up to {tokens - 1}"]
-    if theirs < ours or (full and theirs != ours):
+    of_teacher, of_student = teacher.get_text_config().vocab_size, student.get_text_config().vocab_size
+    if of_teacher < tokens:
+        return [f"has an output head of {of_teacher} tokens, and the tokenizer has ids up to {tokens - 1}"]
+    if of_teacher < of_student or (full and of_teacher != of_student):
         needed = "whole distributions are compared, so they must be equal" if full else "it must score all of them"
-        return [f"has an output head of {theirs} tokens, the student's has {ours}; {needed}"]
+        return [f"has an output head of {of_teacher} tokens, the student's has {of_student}; {needed}"]
     return []
 
 
 def _vocabularies(teacher: dict[str, int], student: dict[str, int]) -> Sequence[str]:
     if teacher == student:
         return []
-    theirs, ours = ({i: token for token, i in vocabulary.items()} for vocabulary in (teacher, student))
-    different = sorted(i for i in {*theirs, *ours} if theirs.get(i) != ours.get(i))
-    examples = ", ".join(f"id {i} is {theirs.get(i)!r} and not {ours.get(i)!r}" for i in different[:SHOWN])
+    of_teacher, of_student = ({i: token for token, i in vocabulary.items()} for vocabulary in (teacher, student))
+    different = sorted(i for i in {*of_teacher, *of_student} if of_teacher.get(i) != of_student.get(i))
+    examples = ", ".join(f"id {i} is {of_teacher.get(i)!r} and not {of_student.get(i)!r}" for i in different[:SHOWN])
     return [f"has {len(teacher)} tokens, the student's {len(student)}, and {len(different)} ids differ ({examples})"]
 
 
 def _added_tokens(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> list[str]:
     """Whether tokens that were added, such as turns of a chat, are treated alike."""
-    theirs, ours = teacher.added_tokens_decoder, student.added_tokens_decoder
+    of_teacher, of_student = teacher.added_tokens_decoder, student.added_tokens_decoder
     differ = [
-        f"id {i} {ours[i].content!r} has {flag} {getattr(theirs[i], flag)}, the student's {getattr(ours[i], flag)}"
-        for i in sorted({*theirs} & {*ours})
+        f"id {i} {of_student[i].content!r} has {flag} {getattr(of_teacher[i], flag)}, "
+        f"the student's {getattr(of_student[i], flag)}"
+        for i in sorted({*of_teacher} & {*of_student})
         for flag in FLAGS
-        if getattr(theirs[i], flag) != getattr(ours[i], flag)
+        if getattr(of_teacher[i], flag) != getattr(of_student[i], flag)
     ]
-    differ += [f"id {i} is an added token for one of them only" for i in sorted({*theirs} ^ {*ours})]
+    differ += [f"id {i} is an added token for one of them only" for i in sorted({*of_teacher} ^ {*of_student})]
     return (
         [f"treats {len(differ)} added tokens otherwise ({', '.join(differ[:SHOWN])})"] if differ else []
     )  # not per token

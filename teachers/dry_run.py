@@ -1,4 +1,4 @@
-"""A teacher tried out before it is trusted with a step: it scores the same rollouts twice."""
+"""A dry run: a teacher scores the same rollouts twice before it is trusted with a step."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class DryRun:
     reference: Float32 | None
 
 
-def asked_in_trial(payload: PayloadName | None) -> PayloadName:
-    """The payload that a trial asks for, where the loss needs ``payload``: hidden states tell nothing of tokens."""
+def dry_run_payload(payload: PayloadName | None) -> PayloadName:
+    """The payload that a dry run asks for, where the loss needs ``payload``: hidden states tell nothing of tokens."""
     return payload if payload in ("full", "topk") else "sampled"
 
 
@@ -52,17 +52,17 @@ def dry_run(
     Raises:
         NonFinite, GradingFailed: see :func:`teachers.validate.check_answer`.
     """
-    found: list[dict[int, Float32]] = []
+    logprobs_by_answer: list[dict[int, Float32]] = []
     for members in microbatches([len(rollout.token_ids) for rollout in rollouts], tokens):
-        mine = [rollouts[i] for i in members]
-        given = likeliest_of(mine) if expected.support is not None and expected.support.given else None
-        answers = ask([rollout.token_ids for rollout in mine], given)
-        found = found or [{} for _ in answers]
-        for one, payloads in zip(found, answers, strict=True):
-            check_answer(name, mine, payloads, expected)
+        microbatch = [rollouts[i] for i in members]
+        given = likeliest_of(microbatch) if expected.support is not None and expected.support.given else None
+        answers = ask([rollout.token_ids for rollout in microbatch], given)
+        logprobs_by_answer = logprobs_by_answer or [{} for _ in answers]
+        for logprobs, payloads in zip(logprobs_by_answer, answers, strict=True):
+            check_answer(name, microbatch, payloads, expected)
             for i, payload in zip(members, payloads, strict=True):
-                one[i] = sampled_of(payload, rollouts[i].token_ids)
-    scored = tuple(tuple(one[i] for i in range(len(rollouts))) for one in found)
+                logprobs[i] = sampled_of(payload, rollouts[i].token_ids)
+    scored = tuple(tuple(logprobs[i] for i in range(len(rollouts))) for logprobs in logprobs_by_answer)
     return DryRun(scored, reference(rollouts[0].token_ids))
 
 

@@ -11,20 +11,19 @@ from functools import partial
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Int32, Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore
 from mopd.teachers.actor import ScoreRequest, ScoreResponse, TeacherGroup, TeacherSpec
-from mopd.teachers.dry_run import DryRun, asked_in_trial, dry_run
-from mopd.teachers.host import WorkerPool
+from mopd.teachers.dry_run import DryRun, dry_run, dry_run_payload
 from mopd.teachers.kinds.checkpoint import microbatches
-from mopd.teachers.kinds.served import Served
 from mopd.teachers.validate import Expected, check_answer, likeliest_of
+from mopd.teachers.worker_pool import WorkerPool
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A microbatch on its way: whom it was given to, its rollouts' places in the step, the answer to come."""
+class _Pending:
+    """A microbatch on its way: whom it was given to, its rollouts' places in the step, the response to come."""
 
     teacher: str
     places: list[int]
-    answer: Future[ScoreResponse]
+    response: Future[ScoreResponse]
 
 
 class TeacherPool:
@@ -56,16 +55,15 @@ class TeacherPool:
         over: dict[TeacherSpec, dict[str, str | None]] = {}
         for name, spec in specs.items():
             over.setdefault(replace(spec, adapter=None), {})[name] = spec.adapter
-        homes = [TeacherGroup(base, adapters) for base, adapters in over.items()]
-        # A server holds its weights itself: who asks it takes no room.
-        turns = [] if resident is None else [home for home in homes if not isinstance(home.spec.source, Served)]
-        shared = [([home], home.spec.replicas) for home in homes if home not in turns]
+        groups = [TeacherGroup(base, adapters) for base, adapters in over.items()]
+        turns = [] if resident is None else [group for group in groups if group.spec.has_weights]
+        shared = [([group], group.spec.replicas) for group in groups if group not in turns]
         if resident is not None and turns:
             shared.append((turns, min(resident, len(turns))))
-        self._hosts: dict[str, WorkerPool] = {}
+        self._worker_pools: dict[str, WorkerPool] = {}
         for together, processes in shared:
             worker_pool = WorkerPool(together, processes, faults=faults, say=say)
-            self._hosts |= {name: worker_pool for home in together for name in home.adapters}
+            self._worker_pools |= {name: worker_pool for group in together for name in group.adapters}
         self._seconds = dict.fromkeys(specs, 0.0)
 
     def wait_until_ready(self) -> dict[str, int]:
@@ -75,7 +73,7 @@ class TeacherPool:
             GradingFailed: a teacher cannot load its checkpoint, or was lost more often than the fault policy bears.
         """
         sizes: dict[str, int] = {}
-        for worker_pool in self._each_host():
+        for worker_pool in self._each_worker_pool():
             sizes |= worker_pool.wait_until_ready()
         return {name: sizes[name] for name in self._specs}
 
@@ -94,9 +92,9 @@ class TeacherPool:
                 was asked: see :func:`teachers.validate.check_score`.
         """
         rollouts: list[Rollout] = []
-        asked: list[_Asked] = []
+        pending: list[_Pending] = []
         with ExitStack() as until_all_is_asked:
-            for worker_pool in self._each_host():
+            for worker_pool in self._each_worker_pool():
                 until_all_is_asked.enter_context(worker_pool.asking())
             for microbatch in microbatches:
                 first = len(rollouts)
@@ -105,20 +103,20 @@ class TeacherPool:
                 for place in range(first, len(rollouts)):
                     for teacher in self._routes[rollouts[place].domain]:
                         places.setdefault(teacher, []).append(place)
-                for teacher, mine in places.items():
-                    asked += self._ask(teacher, mine, rollouts, asking or self._payload)
-        answers: dict[tuple[int, str], Payload] = {}
-        for one in asked:
-            answer = one.answer.result()
-            self._seconds[one.teacher] += answer.seconds
-            expected = self._owed(one.teacher, asking or self._payload)
-            check_answer(one.teacher, [rollouts[place] for place in one.places], answer.payloads, expected)
-            for place, payload in zip(one.places, answer.payloads, strict=True):
-                answers[place, one.teacher] = payload
+                for teacher, teachers_places in places.items():
+                    pending += self._ask(teacher, teachers_places, rollouts, asking or self._payload)
+        payloads: dict[tuple[int, str], Payload] = {}
+        for request in pending:
+            response = request.response.result()
+            self._seconds[request.teacher] += response.seconds
+            expected = self._expected(request.teacher, asking or self._payload)
+            check_answer(request.teacher, [rollouts[place] for place in request.places], response.payloads, expected)
+            for place, payload in zip(request.places, response.payloads, strict=True):
+                payloads[place, request.teacher] = payload
         return [
             ScoredRollout(
                 rollout,
-                tuple((w, TeacherScore(t, answers[i, t])) for t, w in self._routes[rollout.domain].items()),
+                tuple((w, TeacherScore(t, payloads[i, t])) for t, w in self._routes[rollout.domain].items()),
             )
             for i, rollout in enumerate(rollouts)
         ]
@@ -130,14 +128,15 @@ class TeacherPool:
             NonFinite: as in :meth:`score`.
             GradingFailed: as in :meth:`score`.
         """
-        worker_pool, wanted = self._hosts[teacher], asked_in_trial(self._payload)
+        worker_pool = self._worker_pools[teacher]
+        wanted = dry_run_payload(self._payload)
 
         def ask(token_ids: Sequence[Int32], given: Sequence[Int32] | None) -> list[list[Payload]]:
-            asked = ScoreRequest(token_ids, wanted, given)
-            return [answer.payloads for _ in range(2) for answer in worker_pool.ask_all(teacher, asked)]
+            request = ScoreRequest(token_ids, wanted, given)
+            return [response.payloads for _ in range(2) for response in worker_pool.ask_all(teacher, request)]
 
         tokens = self._specs[teacher].conditions.microbatch_tokens
-        expected = self._owed(teacher, wanted)
+        expected = self._expected(teacher, wanted)
         return dry_run(
             teacher, ask, rollouts, expected, tokens=tokens, reference=partial(worker_pool.reference, teacher)
         )
@@ -146,9 +145,10 @@ class TeacherPool:
         """By teacher, since the last call: microbatches that were lost and asked again, the seconds that its own
         processes worked, and, where not all are resident, how often it was loaded in the place of another."""
         metrics: Metrics = {
-            f"teacher_retries/{name}": worker_pool.take_retries(name) for name, worker_pool in self._hosts.items()
+            f"teacher_retries/{name}": worker_pool.take_retries(name)
+            for name, worker_pool in self._worker_pools.items()
         }
-        turns = {name: worker_pool for name, worker_pool in self._hosts.items() if worker_pool.swaps}
+        turns = {name: worker_pool for name, worker_pool in self._worker_pools.items() if worker_pool.swaps}
         metrics |= {f"teacher_swaps/{name}": worker_pool.take_swaps(name) for name, worker_pool in turns.items()}
         metrics |= {f"seconds/teacher/{name}": seconds for name, seconds in self._seconds.items()}
         self._seconds = dict.fromkeys(self._seconds, 0.0)
@@ -156,23 +156,26 @@ class TeacherPool:
 
     def close(self) -> None:
         """End the teachers' processes."""
-        for worker_pool in self._each_host():
+        for worker_pool in self._each_worker_pool():
             worker_pool.close()
 
-    def _each_host(self) -> list[WorkerPool]:
-        return list(dict.fromkeys(self._hosts.values()))
+    def _each_worker_pool(self) -> list[WorkerPool]:
+        return list(dict.fromkeys(self._worker_pools.values()))
 
-    def _owed(self, teacher: str, payload: PayloadName) -> Expected:
-        return Expected(payload, self._hosts[teacher].vocabulary(teacher), self._specs[teacher].conditions.support)
+    def _expected(self, teacher: str, payload: PayloadName) -> Expected:
+        return Expected(
+            payload, self._worker_pools[teacher].vocabulary(teacher), self._specs[teacher].conditions.support
+        )
 
-    def _ask(self, teacher: str, places: list[int], rollouts: list[Rollout], payload: PayloadName) -> list[_Asked]:
+    def _ask(self, teacher: str, places: list[int], rollouts: list[Rollout], payload: PayloadName) -> list[_Pending]:
         """Hand rollouts out to a teacher, forward by forward."""
-        asked = []
+        pending = []
+        support = self._specs[teacher].conditions.support
         lengths = [len(rollouts[place].token_ids) for place in places]
         for members in microbatches(lengths, self._specs[teacher].conditions.microbatch_tokens):
-            mine = [places[member] for member in members]
-            tokens, support = [rollouts[place].token_ids for place in mine], self._specs[teacher].conditions.support
-            given = likeliest_of([rollouts[place] for place in mine]) if support and support.given else None
-            answer = self._hosts[teacher].ask(teacher, ScoreRequest(tokens, payload, given))
-            asked.append(_Asked(teacher, mine, answer))
-        return asked
+            taken = [places[member] for member in members]
+            token_ids = [rollouts[place].token_ids for place in taken]
+            given = likeliest_of([rollouts[place] for place in taken]) if support and support.given else None
+            response = self._worker_pools[teacher].ask(teacher, ScoreRequest(token_ids, payload, given))
+            pending.append(_Pending(teacher, taken, response))
+        return pending

@@ -30,7 +30,7 @@ DTYPES = {"ids_TK": ("int32",), "hidden_TH": ("float32", "uint16")}
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a teacher owes of each rollout.
+    """What a teacher is expected to answer of each rollout.
 
     Attributes:
         payload: what it was asked for.
@@ -51,8 +51,8 @@ class Expected:
         assert self.support is not None, "payload topk needs a support"
         if not self.support.given:
             return min(self.support.k + len(self.support.forced), self.vocabulary)
-        theirs = likeliest_of([rollout])[0].shape[1]
-        return theirs if self.support.whose == "student" else min(theirs + self.support.k, self.vocabulary)
+        given = likeliest_of([rollout])[0].shape[1]
+        return given if self.support.whose == "student" else min(given + self.support.k, self.vocabulary)
 
 
 def check_answer(teacher: str, rollouts: Sequence[Rollout], payloads: Sequence[Payload], expected: Expected) -> None:
@@ -114,7 +114,7 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload, expected: Expe
 
 
 def _check_shapes(teacher: str, rollout: Rollout, payload: Payload, expected: Expected) -> Float32 | UInt16:
-    """Compare every array's shape with what is owed; returns the one whose rows must be finite."""
+    """Compare every array's shape and dtype with what is expected; returns the one whose rows must be finite."""
     n = len(rollout.token_ids)
     if isinstance(payload, Full):
         values: Float32 | UInt16 = payload.logprobs_TV
@@ -148,8 +148,8 @@ def _check_shapes(teacher: str, rollout: Rollout, payload: Payload, expected: Ex
 
 def _what(payload: Payload) -> str:
     """What tells the width of a payload's rows."""
-    told = {Full: "its output head", TopK: "the support of the loss"}
-    return told.get(type(payload), "one number a token")
+    widths = {Full: "its output head", TopK: "the support of the loss"}
+    return widths.get(type(payload), "one number a token")
 
 
 def likeliest_of(rollouts: Sequence[Rollout]) -> list[Int32]:
@@ -158,10 +158,10 @@ def likeliest_of(rollouts: Sequence[Rollout]) -> list[Int32]:
     Raises:
         ValueError: a sampler did not record them.
     """
-    found = [rollout.support_ids for rollout in rollouts if rollout.support_ids is not None]
-    if len(found) < len(rollouts):
+    support_ids = [rollout.support_ids for rollout in rollouts if rollout.support_ids is not None]
+    if len(support_ids) < len(rollouts):
         raise ValueError("the loss asks teachers for the student's likeliest tokens, and the sampler recorded none")
-    return found
+    return support_ids
 
 
 def sampled_of(payload: Payload, ids_T: Int32) -> Float32:

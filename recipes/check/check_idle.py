@@ -33,15 +33,11 @@ def check_idle(resolved: Resolved) -> Iterator[str]:
     elif recipe.faults.retries == 0:
         yield from _set(recipe.faults, "faults", ("backoff_seconds",), "a lost microbatch is never asked again")
     for name, teacher in recipe.teachers.items():
-        if teacher.endpoint is None and "cpu" in (teacher.device, recipe.device if teacher.device == "auto" else ""):
-            yield from _set(teacher, f"teachers.{name}", ("gpus",), "it scores on the CPU")
-        if teacher.endpoint is None:
-            yield from _set(teacher, f"teachers.{name}", ("served_model", "api_key_env"), "no `endpoint` is asked")
-        else:
-            leaves = ("dtype", "device", "gpus", "scorer")
-            yield from _set(teacher, f"teachers.{name}", leaves, f"the server at {teacher.endpoint} decides")
-        if teacher.scorer is not None:
-            yield from _set(teacher, f"teachers.{name}", ("adapter",), f"{teacher.scorer} loads what it scores with")
+        unread = resolved.teachers[name].kind.unread_keys(teacher)
+        if "gpus" not in unread and "cpu" in (teacher.device, recipe.device if teacher.device == "auto" else ""):
+            unread["gpus"] = "it scores on the CPU"
+        for leaf, why in unread.items():
+            yield from _set(teacher, f"teachers.{name}", (leaf,), why)
         if method.teachers == "write":
             yield from _set(teacher, f"teachers.{name}", ("replicas",), f"{recipe.method} gives each writer a process")
     if method.trains and (method.teachers != "grade" or not recipe.teachers):
@@ -94,6 +90,6 @@ def _more_than_written(where: str, kept: int, written: int) -> str:
 
 def _set(section: Any, where: str, names: tuple[str, ...], why: str) -> Iterator[str]:
     for name in names:
-        default = type(section).model_fields[name].default
+        default = type(section).model_fields[name].get_default(call_default_factory=True)
         if getattr(section, name) != default:
             yield f"`{where}{'.' if where else ''}{name}` is set and would change nothing ({why}); take it away"

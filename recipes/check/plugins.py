@@ -1,4 +1,4 @@
-"""Checks of a user's own task, teacher and loss: do they keep the promises that the shipped ones are tested for?"""
+"""Checks of a user's own task and loss: do they keep the promises that the shipped ones are tested for?"""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ import torch
 from mopd.distill.loss.base import TokenLoss
 from mopd.distill.loss.microbatch import Microbatch, collate
 from mopd.distill.loss.registry import bind
-from mopd.distill.recipe import Loss, Recipe
-from mopd.distill.recipe.plugins import is_plugin, load_plugin
+from mopd.distill.recipe import Loss
 from mopd.distill.types import Full, PayloadName, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, UserError
-from mopd.recipes.resolve.methods import METHODS
 from mopd.rollouts.tasks import Example, Split, Task
-from mopd.teachers.kinds.custom import MORE, asked_instead
 
 DRAWN = 32
 """Problems of each split and form that are drawn."""
@@ -94,44 +91,6 @@ def _verifier(task: Task, example: Example) -> Iterator[str]:
         return
     if not isinstance(wrong, str):
         yield f"wrong_answer gives {wrong!r}; it must be a text"
-
-
-# ---- a teacher
-
-
-def check_own_teacher(recipe: Recipe, name: str) -> Iterator[str]:
-    """Whether a teacher's ``scorer`` is there and gives what the loss needs; calling it would load it."""
-    teacher, where = recipe.teachers[name], f"teachers.{name}.scorer"
-    if teacher.scorer is None:
-        return
-    if not is_plugin(teacher.scorer):
-        yield f"`{where}` is {teacher.scorer!r}; write ./file.py:NAME, the class NAME of that file"
-        return
-    if METHODS[recipe.method].teachers != "grade":
-        yield f"`{where}`: method {recipe.method!r} needs its teachers' weights, and this one only scores; take it away"
-        return
-    try:
-        made = load_plugin(teacher.scorer, where=where)
-    except UserError as error:
-        yield from error.problems
-        return
-    gives, loss = getattr(made, "payloads", None), bind(recipe.loss)
-    needed, support = loss.payload, loss.support is not None
-    if not callable(made) or not callable(getattr(made, "score", None)):
-        yield f"`{where}`: {teacher.scorer} is {made!r:.60}, and must be a class with a method `score` (docs/own.md)"
-    elif not isinstance(gives, tuple) or not set(gives) <= {*MORE} or not gives:
-        offered = ", ".join(map(repr, MORE))
-        yield f"`{where}`: {teacher.scorer} has payloads {gives!r}, and must have a tuple of some of {offered}"
-    elif needed is not None and asked_instead(needed, gives, support=support) is None:
-        yield (
-            f"`{where}`: {teacher.scorer} gives {' and '.join(gives)}, and `loss.estimator` "
-            f"{recipe.loss.estimator} needs {needed}; "
-            + (
-                "take `payload: full`, for the head of hidden states lies in no checkpoint of its"
-                if needed == "hidden"
-                else "give more, or take another estimator"
-            )
-        )
 
 
 # ---- a loss

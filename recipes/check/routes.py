@@ -10,9 +10,8 @@ from mopd.distill.recipe import Architecture, Optimizer, Recipe
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.recipes.check.check_idle import check_idle
-from mopd.recipes.check.plugins import check_own_teacher
-from mopd.recipes.check.served import check_served
 from mopd.recipes.check.settings import check_loss
+from mopd.recipes.check.teachers import check_teachers
 from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import SELF, chain, stage_name
@@ -32,8 +31,7 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
         *_method(resolved),
         *_rewards(resolved),
         *check_loss(recipe),
-        *check_served(recipe),
-        *(problem for name in recipe.teachers for problem in check_own_teacher(recipe, name)),
+        *check_teachers(resolved),
         *_stages(resolved),
         *_updates(resolved),
         *check_idle(resolved),

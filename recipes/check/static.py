@@ -12,8 +12,8 @@ from mopd.recipes.check.offline import assumed_lengths, on_hub
 from mopd.recipes.check.plan import Plan, make_plan
 from mopd.recipes.check.plugins import check_own_loss
 from mopd.recipes.check.routes import check_routes
-from mopd.recipes.check.served import reach_served
 from mopd.recipes.check.tasks import check_tasks, make_tasks
+from mopd.recipes.check.teachers import reach_teachers
 from mopd.recipes.resolve.placement import check_device
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.run_folder import check_folder
@@ -53,7 +53,8 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
     problems += check_lengths(recipe, model_infos, lengths)
     problems += [] if offline else check_device(resolved)
     if not problems and not offline:
-        problems += reach_served(recipe, tasks, model_infos, lengths)  # last: it asks others, and needs a sound recipe
+        # Last: it asks others, and needs a sound recipe.
+        problems += reach_teachers(resolved, tasks, tokenizer, lengths)
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mopd.distill.recipe import Architecture, StageRecipe, StudentRecipe, TeacherRecipe
+from mopd.teachers.kinds import kind_of
 
 Source = str | Architecture
 SELF = "self"
@@ -99,7 +100,7 @@ def model_sources(
     models = [model("student.model", student.model, "student.trust_remote_code", student.trust_remote_code)]
     for name, teacher in teachers.items():
         leaf, section = f"teachers.{name}.model", f"teachers.{name}"
-        weights = teacher.endpoint is None
+        weights = kind_of(teacher, teacher=name).has_weights
         if teacher.model == SELF:
             trust, trusted = "student.trust_remote_code", student.trust_remote_code
             models.append(model(leaf, student.model, trust, trusted, has_weights=weights))

@@ -10,6 +10,7 @@ from typing import Literal
 from mopd.distill.models.heads import HeadSource
 from mopd.distill.recipe import TeacherRecipe
 from mopd.recipes.resolve.sources import SELF, ModelSource
+from mopd.teachers.kinds import TeacherKind, TeacherSetup, kind_of
 
 Device = Literal["cpu", "cuda"]
 
@@ -20,8 +21,9 @@ class ResolvedTeacher:
 
     Attributes:
         settings: its stanza as it is written.
+        kind: its row of :data:`teachers.kinds.KINDS`, or of the user's own file.
         model: where its weights, or its tokens, come from.
-        device: where it computes; a server's process only asks, on the CPU.
+        device: where it computes; a process without weights only asks, on the CPU.
         dtype: ``float32`` or ``bfloat16``; never auto.
         gpus: part of a GPU that each of its processes takes.
         adapter: absolute folder of its LoRA adapter, wherever a process' working folder is.
@@ -29,6 +31,7 @@ class ResolvedTeacher:
 
     name: str
     settings: TeacherRecipe
+    kind: TeacherKind
     model: ModelSource
     device: Device
     dtype: str
@@ -45,18 +48,26 @@ class ResolvedTeacher:
         """What each of its processes takes of its node, by Ray's names of resources."""
         return ({"GPU": self.gpus} if self.gpus else {}) | self.settings.resources
 
+    def setup(self, folder: str, *, microbatch_seconds: float) -> TeacherSetup:
+        """What its source is made from, where ``folder`` has its model."""
+        return TeacherSetup(
+            self.name, folder, self.device, self.dtype, self.adapter, self.model.trusted, microbatch_seconds,
+            self.settings,
+        )  # fmt: skip
+
 
 def resolve_teacher(
     name: str, settings: TeacherRecipe, model: ModelSource, *, device: Device, dtype: str
 ) -> ResolvedTeacher:
     """A teacher in a run on ``device`` whose student computes in ``dtype``."""
-    if settings.endpoint is not None:
-        where: Device = "cpu"
-    else:
+    kind = kind_of(settings, teacher=name)
+    where: Device = "cpu"
+    if kind.has_weights:
         where = device if settings.device == "auto" else settings.device
     return ResolvedTeacher(
         name,
         settings,
+        kind,
         model,
         device=where,
         dtype=resolve_dtype(dtype if settings.dtype == "auto" else settings.dtype, device),
@@ -72,9 +83,11 @@ def resolve_dtype(dtype: str, device: Device) -> str:
     return "bfloat16" if device == "cuda" else "float32"
 
 
-def group_key(teacher: TeacherRecipe) -> tuple[str | None, ...]:
+def group_key(teacher: TeacherRecipe) -> tuple[object, ...]:
     """What scores, besides the base that teachers have in common: those that differ in it never share a process."""
-    return teacher.dtype, teacher.scorer, teacher.endpoint, teacher.served_model, teacher.api_key_env
+    settings = tuple(sorted(teacher.settings.items()))
+    scores = (teacher.kind_name, settings, teacher.scorer, teacher.endpoint, teacher.served_model, teacher.api_key_env)
+    return (teacher.dtype, *scores)
 
 
 def placement(teacher: TeacherRecipe) -> dict[str, object]:
@@ -116,6 +129,4 @@ def describe(teacher: TeacherRecipe) -> str:
     """What a teacher is, in words: its model, and what scores if that is not all of it."""
     words = "self: the student as it starts" if teacher.model == SELF else teacher.model
     words += f", with adapter {teacher.adapter}" if teacher.adapter is not None else ""
-    words += f", scored by {teacher.scorer}" if teacher.scorer is not None else ""
-    name_there = teacher.served_model or teacher.model
-    return words + (f", served as {name_there} at {teacher.endpoint}" if teacher.endpoint is not None else "")
+    return words + kind_of(teacher).describe(teacher)

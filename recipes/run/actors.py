@@ -6,8 +6,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from transformers import PreTrainedTokenizerBase
+
+from mopd.distill.endpoint import Endpoint
+from mopd.distill.recipe import Recipe
 from mopd.distill.types import Sampler
 from mopd.recipes.resolve.methods import decoding
+from mopd.rollouts.engines.served import ServedSampler
 from mopd.rollouts.engines.workers import FrozenSampler, PublishedSampler, SamplerWorkers
 from mopd.rollouts.sampler import StudentSampler
 
@@ -52,3 +57,15 @@ def teachers_writing(job: Training, context: RunContext, closing: ExitStack) -> 
         writers[name].load_weights(workers, version=0)
     routes = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
     return FrozenSampler(writers, routes=routes)
+
+
+def served_sampler(recipe: Recipe, endpoint: Endpoint, tokenizer: PreTrainedTokenizerBase) -> ServedSampler:
+    """A teacher behind a server as a sampler, which answers greedily as everyone does."""
+    how = decoding(recipe, tokenizer)
+    return ServedSampler(
+        endpoint,
+        eos_token_id=how.eos_token_id,
+        max_new_tokens=how.max_new_tokens,
+        batch_size=recipe.rollout.batch_size,
+        faults=recipe.faults,
+    )

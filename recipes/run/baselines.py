@@ -13,12 +13,12 @@ from mopd.distill.metrics.evaluate import Split, evaluate, scores
 from mopd.distill.models.load import load_model
 from mopd.distill.recipe import DomainRecipe, Recipe, StudentRecipe
 from mopd.distill.types import Sampler
-from mopd.recipes.check.served import served_sampler
 from mopd.recipes.evaluation.evaluator import Evaluator, verify
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.methods import decoding
 from mopd.recipes.resolve.resolved import Resolved, resolve_device
 from mopd.recipes.resolve.teachers import adapter_folders
+from mopd.recipes.run.actors import served_sampler
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import prompt_source, tasks_of
 from mopd.rollouts.engines.workers import SamplerWorkers
@@ -66,9 +66,10 @@ def _measure(
         for i, (name, path) in enumerate(todo.items()):
             teacher = name.removeprefix("teachers/")
             own_code = code if name == "base" else resolved.teachers[teacher].model.trusted
-            served = teacher in recipe.teachers and recipe.teachers[teacher].endpoint is not None
-            if served:
-                eval_sampler: Sampler = served_sampler(recipe, teacher, tokenizer)
+            endpoint = None if name == "base" else resolved.teachers[teacher].kind.endpoint
+            if endpoint is not None:
+                server = endpoint(teacher, recipe.teachers[teacher])
+                eval_sampler: Sampler = served_sampler(recipe, server, tokenizer)
             else:
                 workers.load(path, adapters.get(name), trust_remote_code=own_code)
                 sampler.load_weights(workers, version=0)

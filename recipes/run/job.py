@@ -17,25 +17,23 @@ from mopd.distill.student.rank import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Sampler
-from mopd.recipes.check.served import served_source
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import held_out
 from mopd.recipes.resolve.methods import Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.teachers import ResolvedTeacher, head_sources
+from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.actors import student_sampler, teachers_writing
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
-from mopd.recipes.run.preflight import before_first_step
+from mopd.recipes.run.preflight import candidates, passed, preflight, wait_for_teachers
 from mopd.recipes.run.ranks import RayRanks
 from mopd.rollouts.prompts import Prefetched, PromptSource, Supply
 from mopd.rollouts.tasks import Task, make_task
 from mopd.teachers.actor import TeacherSpec
-from mopd.teachers.kinds.checkpoint import Checkpoint
-from mopd.teachers.kinds.custom import CustomSource
+from mopd.teachers.kinds import make_source
 from mopd.teachers.pool import TeacherPool
-from mopd.teachers.scorer import Conditions, TeacherSource
+from mopd.teachers.scorer import Conditions
 
 
 def tasks_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Task]:
@@ -113,7 +111,7 @@ class Training:
             # Whoever acts in training, it is the student that sits the exam.
             eval_sampler = sampler if method.samples or self.evaluator is None else parts.student_sampler()
             if teachers is not None:
-                before_first_step(self, context, teachers, student, eval_sampler)
+                self._try_teachers(context, teachers, student, eval_sampler)
             prompts = Prefetched(prompt_source(recipe, self.tasks, self.tokenizer, held_out=False))
             closing.callback(prompts.close)
             last = train(
@@ -135,6 +133,29 @@ class Training:
             )
             self._conclude(student, eval_sampler, progress, last)
             return last
+
+    def _try_teachers(
+        self, context: RunContext, pool: TeacherPool, student: DeepSpeedStudent, sampler: Sampler
+    ) -> None:
+        """Wait for the teachers, and try them out unless that was done before.
+
+        Raises:
+            RunError, UserError: see :mod:`recipes.run.preflight`.
+        """
+        wait_for_teachers(pool, tokens=len(self.tokenizer))
+        if self.evaluator is None or passed(self.folder):
+            return
+        recipe = self.resolved.recipe
+        sampler.load_weights(student.weights(), version=0)
+        preflight(
+            self.folder,
+            pool=pool,
+            sampler=sampler,
+            prompts=prompt_source(recipe, self.tasks, self.tokenizer, held_out=False)(0),
+            rows=self.evaluator.rows,
+            candidates=candidates(self.resolved.teachers, recipe.trained_domains),
+            say=context.progress.print,
+        )
 
     def _conclude(self, student: DeepSpeedStudent, eval_sampler: Sampler, progress: TaskHandle, last: int) -> None:
         """Go back to the selected step, if that is not the last; measure and export it."""
@@ -187,12 +208,13 @@ class Training:
         asked = {name: self.resolved.teachers[name] for name in self.teachers}
         specs = {
             name: TeacherSpec(
-                self._source(teacher, self.teachers[name]),
+                make_source(teacher.setup(self.teachers[name], microbatch_seconds=recipe.faults.microbatch_seconds)),
                 conditions,
                 gpus=teacher.gpus,
                 replicas=teacher.settings.replicas,
                 adapter=teacher.adapter,
                 resources=tuple(sorted(teacher.settings.resources.items())),
+                has_weights=teacher.kind.has_weights,
             )
             for name, teacher in asked.items()
         }
@@ -206,14 +228,3 @@ class Training:
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
         )
-
-    def _source(self, teacher: ResolvedTeacher, folder: str) -> TeacherSource:
-        """What a teacher's processes open."""
-        if teacher.settings.endpoint is not None:
-            seconds = self.resolved.recipe.faults.microbatch_seconds
-            return served_source(
-                teacher.name, teacher.settings, folder, seconds, trust_remote_code=teacher.model.trusted
-            )
-        if teacher.settings.scorer is not None:
-            return CustomSource.of(teacher.settings.scorer, folder, teacher.device, teacher.dtype)
-        return Checkpoint(folder, teacher.device, teacher.dtype, trust_remote_code=teacher.model.trusted)

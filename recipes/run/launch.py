@@ -119,12 +119,11 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         evaluator = Evaluator(
             recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
         )
-        # A scorer of the user's own scores what others write, and writes nothing itself.
         graded_by = {
             name
             for domain in recipe.domains.values()
             for name in domain.teacher_weights
-            if recipe.teachers[name].scorer is None
+            if resolved.teachers[name].kind.can_write  # else it is measured on nothing
         }
         graders = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
         base = (

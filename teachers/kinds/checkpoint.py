@@ -18,6 +18,7 @@ from mopd.distill.models.heads import fingerprint, in_place_of_head, plain_head
 from mopd.distill.models.load import load_model
 from mopd.distill.payloads import Support, to_numpy, top_k
 from mopd.distill.types import Full, Hidden, Int32, Payload, PayloadName, Sampled, TopK, align_logits
+from mopd.teachers.kinds.base import TeacherKind, TeacherSetup
 from mopd.teachers.scorer import Conditions
 
 
@@ -65,7 +66,8 @@ class TeacherModel:
     ) -> None:
         base = load_model(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         self.model: Any = with_adapters(base, adapters, device=device)
-        self.device, self.dtype = torch.device(device), dtype
+        self.device = torch.device(device)
+        self.dtype = dtype
         self.temperature = temperature
         self.microbatch_tokens = microbatch_tokens
         self.support = support
@@ -111,9 +113,9 @@ class TeacherModel:
         scored: dict[int, Payload] = {}
         with active(self.model, adapter):
             for taken in microbatches([len(ids) for ids in token_ids], self.microbatch_tokens):
-                theirs = None if given is None else [given[i] for i in taken]
-                for i, one in zip(taken, self._forward([token_ids[i] for i in taken], payload, theirs), strict=True):
-                    scored[i] = one
+                taken_given = None if given is None else [given[i] for i in taken]
+                payloads = self._forward([token_ids[i] for i in taken], payload, taken_given)
+                scored |= zip(taken, payloads, strict=True)
         return [scored[i] for i in range(len(token_ids))]
 
     @torch.no_grad()
@@ -151,7 +153,7 @@ class TeacherModel:
         if payload == "topk":
             assert self.support is not None, "payload topk needs a support"
             given_BTK = None if given is None else _padded(given, max(lengths)).to(self.device)
-            ids, likely, rest = (one.cpu().numpy() for one in top_k(logprobs_BTV, self.support, given_BTK))
+            ids, likely, rest = (tensor.cpu().numpy() for tensor in top_k(logprobs_BTV, self.support, given_BTK))
             ids = ids.astype(np.int32)
             return [
                 TopK(ids[b, :n].copy(), likely[b, :n].copy(), rest[b, :n].copy(), sampled[b, :n].copy())
@@ -192,3 +194,18 @@ class Checkpoint:
 
     def __str__(self) -> str:
         return f"the checkpoint at {self.path}"
+
+
+def _source(setup: TeacherSetup) -> Checkpoint:
+    return Checkpoint(setup.folder, setup.device, setup.dtype, setup.trust_remote_code)
+
+
+CHECKPOINT = TeacherKind(
+    "checkpoint",
+    _source,
+    payloads=("sampled", "topk", "full", "hidden"),
+    reads=frozenset({"adapter", "dtype", "device", "gpus"}),
+    unread=dict.fromkeys(("served_model", "api_key_env"), "no `endpoint` is asked"),
+    can_write=True,
+)
+"""The weights of `model`, loaded by transformers, alone or under a LoRA adapter."""

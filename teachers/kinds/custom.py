@@ -9,15 +9,18 @@ Shape legend: T tokens of a rollout, V vocabulary, K tokens of a support.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from mopd.distill.payloads import Support, top_k
-from mopd.distill.recipe.plugins import load_plugin, located_plugin, plugin_digest, plugin_file
-from mopd.distill.types import Full, GradingFailed, Int32, Payload, PayloadName, Sampled, TopK
+from mopd.distill.recipe import TeacherRecipe
+from mopd.distill.recipe.plugins import is_plugin, load_plugin, located_plugin, plugin_digest
+from mopd.distill.types import Full, GradingFailed, Int32, Payload, PayloadName, Sampled, TopK, UserError
+from mopd.teachers.kinds.base import TeacherKind, TeacherSetup, TeacherUse
+from mopd.teachers.kinds.plugin import refuse_changed_file
 from mopd.teachers.scorer import Conditions, Scorer
 from mopd.teachers.validate import sampled_of
 
@@ -42,7 +45,9 @@ class CustomScorer:
     """A user's scorer, asked for what it gives and answering what is needed."""
 
     def __init__(self, scorer: Scorer, support: Support | None, dtype: str) -> None:
-        self._scorer, self._support, self.dtype = scorer, support, dtype
+        self._scorer = scorer
+        self._support = support
+        self.dtype = dtype
         self._gives: tuple[PayloadName, ...] = tuple(getattr(scorer, "payloads", ()))
         if (reference := getattr(scorer, "reference", None)) is not None:
             self.reference: Any = reference  # a preflight compares with it where there is one
@@ -68,11 +73,11 @@ class CustomScorer:
         """
         if not token_ids:
             return []
-        asked = asked_instead(payload, self._gives, support=self._support is not None)
-        if asked is None:
+        request = asked_instead(payload, self._gives, support=self._support is not None)
+        if request is None:
             raise GradingFailed(f"it gives {', '.join(self._gives) or 'nothing'}, and {payload} is needed")
-        answers = self._scorer.score(token_ids, asked, adapter, given)
-        if asked == payload or len(answers) != len(token_ids):
+        answers = self._scorer.score(token_ids, request, adapter, given)
+        if request == payload or len(answers) != len(token_ids):
             return answers  # what is wrong with it, the pool says
         if payload == "sampled":
             pairs = zip(answers, token_ids, strict=True)
@@ -112,11 +117,7 @@ class CustomSource:
             UserError: the file or the name is not there.
             GradingFailed: the file is another than when the run was started.
         """
-        if plugin_file(self.reference).is_file() and (now := plugin_digest(self.reference)) != self.digest:
-            raise GradingFailed(
-                f"{plugin_file(self.reference)} was changed during the run (a hash of it is {now}, it was "
-                f"{self.digest}); put the old one back and resume"
-            )
+        refuse_changed_file(self.reference, self.digest)
         make = load_plugin(self.reference, where="teachers.NAME.scorer")
         scorer = make(self.model, device=self.device, dtype=self.dtype, conditions=conditions)
         return CustomScorer(scorer, conditions.support, self.dtype)
@@ -130,6 +131,52 @@ def _top_k(answer: Payload, ids_T: Int32, support: Support, given_TK: Int32 | No
     if not isinstance(answer, Full):
         return answer
     logprobs_TV = torch.from_numpy(answer.logprobs_TV)
-    theirs = None if given_TK is None else torch.from_numpy(given_TK.astype("int64"))
-    ids, likely, rest = (one.numpy() for one in top_k(logprobs_TV, support, theirs))
+    given = None if given_TK is None else torch.from_numpy(given_TK.astype("int64"))
+    ids, likely, rest = (tensor.numpy() for tensor in top_k(logprobs_TV, support, given))
     return TopK(ids.astype("int32"), likely.copy(), rest.copy(), sampled_of(answer, ids_T).copy())
+
+
+def _source(setup: TeacherSetup) -> CustomSource:
+    assert setup.stanza.scorer is not None
+    return CustomSource.of(setup.stanza.scorer, setup.folder, setup.device, setup.dtype)
+
+
+def _check(use: TeacherUse) -> Iterator[str]:
+    """Whether the class is there and gives what the loss needs; calling it would load it."""
+    where, scorer = f"teachers.{use.name}.scorer", str(use.stanza.scorer)
+    if not is_plugin(scorer):
+        yield f"`{where}` is {scorer!r}; write ./file.py:NAME, the class NAME of that file"
+        return
+    try:
+        made = load_plugin(scorer, where=where)
+    except UserError as error:
+        yield from error.problems
+        return
+    gives = getattr(made, "payloads", None)
+    if not callable(made) or not callable(getattr(made, "score", None)):
+        yield f"`{where}`: {scorer} is {made!r:.60}, and must be a class with a method `score` (docs/own.md)"
+    elif not isinstance(gives, tuple) or not set(gives) <= {*MORE} or not gives:
+        offered = ", ".join(map(repr, MORE))
+        yield f"`{where}`: {scorer} has payloads {gives!r}, and must have a tuple of some of {offered}"
+    elif use.payload in MORE and asked_instead(use.payload, gives, support=use.support is not None) is None:
+        yield (
+            f"`{where}`: {scorer} gives {' and '.join(gives)}, and `loss.estimator` {use.estimator} needs "
+            f"{use.payload}; give more, or take another estimator"
+        )
+
+
+def _describe(stanza: TeacherRecipe) -> str:
+    return f", scored by {stanza.scorer}"
+
+
+CUSTOM = TeacherKind(
+    "custom",
+    _source,
+    payloads=tuple(MORE),
+    reads=frozenset({"scorer", "dtype", "device", "gpus"}),
+    unread={"adapter": "{scorer} loads what it scores with"}
+    | dict.fromkeys(("served_model", "api_key_env"), "no `endpoint` is asked"),
+    check=_check,
+    describe=_describe,
+)
+"""A class of a user's own file, which scores in the tokens of `model`."""

@@ -18,7 +18,7 @@ from mopd.distill.payloads import Support, top_k
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Float32, Full, GradingFailed, Rollout, TopK
 from mopd.recipes.resolve.resolved import resolve
-from mopd.recipes.run.check_deep import DeepCheck
+from mopd.recipes.run.check_deep import deep_findings
 from mopd.teachers.actor import TeacherSpec, canary
 from mopd.teachers.kinds.checkpoint import TeacherModel
 from mopd.teachers.kinds.custom import CustomSource
@@ -55,8 +55,10 @@ def rollouts(*, given: int = 0) -> list[Rollout]:
     made = [make_rollout(rng, index, "math", prompt=3, completion=4 + index) for index in range(3)]
     if not given:
         return made
-    rows = [[rng.choice(VOCABULARY, given, replace=False) for _ in one.token_ids] for one in made]
-    return [replace(one, support_ids=np.array(ids, dtype=np.int32)) for one, ids in zip(made, rows, strict=True)]
+    rows = [[rng.choice(VOCABULARY, given, replace=False) for _ in rollout.token_ids] for rollout in made]
+    return [
+        replace(rollout, support_ids=np.array(ids, dtype=np.int32)) for rollout, ids in zip(made, rows, strict=True)
+    ]
 
 
 def expected(folder: Path, ids_T: np.ndarray) -> Float32:
@@ -108,7 +110,7 @@ def test_less_is_made_of_the_more_that_it_gives(folder: Path, whose: Any) -> Non
     support = Support(4, (1, 2), whose)
     batch = rollouts(given=6 if support.given else 0)
     ids = [rollout.token_ids for rollout in batch]
-    given = [one.support_ids for one in batch if one.support_ids is not None] or None
+    given = [rollout.support_ids for rollout in batch if rollout.support_ids is not None] or None
     opened = blend(folder).open(Conditions(TEMPERATURE, 64, support), [])
     for answer, sampled, rollout in zip(
         opened.score(ids, "topk", None, given), opened.score(ids, "sampled"), batch, strict=True
@@ -116,14 +118,16 @@ def test_less_is_made_of_the_more_that_it_gives(folder: Path, whose: Any) -> Non
         check_score("blend", rollout, answer, Expected("topk", opened.vocabulary, support))
         assert isinstance(answer, TopK)
         full_TV = expected(folder, rollout.token_ids)
-        theirs = None if rollout.support_ids is None else torch.from_numpy(rollout.support_ids.astype(np.int64))
-        ids_TK, likely_TK, rest_T = (one.numpy() for one in top_k(torch.from_numpy(full_TV), support, theirs))
+        student_ids = None if rollout.support_ids is None else torch.from_numpy(rollout.support_ids.astype(np.int64))
+        ids_TK, likely_TK, rest_T = (
+            tensor.numpy() for tensor in top_k(torch.from_numpy(full_TV), support, student_ids)
+        )
         np.testing.assert_array_equal(answer.ids_TK[1:], ids_TK[1:])
         np.testing.assert_allclose(answer.logprobs_TK[1:], likely_TK[1:], atol=1e-4)
         np.testing.assert_allclose(answer.rest_T[1:], rest_T[1:], atol=1e-4)
         own_T = np.take_along_axis(full_TV, rollout.token_ids[:, None].astype(np.int64), 1)[:, 0]
-        for told in (answer, sampled):
-            np.testing.assert_allclose(sampled_of(told, rollout.token_ids)[1:], own_T[1:], atol=1e-4)
+        for payload in (answer, sampled):
+            np.testing.assert_allclose(sampled_of(payload, rollout.token_ids)[1:], own_T[1:], atol=1e-4)
 
 
 def tree(folder: Path, scorer: str = "blend.py:Blend", **changes: Any) -> dict[str, Any]:
@@ -156,27 +160,27 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "no head": (BLEND, {"loss": {"estimator": "full_reverse_kl", "payload": "hidden"}}, "take `payload: full`"),
     "an adapter": (BLEND, {"teacher": {"adapter": "./a"}}, "loads what it scores with"),
-    "a writer": (BLEND, {"method": "off_policy", "loss": {"estimator": "nll"}}, "and this one only scores"),
+    "a writer": (BLEND, {"method": "off_policy", "loss": {"estimator": "nll"}}, "and it only scores"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_it_lacks_is_told_before_the_run(name: str, folder: Path, tmp_path: Path) -> None:
-    source, changes, told = REFUSED[name]
+    source, changes, message = REFUSED[name]
     (tmp_path / "blend.py").write_text(source)
     for model in ("one", "other"):
         (tmp_path / model).symlink_to(folder / model)
-    assert told in " ".join(problems(tmp_path / "out", **tree(tmp_path, **changes)))
+    assert message in " ".join(problems(tmp_path / "out", **tree(tmp_path, **changes)))
 
 
 def test_a_sound_one_passes_and_is_tried_out(folder: Path, tmp_path: Path) -> None:
     sound = recipe(**tree(folder))
     plan = check(sound, tmp_path / "out")
     assert f"scored by {folder}/blend.py:Blend" in plan.models[0].made
-    (found,) = DeepCheck(resolve(sound), tmp_path / "out").findings()
-    assert found.verdict in ("usable", "warning")
-    assert found.reason.startswith("KL ")
-    assert found.reason.endswith("it only scores, so it was not asked")
+    (finding,) = deep_findings(resolve(sound), tmp_path / "out")
+    assert finding.verdict in ("usable", "warning")
+    assert finding.reason.startswith("KL ")
+    assert finding.reason.endswith("it only scores, so it was not asked")
 
 
 WRONG: dict[str, tuple[str, str, str]] = {
@@ -190,13 +194,13 @@ WRONG: dict[str, tuple[str, str, str]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_with_its_answers_is_a_finding(name: str, folder: Path, tmp_path: Path) -> None:
-    old, new, told = WRONG[name]
+    old, new, message = WRONG[name]
     (tmp_path / "blend.py").write_text(changed(old, new).replace("./checkpoints/other", str(folder / "other")))
     for model in ("one", "other"):
         (tmp_path / model).symlink_to(folder / model)
-    (found,) = DeepCheck(resolve(recipe(**tree(tmp_path))), tmp_path / "out").findings()
-    assert found.verdict == "unusable"
-    assert told in found.reason
+    (finding,) = deep_findings(resolve(recipe(**tree(tmp_path))), tmp_path / "out")
+    assert finding.verdict == "unusable"
+    assert message in finding.reason
 
 
 @pytest.mark.parametrize("whose", ["teacher", "student", "union"])
@@ -206,8 +210,8 @@ def test_one_that_gives_its_top_k_alone_is_tried_out_on_the_loss_support(
     (tmp_path / "top.py").write_text(TOP)
     loss = {"estimator": "topk_reverse_kl", "k": 4, "support": whose}
     named = tree(folder, teacher={"scorer": f"{tmp_path}/top.py:Top"}, loss=loss)
-    (found,) = DeepCheck(resolve(recipe(**named)), tmp_path / "out").findings()
-    assert found.verdict in ("usable", "warning")
+    (finding,) = deep_findings(resolve(recipe(**named)), tmp_path / "out")
+    assert finding.verdict in ("usable", "warning")
     conditions = Conditions(1.0, 64, Support(4, (1, 2), whose))
     opened = CustomSource.of(f"{tmp_path}/top.py:Top", str(folder / "one"), "cpu", "float32").open(conditions, [])
     said_T = canary(opened, None, conditions)
@@ -228,9 +232,9 @@ def test_tokens_of_the_students_that_are_left_out_are_noticed() -> None:
     rollout = rollouts(given=3)[0]
     assert rollout.support_ids is not None
     n, ids_TK = len(rollout.token_ids), rollout.support_ids.copy()
-    told = TopK(ids_TK, np.zeros((n, 3), np.float32), np.zeros(n, np.float32), np.zeros(n, np.float32))
+    answer = TopK(ids_TK, np.zeros((n, 3), np.float32), np.zeros(n, np.float32), np.zeros(n, np.float32))
     expected = Expected("topk", VOCABULARY, Support(3, (), "student"))
-    check_score("own", rollout, told, expected)
+    check_score("own", rollout, answer, expected)
     ids_TK[-1, 0] = (ids_TK[-1].max() + 1) % VOCABULARY
     with pytest.raises(GradingFailed, match="left out tokens that it was given"):
-        check_score("own", rollout, told, expected)
+        check_score("own", rollout, answer, expected)

@@ -79,14 +79,14 @@ def microbatches(domains: Sequence[str], n: int = 16) -> list[list[Rollout]]:
 
 
 def bits(scored: Sequence[ScoredRollout]) -> list[tuple[str, bytes]]:
-    payloads = [(score.teacher, score.payload) for one in scored for _, score in one.scores]
+    payloads = [(score.teacher, score.payload) for rollout in scored for _, score in rollout.scores]
     return [(name, payload.logprobs_TV.tobytes()) for name, payload in payloads if isinstance(payload, Full)]
 
 
 def swaps(pool: TeacherPool) -> dict[str, float]:
     """By teacher, since they were read; those of none left out."""
-    found = {name.split("/")[1]: n for name, n in pool.metrics().items() if name.startswith("teacher_swaps/")}
-    return {name: n for name, n in found.items() if n}
+    counts = {name.split("/")[1]: n for name, n in pool.metrics().items() if name.startswith("teacher_swaps/")}
+    return {name: n for name, n in counts.items() if n}
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_two_processes_share_three_bases(expected: list[tuple[str, bytes]], spec
 def test_what_is_held_is_scored_before_all_is_written_and_nobody_is_unloaded_until_then(
     one_at_a_time: TeacherPool,
 ) -> None:
-    pool, host = one_at_a_time, one_at_a_time._hosts["a"]
+    pool, worker_pool = one_at_a_time, one_at_a_time._worker_pools["a"]
     pool.score(microbatches(["a"]))  # so that a's base is there
     pool.metrics()
     waiting: list[int] = []
@@ -141,9 +141,9 @@ def test_what_is_held_is_scored_before_all_is_written_and_nobody_is_unloaded_unt
     def written() -> Iterator[list[Rollout]]:
         first, *others = microbatches(["b", "a"])
         yield first
-        while host._jobs[host._of["a"]]:
+        while worker_pool._jobs[worker_pool._group_of["a"]]:
             time.sleep(0.01)
-        waiting.append(len(host._jobs[host._of["b"]]))  # who came first
+        waiting.append(len(worker_pool._jobs[worker_pool._group_of["b"]]))  # who came first
         assert swaps(pool) == {}
         yield from others
 
@@ -161,7 +161,7 @@ def test_a_killed_process_comes_back_with_the_teacher_that_it_held(
     def killed() -> Iterator[list[Rollout]]:
         for i, microbatch in enumerate(microbatches(["a", "all", "b"])):
             if i == 1:
-                actor = pool._hosts["a"]._replicas[0].actor
+                actor = pool._worker_pools["a"]._replicas[0].actor
                 os.kill(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
             yield microbatch
 
@@ -197,7 +197,7 @@ def test_a_restarted_process_that_scores_otherwise_ends_the_run_by_name(cluster:
     pool = make_pool({"a": TeacherSpec(Drifting(str(drifting)), CONDITIONS, 0.0, 1)}, None, "sampled")
     pool.wait_until_ready()
     drifting.write_text("-1.5")
-    actor = pool._hosts["a"]._replicas[0].actor
+    actor = pool._worker_pools["a"]._replicas[0].actor
     os.kill(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
     with pytest.raises(GradingFailed, match=r"teacher 'a' came back, and as 'a' scores the same tokens 0\.5 nats"):
         pool.score(microbatches(["a"]))
@@ -208,9 +208,13 @@ def test_a_teacher_that_comes_back_as_another_ends_the_run_by_name(cluster: None
     folder, drifting = make_model(tmp_path), tmp_path / "logprob"
     drifting.write_text("-1.0")
     two = TeacherSpec(Drifting(str(drifting)), CONDITIONS, 0.0, 1)
-    away = TeacherSpec(Served(Endpoint("http://nowhere:1/v1", "away"), 50), Conditions(1.0, 40), 0.0, 1)
+    away = TeacherSpec(
+        Served(Endpoint("http://nowhere:1/v1", "away"), 50), Conditions(1.0, 40), 0.0, 1, has_weights=False
+    )
     pool = make_pool({"one": spec(folder), "two": two, "away": away}, 1, "sampled")
-    assert pool._hosts["one"] is pool._hosts["two"] is not pool._hosts["away"], "a server holds its weights itself"
+    assert pool._worker_pools["one"] is pool._worker_pools["two"] is not pool._worker_pools["away"], (
+        "a server holds its weights itself"
+    )
     pool.wait_until_ready()
     pool.score(microbatches(["one", "two"]))
     pool.score(microbatches(["one"]))

@@ -34,7 +34,7 @@ from mopd.teachers.scorer import Conditions
 from mopd.teachers.validate import Expected, check_answer, check_score
 
 SUPPORT = Support(2, (0,))
-OWED = {payload: Expected(payload, 4, SUPPORT) for payload in ("sampled", "topk", "full", "hidden")}
+EXPECTED = {payload: Expected(payload, 4, SUPPORT) for payload in ("sampled", "topk", "full", "hidden")}
 ROLLOUT = make_rollout(np.random.default_rng(0), 0, "math", prompt=3, completion=4)
 N = len(ROLLOUT.token_ids)
 
@@ -51,12 +51,12 @@ def full(vocabulary: int = 4) -> Full:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_broken_scores_name_teacher_domain_and_step(value: float) -> None:
-    rollout, said = dataclasses.replace(ROLLOUT, version=7), full()
-    said.logprobs_TV[0] = np.nan  # row 0 says nothing, and may hold anything
-    check_score("euler", rollout, said, OWED["full"])
-    said.logprobs_TV[-1, 2] = value
+    rollout, payload = dataclasses.replace(ROLLOUT, version=7), full()
+    payload.logprobs_TV[0] = np.nan  # row 0 says nothing, and may hold anything
+    check_score("euler", rollout, payload, EXPECTED["full"])
+    payload.logprobs_TV[-1, 2] = value
     with pytest.raises(NonFinite, match=r"'euler'.*domain 'math', step 8"):
-        check_score("euler", rollout, said, OWED["full"])
+        check_score("euler", rollout, payload, EXPECTED["full"])
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def test_broken_scores_name_teacher_domain_and_step(value: float) -> None:
 def test_a_broken_part_of_a_topk_score_is_caught_and_an_empty_rest_is_sound(
     part: str, value: float, sound: bool
 ) -> None:
-    said = top()
-    getattr(said, part)[0] = np.nan  # row 0 says nothing, and may hold anything
-    getattr(said, part)[-1] = value
+    payload = top()
+    getattr(payload, part)[0] = np.nan  # row 0 says nothing, and may hold anything
+    getattr(payload, part)[-1] = value
     if sound:
-        check_score("euler", ROLLOUT, said, OWED["topk"])
+        check_score("euler", ROLLOUT, payload, EXPECTED["topk"])
     else:
         with pytest.raises(NonFinite, match="'euler' gave NaN or infinity at 1 of"):
-            check_score("euler", ROLLOUT, said, OWED["topk"])
+            check_score("euler", ROLLOUT, payload, EXPECTED["topk"])
 
 
 @pytest.mark.parametrize("payload", [Full(np.zeros((3, 4), np.float32)), Sampled(np.full(3, np.nan, np.float32))])
@@ -91,11 +91,11 @@ def test_a_rollout_without_trained_tokens_asks_nothing_of_its_score(payload: Pay
     bare = dataclasses.replace(
         ROLLOUT, prompt=prompt, token_ids=ids, loss_mask=nothing.astype(bool), sampler_logprobs=nothing
     )
-    check_score("euler", bare, payload, OWED["full" if isinstance(payload, Full) else "sampled"])
+    check_score("euler", bare, payload, EXPECTED["full" if isinstance(payload, Full) else "sampled"])
 
 
 @pytest.mark.parametrize(
-    ("said", "asked", "told"),
+    ("payload", "asked", "message"),
     [
         (
             Sampled(np.zeros(1, np.float32)),
@@ -111,9 +111,9 @@ def test_a_rollout_without_trained_tokens_asks_nothing_of_its_score(payload: Pay
         (top(last=-1), "topk", "named tokens -1 to 1 "),
     ],
 )
-def test_an_answer_to_another_question_is_refused(said: Payload, asked: PayloadName, told: str) -> None:
-    with pytest.raises(GradingFailed, match=f"teacher 'euler' .*{told}"):
-        check_score("euler", ROLLOUT, said, OWED[asked])
+def test_an_answer_to_another_question_is_refused(payload: Payload, asked: PayloadName, message: str) -> None:
+    with pytest.raises(GradingFailed, match=f"teacher 'euler' .*{message}"):
+        check_score("euler", ROLLOUT, payload, EXPECTED[asked])
 
 
 @pytest.mark.parametrize(("whose", "width"), [("student", 3), ("union", 4)])
@@ -127,7 +127,7 @@ def test_the_students_own_tokens_tell_the_width(whose: Literal["student", "union
 
 def test_as_many_scores_as_rollouts() -> None:
     with pytest.raises(GradingFailed, match=r"'euler' gave 1 scores for a microbatch of 2 rollouts \(domain 'math'\)"):
-        check_answer("euler", [ROLLOUT, ROLLOUT], [full()], OWED["full"])
+        check_answer("euler", [ROLLOUT, ROLLOUT], [full()], EXPECTED["full"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,26 +161,27 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told", "retries"),
+    ("fault", "message", "retries"),
     [
         ("short", "teacher 'euler' gave 1 scores for a microbatch of 2 rollouts", 0),
         ("hangs", "teacher 'euler' did not answer within 1 s; a microbatch of 2 rollouts was lost 2 times", 1),
     ],
 )
 def test_a_process_that_misbehaves_ends_the_run_by_name(
-    cluster: None, fault: Literal["short", "hangs"], told: str, retries: int
+    cluster: None, fault: Literal["short", "hangs"], message: str, retries: int
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     pool = TeacherPool(
         {"euler": TeacherSpec(Faulty(fault), Conditions(1.0, 64), 0.0, 1)},
         routes={"math": {"euler": 1.0}},
         payload="sampled",
         faults=FaultRecipe(backoff_seconds=0.0, retries=1, microbatch_seconds=1.0),
-        say=said.append,
+        say=messages.append,
     )
     pool.wait_until_ready()
     two: list[Rollout] = [ROLLOUT, dataclasses.replace(ROLLOUT, index=1)]
-    with pytest.raises(GradingFailed, match=told):
+    with pytest.raises(GradingFailed, match=message):
         pool.score([two])
-    assert pool.metrics()["teacher_retries/euler"] == retries == len(said)  # what would answer the same is asked once
+    # What would answer the same is asked once.
+    assert pool.metrics()["teacher_retries/euler"] == retries == len(messages)
     pool.close()

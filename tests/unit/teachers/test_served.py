@@ -23,7 +23,7 @@ from mopd.distill.payloads import Support
 from mopd.distill.recipe import FaultRecipe, Recipe
 from mopd.distill.types import Full, GradingFailed, Payload, Prompt, Sampled, TopK, UserError
 from mopd.recipes.resolve.resolved import resolve
-from mopd.recipes.run.check_deep import DeepCheck
+from mopd.recipes.run.check_deep import deep_findings
 from mopd.rollouts.engines.in_process import Decoding
 from mopd.rollouts.engines.served import ServedSampler
 from mopd.rollouts.sampler import InProcess, StudentSampler
@@ -68,15 +68,15 @@ def source(server: Server, here: TeacherModel) -> Served:
 
 
 def whole(here: TeacherModel) -> list[np.ndarray]:
-    return [one.logprobs_TV for one in here.score(IDS, "full") if isinstance(one, Full)]
+    return [payload.logprobs_TV for payload in here.score(IDS, "full") if isinstance(payload, Full)]
 
 
 def test_its_sampled_scores_are_the_local_ones(server: Server, here: TeacherModel) -> None:
     there = source(server, here).open(Conditions(1.0, 64), []).score(IDS, "sampled")
-    for mine, theirs in zip(here.score(IDS, "sampled"), there, strict=True):
-        assert isinstance(mine, Sampled)
-        assert isinstance(theirs, Sampled)
-        np.testing.assert_allclose(theirs.logprobs_T[1:], mine.logprobs_T[1:], atol=1e-4)
+    for local, served in zip(here.score(IDS, "sampled"), there, strict=True):
+        assert isinstance(local, Sampled)
+        assert isinstance(served, Sampled)
+        np.testing.assert_allclose(served.logprobs_T[1:], local.logprobs_T[1:], atol=1e-4)
     assert len(server.faults.asked) == 1  # a microbatch is one request
 
 
@@ -85,35 +85,35 @@ def test_its_support_holds_the_likeliest_tokens_and_the_one_that_was_written(
 ) -> None:
     there = source(server, here).open(Conditions(1.0, 64, SUPPORT), []).score(IDS, "topk")
     k, outside = SUPPORT.k + len(SUPPORT.forced), 0
-    for ids_T, full_TV, one in zip(IDS, whole(here), there, strict=True):
-        assert isinstance(one, TopK)
-        assert one.ids_TK.shape == (len(ids_T), k)
+    for ids_T, full_TV, payload in zip(IDS, whole(here), there, strict=True):
+        assert isinstance(payload, TopK)
+        assert payload.ids_TK.shape == (len(ids_T), k)
         for t in range(1, len(ids_T)):
-            row, ids = full_TV[t].astype(np.float64), one.ids_TK[t].tolist()
+            row, ids = full_TV[t].astype(np.float64), payload.ids_TK[t].tolist()
             likeliest = np.argsort(-row, kind="stable").tolist()
             inside = int(ids_T[t]) in likeliest[:k]
             outside += not inside
             assert set(ids) == set(likeliest[:k] if inside else [*likeliest[: k - 1], int(ids_T[t])])
-            np.testing.assert_allclose(one.logprobs_TK[t], row[ids], atol=1e-4)
+            np.testing.assert_allclose(payload.logprobs_TK[t], row[ids], atol=1e-4)
             rest = np.exp(np.delete(row, ids)).sum()
             # One minus a sum of float32 log-probabilities: their absolute error is that of the probabilities.
-            assert np.exp(one.rest_T[t]) == pytest.approx(rest, abs=k * 1e-4)
-            assert one.sampled_T[t] == pytest.approx(row[ids_T[t]], abs=1e-4)
+            assert np.exp(payload.rest_T[t]) == pytest.approx(rest, abs=k * 1e-4)
+            assert payload.sampled_T[t] == pytest.approx(row[ids_T[t]], abs=1e-4)
     assert outside > 10  # else the second half was not tried
 
 
 def test_a_rest_without_digits_stays_a_log_probability(server: Server, here: TeacherModel) -> None:
     def certain(choice: dict[str, Any]) -> None:
         for row in choice["prompt_logprobs"] or []:
-            for i, told in enumerate(row.values() if row else []):
-                told["logprob"] = 0.0 if i == 0 else -30.0
+            for i, token in enumerate(row.values() if row else []):
+                token["logprob"] = 0.0 if i == 0 else -30.0
 
     server.faults.spoil = certain
-    (one,) = source(server, here).open(Conditions(1.0, 64, SUPPORT), []).score(IDS[1:2], "topk")
-    assert isinstance(one, TopK)
-    assert np.isfinite(one.rest_T).all()
+    (payload,) = source(server, here).open(Conditions(1.0, 64, SUPPORT), []).score(IDS[1:2], "topk")
+    assert isinstance(payload, TopK)
+    assert np.isfinite(payload.rest_T).all()
     most = math.log(here.vocabulary - 9) - 30.0  # nobody outside is likelier than the least likely inside
-    np.testing.assert_allclose(one.rest_T[1:], most, rtol=1e-6)
+    np.testing.assert_allclose(payload.rest_T[1:], most, rtol=1e-6)
     assert most < math.log(9 * DIGITS)
 
 
@@ -122,7 +122,7 @@ def other_tokens(choice: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda c: c.update(prompt_logprobs=None), "must be one that gives the log-probabilities of its prompts"),
         (lambda c: c.update(prompt_logprobs=c["prompt_logprobs"][:3]), "a prompt of 9 tokens came back with 3 of them"),
@@ -131,10 +131,10 @@ def other_tokens(choice: dict[str, Any]) -> None:
     ],
 )
 def test_an_answer_that_is_not_of_the_tokens_that_were_sent_is_refused(
-    server: Server, here: TeacherModel, spoil: Any, told: str
+    server: Server, here: TeacherModel, spoil: Any, message: str
 ) -> None:
     server.faults.spoil = spoil
-    with pytest.raises(GradingFailed, match=told):
+    with pytest.raises(GradingFailed, match=message):
         source(server, here).open(Conditions(1.0, 64), []).score(IDS[1:2], "sampled")
 
 
@@ -184,9 +184,9 @@ def test_it_answers_questions_as_its_weights_do_here(server: Server, folder: str
         Endpoint(server.url, "big", SecretStr(KEY)), eos_token_id=1, max_new_tokens=12, batch_size=3, faults=faults
     )
     server.faults.away = 2
-    theirs = [one for batch in remote.sample(prompts, step=0, greedy=True) for one in batch]
-    mine = [one for batch in local.sample(prompts, step=0, greedy=True) for one in batch]
-    for a, b in zip(mine, theirs, strict=True):
+    served_rollouts = [rollout for batch in remote.sample(prompts, step=0, greedy=True) for rollout in batch]
+    local_rollouts = [rollout for batch in local.sample(prompts, step=0, greedy=True) for rollout in batch]
+    for a, b in zip(local_rollouts, served_rollouts, strict=True):
         assert (a.prompt, a.token_ids.tolist(), a.finish) == (b.prompt, b.token_ids.tolist(), b.finish)
         np.testing.assert_allclose(b.sampler_logprobs, a.sampler_logprobs, atol=1e-4)
     with pytest.raises(ValueError, match="not be the same on a resume"):
@@ -206,29 +206,29 @@ def cluster() -> Iterator[None]:
 def test_a_server_that_was_away_is_asked_again_and_one_that_refuses_is_not(
     cluster: None, server: Server, here: TeacherModel
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     pool = TeacherPool(
         {"big": TeacherSpec(source(server, here), Conditions(1.0, 64), gpus=0.0, replicas=2)},
         routes={"math": {"big": 1.0}},
         payload="sampled",
         faults=FaultRecipe(retries=2, backoff_seconds=0.0),
-        say=said.append,
+        say=messages.append,
     )
     rollouts = [make_rollout(np.random.default_rng(i), i, "math", prompt=3, completion=9) for i in range(2)]
     assert pool.wait_until_ready() == {"big": here.vocabulary}
     server.faults.away = 2
     scored = pool.score([rollouts])
     local = here.score([rollout.token_ids for rollout in rollouts], "sampled")
-    for one, mine in zip(scored, local, strict=True):
-        np.testing.assert_allclose(logprobs(one.scores[0][1].payload), logprobs(mine), atol=1e-4)
+    for scored_rollout, payload in zip(scored, local, strict=True):
+        np.testing.assert_allclose(logprobs(scored_rollout.scores[0][1].payload), logprobs(payload), atol=1e-4)
     assert pool.metrics()["teacher_retries/big"] == 2
-    assert [f"503: loading; asking again ({n} of 2)" in said[n - 1] for n in (1, 2)] == [True, True]
-    assert "restarting" not in " ".join(said)  # the processes are well
+    assert [f"503: loading; asking again ({n} of 2)" in messages[n - 1] for n in (1, 2)] == [True, True]
+    assert "restarting" not in " ".join(messages)  # the processes are well
     server.faults.status, asked = 400, len(server.faults.asked)
     with pytest.raises(GradingFailed, match=r"teacher 'big': big at .* answered 400: no such thing"):
         pool.score([rollouts])
     assert len(server.faults.asked) == asked + 1
-    assert KEY not in " ".join(said)
+    assert KEY not in " ".join(messages)
     pool.close()
 
 
@@ -252,11 +252,17 @@ def served(folder: str, server: Server | None, **changes: Any) -> Recipe:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"loss": {"estimator": "full_reverse_kl"}}, "no distributions, which `loss.estimator` full_reverse_kl"),
-        ({"loss": {"estimator": "full_reverse_kl", "payload": "hidden"}}, "no hidden states, which `loss.estimator`"),
-        ({"loss": {"estimator": "forward_kl"}}, "no distributions, which `loss.estimator` forward_kl"),
+        (
+            {"loss": {"estimator": "full_reverse_kl"}},
+            "and `loss.estimator` full_reverse_kl needs full",
+        ),
+        (
+            {"loss": {"estimator": "full_reverse_kl", "payload": "hidden"}},
+            "full_reverse_kl needs hidden",
+        ),
+        ({"loss": {"estimator": "forward_kl"}}, "a served teacher gives sampled, topk, and"),
         ({"loss": {"estimator": "topk_reverse_kl", "k": 8, "support": "union"}}, "take `support: teacher`"),
         ({"rollout": {"max_new_tokens": 40, "temperature": 0.7}}, "`rollout.temperature` is 0.7; set it to 1"),
         ({"teacher": {"model": "self"}}, "a run makes, so no server has it yet"),
@@ -265,7 +271,7 @@ def served(folder: str, server: Server | None, **changes: Any) -> Recipe:
         ({"teacher": {"endpoint": "http://host:port/v1"}}, "a URL is needed, such as http://host:8000/v1"),
         ({"teacher": {"dtype": "float32"}}, "`teachers.math.dtype` is set and would change nothing (the server at"),
         ({"teacher": {"endpoint": None}}, "`teachers.math.served_model` is set and would change nothing"),
-        ({"method": "off_policy", "loss": {"estimator": "nll"}}, "needs its teachers' weights, and a server keeps"),
+        ({"method": "off_policy", "loss": {"estimator": "nll"}}, "needs its teachers' weights, which are not here"),
         ({"teacher": {"api_key_env": "MOPD_NO_KEY"}}, "MOPD_NO_KEY, and no environment variable of that name is set"),
         ({"teacher": {"served_model": "small"}}, "serves big, and not 'small'"),
         ({"rollout": {"max_new_tokens": 90}}, "has room for 90 tokens"),
@@ -273,13 +279,13 @@ def served(folder: str, server: Server | None, **changes: Any) -> Recipe:
     ],
 )
 def test_what_it_cannot_give_is_refused_before_the_run(
-    changes: dict[str, Any], told: str, server: Server, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], message: str, server: Server, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOPD_TEST_KEY", KEY)
     monkeypatch.setattr(server, "context", 90)
     with pytest.raises(UserError) as refused:
         check(served(folder, server, **changes), tmp_path)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert KEY not in str(refused.value)
 
 
@@ -297,7 +303,7 @@ def test_a_server_that_is_away_or_reads_otherwise_is_refused(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOPD_TEST_KEY", KEY)
-    with pytest.raises(UserError, match=r"no answer from http://127.0.0.1:9/v1 .*start the server, or mend the URL"):
+    with pytest.raises(UserError, match=r"no answer from http://127.0.0.1:9/v1 .*start the server, or correct the URL"):
         check(served(folder, None), tmp_path)
     other = save_model(tmp_path / "other", tokenizer_of("ordering"), vocab_size=200)
     with (
@@ -311,7 +317,7 @@ def test_a_check_that_starts_models_tries_it_out(
     server: Server, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOPD_TEST_KEY", KEY)
-    (found,) = DeepCheck(resolve(served(folder, server)), tmp_path).findings()
+    (finding,) = deep_findings(resolve(served(folder, server)), tmp_path)
     # The same weights teach nothing, and are no distance away.
-    assert (found.teacher, found.domain) == ("math", "math")
-    assert re.match(r"KL -?0.000 ± 0.000 nats a token", found.reason)
+    assert (finding.teacher, finding.domain) == ("math", "math")
+    assert re.match(r"KL -?0.000 ± 0.000 nats a token", finding.reason)

@@ -69,26 +69,26 @@ def test_a_topk_score_is_the_head_of_the_whole_one_with_what_is_left(tmp_path, t
     teacher = TeacherModel(path, device="cpu", dtype="float32", **settings)
     asked = [r.token_ids for r in rollouts()]
     reference = AutoModelForCausalLM.from_pretrained(path).eval()
-    for ids, said in zip(asked, teacher.score(asked, "topk"), strict=True):
-        assert isinstance(said, TopK)
-        assert said.ids_TK.shape == said.logprobs_TK.shape == (len(ids), 7)
-        assert said.ids_TK.dtype == np.int32
+    for ids, payload in zip(asked, teacher.score(asked, "topk"), strict=True):
+        assert isinstance(payload, TopK)
+        assert payload.ids_TK.shape == payload.logprobs_TK.shape == (len(ids), 7)
+        assert payload.ids_TK.dtype == np.int32
         expected_TV = naive_logprobs(reference, ids, temperature)
         for t in range(1, len(ids)):
             free = [v for v in np.argsort(-expected_TV[t]).tolist() if v not in forced]
-            assert set(said.ids_TK[t].tolist()) == {*free[:5], *forced}
-            np.testing.assert_allclose(said.logprobs_TK[t], expected_TV[t, said.ids_TK[t]], atol=2e-5)
-            assert said.rest_T[t] == pytest.approx(np.log(np.exp(expected_TV[t, free[5:]]).sum()), abs=2e-5)
-            assert said.sampled_T[t] == pytest.approx(expected_TV[t, ids[t]], abs=2e-5)
+            assert set(payload.ids_TK[t].tolist()) == {*free[:5], *forced}
+            np.testing.assert_allclose(payload.logprobs_TK[t], expected_TV[t, payload.ids_TK[t]], atol=2e-5)
+            assert payload.rest_T[t] == pytest.approx(np.log(np.exp(expected_TV[t, free[5:]]).sum()), abs=2e-5)
+            assert payload.sampled_T[t] == pytest.approx(expected_TV[t, ids[t]], abs=2e-5)
 
 
 @pytest.mark.parametrize("budget", [1, 7, 20, 1000])
 def test_microbatches_hold_every_rollout_once_within_their_budget(budget):
     lengths = np.random.default_rng(0).integers(1, 20, 50).tolist()
     taken = microbatches(lengths, budget)
-    assert sorted(i for one in taken for i in one) == list(range(50))
-    assert all(len(one) == 1 or len(one) * max(lengths[i] for i in one) <= budget for one in taken)
-    assert [lengths[i] for one in taken for i in one] == sorted(lengths, reverse=True)
+    assert sorted(i for members in taken for i in members) == list(range(50))
+    assert all(len(members) == 1 or len(members) * max(lengths[i] for i in members) <= budget for members in taken)
+    assert [lengths[i] for members in taken for i in members] == sorted(lengths, reverse=True)
     assert microbatches([], budget) == []
 
 
@@ -117,9 +117,9 @@ def pool(cluster, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teachers")
     paths = {"a": make_model(folder, seed=1), "b": make_model(folder, "qwen3_moe", seed=2)}
     routes = {"code": {"a": 1.0}, "math": {"a": 0.25, "b": 0.75}}
-    said = []
-    pool = make_pool(paths, routes=routes, say=said.append, microbatch_seconds=8.0)
-    yield pool, paths, said
+    messages = []
+    pool = make_pool(paths, routes=routes, say=messages.append, microbatch_seconds=8.0)
+    yield pool, paths, messages
     pool.close()
 
 
@@ -133,14 +133,14 @@ def test_every_rollout_goes_to_its_domains_teachers(pool):
         for name, path in paths.items()
     }
     assert [s.rollout.index for s in scored] == [r.index for r in batch]
-    for one in scored:
-        expected = {"code": {"a": 1.0}, "math": {"a": 0.25, "b": 0.75}}[one.rollout.domain]
-        assert {score.teacher: weight for weight, score in one.scores} == expected
-        for _, score in one.scores:
-            (alone,) = local[score.teacher].score([one.rollout.token_ids], "full")
+    for graded in scored:
+        expected = {"code": {"a": 1.0}, "math": {"a": 0.25, "b": 0.75}}[graded.rollout.domain]
+        assert {score.teacher: weight for weight, score in graded.scores} == expected
+        for _, score in graded.scores:
+            (alone,) = local[score.teacher].score([graded.rollout.token_ids], "full")
             np.testing.assert_allclose(
-                score.payload.logprobs_TV[one.rollout.loss_mask],
-                alone.logprobs_TV[one.rollout.loss_mask],
+                score.payload.logprobs_TV[graded.rollout.loss_mask],
+                alone.logprobs_TV[graded.rollout.loss_mask],
                 atol=1e-5,
             )
 
@@ -152,22 +152,22 @@ def test_a_pool_ships_the_support_that_it_was_given(cluster, tmp_path, whose):
     pool = TeacherPool(specs, routes={"code": {"a": 1.0}}, payload="topk", faults=FaultRecipe(), say=print)
     rng = np.random.default_rng(1)
     batch = [
-        dataclasses.replace(one, support_ids=np.array([[*rng.permutation(np.arange(2, VOCABULARY))[:3], 1]
-                                                       for _ in one.token_ids], np.int32))
-        for one in rollouts(4, domains=("code",))
+        dataclasses.replace(rollout, support_ids=np.array([[*rng.permutation(np.arange(2, VOCABULARY))[:3], 1]
+                                                       for _ in rollout.token_ids], np.int32))
+        for rollout in rollouts(4, domains=("code",))
     ]  # fmt: skip
-    given = [one.support_ids for one in batch]
+    given = [rollout.support_ids for rollout in batch]
     local = TeacherModel(
         path, device="cpu", dtype="float32", temperature=1.0, microbatch_tokens=256, support=support
     ).score([r.token_ids for r in batch], "topk", None, given)
-    for one, alone in zip(pool.score([batch]), local, strict=True):
-        ((_, score),) = one.scores
+    for graded, alone in zip(pool.score([batch]), local, strict=True):
+        ((_, score),) = graded.scores
         for name in ("ids_TK", "logprobs_TK", "rest_T", "sampled_T"):
-            theirs, ours = getattr(score.payload, name), getattr(alone, name)
-            np.testing.assert_allclose(theirs[one.rollout.loss_mask], ours[one.rollout.loss_mask], atol=1e-5)
-        mine = {1} if whose == "teacher" else set(one.rollout.support_ids[-1].tolist())
-        assert mine <= set(score.payload.ids_TK[-1].tolist())
-        assert score.payload.ids_TK.shape[1] == 3 + len(mine)
+            shipped, expected = getattr(score.payload, name), getattr(alone, name)
+            np.testing.assert_allclose(shipped[graded.rollout.loss_mask], expected[graded.rollout.loss_mask], atol=1e-5)
+        given_tokens = {1} if whose == "teacher" else set(graded.rollout.support_ids[-1].tolist())
+        assert given_tokens <= set(score.payload.ids_TK[-1].tolist())
+        assert score.payload.ids_TK.shape[1] == 3 + len(given_tokens)
     if whose == "union":
         with pytest.raises(ValueError, match="the sampler recorded none"):
             pool.score([rollouts(1, domains=("code",))])
@@ -192,7 +192,7 @@ def test_a_teacher_that_cannot_be_loaded_is_named(cluster, tmp_path):
 
 def pid(pool, name):
     """Of the teacher's first process."""
-    return ray.get(pool._hosts[name]._replicas[0].actor.__ray_call__.remote(lambda self: os.getpid()))
+    return ray.get(pool._worker_pools[name]._replicas[0].actor.__ray_call__.remote(lambda self: os.getpid()))
 
 
 def broken_off(pool, batch, number, name):
@@ -204,24 +204,24 @@ def broken_off(pool, batch, number, name):
 
 
 def bits(scored):
-    return [(score.teacher, score.payload.logprobs_TV.tobytes()) for one in scored for _, score in one.scores]
+    return [(score.teacher, score.payload.logprobs_TV.tobytes()) for rollout in scored for _, score in rollout.scores]
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "message"),
     [(signal.SIGKILL, "died: "), (signal.SIGSTOP, "did not answer within 8 s")],
     ids=["dies", "hangs"],
 )
-def test_a_teacher_that_dies_or_hangs_amid_scoring_changes_no_bit(pool, number, told):
-    pool, _, said = pool
+def test_a_teacher_that_dies_or_hangs_amid_scoring_changes_no_bit(pool, number, message):
+    pool, _, messages = pool
     expected = bits(pool.score([[rollout] for rollout in rollouts(30)]))
-    pool.metrics(), said.clear()
+    pool.metrics(), messages.clear()
     before = pid(pool, "b")
     assert bits(pool.score(broken_off(pool, rollouts(30), number, "b"))) == expected
     metrics = pool.metrics()
     assert metrics["teacher_retries/b"] >= 1
     assert metrics["teacher_retries/a"] == 0
-    assert any(f"teacher 'b' {told}" in line and "(1 of 3)" in line for line in said)
+    assert any(f"teacher 'b' {message}" in line and "(1 of 3)" in line for line in messages)
     assert pid(pool, "b") != before
     assert psutil.wait_procs([psutil.Process(before)] if psutil.pid_exists(before) else [], timeout=10)[1] == []
 
@@ -246,7 +246,7 @@ def test_two_replicas_share_the_work_and_change_no_bit(pool):
     settings = {"routes": {"code": {"a": 1.0}}, "replicas": {"a": 2}, "backoff_seconds": 86400.0}
     both = make_pool({"a": paths["a"]}, **settings)
     both.wait_until_ready()
-    actors = [replica.actor for replica in both._hosts["a"]._replicas]
+    actors = [replica.actor for replica in both._worker_pools["a"]._replicas]
     ray.get([actor.__ray_call__.remote(count_forwards) for actor in actors])
     assert bits(both.score([[rollout] for rollout in batch])) == expected
     worked = ray.get([actor.__ray_call__.remote(lambda self: self.forwards) for actor in actors])

@@ -81,7 +81,7 @@ def test_eight_routed_teachers_score_as_many_tokens_as_one(cluster: None, tmp_pa
         say=print,
     )
     pool.wait_until_ready()
-    actor = pool._hosts["t0"]._replicas[0].actor
+    actor = pool._worker_pools["t0"]._replicas[0].actor
     ray.get(actor.__ray_call__.remote(count_tokens))
     costs, tokens = Costs(base, dict.fromkeys(folders, base), samples=True), sum(len(r.token_ids) for r in rollouts())
     for n in COUNTS:

@@ -126,7 +126,7 @@ def test_teachers_over_one_base_share_its_process_and_come_back_with_it(cluster:
     }
     routes = {"math": {"a": 0.5, "b": 0.25, "c": 0.25}}
     pool = TeacherPool(specs, routes=routes, payload="full", faults=FaultRecipe(backoff_seconds=0.0), say=print)
-    hosts = {id(pool._hosts[name]) for name in specs}
+    hosts = {id(pool._worker_pools[name]) for name in specs}
     assert len(hosts) == 1
     batch = asked()
     before = pool.score([batch])
@@ -136,7 +136,7 @@ def test_teachers_over_one_base_share_its_process_and_come_back_with_it(cluster:
                 [one.rollout.token_ids], "full", folders.get(score.teacher)
             )
             np.testing.assert_allclose(score.payload.logprobs_TV, alone.logprobs_TV, atol=2e-5)  # pyright: ignore
-    process = ray.get(pool._hosts["a"]._replicas[0].actor.__ray_call__.remote(lambda self: os.getpid()))
+    process = ray.get(pool._worker_pools["a"]._replicas[0].actor.__ray_call__.remote(lambda self: os.getpid()))
     os.kill(process, signal.SIGKILL)
     for one, other in zip(before, pool.score([batch]), strict=True):
         for (_, mine), (_, theirs) in zip(one.scores, other.scores, strict=True):

@@ -48,7 +48,7 @@ def bits(scored: list[ScoredRollout]) -> list[tuple[str, bytes]]:
 
 
 def node_of(pool: TeacherPool, name: str) -> str:
-    actor = pool._hosts[name]._replicas[0].actor
+    actor = pool._worker_pools[name]._replicas[0].actor
     return ray.get(actor.__ray_call__.remote(lambda self: __import__("ray").get_runtime_context().get_node_id()))
 
 

@@ -17,8 +17,7 @@ from student_kit import DOMAINS, VOCABULARY, make_model
 from mopd.distill.models.load import load_model
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Int32, Payload, PayloadName, Prompt, Rollout, Sampled, TopK, UserError
-from mopd.recipes.run.findings import Finding, refuse_unusable
-from mopd.recipes.run.preflight import FLOOR, trouble
+from mopd.recipes.run.preflight import FLOOR, Finding, distance, refuse_unusable, trouble
 from mopd.rollouts.engines.in_process import Decoding
 from mopd.rollouts.sampler import InProcess, StudentSampler
 from mopd.teachers.actor import TeacherSpec
@@ -69,7 +68,7 @@ class Scorer:
         self, token_ids: Sequence[Int32], payload: PayloadName, adapter: str | None = None, given: Any = None
     ) -> list[Payload]:
         scored = (self.plain if self.trap == "untempered" else self.model).score(token_ids, "sampled")
-        rows = [one.logprobs_T + np.float32(self.offset) for one in scored if isinstance(one, Sampled)]
+        rows = [payload.logprobs_T + np.float32(self.offset) for payload in scored if isinstance(payload, Sampled)]
         return [Sampled(row.astype(np.float32)) for row in rows]
 
 
@@ -112,7 +111,7 @@ def trials(paths: tuple[str, str], rollouts: list[Rollout]) -> Iterator[dict[str
 
 
 @pytest.mark.parametrize(
-    ("trap", "told"),
+    ("trap", "reason"),
     [
         ("none", None),
         ("untempered", "nats from its own distribution at the recipe's temperature"),
@@ -120,12 +119,12 @@ def trials(paths: tuple[str, str], rollouts: list[Rollout]) -> Iterator[dict[str
     ],
 )
 def test_scores_that_would_mislead_are_found(
-    trials: dict[str, DryRun], rollouts: list[Rollout], trap: str, told: str | None
+    trials: dict[str, DryRun], rollouts: list[Rollout], trap: str, reason: str | None
 ) -> None:
     assert len(trials[trap].answers) == (4 if trap == "own process" else 2)
-    found = trouble(trials[trap], rollouts, 1e-3)
-    assert (found is None) == (told is None)
-    assert told is None or (found is not None and told in found[0] and found[1])
+    problem = trouble(trials[trap], rollouts, 1e-3)
+    assert (problem is None) == (reason is None)
+    assert reason is None or (problem is not None and reason in problem[0] and problem[1])
 
 
 def test_answers_may_differ_by_less_than_a_tenth_of_the_distance_to_the_student(rollouts: list[Rollout]) -> None:
@@ -135,9 +134,9 @@ def test_answers_may_differ_by_less_than_a_tenth_of_the_distance_to_the_student(
         return tuple(row + np.float32(by) for row in student)
 
     assert trouble(DryRun((shifted(0.5), shifted(0.54)), None), rollouts, 1e-3) is None
-    told = trouble(DryRun((shifted(0.5), shifted(0.56)), None), rollouts, 1e-3)
-    assert told is not None
-    assert told[0] == "asked twice, it scores the same tokens 0.06 nats apart, and is 0.5 nats from the student"
+    problem = trouble(DryRun((shifted(0.5), shifted(0.56)), None), rollouts, 1e-3)
+    assert problem is not None
+    assert problem[0] == "asked twice, it scores the same tokens 0.06 nats apart, and is 0.5 nats from the student"
     assert trouble(DryRun((shifted(0), shifted(FLOOR / 2)), None), rollouts, 1e-3) is None  # an anchor
     assert trouble(DryRun((shifted(0), shifted(float("nan"))), None), rollouts, 1e-3) is not None
 
@@ -152,8 +151,8 @@ def test_every_payload_that_tells_its_tokens_log_probabilities_is_read(tmp_path:
     ids = np.arange(2, 14, dtype=np.int32)
     plain, full, top = (model.score([ids], name)[0] for name in ("sampled", "full", "topk"))
     assert isinstance(top, TopK)
-    for one in (full, top):
-        np.testing.assert_array_equal(sampled_of(one, ids), sampled_of(plain, ids))
+    for payload in (full, top):
+        np.testing.assert_array_equal(sampled_of(payload, ids), sampled_of(plain, ids))
     np.testing.assert_allclose(
         sampled_of(plain, ids)[1:],
         [model.reference(ids)[t, ids[t]] for t in range(1, len(ids))],
@@ -162,13 +161,31 @@ def test_every_payload_that_tells_its_tokens_log_probabilities_is_read(tmp_path:
 
 
 def test_unusable_teachers_are_refused_together() -> None:
-    found = [
+    findings = [
         Finding("a", "math", "unusable", "KL to it is inf", "take another"),
         Finding("b", "code", "warning", "far"),
     ]
-    refuse_unusable(found[1:])
+    refuse_unusable(findings[1:])  # not per token
     with pytest.raises(
         UserError, match=r"`teachers\.a` cannot teach domain 'math': KL to it is inf; take another"
-    ) as told:
-        refuse_unusable(found)
-    assert len(told.value.problems) == 1
+    ) as refused:
+        refuse_unusable(findings)
+    assert len(refused.value.problems) == 1
+
+
+def test_the_distance_is_the_divergence_within_the_error_that_it_tells() -> None:
+    """A student writes tokens by its distribution p, a teacher scores them by q: 95% of intervals hold KL(p || q)."""
+    rng = np.random.default_rng(0)
+    n, repetitions, hits = 300, 400, 0
+    p_V, q_V = (rng.dirichlet(np.ones(6)) for _ in range(2))
+    exact = float((p_V * (np.log(p_V) - np.log(q_V))).sum())
+    for _ in range(repetitions):
+        ids_T = rng.choice(6, n + 2, p=p_V).astype(np.int32)
+        mask_T = np.arange(n + 2) >= 2
+        prompt = Prompt("math", "math/0", tuple(ids_T[:2].tolist()), "?", "!")
+        student_T, teacher_T = (np.log(probabilities)[ids_T].astype(np.float32) for probabilities in (p_V, q_V))
+        teacher_T[0] = np.nan  # what precedes the completion is not looked at
+        rollout = Rollout(prompt, ids_T, mask_T, student_T, "length", 0, 0, 0)
+        kl, error = distance(DryRun(((teacher_T,), (teacher_T,)), None), [rollout])
+        hits += abs(kl - exact) < 1.96 * error
+    assert 0.92 < hits / repetitions < 0.975

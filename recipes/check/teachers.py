@@ -1,0 +1,81 @@
+"""Teachers by the rows of their kinds: what a recipe may ask of them, and whether those elsewhere are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from transformers import PreTrainedTokenizerBase
+
+from mopd.distill.loss.registry import LOSSES
+from mopd.recipes.check.tasks import Lengths
+from mopd.recipes.resolve.methods import support_of
+from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import SELF, stage_name
+from mopd.rollouts.tasks import Task
+from mopd.teachers.kinds import TeacherKind, TeacherReach, TeacherUse
+
+PROBES = 8
+"""Prompts of each domain that a server's tokenizer is tried on."""
+
+
+def check_teachers(resolved: Resolved) -> Iterator[str]:
+    """Whether a recipe asks of its teachers nothing but what their kinds give, each problem a sentence."""
+    recipe, role, loss = resolved.recipe, resolved.method.teachers, resolved.loss
+    for name, teacher in resolved.teachers.items():
+        stanza, kind = teacher.settings, teacher.kind
+        use = TeacherUse(
+            name,
+            stanza,
+            made_by_run=stanza.model == SELF or stage_name(stanza.model) is not None,
+            grades=role == "grade",
+            estimator=loss.estimator,
+            payload=loss.payload,
+            support=None if loss.support is None else loss.support.whose,
+            temperature=recipe.rollout.temperature,
+        )
+        if role in ("write", "merge") and not (kind.has_weights and kind.can_write):
+            why = "and it only scores" if kind.has_weights else "which are not here"
+            yield (
+                f"`teachers.{name}`: method {recipe.method!r} needs its teachers' weights, {why}: it is of kind "
+                f"{kind.name}; take a checkpoint"
+            )
+        if use.grades and use.payload is not None and use.payload not in kind.payloads:
+            yield _other_payload(use, kind)
+        yield from kind.check(use)
+
+
+def _other_payload(use: TeacherUse, kind: TeacherKind) -> str:
+    fitting = [name for name, spec in LOSSES.items() if spec.payload in kind.payloads]
+    take = "`payload: full`" if use.payload == "hidden" and "full" in kind.payloads else f"one of {', '.join(fitting)}"
+    return (
+        f"`teachers.{use.name}`: a {kind.name} teacher gives {', '.join(kind.payloads)}, and `loss.estimator` "
+        f"{use.estimator} needs {use.payload}; take {take}"
+    )
+
+
+def reach_teachers(
+    resolved: Resolved,
+    tasks: Mapping[str, Task],
+    tokenizer: PreTrainedTokenizerBase | None,
+    lengths: Mapping[str, Lengths],
+) -> Iterator[str]:
+    """Whether every teacher that lies elsewhere is there, and what the run needs it to be; each problem a sentence.
+
+    Args:
+        tokenizer: the student's.
+    """
+    recipe = resolved.recipe
+    tried = [task.example(seed=recipe.seed, split="train", index=i) for task in tasks.values() for i in range(PROBES)]
+    for name, teacher in resolved.teachers.items():
+        if (reach := teacher.kind.reach) is not None:
+            yield from reach(
+                TeacherReach(
+                    name,
+                    teacher.settings,
+                    texts=[example.text for example in tried],
+                    tokenizer=tokenizer,
+                    support=None if tokenizer is None else support_of(recipe, tokenizer),
+                    longest_prompt=max((length.longest_prompt for length in lengths.values()), default=0),
+                    max_new_tokens=recipe.rollout.max_new_tokens,
+                )
+            )
