@@ -1,4 +1,6 @@
-"""What a teacher can say of a rollout. Part of distill/types.py, and imported from there.
+"""What a teacher can say of a rollout, and which tokens of a distribution it says it of.
+
+Part of distill/types.py, and imported from there; the rows of PAYLOADS are in distill/payload_rows.py.
 
 Shape legend: T tokens of a sequence, V vocabulary, K entries of a top-k support, H hidden size. Row ``t`` speaks of
 token ``t`` given the tokens before it.
@@ -6,7 +8,7 @@ token ``t`` given the tokens before it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -19,14 +21,35 @@ UInt16: TypeAlias = npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class Payload:
+    """What a teacher says of a rollout: a frozen dataclass of arrays with a row for each of the rollout's T tokens.
+
+    A further one is a subclass and a row, see :class:`distill.payload_rows.PayloadSpec`.
+    """
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Its arrays by the names of their fields, ``(T, ...)`` each."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+    def sampled_logprobs(self, token_ids_T: Int32) -> Float32 | None:
+        """The teacher's log-probability of each token, ``(T,)``, in nats; None where the payload does not tell it."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled(Payload):
     """The teacher's log-probability of each token, in nats, shape ``(T,)``."""
 
     logprobs_T: Float32
 
+    def sampled_logprobs(self, token_ids_T: Int32) -> Float32:
+        """What it holds."""
+        return self.logprobs_T
+
 
 @dataclass(frozen=True, slots=True)
-class TopK:
+class TopK(Payload):
     """Log-probabilities (never renormalised, in nats) on a support of K tokens per position, both ``(T, K)``.
 
     ``rest_T`` is the log-probability of all other tokens together, -inf where there are none: it cannot be had from
@@ -38,9 +61,13 @@ class TopK:
     rest_T: Float32
     sampled_T: Float32
 
+    def sampled_logprobs(self, token_ids_T: Int32) -> Float32:
+        """``sampled_T``."""
+        return self.sampled_T
+
 
 @dataclass(frozen=True, slots=True)
-class Hidden:
+class Hidden(Payload):
     """What goes into the output head: the last hidden states ``(T, H)``, aligned.
 
     Attributes:
@@ -53,33 +80,23 @@ class Hidden:
 
 
 @dataclass(frozen=True, slots=True)
-class Full:
+class Full(Payload):
     """Log-probabilities over the whole vocabulary, aligned, shape ``(T, V)``, in nats."""
 
     logprobs_TV: Float32
 
+    def sampled_logprobs(self, token_ids_T: Int32) -> Float32:
+        """The entry of each row that its token names."""
+        return self.logprobs_TV[range(len(token_ids_T)), token_ids_T]
 
-Payload: TypeAlias = Sampled | TopK | Hidden | Full
-PayloadName: TypeAlias = Literal["full", "sampled", "topk", "hidden"]
-PAYLOADS: dict[str, type[Any]] = {"sampled": Sampled, "topk": TopK, "hidden": Hidden, "full": Full}
+
+PayloadName: TypeAlias = str
+"""A name of :data:`distill.payload_rows.PAYLOADS`, or ``/path/file.py:NAME`` of the estimator that needs its own."""
 
 
 def payload_bytes(payload: Payload) -> int:
     """Bytes of a payload's arrays: what travels from a teacher to the student."""
-    parts = (getattr(payload, name) for name in payload.__slots__)
-    return sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
-
-
-def row_bytes(payload: PayloadName, *, vocabulary: int, hidden: int, support: int, value_bytes: int) -> int:
-    """Bytes that a teacher ships of one token.
-
-    Args:
-        vocabulary: of its output head, in tokens.
-        hidden: size of its last hidden states.
-        support: K, the tokens of a top-k support, forced ones included.
-        value_bytes: of its dtype; hidden states are shipped as they are, all else in float32.
-    """
-    return {"full": 4 * vocabulary, "hidden": value_bytes * hidden, "topk": 8 * support + 8, "sampled": 4}[payload]
+    return sum(array.nbytes for array in payload.arrays().values())
 
 
 def finite_rows(values: Float32 | UInt16) -> npt.NDArray[np.bool_]:

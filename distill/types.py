@@ -23,7 +23,6 @@ from mopd.distill.errors import GradingFailed as GradingFailed
 from mopd.distill.errors import NonFinite as NonFinite
 from mopd.distill.errors import RunError as RunError
 from mopd.distill.errors import UserError as UserError
-from mopd.distill.payloads import PAYLOADS as PAYLOADS
 from mopd.distill.payloads import Float32 as Float32
 from mopd.distill.payloads import Full as Full
 from mopd.distill.payloads import Hidden as Hidden
@@ -147,7 +146,7 @@ class ScoredRollout:
             names = ", ".join(f"{s.teacher}: {w}" for w, s in self.scores)
             raise ValueError(f"teacher weights of rollout {self.rollout.index} sum to {total}, not 1 ({names})")
         for _, score in self.scores:
-            rows = len(next(iter(getattr(score.payload, name) for name in score.payload.__slots__)))
+            rows = next((len(array) for array in score.payload.arrays().values()), 0)
             if rows != len(self.rollout.token_ids):
                 raise ValueError(
                     f"teacher {score.teacher!r} scored {rows} positions of rollout {self.rollout.index} "
@@ -173,7 +172,7 @@ class Weights(Protocol):
         ...
 
     def state_dict(self) -> Mapping[str, torch.Tensor]:
-        """The consolidated weights under Hugging Face names, on the CPU."""
+        """The consolidated weights under Hugging Face names, on the CPU, in the model's dtype."""
         ...
 
 

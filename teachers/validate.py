@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mopd.distill.payload_rows import payload_spec
 from mopd.distill.payloads import Support, finite_rows
 from mopd.distill.types import (
-    PAYLOADS,
     Float32,
     Full,
     GradingFailed,
@@ -26,6 +26,8 @@ from mopd.distill.types import (
 
 DTYPES = {"ids_TK": ("int32",), "hidden_TH": ("float32", "uint16")}
 """Of a payload's arrays that are not all float32; bfloat16 is shipped by its bits."""
+SHIPPED = (Sampled, TopK, Full, Hidden)
+"""Payloads whose arrays have a known kind; a user's own may be of any, and what is float32 of it must be finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +83,15 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload, expected: Expe
             tokens, is over another vocabulary or support, or names tokens that its vocabulary has not.
     """
     where = f"rollout {rollout.index} (domain {rollout.domain!r}"
-    if not isinstance(payload, PAYLOADS[expected.payload]):
+    needed = payload_spec(expected.payload).payload
+    if not isinstance(payload, needed):
         raise GradingFailed(
             f"teacher {teacher!r} answered with {type(payload).__name__} for {where}); it was asked for "
-            f"{PAYLOADS[expected.payload].__name__}"
+            f"{needed.__name__}"
         )
-    values = _check_shapes(teacher, rollout, payload, expected)
-    bad = ~finite_rows(values)[rollout.loss_mask]
+    bad = np.zeros(rollout.trained_tokens, dtype=np.bool_)
+    for values in _check_shapes(teacher, rollout, payload, expected):
+        bad |= ~finite_rows(values)[rollout.loss_mask]
     if isinstance(payload, TopK):
         ids_NK = payload.ids_TK[rollout.loss_mask]
         if ids_NK.size and not 0 <= ids_NK.min() <= ids_NK.max() < expected.vocabulary:
@@ -113,19 +117,23 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload, expected: Expe
         )
 
 
-def _check_shapes(teacher: str, rollout: Rollout, payload: Payload, expected: Expected) -> Float32 | UInt16:
-    """Compare every array's shape and dtype with what is expected; returns the one whose rows must be finite."""
+def _check_shapes(teacher: str, rollout: Rollout, payload: Payload, expected: Expected) -> list[Float32 | UInt16]:
+    """Compare every array's shape and dtype with what is expected; returns those whose rows must be finite."""
     n = len(rollout.token_ids)
     if isinstance(payload, Full):
-        values: Float32 | UInt16 = payload.logprobs_TV
+        values: list[Float32 | UInt16] = [payload.logprobs_TV]
         needed: dict[str, tuple[int, ...]] = {"logprobs_TV": (n, expected.vocabulary)}
     elif isinstance(payload, Hidden):
-        values, needed = payload.hidden_TH, {"hidden_TH": (n, payload.hidden_TH.shape[-1])}  # its head knows its size
+        values, needed = [payload.hidden_TH], {"hidden_TH": (n, payload.hidden_TH.shape[-1])}  # its head knows its size
     elif isinstance(payload, TopK):
         both = (n, expected.width(rollout))
-        values, needed = payload.logprobs_TK, {"logprobs_TK": both, "ids_TK": both, "rest_T": (n,), "sampled_T": (n,)}
-    else:
-        values, needed = payload.logprobs_T, {"logprobs_T": (n,)}
+        values, needed = [payload.logprobs_TK], {"logprobs_TK": both, "ids_TK": both, "rest_T": (n,), "sampled_T": (n,)}
+    elif isinstance(payload, Sampled):
+        values, needed = [payload.logprobs_T], {"logprobs_T": (n,)}
+    else:  # a user's own: rows of any shape and kind
+        arrays = payload.arrays()
+        values = [array for array in arrays.values() if array.dtype == np.float32]
+        needed = {name: (n, *array.shape[1:]) for name, array in arrays.items()}  # not per token
     for name, shape in needed.items():
         has, dtype = getattr(payload, name).shape, str(getattr(payload, name).dtype)
         if has[:1] != (n,):
@@ -138,7 +146,7 @@ def _check_shapes(teacher: str, rollout: Rollout, payload: Payload, expected: Ex
                 f"teacher {teacher!r} gave {name} of shape {has} for rollout {rollout.index} (domain "
                 f"{rollout.domain!r}); {shape} was needed, by {_what(payload)}"
             )
-        if dtype not in DTYPES.get(name, ("float32",)):
+        if type(payload) in SHIPPED and dtype not in DTYPES.get(name, ("float32",)):
             raise GradingFailed(
                 f"teacher {teacher!r} gave {name} in {dtype} for rollout {rollout.index} (domain {rollout.domain!r}); "
                 f"{' or '.join(DTYPES.get(name, ('float32',)))} was needed"
@@ -170,10 +178,7 @@ def sampled_of(payload: Payload, ids_T: Int32) -> Float32:
     Raises:
         ValueError: it does not.
     """
-    if isinstance(payload, Sampled):
-        return payload.logprobs_T
-    if isinstance(payload, TopK):
-        return payload.sampled_T
-    if isinstance(payload, Full):
-        return np.take_along_axis(payload.logprobs_TV, ids_T[:, None].astype(np.int64), 1)[:, 0]
-    raise ValueError(f"a {type(payload).__name__} does not tell the log-probabilities of its tokens")
+    logprobs_T = payload.sampled_logprobs(ids_T)
+    if logprobs_T is None:
+        raise ValueError(f"a {type(payload).__name__} does not tell the log-probabilities of its tokens")
+    return logprobs_T

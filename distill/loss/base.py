@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mopd.distill.loss.advantages import teacher_gap
 from mopd.distill.loss.microbatch import Microbatch
-from mopd.distill.loss.teacher_tensors import TeacherSlot
+from mopd.distill.loss.teacher_tensors import TeacherRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,42 @@ class Divergence(NamedTuple):
     value_N: Tensor
     gradient_NV: Tensor
     kl_N: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GradedTokens:
+    """Trained tokens and what a token's advantage is made of, each ``(N,)``, detached; log-probabilities in nats.
+
+    Attributes:
+        teacher_N: the teachers' weighted mean log-probability; anything where no teacher graded the rollout.
+        policy_N: of the policy.
+        taught_N: bool, whether a teacher graded the rollout.
+        reference_N: of the loss' reference, None where it has none.
+        reward_N: the group-normalised reward of the rollout, None where the loss uses none.
+    """
+
+    teacher_N: Tensor
+    policy_N: Tensor
+    taught_N: Tensor
+    reference_N: Tensor | None = None
+    reward_N: Tensor | None = None
+
+
+def teacher_gap(*, teacher_logprobs_N: Tensor, student_logprobs_N: Tensor) -> Tensor:
+    """How much likelier the teacher finds each token than the student does, in nats.
+
+    Both log-probabilities are of the training engines under one temperature, never the sampler's. With several teachers
+    ``teacher_logprobs_N`` is their weighted mean. Positive where the student should do it more.
+
+    Source: MiMo-V2-Flash report, arXiv 2601.02780, eq 8: ``sg[log pi_T(y_t) - log pi_theta(y_t)]``.
+    """
+    return (teacher_logprobs_N - student_logprobs_N).detach()
+
+
+def gap_to_teacher(tokens: GradedTokens, settings: Any) -> Tensor:
+    """The teacher gap, 0 where no teacher graded the rollout: the advantage of a loss that has no other, ``(N,)``."""
+    gap_N = teacher_gap(teacher_logprobs_N=tokens.teacher_N, student_logprobs_N=tokens.policy_N)
+    return torch.where(tokens.taught_N, gap_N, 0.0)
 
 
 def log_softmax(logits_NV: Tensor) -> Tensor:
@@ -74,8 +109,8 @@ def spread(loss_N: Tensor, stats: dict[str, Tensor], mask_BT: Tensor) -> TokenLo
     return TokenLoss(back(loss_N), {name: back(values_N) for name, values_N in stats.items()})
 
 
-def each_teacher(microbatch: Microbatch, one: Callable[[TeacherSlot, Tensor], TokenLoss]) -> TokenLoss:
-    """``sum_k w_k`` of what ``one(slot, mask_BT)`` says of each rollout's k-th teacher, statistics too.
+def each_teacher(microbatch: Microbatch, one_loss: Callable[[TeacherRows, Tensor], TokenLoss]) -> TokenLoss:
+    """``sum_k w_k`` of what ``one_loss(rows, mask_BT)`` says of each rollout's k-th teacher, statistics too.
 
     Raises:
         ValueError: the microbatch was collated without.
@@ -83,9 +118,9 @@ def each_teacher(microbatch: Microbatch, one: Callable[[TeacherSlot, Tensor], To
     if not microbatch.per_teacher:
         raise ValueError("this estimator needs every teacher's scores, and the microbatch was collated without")
     total: TokenLoss | None = None
-    for slot in microbatch.per_teacher:
-        weight_BT = slot.weight_B.unsqueeze(1).expand_as(microbatch.mask_BT)
-        part = one(slot, microbatch.mask_BT & (weight_BT != 0))
+    for rows in microbatch.per_teacher:
+        weight_BT = rows.weight_B.unsqueeze(1).expand_as(microbatch.mask_BT)
+        part = one_loss(rows, microbatch.mask_BT & (weight_BT != 0))
         loss_BT = weight_BT * part.loss_BT
         stats = {name: weight_BT * values_BT for name, values_BT in part.stats.items()}
         if total is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mopd.distill.loss.base import Divergence, TokenLoss, divergence_loss, each_teacher, pick, teachers_mean
 from mopd.distill.loss.microbatch import Microbatch
+from mopd.distill.loss.teacher_tensors import TeacherRows
 from mopd.distill.recipe import JSD, ForwardKL, FullReverseKL
 
 
@@ -107,6 +108,7 @@ def _against(
 def _each_against(
     logits_BTV: Tensor, microbatch: Microbatch, divergence: Callable[[Tensor, Tensor], Divergence]
 ) -> TokenLoss:
-    return each_teacher(
-        microbatch, lambda slot, mask_BT: _against(logits_BTV, slot.logprobs, microbatch, mask_BT, divergence)
-    )
+    def one_teacher(rows: TeacherRows, mask_BT: Tensor) -> TokenLoss:
+        return _against(logits_BTV, rows.arrays["logprobs_TV"], microbatch, mask_BT, divergence)
+
+    return each_teacher(microbatch, one_teacher)

@@ -63,7 +63,7 @@ def hidden_reverse_kl(
     tokens_N: Tensor,
     temperature: float,
     chunks: Chunks,
-    callbacks: Callable[[Tensor], None] | None = None,
+    on_gradient_norms: Callable[[Tensor], None] | None = None,
 ) -> HiddenKL:
     """``sum_k w_k KL(pi || pi_k)`` where all distributions are softmaxes of hidden states times a head, without bias.
 
@@ -76,21 +76,21 @@ def hidden_reverse_kl(
         groups: for consecutive tokens of the student what each of their teachers says; in the tokens' order.
         tokens_N: the tokens that were drawn, int64.
         temperature: all models' logits are divided by it.
-        callbacks: is told, in the backward, the norm of the gradient at each token's tempered logits, ``(N,)``.
+        on_gradient_norms: called in the backward with the norms of the gradient at tempered logits, ``(N,)``.
 
     Raises:
         ValueError: the heads are of different vocabularies, or the groups have other tokens than the student.
     """
-    for opinion in (opinion for group in groups for opinion in group):
-        if len(student_head_VH) != len(opinion.head_VG):
+    for teacher in (teacher for group in groups for teacher in group):
+        if len(student_head_VH) != len(teacher.head_VG):
             raise ValueError(
-                f"the student's head has {len(student_head_VH)} tokens, the teacher's {len(opinion.head_VG)}; "
+                f"the student's head has {len(student_head_VH)} tokens, the teacher's {len(teacher.head_VG)}; "
                 "a divergence needs one vocabulary"
             )
     graded = sum(len(group[0].hidden_NG) for group in groups)
     if graded != len(student_NH):
         raise ValueError(f"the teachers speak of {graded} tokens, the student of {len(student_NH)}")
-    job = _Job(groups, tokens_N, 1.0 / temperature, chunks, callbacks)
+    job = _Job(groups, tokens_N, 1.0 / temperature, chunks, on_gradient_norms)
     return HiddenKL(*_HiddenReverseKL.apply(student_NH, student_head_VH, job))
 
 
@@ -100,15 +100,15 @@ class _HiddenReverseKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student_NH: Tensor, head_VH: Tensor, job: _Job) -> tuple[Tensor, ...]:
         parts = [
-            job.sums(student_NH[rows], head_VH, opinions, job.tokens_N[rows]) for rows, opinions in job.row_chunks()
+            job.sums(student_NH[rows], head_VH, teachers, job.tokens_N[rows]) for rows, teachers in job.row_chunks()
         ]
         columns = zip(*parts, strict=True) if parts else ([student_NH.new_zeros(0, dtype=torch.float64)],) * 6
         kl_N, entropy_N, logprobs_N, teacher_logprobs_N, lse_N, teacher_lse_N = (torch.cat(list(c)) for c in columns)
         ctx.save_for_backward(student_NH, head_VH, kl_N, lse_N, teacher_lse_N)
         ctx.job = job
-        told = tuple(x.float() for x in (kl_N, entropy_N, logprobs_N, teacher_logprobs_N))
-        ctx.mark_non_differentiable(*told[1:])  # not per token
-        return told
+        results = tuple(x.float() for x in (kl_N, entropy_N, logprobs_N, teacher_logprobs_N))
+        ctx.mark_non_differentiable(*results[1:])  # not per token
+        return results
 
     @staticmethod
     @once_differentiable
@@ -120,18 +120,18 @@ class _HiddenReverseKL(torch.autograd.Function):
         squares_N = torch.zeros_like(lse_N, dtype=torch.float32)
         # What is taken from log p - log q: both normalisers and the divergence, one number a token.
         offset_N = (lse_N - teacher_lse_N + kl_N).float()
-        for rows, opinions in job.row_chunks():
+        for rows, teachers in job.row_chunks():
             student_nH = student_NH[rows]
-            for columns, z_NC, teachers in job.logits(student_nH, head_VH, opinions):
+            for columns, z_NC, teacher_z in job.logits(student_nH, head_VH, teachers):
                 p_NC = (z_NC - lse_N[rows].float().unsqueeze(1)).exp_()
-                g_NC = z_NC.sub_(_mean(teachers, opinions)).sub_(offset_N[rows].unsqueeze(1)).mul_(p_NC)
+                g_NC = z_NC.sub_(_mean(teacher_z, teachers)).sub_(offset_N[rows].unsqueeze(1)).mul_(p_NC)
                 g_NC = g_NC.mul_(grads[0][rows].unsqueeze(1))
                 squares_N[rows] += torch.linalg.vector_norm(g_NC, dim=1).square_()
                 g_NC = g_NC.mul_(job.scale).to(student_NH.dtype)
                 grad_NH[rows] += g_NC @ head_VH[columns]
                 grad_head_VH[columns] += g_NC.T @ student_nH
-        if job.callbacks is not None:
-            job.callbacks(squares_N.sqrt_())
+        if job.on_gradient_norms is not None:
+            job.on_gradient_norms(squares_N.sqrt_())
         return grad_NH, grad_head_VH.to(head_VH.dtype), None
 
 
@@ -143,7 +143,7 @@ class _Job:
     tokens_N: Tensor
     scale: float
     chunks: Chunks
-    callbacks: Callable[[Tensor], None] | None
+    on_gradient_norms: Callable[[Tensor], None] | None
 
     def row_chunks(self) -> Iterator[tuple[slice, list[TeacherHidden]]]:
         """Tokens of one group, a chunk of them at a time, with what their teachers say of just these."""
@@ -152,12 +152,12 @@ class _Job:
             n = len(group[0].hidden_NG)
             for start in range(0, n, self.chunks.tokens):
                 end = min(n, start + self.chunks.tokens)
-                opinions = [TeacherHidden(one.weight, one.hidden_NG[start:end], one.head_VG) for one in group]
-                yield slice(first + start, first + end), opinions
+                rows = [TeacherHidden(t.weight, t.hidden_NG[start:end], t.head_VG) for t in group]
+                yield slice(first + start, first + end), rows
             first += n
 
     def logits(
-        self, hidden_NH: Tensor, head_VH: Tensor, opinions: Sequence[TeacherHidden]
+        self, hidden_NH: Tensor, head_VH: Tensor, teachers: Sequence[TeacherHidden]
     ) -> Iterator[tuple[slice, Tensor, list[Tensor]]]:
         """Everybody's logits, chunk by chunk of the vocabulary, in float32 at least; they may be written to."""
 
@@ -166,28 +166,28 @@ class _Job:
 
         for start in range(0, len(head_VH), self.chunks.vocabulary):
             columns = slice(start, start + self.chunks.vocabulary)
-            teachers = [tempered(one.hidden_NG, one.head_VG[columns]) for one in opinions]
-            yield columns, tempered(hidden_NH, head_VH[columns]), teachers
+            teacher_z = [tempered(teacher.hidden_NG, teacher.head_VG[columns]) for teacher in teachers]
+            yield columns, tempered(hidden_NH, head_VH[columns]), teacher_z
 
     def sums(
-        self, hidden_NH: Tensor, head_VH: Tensor, opinions: Sequence[TeacherHidden], tokens_N: Tensor
+        self, hidden_NH: Tensor, head_VH: Tensor, teachers: Sequence[TeacherHidden], tokens_N: Tensor
     ) -> tuple[Tensor, ...]:
         """KL, entropy, both log-probabilities of the drawn tokens, both normalisers; each ``(N,)`` in float64."""
         n, device = len(hidden_NH), hidden_NH.device
         student = _Running(n, 2, device)  # of its own logit, and of its logit less the teachers'
-        theirs = [_Running(n, 0, device) for _ in opinions]
+        by_teacher = [_Running(n, 0, device) for _ in teachers]
         drawn_N, teacher_drawn_N = (torch.zeros(n, dtype=torch.float64, device=device) for _ in range(2))
-        for columns, z_NC, teachers in self.logits(hidden_NH, head_VH, opinions):
-            mean_NC = _mean(teachers, opinions)
+        for columns, z_NC, teacher_z in self.logits(hidden_NH, head_VH, teachers):
+            mean_NC = _mean(teacher_z, teachers)
             _pick(drawn_N, z_NC, tokens_N, columns.start)
             _pick(teacher_drawn_N, mean_NC, tokens_N, columns.start)
             student.add(z_NC, z_NC, z_NC - mean_NC)
-            for running, teacher_z_NC in zip(theirs, teachers, strict=True):
+            for running, teacher_z_NC in zip(by_teacher, teacher_z, strict=True):
                 running.add(teacher_z_NC)
         lse_N, (energy_N, gap_N) = student.log_sum(), student.means()
         teacher_lse_N = torch.zeros_like(lse_N)
-        for one, running in zip(opinions, theirs, strict=True):
-            teacher_lse_N += one.weight * running.log_sum()
+        for teacher, running in zip(teachers, by_teacher, strict=True):
+            teacher_lse_N += teacher.weight * running.log_sum()
         kl_N = gap_N - lse_N + teacher_lse_N
         return kl_N, lse_N - energy_N, drawn_N - lse_N, teacher_drawn_N - teacher_lse_N, lse_N, teacher_lse_N
 
@@ -217,13 +217,13 @@ class _Running:
         return [total_N / self._mass_N for total_N in self._sums]
 
 
-def _mean(teachers: Sequence[Tensor], opinions: Sequence[TeacherHidden]) -> Tensor:
+def _mean(teacher_z: Sequence[Tensor], teachers: Sequence[TeacherHidden]) -> Tensor:
     """The weighted mean of the teachers' logits; a single teacher's own, bit by bit."""
-    if len(teachers) == 1:
-        return teachers[0]
-    mean_NC = torch.zeros_like(teachers[0])
-    for one, z_NC in zip(opinions, teachers, strict=True):
-        mean_NC.add_(z_NC, alpha=one.weight)
+    if len(teacher_z) == 1:
+        return teacher_z[0]
+    mean_NC = torch.zeros_like(teacher_z[0])
+    for teacher, z_NC in zip(teachers, teacher_z, strict=True):
+        mean_NC.add_(z_NC, alpha=teacher.weight)
     return mean_NC
 
 

@@ -1,12 +1,12 @@
-"""Estimators on the sampled token, and the dict ``LOSSES`` of all: pure functions, in nats, one value per token.
+"""The estimators: one row each, and a recipe's loss bound to its row.
 
-Logits come in aligned (row ``t`` is the distribution of token ``t``) and divided by the temperature; log-probabilities
-are taken in float32 at least. Only the rows of trained tokens are ever read: a masked place may hold NaN, its loss is
-exactly 0 and so is its gradient. Weighing the tokens (``g_d / N_d``) is the caller's, with ``Microbatch.weights_BT``.
+Logits are raw, aligned (:func:`distill.types.align_logits`) and divided by the one temperature of the recipe. A loss is
+read at trained tokens only and has one value for each, in nats; a masked place may hold NaN, its loss is exactly 0 and
+so is its gradient. Weighing the tokens (``g_d / N_d``) is the caller's, with ``Microbatch.weights_BT``.
 
-**A further estimator** is one function here, in ``divergences.py`` or in ``topk.py``, one row of ``LOSSES``, and one
-class of settings in the recipe's ``Loss``. Those that look right and are not, with the reason, are in
-``distill.recipe.TRAPS``.
+A further estimator is a file beside this one with its function, one row of :data:`LOSSES`, and one class of settings in
+the recipe's ``Loss``; a user's own is the row alone, named by ``./file.py:NAME``. Those that look right and are not,
+with the reason, are in ``distill.recipe.TRAPS``.
 
 Shape legend: B sequences, T tokens of a sequence, V vocabulary, N trained tokens of the microbatch.
 """
@@ -15,26 +15,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from mopd.distill.loss.advantages import GatedRatio, clip_gap, extrapolated_gap, gated_ratio, teacher_gap
-from mopd.distill.loss.base import TokenLoss as TokenLoss
-from mopd.distill.loss.base import log_softmax, pick, spread, teachers_mean
+from mopd.distill.loss.base import GradedTokens, TokenLoss, gap_to_teacher
 from mopd.distill.loss.divergences import forward_kl, full_reverse_kl, jsd
 from mopd.distill.loss.microbatch import Microbatch
+from mopd.distill.loss.sampled import k2, nll, policy_gradient, token_advantage
 from mopd.distill.loss.topk import topk_reverse_kl
-from mopd.distill.payloads import Support
+from mopd.distill.payload_rows import PayloadSpec, custom_payload
+from mopd.distill.payloads import Payload, Support
 from mopd.distill.recipe import (
+    JSD,
     K2,
     CustomLoss,
+    ForwardKL,
     FullReverseKL,
     Loss,
     NegativeLogLikelihood,
     PolicyGradient,
     SampledToken,
+    Strict,
     TopKReverseKL,
 )
 from mopd.distill.recipe.plugins import load_plugin, located_plugin
@@ -43,87 +45,38 @@ from mopd.distill.types import PayloadName, UserError
 
 @dataclass(frozen=True, slots=True)
 class LossSpec:
-    """An estimator.
+    """An estimator: a row of :data:`LOSSES`, or a user's own.
 
     Attributes:
-        payload: what it needs of every teacher, None if it needs no teacher.
+        payload: what it needs of every teacher, a name of PAYLOADS or a user's own row; None if it needs no teacher.
         token_loss: ``(logits_BTV, microbatch, settings) -> TokenLoss``; ``settings`` is the recipe's ``loss``, of the
-            class that has this estimator's name; for a user's own estimator its ``settings``, numbers by name.
-        needs_each_teacher: whether it needs several teachers one by one; the others need only the mean of their
-            log-probabilities.
+            class ``settings``; for a user's own estimator its numbers by name.
+        needs_each_teacher: whether it reads the teachers one by one, ``microbatch.per_teacher``, as every loss on a
+            user's own payload does; the others need only the mean of their log-probabilities.
+        settings: the class of its settings in the recipe; None of a user's own.
+        token_advantage: ``(tokens, settings) -> (N,)``, nats: how hard the loss pulls at the sampled tokens, by which
+            rules of shares compare domains; the gap to the teacher where the loss has no other.
     """
 
-    payload: PayloadName | None
+    payload: PayloadName | PayloadSpec | None
     token_loss: Callable[[Tensor, Microbatch, Any], TokenLoss]
     needs_each_teacher: bool = False
-
-
-class _Graded(NamedTuple):
-    """The trained tokens as estimators on the sampled token see them; only ``logprobs_N`` has a gradient."""
-
-    logprobs_N: Tensor
-    gap_N: Tensor
-    clipped_gap_N: Tensor
-    gated: GatedRatio
-    stats: dict[str, Tensor]
-
-
-def policy_gradient(logits_BTV: Tensor, microbatch: Microbatch, settings: PolicyGradient) -> TokenLoss:
-    """``- w_t A_t log pi_theta(y_t)`` with ``A_t`` the clipped teacher gap plus ``alpha`` times the reward's advantage.
-
-    Unclipped, ungated and with ``alpha = 0`` its expected gradient is that of the per-token reverse KL. A rollout that
-    no teacher graded has gap 0 and learns from its reward alone.
-
-    Raises:
-        ValueError: ``settings.reward_weight`` is above 0 and the microbatch has no reward advantages.
-
-    Source: MiMo-V2-Flash report, arXiv 2601.02780, eqs 5-9; the clip is arXiv 2606.30406's.
-    """
-    mask_BT = microbatch.mask_BT
-    logprobs_N, _, advantage_N, gated, stats = _graded(logits_BTV, microbatch, settings)
-    if settings.reward_weight > 0:
-        if microbatch.reward_advantage_B is None:
-            raise ValueError(f"reward_weight is {settings.reward_weight:g} but the microbatch has no reward advantages")
-        reward_N = microbatch.reward_advantage_B.unsqueeze(1).expand_as(mask_BT)[mask_BT]
-        advantage_N = advantage_N + settings.reward_weight * reward_N
-    # A product and not a `where`: where the token is dropped and its advantage is NaN, the loss must be NaN.
-    return spread(-(gated.weight_N * advantage_N) * logprobs_N, {**stats, "advantage": advantage_N}, mask_BT)
-
-
-def k2(logits_BTV: Tensor, microbatch: Microbatch, settings: K2) -> TokenLoss:
-    """``w_t (log pi_T(y_t) - log pi_theta(y_t))^2 / 2``, back-propagated; linear where the gap is beyond the clip.
-
-    Token by token its gradient is that of :func:`policy_gradient` without reward: right for the per-token reverse KL.
-    Its value measures something, which that one's does not. Several teachers: the gap to their weighted mean, whose
-    gradient is that of the weighted sum of squares.
-
-    Source: k2 of J. Schulman, "Approximating KL divergence" (2020); the clipped square is Huber's loss.
-    """
-    logprobs_N, gap_N, clipped_N, gated, stats = _graded(logits_BTV, microbatch, settings)
-    # h(gap) = clipped * (gap - clipped / 2): half a square inside the bound, linear outside, slope `clipped` in both.
-    gap_N = gap_N + (logprobs_N.detach() - logprobs_N)
-    loss_N = gated.weight_N * clipped_N * (gap_N - clipped_N / 2)
-    return spread(loss_N, {**stats, "advantage": clipped_N}, microbatch.mask_BT)
-
-
-def nll(logits_BTV: Tensor, microbatch: Microbatch, settings: NegativeLogLikelihood) -> TokenLoss:
-    """``- log pi_theta(y_t)``: cross-entropy of given tokens, for supervised stages and off-policy fine-tuning."""
-    logprobs_N, entropy_N = _sampled_logprobs(logits_BTV, microbatch)
-    return spread(-logprobs_N, {"entropy": entropy_N}, microbatch.mask_BT)
+    settings: type[Strict] | None = None
+    token_advantage: Callable[[GradedTokens, Any], Tensor] = gap_to_teacher
 
 
 LOSSES: dict[str, LossSpec] = {
-    "full_reverse_kl": LossSpec("full", full_reverse_kl),
-    "forward_kl": LossSpec("full", forward_kl, needs_each_teacher=True),
-    "jsd": LossSpec("full", jsd, needs_each_teacher=True),
-    "topk_reverse_kl": LossSpec("topk", topk_reverse_kl, needs_each_teacher=True),
-    "policy_gradient": LossSpec("sampled", policy_gradient),
-    "k2": LossSpec("sampled", k2),
-    "nll": LossSpec(None, nll),
+    "full_reverse_kl": LossSpec("full", full_reverse_kl, settings=FullReverseKL),
+    "forward_kl": LossSpec("full", forward_kl, needs_each_teacher=True, settings=ForwardKL),
+    "jsd": LossSpec("full", jsd, needs_each_teacher=True, settings=JSD),
+    "topk_reverse_kl": LossSpec("topk", topk_reverse_kl, needs_each_teacher=True, settings=TopKReverseKL),
+    "policy_gradient": LossSpec("sampled", policy_gradient, settings=PolicyGradient, token_advantage=token_advantage),
+    "k2": LossSpec("sampled", k2, settings=K2, token_advantage=token_advantage),
+    "nll": LossSpec(None, nll, settings=NegativeLogLikelihood),
 }
 """Estimators by the name that a recipe gives them."""
 OWN_PAYLOADS: tuple[PayloadName | None, ...] = ("sampled", "full", None)
-"""What a user's own estimator may ask of teachers; a top-k support is a setting of the shipped loss."""
+"""What a user's own estimator may ask of teachers by name; a top-k support is a setting of the shipped loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +111,11 @@ class BoundLoss:
     reward_weight: float
     support: Support | None
 
+    @property
+    def custom_payload(self) -> bool:
+        """Whether the payload is a user's own, too."""
+        return isinstance(self.spec.payload, PayloadSpec)
+
     def support_with(self, forced: Sequence[int]) -> Support | None:
         """The support with the tokens that are always in it; None where the loss has none."""
         return None if self.support is None else replace(self.support, forced=tuple(forced))
@@ -165,6 +123,10 @@ class BoundLoss:
     def token_loss(self, logits_BTV: Tensor, microbatch: Microbatch) -> TokenLoss:
         """The loss of each token of a microbatch; ``logits_BTV`` are raw, aligned and divided by the temperature."""
         return self.spec.token_loss(logits_BTV, microbatch, self.arguments)
+
+    def token_advantage(self, tokens: GradedTokens) -> Tensor:
+        """How hard the loss pulls at sampled tokens, ``(N,)``, nats; see :class:`LossSpec`."""
+        return self.spec.token_advantage(tokens, self.arguments)
 
 
 def bind(settings: Loss) -> BoundLoss:
@@ -175,6 +137,7 @@ def bind(settings: Loss) -> BoundLoss:
             don't give.
     """
     spec = _custom_spec(settings.estimator) if isinstance(settings, CustomLoss) else LOSSES[settings.estimator]
+    payload = custom_payload(settings.estimator) if isinstance(spec.payload, PayloadSpec) else spec.payload
     sampled = settings if isinstance(settings, SampledToken) else None
     rewarded = settings if isinstance(settings, PolicyGradient) else None
     return BoundLoss(
@@ -182,7 +145,7 @@ def bind(settings: Loss) -> BoundLoss:
         spec=spec,
         estimator=settings.estimator,
         custom=isinstance(settings, CustomLoss),
-        payload=settings.payload if isinstance(settings, FullReverseKL) else spec.payload,
+        payload=settings.payload if isinstance(settings, FullReverseKL) else payload,
         arguments=settings.settings if isinstance(settings, CustomLoss) else settings,
         reference=None if sampled is None else sampled.reference,
         extrapolates=sampled is not None,
@@ -201,10 +164,24 @@ def _custom_spec(reference: str) -> LossSpec:
             f"mopd.distill.loss.registry.LossSpec, for "
             'example LossSpec("full", my_token_loss)'
         )
-    if spec.payload not in OWN_PAYLOADS:
+    if isinstance(spec.payload, PayloadSpec):
+        if problem := _payload_problem(spec, spec.payload):
+            raise UserError(f"`loss.estimator`: {reference} {problem}")
+    elif spec.payload not in OWN_PAYLOADS:
         offered = ", ".join(map(repr, OWN_PAYLOADS))
         raise UserError(f"`loss.estimator`: {reference} has payload {spec.payload!r}; take one of {offered}")
     return spec
+
+
+def _payload_problem(spec: LossSpec, payload: PayloadSpec) -> str | None:
+    """What is wrong with a user's own payload."""
+    if not (isinstance(payload.payload, type) and issubclass(payload.payload, Payload)):
+        return f"has the payload {payload.payload!r}, and must have a subclass of mopd.distill.payloads.Payload"
+    if payload.of_logprobs is None:
+        return "has a payload that nothing makes; give its row `of_logprobs`"
+    if not spec.needs_each_teacher:
+        return "has a payload of its own, which has no mean over teachers; set `needs_each_teacher=True`"
+    return None
 
 
 def located(loss: Loss) -> Loss:
@@ -212,44 +189,3 @@ def located(loss: Loss) -> Loss:
     if not isinstance(loss, CustomLoss):
         return loss
     return loss.model_copy(update={"estimator": located_plugin(loss.estimator)})
-
-
-def _graded(logits_BTV: Tensor, microbatch: Microbatch, settings: SampledToken) -> _Graded:
-    mask_BT = microbatch.mask_BT
-    logprobs_N, entropy_N = _sampled_logprobs(logits_BTV, microbatch)
-    taught_N = microbatch.has_teacher_B.unsqueeze(1).expand_as(mask_BT)[mask_BT]
-    teacher_N = teachers_mean(microbatch)[mask_BT]
-    to_teacher_N = torch.where(taught_N, teacher_gap(teacher_logprobs_N=teacher_N, student_logprobs_N=logprobs_N), 0.0)
-    gap_N = to_teacher_N
-    if settings.extrapolation != 1:
-        if microbatch.reference_BT is None:
-            raise ValueError(f"extrapolation is {settings.extrapolation:g} but the microbatch has no reference")
-        beyond_N = extrapolated_gap(
-            teacher_logprobs_N=teacher_N,
-            student_logprobs_N=logprobs_N,
-            reference_logprobs_N=microbatch.reference_BT[mask_BT],
-            strength=settings.extrapolation,
-        )
-        gap_N = torch.where(taught_N, beyond_N, 0.0)
-    clipped_gap_N, clipped_N = clip_gap(gap_N, settings.advantage_clip)
-    gated = gated_ratio(
-        student_logprobs_N=logprobs_N,
-        sampler_logprobs_N=microbatch.sampler_logprobs_BT[mask_BT],
-        gate=settings.gate,
-    )
-    stats = {
-        "kl": -to_teacher_N,
-        "entropy": entropy_N,
-        "ratio": gated.ratio_N,
-        "gate_dropped": gated.dropped_N,
-        "clipped": clipped_N,
-    }
-    return _Graded(logprobs_N, gap_N, clipped_gap_N, gated, stats)
-
-
-def _sampled_logprobs(logits_BTV: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor]:
-    """Log-probability of each trained token, with gradient, and the entropy of its distribution, without; both (N,)."""
-    logp_NV = log_softmax(logits_BTV[microbatch.mask_BT])
-    with torch.no_grad():
-        entropy_N = torch.special.entr(logp_NV.exp()).sum(-1)
-    return pick(logp_NV, microbatch.token_ids_BT[microbatch.mask_BT]), entropy_N

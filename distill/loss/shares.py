@@ -17,11 +17,12 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from mopd.distill.loss.base import GradedTokens, gap_to_teacher
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.loss.teacher_tensors import sampled_logprobs
-from mopd.distill.recipe import Loss, PolicyGradient, SampledToken
-from mopd.distill.types import Sampled, ScoredRollout
+from mopd.distill.types import ScoredRollout
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -87,30 +88,20 @@ SHARE_RULES: dict[str, ShareRule] = {
 
 
 def step_tokens(
-    batch: Sequence[ScoredRollout], bound: BoundLoss, rewards: Sequence[float] | None
+    batch: Sequence[ScoredRollout], loss: BoundLoss, rewards: Sequence[float] | None
 ) -> dict[str, DomainTokens]:
     """What the rules see of a step, by domain.
 
     Args:
         rewards: the group-normalised reward of each rollout, None where the loss uses none.
     """
-    loss = bound.settings
     gaps: dict[str, list[Array]] = {}
     advantages: dict[str, list[Array]] = {}
     for i, scored in enumerate(batch):
-        mask, domain = scored.rollout.loss_mask, scored.rollout.domain
-        gap_N = np.zeros(scored.rollout.trained_tokens)
-        beyond_N = gap_N
-        if scored.scores:
-            teacher_N = sampled_logprobs(scored)[mask].astype(np.float64)
-            gap_N = teacher_N - scored.rollout.sampler_logprobs[mask]
-            beyond_N = gap_N + _further(scored, loss, teacher_N)
-        if isinstance(loss, SampledToken):
-            beyond_N = beyond_N.clip(-loss.advantage_clip, loss.advantage_clip)
-        if isinstance(loss, PolicyGradient) and rewards is not None:
-            beyond_N = beyond_N + loss.reward_weight * rewards[i]
-        gaps.setdefault(domain, []).append(gap_N)
-        advantages.setdefault(domain, []).append(beyond_N)
+        tokens = _graded_tokens(scored, loss.reference, None if rewards is None else rewards[i])
+        gap_N = gap_to_teacher(tokens, None)
+        gaps.setdefault(scored.rollout.domain, []).append(gap_N.numpy())
+        advantages.setdefault(scored.rollout.domain, []).append(loss.token_advantage(tokens).numpy())
     return {d: DomainTokens(np.concatenate(gaps[d]), np.concatenate(advantages[d])) for d in gaps}
 
 
@@ -120,13 +111,27 @@ def normalised(shares: Mapping[str, float]) -> dict[str, float]:
     return {domain: g / total for domain, g in shares.items()}
 
 
-def _further(scored: ScoredRollout, loss: Loss, teacher_N: Array) -> Array | float:
-    """What extrapolation adds to the gap."""
-    if not isinstance(loss, SampledToken) or loss.reference is None:
-        return 0.0
-    said = next(score.payload for _, score in scored.scores if score.teacher == loss.reference)
-    assert isinstance(said, Sampled)
-    return (loss.extrapolation - 1) * (teacher_N - said.logprobs_T[scored.rollout.loss_mask])
+def _graded_tokens(scored: ScoredRollout, reference: str | None, reward: float | None) -> GradedTokens:
+    """A rollout's trained tokens in float64; the policy's log-probabilities are the sampler's."""
+    mask_T, ids_T = scored.rollout.loss_mask, scored.rollout.token_ids
+
+    def trained(values_T: npt.NDArray[np.floating]) -> torch.Tensor:
+        return torch.from_numpy(values_T[mask_T].astype(np.float64))
+
+    policy_N = trained(scored.rollout.sampler_logprobs)
+    reference_N = None
+    if reference is not None and scored.scores:
+        payload = next(score.payload for _, score in scored.scores if score.teacher == reference)
+        reference_T = payload.sampled_logprobs(ids_T)
+        assert reference_T is not None, "a loss that extrapolates asks for payload sampled"
+        reference_N = trained(reference_T)
+    return GradedTokens(
+        teacher_N=trained(sampled_logprobs(scored)) if scored.scores else torch.zeros_like(policy_N),
+        policy_N=policy_N,
+        taught_N=torch.full(policy_N.shape, bool(scored.scores)),
+        reference_N=torch.zeros_like(policy_N) if reference_N is None and reference is not None else reference_N,
+        reward_N=None if reward is None else torch.full_like(policy_N, reward),
+    )
 
 
 def _factor(above: float, below: float, bounds: tuple[float, float]) -> float:

@@ -7,45 +7,40 @@ tokens, H hidden size.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mopd.distill.payloads import to_torch
-from mopd.distill.types import Float32, Full, Hidden, Int32, PayloadName, Sampled, ScoredRollout, TeacherScore, TopK
+from mopd.distill.payload_rows import AskedSupport, payload_spec
+from mopd.distill.payloads import Support, to_torch
+from mopd.distill.types import Float32, Full, Hidden, PayloadName, Sampled, ScoredRollout, TeacherScore
+
+EXAMPLE_VOCABULARY = 1024
+"""Of the uniform distribution whose payload says which arrays an empty microbatch has."""
 
 
 @dataclass(frozen=True, slots=True)
-class SupportRows:
-    """Where top-k log-probabilities belong; see :class:`distill.types.TopK`. ``ids_BTK`` is int64."""
-
-    ids_BTK: Tensor
-    rest_BT: Tensor
-    sampled_BT: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherSlot:
+class TeacherRows:
     """One teacher of each rollout, for losses that are not a function of the teachers' mean; padded like all else.
 
     Attributes:
-        weight_B: float32, this teacher's weight; 0 where the rollout has none in this slot, whose rows are zeros.
-        logprobs: float32, nats, ``(B, T, V)`` for payload ``full``, ``(B, T, K)`` for ``topk``.
-        support: for payload ``topk``, else None.
+        weight_B: float32, this teacher's weight; 0 where the rollout has none in this place, whose rows are zeros.
+        arrays: the payload's arrays by the names of their fields, ``(B, T, ...)`` each; integers as int64. Of
+            :class:`distill.payloads.Full` that is ``logprobs_TV``, of ``TopK`` ``ids_TK``, ``logprobs_TK``, ``rest_T``
+            and ``sampled_T``.
     """
 
     weight_B: Tensor
-    logprobs: Tensor
-    support: SupportRows | None = None
+    arrays: Mapping[str, Tensor]
 
-    def to(self, device: torch.device | str) -> TeacherSlot:
+    def to(self, device: torch.device | str) -> TeacherRows:
         """The same on a device."""
-        s = self.support
-        support = s and SupportRows(s.ids_BTK.to(device), s.rest_BT.to(device), s.sampled_BT.to(device))
-        return TeacherSlot(self.weight_B.to(device), self.logprobs.to(device), support)
+        arrays = {name: array.to(device) for name, array in self.arrays.items()}
+        return TeacherRows(self.weight_B.to(device), arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,41 +127,51 @@ def one_teacher(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], name:
 
 def each_teacher_tensors(
     rollouts: Sequence[ScoredRollout], shape: tuple[int, int], payload: PayloadName
-) -> tuple[TeacherSlot, ...]:
-    """As many slots as the rollout with most teachers has; the k-th holds every rollout's k-th. ``shape``: ``(B, T)``.
+) -> tuple[TeacherRows, ...]:
+    """As many as the rollout with most teachers has; the k-th holds every rollout's k-th. ``shape``: ``(B, T)``.
 
     Raises:
         ValueError: a rollout has no teacher or lacks the payload, or vocabularies or supports differ in size.
     """
     _refuse_untaught(rollouts)
     most = max((len(scored.scores) for scored in rollouts), default=1)
-    return tuple(_slot(rollouts, shape, payload, k) for k in range(most))
+    return tuple(_teacher_rows(rollouts, shape, payload, k) for k in range(most))
 
 
-def _slot(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], payload: PayloadName, k: int) -> TeacherSlot:
+def _teacher_rows(
+    rollouts: Sequence[ScoredRollout], shape: tuple[int, int], payload: PayloadName, k: int
+) -> TeacherRows:
+    expected = payload_spec(payload).payload
     weight_B = torch.zeros(shape[0])
-    fulls: list[Float32 | None] = [None] * len(rollouts)
-    topks: list[TopK | None] = [None] * len(rollouts)
+    by_rollout: list[dict[str, np.ndarray] | None] = [None] * len(rollouts)
     for b, scored in enumerate(rollouts):
         if k < len(scored.scores):
             weight_B[b], score = scored.scores[k]
-            match payload, score.payload:
-                case "full", Full(logprobs_TV):
-                    fulls[b] = logprobs_TV
-                case "topk", TopK() as topk:
-                    topks[b] = topk
-                case _:
-                    raise _unfit(scored, score, payload)
-    if payload == "full":
-        return TeacherSlot(weight_B, _padded(fulls, (*shape, _width(fulls))))
-    logprobs = [topk and topk.logprobs_TK for topk in topks]
-    wide = (*shape, _width(logprobs))
-    support = SupportRows(
-        ids_BTK=_padded([topk and topk.ids_TK for topk in topks], wide).long(),
-        rest_BT=_padded([topk and topk.rest_T for topk in topks], shape),
-        sampled_BT=_padded([topk and topk.sampled_T for topk in topks], shape),
-    )
-    return TeacherSlot(weight_B, _padded(logprobs, wide), support)
+            if not isinstance(score.payload, expected):
+                raise _unfit(scored, score, payload)
+            by_rollout[b] = score.payload.arrays()
+    some = next((arrays for arrays in by_rollout if arrays is not None), None)
+    if some is None:  # a dummy: its rows broadcast against any, and none of them is ever read
+        empty = {name: array[:0].reshape(0, *(1,) * (array.ndim - 1)) for name, array in _example(payload).items()}
+        columns: dict[str, list[np.ndarray | None]] = {name: [array] for name, array in empty.items()}
+    else:
+        columns = {name: [arrays and arrays[name] for arrays in by_rollout] for name in some}
+    padded = {name: _padded(rows, (*shape, *_row_shape(rows))) for name, rows in columns.items()}
+    return TeacherRows(weight_B, {name: _as_index(tensor) for name, tensor in padded.items()})
+
+
+@functools.cache
+def _example(payload: PayloadName) -> dict[str, np.ndarray]:
+    """The arrays of a payload of one token, for their names, types and dimensions."""
+    of_logprobs = payload_spec(payload).of_logprobs
+    assert of_logprobs is not None, f"payload {payload} is made of no distributions"
+    logprobs_TV = torch.full((1, EXAMPLE_VOCABULARY), -math.log(EXAMPLE_VOCABULARY))
+    return of_logprobs(logprobs_TV, torch.zeros(1, dtype=torch.int64), AskedSupport(Support(1, ()))).arrays()
+
+
+def _as_index(tensor: Tensor) -> Tensor:
+    """Integers as int64, which torch takes as an index; all else as it is."""
+    return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()
 
 
 def hidden_rows(rollouts: Sequence[ScoredRollout], shape: tuple[int, int]) -> HiddenRows:
@@ -185,17 +190,17 @@ def hidden_rows(rollouts: Sequence[ScoredRollout], shape: tuple[int, int]) -> Hi
                 raise _unfit(scored, score, "hidden")
             hidden.append((weight, score.payload))
         mask = scored.rollout.loss_mask
-        group = tuple((weight, one.head) for weight, one in hidden)
+        group = tuple((weight, payload.head) for weight, payload in hidden)
         places.setdefault(group, []).append(b * shape[1] + np.flatnonzero(mask))
-        rows.setdefault(group, []).append([one.hidden_TH[mask] for _, one in hidden])
+        rows.setdefault(group, []).append([payload.hidden_TH[mask] for _, payload in hidden])
     parts = (
         tuple(
-            HiddenPart(weight, to_torch(np.concatenate([one[k] for one in rows[group]])), head)
+            HiddenPart(weight, to_torch(np.concatenate([by_teacher[k] for by_teacher in rows[group]])), head)
             for k, (weight, head) in enumerate(group)
         )
         for group in places
     )
-    flat = [part for some in places.values() for part in some] or [np.zeros(0, dtype=np.int64)]
+    flat = [flat_N for group in places.values() for flat_N in group] or [np.zeros(0, dtype=np.int64)]
     return HiddenRows(torch.from_numpy(np.concatenate(flat)), tuple(parts))
 
 
@@ -203,22 +208,17 @@ def sampled_logprobs(scored: ScoredRollout) -> Float32:
     """The teachers' weighted mean log-probability of each token, ``(T,)``, in nats, whatever their payload.
 
     Raises:
-        ValueError: no teacher graded the rollout, or one gave hidden states.
+        ValueError: no teacher graded the rollout, or one gave a payload that does not tell it, such as hidden states.
     """
-    ids = scored.rollout.token_ids
-    total = np.zeros(len(ids), dtype=np.float32)
+    ids_T = scored.rollout.token_ids
+    total_T = np.zeros(len(ids_T), dtype=np.float32)
     _refuse_untaught([scored])
     for weight, score in scored.scores:
-        match score.payload:
-            case Sampled(logprobs_T):
-                total += np.float32(weight) * logprobs_T
-            case TopK(sampled_T=logprobs_T):
-                total += np.float32(weight) * logprobs_T
-            case Full(logprobs_TV):
-                total += np.float32(weight) * logprobs_TV[range(len(ids)), ids]
-            case _:
-                raise _unfit(scored, score, "sampled")
-    return total
+        logprobs_T = score.payload.sampled_logprobs(ids_T)
+        if logprobs_T is None:
+            raise _unfit(scored, score, "sampled")
+        total_T += np.float32(weight) * logprobs_T
+    return total_T
 
 
 def _width(rows: Sequence[Float32 | None]) -> int:
@@ -226,7 +226,13 @@ def _width(rows: Sequence[Float32 | None]) -> int:
     return max((row.shape[1] for row in rows if row is not None), default=1)
 
 
-def _padded(rows: Sequence[Float32 | Int32 | None], shape: tuple[int, ...]) -> Tensor:
+def _row_shape(rows: Sequence[np.ndarray | None]) -> tuple[int, ...]:
+    """The largest shape of one token's row."""
+    shapes = [row.shape[1:] for row in rows if row is not None]  # not per token
+    return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+
+
+def _padded(rows: Sequence[np.ndarray | None], shape: tuple[int, ...]) -> Tensor:
     """Rows in a tensor of their own type, zeros elsewhere."""
     there = [row for row in rows if row is not None]
     padded = np.zeros(shape, dtype=there[0].dtype if there else np.float32)

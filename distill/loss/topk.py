@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mopd.distill.loss.base import Divergence, TokenLoss, divergence_loss, each_teacher
 from mopd.distill.loss.microbatch import Microbatch
-from mopd.distill.loss.teacher_tensors import TeacherSlot
+from mopd.distill.loss.teacher_tensors import TeacherRows
 from mopd.distill.payloads import rest_logprobs
 from mopd.distill.recipe import TopKReverseKL
 
@@ -33,20 +33,20 @@ def topk_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: TopKRe
     Source: arXiv 2606.30406, eq 5; the bucket is what TRL calls the tail of a top-k divergence.
     """
 
-    def one(slot: TeacherSlot, mask_BT: Tensor) -> TokenLoss:
-        if slot.support is None:
+    def one_teacher(rows: TeacherRows, mask_BT: Tensor) -> TokenLoss:
+        if rows.arrays and "ids_TK" not in rows.arrays:
             raise ValueError("this estimator needs top-k scores, and the microbatch has whole distributions")
-        ids_NK, logq_NK = slot.support.ids_BTK[mask_BT], slot.logprobs[mask_BT]
-        rest_N = slot.support.rest_BT[mask_BT]
+        ids_NK, logq_NK = rows.arrays["ids_TK"][mask_BT], rows.arrays["logprobs_TK"][mask_BT]
+        rest_N = rows.arrays["rest_T"][mask_BT]
         return divergence_loss(
             logits_BTV,
             microbatch,
             mask_BT,
             lambda logp_NV: _rows(logp_NV, ids_NK, logq_NK=logq_NK, logq_rest_N=rest_N, outside=settings.outside),
-            teacher_logprobs_N=slot.support.sampled_BT[mask_BT],
+            teacher_logprobs_N=rows.arrays["sampled_T"][mask_BT],
         )
 
-    return each_teacher(microbatch, one)
+    return each_teacher(microbatch, one_teacher)
 
 
 def _rows(

@@ -101,25 +101,6 @@ def forgetting(curve_CD: Float64) -> Float64:
     return curve_CD.max(axis=-2) - curve_CD[..., -1, :]
 
 
-def backward_transfer(scores_KK: Float64) -> float:
-    """Mean change on earlier domains after later stages: ``1/(K-1) sum_{i<K} (a_{K,i} - a_{i,i})``.
-
-    Args:
-        scores_KK: ``a[k, i]``, score after stage k on the domain of stage i; for staged runs (cascade).
-
-    Raises:
-        ValueError: the table is not square.
-
-    Source: Lopez-Paz and Ranzato, arXiv 1706.08840, eq 3.
-    """
-    if scores_KK.ndim != 2 or scores_KK.shape[0] != scores_KK.shape[1]:
-        raise ValueError(f"scores after each stage have shape {scores_KK.shape}; one row and one column a stage needed")
-    if len(scores_KK) < 2:
-        return float("nan")
-    last_K, own_K = scores_KK[-1], scores_KK.diagonal()
-    return float(np.delete(last_K - own_K, -1).mean())
-
-
 def transfer_matrix(
     models_JD: Float64, base_D: Float64, teacher_D: Float64, *, defined_D: npt.NDArray[np.bool_]
 ) -> Float64:

@@ -24,22 +24,22 @@ def stop_reason(rule: StopRecipe, evaluations: Sequence[Mapping[str, Any]]) -> s
     for name, bound in above.items():
         for key, values in _series(rows, name):
             if bound is not None and min(values) > bound:
-                return _told(key, values, f"above {bound:g}", rows)
+                return _message(key, values, f"above {bound:g}", rows)
     start = next((row for row in evaluations if row["step"] == 0), None)
     if rule.length is not None and start is not None:
         for key, values in _series(rows, "length"):
             if max(values) < rule.length * start[key]:
-                return _told(key, values, f"below {rule.length:g} of the base's {start[key]:.3g}", rows)
+                return _message(key, values, f"below {rule.length:g} of the base's {start[key]:.3g}", rows)
     return None
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[str, list[float]]]:
     """The values of a metric by domain, of domains that have one in every row; null is no number."""
     keys = [key for key in rows[0] if key.startswith(f"{name}/")]
-    found = [(key, [row.get(key) for row in rows]) for key in keys]
-    return [(key, [float(v) for v in values if v is not None]) for key, values in found if None not in values]
+    columns = [(key, [row.get(key) for row in rows]) for key in keys]
+    return [(key, [float(v) for v in values if v is not None]) for key, values in columns if None not in values]
 
 
-def _told(key: str, values: Sequence[float], beyond: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def _message(key: str, values: Sequence[float], beyond: str, rows: Sequence[Mapping[str, Any]]) -> str:
     steps = ", ".join(str(row["step"]) for row in rows)
     return f"{key} was {', '.join(f'{value:.3g}' for value in values)} at steps {steps}, {beyond}"

@@ -37,10 +37,13 @@ def with_adapters(model: Any, folders: Sequence[str], *, device: str) -> Any:
                 warnings.filterwarnings("ignore", message=".*meta parameter in the current model")  # as it should be
                 if held is None:
                     held = PeftModel(model, config, adapter_name=_name(folder), autocast_adapter_dtype=False)
-                told = held.load_adapter(folder, _name(folder), torch_device=device, autocast_adapter_dtype=False)
+                loaded = held.load_adapter(folder, _name(folder), torch_device=device, autocast_adapter_dtype=False)
         except (ValueError, RuntimeError, KeyError) as error:
             raise UserError(f"adapter {folder} does not fit its base: {str(error).splitlines()[0]:.300}") from error
-        for keys, what in ((told.missing_keys, "lacks"), (told.unexpected_keys, "has, and its base has no place for,")):
+        for keys, what in (
+            (loaded.missing_keys, "lacks"),
+            (loaded.unexpected_keys, "has, and its base has no place for,"),
+        ):
             if keys:
                 raise UserError(
                     f"adapter {folder} {what} {len(keys)} weights (for example {sorted(keys)[0]}); take a whole "

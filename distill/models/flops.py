@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from mopd.distill.models.families import experts_of, family_of
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
@@ -95,9 +97,8 @@ def _routed_share(config: Any, name: str) -> float:
     """The part of a parameter that one token passes: chosen experts over all of them, 1 outside of experts."""
     if not re.search(r"(?:^|\.)experts\.", name):
         return 1.0
-    counts = (getattr(config, key, None) for key in ("n_routed_experts", "num_experts", "num_local_experts"))
-    experts = next((count for count in counts if count), None)
-    chosen = getattr(config, "num_experts_per_tok", None)
+    experts = experts_of(config)
+    chosen = getattr(config, family_of(config).experts_per_token, None)
     if not experts or not chosen:
         raise ValueError(f"{config.model_type}: {name} belongs to experts, but the configuration has no number of them")
     return chosen / experts
@@ -105,14 +106,14 @@ def _routed_share(config: Any, name: str) -> float:
 
 def _attention(config: Any, layer: int) -> AttentionShape:
     """A layer's shape; one of a kind that is not named full or sliding is counted as seeing all tokens."""
-    heads = config.num_attention_heads
+    heads, family = config.num_attention_heads, family_of(config)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
     slides = window is not None and (layer_types is None or layer_types[layer] == "sliding_attention")
     return AttentionShape(
         heads=heads,
-        query_dim=getattr(config, "qk_head_dim", None) or width,
-        value_dim=getattr(config, "v_head_dim", None) or width,
+        query_dim=getattr(config, family.query_width, None) or width,
+        value_dim=getattr(config, family.value_width, None) or width,
         window=window if slides else None,
     )

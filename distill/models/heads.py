@@ -127,16 +127,16 @@ def in_place_of_head(model: Callable[..., Any], head: nn.Module, fn: Callable[[T
 
     vars(head)["forward"] = forward
     try:
-        told = model(**inputs, use_cache=False).logits
+        logits = model(**inputs, use_cache=False).logits
     finally:
         del vars(head)["forward"]
-    # Compared without NaN, which is equal to nothing and told by others.
-    if told.shape != made[0].shape or not torch.equal(told.detach().nan_to_num(), made[0].detach().nan_to_num()):
+    # Compared without NaN, which is equal to nothing and reported elsewhere.
+    if logits.shape != made[0].shape or not torch.equal(logits.detach().nan_to_num(), made[0].detach().nan_to_num()):
         raise UserError(
             "the model scales or caps its logits after its output head, so hidden states do not tell its distribution; "
             "take `loss: {estimator: full_reverse_kl, payload: full}`"
         )
-    return told
+    return logits
 
 
 def _inner(model: Any) -> Any:

@@ -65,7 +65,7 @@ def from_pretrained(model_class: Any, source: str | Path | None, *, named: str |
         UserError: weights are missing, or have other shapes than the configuration says.
     """
     try:
-        model, told = model_class.from_pretrained(
+        model, info = model_class.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, **settings
         )
     except RuntimeError as error:
@@ -75,13 +75,13 @@ def from_pretrained(model_class: Any, source: str | Path | None, *, named: str |
             f"checkpoint {named}: its experts cannot be put together, because some of their weights are missing or of "
             f"other shapes; take a whole checkpoint"
         ) from error
-    missing = sorted(told["missing_keys"])
+    missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
             f"checkpoint {named} lacks {len(missing)} weights of its model ({_some(missing)}), which would be random; "
             f"take a whole checkpoint"
         )
-    shapes = [f"{key} is {list(there)} and not {list(needed)}" for key, there, needed in told["mismatched_keys"]]
+    shapes = [f"{key} is {list(there)} and not {list(needed)}" for key, there, needed in info["mismatched_keys"]]
     if shapes:
         raise UserError(
             f"checkpoint {named} has {len(shapes)} weights of other shapes than its config.json says "

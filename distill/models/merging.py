@@ -32,14 +32,14 @@ def merge_weights(
             raise ValueError(f"model {k} and the base differ in {', '.join(other)}: models of one base are needed")
     merged: dict[str, Tensor] = {}
     for name, start in base.items():
-        theirs = [model[name] for model in models]
-        unlike = [k for k, one in enumerate(theirs) if one.shape != start.shape]
+        tensors = [model[name] for model in models]
+        unlike = [k for k, tensor in enumerate(tensors) if tensor.shape != start.shape]
         if unlike:
             raise ValueError(
-                f"{name} of model {unlike[0]} is {list(theirs[unlike[0]].shape)}, of the base {list(start.shape)}"
+                f"{name} of model {unlike[0]} is {list(tensors[unlike[0]].shape)}, of the base {list(start.shape)}"
             )
         if not start.is_floating_point():
-            if any(not torch.equal(one, start) for one in theirs):
+            if any(not torch.equal(tensor, start) for tensor in tensors):
                 raise ValueError(
                     f"{name} holds {start.dtype}, and models have other values of it: it can't be added up"
                 )
@@ -47,7 +47,7 @@ def merge_weights(
             continue
         origin = start.double()
         taken = torch.zeros_like(origin)
-        for one in theirs:
-            taken += one.double() - origin
+        for tensor in tensors:
+            taken += tensor.double() - origin
         merged[name] = (origin + strength * taken).to(start.dtype)
     return merged

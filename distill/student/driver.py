@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from mopd.distill.loss.advantages import group_advantages
-from mopd.distill.loss.microbatch import UpdatePlan, plan_updates
 from mopd.distill.loss.registry import bind
+from mopd.distill.loss.sampled import group_advantages
 from mopd.distill.loss.shares import SHARE_RULES, normalised, step_tokens
-from mopd.distill.student import checkpoint, engine
-from mopd.distill.student.rank import RankUpdate, StudentRank, StudentSpec
+from mopd.distill.student import checkpoint
+from mopd.distill.student.plan import UpdatePlan, plan_updates
+from mopd.distill.student.spec import RankUpdate, StudentSpec
 from mopd.distill.types import Metrics, RunError, ScoredRollout
 
 
@@ -27,31 +26,12 @@ class Ranks(Protocol):
         ...
 
     def call(self, method: str, per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Run a method of :class:`StudentRank` on all ranks at the same time; returns the results by rank.
+        """Run a method of ``StudentRank`` on all ranks at the same time; returns the results by rank.
 
         Raises:
             RunError: a rank died (it is named), or raised it.
         """
         ...
-
-
-class InlineRanks:
-    """A single rank in this process, without Ray."""
-
-    size = 1
-
-    def __init__(self, spec: StudentSpec) -> None:
-        os.environ.update(engine.environment(0, 1, address="127.0.0.1", port=engine.free_port(), device=spec.device))
-        self._rank = StudentRank(spec)
-
-    def call(self, method: str, per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Run the method here."""
-        (args,) = per_rank
-        return [getattr(self._rank, method)(*args)]
-
-    def close(self) -> None:
-        """Leave the process group."""
-        self._rank.close()
 
 
 class LiveWeights:
@@ -78,7 +58,7 @@ class DeepSpeedStudent:
     """A student trained by DeepSpeed; satisfies :class:`distill.types.Student`.
 
     Args:
-        selective: its grader selects what is learnt from; see :func:`distill.loss.microbatch.plan_updates`.
+        selective: its grader selects what is learnt from; see :func:`distill.student.plan.plan_updates`.
     """
 
     def __init__(
@@ -97,7 +77,8 @@ class DeepSpeedStudent:
         self._spec = spec
         self._loss = bind(spec.loss)
         self._shares = dict(shares)
-        self._share_rule, self._spared = share_rule, keep_steps
+        self._share_rule = share_rule
+        self._keep_steps = keep_steps
         self._updates_per_step = updates_per_step
         self._selective = selective
 
@@ -146,7 +127,7 @@ class DeepSpeedStudent:
     def save(self, step: int) -> None:
         """Write a checkpoint from which a run resumes exactly after ``step`` finished steps, unless it is there."""
         if step not in self._checkpoints():
-            self._all("save", step, tuple(self._spared()))
+            self._all("save", step, tuple(self._keep_steps()))
 
     def load(self, step: int) -> None:
         """Go back to the weights after ``step`` finished steps.
@@ -157,7 +138,7 @@ class DeepSpeedStudent:
         if step not in self._checkpoints():
             raise RunError(
                 f"the checkpoint of step {step}, which `evaluate.select` chose, is not in {self._spec.run_dir}/"
-                f"checkpoints; start anew with --restart, or with `evaluate.select=last` and another --out"
+                f"checkpoints; start from scratch with --restart, or with `evaluate.select=last` and another --out"
             )
         self._all("load", step)
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,10 +18,8 @@ import torch.distributed as dist
 from mopd.distill.models.load import load_whole
 from mopd.distill.recipe import Engine, Optimizer, PlainSGD
 from mopd.distill.student import moe
+from mopd.distill.student.spec import StudentSpec
 from mopd.distill.types import UserError
-
-if TYPE_CHECKING:
-    from mopd.distill.student.rank import StudentSpec
 
 
 def environment(rank: int, ranks: int, *, address: str, port: int, device: str) -> dict[str, str]:
@@ -100,6 +98,31 @@ def build(spec: StudentSpec) -> tuple[Any, moe.LoadBalance]:
     engine._copy_recovery_script = lambda _folder: None  # scripts that cannot read experts spread over ranks
     moe.keep_router_float32(engine.module, biases)
     return engine, moe.LoadBalance(engine.module, spec.engine.expert_bias_rate)
+
+
+def learning_rate(optimizer: Optimizer, k: int, total: int) -> float:
+    """Learning rate of optimizer step ``k`` of ``total``: a pure function, so a resumed run draws the same curve.
+
+    Linear warm-up over ``warmup_steps`` steps (step 0 already moves, the last of them is at the peak), then the
+    schedule from the peak down to ``final_lr_fraction`` of it, which the last step has.
+
+    Args:
+        optimizer: the recipe's optimizer.
+        k: number of the optimizer step in the run, from 0.
+        total: optimizer steps of the whole run.
+    """
+    if k < optimizer.warmup_steps:
+        return optimizer.lr * (k + 1) / optimizer.warmup_steps
+    progress = min(1.0, (k - optimizer.warmup_steps) / max(1, total - 1 - optimizer.warmup_steps))
+    match optimizer.schedule:
+        case "constant":
+            remaining = 1.0
+        case "linear":
+            remaining = 1.0 - progress
+        case "cosine":
+            remaining = 0.5 * (1.0 + math.cos(math.pi * progress))
+    final = 1.0 if optimizer.schedule == "constant" else optimizer.final_lr_fraction
+    return optimizer.lr * (final + (1.0 - final) * remaining)
 
 
 def step(engine: Any, lr: float) -> float | None:

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mopd.distill.loss.advantages import teacher_gap
-from mopd.distill.loss.base import TokenLoss, spread
+from mopd.distill.loss.base import TokenLoss, spread, teacher_gap
 from mopd.distill.loss.hidden import Chunks, TeacherHidden, hidden_reverse_kl
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.registry import BoundLoss
@@ -62,7 +61,7 @@ def forward(engine: Any, microbatch: Microbatch, objective: Objective, totals: U
 
     Args:
         engine: DeepSpeed's, around a causal model of transformers.
-        totals: are told, in the backward, the norm of the gradient at each token's tempered logits.
+        totals: get, in the backward, the norm of the gradient at each token's tempered logits.
 
     Raises:
         RunError: a teacher's hidden states belong to a head that is not here.
@@ -94,22 +93,22 @@ def _from_hidden(
         return flat.index_copy(0, rows.places_N, values).unflatten(0, mask_BT.shape)
 
     def divergence(hidden_BTH: Tensor) -> Tensor:
-        told = hidden_reverse_kl(
+        kl = hidden_reverse_kl(
             student_NH=align_logits(hidden_BTH).flatten(0, 1)[rows.places_N],
             student_head_VH=head.weight,
             groups=groups,
             tokens_N=microbatch.token_ids_BT.flatten()[rows.places_N],
             temperature=objective.temperature,
             chunks=CHUNKS,
-            callbacks=lambda norms_N: totals.add_gradient(scattered(norms_N), microbatch),
+            on_gradient_norms=lambda norms_N: totals.add_gradient(scattered(norms_N), microbatch),
         )
-        return scattered(torch.stack([told.kl_N, told.entropy_N, told.logprobs_N, told.teacher_logprobs_N], dim=-1))
+        return scattered(torch.stack([kl.kl_N, kl.entropy_N, kl.logprobs_N, kl.teacher_logprobs_N], dim=-1))
 
-    told_BT4 = in_place_of_head(
+    columns_BT4 = in_place_of_head(
         engine, head, divergence, input_ids=microbatch.token_ids_BT, attention_mask=microbatch.attention_mask_BT
     )
-    kl_N = told_BT4[..., 0][mask_BT]
-    _, entropy_N, logprobs_N, teacher_logprobs_N = told_BT4.detach()[mask_BT].unbind(-1)
+    kl_N = columns_BT4[..., 0][mask_BT]
+    _, entropy_N, logprobs_N, teacher_logprobs_N = columns_BT4.detach()[mask_BT].unbind(-1)
     stats = {
         "kl": kl_N.detach(),
         "entropy": entropy_N,

@@ -6,7 +6,6 @@ here works on both forms: transformers' routers return (logits, weights, indices
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,20 +15,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from mopd.distill.models.families import FAMILIES, experts_of, family_of, is_router
 from mopd.distill.types import Metrics, UserError
 
-_ROUTER = re.compile(r"(TopkRouter|TopKRouter)$")
 _BIAS = "e_score_correction_bias"
-PARALLEL_FAMILIES = ("mimo_v2_flash", "qwen3_moe", "mixtral", "deepseek_v3")
-"""Model types whose experts may be spread over ranks."""
-
-
-def experts_of(config: Any) -> int:
-    """Experts of one mixture layer of a transformers configuration; 0 for a dense model."""
-    for name in ("n_routed_experts", "num_local_experts", "num_experts"):
-        if getattr(config, name, None):
-            return int(getattr(config, name))
-    return 0
 
 
 def check_expert_parallel(config: Any, ranks: int, expert_parallel: int) -> None:
@@ -44,10 +33,10 @@ def check_expert_parallel(config: Any, ranks: int, expert_parallel: int) -> None
     experts, family = experts_of(config), config.model_type
     if experts == 0:
         problems.append(f"expert_parallel is {expert_parallel}, but {family} has no experts; set it to 1")
-    elif family not in PARALLEL_FAMILIES:
+    elif not family_of(config).can_spread:
         problems.append(
             f"expert_parallel is {expert_parallel}, but the experts of {family} cannot be spread over ranks "
-            f"(those of {', '.join(PARALLEL_FAMILIES)} can); set it to 1"
+            f"(those of {', '.join(name for name, row in FAMILIES.items() if row.can_spread)} can); set it to 1"
         )
     elif experts % expert_parallel:
         divisors = ", ".join(str(n) for n in range(1, experts + 1) if experts % n == 0)
@@ -65,28 +54,12 @@ def check_expert_parallel(config: Any, ranks: int, expert_parallel: int) -> None
 
 
 def prepare_autoep() -> None:
-    """Teach AutoEP what it lacks: a preset for MiMo-V2-Flash, and transformers 5's registry of recorded outputs."""
+    """Teach AutoEP what it lacks: presets of some families, and transformers 5's registry of recorded outputs."""
     from deepspeed.module_inject.auto_ep_presets import base, registry
 
-    if "mimo_v2_flash" not in registry.PRESET_MODELS:
-        registry.PRESET_MODELS["mimo_v2_flash"] = base.MoEModelPreset(
-            moe_layer_pattern=r"model\.layers\.\d+\.mlp",
-            router_pattern="gate",
-            experts_pattern="experts",
-            expert_storage="fused_3d",
-            expert_w1="gate_up_proj",
-            expert_w2="down_proj",
-            expert_w3=None,
-            num_experts_attr="n_routed_experts",
-            top_k_attr="num_experts_per_tok",
-            score_func="sigmoid",
-            score_apply="post",
-            route_norm=True,
-            gate_bias=False,
-            supports_expert_bias=False,
-            preset_adapter="deepseek_v3",  # the same group-limited sigmoid router
-            hf_model_types=("mimo_v2_flash",),
-        )
+    for name, family in FAMILIES.items():
+        if family.autoep_preset is not None and name not in registry.PRESET_MODELS:
+            registry.PRESET_MODELS[name] = base.MoEModelPreset(**family.autoep_preset, hf_model_types=(name,))
     # Retargeting transformers' output recorders fails on its new registry class, and nothing here asks the model
     # for router logits: the counts come from hooks.
     base.TransformersTopLevelRouterLogitsAdapter.retarget_transformers_output_recorders = (  # pyright: ignore
@@ -149,11 +122,6 @@ class LoadBalance:
             self.counts_LE[layer] += torch.bincount(chosen, minlength=self.counts_LE.shape[1])
 
         return hook
-
-
-def is_router(module: nn.Module) -> bool:
-    """Whether a module is a top-k router, of transformers or of AutoEP."""
-    return bool(_ROUTER.search(type(module).__name__))
 
 
 def keep_router_float32(model: nn.Module, biases: Sequence[torch.Tensor | None]) -> None:

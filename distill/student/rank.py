@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,62 +19,11 @@ import torch.distributed as dist
 from mopd.distill import storage
 from mopd.distill.loss.microbatch import collate
 from mopd.distill.loss.registry import bind
-from mopd.distill.models.heads import HeadSource
-from mopd.distill.recipe import Engine, Loss, Optimizer
 from mopd.distill.student import checkpoint, engine, moe
 from mopd.distill.student.forward import Objective, forward, read_heads
-from mopd.distill.student.schedule import learning_rate
+from mopd.distill.student.spec import RankUpdate, StudentSpec
 from mopd.distill.student.update_metrics import UpdateTotals
-from mopd.distill.types import Metrics, NonFinite, RunError, ScoredRollout, UserError
-
-
-@dataclass(frozen=True, slots=True)
-class StudentSpec:
-    """All that a rank needs to know, the same on every rank.
-
-    Attributes:
-        model: folder of a Hugging Face checkpoint.
-        domains: the trained domains in the recipe's order.
-        total_optimizer_steps: of the whole run, for the learning rate's schedule.
-        run_dir: the run's folder; checkpoints lie in its ``checkpoints/``.
-        attempt: id of the attempt that owns the folder; see :func:`distill.storage.claim`.
-        heads: output heads of teachers that ship hidden states, held on every rank.
-        trust_remote_code: whether Python code that lies in the folder of ``model`` may run.
-    """
-
-    model: str
-    engine: Engine
-    optimizer: Optimizer
-    loss: Loss
-    temperature: float
-    domains: tuple[str, ...]
-    total_optimizer_steps: int
-    seed: int
-    device: Literal["cpu", "cuda"]
-    run_dir: str
-    attempt: str
-    keep_checkpoints: int
-    heads: tuple[HeadSource, ...] = ()
-    trust_remote_code: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RankUpdate:
-    """One rank's part of one optimizer step.
-
-    Attributes:
-        step: of the loop, from 0.
-        number: of the optimizer step in the run, from 0.
-        token_weight: by domain, ``g_d / N_d``.
-        microbatches: of rollouts; as many on every rank, an empty one is a dummy.
-        reward_advantages: in the shape of ``microbatches``, or None where the loss uses no reward.
-    """
-
-    step: int
-    number: int
-    token_weight: dict[str, float]
-    microbatches: tuple[tuple[ScoredRollout, ...], ...]
-    reward_advantages: tuple[tuple[float, ...], ...] | None
+from mopd.distill.types import Metrics, NonFinite, RunError, UserError
 
 
 class StudentRank:
@@ -86,7 +34,8 @@ class StudentRank:
         self._loss = bind(spec.loss)
         self.engine, self.load_balance = engine.build(spec)
         self.module: torch.nn.Module = self.engine.module
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
         self.device = self.engine.device
         heads = read_heads(spec.heads, self.device)
         self._objective = Objective(self._loss, spec.temperature, heads)
@@ -151,7 +100,7 @@ class StudentRank:
         if written != self._layout():
             raise UserError(
                 f"checkpoint {self._checkpoints / name}: written with {written}, the recipe now has {self._layout()}; "
-                "resume with the old settings, or start anew with --restart"
+                "resume with the old settings, or start from scratch with --restart"
             )
         engine.load(self.engine, self._checkpoints, name)
 
@@ -191,7 +140,7 @@ class StudentRank:
         bad = totals.non_finite_domains()
         if bad:
             raise NonFinite(f"loss of domain {', '.join(bad)} is NaN or infinite {where}")
-        lr = learning_rate(self.spec.optimizer, update.number, self.spec.total_optimizer_steps)
+        lr = engine.learning_rate(self.spec.optimizer, update.number, self.spec.total_optimizer_steps)
         norm = engine.step(self.engine, lr)
         if norm is None:
             domains = ", ".join(self.spec.domains)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from mopd.distill.loss.base import TokenLoss
 from mopd.distill.loss.microbatch import Microbatch
-from mopd.distill.loss.registry import TokenLoss
 from mopd.distill.types import Metrics
 
 _ROWS = (

@@ -10,10 +10,11 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mopd.distill.models.families import experts_of
 from mopd.distill.models.flops import ModelCost
 from mopd.distill.recipe import Architecture
 from mopd.distill.recipe.messages import guess, nearest
-from mopd.distill.student.moe import experts_of, router_biases
+from mopd.distill.student.moe import router_biases
 from mopd.distill.types import UserError
 from mopd.recipes.check.offline import shipped_config
 from mopd.recipes.check.probe import probe

@@ -107,7 +107,7 @@ def _engines(recipe: Recipe, model_infos: Mapping[str, ModelInfo], device: Liter
 
 def _teachers(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
     student = model_infos.get("student.model")
-    full = bind(recipe.loss).payload in ("full", "topk", "hidden")
+    full = bind(recipe.loss).payload not in (None, "sampled")
     for name in recipe.teachers:
         teacher = model_infos.get(f"teachers.{name}.model")
         if student is None or teacher is None or teacher is student:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from mopd.distill.payloads import row_bytes
+from mopd.distill.payload_rows import RowSizes, payload_spec
 from mopd.distill.recipe import Engine
 from mopd.distill.student.engine import model_dtype
 from mopd.distill.student.forward import CHUNKS
@@ -29,13 +29,13 @@ def shipped_bytes(resolved: Resolved, model_infos: Mapping[str, ModelInfo], teac
         tokenizer = model_infos["student.model"].tokenizer
         forced = 0 if tokenizer is None else len(control_ids(tokenizer))
         support = loss.support.k * (2 if loss.support.whose == "union" else 1) + forced
-    return row_bytes(
-        loss.payload,
+    sizes = RowSizes(
         vocabulary=text.vocab_size,
         hidden=text.hidden_size,
         support=support,
         value_bytes=_value_bytes(resolved.teachers[teacher]),
     )
+    return payload_spec(loss.payload).row_bytes(sizes)
 
 
 def logits_bytes(model_infos: ModelInfo, engine: Engine, *, device: str) -> float:

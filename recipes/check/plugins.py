@@ -12,8 +12,9 @@ import torch
 from mopd.distill.loss.base import TokenLoss
 from mopd.distill.loss.microbatch import Microbatch, collate
 from mopd.distill.loss.registry import bind
+from mopd.distill.payload_rows import AskedSupport, payload_spec
 from mopd.distill.recipe import Loss
-from mopd.distill.types import Full, PayloadName, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, UserError
+from mopd.distill.types import PayloadName, Prompt, Rollout, ScoredRollout, TeacherScore, UserError
 from mopd.rollouts.tasks import Example, Split, Task
 
 DRAWN = 32
@@ -130,7 +131,11 @@ def check_own_loss(loss: Loss) -> Iterator[str]:
     if not bound.custom:
         return
     settings = _Watched(bound.arguments)
-    microbatch = _probe(bound.payload, needs_each_teacher=bound.spec.needs_each_teacher)
+    try:
+        microbatch = _probe(bound.payload, needs_each_teacher=bound.spec.needs_each_teacher)
+    except Exception as error:
+        yield f"{where} has a payload that cannot be made: {type(error).__name__}: {error}"
+        return
     mask_BT = microbatch.mask_BT
     logits_BTV = torch.randn(*mask_BT.shape, VOCABULARY, generator=torch.Generator().manual_seed(0))
     logits_BTV = logits_BTV.masked_fill(~mask_BT.unsqueeze(-1), float("nan")).requires_grad_()
@@ -178,7 +183,6 @@ def _probe(payload: PayloadName | None, *, needs_each_teacher: bool) -> Microbat
         logits_TV = random.normal(size=(length, VOCABULARY))
         logprobs_TV = (logits_TV - np.log(np.exp(logits_TV).sum(-1, keepdims=True))).astype(np.float32)
         tokens_T = random.integers(0, VOCABULARY, length).astype(np.int32)
-        given = Full(logprobs_TV) if payload == "full" else Sampled(logprobs_TV[np.arange(length), tokens_T])
         rollout = Rollout(
             prompt=Prompt("probe", f"probe/{index}", tuple(tokens_T[:2].tolist()), "", ""),  # not per token
             token_ids=tokens_T,
@@ -189,7 +193,13 @@ def _probe(payload: PayloadName | None, *, needs_each_teacher: bool) -> Microbat
             group=index,
             index=index,
         )
-        rollouts.append(ScoredRollout(rollout, () if payload is None else ((1.0, TeacherScore("probe", given)),)))
+        scores: tuple[tuple[float, TeacherScore], ...] = ()
+        if payload is not None:
+            of_logprobs = payload_spec(payload).of_logprobs
+            assert of_logprobs is not None, "bind refuses an own loss whose payload nothing makes"
+            ids_T = torch.from_numpy(tokens_T.astype(np.int64))
+            scores = ((1.0, TeacherScore("probe", of_logprobs(torch.from_numpy(logprobs_TV), ids_T, AskedSupport()))),)
+        rollouts.append(ScoredRollout(rollout, scores))
     return collate(
         rollouts, token_weight={"probe": 1.0}, domains=("probe",), pad_id=0, payload=payload,
         reward_advantages=None, device="cpu", needs_each_teacher=needs_each_teacher,

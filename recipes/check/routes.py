@@ -118,7 +118,8 @@ def _method(resolved: Resolved) -> Iterator[str]:
     recipe, losses = resolved.recipe, resolved.method.losses
     wanted, loss = {LOSSES[name].payload for name in losses}, resolved.loss
     if loss.custom:
-        if loss.payload not in wanted:
+        teaches = None not in wanted  # then any payload of a user's own does
+        if loss.payload not in wanted and not (teaches and loss.custom_payload):
             shown = " or ".join(sorted(map(repr, wanted & {*OWN_PAYLOADS})))
             yield (
                 f"`loss.estimator`: {loss.estimator} has payload {loss.payload!r}, and method {recipe.method!r} "

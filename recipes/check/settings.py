@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mopd.distill.loss.registry import bind
+from mopd.distill.payload_rows import payload_spec
 from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.messages import guess
 from mopd.recipes.resolve.sources import SELF
@@ -44,6 +45,11 @@ def _share_rule(recipe: Recipe) -> Iterator[str]:
     where, trained, loss = f"`share_rule` is {recipe.share_rule}", recipe.trained_domains, bind(recipe.loss)
     if loss.payload is None:
         yield f"{where}, and {loss.estimator} has neither advantages nor a gap to teachers; set it to explicit"
+    elif loss.custom_payload and not payload_spec(loss.payload).tells_sampled:
+        yield (
+            f"{where}, and the payload of {loss.estimator} does not tell the log-probability of the sampled tokens; "
+            f"give its class a method `sampled_logprobs`, or set it to explicit"
+        )
     elif loss.payload == "hidden":
         yield (
             f"{where}, and hidden states tell no advantage before they meet their head, which is in the update; set it "

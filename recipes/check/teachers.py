@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.loss.registry import LOSSES
+from mopd.distill.payload_rows import PAYLOADS
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
@@ -39,7 +40,9 @@ def check_teachers(resolved: Resolved) -> Iterator[str]:
                 f"`teachers.{name}`: method {recipe.method!r} needs its teachers' weights, {why}: it is of kind "
                 f"{kind.name}; take a checkpoint"
             )
-        if use.grades and use.payload is not None and use.payload not in kind.payloads:
+        # A payload of a user's own is made of whole distributions.
+        asked = use.payload if use.payload is None or use.payload in PAYLOADS else "full"
+        if use.grades and asked is not None and asked not in kind.payloads:
             yield _other_payload(use, kind)
         yield from kind.check(use)
 

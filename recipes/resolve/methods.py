@@ -51,7 +51,7 @@ class Method:
         samples: whether the actor is the student, writing rollouts of its own.
         teachers: what the teachers of the recipe do, if it may have any.
         rewards: whether verifiers may grade.
-        selects: whether the grader selects what is learnt from; see :func:`distill.loss.microbatch.plan_updates`.
+        selects: whether the grader selects what is learnt from; see :func:`distill.student.plan.plan_updates`.
         trains: whether the run trains its student; else recipes/run/merge_and_cascade.py makes it of what stages made.
     """
 

@@ -11,7 +11,7 @@ from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import Recipe
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
-from mopd.distill.types import Hidden, Metrics, RunError, Sampler, ScoredRollout, Weights
+from mopd.distill.types import Metrics, RunError, Sampler, ScoredRollout, Weights
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import FAULTS, HeldOut
@@ -124,12 +124,13 @@ class RunCallbacks:
 def sampled_advantages(scored: ScoredRollout) -> list[float]:
     """``log pi_T - log mu`` of each trained token, in nats.
 
-    Empty where no teacher graded the rollout, or where one shipped hidden states, which say it only beside its head.
+    Empty where no teacher graded the rollout, or where one shipped what does not tell it, such as hidden states.
 
     It is told with the sampler's log-probabilities: at these weights they are the policy's, up to rounding.
     """
-    if not scored.scores or any(isinstance(score.payload, Hidden) for _, score in scored.scores):
-        return []
     rollout = scored.rollout
+    untold = [score for _, score in scored.scores if score.payload.sampled_logprobs(rollout.token_ids) is None]
+    if untold or not scored.scores:
+        return []
     gap_T = sampled_logprobs(scored) - rollout.sampler_logprobs
     return [round(float(gap), 4) for gap in gap_T[rollout.loss_mask]]

@@ -13,7 +13,7 @@ from mopd.distill.loop import train
 from mopd.distill.loss.registry import located
 from mopd.distill.recipe import Recipe
 from mopd.distill.student.driver import DeepSpeedStudent
-from mopd.distill.student.rank import StudentSpec
+from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Sampler

@@ -9,7 +9,8 @@ import ray
 import ray.exceptions
 
 from mopd.distill.student import engine
-from mopd.distill.student.rank import StudentRank, StudentSpec
+from mopd.distill.student.rank import StudentRank
+from mopd.distill.student.spec import StudentSpec
 from mopd.distill.types import RunError, UserError
 
 

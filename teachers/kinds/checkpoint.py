@@ -16,8 +16,9 @@ import torch
 from mopd.distill.models.adapters import active, with_adapters
 from mopd.distill.models.heads import fingerprint, in_place_of_head, plain_head
 from mopd.distill.models.load import load_model
-from mopd.distill.payloads import Support, to_numpy, top_k
-from mopd.distill.types import Full, Hidden, Int32, Payload, PayloadName, Sampled, TopK, align_logits
+from mopd.distill.payload_rows import AskedSupport, payload_spec
+from mopd.distill.payloads import Support, to_numpy
+from mopd.distill.types import Hidden, Int32, Payload, PayloadName, align_logits
 from mopd.teachers.kinds.base import TeacherKind, TeacherSetup
 from mopd.teachers.scorer import Conditions
 
@@ -146,28 +147,18 @@ class TeacherModel:
             return [Hidden(to_numpy(hidden_BTH[b, :n]), self._head) for b, n in enumerate(lengths)]
         logits_BTV = align_logits(self.model(**inputs, use_cache=False).logits)
         logprobs_BTV = torch.log_softmax(logits_BTV.float() / self.temperature, dim=-1)
-        if payload == "full":
-            full = logprobs_BTV.cpu().numpy()
-            return [Full(full[b, :n]) for b, n in enumerate(lengths)]
-        sampled = logprobs_BTV.gather(-1, ids_BT.unsqueeze(-1)).squeeze(-1).cpu().numpy()
-        if payload == "topk":
-            assert self.support is not None, "payload topk needs a support"
-            given_BTK = None if given is None else _padded(given, max(lengths)).to(self.device)
-            ids, likely, rest = (tensor.cpu().numpy() for tensor in top_k(logprobs_BTV, self.support, given_BTK))
-            ids = ids.astype(np.int32)
-            return [
-                TopK(ids[b, :n].copy(), likely[b, :n].copy(), rest[b, :n].copy(), sampled[b, :n].copy())
-                for b, n in enumerate(lengths)
-            ]
-        return [Sampled(sampled[b, :n].copy()) for b, n in enumerate(lengths)]
+        of_logprobs = payload_spec(payload).of_logprobs
+        assert of_logprobs is not None, f"payload {payload} is not made of distributions"
+        given_TKs = [None] * len(lengths) if given is None else [_index(ids_TK, self.device) for ids_TK in given]
+        return [
+            of_logprobs(logprobs_BTV[b, :n], ids_BT[b, :n], AskedSupport(self.support, given_TK))
+            for b, (n, given_TK) in enumerate(zip(lengths, given_TKs, strict=True))
+        ]
 
 
-def _padded(rows_TK: Sequence[Int32], length: int) -> torch.Tensor:
-    """Rows of ids in one tensor, int64, zeros after the end of each."""
-    padded = np.zeros((len(rows_TK), length, rows_TK[0].shape[1]), dtype=np.int64)
-    for b, rows in enumerate(rows_TK):
-        padded[b, : len(rows)] = rows
-    return torch.from_numpy(padded)
+def _index(ids_TK: Int32, device: torch.device) -> torch.Tensor:
+    """Token ids as torch takes them."""
+    return torch.from_numpy(ids_TK.astype(np.int64)).to(device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from mopd.distill.payloads import Support, top_k
+from mopd.distill.payload_rows import AskedSupport, payload_spec
+from mopd.distill.payloads import Support
 from mopd.distill.recipe import TeacherRecipe
 from mopd.distill.recipe.plugins import is_plugin, load_plugin, located_plugin, plugin_digest
-from mopd.distill.types import Full, GradingFailed, Int32, Payload, PayloadName, Sampled, TopK, UserError
+from mopd.distill.types import Full, GradingFailed, Int32, Payload, PayloadName, Sampled, UserError
 from mopd.teachers.kinds.base import TeacherKind, TeacherSetup, TeacherUse
 from mopd.teachers.kinds.plugin import refuse_changed_file
 from mopd.teachers.scorer import Conditions, Scorer
@@ -29,7 +30,8 @@ MORE: dict[PayloadName, tuple[PayloadName, ...]] = {
     "topk": ("topk", "full"),
     "full": ("full",),
 }
-"""What an answer of each kind can be made of, the least first. Hidden states are of no use without their head."""
+"""What an answer of each kind can be made of, the least first; a user's own payload, of whole distributions. Hidden
+states are of no use without their head."""
 
 
 def asked_instead(payload: PayloadName, gives: Collection[str], *, support: bool) -> PayloadName | None:
@@ -38,7 +40,8 @@ def asked_instead(payload: PayloadName, gives: Collection[str], *, support: bool
     Args:
         support: whether the loss has a support; without one nobody can answer with the top k of it.
     """
-    return next((more for more in MORE.get(payload, ()) if more in gives and (support or more != "topk")), None)
+    holds = () if payload == "hidden" else MORE.get(payload, (payload, "full"))
+    return next((more for more in holds if more in gives and (support or more != "topk")), None)
 
 
 class CustomScorer:
@@ -82,10 +85,9 @@ class CustomScorer:
         if payload == "sampled":
             pairs = zip(answers, token_ids, strict=True)
             return [Sampled(sampled_of(answer, ids_T).copy()) for answer, ids_T in pairs]
-        assert self._support is not None, "payload topk needs a support"
-        rows = [None] * len(token_ids) if given is None else list(given)
-        triples = zip(answers, token_ids, rows, strict=True)
-        return [_top_k(answer, ids_T, self._support, given_TK) for answer, ids_T, given_TK in triples]
+        given_TKs = [None] * len(token_ids) if given is None else list(given)
+        triples = zip(answers, token_ids, given_TKs, strict=True)
+        return [_of_full(answer, payload, ids_T, self._support, given_TK) for answer, ids_T, given_TK in triples]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +128,16 @@ class CustomSource:
         return f"the scorer {self.reference}"
 
 
-def _top_k(answer: Payload, ids_T: Int32, support: Support, given_TK: Int32 | None) -> Payload:
-    """The support of whole distributions; anything else as it is, for the pool to refuse."""
-    if not isinstance(answer, Full):
+def _of_full(
+    answer: Payload, payload: PayloadName, ids_T: Int32, support: Support | None, given_TK: Int32 | None
+) -> Payload:
+    """What a payload's row makes of whole distributions; anything else as it is, for the pool to refuse."""
+    of_logprobs = payload_spec(payload).of_logprobs
+    if not isinstance(answer, Full) or of_logprobs is None:
         return answer
-    logprobs_TV = torch.from_numpy(answer.logprobs_TV)
     given = None if given_TK is None else torch.from_numpy(given_TK.astype("int64"))
-    ids, likely, rest = (tensor.numpy() for tensor in top_k(logprobs_TV, support, given))
-    return TopK(ids.astype("int32"), likely.copy(), rest.copy(), sampled_of(answer, ids_T).copy())
+    asked = AskedSupport(support, given)
+    return of_logprobs(torch.from_numpy(answer.logprobs_TV), torch.from_numpy(ids_T.astype("int64")), asked)
 
 
 def _source(setup: TeacherSetup) -> CustomSource:
@@ -158,7 +162,10 @@ def _check(use: TeacherUse) -> Iterator[str]:
     elif not isinstance(gives, tuple) or not set(gives) <= {*MORE} or not gives:
         offered = ", ".join(map(repr, MORE))
         yield f"`{where}`: {scorer} has payloads {gives!r}, and must have a tuple of some of {offered}"
-    elif use.payload in MORE and asked_instead(use.payload, gives, support=use.support is not None) is None:
+    elif (
+        use.payload not in (None, "hidden")
+        and asked_instead(use.payload, gives, support=use.support is not None) is None
+    ):
         yield (
             f"`{where}`: {scorer} gives {' and '.join(gives)}, and `loss.estimator` {use.estimator} needs "
             f"{use.payload}; give more, or take another estimator"

@@ -19,7 +19,8 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mopd.distill.payloads import Support, likeliest, payload_bytes, row_bytes
+from mopd.distill.payload_rows import PAYLOADS, RowSizes
+from mopd.distill.payloads import Support, likeliest, payload_bytes
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import PayloadName, Prompt, Rollout, ScoredRollout
 from mopd.teachers.actor import TeacherSpec
@@ -123,7 +124,9 @@ def shipped(folder: Path) -> dict[str, float]:
         (said,) = teacher.score([ids], payload, None, given)
         found[name] = payload_bytes(said) / len(ids)
         width = 0 if support is None else K * (2 if support.given else 1) + FORCED
-        planned = row_bytes(payload, vocabulary=VOCABULARY, hidden=HIDDEN, support=width, value_bytes=2)
+        planned = PAYLOADS[payload].row_bytes(
+            RowSizes(vocabulary=VOCABULARY, hidden=HIDDEN, support=width, value_bytes=2)
+        )
         assert found[name] == planned, f"{name}: {found[name]} bytes a token, {planned} were planned"
     return found
 

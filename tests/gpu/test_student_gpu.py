@@ -23,7 +23,8 @@ sys.path.append({unit!r})
 from student_kit import DOMAINS, make_batch, make_model, make_spec
 from transformers import AutoModelForCausalLM
 from mopd.distill.recipe import Engine
-from mopd.distill.student.driver import DeepSpeedStudent, InlineRanks
+from inline_ranks import InlineRanks
+from mopd.distill.student.driver import DeepSpeedStudent
 
 tmp = Path({tmp!r})
 spec = make_spec(make_model(tmp, {family!r}), tmp / "run", device="cuda", engine=Engine(ranks=1, expert_bias_rate=1e-3))

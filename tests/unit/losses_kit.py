@@ -4,7 +4,7 @@ import torch
 
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.registry import LOSSES, TokenLoss
-from mopd.distill.loss.teacher_tensors import SupportRows, TeacherSlot
+from mopd.distill.loss.teacher_tensors import TeacherRows
 from mopd.distill.payloads import Support, top_k
 from mopd.distill.recipe import JSD, K2, ForwardKL, FullReverseKL, NegativeLogLikelihood, PolicyGradient, TopKReverseKL
 
@@ -26,7 +26,7 @@ def rows(*shape, seed, dtype=torch.float64):
 def microbatch(
     mask, tokens, *, teacher=None, sampler=None, reward=None, taught=None, slots=(), reference=None
 ) -> Microbatch:
-    """``slots``: (weight by row, log-probabilities, and the rows of a support) of each teacher that is apart."""
+    """``slots``: (weight by row, whole log-probabilities, or the arrays of a payload) of each teacher."""
     mask_BT = torch.as_tensor(mask)
     B, _ = mask_BT.shape
     return Microbatch(
@@ -40,8 +40,16 @@ def microbatch(
         has_teacher_B=torch.ones(B, dtype=torch.bool) if taught is None else torch.as_tensor(taught),
         reward_advantage_B=None if reward is None else torch.as_tensor(reward, dtype=torch.float64),
         reference_BT=reference,
-        per_teacher=tuple(TeacherSlot(torch.as_tensor(weight_B), *rest) for weight_B, *rest in slots),
+        per_teacher=tuple(
+            TeacherRows(torch.as_tensor(weight_B), says if isinstance(says, dict) else {"logprobs_TV": says})
+            for weight_B, says in slots
+        ),
     )
+
+
+def topk_arrays(ids, logprobs, rest, sampled) -> dict[str, torch.Tensor]:
+    """Those of payload ``topk``."""
+    return {"ids_TK": ids, "logprobs_TK": logprobs, "rest_T": rest, "sampled_T": sampled}
 
 
 def graded(name, mask, tokens, teacher, **more) -> Microbatch:
@@ -50,7 +58,7 @@ def graded(name, mask, tokens, teacher, **more) -> Microbatch:
     if LOSSES[name].payload == "topk":
         ids, teacher, rest = top_k(teacher, Support(k=2, forced=(0,)))
         return microbatch(
-            mask, tokens, slots=[([1.0] * len(teacher), teacher, SupportRows(ids, rest, sampled))], **more
+            mask, tokens, slots=[([1.0] * len(teacher), topk_arrays(ids, teacher, rest, sampled))], **more
         )
     if LOSSES[name].needs_each_teacher:
         return microbatch(mask, tokens, slots=[([1.0] * len(teacher), teacher)], **more)

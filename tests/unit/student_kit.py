@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mopd.distill.recipe import AdamW, Engine, FullReverseKL, PlainSGD
 from mopd.distill.student import engine
 from mopd.distill.student.driver import DeepSpeedStudent, Ranks
-from mopd.distill.student.rank import StudentRank, StudentSpec
+from mopd.distill.student.rank import StudentRank
+from mopd.distill.student.spec import StudentSpec
 from mopd.distill.types import Full, Prompt, Rollout, ScoredRollout, TeacherScore
 
 SGD = PlainSGD(lr=0.5, warmup_steps=2, clip=0.05)

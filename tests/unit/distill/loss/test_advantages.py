@@ -6,7 +6,7 @@ import pytest
 import torch
 from naive import expectation, kl, numeric_gradient, score, softmax
 
-from mopd.distill.loss.advantages import (
+from mopd.distill.loss.sampled import (
     STD_EPSILON,
     clip_gap,
     extrapolated_gap,

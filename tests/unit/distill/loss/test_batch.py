@@ -7,10 +7,11 @@ import pytest
 import torch
 from batch_kit import SHARES, V, as_sampled, as_topk, log_softmax, mixed_batch, scored
 
-from mopd.distill.loss.microbatch import collate, plan_updates
+from mopd.distill.loss.microbatch import collate
 from mopd.distill.loss.registry import LOSSES
 from mopd.distill.loss.teacher_tensors import combine_teachers, sampled_logprobs
 from mopd.distill.recipe import FullReverseKL
+from mopd.distill.student.plan import plan_updates
 from mopd.distill.types import RunError, ScoredRollout, UserError
 
 FULL = FullReverseKL(estimator="full_reverse_kl")
@@ -47,7 +48,6 @@ def test_plan_keeps_its_promises(updates, ranks, budget):
 def test_weights_are_share_over_trained_tokens_by_hand():
     batch = [scored(0, "math", answer=4), scored(1, "math", answer=6), scored(2, "code", answer=2)]
     (plan,) = plan_updates(batch, shares=SHARES, updates=1, ranks=1, microbatch_tokens=100)
-    assert plan.trained_tokens == {"math": 10, "code": 2}
     assert plan.token_weight == pytest.approx({"math": 0.25 / 10, "code": 0.75 / 2})
     assert plan.microbatches == (((1, 0, 2),),), "longest first"
 
@@ -158,18 +158,18 @@ def test_teachers_apart_keep_their_order_their_weights_and_their_places():
     for k, whole, cut in zip((0, 1), full.per_teacher, topk.per_teacher, strict=True):
         for b, one in enumerate(rollouts):
             n = len(one.rollout.token_ids)
-            assert not whole.logprobs[b, n:].any()
+            assert not whole.arrays["logprobs_TV"][b, n:].any()
             if k == len(one.scores):
-                assert not whole.logprobs[b].any()
-                assert not cut.logprobs[b].any()
+                assert not whole.arrays["logprobs_TV"][b].any()
+                assert not cut.arrays["logprobs_TK"][b].any()
                 continue
             said, said_in_short = one.scores[k][1].payload, as_topk(one).scores[k][1].payload
-            assert np.array_equal(whole.logprobs[b, :n].numpy(), said.logprobs_TV)
-            assert np.array_equal(cut.logprobs[b, :n].numpy(), said_in_short.logprobs_TK)
-            assert np.array_equal(cut.support.ids_BTK[b, :n].numpy(), said_in_short.ids_TK)
-            assert np.array_equal(cut.support.rest_BT[b, :n].numpy(), said_in_short.rest_T)
-            assert np.array_equal(cut.support.sampled_BT[b, :n].numpy(), said_in_short.sampled_T)
-            assert not cut.support.rest_BT[b, n:].any()
+            assert np.array_equal(whole.arrays["logprobs_TV"][b, :n].numpy(), said.logprobs_TV)
+            assert np.array_equal(cut.arrays["logprobs_TK"][b, :n].numpy(), said_in_short.logprobs_TK)
+            assert np.array_equal(cut.arrays["ids_TK"][b, :n].numpy(), said_in_short.ids_TK)
+            assert np.array_equal(cut.arrays["rest_T"][b, :n].numpy(), said_in_short.rest_T)
+            assert np.array_equal(cut.arrays["sampled_T"][b, :n].numpy(), said_in_short.sampled_T)
+            assert not cut.arrays["rest_T"][b, n:].any()
 
 
 def test_sampled_log_probabilities_are_known_from_every_payload():
@@ -213,8 +213,10 @@ def test_what_a_grader_left_out_is_in_no_update():
     assert sorted(taken) == [i for i, keep in enumerate(kept) if keep]
     for plan in plans:
         assert first not in plan.token_weight, "nothing of it was kept"
+        members = [batch[i].rollout for rank in plan.microbatches for microbatch in rank for i in microbatch]
         for domain, weight in plan.token_weight.items():  # the others weigh what they would have
-            assert weight == pytest.approx(SHARES[domain] / sum(SHARES.values()) / plan.trained_tokens[domain])
+            tokens = sum(rollout.trained_tokens for rollout in members if rollout.domain == domain)
+            assert weight == pytest.approx(SHARES[domain] / sum(SHARES.values()) / tokens)
     assert plan_updates([replace(one, kept=False) for one in batch], selective=True, **how) == []
     with pytest.raises(UserError, match=f"domain {first!r} has 0 rollouts"):
         plan_updates(marked, **how)

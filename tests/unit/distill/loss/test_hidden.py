@@ -69,7 +69,7 @@ def test_it_is_the_full_divergence(chunks: Chunks, temperature: float) -> None:
     student_NH = given["student_NH"].requires_grad_()
     head_VH = given["student_head_VH"].requires_grad_()
     norms: list[Tensor] = []
-    told = hidden_reverse_kl(**asked(given), temperature=temperature, chunks=chunks, callbacks=norms.append)
+    told = hidden_reverse_kl(**asked(given), temperature=temperature, chunks=chunks, on_gradient_norms=norms.append)
     (told.kl_N * weights_N).sum().backward()
     for name in HiddenKL.__slots__:
         assert distance(getattr(told, name).detach(), getattr(expected, name)) < 1e-6, name
@@ -114,7 +114,7 @@ def test_groups_of_several_teachers_are_the_weighted_sum_of_their_divergences(ch
         tokens_N=given["tokens_N"],
         temperature=temperature,
         chunks=chunks,
-        callbacks=norms.append,
+        on_gradient_norms=norms.append,
     )
     (told.kl_N * weights_N).sum().backward()
 

@@ -8,9 +8,10 @@ import torch
 from batch_kit import SHARES, V, as_topk, cut_for, mixed_batch, scored
 from naive import jensen_shannon, topk_bucket
 
-from mopd.distill.loss.microbatch import collate, plan_updates
+from mopd.distill.loss.microbatch import collate
 from mopd.distill.loss.registry import LOSSES
 from mopd.distill.recipe import JSD, K2, ForwardKL, FullReverseKL, PolicyGradient, TopKReverseKL
+from mopd.distill.student.plan import plan_updates
 from mopd.distill.types import Full, ScoredRollout, TeacherScore, align_logits
 
 SETTINGS = {

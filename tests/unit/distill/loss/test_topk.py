@@ -5,10 +5,9 @@ import math
 
 import pytest
 import torch
-from losses_kit import BUCKET, FULL, TOPK, V, graded, microbatch, rows, run
+from losses_kit import BUCKET, FULL, TOPK, V, graded, microbatch, rows, run, topk_arrays
 from naive import kl, numeric_gradient, softmax, topk_bucket, topk_left_out
 
-from mopd.distill.loss.teacher_tensors import SupportRows
 from mopd.distill.payloads import Support, likeliest, top_k
 
 DEFINITIONS = {"left_out": topk_left_out, "bucket": topk_bucket}
@@ -51,8 +50,9 @@ def slot(teacher, tokens, *, support, weight=1.0, sampler=None):
     shape = teacher.shape[:2]
     weights = torch.as_tensor(weight, dtype=torch.float64).expand(shape[0])
     doubles = [torch.tensor(x, dtype=torch.float64).reshape(*shape, -1) for x in (kept, rest, sampled)]
-    rows_ = SupportRows(torch.tensor(ids).reshape(*shape, -1), doubles[1][..., 0], doubles[2][..., 0])
-    return weights, doubles[0], rows_
+    return weights, topk_arrays(
+        torch.tensor(ids).reshape(*shape, -1), doubles[0], doubles[1][..., 0], doubles[2][..., 0]
+    )
 
 
 @pytest.mark.parametrize("settings", [TOPK, BUCKET], ids=told)
@@ -94,8 +94,8 @@ def test_loss_is_exactly_zero_where_the_teacher_is_the_student(settings, whose, 
     teacher = logits.to(torch.promote_types(dtype, torch.float32)).log_softmax(-1)
     mask, tokens, support = [[False, True, True, True]] * 3, torch.tensor([[1, 2, 3, 4]] * 3), Support(2, (0,), whose)
     ids, kept, rest = top_k(teacher, support, likeliest(teacher + rows(3, 4, 133, seed=5), support))
-    at = SupportRows(ids, rest, teacher.gather(-1, tokens[..., None])[..., 0])
-    batch = microbatch(mask, tokens, slots=[([1.0] * 3, kept, at)])
+    arrays = topk_arrays(ids, kept, rest, teacher.gather(-1, tokens[..., None])[..., 0])
+    batch = microbatch(mask, tokens, slots=[([1.0] * 3, arrays)])
     out, gradient = run(NAME, logits, batch, settings)
     assert gradient.dtype == dtype
     assert not out.loss_BT.any()
@@ -138,7 +138,7 @@ def test_several_teachers_have_supports_of_their_own(settings):
     tokens, support = [[0, 1]] * 2, Support(2, (0,))
     slots = [slot(first, tokens, support=support, weight=[0.25, 1.0])]
     slots.append(slot(second, tokens, support=support, weight=[0.75, 0.0]))
-    slots[1][1][1] = math.nan  # an empty slot may hold anything
+    slots[1][1]["logprobs_TK"][1] = math.nan  # an empty slot may hold anything
     out, gradient = run(NAME, logits, microbatch([[False, True]] * 2, tokens, slots=slots), settings)
     for b, weights in ((0, (0.25, 0.75)), (1, (1.0, 0.0))):
         q = [softmax(teacher[b, 1].tolist()) for teacher in (first, second)]

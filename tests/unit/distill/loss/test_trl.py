@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from losses_kit import BUCKET, FORWARD, FULL, V, graded, microbatch, rows, run
+from losses_kit import BUCKET, FORWARD, FULL, V, graded, microbatch, rows, run, topk_arrays
 from trl.experimental.gkd import GKDTrainer
 from trl.experimental.server_distillation.server_distillation_trainer import _add_tail_bucket, _jsd_divergence
 
-from mopd.distill.loss.teacher_tensors import SupportRows
 from mopd.distill.payloads import Support, top_k
 from mopd.distill.recipe import JSD
 
@@ -44,7 +43,7 @@ def test_whole_distributions_agree_with_gkd(beta, settings, temperature):
 def test_the_tail_bucket_agrees():
     logits, logq = 2 * rows(3, 4, V, seed=2).requires_grad_(), (2 * rows(3, 4, V, seed=3)).log_softmax(-1)
     ids, kept, rest = top_k(logq, Support(2, (0,)))
-    slots = [([1.0] * 3, kept, SupportRows(ids, rest, logq[..., 0]))]
+    slots = [([1.0] * 3, topk_arrays(ids, kept, rest, logq[..., 0]))]
     out, ours = run("topk_reverse_kl", logits, microbatch(MASK, TOKENS, slots=slots), BUCKET)
     there = torch.ones_like(ids, dtype=torch.bool)
     student, support = _add_tail_bucket(logits.log_softmax(-1).gather(-1, ids), there)

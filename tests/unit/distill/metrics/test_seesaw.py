@@ -119,15 +119,6 @@ def test_forgetting_of_pure_noise_is_what_the_docstring_says() -> None:
     assert seesaw.forgetting(noise).mean() == pytest.approx(1.6, abs=0.05)
 
 
-def test_backward_transfer_by_hand() -> None:
-    after = np.array([[0.9, 0.1, 0.1], [0.6, 0.8, 0.2], [0.5, 0.9, 0.7]])
-    # ((0.5 - 0.9) + (0.9 - 0.8)) / 2
-    assert seesaw.backward_transfer(after) == pytest.approx(-0.15)
-    assert math.isnan(seesaw.backward_transfer(np.array([[0.5]])))
-    with pytest.raises(ValueError, match="one row and one column a stage"):
-        seesaw.backward_transfer(np.zeros((2, 3)))
-
-
 def test_transfer_matrix_by_hand() -> None:
     base, own = np.array([0.5, 0.6]), np.array([0.9, 0.8])
     teachers = np.array([[0.9, 0.2], [0.4, 0.8]])

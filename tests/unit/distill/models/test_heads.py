@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mopd.distill.models.heads import HeadSource, fingerprint, head_problem
 from mopd.distill.models.load import load_model
-from mopd.distill.payloads import Support, finite_rows, likeliest, payload_bytes, row_bytes, to_torch
+from mopd.distill.payload_rows import PAYLOADS, RowSizes
+from mopd.distill.payloads import Support, finite_rows, likeliest, payload_bytes, to_torch
 from mopd.distill.types import Full, Hidden, PayloadName, UserError
 from mopd.teachers.kinds.checkpoint import TeacherModel
 
@@ -144,7 +145,7 @@ def test_arrays_are_shipped_as_they_are_and_as_many_bytes_as_planned(tmp_path: P
     said = held.score(asked(), payload, None, given)
     buffers: list[pickle.PickleBuffer] = []
     stream = pickle.dumps(said, protocol=5, buffer_callback=buffers.append)
-    per_token = row_bytes(payload, vocabulary=VOCABULARY, hidden=32, support=12, value_bytes=4)
+    per_token = PAYLOADS[payload].row_bytes(RowSizes(vocabulary=VOCABULARY, hidden=32, support=12, value_bytes=4))
     expected = [per_token * len(ids) for ids in asked()]
     assert [payload_bytes(one) for one in said] == expected
     assert sum(memoryview(one).nbytes for one in buffers) == sum(expected)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
+from mopd.distill.models.families import experts_of
 from mopd.distill.recipe import AdamW, Engine
 from mopd.distill.student.engine import check_engine
-from mopd.distill.student.moe import check_expert_parallel, experts_of
+from mopd.distill.student.moe import check_expert_parallel
 from mopd.distill.types import UserError
 
 

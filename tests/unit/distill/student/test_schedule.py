@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mopd.distill.recipe import AdamW
-from mopd.distill.student.schedule import learning_rate
+from mopd.distill.student.engine import learning_rate
 
 TABLES = {
     # 2 steps of warm-up, then from 1 down to 0.2 at step 6, the last of 7.

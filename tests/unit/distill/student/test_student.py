@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from inline_ranks import InlineRanks
 from student_kit import (
     ADAMW,
     DENSE,
@@ -30,7 +31,6 @@ from transformers import AutoModelForCausalLM
 
 from mopd.distill.recipe import NegativeLogLikelihood, Optimizer, PolicyGradient
 from mopd.distill.student import engine
-from mopd.distill.student.driver import InlineRanks
 from mopd.distill.types import Full, Sampled, ScoredRollout, TeacherScore, align_logits
 
 

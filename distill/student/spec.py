@@ -1,0 +1,59 @@
+"""What the driver tells its ranks: the student they are ranks of, and their part of an optimizer step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mopd.distill.models.heads import HeadSource
+from mopd.distill.recipe import Engine, Loss, Optimizer
+from mopd.distill.types import ScoredRollout
+
+
+@dataclass(frozen=True, slots=True)
+class StudentSpec:
+    """All that a rank needs to know, the same on every rank.
+
+    Attributes:
+        model: folder of a Hugging Face checkpoint.
+        domains: the trained domains in the recipe's order.
+        total_optimizer_steps: of the whole run, for the learning rate's schedule.
+        run_dir: the run's folder; checkpoints lie in its ``checkpoints/``.
+        attempt: id of the attempt that owns the folder; see :func:`distill.storage.claim`.
+        heads: output heads of teachers that ship hidden states, held on every rank.
+        trust_remote_code: whether Python code that lies in the folder of ``model`` may run.
+    """
+
+    model: str
+    engine: Engine
+    optimizer: Optimizer
+    loss: Loss
+    temperature: float
+    domains: tuple[str, ...]
+    total_optimizer_steps: int
+    seed: int
+    device: Literal["cpu", "cuda"]
+    run_dir: str
+    attempt: str
+    keep_checkpoints: int
+    heads: tuple[HeadSource, ...] = ()
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RankUpdate:
+    """One rank's part of one optimizer step.
+
+    Attributes:
+        step: of the loop, from 0.
+        number: of the optimizer step in the run, from 0.
+        token_weight: by domain, ``g_d / N_d``.
+        microbatches: of rollouts; as many on every rank, an empty one is a dummy.
+        reward_advantages: in the shape of ``microbatches``, or None where the loss uses no reward.
+    """
+
+    step: int
+    number: int
+    token_weight: dict[str, float]
+    microbatches: tuple[tuple[ScoredRollout, ...], ...]
+    reward_advantages: tuple[tuple[float, ...], ...] | None
