@@ -141,11 +141,11 @@ def build_seesaw(
 
 def _first_prompts(resolved: Resolved, *, offline: bool) -> dict[str, str]:
     """The first training prompt of each domain, as text; a dataset's chat messages need the student's tokenizer."""
-    tasks, _ = make_tasks(resolved.recipe, tokenizer=None)
+    tasks, _ = make_tasks(resolved.recipe.domains, None, seed=resolved.recipe.seed)
     model_infos, _ = read_model_infos(resolved, tasks, offline=offline)
     student = model_infos.get("student.model")
     if student is not None:
-        tasks, _ = make_tasks(resolved.recipe, tokenizer=student.tokenizer)
+        tasks, _ = make_tasks(resolved.recipe.domains, student.tokenizer, seed=resolved.recipe.seed)
     seed = resolved.recipe.seed
     return {name: task.example(seed=seed, split="train", index=0).text for name, task in tasks.items()}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mopd.distill.recipe import Recipe, Source
-from mopd.recipes.resolve.methods import METHODS, method_of
+from mopd.distill.recipe import Source, StageRecipe
+from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import stage_domains
 
@@ -14,8 +14,13 @@ from mopd.recipes.resolve.stages import stage_domains
 def check_idle(resolved: Resolved) -> Iterator[str]:
     """A sentence for every leaf that was set and would change nothing: a silent no is worse than a loud one."""
     recipe, method = resolved.recipe, resolved.method
-    yield from _samples(recipe)
-    yield from _untrained(recipe)
+    yield from _samples(recipe.stages)
+    kept, written = recipe.rollout.keep_verified, recipe.rollout.samples_per_prompt
+    if not method.selects:
+        yield from _set(recipe.rollout, "rollout", ("keep_verified",), "only expert_iteration keeps some")
+    elif kept > written:
+        yield _more_than_written("rollout", kept, written)
+    yield from _untrained(resolved)
     for name, domain in recipe.domains.items():
         if domain.evaluate_only:
             yield from _set(domain, f"domains.{name}", ("prompts", "share", "easy_share"), "it is evaluate_only")
@@ -23,7 +28,7 @@ def check_idle(resolved: Resolved) -> Iterator[str]:
             yield from _set(domain, f"domains.{name}", ("easy_share",), "a dataset has no easy form")
     for name, stage in recipe.stages.items():
         trained = stage_domains(stage, recipe.trained_domains)
-        if all(isinstance(recipe.domains[one].task, Source) for one in trained if one in recipe.domains):
+        if all(isinstance(recipe.domains[domain].task, Source) for domain in trained if domain in recipe.domains):
             yield from _set(stage, f"stages.{name}", ("easy_share",), "a dataset has no easy form")
     if recipe.method == "supervised":
         leaves = ("samples_per_prompt", "temperature", "workers")
@@ -46,13 +51,14 @@ def check_idle(resolved: Resolved) -> Iterator[str]:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
 
 
-def _untrained(recipe: Recipe) -> Iterator[str]:
+def _untrained(resolved: Resolved) -> Iterator[str]:
     """What only a run that trains its student reads, and what only a merge does."""
+    recipe = resolved.recipe
     if recipe.method != "merge":
         yield from _set(recipe.merge, "merge", ("how", "strengths"), "only method merge reads it")
     elif recipe.merge.how == "average":
         yield from _set(recipe.merge, "merge", ("strengths",), "the average has one strength")
-    if method_of(recipe.method).trains:
+    if resolved.method.trains:
         return
     why = f"a {recipe.method} trains no student"
     run = tuple(name for name in type(recipe.run).model_fields if name != "parallel_stages")
@@ -62,10 +68,8 @@ def _untrained(recipe: Recipe) -> Iterator[str]:
     yield from _set(recipe, "", ("share_rule", "stop"), why)
 
 
-def _samples(recipe: Recipe) -> Iterator[str]:
-    if not method_of(recipe.method).selects:
-        yield from _set(recipe.rollout, "rollout", ("keep_verified",), "only expert_iteration keeps some")
-    for name, stage in recipe.stages.items():
+def _samples(stages: Mapping[str, StageRecipe]) -> Iterator[str]:
+    for name, stage in stages.items():
         if not METHODS[stage.method].samples:
             yield from _set(stage, f"stages.{name}", ("samples_per_prompt",), "it samples nothing it trains on")
         if stage.method == "mix_rl" and stage.samples_per_prompt < 2:
@@ -77,8 +81,6 @@ def _samples(recipe: Recipe) -> Iterator[str]:
             yield from _set(stage, f"stages.{name}", ("keep_verified",), "only expert_iteration keeps some")
         elif stage.keep_verified > stage.samples_per_prompt:
             yield _more_than_written(f"stages.{name}", stage.keep_verified, stage.samples_per_prompt)
-    if method_of(recipe.method).selects and recipe.rollout.keep_verified > recipe.rollout.samples_per_prompt:
-        yield _more_than_written("rollout", recipe.rollout.keep_verified, recipe.rollout.samples_per_prompt)
 
 
 def _more_than_written(where: str, kept: int, written: int) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from mopd.distill.loss.registry import bind
+from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.models.adapters import with_adapters
 from mopd.distill.models.heads import head_problem
-from mopd.distill.recipe import Engine, Optimizer, Recipe
+from mopd.distill.recipe import Engine, StageRecipe, StudentRecipe
 from mopd.distill.student.engine import check_engine
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo
@@ -16,7 +16,6 @@ from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.checkpoints import empty_model
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import is_path
-from mopd.recipes.resolve.stages import stage_domains
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.tokenizer import control_ids
 from mopd.teachers.compatibility import compare_heads, compare_tokenizers
@@ -30,24 +29,32 @@ def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> li
     """
     recipe = resolved.recipe
     return [
-        *_engines(recipe, model_infos, resolved.device),
-        *_teachers(recipe, model_infos),
-        *_support(recipe, model_infos),
+        *_engines(recipe.student, recipe.stages, model_infos, resolved.device),
+        *_teachers(resolved.teachers, resolved.loss, model_infos),
+        *_support(resolved.loss, model_infos),
         *_adapters(resolved.teachers, model_infos),
         *(_heads(resolved.teachers, model_infos) if resolved.loss.payload == "hidden" else ()),
     ]
 
 
-def check_lengths(recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]) -> list[str]:
+def check_lengths(
+    model_infos: Mapping[str, ModelInfo],
+    lengths: Mapping[str, Lengths],
+    *,
+    trained: Mapping[str, Sequence[str]],
+    max_new_tokens: int,
+) -> list[str]:
     """Whether rollouts fit the context of student and teachers, and gold answers that of whom they are trained into.
 
     Args:
         lengths: by domain, see :func:`recipes.check.tasks.check_tasks`; a domain without them is passed over.
+        trained: the domains of each training on gold answers: ``method`` is the run's, ``stages.NAME`` a stage's.
+        max_new_tokens: of a rollout.
     """
     if not lengths:
         return []
     asked = max(lengths, key=lambda name: lengths[name].longest_prompt)
-    cap, prompt = recipe.rollout.max_new_tokens, lengths[asked].longest_prompt
+    cap, prompt = max_new_tokens, lengths[asked].longest_prompt
     rollout = (
         f"`rollout.max_new_tokens` {cap} after a prompt of {prompt} tokens (domain {asked!r}) makes {cap + prompt}"
     )
@@ -56,12 +63,8 @@ def check_lengths(recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths:
     for leaf, model in model_infos.items():
         if not leaf.startswith("stages."):
             problems |= dict.fromkeys(_beyond(model, cap + prompt, rollout, "lower it"))
-    trained = {
-        f"stages.{name}.from": stage_domains(stage, recipe.trained_domains) for name, stage in recipe.stages.items()
-    }
-    if recipe.method == "supervised":
-        trained["student.model"] = tuple(recipe.trained_domains)
-    for leaf, domains in trained.items():
+    for where, domains in trained.items():
+        leaf = "student.model" if where == "method" else f"{where}.from"
         known = [name for name in domains if name in lengths]
         if leaf in model_infos and known:
             longest = max(known, key=lambda name: lengths[name].longest_pair)
@@ -80,11 +83,14 @@ def _beyond(model: ModelInfo, needed: int, what: str, mend: str) -> Iterator[str
         )
 
 
-def _engines(recipe: Recipe, model_infos: Mapping[str, ModelInfo], device: Literal["cpu", "cuda"]) -> Iterator[str]:
-    trained: dict[str, tuple[str, Engine, Optimizer]] = {
-        "student": ("student.model", recipe.student.engine, recipe.student.optimizer)
-    }
-    for name, stage in recipe.stages.items():
+def _engines(
+    student: StudentRecipe,
+    stages: Mapping[str, StageRecipe],
+    model_infos: Mapping[str, ModelInfo],
+    device: Literal["cpu", "cuda"],
+) -> Iterator[str]:
+    trained = {"student": ("student.model", student.engine, student.optimizer)}
+    for name, stage in stages.items():
         trained[f"stages.{name}"] = (f"stages.{name}.from", stage.engine, stage.optimizer)
     for section, (leaf, engine, optimizer) in trained.items():
         if leaf not in model_infos:
@@ -105,10 +111,10 @@ def _engines(recipe: Recipe, model_infos: Mapping[str, ModelInfo], device: Liter
             )
 
 
-def _teachers(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+def _teachers(teachers: Iterable[str], loss: BoundLoss, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
     student = model_infos.get("student.model")
-    full = bind(recipe.loss).payload not in (None, "sampled")
-    for name in recipe.teachers:
+    full = loss.payload not in (None, "sampled")
+    for name in teachers:
         teacher = model_infos.get(f"teachers.{name}.model")
         if student is None or teacher is None or teacher is student:
             continue
@@ -125,9 +131,8 @@ def _teachers(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[
             )
 
 
-def _support(recipe: Recipe, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+def _support(loss: BoundLoss, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
     student = model_infos.get("student.model")
-    loss = bind(recipe.loss)
     if student is None or loss.support is None:
         return
     size = student.config.get_text_config().vocab_size

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import AutoConfig
 
-from mopd.distill.recipe import Recipe, Source
+from mopd.distill.recipe import Source
 from mopd.distill.recipe.messages import guess
 from mopd.distill.types import UserError
 from mopd.recipes import SHIPPED
@@ -42,11 +42,10 @@ def on_hub(task: str | Source) -> bool:
     return isinstance(task, Source) and not is_path(task.path)
 
 
-def assumed_lengths(recipe: Recipe, known: Mapping[str, Lengths]) -> dict[str, Lengths]:
+def assumed_lengths(domains: Iterable[str], most: int, known: Mapping[str, Lengths]) -> dict[str, Lengths]:
     """Lengths of every domain: those that are known, and for the others long prompts with answers up to the cap."""
-    most = recipe.rollout.max_new_tokens
     assumed = Lengths(PROMPT_TOKENS, most, PROMPT_TOKENS + most, float(PROMPT_TOKENS), float(most))
-    return {name: known.get(name, assumed) for name in recipe.domains}
+    return {name: known.get(name, assumed) for name in domains}
 
 
 def unchecked(resolved: Resolved) -> list[str]:

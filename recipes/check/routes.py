@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from mopd.distill.loss.registry import LOSSES, OWN_PAYLOADS
-from mopd.distill.recipe import Architecture, Optimizer, Recipe
+from mopd.distill.recipe import Architecture, DomainRecipe, Optimizer, TeacherRecipe
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.recipes.check.check_idle import check_idle
@@ -14,7 +14,7 @@ from mopd.recipes.check.settings import check_loss
 from mopd.recipes.check.teachers import check_teachers
 from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import SELF, chain, stage_name
+from mopd.recipes.resolve.sources import SELF, Source, chain, stage_name
 from mopd.recipes.resolve.teachers import group_key, placement
 
 
@@ -26,11 +26,11 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
     """
     recipe = resolved.recipe
     return [
-        *_tasks(recipe, tasks),
+        *_tasks(recipe.domains, tasks),
         *_teachers(resolved),
         *_method(resolved),
         *_rewards(resolved),
-        *check_loss(recipe),
+        *check_loss(resolved),
         *check_teachers(resolved),
         *_stages(resolved),
         *_updates(resolved),
@@ -38,11 +38,11 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
     ]
 
 
-def _tasks(recipe: Recipe, tasks: Collection[str]) -> Iterator[str]:
-    for name, domain in recipe.domains.items():
+def _tasks(domains: Mapping[str, DomainRecipe], tasks: Collection[str]) -> Iterator[str]:
+    for name, domain in domains.items():
         if isinstance(domain.task, str) and domain.task not in tasks and not is_plugin(domain.task):
             yield f"`domains.{name}.task`: no task is called {domain.task!r}; {guess(domain.task, tasks)}"
-    if not recipe.trained_domains:
+    if all(domain.evaluate_only for domain in domains.values()):
         yield "no domain is trained: every one is evaluate_only; give one a teacher or a reward"
 
 
@@ -61,7 +61,7 @@ def _teachers(resolved: Resolved) -> Iterator[str]:
     for teacher in recipe.teachers:
         if teacher not in used and teacher != resolved.loss.reference:
             yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
-    yield from _anchors(recipe)
+    yield from _anchors(recipe.student.model, recipe.teachers, recipe.domains)
     yield from _turns(resolved)
     for first, second in itertools.combinations([names[0] for names in resolved.groups], 2):
         one, other = recipe.teachers[first], recipe.teachers[second]
@@ -98,16 +98,18 @@ def _turns(resolved: Resolved) -> Iterator[str]:
             )
 
 
-def _anchors(recipe: Recipe) -> Iterator[str]:
+def _anchors(
+    student: Source, teachers: Mapping[str, TeacherRecipe], domains: Mapping[str, DomainRecipe]
+) -> Iterator[str]:
     """Whether ``self`` anchors something that is worth holding, beside something that is learnt."""
-    anchors = {name for name, teacher in recipe.teachers.items() if teacher.model == SELF}
+    anchors = {name for name, teacher in teachers.items() if teacher.model == SELF}
     for name in sorted(anchors):
-        if isinstance(recipe.student.model, Architecture):
+        if isinstance(student, Architecture):
             yield (
                 f"`teachers.{name}.model` is self, and the student is made from nothing: it would be held to its own "
                 f"noise; train it in a stage first, or name another model"
             )
-    if anchors == set(recipe.teachers) and anchors and not any(domain.reward for domain in recipe.domains.values()):
+    if anchors == set(teachers) and anchors and not any(domain.reward for domain in domains.values()):
         yield (
             "`teachers`: every one is self, so the student would be held where it is and learn nothing; name a "
             "specialist for one domain at least"
@@ -200,19 +202,18 @@ def _stages(resolved: Resolved) -> Iterator[str]:
             yield f"`stages.{name}.from` leads back to itself: {circle}; one of them must start from a model"
         elif name not in needed:
             yield f"`stages.{name}`: neither the student nor a teacher comes from this stage; use it, or take it away"
-        yield from _named_domains(recipe, name)
+        yield from _named_domains(name, recipe.stages[name].domains, recipe.domains)
 
 
-def _named_domains(recipe: Recipe, name: str) -> Iterator[str]:
-    domains = recipe.stages[name].domains
+def _named_domains(name: str, domains: tuple[str, ...] | None, declared: Collection[str]) -> Iterator[str]:
     if domains is None:
         return
     where = f"`stages.{name}.domains`"
     if not domains:
         yield f"{where} is empty; name a domain, or leave the key out to train on all that are trained"
     for domain in domains:
-        if domain not in recipe.domains:
-            yield f"{where}: no domain {domain!r} is declared under `domains`; {guess(domain, recipe.domains)}"
+        if domain not in declared:
+            yield f"{where}: no domain {domain!r} is declared under `domains`; {guess(domain, declared)}"
     for domain in sorted({domain for domain in domains if domains.count(domain) > 1}):
         yield f"{where} names {domain!r} {domains.count(domain)} times; once is enough"
 

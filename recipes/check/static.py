@@ -13,11 +13,12 @@ from mopd.recipes.check.offline import assumed_lengths, on_hub
 from mopd.recipes.check.plan import Plan, make_plan
 from mopd.recipes.check.plugins import check_engine, check_own_loss
 from mopd.recipes.check.routes import check_routes
-from mopd.recipes.check.tasks import check_tasks, make_tasks
+from mopd.recipes.check.tasks import check_gold_answers, check_tasks, make_tasks
 from mopd.recipes.check.teachers import reach_teachers
 from mopd.recipes.resolve.placement import check_device
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.run_folder import check_folder
+from mopd.recipes.resolve.stages import stage_domains
 from mopd.rollouts.tasks import TASKS
 
 
@@ -41,18 +42,23 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
     problems = check_routes(resolved, tasks=TASKS)
     problems += check_engine(recipe.rollout, resolved.loss)
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
-    tasks, unusable = make_tasks(recipe, tokenizer=None, without=far)
+    tasks, unusable = make_tasks(recipe.domains, None, seed=recipe.seed, without=far)
     model_infos, unreadable = read_model_infos(resolved, tasks, offline=offline)
     student = model_infos.get("student.model")
     tokenizer = student.tokenizer if student is not None else None
     if tokenizer is not None:
         # Once more with the student's tokenizer, which renders a dataset's chat messages.
-        tasks, unusable = make_tasks(recipe, tokenizer=tokenizer, without=far)
-    lengths, unsound = check_tasks(recipe, tasks, tokenizer)
-    lengths = assumed_lengths(recipe, lengths) if offline else lengths
+        tasks, unusable = make_tasks(recipe.domains, tokenizer, seed=recipe.seed, without=far)
+    cap = recipe.rollout.max_new_tokens
+    lengths, unsound = check_tasks(
+        recipe.domains, tasks, tokenizer, seed=recipe.seed, evaluate=recipe.evaluate, max_new_tokens=cap
+    )
+    lengths = assumed_lengths(recipe.domains, cap, lengths) if offline else lengths
+    trained = _supervised(resolved)
+    unsound += check_gold_answers(recipe.domains, trained)
     problems += [*unusable, *unreadable, *unsound, *sink_problems(recipe.track.sinks)]
     problems += check_models(resolved, model_infos)
-    problems += check_lengths(recipe, model_infos, lengths)
+    problems += check_lengths(model_infos, lengths, trained=trained, max_new_tokens=cap)
     problems += [] if offline else check_device(resolved)
     if not problems and not offline:
         # Last: it asks others, and needs a sound recipe.
@@ -67,3 +73,11 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
     if problems := check_folder(out, needed_bytes=max(0, plan.disk_bytes - there)):  # a resumed run has some already
         raise UserError(*problems)
     return plan
+
+
+def _supervised(resolved: Resolved) -> dict[str, tuple[str, ...]]:
+    """The domains of every training on gold answers, by the leaf that says so: the run's method, and its stages."""
+    recipe = resolved.recipe
+    trained = tuple(recipe.trained_domains)
+    runs = {"method": trained} if recipe.method == "supervised" else {}
+    return runs | {f"stages.{name}": stage_domains(stage, trained) for name, stage in recipe.stages.items()}

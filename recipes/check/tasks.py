@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.recipe import Recipe, Source
+from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, Source
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.types import Prompt, UserError
 from mopd.recipes.check.plugins import check_own_task
-from mopd.recipes.resolve.stages import stage_domains
 from mopd.rollouts.tasks import Example, Task, make_task
 from mopd.rollouts.tasks.dataset import DatasetTask
 
@@ -41,7 +40,11 @@ class Lengths:
 
 
 def make_tasks(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, *, without: frozenset[str] = frozenset()
+    domains: Mapping[str, DomainRecipe],
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    seed: int,
+    without: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, Task], list[str]]:
     """Every domain's task that can be made, and what is wrong with the others.
 
@@ -49,7 +52,7 @@ def make_tasks(
     """
     tasks: dict[str, Task] = {}
     problems: list[str] = []
-    for name, domain in recipe.domains.items():
+    for name, domain in domains.items():
         if name in without:
             continue
         own = isinstance(domain.task, str) and is_plugin(domain.task)
@@ -61,7 +64,8 @@ def make_tasks(
             elif not isinstance(domain.task, str):
                 problems += [f"`domains.{name}.task`: {problem}" for problem in error.problems]
             continue
-        if own and (broken := [f"`domains.{name}.task`: {told}" for told in check_own_task(task, seed=recipe.seed)]):
+        broken = [f"`domains.{name}.task`: {problem}" for problem in check_own_task(task, seed=seed)] if own else []
+        if broken:
             problems += broken
         else:
             tasks[name] = task
@@ -69,7 +73,13 @@ def make_tasks(
 
 
 def check_tasks(
-    recipe: Recipe, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase | None
+    domains: Mapping[str, DomainRecipe],
+    tasks: Mapping[str, Task],
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    seed: int,
+    evaluate: EvaluateRecipe,
+    max_new_tokens: int,
 ) -> tuple[dict[str, Lengths], list[str]]:
     """Draw prompts of every domain and ask its verifier; returns their lengths and the problems, each a sentence.
 
@@ -80,26 +90,25 @@ def check_tasks(
     problems: list[str] = []
     for name, task in tasks.items():
         try:
-            examples = [task.example(seed=recipe.seed, split="train", index=i) for i in range(SAMPLED_PROMPTS)]
-            problems += [f"`domains.{name}`: {problem}" for problem in _held_out(recipe, task)]
-            gold = has_gold_answers(recipe.domains[name].task)
+            examples = [task.example(seed=seed, split="train", index=i) for i in range(SAMPLED_PROMPTS)]
+            problems += [f"`domains.{name}`: {problem}" for problem in _held_out(evaluate, task)]
+            gold = has_gold_answers(domains[name].task)
             problems += [f"`domains.{name}`: {problem}" for problem in _verifier(name, task, examples, gold=gold)]
             if tokenizer is not None:
                 lengths[name] = _lengths(tokenizer, task, examples)
-                problems += _cap(recipe, name, lengths[name])
+                problems += _cap(max_new_tokens, domains[name].task, name, lengths[name])
         except UserError as error:
             problems += [f"`domains.{name}`: {problem}" for problem in error.problems]
-    problems += _supervised(recipe)
     # Tasks share the sandbox: what it lacks is told once.
     return lengths, list(dict.fromkeys(problems))
 
 
-def _held_out(recipe: Recipe, task: Task) -> Iterator[str]:
+def _held_out(evaluate: EvaluateRecipe, task: Task) -> Iterator[str]:
     """Whether there are as many held-out problems as are to be asked: a dataset may have fewer."""
-    asked = {"validation": recipe.evaluate.validation_prompts, "test": recipe.evaluate.test_prompts}
+    asked = {"validation": evaluate.validation_prompts, "test": evaluate.test_prompts}
     for split, count in asked.items():
         try:
-            task.example(seed=recipe.evaluate.seed, split=split, index=count - 1)
+            task.example(seed=evaluate.seed, split=split, index=count - 1)
         except UserError as error:
             yield from error.problems
 
@@ -131,16 +140,15 @@ def _verifier(domain: str, task: Task, examples: list[Example], *, gold: bool) -
         )
 
 
-def _supervised(recipe: Recipe) -> Iterator[str]:
-    """Supervised training writes gold answers, so each of its domains must have them."""
-    trained: dict[str, tuple[str, ...]] = {}
-    if recipe.method == "supervised":
-        trained["method"] = tuple(recipe.trained_domains)
-    for name, stage in recipe.stages.items():
-        trained[f"stages.{name}"] = stage_domains(stage, recipe.trained_domains)
-    for where, domains in trained.items():
-        for name in domains:
-            if name in recipe.domains and not has_gold_answers(recipe.domains[name].task):
+def check_gold_answers(domains: Mapping[str, DomainRecipe], trained: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Supervised training writes gold answers, so each of its domains must have them.
+
+    Args:
+        trained: the domains of each supervised training, by the leaf that says so.
+    """
+    for where, names in trained.items():
+        for name in names:
+            if name in domains and not has_gold_answers(domains[name].task):
                 yield (
                     f"`{where}` trains on the gold answers of domain {name!r}, whose dataset has unit tests alone; "
                     f"name a column of right programs as `answer` and that of the tests as `tests`, or leave it out"
@@ -172,10 +180,9 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, texts: Iterable[tuple[str, str]])
         yield from ((prompt, answer + 1) for prompt, answer in zip(sizes[::2], sizes[1::2], strict=True))
 
 
-def _cap(recipe: Recipe, name: str, lengths: Lengths) -> Iterator[str]:
-    cap = recipe.rollout.max_new_tokens
+def _cap(cap: int, task: str | Source, name: str, lengths: Lengths) -> Iterator[str]:
     # Only a shipped task's gold answer is what a model has to write; a dataset's may be the number at its end.
-    if isinstance(recipe.domains[name].task, str) and lengths.longest_answer > cap:
+    if isinstance(task, str) and lengths.longest_answer > cap:
         yield (
             f"`rollout.max_new_tokens` is {cap}, and a gold answer of domain {name!r} has {lengths.longest_answer} "
             f"tokens: the cap would lower every score; raise it to {lengths.longest_answer} or more"

@@ -37,7 +37,15 @@ class Broken:
 @pytest.mark.parametrize(("gold", "wrong", "told"), [(True, False, None), (False, False, "refuses 32 of 32 gold"),
                                                      (True, True, "accepts 32 of 32 wrong")])  # fmt: skip
 def test_a_verifier_is_proven_on_gold_and_wrong_answers(gold: bool, wrong: bool, told: str | None) -> None:
-    _, found = check_tasks(recipe(), {"math": Broken(gold, wrong)}, None)
+    made = recipe()
+    _, found = check_tasks(
+        made.domains,
+        {"math": Broken(gold, wrong)},
+        None,
+        seed=made.seed,
+        evaluate=made.evaluate,
+        max_new_tokens=made.rollout.max_new_tokens,
+    )
     assert [told in problem for problem in found] == ([True] if told else [])
 
 
@@ -106,4 +114,4 @@ def test_a_stage_is_not_trained_on_unit_tests(tmp_path: Path) -> None:
 
 def test_an_unknown_task_is_left_to_the_routes() -> None:
     made = recipe(domains={"math": {"task": "nothing", "teacher": "math"}})
-    assert make_tasks(made, None) == ({}, [])
+    assert make_tasks(made.domains, None, seed=made.seed) == ({}, [])
