@@ -1,13 +1,18 @@
-"""The run's folder before it is claimed: can it be written, does another recipe live there, and moving it aside."""
+"""A run's folder before it is claimed: can it be written, whose is it; and what is noted there: recipe, environment."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
 import shutil
+import subprocess
 import tempfile
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from mopd.distill.errors import UserError
 from mopd.distill.recipe import Recipe
@@ -128,3 +133,36 @@ def existing_parent(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+def note_environment(path: Path) -> None:
+    """Write what the run is made with; a later attempt in another environment is added under ``resumed``."""
+    now = environment()
+    if not path.is_file():
+        write_atomic(path, json.dumps(now, indent=2) + "\n")
+        return
+    first = json.loads(path.read_text())
+    resumed = first.pop("resumed", [])
+    if now != (resumed or [first])[-1]:  # not per token
+        write_atomic(path, json.dumps({**first, "resumed": [*resumed, now]}, indent=2) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Python, packages, commit and machine of this process."""
+    packages = ("mopd", "torch", "deepspeed", "transformers", "ray", "datasets", "wandb", "numpy")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "commit": commit(Path(__file__).resolve().parents[2]),
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+    }
+
+
+def commit(repository: Path) -> str | None:
+    """The commit that is checked out in ``repository``; None without git, or where it is no repository's top."""
+    command = ["git", "-C", str(repository), "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told[1] if Path(told[0]) == repository.resolve() else None

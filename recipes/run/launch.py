@@ -22,12 +22,11 @@ from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.report.page import summary_table, write_report
 from mopd.recipes.resolve.checkpoints import local_folder
 from mopd.recipes.resolve.data import prompt_source, tasks_of
-from mopd.recipes.resolve.environment import note_environment
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
 from mopd.recipes.resolve.methods import MadeMethod
 from mopd.recipes.resolve.placement import check_cluster
 from mopd.recipes.resolve.resolved import Resolved, resolve
-from mopd.recipes.resolve.run_folder import move_aside, note_recipe, refuse_changed_recipe
+from mopd.recipes.resolve.run_folder import move_aside, note_environment, note_recipe, refuse_changed_recipe
 from mopd.recipes.resolve.sources import Source, trusted_leaves
 from mopd.recipes.resolve.stages import (
     finished,

@@ -19,11 +19,10 @@ from mopd.recipes.compare.console import console_tables
 from mopd.recipes.compare.page import chosen_pair, write_comparison
 from mopd.recipes.evaluation.cache import SharedAnswers
 from mopd.recipes.report.page import write_report
-from mopd.recipes.resolve.jobs import run_jobs
 from mopd.recipes.resolve.resolved import resolve, resolve_device
 from mopd.recipes.resolve.run_folder import RECIPE, STUDY, move_aside, note_recipe
 from mopd.recipes.resolve.sources import stage_name
-from mopd.recipes.resolve.stages import finished, stage_fingerprint, stage_folder
+from mopd.recipes.resolve.stages import finished, run_jobs, stage_fingerprint, stage_folder
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.launch import carry_out, is_finished, make_stage
 from mopd.recipes.run.study_line import StudyLine

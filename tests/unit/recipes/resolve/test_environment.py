@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mopd.recipes.resolve import environment
-
 
 def test_a_resumed_run_keeps_its_first_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "environment.json"
     for commit in ("a", "a", "b", "b", "a"):
-        monkeypatch.setattr(environment, "commit", lambda _, commit=commit: commit)
-        environment.note_environment(path)
+        monkeypatch.setattr(run_folder, "commit", lambda _, commit=commit: commit)
+        run_folder.note_environment(path)
     told = json.loads(path.read_text())
     assert told["commit"] == "a"
     assert [later["commit"] for later in told["resumed"]] == ["b", "a"]
@@ -24,13 +22,13 @@ def test_a_resumed_run_keeps_its_first_environment(tmp_path: Path, monkeypatch: 
 
 def test_the_commit_is_that_of_the_repository_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    assert environment.commit(tmp_path) is None  # nothing is committed
+    assert run_folder.commit(tmp_path) is None  # nothing is committed
     identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     subprocess.run(["git", "-C", str(tmp_path), *identity, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
     head = (tmp_path / ".git" / "refs" / "heads").iterdir()
-    assert environment.commit(tmp_path) == next(head).read_text().strip()
+    assert run_folder.commit(tmp_path) == next(head).read_text().strip()
     inside = tmp_path / "site-packages"
     inside.mkdir()
-    assert environment.commit(inside) is None, "the commit of a repository that merely surrounds the package"
+    assert run_folder.commit(inside) is None, "the commit of a repository that merely surrounds the package"
     monkeypatch.setenv("PATH", "")
-    assert environment.commit(tmp_path) is None, "a machine without git"
+    assert run_folder.commit(tmp_path) is None, "a machine without git"

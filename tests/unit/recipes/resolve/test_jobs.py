@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mopd.recipes.resolve.jobs import run_jobs
+from mopd.recipes.resolve.stages import run_jobs
 from mopd.recipes.run.study_line import seconds_left
 
 NEEDS = {"base": (), "math": ("base",), "run": ("math", "made before"), "lone": ()}

@@ -13,8 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mopd.distill.models.load import load_model, load_whole
 from mopd.distill.types import UserError
-from mopd.recipes.resolve.checkpoints import empty_model
-from mopd.recipes.resolve.weights import check_weights
+from mopd.recipes.resolve.checkpoints import check_weights, empty_model
 
 NAME = "model.safetensors"
 INDEX = f"{NAME}.index.json"
