@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mopd.recipes.resolve import run_folder
+
 
 def test_a_resumed_run_keeps_its_first_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "environment.json"
