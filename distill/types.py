@@ -237,13 +237,3 @@ class Student(Protocol):
 
 Prompts: TypeAlias = Callable[[int], Sequence[Prompt]]
 """The prompts of a step: a pure function of the step's number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A score with its 95% interval over ``n`` questions; fractions in 0..1."""
-
-    score: float
-    low: float
-    high: float
-    n: int

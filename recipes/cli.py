@@ -162,8 +162,8 @@ def evaluate(
     from mopd.distill.errors import UserError
     from mopd.distill.recipe.messages import guess
     from mopd.distill.recipe.plugins import is_plugin
+    from mopd.recipes.evaluation.command import evaluate_model
     from mopd.recipes.resolve.checkpoints import local_folder, read_checkpoint
-    from mopd.recipes.run.baselines import evaluate_model
     from mopd.rollouts.tasks import TASKS
 
     names = list(dict.fromkeys(name.strip() for name in tasks.split(",")))

@@ -1,0 +1,7 @@
+"""Who acts: samples the student, and knows the tasks, their verifiers and their rewards.
+
+engines/ computes the next token, tasks/ draws questions and verifies answers, sandbox/ runs what a model wrote.
+sampler.py makes every sampler of a run, prompts.py draws a step's prompts, tokenizer.py goes between text and token
+ids, verifiers.py judges answers, and rewards.py turns verdicts into rewards. To add an engine or a task: a file and a
+row in that room. Imports distill, and neither its student nor its losses.
+"""

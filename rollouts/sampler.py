@@ -1,140 +1,159 @@
-"""The student's sampler: prompts in, rollouts out, with the sampler's own log-probabilities."""
+"""Who writes rollouts: the samplers of a run, made by its engine; gold answers; and teachers in the student's place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
-import torch
-from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.payloads import Support
-from mopd.distill.types import Int32, Prompt, Rollout, Sampler, Weights
-from mopd.rollouts.engines.in_process import Completion, Decoding, generate
+from mopd.distill.recipe import RolloutRecipe
+from mopd.distill.types import Prompt, Rollout, Sampler, Weights
+from mopd.rollouts.engines import ENGINES
+from mopd.rollouts.engines.base import (
+    Decoding,
+    FrozenModel,
+    HoldCheckpoint,
+    MakeSampler,
+    RolloutEngine,
+    SamplerProcesses,
+    SamplerSettings,
+    StudentModel,
+)
 
 EncodeAnswer = Callable[[str], Sequence[int]]
 """Gold answer to token ids, EOS included."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """A rollout yet to be written: its prompt, its number within the step, and its prompt's number."""
+class Samplers:
+    """All that samples in a run, through one engine. Nothing is started before it is asked for.
 
-    prompt: Prompt
-    index: int
-    group: int
-
-
-class InProcess:
-    """A model of this process as the weights of one rank; satisfies :class:`distill.types.Weights`."""
-
-    ranks = 1
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def on_ranks(self, fn: Callable[..., Any], per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call ``fn(model, *args)`` here."""
-        (args,) = per_rank
-        return [fn(self._model, *args)]
-
-    def state_dict(self) -> Mapping[str, torch.Tensor]:
-        """The model's weights."""
-        return self._model.state_dict()
-
-
-class StudentSampler:
-    """Samples from whatever weights it was given last, through the door of the processes that hold them.
-
-    Sampler and student share a process: publishing is a reference, no weight is copied. A microbatch is the next
-    ``batch_size`` rollouts per rank, so its members are a pure function of (step, microbatch number).
+    Args:
+        engine: a row of :data:`rollouts.engines.ENGINES`.
+        training: how rollouts to learn from are written.
+        evaluation: how a model is measured: greedily, or one completion a prompt as in training.
+        student: None where no student is sampled.
+        frozen: the processes in which frozen models take turns.
+        closing: ends every process that is started.
     """
 
-    def __init__(self, decoding: Decoding, *, samples_per_prompt: int, batch_size: int) -> None:
-        self._decoding = decoding
-        self._samples = samples_per_prompt
-        self._batch_size = batch_size
-        self._weights: Weights | None = None
-        self._version = -1
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        *,
+        training: SamplerSettings,
+        evaluation: SamplerSettings,
+        student: StudentModel | None,
+        frozen: SamplerProcesses,
+        closing: ExitStack,
+    ) -> None:
+        self._engine = engine
+        self._training = training
+        self._evaluation = evaluation
+        self._student = student
+        self._frozen = frozen
+        self._closing = closing
+        self._holders: dict[int, HoldCheckpoint] = {}
+        self._held: tuple[FrozenModel, Sampler] | None = None
 
-    def load_weights(self, weights: Weights, *, version: int) -> None:
-        """Act with ``weights`` from now on; rollouts carry ``version``."""
-        self._weights, self._version = weights, version
+    @cached_property
+    def train(self) -> Sampler:
+        """The student's, for rollouts to learn from; it has the weights that ``load_weights`` gave it last."""
+        return self._of_student(self._training)
 
-    def sample(self, prompts: Sequence[Prompt], *, step: int, greedy: bool = False) -> Iterator[list[Rollout]]:
-        """Yield microbatches of rollouts as they finish, in the order of ``prompts``; greedy writes one per prompt.
+    @cached_property
+    def evaluate(self) -> Sampler:
+        """The student's, for measuring it; it has the weights that ``load_weights`` gave it last."""
+        return self._of_student(self._evaluation)
 
-        Raises:
-            RuntimeError: no weights were loaded.
-        """
-        if self._weights is None:
-            raise RuntimeError("the sampler has no weights; call load_weights first")
-        # What is written greedily is verified and not graded.
-        support = None if greedy else self._decoding.support
-        decoding = replace(self._decoding, step=step, greedy=greedy, support=support)
-        samples = 1 if greedy else self._samples
-        planned = [
-            _Planned(prompt, index=group * samples + k, group=group)
-            for group, prompt in enumerate(prompts)
-            for k in range(samples)
-        ]
-        size = self._batch_size * self._weights.ranks
-        for start in range(0, len(planned), size):
-            yield self._microbatch(self._weights, planned[start : start + size], decoding)
+    def of(self, model: FrozenModel) -> Sampler:
+        """A frozen model's, for measuring it. It is good until the next call: models take turns in the processes."""
+        engine = self._engine_of(model, self._frozen)
+        if self._held is None or self._held[0] != model:
+            if id(engine) not in self._holders:
+                assert engine.of_checkpoints is not None
+                self._holders[id(engine)] = engine.of_checkpoints(self._frozen, self._evaluation, self._closing)
+            self._held = None  # before the next is loaded
+            self._held = model, self._holders[id(engine)](model)
+        return self._held[1]
 
-    def recording(self, support: Support) -> StudentSampler:
-        """See :func:`recording`."""
-        other = StudentSampler(
-            replace(self._decoding, support=support), samples_per_prompt=1, batch_size=self._batch_size
-        )
-        other._weights, other._version = self._weights, self._version
-        return other
+    def writer(self, model: FrozenModel, processes: SamplerProcesses) -> Sampler:
+        """A frozen model's, for rollouts that the student learns from; in ``processes`` of its own."""
+        engine = self._engine_of(model, processes)
+        assert engine.of_checkpoints is not None
+        return engine.of_checkpoints(processes, self._training, self._closing)(model)
 
-    def _microbatch(self, weights: Weights, planned: Sequence[_Planned], decoding: Decoding) -> list[Rollout]:
-        # Dealt out like cards, so that every rank gets the same mixture of domains and none waits long for another.
-        hands = [planned[rank :: weights.ranks] for rank in range(weights.ranks)]
-        asked = [([p.prompt.token_ids for p in hand], [p.index for p in hand], decoding) for hand in hands]
-        written = weights.on_ranks(generate, asked)
-        rollouts = [
-            self._rollout(plan, completion)
-            for hand, completions in zip(hands, written, strict=True)
-            for plan, completion in zip(hand, completions, strict=True)
-        ]
-        return sorted(rollouts, key=lambda rollout: rollout.index)
+    @cached_property
+    def _of_student(self) -> MakeSampler:
+        if self._student is None or self._engine.of_student is None:
+            raise ValueError("these samplers were made without a student, or by an engine that samples none")
+        return self._engine.of_student(self._student, self._closing)
 
-    def _rollout(self, plan: _Planned, completion: Completion) -> Rollout:
-        prompt = np.array(plan.prompt.token_ids, dtype=np.int32)
-        return Rollout(
-            prompt=plan.prompt,
-            token_ids=np.concatenate([prompt, completion.token_ids]),
-            loss_mask=np.arange(len(prompt) + len(completion.token_ids)) >= len(prompt),
-            sampler_logprobs=np.concatenate([np.zeros(len(prompt), dtype=np.float32), completion.logprobs]),
-            finish=completion.finish,
-            version=self._version,
-            group=plan.group,
-            index=plan.index,
-            support_ids=_with_prompt(len(prompt), completion.support_ids),
-        )
+    def _engine_of(self, model: FrozenModel, processes: SamplerProcesses) -> RolloutEngine:
+        """The run's engine, where it can hold a checkpoint beside the student; else a shipped one that can."""
+        if model.endpoint is not None:
+            return ENGINES["served"]
+        engine = self._engine
+        fits = engine.of_checkpoints is not None and (model.adapter is None or engine.takes_adapters)
+        if fits and not engine.shares_student:
+            return engine
+        return ENGINES["workers" if processes.count else "in_process"]
 
 
-def _with_prompt(length: int, support_ids: Int32 | None) -> Int32 | None:
-    """The support of a completion with zeros for the prompt's positions, which nobody reads."""
-    if support_ids is None:
-        return None
-    return np.concatenate([np.zeros((length, support_ids.shape[1]), dtype=np.int32), support_ids])
+def make_samplers(
+    engine: RolloutEngine,
+    *,
+    settings: SamplerSettings,
+    frozen: SamplerProcesses,
+    closing: ExitStack,
+    student: StudentModel | None = None,
+    measured_support: Support | None = None,
+) -> Samplers:
+    """The samplers of a run, a command or a check.
 
-
-def recording(sampler: Sampler, support: Support) -> Sampler:
-    """The same sampler with the weights that it has now: it writes one completion a prompt, and records ``support``.
-
-    Raises:
-        TypeError: it does not sample a student.
+    Args:
+        engine: who computes the next token; see :func:`rollouts.engines.engine_of`.
+        settings: how rollouts to learn from are written.
+        frozen: the processes in which frozen models take turns; with ``count`` 0, in this one.
+        closing: ends every process that is started.
+        student: None where no student is sampled.
+        measured_support: the likeliest tokens that are recorded where a model is measured as it writes in training,
+            by an engine that records any.
     """
-    if not isinstance(sampler, StudentSampler):
-        raise TypeError(f"{type(sampler).__name__} has no distribution to record")
-    return sampler.recording(support)
+    support = measured_support if engine.records_support else None
+    evaluation = replace(settings, decoding=replace(settings.decoding, support=support), samples_per_prompt=1)
+    return Samplers(engine, training=settings, evaluation=evaluation, student=student, frozen=frozen, closing=closing)
+
+
+def sampler_settings(
+    rollout: RolloutRecipe, tokenizer: PreTrainedTokenizerBase, *, seed: int, support: Support | None
+) -> SamplerSettings:
+    """How a recipe's student writes.
+
+    Args:
+        tokenizer: the student's.
+        seed: the recipe's.
+        support: the tokens that its loss compares, if any; they are recorded where they are the student's likeliest.
+    """
+    assert isinstance(tokenizer.eos_token_id, int)
+    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else tokenizer.eos_token_id
+    decoding = Decoding(
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        greedy=False,
+        seed=seed,
+        step=0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+        support=support if support is not None and support.given else None,
+    )
+    return SamplerSettings(decoding, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
 
 
 class GoldSampler:
@@ -165,3 +184,53 @@ class GoldSampler:
             group=index,
             index=index,
         )
+
+
+class TeacherSampler:
+    """Teachers write: a teacher of its domain answers every prompt; their weights never move. Off-policy.
+
+    Args:
+        writers: samplers of the teachers' weights by name.
+        routes: for each domain its teachers with their weights, which sum to 1: the parts of its prompts that they get.
+    """
+
+    def __init__(self, writers: Mapping[str, Sampler], *, routes: Mapping[str, Mapping[str, float]]) -> None:
+        self._writers = dict(writers)
+        self._routes = routes
+        self._version = -1
+
+    def load_weights(self, weights: Weights, *, version: int) -> None:
+        """Note the version that rollouts carry; what is written depends on no weights of the student."""
+        self._version = version
+
+    def sample(self, prompts: Sequence[Prompt], *, step: int, greedy: bool = False) -> Iterator[list[Rollout]]:
+        """Yield one microbatch with what the teachers write, in the order of ``prompts``; they write side by side."""
+        assigned = self._assigned(prompts)
+        places = {name: [i for i, writer in enumerate(assigned) if writer == name] for name in self._writers}
+
+        def write(name: str) -> list[Rollout]:
+            microbatches = self._writers[name].sample([prompts[i] for i in places[name]], step=step, greedy=greedy)
+            return [rollout for microbatch in microbatches for rollout in microbatch]
+
+        with ThreadPoolExecutor(len(self._writers), thread_name_prefix="writer") as threads:
+            written = dict(zip(self._writers, threads.map(write, self._writers), strict=True))
+        # A writer numbers its own prompts from 0.
+        placed = [(places[name][rollout.group], rollout) for name in self._writers for rollout in written[name]]
+        placed.sort(key=lambda pair: pair[0])
+        yield [
+            replace(rollout, group=group, index=index, version=self._version)
+            for index, (group, rollout) in enumerate(placed)
+        ]
+
+    def _assigned(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Who answers each prompt: a domain's prompts are cut, in their order, in the proportions of its route."""
+        counts = {domain: sum(prompt.domain == domain for prompt in prompts) for domain in self._routes}
+        seen = dict.fromkeys(self._routes, 0)
+        assigned: list[str] = []
+        for prompt in prompts:
+            names, parts = zip(*self._routes[prompt.domain].items(), strict=True)
+            middle = (seen[prompt.domain] + 0.5) / counts[prompt.domain]
+            seen[prompt.domain] += 1
+            ends = list(accumulate(parts))
+            assigned.append(next((name for name, end in zip(names, ends, strict=True) if middle <= end), names[-1]))
+        return assigned

@@ -11,20 +11,33 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mopd.distill.types import Interval, Metrics, Prompt, Rollout, RunError, Sampler
+from mopd.distill.errors import RunError
+
+if TYPE_CHECKING:  # whoever only reads answers doesn't wait for torch
+    from mopd.distill.types import Metrics, Prompt, Rollout, Sampler
 
 Split: TypeAlias = Literal["validation", "test"]
-Verify: TypeAlias = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
+Verify: TypeAlias = "Callable[[Sequence[Prompt], Sequence[str]], list[float]]"
 """Prompts and completions, in the same order, to scores 0..1 of each."""
-Decode: TypeAlias = Callable[[Rollout], str]
+Decode: TypeAlias = "Callable[[Rollout], str]"
 """A rollout to the text of its completion, without prompt and special tokens."""
 
 Z95 = 1.959964
 """The normal distribution's two-sided 95% quantile."""
 
 _ZLIB_OVERHEAD = len(zlib.compress(b""))
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A score with its 95% interval over ``n`` questions; fractions in 0..1."""
+
+    score: float
+    low: float
+    high: float
+    n: int
 
 
 @dataclass(frozen=True, slots=True)

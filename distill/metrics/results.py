@@ -17,9 +17,8 @@ import numpy as np
 
 from mopd.distill.metrics import seesaw
 from mopd.distill.metrics.bootstrap import AGAINST_TEACHERS, Table, metrics, metrics_ci, plain
-from mopd.distill.metrics.evaluate import Evaluation, Split, interval
+from mopd.distill.metrics.evaluate import Evaluation, Interval, Split, interval
 from mopd.distill.metrics.seesaw import Float64
-from mopd.distill.types import Interval
 
 Rows: TypeAlias = Mapping[tuple[str, int, Split], Mapping[str, Mapping[str, float]]]
 """(model, step, split) -> domain -> prompt id -> score of the answer."""

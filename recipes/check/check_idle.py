@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mopd.distill.recipe import Recipe, Source
-from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.methods import METHODS, method_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import stage_domains
 
@@ -52,7 +52,7 @@ def _untrained(recipe: Recipe) -> Iterator[str]:
         yield from _set(recipe.merge, "merge", ("how", "strengths"), "only method merge reads it")
     elif recipe.merge.how == "average":
         yield from _set(recipe.merge, "merge", ("strengths",), "the average has one strength")
-    if METHODS[recipe.method].trains:
+    if method_of(recipe.method).trains:
         return
     why = f"a {recipe.method} trains no student"
     run = tuple(name for name in type(recipe.run).model_fields if name != "parallel_stages")
@@ -63,7 +63,7 @@ def _untrained(recipe: Recipe) -> Iterator[str]:
 
 
 def _samples(recipe: Recipe) -> Iterator[str]:
-    if not METHODS[recipe.method].selects:
+    if not method_of(recipe.method).selects:
         yield from _set(recipe.rollout, "rollout", ("keep_verified",), "only expert_iteration keeps some")
     for name, stage in recipe.stages.items():
         if not METHODS[stage.method].samples:
@@ -77,7 +77,7 @@ def _samples(recipe: Recipe) -> Iterator[str]:
             yield from _set(stage, f"stages.{name}", ("keep_verified",), "only expert_iteration keeps some")
         elif stage.keep_verified > stage.samples_per_prompt:
             yield _more_than_written(f"stages.{name}", stage.keep_verified, stage.samples_per_prompt)
-    if METHODS[recipe.method].selects and recipe.rollout.keep_verified > recipe.rollout.samples_per_prompt:
+    if method_of(recipe.method).selects and recipe.rollout.keep_verified > recipe.rollout.samples_per_prompt:
         yield _more_than_written("rollout", recipe.rollout.keep_verified, recipe.rollout.samples_per_prompt)
 
 

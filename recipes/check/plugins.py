@@ -1,4 +1,4 @@
-"""Checks of a user's own task and loss: do they keep the promises that the shipped ones are tested for?"""
+"""Checks of a user's own task, loss and engine: do they keep the promises that the shipped ones are tested for?"""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import torch
 
 from mopd.distill.loss.base import TokenLoss
 from mopd.distill.loss.microbatch import Microbatch, collate
-from mopd.distill.loss.registry import bind
+from mopd.distill.loss.registry import BoundLoss, bind
 from mopd.distill.payload_rows import AskedSupport, payload_spec
-from mopd.distill.recipe import Loss
+from mopd.distill.recipe import Loss, RolloutRecipe
+from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.types import PayloadName, Prompt, Rollout, ScoredRollout, TeacherScore, UserError
+from mopd.rollouts.engines import engine_of
 from mopd.rollouts.tasks import Example, Split, Task
 
 DRAWN = 32
@@ -204,3 +206,19 @@ def _probe(payload: PayloadName | None, *, needs_each_teacher: bool) -> Microbat
         rollouts, token_weight={"probe": 1.0}, domains=("probe",), pad_id=0, payload=payload,
         reward_advantages=None, device="cpu", needs_each_teacher=needs_each_teacher,
     )  # fmt: skip
+
+
+def check_engine(rollout: RolloutRecipe, loss: BoundLoss) -> Iterator[str]:
+    """Whether the engine of rollouts is there and can do what the recipe asks of it, each problem a sentence."""
+    try:
+        engine = engine_of(rollout.engine, workers=rollout.workers)
+    except UserError as error:
+        yield from error.problems
+        return
+    if is_plugin(rollout.engine) and rollout.workers:
+        yield f"`rollout.workers` is set and would change nothing ({rollout.engine} decides where it writes); remove it"
+    if loss.support is not None and loss.support.given and not engine.records_support:
+        yield (
+            f"`rollout.engine` {rollout.engine} does not record the student's likeliest tokens, which `loss.support` "
+            f"{loss.support.whose} asks its teachers about; take `support: teacher`"
+        )

@@ -117,7 +117,10 @@ def _anchors(recipe: Recipe) -> Iterator[str]:
 def _method(resolved: Resolved) -> Iterator[str]:
     recipe, losses = resolved.recipe, resolved.method.losses
     wanted, loss = {LOSSES[name].payload for name in losses}, resolved.loss
-    if loss.custom:
+    if not losses:
+        if recipe.loss != type(recipe).model_fields["loss"].default:
+            yield f"`loss` is set and would change nothing (a {recipe.method} trains no student); take it away"
+    elif loss.custom:
         teaches = None not in wanted  # then any payload of a user's own does
         if loss.payload not in wanted and not (teaches and loss.custom_payload):
             shown = " or ".join(sorted(map(repr, wanted & {*OWN_PAYLOADS})))

@@ -11,7 +11,7 @@ from mopd.recipes.check.model_info import read_model_infos
 from mopd.recipes.check.models import check_lengths, check_models
 from mopd.recipes.check.offline import assumed_lengths, on_hub
 from mopd.recipes.check.plan import Plan, make_plan
-from mopd.recipes.check.plugins import check_own_loss
+from mopd.recipes.check.plugins import check_engine, check_own_loss
 from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.tasks import check_tasks, make_tasks
 from mopd.recipes.check.teachers import reach_teachers
@@ -39,6 +39,7 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
     if broken := list(check_own_loss(recipe.loss)):
         raise UserError(*broken)  # all else asks the loss what it needs
     problems = check_routes(resolved, tasks=TASKS)
+    problems += check_engine(recipe.rollout, resolved.loss)
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
     tasks, unusable = make_tasks(recipe, tokenizer=None, without=far)
     model_infos, unreadable = read_model_infos(resolved, tasks, offline=offline)

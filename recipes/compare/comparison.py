@@ -39,9 +39,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from mopd.distill.metrics.bootstrap import Measured, ends, measured, over_seeds, plain
-from mopd.distill.metrics.evaluate import Split
+from mopd.distill.metrics.evaluate import Interval, Split
 from mopd.distill.metrics.results import OverTime, over_time, scored_models
-from mopd.distill.types import Interval
 from mopd.recipes.compare.cost import ComputePoint, RunCost, compute_curve, mean_cost, run_cost
 from mopd.recipes.compare.groups import Group, differing_leaves, group_seeds
 from mopd.recipes.compare.parity import ParityTarget, RowParity, compute_parity

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mopd.distill.metrics.results import curve
+from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.ledger import Ledger, Spent, read_ledger, total_of
 from mopd.recipes.compare.runs import Run
 from mopd.recipes.report.data import run_ledger
 from mopd.recipes.report.records import RecordedRecipe
-from mopd.recipes.resolve.sources import SELF
-from mopd.recipes.resolve.stages import PREFIX
+from mopd.recipes.resolve.sources import PREFIX, SELF
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,8 @@ def run_cost(run: Run) -> RunCost:
     sources = [teacher.model for teacher in used_teachers]
     made = {stage: None for source in sources for stage in _stages(recipe, source) if stage not in base_stages}
     training = _sum([_total({r: s for r, s in own.items() if r != "evaluation"}), _of_stages(spent, links)])
-    # What an adapter or a user's own class cost, nothing tells.
-    elsewhere = any(teacher.adapter or teacher.scorer for teacher in used_teachers)
+    # What an adapter, a user's own class or kind cost, nothing tells.
+    elsewhere = any(teacher.adapter or teacher.scorer or is_plugin(teacher.kind) for teacher in used_teachers)
     models = [None] if elsewhere else [_elsewhere(source) for source in dict.fromkeys(sources)]
     teachers = _sum([_of_stages(spent, made), *models])
     return RunCost(

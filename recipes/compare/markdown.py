@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mopd.distill.errors import UserError
 from mopd.distill.storage import write_atomic
-from mopd.distill.types import UserError
 from mopd.recipes.compare.comparison import ComparedMetrics, ComparedRow, Comparison
 from mopd.recipes.compare.wording import (
     MEASURE_NAMES,

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
+from mopd.distill.errors import UserError
 from mopd.distill.metrics.compute_to_parity import MEASURES
 from mopd.distill.recipe.messages import guess
 from mopd.distill.storage import write_atomic
-from mopd.distill.types import UserError
 from mopd.recipes.compare.charts import heat_map, pareto_chart, recovery_bars, widest
 from mopd.recipes.compare.comparison import ComparedRow, Comparison, RowPoint, SeedSpread, rivals
 from mopd.recipes.compare.wording import (

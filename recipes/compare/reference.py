@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mopd.distill.errors import UserError
 from mopd.distill.metrics import seesaw
 from mopd.distill.metrics.bootstrap import Table, plain
 from mopd.distill.metrics.evaluate import Split
 from mopd.distill.metrics.results import TeacherWeights, last_steps, paired_table, scored_models
 from mopd.distill.metrics.seesaw import Float64
-from mopd.distill.types import UserError
 from mopd.recipes.compare.runs import Run
 from mopd.recipes.report.records import PerDomain
 

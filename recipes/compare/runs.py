@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
+from mopd.distill.errors import RunError, UserError
 from mopd.distill.metrics.evaluate import Evaluation, Split
 from mopd.distill.metrics.results import Rows, group, last_steps
 from mopd.distill.tracking.jsonl import read_jsonl
-from mopd.distill.types import RunError, UserError
 from mopd.recipes.report.data import whole_evaluations
 from mopd.recipes.report.records import RecordedRecipe, read_environment, read_json, read_recipe
 from mopd.recipes.resolve.run_folder import STUDY

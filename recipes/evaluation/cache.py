@@ -14,7 +14,7 @@ from mopd.distill.tracking.jsonl import read_jsonl
 
 
 class SharedAnswers:
-    """A folder of answers within a study's: a file for each stage's result and exam.
+    """A folder of answers within a study's: a file for each stage's result and set of questions.
 
     Attributes:
         asking: to be held while models are measured, so that a run that wants the same answers waits for them.
@@ -25,22 +25,24 @@ class SharedAnswers:
         self.asking = threading.Lock()
 
     def find(self, name: str, model: str, fingerprint: str) -> list[Evaluation]:
-        """The answers of the checkpoint at ``model`` in an exam, as those of the model called ``name``; empty: none."""
+        """The answers of the checkpoint at ``model``, under the name ``name``; empty where there are none.
+
+        Args:
+            fingerprint: of the questions; see :attr:`Evaluator.fingerprint`.
+        """
         path = self._path(model, fingerprint)
         return [] if path is None else [replace(Evaluation(**row), model=name) for row in read_jsonl(path)]
 
     def keep(self, model: str, fingerprint: str, answers: Sequence[Evaluation]) -> None:
-        """Keep the answers of the checkpoint at ``model``, all of an exam's, if it is a stage of the study."""
+        """Keep all answers of the checkpoint at ``model`` to the questions, if it is a stage of the study."""
         path = self._path(model, fingerprint)
         if path is not None:
             self._folder.mkdir(exist_ok=True)
-            write_atomic(path, "".join(json.dumps(one.record(), allow_nan=False) + "\n" for one in answers))
+            write_atomic(path, "".join(json.dumps(row.record(), allow_nan=False) + "\n" for row in answers))
 
     def _path(self, model: str, fingerprint: str) -> Path | None:
         """None for a checkpoint from elsewhere, which may change while its path doesn't."""
-        made = Path(model).resolve()  # its stage's folder carries the fingerprint of all that it depends on
-        return (
-            self._folder / f"{made.parent.name}-{fingerprint}.jsonl"
-            if made.is_relative_to(self._folder.parent)
-            else None
-        )
+        path = Path(model).resolve()  # its stage's folder carries the fingerprint of all that it depends on
+        if not path.is_relative_to(self._folder.parent):
+            return None
+        return self._folder / f"{path.parent.name}-{fingerprint}.jsonl"

@@ -63,10 +63,10 @@ class Costs:
             for _, score in scored.scores:
                 scored_by[score.teacher].append(len(scored.rollout.token_ids))
                 shipped[score.teacher] += payload_bytes(score.payload)
-        for name, mine in scored_by.items():
-            metrics[f"tokens/teacher/{name}"] = float(sum(mine))
+        for name, lengths in scored_by.items():
+            metrics[f"tokens/teacher/{name}"] = float(sum(lengths))
             metrics[f"bytes/teacher/{name}"] = float(shipped[name])
-            metrics[f"flops/teacher/{name}"] = float(self._teachers[name].forward(mine))
+            metrics[f"flops/teacher/{name}"] = float(self._teachers[name].forward(lengths))
         return metrics
 
     def _generation(self, batch: Sequence[ScoredRollout]) -> float:
@@ -78,7 +78,7 @@ class Costs:
             total += sum(part * float(self._teachers[name].generate(lengths)) for name, part in parts.items())
         return total
 
-    def of_exam(self, model: str, lengths: Sequence[int], *, written: int, seconds: float) -> dict[str, float]:
+    def of_evaluation(self, model: str, lengths: Sequence[int], *, written: int, seconds: float) -> dict[str, float]:
         """What ``base``, ``student`` or ``teachers/NAME`` spent on answers of these lengths, prompts included."""
         cost = self._teachers.get(model.removeprefix("teachers/"), self._student)
         return {"tokens": float(written), "flops": float(cost.generate(lengths)), "seconds": round(seconds, 3)}

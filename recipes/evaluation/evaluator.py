@@ -16,7 +16,7 @@ from mopd.distill.metrics.bootstrap import metrics
 from mopd.distill.metrics.evaluate import Evaluation, Split, evaluate, health
 from mopd.distill.metrics.results import TeacherWeights, group, paired_table
 from mopd.distill.metrics.selection import Selected, select_step
-from mopd.distill.recipe import Recipe
+from mopd.distill.recipe import EvaluateRecipe
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Metrics, Prompt, Rollout, Sampler
 from mopd.recipes.evaluation.costs import Costs
@@ -29,88 +29,104 @@ def verify(tasks: Mapping[str, Task], prompts: Sequence[Prompt], texts: Sequence
     """Scores 0..1 of answers to prompts of any domains, in order; each domain's go to its task together."""
     verdicts: dict[int, float] = {}
     for domain, task in tasks.items():
-        mine = [i for i, prompt in enumerate(prompts) if prompt.domain == domain]
-        scored = task.verify_many([prompts[i] for i in mine], [texts[i] for i in mine])
-        verdicts.update(zip(mine, scored, strict=True))
+        places = [i for i, prompt in enumerate(prompts) if prompt.domain == domain]
+        scores = task.verify_many([prompts[i] for i in places], [texts[i] for i in places])
+        verdicts.update(zip(places, scores, strict=True))
     return [verdicts[i] for i in range(len(prompts))]
 
 
 class Evaluator:
-    """The held-out prompts of a run, its verifiers, and what every model scored so far."""
+    """The held-out prompts of a run, its verifiers, and what every model scored so far.
+
+    Args:
+        settings: how many prompts of which seed, and which step is selected.
+        folder: the run's; answers of an earlier attempt are read from its evaluations.jsonl.
+        teachers: for each trained domain its teachers with their weights.
+        written_with: the settings that answers depend on, besides the prompts: for the fingerprint.
+        source: draws the held-out prompts of all domains.
+        tasks: verify them, by domain.
+        tokenizer: the student's.
+        tracker: writes the answers down.
+        costs: counts what they take.
+    """
 
     def __init__(
         self,
-        recipe: Recipe,
+        settings: EvaluateRecipe,
         folder: Path,
         *,
+        teachers: TeacherWeights,
+        written_with: tuple[object, ...],
         source: PromptSource,
         tasks: Mapping[str, Task],
         tokenizer: PreTrainedTokenizerBase,
         tracker: Tracker,
         costs: Costs,
     ) -> None:
-        settings = recipe.evaluate
-        asked: dict[Split, int] = {"validation": settings.validation_prompts, "test": settings.test_prompts}
+        counts: dict[Split, int] = {"validation": settings.validation_prompts, "test": settings.test_prompts}
         self.prompts: dict[Split, dict[str, list[Prompt]]] = {
-            split: source.held_out(split, n, seed=settings.seed) for split, n in asked.items()
+            split: source.held_out(split, n, seed=settings.seed) for split, n in counts.items()
         }
-        self._how = (recipe.rollout.max_new_tokens, recipe.rollout.batch_size, recipe.student.engine.dtype)
-        self._tasks, self._tokenizer, self._tracker, self._costs = tasks, tokenizer, tracker, costs
+        self._written_with = written_with
+        self._tasks = tasks
+        self._tokenizer = tokenizer
+        self._tracker = tracker
+        self._costs = costs
         self._select = settings.select
-        self._teachers = {name: domain.teacher_weights for name, domain in recipe.trained_domains.items()}
+        self._teachers = teachers
         self.rows: list[Evaluation] = []
         self._read(folder / "evaluations.jsonl")
 
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any question, and with how answers are written."""
-        told = hashlib.sha256(repr(self._how).encode())
+        digest = hashlib.sha256(repr(self._written_with).encode())
         for split, by_domain in self.prompts.items():
             for prompts in by_domain.values():
-                for one in prompts:
-                    told.update(repr((split, one.domain, one.id, one.answer, one.token_ids)).encode())
-        return told.hexdigest()[:16]
+                for prompt in prompts:
+                    digest.update(repr((split, prompt.domain, prompt.id, prompt.answer, prompt.token_ids)).encode())
+        return digest.hexdigest()[:16]
 
     def answers(self, model: str) -> list[Evaluation]:
         """What ``model`` answered so far."""
         return [row for row in self.rows if row.model == model]
 
     def take_over(self, answers: Sequence[Evaluation]) -> None:
-        """Write down answers that were given to the same questions elsewhere, at no cost."""
+        """Write down answers that were given to the same questions before, at no cost."""
         self._tracker.append_rows("evaluations", [row.record() for row in answers])
         self._add(answers)
 
-    def taken(self, model: str, step: int, split: Split) -> bool:
+    def has_evaluated(self, model: str, step: int, split: Split) -> bool:
         """Whether ``model`` has answered every question of ``split`` at ``step``."""
         n = sum(len(questions) for questions in self.prompts[split].values())
         return self._counts[model, step, split] == n
 
-    def take(self, model: str, *, step: int, split: Split, sampler: Sampler) -> Metrics:
-        """Let the weights that ``sampler`` was given last answer ``split``; returns ``score/D`` and signs of health."""
+    def evaluate(self, model: str, *, step: int, split: Split, sampler: Sampler) -> Metrics:
+        """Have the weights that ``sampler`` has now answer ``split``; returns ``score/D`` and signs of health."""
         start = time.perf_counter()
         rows = evaluate(sampler, self.prompts[split], self.verify, self.decode, step, model=model, split=split)
         seconds = time.perf_counter() - start
-        asked = {prompt.id: len(prompt.token_ids) for prompts in self.prompts[split].values() for prompt in prompts}
-        lengths = [asked[row.prompt_id] + row.tokens for row in rows]
-        spent = self._costs.of_exam(model, lengths, written=sum(row.tokens for row in rows), seconds=seconds)
+        given = {prompt.id: len(prompt.token_ids) for prompts in self.prompts[split].values() for prompt in prompts}
+        lengths = [given[row.prompt_id] + row.tokens for row in rows]
+        spent = self._costs.of_evaluation(model, lengths, written=sum(row.tokens for row in rows), seconds=seconds)
         self._tracker.append_rows("evaluations", [row.record() for row in rows])
         self._tracker.append_rows("exams", [{"model": model, "step": step, "split": split, **spent}])
         self._add(rows)
         return health(rows)
 
-    def against_teachers(self, teachers: TeacherWeights) -> Metrics:
+    def against_teachers(self) -> Metrics:
         """``recovery/D``, ``worst_recovery`` and ``mean_recovery`` of the student's last validation, where defined.
 
         The same definitions as the final table's: a domain without enough headroom has none.
         """
-        graded = {domain: weights for domain, weights in teachers.items() if weights}
+        graded = {domain: weights for domain, weights in self._teachers.items() if weights}
         table = paired_table(group(self.rows), "validation", graded) if graded else None
         if table is None:
             return {}
         measured = metrics(table)
-        found = {f"recovery/{domain}": value for domain, value in measured["recovery"].items()}
-        found |= {name: measured[name] for name in ("worst_recovery", "mean_recovery")}
-        return {name: value for name, value in found.items() if value is not None}
+        recovery = {f"recovery/{domain}": value for domain, value in measured["recovery"].items()}
+        recovery |= {name: measured[name] for name in ("worst_recovery", "mean_recovery")}
+        return {name: value for name, value in recovery.items() if value is not None}
 
     def selected(self, last: int) -> Selected:
         """The step that is the run's result, of those measured; ``last`` where none was, or the recipe says so."""
@@ -120,8 +136,7 @@ class Evaluator:
     def forget_after(self, step: int) -> None:
         """Drop what the student was measured at after ``step``, or at all where no step is finished."""
         kept = [row for row in self.rows if row.step <= step and (step > 0 or row.model != "student")]
-        self.rows, self._counts = [], Counter()
-        self._add(kept)
+        self._replace(kept)
 
     def verify(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """Scores 0..1 of answers to prompts of any domains, in order."""
@@ -135,6 +150,11 @@ class Evaluator:
         """The completion's tokens, each as text."""
         return [str(self._tokenizer.decode([token])) for token in rollout.token_ids[rollout.loss_mask].tolist()]
 
+    def _replace(self, rows: Sequence[Evaluation]) -> None:
+        self.rows = []
+        self._counts = Counter()
+        self._add(rows)
+
     def _add(self, rows: Sequence[Evaluation]) -> None:
         self.rows.extend(rows)
         self._counts.update((row.model, row.step, row.split) for row in rows)
@@ -146,9 +166,8 @@ class Evaluator:
             return
         records: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
         self._add([Evaluation(**record) for record in records])
-        whole = {key for key in self._counts if self.taken(*key)}  # type: ignore[arg-type]
+        whole = {key for key in self._counts if self.has_evaluated(*key)}  # type: ignore[arg-type]
         if len(whole) < len(self._counts):
             self._tracker.keep_rows("evaluations", lambda r: (r["model"], r["step"], r["split"]) in whole)
             kept = [row for row in self.rows if (row.model, row.step, row.split) in whole]
-            self.rows, self._counts = [], Counter()
-            self._add(kept)
+            self._replace(kept)

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
+from mopd.distill.errors import UserError
 from mopd.distill.metrics.evaluate import Evaluation, Split
 from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.ledger import Ledger, ledger_from_rows
-from mopd.distill.types import UserError
 from mopd.recipes.report.records import (
     RecordedRecipe,
     RunEnvironment,
@@ -28,7 +28,6 @@ from mopd.recipes.report.records import (
     read_seesaw,
     steps_of,
 )
-from mopd.recipes.resolve.methods import METHODS
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +107,8 @@ class RunData:
 
     @property
     def trains(self) -> bool:
-        """Whether the run trained its student in steps of its own."""
-        return METHODS[self.recipe.method].trains
+        """Whether the run trained its student in steps of its own; a merge and a cascade log none."""
+        return bool(self.train)
 
     @property
     def steps(self) -> int:

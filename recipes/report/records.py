@@ -46,11 +46,19 @@ class RecordedDomain:
 
 @dataclass(frozen=True, slots=True)
 class RecordedTeacher:
-    """A teacher of a recorded recipe: its model, and the adapter or the user's own class that scores, if any."""
+    """A teacher of a recorded recipe.
+
+    Attributes:
+        model: as :attr:`RecordedStage.start`, or ``self``.
+        adapter: that lies on the model, if any.
+        scorer: the user's own class that scores, if any.
+        kind: the user's own kind of teacher, ``./file.py:NAME``, if it is one.
+    """
 
     model: object
     adapter: object
     scorer: object
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +126,12 @@ def read_recipe(tree: Mapping[str, Any]) -> RecordedRecipe:
         trials=int(tree.get("trials", 0)),
         domains={name: _domain(settings) for name, settings in tree["domains"].items()},
         teachers={
-            name: RecordedTeacher(settings.get("model"), settings.get("adapter"), settings.get("scorer"))
+            name: RecordedTeacher(
+                model=settings.get("model"),
+                adapter=settings.get("adapter"),
+                scorer=settings.get("scorer"),
+                kind=settings.get("kind") or "",
+            )
             for name, settings in (tree.get("teachers") or {}).items()
         },
         student_model=tree["student"]["model"],

@@ -1,18 +1,22 @@
-"""Methods: who acts, who grades, and which losses fit. A method is a row here, not a flag in the loop."""
+"""Methods: who acts, who grades, and which losses fit; or how a student is made without training.
+
+A method is a row of :data:`METHODS`, not a flag in the loop; or a row of a user's own, `method: ./file.py:NAME`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.loss.registry import LOSSES, bind
 from mopd.distill.payloads import Support
 from mopd.distill.recipe import Recipe
-from mopd.distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout
-from mopd.rollouts.engines.in_process import Decoding
+from mopd.distill.recipe.plugins import is_plugin, load_plugin
+from mopd.distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout, UserError
+from mopd.recipes.resolve.merge_and_cascade import MadeStudent, MakingJob, cascade, merge
 from mopd.rollouts.rewards import RewardGrader, VerifiedGrader
 from mopd.rollouts.sampler import GoldSampler
 from mopd.rollouts.tasks import Task
@@ -21,65 +25,69 @@ from mopd.rollouts.tokenizer import completion_ids, control_ids
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a method's parts are made of.
+    """What the sampler and the grader of a trained method are made of.
 
     Attributes:
-        recipe: the run's.
         tokenizer: the student's.
-        tasks: by domain.
-        student_sampler: makes the sampler of the student's weights; called by methods that act with it.
-        teachers: makes the teacher pool; called by methods that grade with it.
-        writers: makes the sampler of the teachers' frozen weights; called by methods that learn from what they write.
+        tasks: by domain, of all domains.
+        taught: for each trained domain its teachers with their weights; empty where none grades it.
+        rewarded: the trained domains whose verifier gives a reward.
+        keep_verified: different right answers to a prompt that are learnt from at most.
+        student: makes the sampler of the student; for methods that act with it.
+        teachers: makes the pool of teachers; for methods that grade with it.
+        writers: makes the sampler of the teachers' frozen weights; for methods that learn from what they write.
     """
 
-    recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     tasks: Mapping[str, Task]
-    student_sampler: Callable[[], Sampler]
+    taught: Mapping[str, Mapping[str, float]]
+    rewarded: frozenset[str]
+    keep_verified: int
+    student: Callable[[], Sampler]
     teachers: Callable[[], Grader]
     writers: Callable[[], Sampler]
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A row of :data:`METHODS`.
+    """A row of :data:`METHODS` that trains the student: who acts, who grades, and which losses fit.
 
     Attributes:
-        actor: makes the sampler.
-        graders: makes the grader.
+        actor: makes the sampler of the rollouts that the student learns from.
+        grader: makes their grader.
         losses: the estimators of ``loss`` that make sense with them.
         samples: whether the actor is the student, writing rollouts of its own.
         teachers: what the teachers of the recipe do, if it may have any.
         rewards: whether verifiers may grade.
         selects: whether the grader selects what is learnt from; see :func:`distill.student.plan.plan_updates`.
-        trains: whether the run trains its student; else recipes/run/merge_and_cascade.py makes it of what stages made.
     """
 
     actor: Callable[[Parts], Sampler]
-    graders: Callable[[Parts], Grader]
+    grader: Callable[[Parts], Grader]
     losses: frozenset[str]
     samples: bool
-    teachers: Literal["grade", "write", "merge", "none"] = "none"
+    teachers: Literal["grade", "write", "none"] = "none"
     rewards: bool = False
     selects: bool = False
-    trains: bool = True
+    trains: ClassVar[bool] = True
 
 
-def decoding(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Decoding:
-    """How the recipe's policy writes, outside of expert parallelism; the step is filled in by the sampler."""
-    assert isinstance(tokenizer.eos_token_id, int)
-    support = support_of(recipe, tokenizer)
-    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else tokenizer.eos_token_id
-    return Decoding(
-        max_new_tokens=recipe.rollout.max_new_tokens,
-        temperature=recipe.rollout.temperature,
-        greedy=False,
-        seed=recipe.seed,
-        step=0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad,
-        support=support if support is not None and support.given else None,
-    )
+@dataclass(frozen=True, slots=True)
+class MadeMethod:
+    """A row of :data:`METHODS` whose student is made of other checkpoints: no rollout is written, nothing is learnt.
+
+    Attributes:
+        make: makes candidates and measures them; returns the result.
+        teachers: what the teachers of the recipe are for, if it may have any.
+    """
+
+    make: Callable[[MakingJob], MadeStudent]
+    teachers: Literal["merge", "none"] = "none"
+    losses: ClassVar[frozenset[str]] = frozenset()
+    samples: ClassVar[bool] = False
+    rewards: ClassVar[bool] = False
+    selects: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
 
 
 def support_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Support | None:
@@ -104,18 +112,20 @@ class TeachersAndRewards:
     """Grades with teachers, and adds the verifiers' reward in the domains that ask for it."""
 
     def __init__(self, teachers: Grader, rewards: Grader, reward_domains: frozenset[str]) -> None:
-        self._teachers, self._rewards, self._reward_domains = teachers, rewards, reward_domains
+        self._teachers = teachers
+        self._rewards = rewards
+        self._reward_domains = reward_domains
 
     def score(self, microbatches: Iterable[list[Rollout]]) -> list[ScoredRollout]:
         """Scores of the teachers with rewards beside them; both carry their rollout, so they are joined by it."""
         seen: list[Rollout] = []
 
-        def watched() -> Iterator[list[Rollout]]:
+        def passed_on() -> Iterator[list[Rollout]]:
             for microbatch in microbatches:
                 seen.extend(microbatch)
                 yield microbatch
 
-        graded = self._teachers.score(watched())
+        graded = self._teachers.score(passed_on())
         rewarded = self._rewards.score([[r for r in seen if r.domain in self._reward_domains]])
         reward_of = {scored.rollout.index: scored.reward for scored in rewarded}
         return [replace(scored, reward=reward_of.get(scored.rollout.index)) for scored in graded]
@@ -126,7 +136,7 @@ class TeachersAndRewards:
 
 
 def _student(parts: Parts) -> Sampler:
-    return parts.student_sampler()
+    return parts.student()
 
 
 def _writers(parts: Parts) -> Sampler:
@@ -134,7 +144,8 @@ def _writers(parts: Parts) -> Sampler:
 
 
 def _gold(parts: Parts) -> Sampler:
-    return GoldSampler(lambda answer: completion_ids(parts.tokenizer, answer))
+    tokenizer = parts.tokenizer
+    return GoldSampler(lambda answer: completion_ids(tokenizer, answer))
 
 
 def _ungraded(parts: Parts) -> Grader:
@@ -142,27 +153,25 @@ def _ungraded(parts: Parts) -> Grader:
 
 
 def _teachers(parts: Parts) -> Grader:
-    domains = parts.recipe.trained_domains
-    rewarded = frozenset(name for name, domain in domains.items() if domain.reward)
-    if not rewarded:
+    if not parts.rewarded:
         return parts.teachers()
-    rewards = RewardGrader(parts.tasks, parts.tokenizer)
-    taught = any(domain.teacher_weights for domain in domains.values())
-    return TeachersAndRewards(parts.teachers(), rewards, rewarded) if taught else rewards
+    rewards = _rewards(parts)
+    taught = any(parts.taught.values())
+    return TeachersAndRewards(parts.teachers(), rewards, parts.rewarded) if taught else rewards
 
 
-def _rewards(parts: Parts) -> Grader:
+def _rewards(parts: Parts) -> RewardGrader:
     return RewardGrader(parts.tasks, parts.tokenizer)
 
 
 def _verified(parts: Parts) -> Grader:
-    return VerifiedGrader(RewardGrader(parts.tasks, parts.tokenizer), most=parts.recipe.rollout.keep_verified)
+    return VerifiedGrader(_rewards(parts), most=parts.keep_verified)
 
 
 TAUGHT = frozenset(name for name, spec in LOSSES.items() if spec.payload is not None)
 """The estimators that learn from teachers."""
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, Method | MadeMethod] = {
     # Multi-teacher on-policy distillation: MiMo-V2-Flash report, arXiv 2601.02780, section 4.4.
     "mopd": Method(_student, _teachers, losses=TAUGHT, samples=True, teachers="grade", rewards=True),
     # Reward learning on all domains at once: GRPO, arXiv 2402.03300, without a KL term; the gate is mopd's.
@@ -176,10 +185,25 @@ METHODS: dict[str, Method] = {
     # Fine-tuning on gold answers: an oracle, which sees what no distillation sees.
     "supervised": Method(_gold, _ungraded, losses=frozenset({"nll"}), samples=False),
     # One domain after the other: the student is the end of a chain of stages, of which every link is measured.
-    "cascade": Method(_student, _ungraded, losses=frozenset({"full_reverse_kl"}), samples=False, trains=False),
+    "cascade": MadeMethod(cascade),
     # The teachers' weights added up: arXiv 2203.05482, 2212.04089.
-    "merge": Method(
-        _student, _ungraded, losses=frozenset({"full_reverse_kl"}), samples=False, teachers="merge", trains=False
-    ),
+    "merge": MadeMethod(merge, teachers="merge"),
 }
-"""Every method by the name that a recipe gives it."""
+"""Every shipped method by the name that a recipe gives it."""
+
+
+def method_of(name: str) -> Method | MadeMethod:
+    """The method of a recipe.
+
+    Args:
+        name: `method`: a name of :data:`METHODS`, or ``./file.py:NAME``.
+
+    Raises:
+        UserError: the file has no such method.
+    """
+    if not is_plugin(name):
+        return METHODS[name]
+    method = load_plugin(name, where="method")
+    if not isinstance(method, Method | MadeMethod):
+        raise UserError(f"`method` is {name!r}, a {type(method).__name__}; a Method or MadeMethod of mopd is needed")
+    return method

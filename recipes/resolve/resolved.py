@@ -8,7 +8,7 @@ from typing import Literal
 
 from mopd.distill.loss.registry import BoundLoss, bind
 from mopd.distill.recipe import DomainRecipe, Recipe
-from mopd.recipes.resolve.methods import METHODS, Method
+from mopd.recipes.resolve.methods import MadeMethod, Method, method_of
 from mopd.recipes.resolve.sources import ModelSource, Source, links, model_sources
 from mopd.recipes.resolve.teachers import (
     Device,
@@ -42,7 +42,7 @@ class Resolved:
     recipe: Recipe
     device: Device
     dtype: str
-    method: Method
+    method: Method | MadeMethod
     loss: BoundLoss
     models: Mapping[str, ModelSource]
     teachers: Mapping[str, ResolvedTeacher]
@@ -73,7 +73,7 @@ def resolve(recipe: Recipe) -> Resolved:
         recipe=recipe,
         device=device,
         dtype=dtype,
-        method=METHODS[recipe.method],
+        method=method_of(recipe.method),
         loss=loss,
         models=models,
         teachers=teachers,

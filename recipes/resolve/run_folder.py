@@ -9,11 +9,11 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
+from mopd.distill.errors import UserError
 from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.files import diff_recipes, dump_recipe, load_recipe
 from mopd.distill.recipe.plugins import plugin_digests
 from mopd.distill.storage import claim, write_atomic
-from mopd.distill.types import UserError
 
 RECIPE = "recipe.yaml"
 STUDY = "study.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,17 +11,15 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.metrics.evaluate import evaluate
-from mopd.distill.models.load import load_model
 from mopd.distill.recipe import Architecture
 from mopd.distill.types import GradingFailed, Int32, Payload, PayloadName, Prompt, Rollout, RunError, Sampler, UserError
 from mopd.recipes.evaluation.evaluator import verify
+from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer
-from mopd.recipes.resolve.methods import decoding, support_of
+from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import Source, stage_name
 from mopd.recipes.resolve.stages import model_path
-from mopd.recipes.run.actors import served_sampler
-from mopd.recipes.run.job import prompt_source, tasks_of
 from mopd.recipes.run.launch import on_disk
 from mopd.recipes.run.preflight import (
     Candidate,
@@ -32,8 +30,10 @@ from mopd.recipes.run.preflight import (
     unanswering,
     verdicts_of,
 )
-from mopd.rollouts.engines.in_process import Decoding
-from mopd.rollouts.sampler import InProcess, StudentSampler
+from mopd.recipes.run.samplers import frozen_teacher
+from mopd.rollouts.engines import engine_of
+from mopd.rollouts.engines.base import FrozenModel, RolloutEngine, SamplerProcesses, SamplerSettings
+from mopd.rollouts.sampler import make_samplers, sampler_settings
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import completion_text
 from mopd.teachers.dry_run import DryRun, dry_run, dry_run_payload, reference_of
@@ -43,14 +43,12 @@ from mopd.teachers.validate import Expected
 
 
 @dataclass(frozen=True, slots=True)
-class _Exam:
-    """The validation prompts by domain, and how they are answered and verified."""
+class _Validation:
+    """The validation prompts by domain, and how answers to them are verified."""
 
     prompts: Mapping[str, Sequence[Prompt]]
     tasks: Mapping[str, Task]
     tokenizer: PreTrainedTokenizerBase
-    decoding: Decoding
-    batch_size: int
 
     def verdicts(self, model: str, sampler: Sampler) -> dict[str, list[float]]:
         """Of a model's greedy answers, by domain; see :data:`recipes.run.preflight.ByDomain`."""
@@ -64,13 +62,6 @@ class _Exam:
             split="validation",
         )
         return verdicts_of(rows, model)
-
-    def sampler(self, folder: str, *, device: str, dtype: str, adapter: str | None, trust: bool) -> StudentSampler:
-        """Writes with the weights of a checkpoint, loaded here; one sample a prompt."""
-        module = load_model(folder, device=device, dtype=dtype, adapter=adapter, trust_remote_code=trust)
-        sampler = StudentSampler(self.decoding, samples_per_prompt=1, batch_size=self.batch_size)
-        sampler.load_weights(InProcess(module), version=0)
-        return sampler
 
 
 def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
@@ -86,16 +77,18 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
         return [finding for candidate in to_examine for finding in _later(candidate, recipe.student.model)]
     trust = resolved.models["student.model"].trusted
     tokenizer = load_tokenizer(start, trust_remote_code=trust)
-    tasks = tasks_of(recipe, tokenizer)
-    source = prompt_source(recipe, tasks, tokenizer, held_out=False)
+    tasks = tasks_of(recipe.domains, tokenizer)
+    source = prompt_source(recipe.trained_domains, tasks, tokenizer, seed=recipe.seed)
     n, seed = recipe.evaluate.validation_prompts, recipe.evaluate.seed
-    how = decoding(recipe, tokenizer)
-    exam = _Exam(source.held_out("validation", n, seed=seed), tasks, tokenizer, how, recipe.rollout.batch_size)
-    sampler = exam.sampler(start, device=resolved.device, dtype=resolved.dtype, adapter=None, trust=trust)
-    rollouts = sample_rollouts(sampler, source(0), to_examine)
-    student = exam.verdicts("base", sampler)
-    del sampler  # one model at a time
+    validation = _Validation(source.held_out("validation", n, seed=seed), tasks, tokenizer)
     support = support_of(recipe, tokenizer)
+    settings = sampler_settings(recipe.rollout, tokenizer, seed=recipe.seed, support=support)
+    engine = engine_of(recipe.rollout.engine, workers=0)
+    with _one_model(engine, settings, resolved.device, resolved.dtype) as sampler_of:
+        sampler = sampler_of(FrozenModel(start, trust_remote_code=trust))
+        rollouts = sample_rollouts(sampler, source(0), to_examine)
+        student = validation.verdicts("base", sampler)
+        del sampler
     conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
     payload = dry_run_payload(resolved.loss.payload)
     findings: list[Finding] = []
@@ -107,10 +100,12 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
             findings += _later(candidate, teacher.model.source)
             continue
         setup = teacher.setup(folder, microbatch_seconds=recipe.faults.microbatch_seconds)
-        endpoint = None if teacher.kind.endpoint is None else teacher.kind.endpoint(name, teacher.settings)
-        server = None if endpoint is None else served_sampler(recipe, endpoint, tokenizer)
+        verdicts: dict[str, list[float]] = {}
         try:
-            verdicts = _verdicts(candidate, setup, exam, server)
+            if candidate.can_write and not candidate.is_student:
+                with _one_model(engine, settings, teacher.device, teacher.dtype) as sampler_of:
+                    model = frozen_teacher(teacher, folder, recipe.faults)
+                    verdicts = validation.verdicts(f"teachers/{name}", sampler_of(model))
             trial = _open(setup, conditions, payload)
         except RunError as error:
             findings += [unanswering(name, domain, str(error)) for domain in candidate.domains]
@@ -134,18 +129,16 @@ def _later(candidate: Candidate, source: Source) -> list[Finding]:
     return [Finding(candidate.name, domain, "later", f"after {made}", remedy) for domain in candidate.domains]
 
 
-def _verdicts(candidate: Candidate, setup: TeacherSetup, exam: _Exam, server: Sampler | None) -> dict[str, list[float]]:
-    """Of a teacher that writes, by its server or its weights; none of any other.
-
-    Raises:
-        RunError: it does not answer.
-    """
-    if not candidate.can_write or candidate.is_student:
-        return {}
-    sampler = server or exam.sampler(
-        setup.folder, device=setup.device, dtype=setup.dtype, adapter=setup.adapter, trust=setup.trust_remote_code
-    )
-    return exam.verdicts(f"teachers/{setup.name}", sampler)
+@contextmanager
+def _one_model(
+    engine: RolloutEngine, settings: SamplerSettings, device: str, dtype: str
+) -> Iterator[Callable[[FrozenModel], Sampler]]:
+    """What samples a frozen model, one completion a prompt, in this process where the engine can; it is gone then."""
+    with ExitStack() as closing:
+        here = SamplerProcesses(0, device, dtype)
+        yield make_samplers(
+            engine, settings=settings, frozen=here, measured_support=settings.decoding.support, closing=closing
+        ).of
 
 
 def _open(setup: TeacherSetup, conditions: Conditions, payload: PayloadName) -> Callable[[Sequence[Rollout]], DryRun]:

@@ -14,7 +14,7 @@ from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Metrics, RunError, Sampler, ScoredRollout, Weights
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
-from mopd.recipes.evaluation.teacher_distance import FAULTS, HeldOut
+from mopd.recipes.evaluation.teacher_distance import FAULTS, TeacherDistance
 
 
 class RunCallbacks:
@@ -30,7 +30,7 @@ class RunCallbacks:
         stop: threading.Event,
         evaluator: Evaluator | None,
         eval_sampler: Sampler,
-        held_out: HeldOut | None,
+        held_out: TeacherDistance | None,
     ) -> None:
         self._recipe, self._tracker, self._costs, self._progress = recipe, tracker, costs, progress
         self._stop, self._exam, self._examinee, self._held_out = stop, evaluator, eval_sampler, held_out
@@ -46,7 +46,7 @@ class RunCallbacks:
 
     def evaluates(self, step: int) -> bool:
         """At the start, every ``evaluate_every`` steps and at the end."""
-        if self._exam is None or self._exam.taken("student", step, "validation"):
+        if self._exam is None or self._exam.has_evaluated("student", step, "validation"):
             return False
         run = self._recipe.run
         return step % run.evaluate_every == 0 or step == run.steps
@@ -56,9 +56,9 @@ class RunCallbacks:
         assert self._exam is not None
         self._examinee.load_weights(weights, version=step)
         # First: where a teacher fails, nothing is written of this evaluation, and the resumed run takes it again.
-        held_out = {} if self._held_out is None else self._held_out.take(step, self._examinee)
-        metrics = held_out | self._exam.take("student", step=step, split="validation", sampler=self._examinee)
-        metrics |= self._exam.against_teachers({n: d.teacher_weights for n, d in self._recipe.trained_domains.items()})
+        held_out = {} if self._held_out is None else self._held_out.measure(step, self._examinee)
+        metrics = held_out | self._exam.evaluate("student", step=step, split="validation", sampler=self._examinee)
+        metrics |= self._exam.against_teachers()
         self._tracker.log("eval", step, metrics)
         self._why = stop_reason(self._recipe.stop, self._tracker.rows("eval"))
         self._progress.advance(step, metrics)
@@ -84,7 +84,7 @@ class RunCallbacks:
         evaluator = self._exam  # asked only after an evaluation: it goes through all answers
         return (
             evaluator is not None
-            and evaluator.taken("student", step, "validation")
+            and evaluator.has_evaluated("student", step, "validation")
             and evaluator.selected(0).step == step
         )
 

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import located
-from mopd.distill.recipe import Recipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
@@ -19,35 +18,24 @@ from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Sampler
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
-from mopd.recipes.evaluation.teacher_distance import held_out
-from mopd.recipes.resolve.methods import Parts, support_of
+from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
+from mopd.recipes.resolve.data import prompt_source
+from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.teachers import head_sources
-from mopd.recipes.run.actors import student_sampler, teachers_writing
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
 from mopd.recipes.run.preflight import candidates, passed, preflight, wait_for_teachers
 from mopd.recipes.run.ranks import RayRanks
-from mopd.rollouts.prompts import Prefetched, PromptSource, Supply
-from mopd.rollouts.tasks import Task, make_task
+from mopd.recipes.run.samplers import frozen_teacher, samplers_of_run, teachers_writing
+from mopd.rollouts.engines.base import FrozenModel
+from mopd.rollouts.prompts import Prefetched
+from mopd.rollouts.sampler import Samplers, sampler_settings
+from mopd.rollouts.tasks import Task
 from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds import make_source
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions
-
-
-def tasks_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Task]:
-    """Every domain's task."""
-    return {name: make_task(domain.task, domain=name, tokenizer=tokenizer) for name, domain in recipe.domains.items()}
-
-
-def prompt_source(
-    recipe: Recipe, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase, *, held_out: bool
-) -> PromptSource:
-    """The prompts of the trained domains; of all domains where they are held out for measuring."""
-    domains = recipe.domains if held_out else recipe.trained_domains
-    supplies = {n: Supply(tasks[n], prompts=d.prompts, easy_share=d.easy_share) for n, d in domains.items()}
-    return PromptSource(supplies, tokenizer, seed=recipe.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +75,7 @@ class Training:
             progress = context.progress.task(title, recipe.run.steps)
             closing.callback(progress.close)
             method = self.resolved.method
+            assert isinstance(method, Method), "made_student.py makes the others"
             teachers = self._teachers(context) if method.teachers == "grade" else None  # first: they load meanwhile
             if teachers is not None:
                 closing.callback(teachers.close)
@@ -95,29 +84,19 @@ class Training:
             closing.callback(ranks.close)
             student = self._student(ranks, spec)
 
-            def graders() -> TeacherPool:
-                assert teachers is not None
-                return teachers
-
-            parts = Parts(
-                recipe,
-                self.tokenizer,
-                self.tasks,
-                student_sampler=lambda: student_sampler(self, context, closing),
-                teachers=graders,
-                writers=lambda: teachers_writing(self, context, closing),
-            )
+            samplers = self.samplers(context, closing)
+            parts = self._parts(samplers, teachers)
             sampler = method.actor(parts)
-            # Whoever acts in training, it is the student that sits the exam.
-            eval_sampler = sampler if method.samples or self.evaluator is None else parts.student_sampler()
+            # Whoever acts in training, it is the student that is evaluated.
+            eval_sampler = sampler if self.evaluator is None else samplers.evaluate
             if teachers is not None:
-                self._try_teachers(context, teachers, student, eval_sampler)
-            prompts = Prefetched(prompt_source(recipe, self.tasks, self.tokenizer, held_out=False))
+                self._try_teachers(context, teachers, student, samplers.train)
+            prompts = Prefetched(prompt_source(recipe.trained_domains, self.tasks, self.tokenizer, seed=recipe.seed))
             closing.callback(prompts.close)
             last = train(
                 student=student,
                 sampler=sampler,
-                grader=method.graders(parts),
+                grader=method.grader(parts),
                 prompts=prompts,
                 steps=recipe.run.steps,
                 callbacks=RunCallbacks(
@@ -128,7 +107,7 @@ class Training:
                     stop=context.stop,
                     evaluator=self.evaluator,
                     eval_sampler=eval_sampler,
-                    held_out=held_out(self, teachers),
+                    held_out=self._teacher_distance(teachers),
                 ),
             )
             self._conclude(student, eval_sampler, progress, last)
@@ -151,21 +130,71 @@ class Training:
             self.folder,
             pool=pool,
             sampler=sampler,
-            prompts=prompt_source(recipe, self.tasks, self.tokenizer, held_out=False)(0),
+            prompts=prompt_source(recipe.trained_domains, self.tasks, self.tokenizer, seed=recipe.seed)(0),
             rows=self.evaluator.rows,
             candidates=candidates(self.resolved.teachers, recipe.trained_domains),
             say=context.progress.print,
         )
+
+    def _parts(self, samplers: Samplers, pool: TeacherPool | None) -> Parts:
+        """What the method's sampler and grader are made of."""
+        trained = self.resolved.recipe.trained_domains
+        taught = {name: domain.teacher_weights for name, domain in trained.items()}
+
+        def teachers() -> TeacherPool:
+            assert pool is not None, "only a method whose teachers grade asks for them"
+            return pool
+
+        return Parts(
+            self.tokenizer,
+            self.tasks,
+            taught=taught,
+            rewarded=frozenset(name for name, domain in trained.items() if domain.reward),
+            keep_verified=self.resolved.recipe.rollout.keep_verified,
+            student=lambda: samplers.train,
+            teachers=teachers,
+            writers=lambda: teachers_writing(samplers, self.resolved.teachers, self.frozen_teachers(), taught),
+        )
+
+    def samplers(self, context: RunContext, closing: ExitStack) -> Samplers:
+        """All that samples in the run; the processes end with ``closing``."""
+        recipe = self.resolved.recipe
+        support = support_of(recipe, self.tokenizer)
+        return samplers_of_run(
+            recipe.rollout,
+            recipe.student.engine,
+            settings=sampler_settings(recipe.rollout, self.tokenizer, seed=recipe.seed, support=support),
+            initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
+            device=self.resolved.device,
+            dtype=self.resolved.dtype,
+            gpus=context.gpus,
+            closing=closing,
+        )
+
+    def frozen_teachers(self) -> dict[str, FrozenModel]:
+        """The teachers as models that are sampled, by name."""
+        teachers, faults = self.resolved.teachers, self.resolved.recipe.faults
+        return {name: frozen_teacher(teachers[name], folder, faults) for name, folder in self.teachers.items()}
+
+    def _teacher_distance(self, teachers: TeacherPool | None) -> TeacherDistance | None:
+        """What has teachers grade held-out prompts; None for a stage, without teachers, or where no prompt is asked."""
+        n = self.resolved.recipe.evaluate.graded_prompts
+        if self.evaluator is None or teachers is None or n == 0:
+            return None
+        questions = self.evaluator.prompts["validation"]
+        prompts = [p for name, weights in self.resolved.routes.items() if weights for p in questions[name][:n]]
+        payload = payload_to_ask(self.resolved.loss)
+        return TeacherDistance(prompts, teachers, payload=payload, tracker=self.tracker, costs=self.costs)
 
     def _conclude(self, student: DeepSpeedStudent, eval_sampler: Sampler, progress: TaskHandle, last: int) -> None:
         """Go back to the selected step, if that is not the last; measure and export it."""
         step = last if self.evaluator is None else self.evaluator.selected(last).step
         if step != last:
             student.load(step)
-        if self.evaluator is not None and not self.evaluator.taken("student", step, "test"):
+        if self.evaluator is not None and not self.evaluator.has_evaluated("student", step, "test"):
             progress.note("measuring the student on test prompts")
             eval_sampler.load_weights(student.weights(), version=step)
-            self.evaluator.take("student", step=step, split="test", sampler=eval_sampler)
+            self.evaluator.evaluate("student", step=step, split="test", sampler=eval_sampler)
         student.export(str(self.folder / "student"))
 
     def _student(self, ranks: RayRanks, spec: StudentSpec) -> DeepSpeedStudent:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import Architecture, DomainRecipe, Recipe
+from mopd.distill.recipe.plugins import plugin_digests
 from mopd.distill.storage import claim, write_atomic
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.ledger import ledger_from_rows, read_ledger
@@ -19,8 +21,10 @@ from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.report.page import summary_table, write_report
 from mopd.recipes.resolve.checkpoints import local_folder
+from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.environment import note_environment
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
+from mopd.recipes.resolve.methods import MadeMethod
 from mopd.recipes.resolve.placement import check_cluster
 from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import move_aside, note_recipe, refuse_changed_recipe
@@ -35,14 +39,13 @@ from mopd.recipes.resolve.stages import (
     stage_recipe,
 )
 from mopd.recipes.resolve.tracking import start_sinks
-from mopd.recipes.run.baselines import evaluate_model, measure_frozen
+from mopd.recipes.run.baselines import measure_frozen
 from mopd.recipes.run.context import RunContext
-from mopd.recipes.run.job import Training, prompt_source, tasks_of
-from mopd.recipes.run.merge_and_cascade import UNTRAINED
+from mopd.recipes.run.job import Training
+from mopd.recipes.run.made_student import make_student
 from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
+from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.tasks import fingerprint
-
-__all__ = ["evaluate_model", "run"]
 
 FINISHED = "finished.json"
 """Lies in the folder of a run whose every result is there; the same command then only shows them."""
@@ -119,9 +122,21 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         model = starting_model(recipe.student.model, recipe.domains, recipe.seed, out=out, folder=out, attempt=attempt)
         teachers = teacher_folders(resolved, out)
         job = training(resolved, out, attempt, model=model, teachers=teachers, tracker=tracker)
-        source = prompt_source(recipe, job.tasks, job.tokenizer, held_out=True)
+        source = prompt_source(recipe.domains, job.tasks, job.tokenizer, seed=recipe.seed)
+        rollout = recipe.rollout
         evaluator = Evaluator(
-            recipe, out, source=source, tasks=job.tasks, tokenizer=job.tokenizer, tracker=tracker, costs=job.costs
+            recipe.evaluate,
+            out,
+            teachers={name: domain.teacher_weights for name, domain in recipe.trained_domains.items()},
+            written_with=(
+                *(rollout.max_new_tokens, rollout.batch_size, recipe.student.engine.dtype),
+                *plugin_digests(rollout.engine).items(),
+            ),
+            source=source,
+            tasks=job.tasks,
+            tokenizer=job.tokenizer,
+            tracker=tracker,
+            costs=job.costs,
         )
         graded_by = {
             name
@@ -129,16 +144,20 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
             for name in domain.teacher_weights
             if resolved.teachers[name].kind.can_write  # else it is measured on nothing
         }
-        graders = {f"teachers/{name}": path for name, path in teachers.items() if name in graded_by}
+        frozen = {f"teachers/{name}": model for name, model in job.frozen_teachers().items() if name in graded_by}
         base = (
             on_disk(model_path(resolved.start, out=out, folder=out))
             if resolved.start != recipe.student.model
             else model
         )
-        measure_frozen(resolved, context, evaluator, {"base": base} | graders)
+        frozen = {"base": FrozenModel(base, trust_remote_code=recipe.student.trust_remote_code)} | frozen
+        measure_frozen(frozen, context, evaluator, partial(job.samplers, context))
         job = replace(job, evaluator=evaluator)
-        make = UNTRAINED.get(recipe.method)
-        last = job.run(context, title=context.title) if make is None else make(job, context)
+        method = resolved.method
+        if isinstance(method, MadeMethod):
+            last = make_student(method, job, context)
+        else:
+            last = job.run(context, title=context.title)
         seesaw = build_seesaw(
             evaluator.rows,
             teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},
@@ -203,7 +222,7 @@ def training(
         model=model,
         teachers=teachers,
         tokenizer=tokenizer,
-        tasks=tasks_of(resolved.recipe, tokenizer),
+        tasks=tasks_of(resolved.recipe.domains, tokenizer),
         tracker=tracker,
         costs=Costs(
             model,

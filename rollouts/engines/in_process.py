@@ -1,185 +1,180 @@
-"""Writes completions with a causal language model, one keyed random number per token.
-
-A rollout's randomness is a pure function of (seed, step, rollout, position): it does not depend on the batch that it is
-written in, on the rank that writes it, or on what was drawn before. So a resumed run draws the same.
-"""
+"""Samples a model through the processes that hold it; and the engine that shares the student's own processes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from torch import nn
-from transformers import DynamicCache
 
-from mopd.distill.payloads import Support, likeliest
-from mopd.distill.types import Finish, Float32, Int32
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """How tokens are chosen.
-
-    Attributes:
-        max_new_tokens: limit of a completion, EOS included.
-        temperature: logits are divided by it; the recorded log-probabilities are those of the tempered distribution.
-        greedy: take the most likely token; log-probabilities are recorded all the same.
-        seed: the recipe's.
-        step: the loop step that the rollouts belong to.
-        eos_token_id: ends a completion.
-        pad_token_id: fills the left of shorter prompts.
-        lockstep: all ranks take equally many forwards, as expert parallelism and ZeRO-3 need.
-        support: which likeliest tokens to record at each position; None: none.
-    """
-
-    max_new_tokens: int
-    temperature: float
-    greedy: bool
-    seed: int
-    step: int
-    eos_token_id: int
-    pad_token_id: int
-    lockstep: bool = False
-    support: Support | None = None
+from mopd.distill.models.load import load_model
+from mopd.distill.types import Int32, Prompt, Rollout, Sampler, Weights
+from mopd.rollouts.engines.base import (
+    Decoding,
+    FrozenModel,
+    HoldCheckpoint,
+    InPlace,
+    MakeSampler,
+    RolloutEngine,
+    SamplerProcesses,
+    SamplerSettings,
+    StudentModel,
+    WeightTransport,
+)
+from mopd.rollouts.engines.generate import Completion, generate
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """What was written after one prompt: ``token_ids`` and their natural log-probabilities, both ``(N,)``.
+class _Planned:
+    """A rollout yet to be written: its prompt, its number within the step, and its prompt's number."""
 
-    ``support_ids`` are the likeliest tokens at each position, ``(N, K)``, where they were asked for.
-    """
-
-    token_ids: Int32
-    logprobs: Float32
-    finish: Finish
-    support_ids: Int32 | None = None
+    prompt: Prompt
+    index: int
+    group: int
 
 
-def keyed_uniforms(*, seed: int, step: int, rollout: int, n: int) -> np.ndarray:
-    """``n`` uniform numbers in [0, 1) for positions 0..n-1 of one rollout, a pure function of the key (Philox)."""
-    key = np.array([seed, (step << 32) | rollout], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).random(n)
+class InProcess:
+    """A model of this process as the weights of one rank; satisfies :class:`distill.types.Weights`."""
+
+    ranks = 1
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def on_ranks(self, fn: Callable[..., Any], per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call ``fn(model, *args)`` here."""
+        (args,) = per_rank
+        return [fn(self._model, *args)]
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        """The model's weights."""
+        return self._model.state_dict()
 
 
-@torch.no_grad()
-def generate(
-    model: nn.Module, prompts: Sequence[Sequence[int]], rollouts: Sequence[int], decoding: Decoding
-) -> list[Completion]:
-    """Write one completion per prompt.
+class StudentSampler:
+    """Samples from whatever weights it was given last, by calls into the processes that hold them.
+
+    A microbatch is the next ``batch_size`` rollouts per process, so its members are a pure function of
+    (step, microbatch number).
 
     Args:
-        model: a transformers causal language model; put into eval mode for the call.
-        prompts: token ids of each prompt, at least one each. Empty only in lockstep, where this rank merely keeps pace.
-        rollouts: number of each rollout within the step; keys its randomness.
-        decoding: how tokens are chosen.
-
-    Returns:
-        One completion per prompt, in order.
+        transport: how the weights reach those processes; None: they hold them already.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        return _Batch(model, prompts, rollouts, decoding).run()
-    finally:
-        model.train(was_training)
-
-
-class _Batch:
-    """One batch under way: left-padded prompts, a key-value cache, and the rows that have not finished."""
 
     def __init__(
-        self, model: nn.Module, prompts: Sequence[Sequence[int]], rollouts: Sequence[int], decoding: Decoding
+        self,
+        decoding: Decoding,
+        *,
+        samples_per_prompt: int,
+        batch_size: int,
+        transport: WeightTransport | None = None,
     ) -> None:
-        self.model, self.how, self.n = model, decoding, len(prompts)
-        self.device = next(model.parameters()).device
-        # A rank without prompts of its own still takes part in the others' forwards, on a row that nobody reads.
-        rows = [list(p) for p in prompts] or [[decoding.pad_token_id]]
-        width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), decoding.pad_token_id)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for b, row in enumerate(rows):
-            ids[b, width - len(row) :] = torch.tensor(row)
-            mask[b, width - len(row) :] = 1
-        self.ids, self.mask = ids.to(self.device), mask.to(self.device)
-        self.uniforms = np.stack(
-            [keyed_uniforms(seed=decoding.seed, step=decoding.step, rollout=r, n=decoding.max_new_tokens)
-             for r in rollouts] or [np.zeros(decoding.max_new_tokens)]
-        )  # fmt: skip
-        self.tokens = np.zeros((len(rows), decoding.max_new_tokens), dtype=np.int32)
-        self.logprobs = np.zeros((len(rows), decoding.max_new_tokens), dtype=np.float32)
-        self.support: Int32 | None = None  # its width is known with the first logits
-        self.lengths = np.zeros(len(rows), dtype=np.int64)
-        self.live = np.arange(len(rows))
+        self._decoding = decoding
+        self._samples = samples_per_prompt
+        self._batch_size = batch_size
+        self._transport = InPlace() if transport is None else transport
+        self._weights: Weights | None = None
+        self._version = -1
 
-    def run(self) -> list[Completion]:
-        config: Any = self.model.config
-        cache = DynamicCache(config=config)
-        inputs, positions = self.ids, (self.mask.cumsum(1) - 1).clamp(min=0)
-        done = np.zeros(self.n or 1, dtype=bool)
-        done[self.n :] = True
-        for t in range(self.how.max_new_tokens):
-            logits_BV = self.model(
-                input_ids=inputs, attention_mask=self.mask, position_ids=positions,
-                past_key_values=cache, use_cache=True, logits_to_keep=1,
-            ).logits[:, -1]  # fmt: skip
-            logprobs_BV = torch.log_softmax(logits_BV.float() / self.how.temperature, dim=-1)
-            token_B, logprob_B = self._choose(logprobs_BV, t)
-            fresh = ~done[self.live]
-            rows = self.live[fresh]
-            self.tokens[rows, t], self.logprobs[rows, t] = token_B[fresh], logprob_B[fresh]
-            if self.how.support is not None:
-                self._note_support(likeliest(logprobs_BV, self.how.support).cpu().numpy()[fresh], rows, t)
-            self.lengths[rows] = t + 1
-            done[rows] = token_B[fresh] == self.how.eos_token_id
-            if not self._anyone(bool((~done).any())) or t + 1 == self.how.max_new_tokens:
-                break
-            keep = np.flatnonzero(~done[self.live])
-            if len(keep) == 0:
-                keep = np.array([0])  # finished, but other ranks still need this one's forwards
-            if len(keep) < len(self.live):
-                index = torch.from_numpy(keep).to(self.device)
-                cache.batch_select_indices(index)
-                self.mask, positions, self.live = self.mask[index], positions[index], self.live[keep]
-                token_B = token_B[keep]
-            inputs = torch.from_numpy(token_B).to(self.device, torch.long).unsqueeze(1)
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.live), 1)], dim=1)
-            positions = positions[:, -1:] + 1  # not per token: the place of the one that comes next
-        return [self._completion(row, done[row]) for row in range(self.n)]
+    def load_weights(self, weights: Weights, *, version: int) -> None:
+        """Act with ``weights`` from now on; rollouts carry ``version``."""
+        self._weights = self._transport.publish(weights, version=version)
+        self._version = version
 
-    def _choose(self, logprobs_BV: torch.Tensor, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token and log-probability per live row: the mode, or the inverse distribution function."""
-        if self.how.greedy:
-            token_B = logprobs_BV.argmax(-1)
-        else:
-            cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
-            uniform_B = torch.from_numpy(self.uniforms[self.live, t]).to(self.device)
-            # Scaled by the total, which rounding leaves a hair off 1, so that no draw falls beyond the last token.
-            target_B1 = (uniform_B * cumulative_BV[:, -1]).unsqueeze(1)
-            token_B = torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(1)
-            token_B = token_B.clamp(max=logprobs_BV.shape[-1] - 1)
-        logprob_B = logprobs_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
-        return token_B.cpu().numpy().astype(np.int32), logprob_B.cpu().numpy()
+    def sample(self, prompts: Sequence[Prompt], *, step: int, greedy: bool = False) -> Iterator[list[Rollout]]:
+        """Yield microbatches of rollouts as they finish, in the order of ``prompts``; greedy writes one per prompt.
 
-    def _note_support(self, ids_BK: np.ndarray, rows: np.ndarray, t: int) -> None:
-        if self.support is None:
-            self.support = np.zeros((*self.tokens.shape, ids_BK.shape[1]), dtype=np.int32)
-        self.support[rows, t] = ids_BK
+        Raises:
+            RuntimeError: no weights were loaded.
+        """
+        if self._weights is None:
+            raise RuntimeError("the sampler has no weights; call load_weights first")
+        # What is written greedily is verified and not graded.
+        support = None if greedy else self._decoding.support
+        decoding = replace(self._decoding, step=step, greedy=greedy, support=support)
+        samples = 1 if greedy else self._samples
+        planned = [
+            _Planned(prompt, index=group * samples + k, group=group)
+            for group, prompt in enumerate(prompts)
+            for k in range(samples)
+        ]
+        size = self._batch_size * self._weights.ranks
+        for start in range(0, len(planned), size):
+            yield self._microbatch(self._weights, planned[start : start + size], decoding)
 
-    def _anyone(self, mine: bool) -> bool:
-        """Whether any rank still has a row to write; every rank asks equally often."""
-        if not self.how.lockstep:
-            return mine
-        flag = torch.tensor([int(mine)], device=self.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag.item())
+    def _microbatch(self, weights: Weights, planned: Sequence[_Planned], decoding: Decoding) -> list[Rollout]:
+        # Dealt out like cards, so that every rank gets the same mixture of domains and none waits long for another.
+        hands = [planned[rank :: weights.ranks] for rank in range(weights.ranks)]
+        arguments = [([p.prompt.token_ids for p in hand], [p.index for p in hand], decoding) for hand in hands]
+        written = weights.on_ranks(generate, arguments)
+        rollouts = [
+            self._rollout(plan, completion)
+            for hand, completions in zip(hands, written, strict=True)
+            for plan, completion in zip(hand, completions, strict=True)
+        ]
+        return sorted(rollouts, key=lambda rollout: rollout.index)
 
-    def _completion(self, row: int, ended: bool) -> Completion:
-        n = int(self.lengths[row])
-        support = None if self.support is None else self.support[row, :n].copy()
-        finish: Finish = "eos" if ended else "length"
-        return Completion(self.tokens[row, :n].copy(), self.logprobs[row, :n].copy(), finish, support)
+    def _rollout(self, plan: _Planned, completion: Completion) -> Rollout:
+        prompt = np.array(plan.prompt.token_ids, dtype=np.int32)
+        return Rollout(
+            prompt=plan.prompt,
+            token_ids=np.concatenate([prompt, completion.token_ids]),
+            loss_mask=np.arange(len(prompt) + len(completion.token_ids)) >= len(prompt),
+            sampler_logprobs=np.concatenate([np.zeros(len(prompt), dtype=np.float32), completion.logprobs]),
+            finish=completion.finish,
+            version=self._version,
+            group=plan.group,
+            index=plan.index,
+            support_ids=_with_prompt(len(prompt), completion.support_ids),
+        )
+
+
+def _with_prompt(length: int, support_ids: Int32 | None) -> Int32 | None:
+    """The support of a completion with zeros for the prompt's positions, which nobody reads."""
+    if support_ids is None:
+        return None
+    return np.concatenate([np.zeros((length, support_ids.shape[1]), dtype=np.int32), support_ids])
+
+
+def of_student(student: StudentModel, closing: ExitStack) -> MakeSampler:
+    """Samplers in the student's own ranks."""
+
+    def make(settings: SamplerSettings) -> Sampler:
+        decoding = replace(settings.decoding, lockstep=student.lockstep)
+        return StudentSampler(decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size)
+
+    return make
+
+
+def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closing: ExitStack) -> HoldCheckpoint:
+    """Samplers of checkpoints that this process loads."""
+
+    def hold(model: FrozenModel) -> Sampler:
+        module = load_model(
+            model.path,
+            device=processes.device,
+            dtype=processes.dtype,
+            adapter=model.adapter,
+            trust_remote_code=model.trust_remote_code,
+        )
+        sampler = StudentSampler(
+            settings.decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size
+        )
+        sampler.load_weights(InProcess(module), version=0)
+        return sampler
+
+    return hold
+
+
+IN_PROCESS = RolloutEngine(
+    of_student=of_student,
+    of_checkpoints=of_checkpoints,
+    keyed=True,
+    records_support=True,
+    takes_adapters=True,
+    shares_student=True,
+)

@@ -1,16 +1,18 @@
-"""A sampler over a server's model: a teacher that is served answers the held-out prompts as everyone else does."""
+"""A server's model answers: a teacher that is served is measured on held-out prompts as every other model is."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
 from mopd.distill.endpoint import Endpoint, EndpointLost, EndpointRefused
 from mopd.distill.recipe import FaultRecipe
-from mopd.distill.types import Prompt, Rollout, Weights
+from mopd.distill.types import Prompt, Rollout, Sampler, Weights
+from mopd.rollouts.engines.base import FrozenModel, HoldCheckpoint, RolloutEngine, SamplerProcesses, SamplerSettings
 
 GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """The likeliest token each time. A server takes what is not said from the model's own generation settings."""
@@ -29,8 +31,11 @@ class ServedSampler:
     def __init__(
         self, endpoint: Endpoint, *, eos_token_id: int, max_new_tokens: int, batch_size: int, faults: FaultRecipe
     ) -> None:
-        self._endpoint, self._eos, self._faults = endpoint, eos_token_id, faults
-        self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
+        self._endpoint = endpoint
+        self._eos = eos_token_id
+        self._faults = faults
+        self._max_new_tokens = max_new_tokens
+        self._batch_size = batch_size
 
     def load_weights(self, weights: Weights, *, version: int) -> None:
         """Refuse.
@@ -50,16 +55,15 @@ class ServedSampler:
         if not greedy:
             raise ValueError("a served model writes greedily; its samples would not be the same on a resume")
         for start in range(0, len(prompts), self._batch_size):
-            asked = prompts[start : start + self._batch_size]
-            choices = self._complete(asked)
-            pairs = zip(asked, choices, strict=True)
+            batch = prompts[start : start + self._batch_size]
+            pairs = zip(batch, self._complete(batch), strict=True)
             yield [self._rollout(prompt, choice, start + i) for i, (prompt, choice) in enumerate(pairs)]
 
-    def _complete(self, asked: Sequence[Prompt]) -> list[dict[str, Any]]:
+    def _complete(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         for attempt in range(self._faults.retries + 1):
             try:
                 return self._endpoint.complete(
-                    [prompt.token_ids for prompt in asked], seconds=self._faults.microbatch_seconds,
+                    [prompt.token_ids for prompt in prompts], seconds=self._faults.microbatch_seconds,
                     max_tokens=self._max_new_tokens, logprobs=0, return_token_ids=True,
                     ignore_eos=True, stop_token_ids=[self._eos], **GREEDY,
                 )  # fmt: skip
@@ -70,8 +74,14 @@ class ServedSampler:
         raise AssertionError("the last attempt returns or raises")
 
     def _rollout(self, prompt: Prompt, choice: dict[str, Any], index: int) -> Rollout:
-        written, told = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
-        if not isinstance(written, list) or not written or not isinstance(told, list) or len(told) != len(written):
+        written = choice.get("token_ids")
+        logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
+        if (
+            not isinstance(written, list)
+            or not written
+            or not isinstance(logprobs, list)
+            or len(logprobs) != len(written)
+        ):
             raise EndpointRefused(
                 f"{self._endpoint} gave no `token_ids` with their log-probabilities for prompt {prompt.id}; the server "
                 "must know `return_token_ids`, as vLLM does"
@@ -81,9 +91,29 @@ class ServedSampler:
             prompt=prompt,
             token_ids=np.array([*prompt.token_ids, *written], dtype=np.int32),
             loss_mask=np.arange(n + len(written)) >= n,
-            sampler_logprobs=np.array([*[0.0] * n, *told], dtype=np.float32),
+            sampler_logprobs=np.array([*[0.0] * n, *logprobs], dtype=np.float32),
             finish="eos" if written[-1] == self._eos else "length",
             version=0,
             group=index,
             index=index,
         )
+
+
+def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closing: ExitStack) -> HoldCheckpoint:
+    """Samplers of models that servers hold; no process is started here."""
+
+    def hold(model: FrozenModel) -> Sampler:
+        if model.endpoint is None:
+            raise ValueError(f"{model.path} is behind no server; its weights are to be loaded")
+        return ServedSampler(
+            model.endpoint,
+            eos_token_id=settings.decoding.eos_token_id,
+            max_new_tokens=settings.decoding.max_new_tokens,
+            batch_size=settings.batch_size,
+            faults=model.faults,
+        )
+
+    return hold
+
+
+SERVED = RolloutEngine(of_checkpoints=of_checkpoints)

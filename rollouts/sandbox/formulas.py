@@ -59,8 +59,8 @@ def equal(answer: str, text: str) -> bool:
     """
     golds = _read(answer if _is_marked(answer) else f"${answer}$") or _read(answer)
     lines = text.strip().splitlines()
-    found = _read(text) or (_read(f"${lines[-1]}$") if lines and not _is_marked(text) else [])
-    return bool(golds and found) and verify(golds, found, timeout_seconds=0)
+    formulas = _read(text) or (_read(f"${lines[-1]}$") if lines and not _is_marked(text) else [])
+    return bool(golds and formulas) and verify(golds, formulas, timeout_seconds=0)
 
 
 def _is_marked(text: str) -> bool:

@@ -190,15 +190,15 @@ def _private_names(tree: ast.Module) -> frozenset[str]:
     A fence, not a wall: it keeps a program from private attributes of the library, but one that defines the name itself
     may read it from anything. So nothing handed out may have a dangerous private attribute.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             for inner in ast.walk(node):
                 if isinstance(inner, ast.FunctionDef):
-                    found.add(inner.name)
+                    names.add(inner.name)
                 elif isinstance(inner, ast.Name | ast.Attribute) and isinstance(inner.ctx, ast.Store):
-                    found.add(inner.id if isinstance(inner, ast.Name) else inner.attr)
-    return frozenset(found)
+                    names.add(inner.id if isinstance(inner, ast.Name) else inner.attr)
+    return frozenset(names)
 
 
 def _require_attribute(node: ast.Attribute) -> None:

@@ -85,11 +85,6 @@ def evaluate_expressions(
     return values
 
 
-def run_tests(program: str, tests: str, *, limits: Limits = PROGRAM_LIMITS) -> bool:
-    """Whether a program passes its tests; see :func:`run_tests_many`."""
-    return run_tests_many([(program, tests)], limits=limits)[0]
-
-
 def run_tests_many(jobs: Sequence[tuple[str, str]], *, limits: Limits = PROGRAM_LIMITS) -> list[bool]:
     """Run programs against their tests, each in a process of its own, as many at a time as there are cores.
 

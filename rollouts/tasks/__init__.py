@@ -48,22 +48,22 @@ def own_task(reference: str, *, where: str) -> Task:
     Raises:
         UserError: there is no such object, it is not to be made without arguments, or it lacks a method.
     """
-    found = load_plugin(reference, where=where)
-    if isinstance(found, type):
+    task = load_plugin(reference, where=where)
+    if isinstance(task, type):
         try:
-            found = found()
+            task = task()
         except Exception as error:
             raise UserError(
-                f"`{where}`: {reference} is a class, and {found.__name__}() fails: {type(error).__name__}: {error}; "
+                f"`{where}`: {reference} is a class, and {task.__name__}() fails: {type(error).__name__}: {error}; "
                 "name an object, or a class that takes no arguments"
             ) from error
     methods = ("example", "verify", "verify_many", "wrong_answer")
-    if lacks := [name for name in methods if not callable(getattr(found, name, None))]:
+    if lacks := [name for name in methods if not callable(getattr(task, name, None))]:
         raise UserError(
             f"`{where}`: {reference} has no {', '.join(lacks)}, which a task needs (mopd.rollouts.tasks.base.Task); a "
             "subclass of mopd.rollouts.tasks.base.Generated needs no more than `draw`"
         )
-    return found
+    return task
 
 
 def fingerprint(task: Task, *, seed: int) -> str:

@@ -42,8 +42,8 @@ class Arithmetic(Generated):
 
     def verify(self, prompt: Prompt, text: str) -> float:
         """1 if the text ends in ``;`` and the right number. The scratchpad is the model's own affair."""
-        found, gold = ANSWER.search(text), ANSWER.search(prompt.answer)
-        return float(found is not None and gold is not None and int(found[1]) == int(gold[1]))
+        answer, gold = ANSWER.search(text), ANSWER.search(prompt.answer)
+        return float(answer is not None and gold is not None and int(answer[1]) == int(gold[1]))
 
     def wrong_answer(self, example: Example) -> str:
         """The gold scratchpad with a sum that is off by one."""

@@ -70,16 +70,16 @@ def read_splits(source: Source, *, domain: str) -> dict[str, Rows]:
     splits: dict[str, Rows] = {}
     taken: set[str] = set()
     for split, name in named.items():
-        found = usable[name or source.split].items()
-        mine = {key: n for key, n in found if key not in taken and (name is not None or split_of(key) == split)}
-        if not mine:
+        rows = usable[name or source.split].items()
+        kept = {key: n for key, n in rows if key not in taken and (name is not None or split_of(key) == split)}
+        if not kept:
             raise UserError(
-                f"dataset {source.path!r} has {len(found)} usable rows of domain {domain!r} in split "
+                f"dataset {source.path!r} has {len(rows)} usable rows of domain {domain!r} in split "
                 f"{name or source.split!r}, and none is left for {split}; give it more rows, or name "
                 f"splits that share no prompts"
             )
-        taken |= mine.keys()
-        splits[split] = Rows(tables[name or source.split], list(mine.values()), source)
+        taken |= kept.keys()
+        splits[split] = Rows(tables[name or source.split], list(kept.values()), source)
     return splits
 
 
@@ -169,7 +169,7 @@ def _require_columns(source: Source, table: datasets.Dataset) -> None:
 
 def _usable(source: Source, table: datasets.Dataset, split: str, domain: str) -> dict[str, int]:
     """Row number by canonical prompt, for the rows of ``domain``; of rows with one prompt, the first."""
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     problems: list[str] = []
     domains: dict[str, None] = {}
     for number, cells in enumerate(_rows(source, table)):
@@ -178,18 +178,18 @@ def _usable(source: Source, table: datasets.Dataset, split: str, domain: str) ->
             if str(cells[source.domain]) != domain:
                 continue
         try:
-            found.setdefault(parse_row(source, cells).canonical, number)
+            numbers.setdefault(parse_row(source, cells).canonical, number)
         except ValueError as error:
             problems.append(f"dataset {source.path!r}, split {split!r}, row {number}: {error}")
     if problems:
         more = len(problems) - LISTED_PROBLEMS
         raise UserError(*problems[:LISTED_PROBLEMS], *([f"... and {more} more rows like these"] if more > 0 else []))
-    if not found and source.domain is not None:
+    if not numbers and source.domain is not None:
         raise UserError(
             f"dataset {source.path!r}, split {split!r}, has no row whose {source.domain!r} is {domain!r}; it has "
             f"{_short(list(domains))[1:-1] or 'no rows'}; name the domain of the recipe as the column does"
         )
-    return found
+    return numbers
 
 
 def _rows(source: Source, table: datasets.Dataset) -> Iterator[Mapping[str, Any]]:

@@ -23,8 +23,8 @@ from transformers.utils.logging import disable_progress_bar
 from mopd.distill.recipe.files import load_recipe
 from mopd.distill.tracking.tracker import read_jsonl
 from mopd.recipes import SHIPPED
+from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer
-from mopd.recipes.run.job import prompt_source, tasks_of
 from mopd.recipes.run.launch import run
 from mopd.rollouts.sampler import GoldSampler
 from mopd.rollouts.tokenizer import completion_ids
@@ -79,7 +79,7 @@ def scoring_tokens_per_second(out: Path) -> float:
     recipe = load_recipe("quickstart", [], shipped=SHIPPED)
     path = str(out / "stages" / "math" / "student")
     tokenizer = load_tokenizer(path)
-    source = prompt_source(recipe, tasks_of(recipe, tokenizer), tokenizer, held_out=False)
+    source = prompt_source(recipe.trained_domains, tasks_of(recipe.domains, tokenizer), tokenizer, seed=recipe.seed)
     (rollouts,) = GoldSampler(lambda answer: completion_ids(tokenizer, answer)).sample(source(0), step=0)
     asked = [rollout.token_ids for rollout in rollouts]
     teacher = TeacherModel(path, device="cpu", dtype="float32", temperature=1.0, microbatch_tokens=4096)

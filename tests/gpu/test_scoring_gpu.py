@@ -15,8 +15,8 @@ from student_kit import VOCABULARY, make_model
 
 from mopd.distill.models.load import load_model
 from mopd.distill.types import Prompt, Rollout
-from mopd.rollouts.engines.in_process import Decoding
-from mopd.rollouts.sampler import InProcess, StudentSampler
+from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.in_process import InProcess, StudentSampler
 from mopd.teachers.kinds.checkpoint import TeacherModel
 
 pytestmark = [

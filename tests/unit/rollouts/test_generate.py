@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from mopd.distill.payloads import Support
 from mopd.distill.types import Prompt, align_logits
-from mopd.rollouts.engines.in_process import Decoding, generate, keyed_uniforms
-from mopd.rollouts.sampler import GoldSampler, InProcess, StudentSampler
+from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.generate import generate, keyed_uniforms
+from mopd.rollouts.engines.in_process import InProcess, StudentSampler
+from mopd.rollouts.sampler import GoldSampler
 
 EOS, PAD = 1, 0
 
@@ -131,11 +133,11 @@ def test_rollouts_do_not_depend_on_ranks_or_batches(tmp_path, ranks, batch_size)
     rollouts = [r for microbatch in microbatches for r in microbatch]
     assert [r.index for r in rollouts] == list(range(14))
     assert [r.group for r in rollouts] == [i // 2 for i in range(14)]
-    for one, other in zip(rollouts, expected, strict=True):
-        assert one.token_ids.tolist() == other.token_ids.tolist()
-        assert one.version == 5
-        assert one.loss_mask.sum() == len(one.token_ids) - len(one.prompt.token_ids)
-        assert (one.sampler_logprobs[one.loss_mask] < 0).all()
+    for rollout, other in zip(rollouts, expected, strict=True):
+        assert rollout.token_ids.tolist() == other.token_ids.tolist()
+        assert rollout.version == 5
+        assert rollout.loss_mask.sum() == len(rollout.token_ids) - len(rollout.prompt.token_ids)
+        assert (rollout.sampler_logprobs[rollout.loss_mask] < 0).all()
 
 
 def test_greedy_sampling_writes_one_rollout_a_prompt(tmp_path):
@@ -165,7 +167,7 @@ def test_the_students_likeliest_tokens_are_recorded_where_it_wrote(tmp_path):
     sampler = StudentSampler(how(support=support), samples_per_prompt=2, batch_size=4)
     sampler.load_weights(InProcess(model), version=0)
     given = [Prompt("math", str(i), tuple(ids), "", "") for i, ids in enumerate(asked)]
-    for rollout in (one for microbatch in sampler.sample(given, step=5) for one in microbatch):
+    for rollout in (r for microbatch in sampler.sample(given, step=5) for r in microbatch):
         assert rollout.support_ids.shape == (len(rollout.token_ids), 5)
         with torch.no_grad():
             rows_TV = align_logits(model(input_ids=torch.tensor(rollout.token_ids[None]).long()).logits)[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mopd.distill.types import Prompt
-from mopd.rollouts.engines.in_process import keyed_uniforms
+from mopd.rollouts.engines.generate import keyed_uniforms
 from mopd.rollouts.prompts import Prefetched, PromptSource, Supply, easy_coin
 from mopd.rollouts.tasks import TASKS
 from mopd.rollouts.tokenizer import build_tokenizer

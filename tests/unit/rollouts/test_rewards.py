@@ -114,8 +114,8 @@ def test_expert_iteration_keeps_different_right_answers_to_a_prompt_up_to_its_bo
     ]
     grader = VerifiedGrader(RewardGrader({"code": task}, TOKENIZER), most=2)
     selected = grader.score([rollouts[:2], rollouts[2:]])
-    assert [one.rollout for one in selected] == rollouts
-    assert [one.reward for one in selected] == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
-    assert [one.kept for one in selected] == [kept for _, _, kept in answers]
+    assert [scored.rollout for scored in selected] == rollouts
+    assert [scored.reward for scored in selected] == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+    assert [scored.kept for scored in selected] == [kept for _, _, kept in answers]
     assert grader.metrics() == {"reward/code": pytest.approx(5 / 6), "kept/code": 0.5}
     assert grader.metrics() == {}

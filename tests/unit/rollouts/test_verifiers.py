@@ -239,9 +239,9 @@ def test_program_extraction(text: str, program: str) -> None:
     ],
 )
 def test_a_gold_answer_that_cannot_be_one_is_told(verifier: str, answer: str, problem: str) -> None:
-    told = gold_problem(verifier, answer)
-    assert told is not None
-    assert problem in told
+    message = gold_problem(verifier, answer)
+    assert message is not None
+    assert problem in message
 
 
 def test_gold_answers_that_can_be_are_let_through() -> None:

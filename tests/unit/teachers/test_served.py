@@ -24,9 +24,9 @@ from mopd.distill.recipe import FaultRecipe, Recipe
 from mopd.distill.types import Full, GradingFailed, Payload, Prompt, Sampled, TopK, UserError
 from mopd.recipes.resolve.resolved import resolve
 from mopd.recipes.run.check_deep import deep_findings
-from mopd.rollouts.engines.in_process import Decoding
+from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.in_process import InProcess, StudentSampler
 from mopd.rollouts.engines.served import ServedSampler
-from mopd.rollouts.sampler import InProcess, StudentSampler
 from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds.checkpoint import TeacherModel
 from mopd.teachers.kinds.served import DIGITS, Served

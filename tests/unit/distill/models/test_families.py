@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mopd.distill.recipe import AdamW
 from mopd.distill.student.engine import check_engine
 from mopd.distill.types import Prompt, Rollout, ScoredRollout, TeacherScore, UserError, align_logits
-from mopd.rollouts.engines.in_process import Decoding
-from mopd.rollouts.sampler import InProcess, StudentSampler
+from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.in_process import InProcess, StudentSampler
 from mopd.teachers.kinds.checkpoint import Checkpoint, TeacherModel
 from mopd.teachers.scorer import Conditions
 

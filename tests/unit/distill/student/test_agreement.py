@@ -20,8 +20,8 @@ from student_kit import (
 )
 
 from mopd.distill.types import Prompt, ScoredRollout, TeacherScore
-from mopd.rollouts.engines.in_process import Decoding
-from mopd.rollouts.sampler import StudentSampler
+from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.in_process import StudentSampler
 from mopd.rollouts.tokenizer import build_tokenizer
 from mopd.teachers.kinds.checkpoint import TeacherModel
 

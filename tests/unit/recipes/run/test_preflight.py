@@ -18,8 +18,8 @@ from mopd.distill.models.load import load_model
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Int32, Payload, PayloadName, Prompt, Rollout, Sampled, TopK, UserError
 from mopd.recipes.run.preflight import FLOOR, Finding, distance, refuse_unusable, trouble
-from mopd.rollouts.engines.in_process import Decoding
-from mopd.rollouts.sampler import InProcess, StudentSampler
+from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.in_process import InProcess, StudentSampler
 from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.dry_run import DryRun
 from mopd.teachers.kinds.checkpoint import Checkpoint, TeacherModel

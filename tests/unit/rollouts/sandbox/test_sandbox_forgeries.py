@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from sandbox_kit import run_tests
 
 from mopd.rollouts.sandbox import run as sandbox
-from mopd.rollouts.sandbox.run import run_tests, run_tests_many
+from mopd.rollouts.sandbox.run import run_tests_many
 
 IS_ONE = "assert f() == 1"
 FORGERIES = {  # name: (a program that returns something else than 1, tests that it must not pass)

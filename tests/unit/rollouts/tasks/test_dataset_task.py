@@ -29,9 +29,9 @@ def prompt_of(example: Example) -> Prompt:
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
 def test_every_format_gives_every_row_in_one_split(tmp_path: Path, name: str) -> None:
     task = task_of(write(tmp_path / name, sums(300)))
-    found = {split: {(e.text, e.answer) for e in whole(task, split)} for split in SPLITS}
-    assert found["train"] | found["validation"] | found["test"] == {(r["prompt"], r["answer"]) for r in sums(300)}
-    assert sum(map(len, found.values())) == 300 == sum(task.sizes.values())
+    drawn = {split: {(e.text, e.answer) for e in whole(task, split)} for split in SPLITS}
+    assert drawn["train"] | drawn["validation"] | drawn["test"] == {(r["prompt"], r["answer"]) for r in sums(300)}
+    assert sum(map(len, drawn.values())) == 300 == sum(task.sizes.values())
     assert 30 < task.sizes["test"] < 90  # 20% by hash
     assert 12 < task.sizes["validation"] < 50  # 10%
 

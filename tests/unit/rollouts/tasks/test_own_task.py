@@ -131,10 +131,10 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_wrong_with_a_task_is_told_with_its_leaf(tmp_path: Path, case: str) -> None:
-    source, told = REFUSED[case]
+    source, message = REFUSED[case]
     with pytest.raises(UserError) as refused:
         check(with_task(own(tmp_path, source)), tmp_path / "run")
-    (problem,) = [one for one in refused.value.problems if told in one]
+    (problem,) = [p for p in refused.value.problems if message in p]
     assert "doubles" in problem
 
 

@@ -1,0 +1,89 @@
+"""The samplers of a run: of its student, of frozen models that are measured, and of teachers that write rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+from mopd.distill.metrics.teacher_distance import OVERLAP_K
+from mopd.distill.payloads import Support
+from mopd.distill.recipe import Engine, FaultRecipe, RolloutRecipe
+from mopd.distill.types import Sampler
+from mopd.recipes.resolve.teachers import ResolvedTeacher
+from mopd.rollouts.engines import engine_of
+from mopd.rollouts.engines.base import FrozenModel, SamplerProcesses, SamplerSettings, StudentModel
+from mopd.rollouts.sampler import Samplers, TeacherSampler, make_samplers
+
+
+def samplers_of_run(
+    rollout: RolloutRecipe,
+    engine: Engine,
+    *,
+    settings: SamplerSettings,
+    initial: FrozenModel,
+    device: str,
+    dtype: str,
+    gpus: float,
+    closing: ExitStack,
+) -> Samplers:
+    """The samplers of a run or a stage.
+
+    Args:
+        engine: of the student, whose ranks may be what samples.
+        settings: how rollouts to learn from are written.
+        initial: the checkpoint that the student starts from.
+        dtype: of the student's weights, resolved.
+        gpus: GPUs that a process which holds a model takes.
+        closing: ends every process that is started.
+    """
+    # On a CPU two processes measure twice as fast; GPUs are only those that the run needs anyway.
+    measuring = max(2, engine.ranks) if device == "cpu" else engine.ranks
+    return make_samplers(
+        engine_of(rollout.engine, workers=rollout.workers),
+        settings=settings,
+        student=StudentModel(
+            initial,
+            SamplerProcesses(rollout.workers, device, dtype, gpus),
+            lockstep=engine.expert_parallel > 1 or engine.zero_stage == 3,
+        ),
+        frozen=SamplerProcesses(measuring, device, dtype, gpus),
+        measured_support=Support(OVERLAP_K, forced=()),
+        closing=closing,
+    )
+
+
+def frozen_teacher(teacher: ResolvedTeacher, folder: str, faults: FaultRecipe) -> FrozenModel:
+    """A teacher as a model that is sampled.
+
+    Args:
+        folder: its checkpoint, or the base of its adapter; of a served one, its configuration.
+        faults: how often, and after what pause, a request that a server lost is made again.
+    """
+    endpoint = teacher.kind.endpoint
+    return FrozenModel(
+        folder,
+        teacher.adapter,
+        trust_remote_code=teacher.model.trusted,
+        endpoint=None if endpoint is None else endpoint(teacher.name, teacher.settings),
+        faults=faults,
+    )
+
+
+def teachers_writing(
+    samplers: Samplers,
+    teachers: Mapping[str, ResolvedTeacher],
+    models: Mapping[str, FrozenModel],
+    routes: Mapping[str, Mapping[str, float]],
+) -> Sampler:
+    """The sampler of the teachers' frozen weights: a process for each, which answers the prompts of its domains.
+
+    Args:
+        models: the teachers' weights, by name.
+        routes: for each domain its teachers with their weights, which sum to 1.
+    """
+    writers: dict[str, Sampler] = {}
+    for name, model in models.items():
+        teacher = teachers[name]
+        process = SamplerProcesses(1, teacher.device, teacher.dtype, teacher.gpus, teacher.settings.resources)
+        writers[name] = samplers.writer(model, process)
+    return TeacherSampler(writers, routes=routes)

@@ -1,0 +1,161 @@
+"""What a rollout engine is: a row of ENGINES, the models that it is given, and how the student's weights reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from mopd.distill.endpoint import Endpoint
+from mopd.distill.payloads import Support
+from mopd.distill.recipe import FaultRecipe
+from mopd.distill.types import Sampler, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How tokens are chosen.
+
+    Attributes:
+        max_new_tokens: limit of a completion, EOS included.
+        temperature: logits are divided by it; the recorded log-probabilities are those of the tempered distribution.
+        greedy: take the most likely token; log-probabilities are recorded all the same.
+        seed: the recipe's.
+        step: the loop step that the rollouts belong to.
+        eos_token_id: ends a completion.
+        pad_token_id: fills the left of shorter prompts.
+        lockstep: all ranks take equally many forwards, as expert parallelism and ZeRO-3 need.
+        support: which likeliest tokens to record at each position; None: none.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    greedy: bool
+    seed: int
+    step: int
+    eos_token_id: int
+    pad_token_id: int
+    lockstep: bool = False
+    support: Support | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerSettings:
+    """How one sampler writes.
+
+    Attributes:
+        decoding: how tokens are chosen; ``step`` and ``greedy`` come with each call of ``sample``.
+        samples_per_prompt: completions of each prompt, where they are not greedy.
+        batch_size: sequences of one generation batch in a process.
+    """
+
+    decoding: Decoding
+    samples_per_prompt: int
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenModel:
+    """A model whose weights do not move.
+
+    Attributes:
+        path: folder of the checkpoint; of the configuration alone where a server holds the weights.
+        adapter: folder of a LoRA adapter that is added into the weights.
+        trust_remote_code: run Python code that lies in the folder.
+        endpoint: the server that holds the weights; None: an engine loads them from ``path``.
+        faults: how often, and after what pause, a request that a server lost is made again.
+    """
+
+    path: str
+    adapter: str | None = None
+    trust_remote_code: bool = False
+    endpoint: Endpoint | None = None
+    faults: FaultRecipe = field(default_factory=FaultRecipe)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerProcesses:
+    """The processes that hold a model for sampling.
+
+    Attributes:
+        count: how many; 0: this process.
+        device: ``cpu`` or ``cuda``.
+        dtype: of the weights, resolved.
+        gpus: the part of a GPU that each takes.
+        resources: what each takes of its node besides, by Ray's names.
+    """
+
+    count: int
+    device: str
+    dtype: str
+    gpus: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StudentModel:
+    """The student, as an engine that samples it needs to know it.
+
+    Attributes:
+        initial: the checkpoint that it starts from; its architecture is the student's.
+        processes: where an engine that shares no process with the student holds its weights.
+        lockstep: all ranks of the student take equally many forwards, as expert parallelism and ZeRO-3 need.
+    """
+
+    initial: FrozenModel
+    processes: SamplerProcesses
+    lockstep: bool = False
+
+
+MakeSampler: TypeAlias = Callable[[SamplerSettings], Sampler]
+"""Makes a sampler of the student; whatever is loaded, is loaded once for all of them."""
+HoldCheckpoint: TypeAlias = Callable[[FrozenModel], Sampler]
+"""Holds a checkpoint in the place of the one before, and returns its sampler; weights are loaded already."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutEngine:
+    """A row of :data:`rollouts.engines.ENGINES`: who computes the next token.
+
+    What it starts ends with the ``ExitStack`` that it is given: ``closing.callback(...)``.
+
+    Attributes:
+        of_student: starts what samples the student, whose weights arrive through ``load_weights``; None: it takes none.
+        of_checkpoints: starts processes that hold one checkpoint at a time and sample it; None: it holds none, and the
+            row ``workers`` does.
+        keyed: a rollout depends on (seed, step, index) and on the weights, and not on what was drawn before: a resumed
+            run writes the same.
+        records_support: it records the likeliest tokens that ``decoding.support`` asks for.
+        records_routing: it records which experts each token went through.
+        takes_adapters: it holds checkpoints with a LoRA adapter over them.
+        shares_student: it samples in the student's own processes, and copies no weight.
+
+    Example:
+        ``RolloutEngine(of_student=lambda student, closing: MySampler)`` in ``./mine.py`` under the name ``ENGINE`` is
+        the engine of a recipe that says ``rollout: {engine: ./mine.py:ENGINE}``.
+    """
+
+    of_student: Callable[[StudentModel, ExitStack], MakeSampler] | None = None
+    of_checkpoints: Callable[[SamplerProcesses, SamplerSettings, ExitStack], HoldCheckpoint] | None = None
+    keyed: bool = False
+    records_support: bool = False
+    records_routing: bool = False
+    takes_adapters: bool = False
+    shares_student: bool = False
+
+
+class WeightTransport(Protocol):
+    """How the student's weights reach the processes that sample them."""
+
+    def publish(self, weights: Weights, *, version: int) -> Weights:
+        """Bring ``weights`` over; returns those that are to be sampled from."""
+        ...
+
+
+class InPlace:
+    """The student's own processes sample: a reference is all that moves. Satisfies :class:`WeightTransport`."""
+
+    def publish(self, weights: Weights, *, version: int) -> Weights:
+        """The same weights."""
+        return weights

@@ -1,0 +1,163 @@
+"""Writes completions with a causal language model, one keyed random number per token.
+
+A rollout's randomness is a pure function of (seed, step, rollout, position): it does not depend on the batch that it is
+written in, on the rank that writes it, or on what was drawn before. So a resumed run draws the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import nn
+from transformers import DynamicCache
+
+from mopd.distill.payloads import likeliest
+from mopd.distill.types import Finish, Float32, Int32
+from mopd.rollouts.engines.base import Decoding
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What was written after one prompt: ``token_ids`` and their natural log-probabilities, both ``(N,)``.
+
+    ``support_ids`` are the likeliest tokens at each position, ``(N, K)``, where they were asked for.
+    """
+
+    token_ids: Int32
+    logprobs: Float32
+    finish: Finish
+    support_ids: Int32 | None = None
+
+
+def keyed_uniforms(*, seed: int, step: int, rollout: int, n: int) -> np.ndarray:
+    """``n`` uniform numbers in [0, 1) for positions 0..n-1 of one rollout, a pure function of the key (Philox)."""
+    key = np.array([seed, (step << 32) | rollout], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(n)
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module, prompts: Sequence[Sequence[int]], rollouts: Sequence[int], decoding: Decoding
+) -> list[Completion]:
+    """Write one completion per prompt.
+
+    Args:
+        model: a transformers causal language model; put into eval mode for the call.
+        prompts: token ids of each prompt, at least one each. Empty only in lockstep, where this rank merely keeps pace.
+        rollouts: number of each rollout within the step; keys its randomness.
+        decoding: how tokens are chosen.
+
+    Returns:
+        One completion per prompt, in order.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        return _Batch(model, prompts, rollouts, decoding).run()
+    finally:
+        model.train(was_training)
+
+
+class _Batch:
+    """One batch under way: left-padded prompts, a key-value cache, and the rows that have not finished."""
+
+    def __init__(
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], rollouts: Sequence[int], decoding: Decoding
+    ) -> None:
+        self.model = model
+        self.decoding = decoding
+        self.n = len(prompts)
+        self.device = next(model.parameters()).device
+        # A rank without prompts of its own still takes part in the others' forwards, on a row that nobody reads.
+        rows = [list(p) for p in prompts] or [[decoding.pad_token_id]]
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), decoding.pad_token_id)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for b, row in enumerate(rows):
+            ids[b, width - len(row) :] = torch.tensor(row)
+            mask[b, width - len(row) :] = 1
+        self.ids = ids.to(self.device)
+        self.mask = mask.to(self.device)
+        self.uniforms = np.stack(
+            [keyed_uniforms(seed=decoding.seed, step=decoding.step, rollout=r, n=decoding.max_new_tokens)
+             for r in rollouts] or [np.zeros(decoding.max_new_tokens)]
+        )  # fmt: skip
+        self.tokens = np.zeros((len(rows), decoding.max_new_tokens), dtype=np.int32)
+        self.logprobs = np.zeros((len(rows), decoding.max_new_tokens), dtype=np.float32)
+        self.support: Int32 | None = None  # its width is known with the first logits
+        self.lengths = np.zeros(len(rows), dtype=np.int64)
+        self.live = np.arange(len(rows))
+
+    def run(self) -> list[Completion]:
+        config: Any = self.model.config
+        cache = DynamicCache(config=config)
+        inputs, positions = self.ids, (self.mask.cumsum(1) - 1).clamp(min=0)
+        done = np.zeros(self.n or 1, dtype=bool)
+        done[self.n :] = True
+        for t in range(self.decoding.max_new_tokens):
+            logits_BV = self.model(
+                input_ids=inputs, attention_mask=self.mask, position_ids=positions,
+                past_key_values=cache, use_cache=True, logits_to_keep=1,
+            ).logits[:, -1]  # fmt: skip
+            logprobs_BV = torch.log_softmax(logits_BV.float() / self.decoding.temperature, dim=-1)
+            token_B, logprob_B = self._choose(logprobs_BV, t)
+            unfinished = ~done[self.live]
+            rows = self.live[unfinished]
+            self.tokens[rows, t] = token_B[unfinished]
+            self.logprobs[rows, t] = logprob_B[unfinished]
+            if self.decoding.support is not None:
+                self._note_support(likeliest(logprobs_BV, self.decoding.support).cpu().numpy()[unfinished], rows, t)
+            self.lengths[rows] = t + 1
+            done[rows] = token_B[unfinished] == self.decoding.eos_token_id
+            if not self._anyone(bool((~done).any())) or t + 1 == self.decoding.max_new_tokens:
+                break
+            keep = np.flatnonzero(~done[self.live])
+            if len(keep) == 0:
+                keep = np.array([0])  # finished, but other ranks still need this one's forwards
+            if len(keep) < len(self.live):
+                index = torch.from_numpy(keep).to(self.device)
+                cache.batch_select_indices(index)
+                self.mask, positions, self.live = self.mask[index], positions[index], self.live[keep]
+                token_B = token_B[keep]
+            inputs = torch.from_numpy(token_B).to(self.device, torch.long).unsqueeze(1)
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.live), 1)], dim=1)
+            positions = positions[:, -1:] + 1  # not per token: the place of the one that comes next
+        return [self._completion(row, done[row]) for row in range(self.n)]
+
+    def _choose(self, logprobs_BV: torch.Tensor, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token and log-probability per live row: the mode, or the inverse distribution function."""
+        if self.decoding.greedy:
+            token_B = logprobs_BV.argmax(-1)
+        else:
+            cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
+            uniform_B = torch.from_numpy(self.uniforms[self.live, t]).to(self.device)
+            # Scaled by the total, which rounding leaves a hair off 1, so that no draw falls beyond the last token.
+            target_B1 = (uniform_B * cumulative_BV[:, -1]).unsqueeze(1)
+            token_B = torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(1)
+            token_B = token_B.clamp(max=logprobs_BV.shape[-1] - 1)
+        logprob_B = logprobs_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
+        return token_B.cpu().numpy().astype(np.int32), logprob_B.cpu().numpy()
+
+    def _note_support(self, ids_BK: np.ndarray, rows: np.ndarray, t: int) -> None:
+        if self.support is None:
+            self.support = np.zeros((*self.tokens.shape, ids_BK.shape[1]), dtype=np.int32)
+        self.support[rows, t] = ids_BK
+
+    def _anyone(self, unfinished: bool) -> bool:
+        """Whether any rank still has a row to write; every rank asks equally often."""
+        if not self.decoding.lockstep:
+            return unfinished
+        flag = torch.tensor([int(unfinished)], device=self.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def _completion(self, row: int, ended: bool) -> Completion:
+        n = int(self.lengths[row])
+        support = None if self.support is None else self.support[row, :n].copy()
+        finish: Finish = "eos" if ended else "length"
+        return Completion(self.tokens[row, :n].copy(), self.logprobs[row, :n].copy(), finish, support)
