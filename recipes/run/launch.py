@@ -38,12 +38,12 @@ from mopd.recipes.resolve.stages import (
     stage_folder,
     stage_recipe,
 )
-from mopd.recipes.resolve.tracking import start_sinks
 from mopd.recipes.run.baselines import measure_frozen
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import Training
 from mopd.recipes.run.made_student import make_student
 from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
+from mopd.recipes.run.tracking import start_sinks
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.tasks import fingerprint
 

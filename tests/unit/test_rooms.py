@@ -10,18 +10,13 @@ import pytest
 from house_kit import REPOSITORY, Source, askers, circles, read, read_all, takers, vague_names
 
 # Ceilings: each is what the tree has, and falls with it. A change that raises one takes less, and does not move it.
-MAX_RECIPE_TAKERS = 50  # falls to 25
-MAX_RESOLVED_TAKERS = 40  # has 32
-MAX_ASKERS = 38  # falls to 0: functions of a run or a check that read the recipe which something else carries
+MAX_RECIPE_TAKERS = 35  # falls to 25
+MAX_RESOLVED_TAKERS = 40  # has 31
+MAX_ASKERS = 35  # falls to 0: functions of a run or a check that read the recipe which something else carries
 READERS_OF_RUNS = ("recipes/compare/", "recipes/report/")  # the recipe of a finished run is data, from its recipe.yaml
-MAX_FILES_WITH_VAGUE_NAMES = 45  # falls to 0
+MAX_FILES_WITH_VAGUE_NAMES = 20  # falls to 0
 MAX_FILES = 15  # of a folder
 FULL_ROOMS = {"recipes/check": 17}  # falls to none
-MUTE_ROOMS = 8  # falls to 0
-CIRCLES = {  # falls to none
-    ("mopd.distill.student.engine", "mopd.distill.student.rank"),
-    ("mopd.recipes.run.actors", "mopd.recipes.run.job"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +54,15 @@ def test_a_circle_is_seen_under_type_checking_and_inside_functions() -> None:
 
 
 def test_no_module_imports_itself_by_a_detour(sources: list[Source]) -> None:
-    new = [way for way in circles(sources) if tuple(way) not in CIRCLES]
-    assert not new, "\n".join(" -> ".join([*way, way[0]]) for way in new)
+    ways = circles(sources)
+    assert not ways, "\n".join(" -> ".join([*way, way[0]]) for way in ways)
 
 
 def test_a_room_holds_few_files_and_says_what_is_in_it(sources: list[Source]) -> None:
     files = Counter(str(Path(source.path).parent) for source in sources)
     assert {room: n for room, n in files.items() if n > FULL_ROOMS.get(room, MAX_FILES)} == {}
     mute = [s.path for s in sources if s.path.endswith("/__init__.py") and ast.get_docstring(s.tree) is None]
-    assert len(mute) <= MUTE_ROOMS, mute
+    assert mute == []
 
 
 def test_names_say_what_a_value_is(sources: list[Source]) -> None:

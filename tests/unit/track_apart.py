@@ -20,7 +20,7 @@ import psutil
 from track_kit import ROLLOUTS, SEESAW, open_tracker, write_run
 
 _APART = multiprocessing.get_context("forkserver")
-_APART.set_forkserver_preload(["mopd.distill.tracking.tracker", "mopd.recipes.resolve.tracking"])
+_APART.set_forkserver_preload(["mopd.distill.tracking.tracker", "mopd.recipes.run.tracking"])
 _LIMIT_SECONDS = 300
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mopd.distill.recipe import Recipe
 from mopd.distill.tracking.sink import TrackedRun
 from mopd.distill.tracking.tracker import Tracker
-from mopd.recipes.resolve.tracking import start_sinks
+from mopd.recipes.run.tracking import start_sinks
 
 SEESAW: dict[str, Any] = {
     "format": 1,

@@ -17,7 +17,7 @@ from mopd.distill.tracking import sinks as sinks_module
 from mopd.distill.tracking.accelerate_sink import AccelerateSink
 from mopd.distill.tracking.sinks import open_sinks, sink_problems
 from mopd.distill.tracking.tracker import Tracker
-from mopd.recipes.resolve.tracking import sink_names
+from mopd.recipes.run.tracking import sink_names
 
 CUSTOM = '''
 import json

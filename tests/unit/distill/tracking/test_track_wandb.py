@@ -16,7 +16,7 @@ from wandb_kit import OfflineRun, Server, offline_runs
 from mopd.distill.recipe import Recipe
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.tracker import Tracker
-from mopd.recipes.resolve.tracking import start_sinks
+from mopd.recipes.run.tracking import start_sinks
 
 
 def test_offline_files_hold_what_the_run_wrote(tmp_path: Path) -> None:
