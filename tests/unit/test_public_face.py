@@ -25,8 +25,9 @@ TASK = ["Example", "Generated", "Task"]
 KIND = ["TeacherKind", "TeacherReach", "TeacherSetup", "TeacherUse"]
 TEACHER = ["Conditions", "Scorer", "TeacherModel", "TeacherSource", *KIND]
 SINK = ["Sink", "TrackedRun"]
-METHOD = ["Method", "Parts"]
-PUBLIC = [*NOTEBOOK, *ERRORS, *SEAMS, *ANSWERS, *LOSS, *ROWS, *TASK, *TEACHER, *SINK, *METHOD]
+ENGINE = ["Decoding", "FrozenModel", "RolloutEngine", "SamplerProcesses", "SamplerSettings", "StudentModel"]
+METHOD = ["MadeMethod", "MadeStudent", "MakingJob", "Method", "Parts"]
+PUBLIC = [*NOTEBOOK, *ERRORS, *SEAMS, *ANSWERS, *LOSS, *ROWS, *TASK, *TEACHER, *SINK, *ENGINE, *METHOD]
 HEAVY = ("torch", "ray", "transformers", "deepspeed")
 
 
