@@ -30,8 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import AutoConfig
 
-from mopd.distill.types import Sampled
-from mopd.teachers.kinds import TeacherKind
+from mopd import Sampled, TeacherKind
 
 
 @dataclass(frozen=True)

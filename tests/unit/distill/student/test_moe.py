@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig
 
-from mopd.distill.models.families import experts_of
+from mopd.distill.models.families import FAMILIES, Family, experts_of
+from mopd.distill.models.flops import model_cost
 from mopd.distill.recipe import AdamW, Engine
 from mopd.distill.student.engine import check_engine
 from mopd.distill.student.moe import check_expert_parallel
@@ -23,6 +26,25 @@ def test_experts_are_counted_in_every_family() -> None:
     assert experts_of(config("qwen3_moe", num_experts=8)) == 8
     assert experts_of(config("mixtral", num_local_experts=4)) == 4
     assert experts_of(config("llama")) == 0
+
+
+def test_a_family_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of its own attributes, its experts counted and spread, its FLOPs those of its chosen experts."""
+    toy = SimpleNamespace(
+        model_type="toy", toy_experts=6, toys_per_token=2, tie_word_embeddings=False, num_hidden_layers=1,
+        num_attention_heads=2, head_dim=4, toy_width=3,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="no experts"):
+        check_expert_parallel(toy, 2, 2)
+    row = Family(("toy_experts",), experts_per_token="toys_per_token", value_width="toy_width", can_spread=True)
+    monkeypatch.setitem(FAMILIES, "toy", row)
+    assert experts_of(toy) == 6
+    check_expert_parallel(toy, 2, 2)
+    model = torch.nn.ModuleDict({"experts": torch.nn.ParameterDict({"w": torch.zeros(6, 5, 5)})})
+    model.config = toy  # type: ignore[assignment]
+    cost = model_cost(model)
+    assert cost.active_parameters == 2 * 25
+    assert [(layer.query_dim, layer.value_dim) for layer in cost.attention] == [(4, 3)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,23 @@
+"""Reading a finished run waits for no machine-learning library."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from run_kit import write_run
+
+HEAVY = ("torch", "ray", "transformers", "deepspeed")
+
+
+def test_a_finished_run_is_reported_without_torch(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", n_test=20, n_validation=20)
+    script = (
+        "import json, pathlib, sys; from mopd.recipes.report.page import summary_table, write_report; "
+        f"run = pathlib.Path({str(run)!r}); write_report(run); summary_table(run); print(json.dumps(list(sys.modules)))"
+    )
+    modules = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
+    assert [name for name in HEAVY if name in modules] == []
+    assert (run / "report.html").is_file()
