@@ -38,8 +38,7 @@ from mopd.teachers.dry_run import DryRun
 PARROT = '''
 """An engine that writes EOS after every prompt, and notes in a file who asked for what."""
 import numpy as np
-from mopd.distill.types import Rollout
-from mopd.rollouts.engines.base import RolloutEngine
+from mopd import Rollout, RolloutEngine
 
 
 class Parrot:

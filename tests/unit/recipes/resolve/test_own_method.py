@@ -20,9 +20,7 @@ from mopd.rollouts.engines.base import FrozenModel
 
 METHOD = '''
 """Methods of one's own: the student is rewarded for short answers; and the best teacher becomes the student."""
-from mopd.distill.types import ScoredRollout
-from mopd.recipes.resolve.merge_and_cascade import MadeStudent
-from mopd.recipes.resolve.methods import MadeMethod, Method
+from mopd import MadeMethod, MadeStudent, Method, ScoredRollout
 
 
 class Brevity:
