@@ -155,7 +155,7 @@ def _teacher_rows(
         empty = {name: array[:0].reshape(0, *(1,) * (array.ndim - 1)) for name, array in _example(payload).items()}
         columns: dict[str, list[np.ndarray | None]] = {name: [array] for name, array in empty.items()}
     else:
-        columns = {name: [arrays and arrays[name] for arrays in by_rollout] for name in some}
+        columns = {name: [None if arrays is None else arrays[name] for arrays in by_rollout] for name in some}
     padded = {name: _padded(rows, (*shape, *_row_shape(rows))) for name, rows in columns.items()}
     return TeacherRows(weight_B, {name: _as_index(tensor) for name, tensor in padded.items()})
 

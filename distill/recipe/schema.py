@@ -62,7 +62,6 @@ ModelSource: TypeAlias = Annotated[
 class _Schedule(Strict):
     """What optimizers share: the learning rate over the optimizer steps, and the bound of a gradient."""
 
-    name: str = Field(description=OPTIMIZER)
     lr: Positive = Field(default=5e-4, description="peak learning rate")
     schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="decay after the warm-up")
     warmup_steps: int = Field(default=20, ge=0, description="optimizer steps of linear warm-up")
