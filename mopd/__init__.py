@@ -63,16 +63,17 @@ _MODULE_OF = {
     "TeacherSetup": "mopd.teachers.kinds.base",
     "TeacherSource": "mopd.teachers.scorer",
     "TeacherUse": "mopd.teachers.kinds.base",
-    # a sink
-    "Sink": "mopd.distill.tracking.sink",
-    "TrackedRun": "mopd.distill.tracking.sink",
-    # an engine
+    # an engine of rollouts
     "Decoding": "mopd.rollouts.engines.base",
     "FrozenModel": "mopd.rollouts.engines.base",
     "RolloutEngine": "mopd.rollouts.engines.base",
     "SamplerProcesses": "mopd.rollouts.engines.base",
     "SamplerSettings": "mopd.rollouts.engines.base",
     "StudentModel": "mopd.rollouts.engines.base",
+    "WeightTransport": "mopd.rollouts.engines.base",
+    # a sink
+    "Sink": "mopd.distill.tracking.sink",
+    "TrackedRun": "mopd.distill.tracking.sink",
     # a method
     "MadeMethod": "mopd.recipes.resolve.methods",
     "MadeStudent": "mopd.recipes.resolve.merge_and_cascade",

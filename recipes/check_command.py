@@ -65,7 +65,7 @@ def _show_study(study: Study, out: Path, console: Console, *, deep: bool, offlin
     plan = check_study(study, out, offline=offline)
     refuse_changed_runs(study, out)
     left = (
-        list(dict.fromkeys(told for child in study.children for told in unchecked(resolve(child.recipe))))
+        list(dict.fromkeys(sentence for child in study.children for sentence in unchecked(resolve(child.recipe))))
         if offline
         else []
     )

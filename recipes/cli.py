@@ -1,6 +1,6 @@
 """The command line: ``mopd run | check | compare | eval | schema``, and the one place where exit codes are decided.
 
-0: done, by the recipe's stop rule too. 1: the world broke, the last checkpoint resumes. 2: the user can mend it.
+0: done, by the recipe's stop rule too. 1: the world broke, the last checkpoint resumes. 2: the user can fix it.
 130: interrupted.
 """
 
@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from mopd.recipes import SHIPPED
 
-DONE, WORLD_BROKE, USER_CAN_MEND, INTERRUPTED = 0, 1, 2, 130
+DONE, RUN_BROKE, USER_CAN_FIX, INTERRUPTED = 0, 1, 2, 130
 
 
 class ExitCodes(TyperGroup):
@@ -34,18 +34,18 @@ class ExitCodes(TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             _say_problems(error.problems, "; nothing was run")
-            raise typer.Exit(USER_CAN_MEND) from error
+            raise typer.Exit(USER_CAN_FIX) from error
         except Interrupted as error:
             _say(f"interrupted: {error}", f"go on with: {_command()}")
             raise typer.Exit(INTERRUPTED) from error
         except RunError as error:
             _say(f"the run broke: {error}", f"the last checkpoint resumes it: {_command()}")
-            raise typer.Exit(WORLD_BROKE) from error
+            raise typer.Exit(RUN_BROKE) from error
         except BrokenPipeError:
             raise  # whoever read our output has gone; click ends in silence
         except OSError as error:
-            _say(f"the machine refused: {error}", f"once that is mended, the last checkpoint resumes it: {_command()}")
-            raise typer.Exit(WORLD_BROKE) from error
+            _say(f"the machine refused: {error}", f"once that is fixed, the last checkpoint resumes it: {_command()}")
+            raise typer.Exit(RUN_BROKE) from error
         except KeyboardInterrupt as error:
             _say("interrupted", f"go on from the last checkpoint with: {_command()}")
             raise typer.Exit(INTERRUPTED) from error
@@ -71,7 +71,7 @@ def run(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     out: OutOption = None,
-    restart: Annotated[bool, typer.Option("--restart", help="move the folder aside and start anew")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="move the folder aside and start from scratch")] = False,
 ) -> None:
     """Run a recipe or a study, or go on with what is there: the same command resumes."""
     resolved, folder = _load(recipe, overrides, out)
@@ -91,7 +91,7 @@ def run(
         if not any(os.path.exists(folder / trained) for trained in ("metrics.jsonl", "stages", "study.json")):
             raise
         _say_problems(error.problems, "")  # something has been trained there, now or before
-        raise typer.Exit(USER_CAN_MEND) from error
+        raise typer.Exit(USER_CAN_FIX) from error
 
 
 @app.command()
@@ -212,7 +212,7 @@ def _load(recipe: str, overrides: list[str] | None, out: Path | None) -> Any:
 
 def _say_problems(problems: tuple[str, ...], and_so: str) -> None:
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-    _say(f"{count} to mend{and_so}", *(f"- {problem}" for problem in problems))
+    _say(f"{count} to fix{and_so}", *(f"- {problem}" for problem in problems))
 
 
 def _say(first: str, *more: str) -> None:
@@ -224,5 +224,5 @@ def _say(first: str, *more: str) -> None:
 
 
 def _command() -> str:
-    """The command that goes on with this one's run: the same, but that --restart would start anew."""
+    """The command that goes on with this one's run: the same, but that --restart would start from scratch."""
     return shlex.join(["mopd", *(word for word in sys.argv[1:] if word != "--restart")])  # not per token

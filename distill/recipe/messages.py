@@ -144,7 +144,7 @@ def _unknown_key(location: Location) -> str:
     elsewhere = paths.get(str(key))
     near, alike = nearest(str(key), known), nearest(str(key), paths)
     suggestions = [elsewhere, f"{prefix}{near}" if near else None, paths[alike] if alike else None]
-    suggestion = next((one for one in suggestions if one is not None and one != path), None)
+    suggestion = next((known_path for known_path in suggestions if known_path not in (None, path)), None)
     hint = f"did you mean `{suggestion}`? " if suggestion else ""
     return f"unknown key `{path}`; {hint}known here: {', '.join(known)}"
 

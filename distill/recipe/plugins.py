@@ -1,7 +1,7 @@
 """The one door for a user's own Python: ``./file.py:NAME`` in a recipe means the object NAME of that file.
 
 Whatever comes through it (a task, a loss, a teacher's source) is a plain object that satisfies the same Protocol as
-what is shipped. A file is read anew by every process that needs it, so on a cluster it lies where all nodes see it.
+what is shipped. A file is read again by every process that needs it, so on a cluster it lies where all nodes see it.
 """
 
 from __future__ import annotations

@@ -25,9 +25,10 @@ TASK = ["Example", "Generated", "Task"]
 KIND = ["TeacherKind", "TeacherReach", "TeacherSetup", "TeacherUse"]
 TEACHER = ["Conditions", "Scorer", "TeacherModel", "TeacherSource", *KIND]
 SINK = ["Sink", "TrackedRun"]
-ENGINE = ["Decoding", "FrozenModel", "RolloutEngine", "SamplerProcesses", "SamplerSettings", "StudentModel"]
 METHOD = ["MadeMethod", "MadeStudent", "MakingJob", "Method", "Parts"]
-PUBLIC = [*NOTEBOOK, *ERRORS, *SEAMS, *ANSWERS, *LOSS, *ROWS, *TASK, *TEACHER, *SINK, *ENGINE, *METHOD]
+ENGINE = ["Decoding", "FrozenModel", "RolloutEngine", "StudentModel", "WeightTransport"]
+SAMPLING = ["SamplerProcesses", "SamplerSettings"]
+PUBLIC = [*NOTEBOOK, *ERRORS, *SEAMS, *ANSWERS, *LOSS, *ROWS, *TASK, *TEACHER, *SINK, *METHOD, *ENGINE, *SAMPLING]
 HEAVY = ("torch", "ray", "transformers", "deepspeed")
 
 

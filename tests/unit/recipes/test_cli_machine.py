@@ -44,7 +44,7 @@ def test_nothing_was_run_is_said_only_where_it_is_true(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     result = mopd("run", "smoke", "run.steps=9", "--out", str(tmp_path))
     assert result.exit_code == 2
-    assert "a problem to mend\n" in result.output
+    assert "a problem to fix\n" in result.output
     assert "nothing was run" not in result.output
 
 

@@ -117,10 +117,10 @@ def test_extending_in_a_circle_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extends", "told"), [("[a, b]", "must be one recipe"), ("smok", "smoke"), ("./x.yaml", "x.yaml")]
+    ("extends", "expected"), [("[a, b]", "must be one recipe"), ("smok", "smoke"), ("./x.yaml", "x.yaml")]
 )
-def test_what_cannot_be_extended_is_named(tmp_path: Path, extends: str, told: str) -> None:
-    assert told in refused(tmp_path, f"extends: {extends}\nname: x\n")
+def test_what_cannot_be_extended_is_named(tmp_path: Path, extends: str, expected: str) -> None:
+    assert expected in refused(tmp_path, f"extends: {extends}\nname: x\n")
 
 
 # ---- overrides
@@ -128,10 +128,10 @@ def test_what_cannot_be_extended_is_named(tmp_path: Path, extends: str, told: st
 
 def test_overrides_are_typed_as_yaml_and_their_order_does_not_matter(tmp_path: Path) -> None:
     changes = ["loss.gate=[0.5, 2]", "loss.estimator=policy_gradient", "student.optimizer.lr=1e-3", "device=cpu"]
-    one, other = load(tmp_path, SMALL, *changes), load(tmp_path, SMALL, *reversed(changes))
-    assert one == other
-    assert one.student.optimizer.lr == 0.001
-    assert one.loss.gate == (0.5, 2.0)  # pyright: ignore[reportAttributeAccessIssue]
+    first, second = load(tmp_path, SMALL, *changes), load(tmp_path, SMALL, *reversed(changes))
+    assert first == second
+    assert first.student.optimizer.lr == 0.001
+    assert first.loss.gate == (0.5, 2.0)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_an_override_may_add_a_whole_domain_and_take_one_away(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_an_override_may_turn_a_name_into_a_mapping(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "expected"),
     [
         ("run.stps=3", "did you mean `run.steps`"),
         ("rn.steps=3", "did you mean `run`"),
@@ -160,8 +160,8 @@ def test_an_override_may_turn_a_name_into_a_mapping(tmp_path: Path) -> None:
         ("domains=null", "`domains` is missing"),
     ],
 )
-def test_a_bad_override_is_named(tmp_path: Path, override: str, told: str) -> None:
-    assert told in refused(tmp_path, SMALL, override)
+def test_a_bad_override_is_named(tmp_path: Path, override: str, expected: str) -> None:
+    assert expected in refused(tmp_path, SMALL, override)
 
 
 def test_one_override_given_twice_is_refused(tmp_path: Path) -> None:
@@ -188,15 +188,15 @@ def test_any_text_survives_writing_and_reading(tmp_path: Path, text: str) -> Non
 def test_differences_are_lines_of_leaves(tmp_path: Path) -> None:
     old = load(tmp_path, SMALL, "run.steps=200")
     new = load(tmp_path, SMALL, "run.steps=300", "teachers.code={model: ./c}", "domains.math.share=2")
-    found = diff_recipes(old, new)
-    assert found[:2] == ["domains.math.share: 1.0 -> 2.0", "run.steps: 200 -> 300"]
-    assert 'teachers.code.model: (not there) -> "./c"' in found
-    assert 'teachers.code.dtype: (not there) -> "auto"' in found
-    assert all(line.startswith("teachers.code.") for line in found if line not in found[:2])
+    lines = diff_recipes(old, new)
+    assert lines[:2] == ["domains.math.share: 1.0 -> 2.0", "run.steps: 200 -> 300"]
+    assert 'teachers.code.model: (not there) -> "./c"' in lines
+    assert 'teachers.code.dtype: (not there) -> "auto"' in lines
+    assert all(line.startswith("teachers.code.") for line in lines if line not in lines[:2])
     assert diff_recipes(old, old) == []
 
 
-def test_the_fingerprint_depends_on_content_alone(tmp_path: Path) -> None:
+def test_two_recipes_of_one_content_do_not_differ(tmp_path: Path) -> None:
     shuffled = "domains:\n  math: {teacher: math, task: arithmetic}\n" + SMALL.replace(
         "domains:\n  math: {task: arithmetic, teacher: math}\n", ""
     )

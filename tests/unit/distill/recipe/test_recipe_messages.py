@@ -12,7 +12,7 @@ from mopd.distill.types import UserError
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "expected"),
     [
         ("run.steps=-1", "`run.steps` must be at least 1; it is -1"),
         ("seed=9223372036854775808", "`seed` must be at most 9.22337e+18"),
@@ -65,16 +65,16 @@ from mopd.distill.types import UserError
         ("name=a/b", "`name` is not a usable name"),
     ],
 )
-def test_a_wrong_value_is_told_in_a_plain_sentence(tmp_path: Path, override: str, told: str) -> None:
+def test_a_wrong_value_is_told_in_a_plain_sentence(tmp_path: Path, override: str, expected: str) -> None:
     message = refused(tmp_path, SMALL, override)
-    assert told in message
+    assert expected in message
     for jargon in ("Input should", "pydantic", "validation error", "<", "tag"):
         assert jargon not in message.split("recipe.yaml: ")[1]
 
 
 def test_a_setting_of_another_estimator_is_unknown(tmp_path: Path) -> None:
-    told = "unknown key `loss.reward_weight`; known here: advantage_clip, gate, extrapolation, reference, estimator"
-    assert told in refused(tmp_path, SMALL, "loss={estimator: k2, reward_weight: 1}")
+    expected = "unknown key `loss.reward_weight`; known here: advantage_clip, gate, extrapolation, reference, estimator"
+    assert expected in refused(tmp_path, SMALL, "loss={estimator: k2, reward_weight: 1}")
 
 
 def test_all_problems_are_told_together(tmp_path: Path) -> None:
