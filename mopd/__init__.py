@@ -74,13 +74,6 @@ _MODULE_OF = {
     # a sink
     "Sink": "mopd.distill.tracking.sink",
     "TrackedRun": "mopd.distill.tracking.sink",
-    # an engine
-    "Decoding": "mopd.rollouts.engines.base",
-    "FrozenModel": "mopd.rollouts.engines.base",
-    "RolloutEngine": "mopd.rollouts.engines.base",
-    "SamplerProcesses": "mopd.rollouts.engines.base",
-    "SamplerSettings": "mopd.rollouts.engines.base",
-    "StudentModel": "mopd.rollouts.engines.base",
     # a method
     "MadeMethod": "mopd.recipes.resolve.methods",
     "MadeStudent": "mopd.recipes.resolve.merge_and_cascade",
