@@ -16,6 +16,7 @@ from mopd.recipes.check.static import check
 from mopd.recipes.check.study import check_study, print_study_plan, refuse_changed_runs
 from mopd.recipes.resolve.resolved import resolve
 from mopd.recipes.resolve.run_folder import refuse_changed_recipe
+from mopd.recipes.resolve.study import study_runs
 
 
 def show(recipe: Recipe | Study, out: Path, console: Console, *, deep: bool, offline: bool) -> None:
@@ -62,12 +63,9 @@ def _show_study(study: Study, out: Path, console: Console, *, deep: bool, offlin
             f"--deep: {study.name} is a study, and models are loaded for one run at a time; check one of its runs, "
             f"whose recipe `mopd run` writes to {out}/METHOD-SEED/recipe.yaml"
         )
-    plan = check_study(study, out, offline=offline)
-    refuse_changed_runs(study, out)
-    left = (
-        list(dict.fromkeys(sentence for child in study.children for sentence in unchecked(resolve(child.recipe))))
-        if offline
-        else []
-    )
+    runs = study_runs(study)
+    plan = check_study(study, runs, out, offline=offline)
+    refuse_changed_runs(runs, out)
+    left = list(dict.fromkeys(sentence for run in runs for sentence in unchecked(run.resolved))) if offline else []
     print_study_plan(plan, console, room(out, elsewhere=bool(left)))
     return left

@@ -23,6 +23,7 @@ from mopd.recipes.check.tasks import make_tasks
 from mopd.recipes.compare import comparison
 from mopd.recipes.report.data import RunData, load_run
 from mopd.recipes.resolve.resolved import Resolved, resolve
+from mopd.recipes.resolve.study import study_runs
 
 RecipeLike: TypeAlias = str | Path | Mapping[str, Any]
 """A shipped recipe's name, a path of a .yaml, or a mapping of the keys of a recipe."""
@@ -56,14 +57,15 @@ def check(
     """
     try:
         read = load(recipe, overrides, shipped=SHIPPED)
-        resolved = resolve(read.children[0].recipe if isinstance(read, Study) else read)
+        runs = study_runs(read) if isinstance(read, Study) else []
+        resolved = runs[0].resolved if isinstance(read, Study) else resolve(read)
     except UserError as error:
         return Checked(error.problems, None, {})
     folder = _folder(read.name, out)
     prompts = _first_prompts(resolved, offline=offline)
     try:
         if isinstance(read, Study):
-            return Checked((), check_study(read, folder, offline=offline), prompts)
+            return Checked((), check_study(read, runs, folder, offline=offline), prompts)
         return Checked((), check_resolved(resolved, folder, offline=offline), prompts)
     except UserError as error:
         return Checked(error.problems, None, prompts)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from mopd.distill.loss.registry import LOSSES, OWN_PAYLOADS
-from mopd.distill.recipe import Architecture, DomainRecipe, Optimizer, TeacherRecipe
+from mopd.distill.loss.registry import LOSSES, OWN_PAYLOADS, BoundLoss
+from mopd.distill.recipe import Architecture, DomainRecipe, Optimizer, StageRecipe, TeacherRecipe
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.recipes.check.check_idle import check_idle
 from mopd.recipes.check.settings import check_loss
 from mopd.recipes.check.teachers import check_teachers
-from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import SELF, Source, chain, stage_name
+from mopd.recipes.resolve.sources import SELF, ModelSource, Source, chain, stage_name
 from mopd.recipes.resolve.teachers import group_key, placement
 
 
@@ -29,11 +29,12 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
         *_tasks(recipe.domains, tasks),
         *_teachers(resolved),
         *_method(resolved),
-        *_rewards(resolved),
+        *_rewards(resolved.method, resolved.loss, recipe.domains, recipe.rollout.samples_per_prompt),
         *check_loss(resolved),
         *check_teachers(resolved),
-        *_stages(resolved),
+        *_stages(resolved.models, recipe.stages, recipe.domains),
         *_updates(resolved),
+        *_stage_updates(recipe.stages),
         *check_idle(resolved),
     ]
 
@@ -62,24 +63,23 @@ def _teachers(resolved: Resolved) -> Iterator[str]:
         if teacher not in used and teacher != resolved.loss.reference:
             yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
     yield from _anchors(recipe.student.model, recipe.teachers, recipe.domains)
-    yield from _turns(resolved)
+    if resolved.method.teachers == "grade" and recipe.teachers:  # else recipes/check/settings.py says so
+        yield from _turns(recipe.teachers, recipe.run.resident_teachers, resolved.turn_takers)
     for first, second in itertools.combinations([names[0] for names in resolved.groups], 2):
-        one, other = recipe.teachers[first], recipe.teachers[second]
-        if (one.model, group_key(one)) == (other.model, group_key(other)):
-            leaf = next(leaf for leaf, value in placement(one).items() if value != placement(other)[leaf])
-            has, has_too = getattr(one, leaf), getattr(other, leaf)
+        a, b = recipe.teachers[first], recipe.teachers[second]
+        if (a.model, group_key(a)) == (b.model, group_key(b)):
+            leaf = next(leaf for leaf, value in placement(a).items() if value != placement(b)[leaf])
+            has, has_too = getattr(a, leaf), getattr(b, leaf)
             yield (
-                f"`teachers`: {first!r} and {second!r} over the base {one.model} have `{leaf}` {has} and {has_too}; "
+                f"`teachers`: {first!r} and {second!r} over the base {a.model} have `{leaf}` {has} and {has_too}; "
                 f"they share its processes, so give both the same"
             )
 
 
-def _turns(resolved: Resolved) -> Iterator[str]:
+def _turns(teachers: Mapping[str, TeacherRecipe], resident: int | None, turns: Sequence[list[str]]) -> Iterator[str]:
     """Whether teachers that share processes are more than those, and fit each of them."""
-    recipe, turns = resolved.recipe, resolved.turn_takers
-    resident = recipe.run.resident_teachers
-    if resident is None or resolved.method.teachers != "grade" or not recipe.teachers:
-        return  # whoever has no such teachers is told by recipes/check/check_idle.py
+    if resident is None:
+        return
     if resident >= len(turns):
         yield (
             f"`run.resident_teachers` is {resident}, and the recipe has {len(turns)} to hold (LoRA teachers over one "
@@ -88,10 +88,10 @@ def _turns(resolved: Resolved) -> Iterator[str]:
         return
     first, *others = [names[0] for names in turns]
     for name in [first, *others]:
-        where, wanted = placement(recipe.teachers[name]), placement(recipe.teachers[first]) | {"replicas": 1}
+        where, wanted = placement(teachers[name]), placement(teachers[first]) | {"replicas": 1}
         for leaf in [leaf for leaf, value in where.items() if value != wanted[leaf]]:
-            has = getattr(recipe.teachers[name], leaf)
-            needed = 1 if leaf == "replicas" else f"{getattr(recipe.teachers[first], leaf)}, as {first!r} has"
+            has = getattr(teachers[name], leaf)
+            needed = 1 if leaf == "replicas" else f"{getattr(teachers[first], leaf)}, as {first!r} has"
             yield (
                 f"`teachers.{name}.{leaf}` is {has}: with `run.resident_teachers` teachers take turns in the same "
                 f"processes, and {needed} is needed; give all the same, or take `run.resident_teachers` away"
@@ -149,17 +149,17 @@ def _method(resolved: Resolved) -> Iterator[str]:
         if domain.reward and not method.rewards:
             yield f"`domains.{name}.reward` is true, and method {recipe.method!r} never asks for one; take it away"
         if asked and not (domain.teacher_weights or domain.reward):
-            told = {"teacher": "name a `teacher`", "reward": "set `reward: true`"}
+            remedies = {"teacher": "name a `teacher`", "reward": "set `reward: true`"}
             lacks = "neither teacher nor reward" if len(asked) > 1 else f"no {asked[0]}"
-            ways = ", ".join(told[one] for one in asked)
+            ways = ", ".join(remedies[what] for what in asked)
             yield f"`domains.{name}` has {lacks}, so nothing teaches it; {ways}, or set `evaluate_only: true`"
 
 
-def _rewards(resolved: Resolved) -> Iterator[str]:
-    recipe, method = resolved.recipe, resolved.method
-    loss = resolved.loss
+def _rewards(
+    method: Method | MadeMethod, loss: BoundLoss, domains: Mapping[str, DomainRecipe], samples_per_prompt: int
+) -> Iterator[str]:
     weight = loss.reward_weight
-    rewarded = [name for name, domain in recipe.domains.items() if domain.reward]
+    rewarded = [name for name, domain in domains.items() if domain.reward]
     if not method.rewards or not loss.takes_reward:
         if method.teachers == "grade":
             yield from _unweighted(rewarded)
@@ -169,7 +169,7 @@ def _rewards(resolved: Resolved) -> Iterator[str]:
         return
     if not rewarded:
         yield f"`loss.reward_weight` is {weight:g}, and no domain has `reward: true`; set it in one, or the weight to 0"
-    if recipe.rollout.samples_per_prompt < 2:
+    if samples_per_prompt < 2:
         yield (
             f"`loss.reward_weight` is {weight:g}, and `rollout.samples_per_prompt` is 1: a reward is compared within "
             f"the group of a prompt's samples, so it needs at least 2"
@@ -184,25 +184,26 @@ def _unweighted(rewarded: Iterable[str]) -> Iterator[str]:
         )
 
 
-def _stages(resolved: Resolved) -> Iterator[str]:
-    recipe = resolved.recipe
+def _stages(
+    models: Mapping[str, ModelSource], stages: Mapping[str, StageRecipe], domains: Collection[str]
+) -> Iterator[str]:
     needed: set[str] = set()
-    for where, model in resolved.models.items():
+    for where, model in models.items():
         name = stage_name(model.source)
-        if name is not None and name not in recipe.stages:
-            yield f"`{where}`: no stage {name!r} is declared under `stages`; {guess(name, recipe.stages)}"
+        if name is not None and name not in stages:
+            yield f"`{where}`: no stage {name!r} is declared under `stages`; {guess(name, stages)}"
         if not where.startswith("stages."):
             needed.update(model.stages)
-    told: set[str] = set()
-    for name in recipe.stages:
-        path = list(chain(recipe.stages, f"stage:{name}"))
-        if name not in told and stage_name(recipe.stages[path[-1]].from_) == name:
-            told.update(path)
+    in_a_circle: set[str] = set()
+    for name in stages:
+        path = list(chain(stages, f"stage:{name}"))
+        if name not in in_a_circle and stage_name(stages[path[-1]].from_) == name:
+            in_a_circle.update(path)
             circle = " is made from ".join([*path, name])
             yield f"`stages.{name}.from` leads back to itself: {circle}; one of them must start from a model"
         elif name not in needed:
             yield f"`stages.{name}`: neither the student nor a teacher comes from this stage; use it, or take it away"
-        yield from _named_domains(name, recipe.stages[name].domains, recipe.domains)
+        yield from _named_domains(name, stages[name].domains, domains)
 
 
 def _named_domains(name: str, domains: tuple[str, ...] | None, declared: Collection[str]) -> Iterator[str]:
@@ -231,7 +232,10 @@ def _updates(resolved: Resolved) -> Iterator[str]:
                 f"`domains.{name}.prompts`, or lower the updates"
             )
     yield from _warm_up("student", student.optimizer, "run.steps", recipe.run.steps * student.updates_per_step)
-    for name, stage in recipe.stages.items():
+
+
+def _stage_updates(stages: Mapping[str, StageRecipe]) -> Iterator[str]:
+    for name, stage in stages.items():
         where, updates = f"stages.{name}", stage.updates_per_step
         method = METHODS[stage.method]
         if not method.selects and stage.prompts * (stage.samples_per_prompt if method.samples else 1) < updates:

@@ -10,14 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mopd.distill.recipe.study import Child, Study
+from mopd.distill.recipe.study import Study
 from mopd.distill.types import UserError
 from mopd.recipes.check.plan import Plan
 from mopd.recipes.check.plan_view import Room, out_of, size
 from mopd.recipes.check.static import check
-from mopd.recipes.resolve.resolved import resolve
 from mopd.recipes.resolve.run_folder import check_folder, refuse_changed_recipe
-from mopd.recipes.resolve.stages import stage_fingerprint
+from mopd.recipes.resolve.study import StudyRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,85 +28,85 @@ class StudyPlan:
         stages: stages that are made in all, each once a seed for all runs that share it.
     """
 
-    study: Study
+    name: str
+    parallel: int
+    runs: Sequence[StudyRun]
     of_method: Mapping[str, Plan]
     stages: int
 
     @property
     def memory_bytes(self) -> float:
         """Of as many of the largest runs as run at a time."""
-        each = [self.of_method[child.method].memory_bytes for child in self.study.children]
-        return sum(sorted(each, reverse=True)[: self.study.parallel])
+        each = [self.of_method[run.method].memory_bytes for run in self.runs]
+        return sum(sorted(each, reverse=True)[: self.parallel])
 
     @property
     def disk_bytes(self) -> float:
         """Of all runs, as if none shared a stage."""
-        return sum(self.of_method[child.method].disk_bytes for child in self.study.children)
+        return sum(self.of_method[run.method].disk_bytes for run in self.runs)
 
 
-def check_study(study: Study, out: Path, *, offline: bool = False) -> StudyPlan:
+def check_study(study: Study, runs: Sequence[StudyRun], out: Path, *, offline: bool = False) -> StudyPlan:
     """Check the recipe of every method, on the first seed: on others it differs in nothing that is checked.
+
+    Args:
+        runs: of the study, see :func:`recipes.resolve.study.study_runs`.
 
     Raises:
         UserError: with every problem that was found; those that not every method has are told with the method.
     """
-    first = {child.method: child for child in reversed(study.children)}
-    first = {method: first[method] for method in dict.fromkeys(child.method for child in study.children)}
+    first: dict[str, StudyRun] = {}
+    for run in runs:
+        first.setdefault(run.method, run)
     plans: dict[str, Plan] = {}
     problems: dict[str, list[str]] = {}
-    for method, child in first.items():
+    for method, run in first.items():
         try:
-            plans[method] = check(resolve(child.recipe), out / child.name, offline=offline)
+            plans[method] = check(run.resolved, out / run.name, offline=offline)
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(method)
-    told = [
+    sentences = [
         problem if len(of) == len(first) else f"{', '.join(f'`methods.{name}`' for name in of)}: {problem}"
         for problem, of in problems.items()
     ]
-    told += asked_differently(list(first.values()))
-    if told:
-        raise UserError(*told)
-    stages = {stage_fingerprint(child.recipe, name) for child in study.children for name in child.recipe.stages}
-    plan = StudyPlan(study, plans, len(stages))
+    sentences += asked_differently(list(first.values()))
+    if sentences:
+        raise UserError(*sentences)
+    stages = {fingerprint for run in runs for fingerprint in run.fingerprints.values()}
+    plan = StudyPlan(study.name, study.parallel, runs, plans, len(stages))
     there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.is_dir() else 0
     if lacking := check_folder(out, needed_bytes=max(0, plan.disk_bytes - there)):
         raise UserError(*lacking)
     return plan
 
 
-def asked_differently(children: Sequence[Child]) -> list[str]:
+def asked_differently(runs: Sequence[StudyRun]) -> list[str]:
     """Methods that could not be compared with the first one: other domains, tasks or questions."""
-
-    def asked(child: Child) -> dict[str, object]:
-        tasks = {f"domains.{name}.task": domain.task for name, domain in child.recipe.domains.items()}
-        return {"evaluate": child.recipe.evaluate, **tasks}
-
-    one, *others = children
-    wanted = asked(one)
+    first, *others = runs
     problems: list[str] = []
     for other in others:
-        mine = asked(other)
-        differing = [key for key in dict.fromkeys([*wanted, *mine]) if wanted.get(key) != mine.get(key)]
+        keys = dict.fromkeys([*first.questions, *other.questions])
+        differing = [key for key in keys if first.questions.get(key) != other.questions.get(key)]
         if differing:
             problems.append(
                 f"`methods.{other.method}` has another {', '.join(f'`{key}`' for key in differing)} than "
-                f"`methods.{one.method}`: runs of a study are compared, so all must be asked the same questions "
+                f"`methods.{first.method}`: runs of a study are compared, so all must be asked the same questions "
                 "(`evaluate_only: true` measures a domain without training on it)"
             )
     return problems
 
 
-def refuse_changed_runs(study: Study, out: Path) -> None:
+def refuse_changed_runs(runs: Sequence[StudyRun], out: Path) -> None:
     """Refuse a study of which a run was begun with another recipe. Another method or seed is a new run, and welcome.
 
     Raises:
         UserError: with what differs, for every such run.
     """
     problems: list[str] = []
-    for child in study.children:
+    for run in runs:
         try:
-            refuse_changed_recipe(child.recipe, out / child.name)
+            refuse_changed_recipe(run.resolved.recipe, out / run.name)
         except UserError as error:
             problems += error.problems
     if problems:
@@ -116,21 +115,22 @@ def refuse_changed_runs(study: Study, out: Path) -> None:
 
 def print_study_plan(plan: StudyPlan, console: Console, there: Room) -> None:
     """Print what runs there are and what they take."""
-    study = plan.study
-    seeds = {child.method: [c.seed for c in study.children if c.method == child.method] for child in study.children}
-    table = Table(title=f"{study.name}: {len(study.children)} runs", title_justify="left", title_style="bold")
+    seeds: dict[str, list[str]] = {}
+    for run in plan.runs:
+        seeds.setdefault(run.method, []).append(str(run.seed))
+    trials = {run.method: run.trials for run in plan.runs}
+    table = Table(title=f"{plan.name}: {len(plan.runs)} runs", title_justify="left", title_style="bold")
     for column in ("method", "seeds", "tried", "steps", "FLOP each, stages too", "memory", "disk"):
         table.add_column(column, justify="left" if column in ("method", "seeds") else "right")
-    for child in {c.method: c for c in study.children}.values():
-        one = plan.of_method[child.method]
-        cells = [str(child.recipe.trials or "–"), str(child.recipe.run.steps), f"{one.flops:.1e}"]
-        sizes = [size(one.memory_bytes), size(one.disk_bytes)]
-        table.add_row(Text(child.method), ", ".join(map(str, seeds[child.method])), *cells, *sizes)
+    for method, of_run in plan.of_method.items():
+        cells = [str(trials[method] or "–"), str(of_run.run_steps), f"{of_run.flops:.1e}"]
+        sizes = [size(of_run.memory_bytes), size(of_run.disk_bytes)]
+        table.add_row(Text(method), ", ".join(seeds[method]), *cells, *sizes)
     console.print(table)
     memory = out_of(there.memory_bytes, "here")
     console.print(
         f"stages: {plan.stages}, each made once for all runs that share it\n"
-        f"memory: about {size(plan.memory_bytes)} for {study.parallel} at a time{memory}\n"
+        f"memory: about {size(plan.memory_bytes)} for {plan.parallel} at a time{memory}\n"
         f"disk: at most about {size(plan.disk_bytes)}{out_of(there.disk_bytes, 'free')}\n"
         "time: not known beforehand; a study under way says how long it will take",
         highlight=False,

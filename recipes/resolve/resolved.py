@@ -63,7 +63,14 @@ def resolve(recipe: Recipe) -> Resolved:
     dtype = resolve_dtype(recipe.student.engine.dtype, device)
     models = model_sources(recipe.student, recipe.teachers, recipe.stages)
     teachers = {
-        name: resolve_teacher(name, settings, models[f"teachers.{name}.model"], device=device, dtype=dtype)
+        name: resolve_teacher(
+            name,
+            settings,
+            models[f"teachers.{name}.model"],
+            device=device,
+            dtype=dtype,
+            faults=recipe.faults,
+        )
         for name, settings in recipe.teachers.items()
     }
     groups = teacher_groups(teachers)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mopd.distill.models.heads import HeadSource
-from mopd.distill.recipe import TeacherRecipe
+from mopd.distill.recipe import FaultRecipe, TeacherRecipe
 from mopd.recipes.resolve.sources import SELF, ModelSource
 from mopd.teachers.kinds import TeacherKind, TeacherSetup, kind_of
 
@@ -27,6 +27,7 @@ class ResolvedTeacher:
         dtype: ``float32`` or ``bfloat16``; never auto.
         gpus: part of a GPU that each of its processes takes.
         adapter: absolute folder of its LoRA adapter, wherever a process' working folder is.
+        faults: how often, and after what pause, it is asked again where an answer was lost; the run's.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ResolvedTeacher:
     dtype: str
     gpus: float
     adapter: str | None
+    faults: FaultRecipe
 
     @property
     def is_self(self) -> bool:
@@ -48,16 +50,16 @@ class ResolvedTeacher:
         """What each of its processes takes of its node, by Ray's names of resources."""
         return ({"GPU": self.gpus} if self.gpus else {}) | self.settings.resources
 
-    def setup(self, folder: str, *, microbatch_seconds: float) -> TeacherSetup:
+    def setup(self, folder: str) -> TeacherSetup:
         """What its source is made from, where ``folder`` has its model."""
         return TeacherSetup(
-            self.name, folder, self.device, self.dtype, self.adapter, self.model.trusted, microbatch_seconds,
-            self.settings,
+            self.name, folder, self.device, self.dtype, self.adapter, self.model.trusted,
+            self.faults.microbatch_seconds, self.settings,
         )  # fmt: skip
 
 
 def resolve_teacher(
-    name: str, settings: TeacherRecipe, model: ModelSource, *, device: Device, dtype: str
+    name: str, settings: TeacherRecipe, model: ModelSource, *, device: Device, dtype: str, faults: FaultRecipe
 ) -> ResolvedTeacher:
     """A teacher in a run on ``device`` whose student computes in ``dtype``."""
     kind = kind_of(settings, teacher=name)
@@ -73,6 +75,7 @@ def resolve_teacher(
         dtype=resolve_dtype(dtype if settings.dtype == "auto" else settings.dtype, device),
         gpus=settings.gpus if where == "cuda" else 0.0,
         adapter=None if settings.adapter is None else str(Path(settings.adapter).resolve()),
+        faults=faults,
     )
 
 

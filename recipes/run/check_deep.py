@@ -99,12 +99,12 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
         if folder is None:
             findings += _later(candidate, teacher.model.source)
             continue
-        setup = teacher.setup(folder, microbatch_seconds=recipe.faults.microbatch_seconds)
+        setup = teacher.setup(folder)
         verdicts: dict[str, list[float]] = {}
         try:
             if candidate.can_write and not candidate.is_student:
                 with _one_model(engine, settings, teacher.device, teacher.dtype) as sampler_of:
-                    model = frozen_teacher(teacher, folder, recipe.faults)
+                    model = frozen_teacher(teacher, folder)
                     verdicts = validation.verdicts(f"teachers/{name}", sampler_of(model))
             trial = _open(setup, conditions, payload)
         except RunError as error:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from mopd.distill.loss.teacher_tensors import sampled_logprobs
 from mopd.distill.metrics.stop_rule import stop_reason
-from mopd.distill.recipe import Recipe
+from mopd.distill.recipe import RunRecipe, StopRecipe
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Metrics, RunError, Sampler, ScoredRollout, Weights
@@ -18,49 +18,62 @@ from mopd.recipes.evaluation.teacher_distance import FAULTS, TeacherDistance
 
 
 class RunCallbacks:
-    """Satisfies :class:`distill.loop.Callbacks` for a run with an exam, and for a stage without one."""
+    """Satisfies :class:`distill.loop.Callbacks` for a run with an evaluator, and for a stage without one."""
 
     def __init__(
         self,
-        recipe: Recipe,
+        run: RunRecipe,
         *,
+        stop_rule: StopRecipe,
+        domains: Collection[str],
+        rollouts_per_domain: int,
         tracker: Tracker,
         costs: Costs,
         progress: TaskHandle,
         stop: threading.Event,
         evaluator: Evaluator | None,
         eval_sampler: Sampler,
-        held_out: TeacherDistance | None,
+        teacher_distance: TeacherDistance | None,
     ) -> None:
-        self._recipe, self._tracker, self._costs, self._progress = recipe, tracker, costs, progress
-        self._stop, self._exam, self._examinee, self._held_out = stop, evaluator, eval_sampler, held_out
+        """``domains`` are those that are trained; ``rollouts_per_domain`` are kept of each at an evaluation."""
+        self._run = run
+        self._stop_rule = stop_rule
+        self._domains = domains
+        self._rollouts_per_domain = rollouts_per_domain
+        self._tracker = tracker
+        self._costs = costs
+        self._progress = progress
+        self._stop = stop
+        self._evaluator = evaluator
+        self._eval_sampler = eval_sampler
+        self._teacher_distance = teacher_distance
         self._why: str | None = None
 
     def resumed(self, step: int) -> None:
         """Void what was recorded of steps that are run again."""
         self._tracker.resume(step)
-        if self._exam is not None:
-            self._exam.forget_after(step)
-        self._why = stop_reason(self._recipe.stop, self._tracker.rows("eval"))
+        if self._evaluator is not None:
+            self._evaluator.forget_after(step)
+        self._why = stop_reason(self._stop_rule, self._tracker.rows("eval"))
         self._progress.start_at(step)
 
     def evaluates(self, step: int) -> bool:
         """At the start, every ``evaluate_every`` steps and at the end."""
-        if self._exam is None or self._exam.has_evaluated("student", step, "validation"):
+        if self._evaluator is None or self._evaluator.has_evaluated("student", step, "validation"):
             return False
-        run = self._recipe.run
-        return step % run.evaluate_every == 0 or step == run.steps
+        return step % self._run.evaluate_every == 0 or step == self._run.steps
 
     def evaluate(self, step: int, weights: Weights) -> None:
         """Measure the student on the validation prompts, and where it stands against base and teachers."""
-        assert self._exam is not None
-        self._examinee.load_weights(weights, version=step)
+        assert self._evaluator is not None
+        self._eval_sampler.load_weights(weights, version=step)
         # First: where a teacher fails, nothing is written of this evaluation, and the resumed run takes it again.
-        held_out = {} if self._held_out is None else self._held_out.measure(step, self._examinee)
-        metrics = held_out | self._exam.evaluate("student", step=step, split="validation", sampler=self._examinee)
-        metrics |= self._exam.against_teachers()
+        distance = self._teacher_distance
+        metrics = {} if distance is None else distance.measure(step, self._eval_sampler)
+        metrics |= self._evaluator.evaluate("student", step=step, split="validation", sampler=self._eval_sampler)
+        metrics |= self._evaluator.against_teachers()
         self._tracker.log("eval", step, metrics)
-        self._why = stop_reason(self._recipe.stop, self._tracker.rows("eval"))
+        self._why = stop_reason(self._stop_rule, self._tracker.rows("eval"))
         self._progress.advance(step, metrics)
 
     def record(self, step: int, batch: Sequence[ScoredRollout], metrics: Metrics) -> None:
@@ -68,9 +81,9 @@ class RunCallbacks:
         metrics = metrics | self._costs.of_step(batch)
         self._tracker.log("train", step, metrics)
         self._progress.advance(step, metrics)
-        run = self._recipe.run
-        if self._exam is not None and (step % run.evaluate_every == 0 or step == run.steps):
-            self._tracker.append_rows("rollouts", self._samples(self._exam, step, batch))
+        measured = step % self._run.evaluate_every == 0 or step == self._run.steps
+        if self._evaluator is not None and measured:
+            self._tracker.append_rows("rollouts", self._samples(self._evaluator, step, batch))
 
     def failed(self, step: int, metrics: Metrics, error: RunError) -> None:
         """Log what teachers lost in the step that is not finished, and that will be taken again: no time, no cost."""
@@ -79,9 +92,9 @@ class RunCallbacks:
 
     def saves(self, step: int) -> bool:
         """Every ``save_every`` steps, and where it was measured best so far."""
-        if step % self._recipe.run.save_every == 0:
+        if step % self._run.save_every == 0:
             return True
-        evaluator = self._exam  # asked only after an evaluation: it goes through all answers
+        evaluator = self._evaluator  # asked only after an evaluation: it goes through all answers
         return (
             evaluator is not None
             and evaluator.has_evaluated("student", step, "validation")
@@ -98,10 +111,10 @@ class RunCallbacks:
 
     def _samples(self, evaluator: Evaluator, step: int, batch: Sequence[ScoredRollout]) -> list[dict[str, Any]]:
         """The first few rollouts of every domain, with verdict and per-token advantage."""
-        kept: dict[str, list[ScoredRollout]] = {domain: [] for domain in self._recipe.trained_domains}
+        kept: dict[str, list[ScoredRollout]] = {domain: [] for domain in self._domains}
         for scored in batch:
             chosen = kept[scored.rollout.domain]
-            if len(chosen) < self._recipe.track.rollouts_per_domain:
+            if len(chosen) < self._rollouts_per_domain:
                 chosen.append(scored)
         return [self._sample(evaluator, step, scored) for chosen in kept.values() for scored in chosen]
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.loop import train
-from mopd.distill.loss.registry import located
+from mopd.distill.loss.registry import BoundLoss, located
+from mopd.distill.recipe import DomainRecipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
-from mopd.distill.types import Sampler
+from mopd.distill.types import Prompt, Sampler
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
@@ -25,9 +27,9 @@ from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
-from mopd.recipes.run.preflight import candidates, passed, preflight, wait_for_teachers
+from mopd.recipes.run.preflight import Candidate, candidates, passed, preflight, wait_for_teachers
 from mopd.recipes.run.ranks import RayRanks
-from mopd.recipes.run.samplers import frozen_teacher, samplers_of_run, teachers_writing
+from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.prompts import Prefetched
 from mopd.rollouts.sampler import Samplers, sampler_settings
@@ -48,6 +50,7 @@ class Training:
         attempt: the id that owns ``folder``.
         model: the checkpoint it starts from.
         teachers: checkpoints of its teachers by name; the bases of those that are adapters.
+        frozen: its teachers as models that are sampled, by name.
     """
 
     resolved: Resolved
@@ -55,6 +58,7 @@ class Training:
     attempt: str
     model: str
     teachers: Mapping[str, str]
+    frozen: Mapping[str, FrozenModel]
     tokenizer: PreTrainedTokenizerBase
     tasks: Mapping[str, Task]
     tracker: Tracker
@@ -79,19 +83,19 @@ class Training:
             teachers = self._teachers(context) if method.teachers == "grade" else None  # first: they load meanwhile
             if teachers is not None:
                 closing.callback(teachers.close)
-            spec = self._student_spec()
-            ranks = RayRanks(spec)
-            closing.callback(ranks.close)
-            student = self._student(ranks, spec)
-
+            student = self._student(closing)
             samplers = self.samplers(context, closing)
-            parts = self._parts(samplers, teachers)
+            trained = recipe.trained_domains
+            parts = self._parts(samplers, teachers, trained, recipe.rollout.keep_verified)
             sampler = method.actor(parts)
             # Whoever acts in training, it is the student that is evaluated.
             eval_sampler = sampler if self.evaluator is None else samplers.evaluate
+            source = prompt_source(trained, self.tasks, self.tokenizer, seed=recipe.seed)
             if teachers is not None:
-                self._try_teachers(context, teachers, student, samplers.train)
-            prompts = Prefetched(prompt_source(recipe.trained_domains, self.tasks, self.tokenizer, seed=recipe.seed))
+                wait_for_teachers(teachers, tokens=len(self.tokenizer))
+                to_examine = candidates(self.resolved.teachers, trained)
+                self._preflight(teachers, student, samplers.train, source(0), to_examine, context.progress.print)
+            prompts = Prefetched(source)
             closing.callback(prompts.close)
             last = train(
                 student=student,
@@ -100,61 +104,23 @@ class Training:
                 prompts=prompts,
                 steps=recipe.run.steps,
                 callbacks=RunCallbacks(
-                    recipe,
+                    recipe.run,
+                    stop_rule=recipe.stop,
+                    domains=tuple(recipe.trained_domains),
+                    rollouts_per_domain=recipe.track.rollouts_per_domain,
                     tracker=self.tracker,
                     costs=self.costs,
                     progress=progress,
                     stop=context.stop,
                     evaluator=self.evaluator,
                     eval_sampler=eval_sampler,
-                    held_out=self._teacher_distance(teachers),
+                    teacher_distance=self._teacher_distance(
+                        teachers, self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
+                    ),
                 ),
             )
             self._conclude(student, eval_sampler, progress, last)
             return last
-
-    def _try_teachers(
-        self, context: RunContext, pool: TeacherPool, student: DeepSpeedStudent, sampler: Sampler
-    ) -> None:
-        """Wait for the teachers, and try them out unless that was done before.
-
-        Raises:
-            RunError, UserError: see :mod:`recipes.run.preflight`.
-        """
-        wait_for_teachers(pool, tokens=len(self.tokenizer))
-        if self.evaluator is None or passed(self.folder):
-            return
-        recipe = self.resolved.recipe
-        sampler.load_weights(student.weights(), version=0)
-        preflight(
-            self.folder,
-            pool=pool,
-            sampler=sampler,
-            prompts=prompt_source(recipe.trained_domains, self.tasks, self.tokenizer, seed=recipe.seed)(0),
-            rows=self.evaluator.rows,
-            candidates=candidates(self.resolved.teachers, recipe.trained_domains),
-            say=context.progress.print,
-        )
-
-    def _parts(self, samplers: Samplers, pool: TeacherPool | None) -> Parts:
-        """What the method's sampler and grader are made of."""
-        trained = self.resolved.recipe.trained_domains
-        taught = {name: domain.teacher_weights for name, domain in trained.items()}
-
-        def teachers() -> TeacherPool:
-            assert pool is not None, "only a method whose teachers grade asks for them"
-            return pool
-
-        return Parts(
-            self.tokenizer,
-            self.tasks,
-            taught=taught,
-            rewarded=frozenset(name for name, domain in trained.items() if domain.reward),
-            keep_verified=self.resolved.recipe.rollout.keep_verified,
-            student=lambda: samplers.train,
-            teachers=teachers,
-            writers=lambda: teachers_writing(samplers, self.resolved.teachers, self.frozen_teachers(), taught),
-        )
 
     def samplers(self, context: RunContext, closing: ExitStack) -> Samplers:
         """All that samples in the run; the processes end with ``closing``."""
@@ -171,20 +137,61 @@ class Training:
             closing=closing,
         )
 
-    def frozen_teachers(self) -> dict[str, FrozenModel]:
-        """The teachers as models that are sampled, by name."""
-        teachers, faults = self.resolved.teachers, self.resolved.recipe.faults
-        return {name: frozen_teacher(teachers[name], folder, faults) for name, folder in self.teachers.items()}
+    def _parts(
+        self, samplers: Samplers, pool: TeacherPool | None, trained: Mapping[str, DomainRecipe], keep_verified: int
+    ) -> Parts:
+        """What the method's sampler and grader are made of."""
+        routes = {name: domain.teacher_weights for name, domain in trained.items()}
 
-    def _teacher_distance(self, teachers: TeacherPool | None) -> TeacherDistance | None:
+        def teachers() -> TeacherPool:
+            assert pool is not None, "only a method whose teachers grade asks for them"
+            return pool
+
+        return Parts(
+            self.tokenizer,
+            self.tasks,
+            taught=routes,
+            rewarded=frozenset(name for name, domain in trained.items() if domain.reward),
+            keep_verified=keep_verified,
+            student=lambda: samplers.train,
+            teachers=teachers,
+            writers=lambda: teachers_writing(samplers, self.resolved.teachers, self.frozen, routes),
+        )
+
+    def _preflight(
+        self,
+        pool: TeacherPool,
+        student: DeepSpeedStudent,
+        sampler: Sampler,
+        prompts: Sequence[Prompt],
+        to_examine: Sequence[Candidate],
+        say: Callable[[Any], None],
+    ) -> None:
+        """Try the teachers out on rollouts of the student, unless that was done before.
+
+        Raises:
+            RunError, UserError: see :mod:`recipes.run.preflight`.
+        """
+        if self.evaluator is None or passed(self.folder):
+            return
+        sampler.load_weights(student.weights(), version=0)
+        rows = self.evaluator.rows
+        preflight(self.folder, pool=pool, sampler=sampler, prompts=prompts, rows=rows, candidates=to_examine, say=say)
+
+    def _teacher_distance(
+        self,
+        pool: TeacherPool | None,
+        routes: Mapping[str, Mapping[str, float]],
+        loss: BoundLoss,
+        graded_prompts: int,
+    ) -> TeacherDistance | None:
         """What has teachers grade held-out prompts; None for a stage, without teachers, or where no prompt is asked."""
-        n = self.resolved.recipe.evaluate.graded_prompts
-        if self.evaluator is None or teachers is None or n == 0:
+        if self.evaluator is None or pool is None or graded_prompts == 0:
             return None
         questions = self.evaluator.prompts["validation"]
-        prompts = [p for name, weights in self.resolved.routes.items() if weights for p in questions[name][:n]]
-        payload = payload_to_ask(self.resolved.loss)
-        return TeacherDistance(prompts, teachers, payload=payload, tracker=self.tracker, costs=self.costs)
+        prompts = [prompt for name, weights in routes.items() if weights for prompt in questions[name][:graded_prompts]]
+        payload = payload_to_ask(loss)
+        return TeacherDistance(prompts, pool, payload=payload, tracker=self.tracker, costs=self.costs)
 
     def _conclude(self, student: DeepSpeedStudent, eval_sampler: Sampler, progress: TaskHandle, last: int) -> None:
         """Go back to the selected step, if that is not the last; measure and export it."""
@@ -197,21 +204,10 @@ class Training:
             self.evaluator.evaluate("student", step=step, split="test", sampler=eval_sampler)
         student.export(str(self.folder / "student"))
 
-    def _student(self, ranks: RayRanks, spec: StudentSpec) -> DeepSpeedStudent:
+    def _student(self, closing: ExitStack) -> DeepSpeedStudent:
+        """The student in its ranks, which end with ``closing``."""
         recipe = self.resolved.recipe
-        return DeepSpeedStudent(
-            ranks,
-            spec,
-            shares={name: domain.share for name, domain in recipe.trained_domains.items()},
-            updates_per_step=recipe.student.updates_per_step,
-            share_rule=recipe.share_rule,
-            selective=self.resolved.method.selects,
-            keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
-        )
-
-    def _student_spec(self) -> StudentSpec:
-        recipe = self.resolved.recipe
-        return StudentSpec(
+        spec = StudentSpec(
             model=self.model,
             engine=recipe.student.engine,
             optimizer=recipe.student.optimizer,
@@ -227,6 +223,17 @@ class Training:
             trust_remote_code=recipe.student.trust_remote_code,
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
+        ranks = RayRanks(spec)
+        closing.callback(ranks.close)
+        return DeepSpeedStudent(
+            ranks,
+            spec,
+            shares={name: domain.share for name, domain in recipe.trained_domains.items()},
+            updates_per_step=recipe.student.updates_per_step,
+            share_rule=recipe.share_rule,
+            selective=self.resolved.method.selects,
+            keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
+        )
 
     def _teachers(self, context: RunContext) -> TeacherPool | None:
         if not self.teachers:
@@ -237,7 +244,7 @@ class Training:
         asked = {name: self.resolved.teachers[name] for name in self.teachers}
         specs = {
             name: TeacherSpec(
-                make_source(teacher.setup(self.teachers[name], microbatch_seconds=recipe.faults.microbatch_seconds)),
+                make_source(teacher.setup(self.teachers[name])),
                 conditions,
                 gpus=teacher.gpus,
                 replicas=teacher.settings.replicas,

@@ -41,6 +41,7 @@ from mopd.recipes.run.baselines import measure_frozen
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import Training
 from mopd.recipes.run.made_student import make_student
+from mopd.recipes.run.samplers import frozen_teacher
 from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
 from mopd.recipes.run.tracking import start_sinks
 from mopd.rollouts.engines.base import FrozenModel
@@ -88,15 +89,19 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
     prints = {name: stage_fingerprint(recipe, name) for name in recipe.stages}
     todo = {name: recipe.stages[name] for name, print in prints.items() if not finished(context.out, name, print)}
     run_stages(
-        todo, lambda name: make_stage(recipe, name, context), parallel=recipe.run.parallel_stages, stop=context.stop.set
+        todo,
+        lambda name: make_stage(resolved, name, context),
+        parallel=recipe.run.parallel_stages,
+        stop=context.stop.set,
     )
     distill(resolved, context, attempt)
     write_atomic(context.out / FINISHED, json.dumps({"steps": recipe.run.steps}) + "\n")
 
 
-def make_stage(recipe: Recipe, name: str, context: RunContext, *, title: str | None = None) -> None:
+def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str | None = None) -> None:
     """Train one stage of a recipe, or go on with it; what it starts from is there. People know it as ``title``."""
-    stage, folder = resolve(stage_recipe(recipe, name)), stage_folder(context.out, name)
+    recipe, folder = resolved.recipe, stage_folder(context.out, name)
+    stage = resolve(stage_recipe(recipe, name))
     with (
         claim(folder) as attempt,
         Tracker(folder, sinks=start_sinks(recipe, folder, stage=name, say=context.progress.print)) as tracker,
@@ -143,7 +148,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
             for name in domain.teacher_weights
             if resolved.teachers[name].kind.can_write  # else it is measured on nothing
         }
-        frozen = {f"teachers/{name}": model for name, model in job.frozen_teachers().items() if name in graded_by}
+        frozen = {f"teachers/{name}": model for name, model in job.frozen.items() if name in graded_by}
         base = (
             on_disk(model_path(resolved.start, out=out, folder=out))
             if resolved.start != recipe.student.model
@@ -220,6 +225,7 @@ def training(
         attempt=attempt,
         model=model,
         teachers=teachers,
+        frozen={name: frozen_teacher(resolved.teachers[name], folder) for name, folder in teachers.items()},
         tokenizer=tokenizer,
         tasks=tasks_of(resolved.recipe.domains, tokenizer),
         tracker=tracker,

@@ -61,7 +61,7 @@ def make_student(method: MadeMethod, job: Training, context: RunContext) -> int:
                 folder=job.folder,
                 attempt=job.attempt,
                 base=FrozenModel(job.model, trust_remote_code=code),
-                teachers=job.frozen_teachers(),
+                teachers=job.frozen,
                 chain=_chain(job.folder, {name: recipe.stages[name].steps for name in job.resolved.links}),
                 taught=taught,
                 merge=recipe.merge,

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from mopd.distill.metrics.teacher_distance import OVERLAP_K
 from mopd.distill.payloads import Support
-from mopd.distill.recipe import Engine, FaultRecipe, RolloutRecipe
+from mopd.distill.recipe import Engine, RolloutRecipe
 from mopd.distill.types import Sampler
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.engines import engine_of
@@ -52,12 +52,11 @@ def samplers_of_run(
     )
 
 
-def frozen_teacher(teacher: ResolvedTeacher, folder: str, faults: FaultRecipe) -> FrozenModel:
+def frozen_teacher(teacher: ResolvedTeacher, folder: str) -> FrozenModel:
     """A teacher as a model that is sampled.
 
     Args:
         folder: its checkpoint, or the base of its adapter; of a served one, its configuration.
-        faults: how often, and after what pause, a request that a server lost is made again.
     """
     endpoint = teacher.kind.endpoint
     return FrozenModel(
@@ -65,7 +64,7 @@ def frozen_teacher(teacher: ResolvedTeacher, folder: str, faults: FaultRecipe) -
         teacher.adapter,
         trust_remote_code=teacher.model.trusted,
         endpoint=None if endpoint is None else endpoint(teacher.name, teacher.settings),
-        faults=faults,
+        faults=teacher.faults,
     )
 
 

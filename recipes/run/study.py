@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mopd.distill.errors import Interrupted
-from mopd.distill.recipe.study import Child, Study
+from mopd.distill.recipe.study import Study
 from mopd.distill.storage import claim, write_atomic
 from mopd.distill.tracking.console import Progress
 from mopd.distill.types import RunError, UserError
@@ -19,10 +19,9 @@ from mopd.recipes.compare.console import console_tables
 from mopd.recipes.compare.page import chosen_pair, write_comparison
 from mopd.recipes.evaluation.cache import SharedAnswers
 from mopd.recipes.report.page import write_report
-from mopd.recipes.resolve.resolved import resolve, resolve_device
 from mopd.recipes.resolve.run_folder import RECIPE, STUDY, move_aside, note_recipe
-from mopd.recipes.resolve.sources import stage_name
-from mopd.recipes.resolve.stages import finished, run_jobs, stage_fingerprint, stage_folder
+from mopd.recipes.resolve.stages import finished, run_jobs, stage_folder
+from mopd.recipes.resolve.study import StudyRun, study_runs
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.launch import carry_out, is_finished, make_stage
 from mopd.recipes.run.study_line import StudyLine
@@ -55,16 +54,17 @@ def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
         Interrupted: Ctrl-C; every run under way finished its step and saved.
     """
     out = out.resolve()
-    check_study(study, out)
-    device = resolve_device(study.children[0].recipe.device)
+    runs = study_runs(study)
+    check_study(study, runs, out)
+    device = runs[0].resolved.device
     quieten_libraries(device)
     if restart:
         move_aside(out)
-    refuse_changed_runs(study, out)
+    refuse_changed_runs(runs, out)
     with claim(out), Progress(title=study.name, keeps_finished=False) as progress, stopping(progress) as stop:
-        prepare(study, out)
+        prepare(study.name, runs, out)
         failures: Mapping[str, BaseException] = {}
-        jobs = unfinished_jobs(study, out)
+        jobs = unfinished_jobs(runs, out)
         if jobs:
             context = RunContext(out, study.name, device, progress, stop, SharedAnswers(out / "answers"))
             with ray_cluster(out):
@@ -73,17 +73,17 @@ def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
     refuse_unfinished(study, out, failures)
 
 
-def prepare(study: Study, out: Path) -> None:
+def prepare(name: str, runs: Sequence[StudyRun], out: Path) -> None:
     """Write every run's recipe and links to the stages that it shares; from then on each can be run by itself."""
-    children = {child.name: {"method": child.method, "seed": child.seed} for child in study.children}
-    write_atomic(out / STUDY, json.dumps({"format": 1, "name": study.name, "runs": children}, indent=2) + "\n")
-    for child in study.children:
-        folder = out / child.name
+    names = {run.name: {"method": run.method, "seed": run.seed} for run in runs}
+    write_atomic(out / STUDY, json.dumps({"format": 1, "name": name, "runs": names}, indent=2) + "\n")
+    for run in runs:
+        folder = out / run.name
         (folder / "stages").mkdir(parents=True, exist_ok=True)
         if not (folder / RECIPE).is_file():
-            note_recipe(child.recipe, folder)
-        for name in child.recipe.stages:
-            link, made = stage_folder(folder, name), shared_stage(child, name)
+            note_recipe(run.resolved.recipe, folder)
+        for stage, fingerprint in run.fingerprints.items():
+            link, made = stage_folder(folder, stage), shared_stage(run.seed, stage, fingerprint)
             (out / made).mkdir(parents=True, exist_ok=True)
             if link.is_symlink():
                 link.unlink()
@@ -91,42 +91,43 @@ def prepare(study: Study, out: Path) -> None:
                 link.symlink_to(Path("../..") / made)
 
 
-def shared_stage(child: Child, name: str) -> str:
+def shared_stage(seed: int, name: str, fingerprint: str) -> str:
     """The folder of a stage in the study's: one for all runs whose stage has the same fingerprint."""
-    return f"stages-{child.seed}/{name}-{stage_fingerprint(child.recipe, name)[:8]}"
+    return f"stages-{seed}/{name}-{fingerprint[:8]}"
 
 
-def unfinished_jobs(study: Study, out: Path) -> dict[str, Job]:
+def unfinished_jobs(runs: Sequence[StudyRun], out: Path) -> dict[str, Job]:
     """What has to be done, by path in the study's folder: of every seed first the stages, then the runs."""
     jobs: dict[str, Job] = {}
-    for child in study.children:
-        folder = out / child.name
+    for run in runs:
+        folder = out / run.name
         if is_finished(folder):
             continue
-        paths = {n: str(stage_folder(folder, n).resolve().relative_to(out)) for n in child.recipe.stages}
-        for name, stage in child.recipe.stages.items():
-            if not finished(folder, name, stage_fingerprint(child.recipe, name)):
-                before = stage_name(stage.from_)
-                jobs.setdefault(paths[name], Job(name, () if before is None else (paths[before],), _stage(child, name)))
-        jobs[child.name] = Job(child.method, tuple(paths.values()), _run(child))
+        paths = {n: str(stage_folder(folder, n).resolve().relative_to(out)) for n in run.fingerprints}
+        for name, fingerprint in run.fingerprints.items():
+            if not finished(folder, name, fingerprint):
+                before = run.needs[name]
+                jobs.setdefault(paths[name], Job(name, () if before is None else (paths[before],), _stage(run, name)))
+        jobs[run.name] = Job(run.method, tuple(paths.values()), _run(run))
     return jobs
 
 
-def _stage(child: Child, name: str) -> Callable[[RunContext], None]:
-    def run(context: RunContext) -> None:
-        make_stage(child.recipe, name, replace(context, out=context.out / child.name), title=f"{name}-{child.seed}")
+def _stage(run: StudyRun, name: str) -> Callable[[RunContext], None]:
+    def make(context: RunContext) -> None:
+        own = replace(context, out=context.out / run.name)
+        make_stage(run.resolved, name, own, title=f"{name}-{run.seed}")
 
-    return run
+    return make
 
 
-def _run(child: Child) -> Callable[[RunContext], None]:
-    def run(context: RunContext) -> None:
-        folder = context.out / child.name
+def _run(run: StudyRun) -> Callable[[RunContext], None]:
+    def bring_to_its_end(context: RunContext) -> None:
+        folder = context.out / run.name
         with claim(folder) as attempt:
-            carry_out(resolve(child.recipe), replace(context, out=folder, title=child.name), attempt)
+            carry_out(run.resolved, replace(context, out=folder, title=run.name), attempt)
             write_report(folder)
 
-    return run
+    return bring_to_its_end
 
 
 def run_all(study: Study, jobs: Mapping[str, Job], context: RunContext) -> dict[str, BaseException]:
@@ -177,7 +178,7 @@ def refuse_unfinished(study: Study, out: Path, failures: Mapping[str, BaseExcept
     if any(isinstance(error, Interrupted) for error in failures.values()):
         raise Interrupted(f"{done}; each of the others goes on from its last step")
     if failures:
-        told = "; ".join(f"{path}: {error}" for path, error in failures.items())
+        failed = "; ".join(f"{path}: {error}" for path, error in failures.items())
         waited = [name for name in missing if name not in failures]
-        told += f". For want of a stage these were not begun: {', '.join(waited)}" if waited else ""
-        raise RunError(f"{done}. Failed: {told}")
+        failed += f". For want of a stage these were not begun: {', '.join(waited)}" if waited else ""
+        raise RunError(f"{done}. Failed: {failed}")

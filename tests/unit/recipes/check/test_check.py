@@ -17,6 +17,7 @@ from mopd.recipes.check.model_info import read_model_infos
 from mopd.recipes.check.offline import unchecked
 from mopd.recipes.check.study import check_study
 from mopd.recipes.resolve.resolved import resolve
+from mopd.recipes.resolve.study import study_runs
 from mopd.recipes.run.launch import teacher_folders
 from mopd.rollouts.tasks import TASKS
 from mopd.teachers.compatibility import compare_heads, compare_tokenizers
@@ -36,7 +37,7 @@ def test_every_shipped_recipe_passes(tmp_path: Path, name: str) -> None:
     made = load(name, shipped=SHIPPED)
     folder = tmp_path / "run"
     plan = (
-        check_study(made, folder)
+        check_study(made, study_runs(made), folder)
         if isinstance(made, Study)
         else check(made, folder, offline=bool(unchecked(resolve(made))))
     )

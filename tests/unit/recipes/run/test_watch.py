@@ -37,14 +37,17 @@ def test_a_run_that_a_teacher_ends_says_what_was_lost_once(tmp_path: Path) -> No
         with Progress() as progress, Tracker(tmp_path) as tracker:
             actor: Any = Actor()
             callbacks = RunCallbacks(
-                made,
+                made.run,
+                stop_rule=made.stop,
+                domains=tuple(made.trained_domains),
+                rollouts_per_domain=0,
                 tracker=tracker,
                 costs=costs,
                 progress=progress.task("student", 3),
                 stop=threading.Event(),
                 evaluator=None,
                 eval_sampler=actor,
-                held_out=None,
+                teacher_distance=None,
             )
             student: Any = Counter()
             with pytest.raises(GradingFailed):

@@ -1,0 +1,56 @@
+"""A study's runs, each resolved once; check and run read the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mopd.distill.recipe.study import Study
+from mopd.recipes.resolve.resolved import Resolved, resolve
+from mopd.recipes.resolve.sources import stage_name
+from mopd.recipes.resolve.stages import stage_fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRun:
+    """One run of a study.
+
+    Attributes:
+        name: of its folder in the study's.
+        trials: settings that were tried before these were chosen.
+        resolved: its recipe on this machine.
+        fingerprints: of its stages, by name: runs whose stage has the same one share it.
+        needs: the stage that each stage starts from, if it starts from one.
+        questions: what it is measured on, by leaf; runs that are compared have the same.
+    """
+
+    name: str
+    method: str
+    seed: int
+    trials: int
+    resolved: Resolved
+    fingerprints: Mapping[str, str]
+    needs: Mapping[str, str | None]
+    questions: Mapping[str, object]
+
+
+def study_runs(study: Study) -> list[StudyRun]:
+    """All runs of a study, in its order: all methods on the first seed, then on the next.
+
+    Raises:
+        UserError: see :func:`recipes.resolve.resolved.resolve`.
+    """
+    return [
+        StudyRun(
+            child.name,
+            child.method,
+            child.seed,
+            child.recipe.trials,
+            resolve(child.recipe),
+            fingerprints={name: stage_fingerprint(child.recipe, name) for name in child.recipe.stages},
+            needs={name: stage_name(stage.from_) for name, stage in child.recipe.stages.items()},
+            questions={"evaluate": child.recipe.evaluate}
+            | {f"domains.{name}.task": domain.task for name, domain in child.recipe.domains.items()},
+        )
+        for child in study.children
+    ]
