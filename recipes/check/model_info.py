@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mopd.distill.models.families import experts_of
@@ -17,7 +18,6 @@ from mopd.distill.recipe.messages import guess, nearest
 from mopd.distill.student.moe import router_biases
 from mopd.distill.types import UserError
 from mopd.recipes.check.offline import shipped_config
-from mopd.recipes.check.probe import probe
 from mopd.recipes.resolve.checkpoints import empty_model, has_code, local_folder, needs_code, read_checkpoint
 from mopd.recipes.resolve.initial import training_texts
 from mopd.recipes.resolve.resolved import Resolved
@@ -25,6 +25,35 @@ from mopd.recipes.resolve.sources import ModelSource, Origin, is_path
 from mopd.recipes.resolve.stages import stage_seed
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import build_tokenizer
+
+LARGEST = 50_000_000
+"""Parameters of a model that is made and run here within a second; a larger one is not tried."""
+TOKENS = 8
+
+
+def probe(config: Any, parameters: int) -> None:
+    """One forward of a batch of one sequence on the CPU; the caller's random state is left as it was.
+
+    Args:
+        config: the transformers configuration of a model made from nothing.
+        parameters: how many the model has.
+
+    Raises:
+        UserError: the forward fails, with what it said.
+    """
+    if parameters >= LARGEST:
+        return
+    ids_BT = torch.arange(TOKENS).remainder(config.get_text_config().vocab_size)[None]
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+            model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT))
+    except Exception as error:  # whatever a model's code raises on a configuration that does not hold together
+        raise UserError(
+            f"a {config.model_type} of this `config` can be made, and fails on its first forward of {TOKENS} tokens: "
+            f"{type(error).__name__}: {error!s:.300}; mend the `config`"
+        ) from error
+
 
 FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of a configuration that the stage's own tokenizer decides."""
@@ -74,6 +103,7 @@ def read_model_infos(
     """
     model_infos: dict[str, ModelInfo] = {}
     problems: list[str] = []
+    whole = tasks if set(tasks) == set(resolved.recipe.domains) else None
     looked_at: dict[tuple[str, bool, bool], ModelInfo | None] = {}
     for leaf, model in resolved.models.items():
         if model.origin is None:
@@ -83,7 +113,7 @@ def read_model_infos(
         key = named, first.trusted, first.has_weights
         if key not in looked_at:
             try:
-                looked_at[key] = _look(resolved, model.origin, first, tasks, offline)
+                looked_at[key] = _look(model.origin, first, whole, resolved.recipe.seed, offline)
             except UserError as error:
                 looked_at[key] = None
                 problems += [f"`{first.leaf}`: {problem}" for problem in error.problems]
@@ -131,13 +161,13 @@ def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokeniz
 
 
 def _look(
-    resolved: Resolved, end: Origin, model_source: ModelSource, tasks: Mapping[str, Task], offline: bool
+    end: Origin, model_source: ModelSource, tasks: Mapping[str, Task] | None, run_seed: int, offline: bool
 ) -> ModelInfo | None:
+    """What is known of one model; None where it is initialised here and not every domain has a task."""
     if isinstance(end.source, Architecture):
-        recipe = resolved.recipe
-        if set(tasks) != set(recipe.domains):
+        if tasks is None:
             return None
-        seed = recipe.seed if end.stage is None else stage_seed(recipe.seed, end.stage)
+        seed = run_seed if end.stage is None else stage_seed(run_seed, end.stage)
         tokenizer = build_tokenizer(training_texts(tasks, seed=seed), end.source.vocabulary)
         config = architecture_config(end.source, tokenizer)
         model, cost = empty_model(config)

@@ -2,19 +2,208 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from mopd.distill.recipe import Engine, Optimizer, Recipe
+import torch
+
+from mopd.distill.loss.registry import BoundLoss
+from mopd.distill.payload_rows import RowSizes, payload_spec
+from mopd.distill.recipe import (
+    DomainRecipe,
+    Engine,
+    Optimizer,
+    Recipe,
+    RolloutRecipe,
+    StageRecipe,
+    TeacherRecipe,
+)
 from mopd.distill.student.engine import model_dtype
+from mopd.distill.student.forward import CHUNKS
 from mopd.recipes.check.model_info import ModelInfo
-from mopd.recipes.check.plan_payload import shipped_bytes
-from mopd.recipes.check.plan_processes import PROCESS_BYTES, ProcessPlan, processes
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import Source
 from mopd.recipes.resolve.stages import stage_domains
-from mopd.recipes.resolve.teachers import describe
+from mopd.recipes.resolve.teachers import ResolvedTeacher, describe
+from mopd.rollouts.tokenizer import control_ids
+
+GIB = 2.0**30
+PROCESS_BYTES = 0.35 * GIB
+"""A process that has imported torch and transformers (measured: 325 MB after the imports)."""
+RANK_BYTES = 0.5 * GIB
+"""A rank of the student before its model counts: DeepSpeed imported and initialised (measured)."""
+ACTIVATIONS_PER_HIDDEN = 17
+"""Values that a layer keeps for its backward pass, per token and hidden unit; Korthikanti et al., arXiv 2205.05198,
+eq 1 (34 bytes of two-byte values)."""
+ATTENTION_MAPS = 2.5
+"""Values kept per head and pair of tokens, by attention that stores its maps; same source."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPlan:
+    """Processes of one kind that live at the same time: how many, and about how many bytes each."""
+
+    phase: Literal["stages", "run"]
+    name: str
+    count: int
+    bytes_each: float
+
+
+def processes(
+    resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]
+) -> Iterator[ProcessPlan]:
+    """The processes of a recipe's largest stages, and those of its run.
+
+    Args:
+        model_infos: of every model, see :func:`recipes.check.model_info.read_model_infos`.
+        lengths: of every domain's prompts and answers, see :func:`recipes.check.tasks.check_tasks`.
+    """
+    recipe, device = resolved.recipe, resolved.device
+    width = max((one.mean_prompt + one.mean_answer for one in lengths.values()), default=0.0)
+    stages = [
+        ProcessPlan(
+            "stages",
+            f"rank of stage:{name}",
+            stage.engine.ranks,
+            _rank_bytes(model_infos[f"stages.{name}.from"], stage.engine, stage.optimizer, width, device)
+            + logits_bytes(model_infos[f"stages.{name}.from"], stage.engine, device=device),
+        )
+        for name, stage in recipe.stages.items()
+    ]
+    # Which stages meet depends on how long they take; the largest ones are the most that can.
+    yield from sorted(stages, key=_minus_bytes)[: recipe.run.parallel_stages]
+    engine = recipe.student.engine
+    student = model_infos["student.model"]
+    yield ProcessPlan(
+        "run",
+        "rank of the student",
+        engine.ranks,
+        _rank_bytes(student, engine, recipe.student.optimizer, width, device)
+        + comparing_bytes(resolved.loss, resolved.teachers.values(), engine, model_infos, device=device),
+    )
+    turns = resolved.turn_takers
+    for names in [names for names in resolved.groups if names not in turns]:
+        yield _teacher_process(resolved.teachers, model_infos, names, engine.microbatch_tokens)
+    # Which of them meet depends on the step; the largest ones are the most that can.
+    taking_turns = sorted(
+        (_teacher_process(resolved.teachers, model_infos, names, engine.microbatch_tokens) for names in turns),
+        key=_minus_bytes,
+    )
+    for one in taking_turns[: recipe.run.resident_teachers]:
+        yield replace(one, name=f"{one.name}, or another in its place")
+    if recipe.rollout.workers:
+        yield ProcessPlan("run", "sampler", recipe.rollout.workers, _frozen_bytes(student, engine, device))
+
+
+def _teacher_process(
+    teachers: Mapping[str, ResolvedTeacher],
+    model_infos: Mapping[str, ModelInfo],
+    names: list[str],
+    microbatch_tokens: int,
+) -> ProcessPlan:
+    """The processes of teachers that share them."""
+    teacher = teachers[names[0]]
+    one, replicas = model_infos[teacher.model.leaf], teacher.settings.replicas
+    if not teacher.model.has_weights:
+        return ProcessPlan("run", f"asking teacher {', '.join(names)}", replicas, PROCESS_BYTES)
+    logits = microbatch_tokens * _vocabulary(one) * 12
+    each = PROCESS_BYTES + one.cost.total_parameters * getattr(torch, teacher.dtype).itemsize + logits
+    return ProcessPlan("run", f"teacher {', '.join(names)}", replicas, each)
+
+
+def _minus_bytes(process: ProcessPlan) -> float:
+    return -process.count * process.bytes_each
+
+
+def _rank_bytes(model_infos: ModelInfo, engine: Engine, optimizer: Optimizer, width: float, device: str) -> float:
+    """Bytes of one rank without its logits: weights, gradients, the optimizer's part by ZeRO stage, activations."""
+    value = model_dtype(engine, device).itemsize
+    states = 8 if optimizer.name == "adamw" else 0
+    # Experts are spread over the expert-parallel group, and ZeRO shards them over what is left of the ranks.
+    spread = engine.expert_parallel
+    dense = model_infos.cost.total_parameters - model_infos.routed_parameters
+    parts = (dense, engine.ranks), (model_infos.routed_parameters / spread, engine.ranks // spread)
+    model = 0.0
+    for held, group in parts:
+        shard = group if engine.zero_stage >= 1 else 1
+        whole = group if engine.zero_stage == 3 else 1
+        model += held * 2 * value / whole + held * (4 + 4 + states) / shard
+    return RANK_BYTES + model + _activation_values(model_infos.config, engine, width) * value
+
+
+def _activation_values(config: Any, engine: Engine, width: float) -> float:
+    text = config.get_text_config()
+    layer = ACTIVATIONS_PER_HIDDEN * text.hidden_size + ATTENTION_MAPS * text.num_attention_heads * width
+    kept = text.num_hidden_layers * layer
+    if engine.gradient_checkpointing:
+        kept = text.num_hidden_layers * text.hidden_size + layer
+    return engine.microbatch_tokens * kept
+
+
+def _frozen_bytes(model_infos: ModelInfo, engine: Engine, device: str) -> float:
+    return PROCESS_BYTES + model_infos.cost.total_parameters * model_dtype(engine, device).itemsize
+
+
+def _vocabulary(model_infos: ModelInfo) -> int:
+    return int(model_infos.config.get_text_config().vocab_size)
+
+
+WORKING_TENSORS = 6
+"""Chunks of tokens x vocabulary that the divergence from hidden states holds at a time."""
+
+
+def shipped_bytes(loss: BoundLoss, teacher: ResolvedTeacher, model_infos: Mapping[str, ModelInfo]) -> int:
+    """Bytes that a teacher ships of one token under a loss."""
+    if loss.payload is None:
+        return 0
+    text, support = model_infos[teacher.model.leaf].config.get_text_config(), 0
+    if loss.support is not None:
+        tokenizer = model_infos["student.model"].tokenizer
+        forced = 0 if tokenizer is None else len(control_ids(tokenizer))
+        support = loss.support.k * (2 if loss.support.whose == "union" else 1) + forced
+    sizes = RowSizes(
+        vocabulary=text.vocab_size,
+        hidden=text.hidden_size,
+        support=support,
+        value_bytes=_value_bytes(teacher),
+    )
+    return payload_spec(loss.payload).row_bytes(sizes)
+
+
+def logits_bytes(model_infos: ModelInfo, engine: Engine, *, device: str) -> float:
+    """Bytes of a rank for the logits of a microbatch and what is computed of them."""
+    vocabulary = model_infos.config.get_text_config().vocab_size
+    return 3.0 * engine.microbatch_tokens * vocabulary * model_dtype(engine, device).itemsize
+
+
+def comparing_bytes(
+    loss: BoundLoss,
+    teachers: Iterable[ResolvedTeacher],
+    engine: Engine,
+    model_infos: Mapping[str, ModelInfo],
+    *,
+    device: str,
+) -> float:
+    """Bytes of a rank of the student for distributions: those of logits, or of heads and chunks of logits."""
+    student = model_infos["student.model"].config.get_text_config()
+    if loss.payload != "hidden":
+        return logits_bytes(model_infos["student.model"], engine, device=device)
+    heads = {
+        (teacher.settings.model, teacher.dtype): model_infos[teacher.model.leaf].config.get_text_config().hidden_size
+        * _value_bytes(teacher)
+        for teacher in teachers
+    }
+    chunk = 4.0 * min(engine.microbatch_tokens, CHUNKS.tokens) * min(student.vocab_size, CHUNKS.vocabulary)
+    gradient = 4.0 * student.vocab_size * student.hidden_size  # of the student's head, in one piece
+    return sum(heads.values()) * student.vocab_size + WORKING_TENSORS * chunk + gradient
+
+
+def _value_bytes(teacher: ResolvedTeacher) -> int:
+    return getattr(torch, teacher.dtype).itemsize
+
 
 ROW_BYTES = 160
 """A line of evaluations.jsonl, about."""
@@ -45,7 +234,7 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a recipe will take; bytes and FLOPs are estimates."""
+    """What a recipe will take; bytes and FLOPs are estimates. ``warnings`` name leaves that change nothing."""
 
     models: tuple[ModelPlan, ...]
     processes: tuple[ProcessPlan, ...]
@@ -53,6 +242,7 @@ class Plan:
     run_steps: int
     flops: float
     disk_bytes: float
+    warnings: tuple[str, ...] = ()
 
     @property
     def memory_bytes(self) -> float:
@@ -70,9 +260,12 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
         lengths: of every domain's prompts and answers, see :func:`recipes.check.tasks.check_tasks`.
     """
     recipe = resolved.recipe
-    steps = tuple(_steps(resolved, model_infos, lengths))
+    shipped = {name: shipped_bytes(resolved.loss, one, model_infos) for name, one in resolved.teachers.items()}
+    steps = tuple(_steps(recipe.trained_domains, recipe.rollout, lengths, shipped))
+    trained = f", {recipe.run.steps} steps" if resolved.method.trains else ""
+    made = f"{recipe.method}{trained} from {_source(recipe.student.model)}"
     return Plan(
-        models=tuple(_models(resolved, model_infos)),
+        models=tuple(_models(recipe.stages, recipe.teachers, made, model_infos)),
         processes=tuple(processes(resolved, model_infos, lengths)),
         steps=steps,
         run_steps=recipe.run.steps,
@@ -81,34 +274,41 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
     )
 
 
-def _models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> Iterator[ModelPlan]:
-    recipe = resolved.recipe
-    for name, stage in recipe.stages.items():
-        one = model_infos[f"stages.{name}.from"]
-        source = stage.from_ if isinstance(stage.from_, str) else f"{stage.from_.architecture}, from nothing"
-        made = f"{stage.method}, {stage.steps} steps from {source}"
-        yield ModelPlan(f"stage:{name}", made, one.cost.total_parameters, one.cost.active_parameters)
-    for name, teacher in recipe.teachers.items():
-        one = model_infos[f"teachers.{name}.model"]
-        yield ModelPlan(f"teacher {name}", describe(teacher), one.cost.total_parameters, one.cost.active_parameters)
-    student, one = recipe.student.model, model_infos["student.model"]
-    source = student if isinstance(student, str) else f"{student.architecture}, from nothing"
-    trained = f", {recipe.run.steps} steps" if resolved.method.trains else ""
-    made = f"{recipe.method}{trained} from {source}"
-    yield ModelPlan("student", made, one.cost.total_parameters, one.cost.active_parameters)
+def _models(
+    stages: Mapping[str, StageRecipe],
+    teachers: Mapping[str, TeacherRecipe],
+    student_made: str,
+    model_infos: Mapping[str, ModelInfo],
+) -> Iterator[ModelPlan]:
+    for name, stage in stages.items():
+        cost = model_infos[f"stages.{name}.from"].cost
+        made = f"{stage.method}, {stage.steps} steps from {_source(stage.from_)}"
+        yield ModelPlan(f"stage:{name}", made, cost.total_parameters, cost.active_parameters)
+    for name, teacher in teachers.items():
+        cost = model_infos[f"teachers.{name}.model"].cost
+        yield ModelPlan(f"teacher {name}", describe(teacher), cost.total_parameters, cost.active_parameters)
+    cost = model_infos["student.model"].cost
+    yield ModelPlan("student", student_made, cost.total_parameters, cost.active_parameters)
+
+
+def _source(model: Source) -> str:
+    return model if isinstance(model, str) else f"{model.architecture}, from nothing"
 
 
 def _steps(
-    resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]
+    trained: Mapping[str, DomainRecipe],
+    rollout: RolloutRecipe,
+    lengths: Mapping[str, Lengths],
+    shipped: Mapping[str, int],
 ) -> Iterator[StepPlan]:
-    recipe = resolved.recipe
-    for name, domain in recipe.trained_domains.items():
-        rollouts = domain.prompts * recipe.rollout.samples_per_prompt
-        one = lengths[name]
-        tokens = rollouts * (one.mean_prompt + one.mean_answer)
-        most = rollouts * (one.longest_prompt + recipe.rollout.max_new_tokens)
-        shipped = sum(shipped_bytes(resolved, model_infos, teacher) for teacher in domain.teacher_weights)
-        yield StepPlan(name, rollouts, tokens, most, tokens * shipped)
+    """``shipped``: bytes of a token by teacher."""
+    for name, domain in trained.items():
+        rollouts = domain.prompts * rollout.samples_per_prompt
+        length = lengths[name]
+        tokens = rollouts * (length.mean_prompt + length.mean_answer)
+        most = rollouts * (length.longest_prompt + rollout.max_new_tokens)
+        of_token = sum(shipped[teacher] for teacher in domain.teacher_weights)
+        yield StepPlan(name, rollouts, tokens, most, tokens * of_token)
 
 
 def _flops(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mopd.recipes.check.plan import Plan
-from mopd.recipes.check.plan_processes import GIB
+from mopd.recipes.check.plan import GIB, Plan
 from mopd.recipes.resolve.run_folder import existing_parent
 
 
@@ -51,6 +51,13 @@ def print_plan(plan: Plan, console: Console, there: Room) -> None:
             "student.engine.microbatch_tokens or more ranks lower it.",
             style="yellow",
         )
+    print_warnings(plan.warnings, console)
+
+
+def print_warnings(warnings: Iterable[str], console: Console) -> None:
+    """Print what a run will pass over, each once."""
+    for warning in dict.fromkeys(warnings):
+        console.print(Text(f"warning: {warning}"), style="yellow", soft_wrap=True)
 
 
 def _models(plan: Plan) -> Table:

@@ -6,10 +6,17 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from mopd.distill.loss.registry import LOSSES, OWN_PAYLOADS, BoundLoss
-from mopd.distill.recipe import Architecture, DomainRecipe, Optimizer, StageRecipe, TeacherRecipe
+from mopd.distill.recipe import (
+    Architecture,
+    DomainRecipe,
+    Optimizer,
+    RolloutRecipe,
+    StageRecipe,
+    StudentRecipe,
+    TeacherRecipe,
+)
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.plugins import is_plugin
-from mopd.recipes.check.check_idle import check_idle
 from mopd.recipes.check.settings import check_loss
 from mopd.recipes.check.teachers import check_teachers
 from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
@@ -33,9 +40,9 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
         *check_loss(resolved),
         *check_teachers(resolved),
         *_stages(resolved.models, recipe.stages, recipe.domains),
-        *_updates(resolved),
+        *_updates(recipe.student, recipe.run.steps, recipe.trained_domains, recipe.rollout, resolved.method),
         *_stage_updates(recipe.stages),
-        *check_idle(resolved),
+        *_kept(recipe.rollout, recipe.stages, resolved.method),
     ]
 
 
@@ -219,19 +226,23 @@ def _named_domains(name: str, domains: tuple[str, ...] | None, declared: Collect
         yield f"{where} names {domain!r} {domains.count(domain)} times; once is enough"
 
 
-def _updates(resolved: Resolved) -> Iterator[str]:
+def _updates(
+    student: StudentRecipe,
+    steps: int,
+    trained: Mapping[str, DomainRecipe],
+    rollout: RolloutRecipe,
+    method: Method | MadeMethod,
+) -> Iterator[str]:
     """Whether every update gets a rollout of every domain, and the warm-up ends before the training does."""
-    recipe, method = resolved.recipe, resolved.method
-    student = recipe.student
-    samples = recipe.rollout.samples_per_prompt if method.samples or method.teachers == "write" else 1
-    for name, domain in recipe.trained_domains.items():
+    samples = rollout.samples_per_prompt if method.samples or method.teachers == "write" else 1
+    for name, domain in trained.items():
         if not method.selects and domain.prompts * samples < student.updates_per_step:
             yield (
                 f"`student.updates_per_step` is {student.updates_per_step}, and domain {name!r} has "
                 f"{domain.prompts * samples} rollouts a step: every update needs one of every domain; raise "
                 f"`domains.{name}.prompts`, or lower the updates"
             )
-    yield from _warm_up("student", student.optimizer, "run.steps", recipe.run.steps * student.updates_per_step)
+    yield from _warm_up("student", student.optimizer, "run.steps", steps * student.updates_per_step)
 
 
 def _stage_updates(stages: Mapping[str, StageRecipe]) -> Iterator[str]:
@@ -244,6 +255,27 @@ def _stage_updates(stages: Mapping[str, StageRecipe]) -> Iterator[str]:
                 f"update needs one of every domain; raise the prompts, or lower the updates"
             )
         yield from _warm_up(where, stage.optimizer, f"{where}.steps", stage.steps * updates)
+
+
+def _kept(rollout: RolloutRecipe, stages: Mapping[str, StageRecipe], method: Method | MadeMethod) -> Iterator[str]:
+    """Whether groups are large enough for rewards, and no more answers are kept than are written."""
+    if method.selects and rollout.keep_verified > rollout.samples_per_prompt:
+        yield _more_than_written("rollout", rollout.keep_verified, rollout.samples_per_prompt)
+    for name, stage in stages.items():
+        if stage.method == "mix_rl" and stage.samples_per_prompt < 2:
+            yield (
+                f"`stages.{name}.samples_per_prompt` is 1: a reward is compared within the group of a prompt's "
+                f"samples, so it needs at least 2"
+            )
+        if METHODS[stage.method].selects and stage.keep_verified > stage.samples_per_prompt:
+            yield _more_than_written(f"stages.{name}", stage.keep_verified, stage.samples_per_prompt)
+
+
+def _more_than_written(where: str, kept: int, written: int) -> str:
+    return (
+        f"`{where}.keep_verified` is {kept}, and `{where}.samples_per_prompt` is {written}: no more answers "
+        f"to a prompt are kept than were written; raise the samples, or lower what is kept"
+    )
 
 
 def _warm_up(where: str, optimizer: Optimizer, steps: str, total: int) -> Iterator[str]:

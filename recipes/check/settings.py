@@ -1,15 +1,18 @@
-"""Checks of what a recipe says of its loss besides the estimator: extrapolation, the rule of shares."""
+"""Settings of a recipe against each other: extrapolation, the rule of shares, the stop rule; leaves without effect."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.payload_rows import payload_spec
-from mopd.distill.recipe import DomainRecipe, RunRecipe, StopRecipe, TeacherRecipe
+from mopd.distill.recipe import DomainRecipe, RunRecipe, Source, StopRecipe, TeacherRecipe
 from mopd.distill.recipe.messages import guess
+from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import SELF
+from mopd.recipes.resolve.stages import stage_domains
 
 
 def check_loss(resolved: Resolved) -> Iterator[str]:
@@ -98,3 +101,71 @@ def _extrapolation(
             "`loss.extrapolation` goes beyond a teacher, and no domain has one; give a domain a `teacher`, or take "
             "`loss.extrapolation` and `loss.reference` away"
         )
+
+
+# ---- leaves without effect
+
+
+def idle_leaves(resolved: Resolved) -> Iterator[str]:
+    """A warning for every leaf that is set and changes nothing in this recipe, with why."""
+    recipe, method = resolved.recipe, resolved.method
+    if not method.selects:
+        yield from _set(recipe.rollout, "rollout", ("keep_verified",), "only expert_iteration keeps some")
+    for name, stage in recipe.stages.items():
+        if not METHODS[stage.method].samples:
+            yield from _set(stage, f"stages.{name}", ("samples_per_prompt",), "it samples nothing it trains on")
+        if not METHODS[stage.method].selects:
+            yield from _set(stage, f"stages.{name}", ("keep_verified",), "only expert_iteration keeps some")
+    yield from _untrained(resolved)
+    for name, domain in recipe.domains.items():
+        if domain.evaluate_only:
+            yield from _set(domain, f"domains.{name}", ("prompts", "share", "easy_share"), "it is evaluate_only")
+        elif isinstance(domain.task, Source):
+            yield from _set(domain, f"domains.{name}", ("easy_share",), "a dataset has no easy form")
+    for name, stage in recipe.stages.items():
+        trained = stage_domains(stage, recipe.trained_domains)
+        if all(isinstance(recipe.domains[domain].task, Source) for domain in trained if domain in recipe.domains):
+            yield from _set(stage, f"stages.{name}", ("easy_share",), "a dataset has no easy form")
+    if recipe.method == "supervised":
+        leaves = ("samples_per_prompt", "temperature", "workers")
+        yield from _set(recipe.rollout, "rollout", leaves, "a supervised run samples nothing it trains on")
+    if not recipe.teachers:
+        yield from _set(recipe.faults, "faults", tuple(type(recipe.faults).model_fields), "the recipe has no teachers")
+    elif recipe.faults.retries == 0:
+        yield from _set(recipe.faults, "faults", ("backoff_seconds",), "a lost microbatch is never asked again")
+    for name, teacher in recipe.teachers.items():
+        unread = resolved.teachers[name].kind.unread_keys(teacher)
+        if "gpus" not in unread and "cpu" in (teacher.device, recipe.device if teacher.device == "auto" else ""):
+            unread["gpus"] = "it scores on the CPU"
+        for leaf, why in unread.items():
+            yield from _set(teacher, f"teachers.{name}", (leaf,), why)
+        if method.teachers == "write":
+            yield from _set(teacher, f"teachers.{name}", ("replicas",), f"{recipe.method} gives each writer a process")
+    if method.trains and (method.teachers != "grade" or not recipe.teachers):
+        yield from _set(recipe.run, "run", ("resident_teachers",), "no teacher grades")
+    if not recipe.stages:
+        yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
+
+
+def _untrained(resolved: Resolved) -> Iterator[str]:
+    """What only a run that trains its student reads, and what only a merge does."""
+    recipe = resolved.recipe
+    if recipe.method != "merge":
+        yield from _set(recipe.merge, "merge", ("how", "strengths"), "only method merge reads it")
+    elif recipe.merge.how == "average":
+        yield from _set(recipe.merge, "merge", ("strengths",), "the average has one strength")
+    if resolved.method.trains:
+        return
+    why = f"a {recipe.method} trains no student"
+    run = tuple(name for name in type(recipe.run).model_fields if name != "parallel_stages")
+    yield from _set(recipe.run, "run", run, why)
+    yield from _set(recipe.student, "student", ("optimizer", "updates_per_step"), why)
+    yield from _set(recipe.rollout, "rollout", ("samples_per_prompt", "temperature", "workers"), why)
+    yield from _set(recipe, "", ("share_rule", "stop"), why)
+
+
+def _set(section: Any, where: str, names: tuple[str, ...], why: str) -> Iterator[str]:
+    for name in names:
+        default = type(section).model_fields[name].get_default(call_default_factory=True)
+        if getattr(section, name) != default:
+            yield f"`{where}{'.' if where else ''}{name}` is set and changes nothing: {why}"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from mopd.distill.recipe import StageRecipe
 from mopd.distill.tracking.sinks import sink_problems
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import read_model_infos
@@ -13,6 +16,7 @@ from mopd.recipes.check.offline import assumed_lengths, on_hub
 from mopd.recipes.check.plan import Plan, make_plan
 from mopd.recipes.check.plugins import check_engine, check_own_loss
 from mopd.recipes.check.routes import check_routes
+from mopd.recipes.check.settings import idle_leaves
 from mopd.recipes.check.tasks import check_gold_answers, check_tasks, make_tasks
 from mopd.recipes.check.teachers import reach_teachers
 from mopd.recipes.resolve.placement import check_device
@@ -54,7 +58,7 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
         recipe.domains, tasks, tokenizer, seed=recipe.seed, evaluate=recipe.evaluate, max_new_tokens=cap
     )
     lengths = assumed_lengths(recipe.domains, cap, lengths) if offline else lengths
-    trained = _supervised(resolved)
+    trained = _supervised(recipe.method, tuple(recipe.trained_domains), recipe.stages)
     unsound += check_gold_answers(recipe.domains, trained)
     problems += [*unusable, *unreadable, *unsound, *sink_problems(recipe.track.sinks)]
     problems += check_models(resolved, model_infos)
@@ -66,7 +70,7 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
-    plan = make_plan(resolved, model_infos, lengths)
+    plan = replace(make_plan(resolved, model_infos, lengths), warnings=tuple(idle_leaves(resolved)))
     if offline:
         return plan
     there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if os.path.isdir(out) else 0
@@ -75,9 +79,7 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
     return plan
 
 
-def _supervised(resolved: Resolved) -> dict[str, tuple[str, ...]]:
+def _supervised(method: str, trained: tuple[str, ...], stages: Mapping[str, StageRecipe]) -> dict[str, tuple[str, ...]]:
     """The domains of every training on gold answers, by the leaf that says so: the run's method, and its stages."""
-    recipe = resolved.recipe
-    trained = tuple(recipe.trained_domains)
-    runs = {"method": trained} if recipe.method == "supervised" else {}
-    return runs | {f"stages.{name}": stage_domains(stage, trained) for name, stage in recipe.stages.items()}
+    runs = {"method": trained} if method == "supervised" else {}
+    return runs | {f"stages.{name}": stage_domains(stage, trained) for name, stage in stages.items()}

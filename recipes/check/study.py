@@ -13,7 +13,7 @@ from rich.text import Text
 from mopd.distill.recipe.study import Study
 from mopd.distill.types import UserError
 from mopd.recipes.check.plan import Plan
-from mopd.recipes.check.plan_view import Room, out_of, size
+from mopd.recipes.check.plan_view import Room, out_of, print_warnings, size
 from mopd.recipes.check.static import check
 from mopd.recipes.resolve.run_folder import check_folder, refuse_changed_recipe
 from mopd.recipes.resolve.study import StudyRun
@@ -137,3 +137,4 @@ def print_study_plan(plan: StudyPlan, console: Console, there: Room) -> None:
     )
     if there.memory_bytes is not None and plan.memory_bytes > there.memory_bytes:
         console.print("That is more memory than this machine has: a lower `parallel` takes less.", style="yellow")
+    print_warnings((warning for of_run in plan.of_method.values() for warning in of_run.warnings), console)

@@ -37,6 +37,7 @@ from mopd.recipes.resolve.stages import (
     stage_folder,
     stage_recipe,
 )
+from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.recipes.run.baselines import measure_frozen
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.job import Training
@@ -61,12 +62,14 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     """
     out = out.resolve()  # it goes to actors, whose working folder may be another
     resolved = resolve(recipe)
-    check(resolved, out)
+    warnings = check(resolved, out).warnings
     quieten_libraries(resolved.device)
     if restart:
         move_aside(out)
     refuse_changed_recipe(recipe, out)
     with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
+        for warning in warnings:
+            progress.print(f"warning: {warning}")
         if not is_finished(out):
             with ray_cluster(out):
                 carry_out(resolved, RunContext(out, recipe.name, resolved.device, progress, stop), attempt)
@@ -124,7 +127,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
     recipe, out = resolved.recipe, context.out
     with Tracker(out, sinks=start_sinks(recipe, out, say=context.progress.print)) as tracker:
         model = starting_model(recipe.student.model, recipe.domains, recipe.seed, out=out, folder=out, attempt=attempt)
-        teachers = teacher_folders(resolved, out)
+        teachers = teacher_folders(resolved.routes, resolved.teachers, out)
         job = training(resolved, out, attempt, model=model, teachers=teachers, tracker=tracker)
         source = prompt_source(recipe.domains, job.tasks, job.tokenizer, seed=recipe.seed)
         rollout = recipe.rollout
@@ -193,10 +196,12 @@ def starting_model(
     return on_disk(path)
 
 
-def teacher_folders(resolved: Resolved, out: Path) -> dict[str, str]:
+def teacher_folders(
+    routes: Mapping[str, Mapping[str, float]], teachers: Mapping[str, ResolvedTeacher], out: Path
+) -> dict[str, str]:
     """The checkpoint of every teacher that is asked, by name."""
-    used = {teacher for weights in resolved.routes.values() for teacher in weights}
-    models = {name: teacher.model for name, teacher in resolved.teachers.items() if name in used}
+    used = {teacher for weights in routes.values() for teacher in weights}
+    models = {name: teacher.model for name, teacher in teachers.items() if name in used}
     return {
         name: on_disk(model_path(model.source, out=out, folder=out), weights=model.has_weights)
         for name, model in models.items()

@@ -6,6 +6,7 @@ import json
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from mopd.distill.errors import Interrupted
@@ -107,27 +108,22 @@ def unfinished_jobs(runs: Sequence[StudyRun], out: Path) -> dict[str, Job]:
         for name, fingerprint in run.fingerprints.items():
             if not finished(folder, name, fingerprint):
                 before = run.needs[name]
-                jobs.setdefault(paths[name], Job(name, () if before is None else (paths[before],), _stage(run, name)))
-        jobs[run.name] = Job(run.method, tuple(paths.values()), _run(run))
+                make = partial(_make_stage, run, name)
+                jobs.setdefault(paths[name], Job(name, () if before is None else (paths[before],), make))
+        jobs[run.name] = Job(run.method, tuple(paths.values()), partial(_carry_out, run))
     return jobs
 
 
-def _stage(run: StudyRun, name: str) -> Callable[[RunContext], None]:
-    def make(context: RunContext) -> None:
-        own = replace(context, out=context.out / run.name)
-        make_stage(run.resolved, name, own, title=f"{name}-{run.seed}")
-
-    return make
+def _make_stage(run: StudyRun, name: str, context: RunContext) -> None:
+    own = replace(context, out=context.out / run.name)
+    make_stage(run.resolved, name, own, title=f"{name}-{run.seed}")
 
 
-def _run(run: StudyRun) -> Callable[[RunContext], None]:
-    def bring_to_its_end(context: RunContext) -> None:
-        folder = context.out / run.name
-        with claim(folder) as attempt:
-            carry_out(run.resolved, replace(context, out=folder, title=run.name), attempt)
-            write_report(folder)
-
-    return bring_to_its_end
+def _carry_out(run: StudyRun, context: RunContext) -> None:
+    folder = context.out / run.name
+    with claim(folder) as attempt:
+        carry_out(run.resolved, replace(context, out=folder, title=run.name), attempt)
+        write_report(folder)
 
 
 def run_all(study: Study, jobs: Mapping[str, Job], context: RunContext) -> dict[str, BaseException]:

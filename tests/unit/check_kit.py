@@ -14,6 +14,7 @@ from mopd.distill.types import UserError
 from mopd.recipes.check import static
 from mopd.recipes.check.plan import Plan
 from mopd.recipes.check.routes import check_routes
+from mopd.recipes.check.settings import idle_leaves
 from mopd.recipes.resolve.initial import training_texts
 from mopd.recipes.resolve.resolved import resolve
 from mopd.rollouts.tasks import TASKS
@@ -70,6 +71,11 @@ def check(recipe: Recipe, out: Path, *, offline: bool = False) -> Plan:
 def routes_problems(recipe: Recipe) -> list[str]:
     """What is wrong with a recipe by itself, before anything is loaded."""
     return check_routes(resolve(recipe), tasks=TASKS)
+
+
+def warnings(recipe: Recipe) -> list[str]:
+    """The leaves of a recipe that are set and change nothing, each a sentence."""
+    return list(idle_leaves(resolve(recipe)))
 
 
 def problems(out: Path, **changes: Any) -> list[str]:

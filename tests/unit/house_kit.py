@@ -77,11 +77,11 @@ def _names_type(annotation: ast.expr | None, type_name: str) -> bool:
     return False
 
 
-def askers(source: Source) -> list[str]:
-    """Functions that read a recipe which is no parameter of theirs: ``self._recipe``, ``job.recipe``.
+def askers(source: Source, carried: str) -> list[str]:
+    """Functions that read a recipe, or what it means here, which is no parameter of theirs: ``self._recipe``.
 
     Example:
-        askers(read("a.py", "def f(job: Job) -> None:\n    job.recipe.seed"))  # ["a.py:1 f: job.recipe"]
+        askers(read("a.py", "def f(job: Job) -> None:\n    job.recipe.seed"), "recipe")  # ["a.py:1 f: job.recipe"]
     """
     by_function = []
     for function in source.functions():
@@ -90,7 +90,9 @@ def askers(source: Source) -> list[str]:
         reads = {
             ast.unparse(node)
             for node in ast.walk(function)
-            if isinstance(node, ast.Attribute) and node.attr in ("recipe", "_recipe") and isinstance(node.ctx, ast.Load)
+            if isinstance(node, ast.Attribute)
+            and node.attr in (carried, f"_{carried}")
+            and isinstance(node.ctx, ast.Load)
         }
         by_function += [source.at(function, f"{function.name}: {', '.join(sorted(reads))}")] if reads else []
     return by_function

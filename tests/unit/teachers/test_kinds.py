@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from check_kit import check, problems, recipe, save_model, tokenizer_of
+from check_kit import check, problems, recipe, save_model, tokenizer_of, warnings
 from student_kit import make_rollout
 
 from mopd.distill.recipe import FaultRecipe, TeacherRecipe
@@ -112,7 +112,6 @@ def test_it_is_checked_and_placed_and_its_weights_are_not_needed(folder: Path, t
         ({"settings": {"logprob": 0.5}}, "`teachers.two.settings.logprob` is no log-probability"),
         ({"loss": "full_reverse_kl"}, "`teachers.two`: a constant teacher gives sampled, and `loss.estimator` full_"),
         ({"loss": "full_reverse_kl"}, "needs full"),
-        ({"dtype": "bfloat16"}, "`teachers.two.dtype` is set and would change nothing (a constant teacher reads no"),
         ({"kind": "NO_KIND"}, "`teachers.two.kind` is"),
         ({"kind": "NOTHING"}, "has no 'NOTHING'"),
     ],
@@ -121,6 +120,11 @@ def test_what_it_lacks_is_told_by_its_leaf(changes: dict[str, Any], message: str
     if "kind" in changes:
         changes = {"kind": f"{folder}/constant.py:{changes['kind']}"}
     assert message in " ".join(problems(tmp_path, **tree(folder, **changes)))
+
+
+def test_what_it_does_not_read_is_a_warning(folder: Path) -> None:
+    (warning,) = warnings(recipe(**tree(folder, dtype="bfloat16")))
+    assert warning.startswith("`teachers.two.dtype` is set and changes nothing: a constant teacher reads no")
 
 
 def test_a_shipped_kind_is_told_from_the_keys_of_its_stanza_or_named() -> None:

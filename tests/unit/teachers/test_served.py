@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from check_kit import check, recipe, save_model, tokenizer_of
+from check_kit import check, recipe, save_model, tokenizer_of, warnings
 from pydantic import SecretStr
 from served_kit import KEY, Server, serving
 from student_kit import make_rollout
@@ -269,8 +269,6 @@ def served(folder: str, server: Server | None, **changes: Any) -> Recipe:
         ({"teacher": {"adapter": "./a"}}, "a server is not given any"),
         ({"teacher": {"endpoint": "localhost:8000"}}, "a URL is needed, such as http://host:8000/v1"),
         ({"teacher": {"endpoint": "http://host:port/v1"}}, "a URL is needed, such as http://host:8000/v1"),
-        ({"teacher": {"dtype": "float32"}}, "`teachers.math.dtype` is set and would change nothing (the server at"),
-        ({"teacher": {"endpoint": None}}, "`teachers.math.served_model` is set and would change nothing"),
         ({"method": "off_policy", "loss": {"estimator": "nll"}}, "needs its teachers' weights, which are not here"),
         ({"teacher": {"api_key_env": "MOPD_NO_KEY"}}, "MOPD_NO_KEY, and no environment variable of that name is set"),
         ({"teacher": {"served_model": "small"}}, "serves big, and not 'small'"),
@@ -287,6 +285,19 @@ def test_what_it_cannot_give_is_refused_before_the_run(
         check(served(folder, server, **changes), tmp_path)
     assert message in str(refused.value)
     assert KEY not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": {"dtype": "float32"}}, "`teachers.math.dtype` is set and changes nothing: the server at"),
+        ({"teacher": {"endpoint": None}}, "`teachers.math.served_model` is set and changes nothing"),
+    ],
+)
+def test_what_its_kind_does_not_read_is_a_warning(
+    changes: dict[str, Any], message: str, server: Server, folder: str
+) -> None:
+    assert any(warning.startswith(message) for warning in warnings(served(folder, server, **changes)))
 
 
 def test_a_sound_one_passes_and_its_plan_says_where_it_is(

@@ -21,7 +21,7 @@ from mopd.distill.payloads import Support, likeliest, payload_bytes
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Payload, PayloadName, Rollout, ScoredRollout, TeacherScore
 from mopd.recipes.check.model_info import read_model_infos
-from mopd.recipes.check.plan_payload import shipped_bytes
+from mopd.recipes.check.plan import shipped_bytes
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import resolve
@@ -138,7 +138,7 @@ def test_plan_and_ledger_say_what_is_shipped(wide: str, loss: dict[str, Any], dt
     held = TeacherModel(wide, **settings, support=support)
     said = held.score([rollout.token_ids for rollout in batch], asked, None, given)
     assert problems == []
-    assert shipped_bytes(resolve(made), model_infos, "math") == per_token
+    assert shipped_bytes(resolve(made).loss, resolve(made).teachers["math"], model_infos) == per_token
     for rollout, payload in zip(batch, said, strict=True):
         assert payload_bytes(payload) == per_token * len(rollout.token_ids)
     scored = [ScoredRollout(r, ((1.0, TeacherScore("math", p)),)) for r, p in zip(batch, said, strict=True)]

@@ -86,7 +86,10 @@ def test_an_anchor_is_the_model_that_the_student_starts_from(tmp_path: Path) -> 
         "teacher math": 1,
         "teacher anchor": 3,
     }
-    assert teacher_folders(resolve(anchored), tmp_path / "run") == {"math": expert, "anchor": start}
+    assert teacher_folders(resolve(anchored).routes, resolve(anchored).teachers, tmp_path / "run") == {
+        "math": expert,
+        "anchor": start,
+    }
 
 
 def test_the_plan_counts_the_largest_of_teachers_that_take_turns(tmp_path: Path) -> None:

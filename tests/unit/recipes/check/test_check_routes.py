@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from check_kit import recipe, routes_problems, tree
+from check_kit import recipe, routes_problems, tree, warnings
 
 from mopd.distill.recipe import Recipe
 from mopd.recipes.resolve.resolved import resolve
@@ -170,9 +170,6 @@ def test_off_policy_asks_teachers_to_write_and_nobody_for_rewards() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"rollout": {"keep_verified": 2}}, "`rollout.keep_verified` is set and would change nothing"),
-        ({"stages": {"samples_per_prompt": 4}}, "`stages.base.samples_per_prompt` is set and would change nothing"),
-        ({"stages": {"method": "mix_rl", "samples_per_prompt": 4, "keep_verified": 2}}, "`stages.base.keep_verified`"),
         ({"stages": {"method": "mix_rl"}}, "`stages.base.samples_per_prompt` is 1: a reward is compared within"),
         (
             {"stages": {"method": "expert_iteration", "samples_per_prompt": 2, "keep_verified": 3}},
@@ -183,6 +180,12 @@ def test_off_policy_asks_teachers_to_write_and_nobody_for_rewards() -> None:
 def test_samples_that_say_nothing_are_refused(changes: dict[str, Any], told: str) -> None:
     stages = {**tree()["stages"], "base": {**tree()["stages"]["base"], **changes.get("stages", {})}}
     assert any(told in problem for problem in problems(**{**changes, "stages": stages}))
+
+
+def samples(**base: Any) -> dict[str, Any]:
+    """The stages of the recipe, of which the base has other settings."""
+    stages = tree()["stages"]
+    return {**stages, "base": {**stages["base"], **base}}
 
 
 @pytest.mark.parametrize(
@@ -215,10 +218,14 @@ def test_samples_that_say_nothing_are_refused(changes: dict[str, Any], told: str
         ),
         ({"method": "supervised", "run": {"resident_teachers": 1}}, "run.resident_teachers"),
         ({"method": "off_policy", "run": {"resident_teachers": 1}}, "run.resident_teachers"),
+        ({"rollout": {"keep_verified": 2}}, "rollout.keep_verified"),
+        ({"stages": samples(samples_per_prompt=4)}, "stages.base.samples_per_prompt"),
+        ({"stages": samples(method="mix_rl", samples_per_prompt=4, keep_verified=2)}, "stages.base.keep_verified"),
     ],
 )
-def test_a_leaf_that_would_do_nothing_is_refused(changes: dict[str, Any], leaf: str) -> None:
-    assert any(leaf in problem and "would change nothing" in problem for problem in problems(**changes))
+def test_a_leaf_that_changes_nothing_is_a_warning_and_no_problem(changes: dict[str, Any], leaf: str) -> None:
+    assert any(f"`{leaf}` is set and changes nothing" in warning for warning in warnings(recipe(**changes)))
+    assert not any("changes nothing" in problem for problem in problems(**changes))
 
 
 def taking_turns(resident: int, **second: Any) -> dict[str, Any]:
@@ -285,13 +292,15 @@ def test_a_cascade_is_a_chain_of_stages_and_asks_nobody() -> None:
     assert problems(**sound) == []
     unlinked = problems(**{**sound, "student": {"model": "stage:base"}, "stages": {"base": base}})
     assert any("`student.model` names no chain of stages" in problem for problem in unlinked)
-    assert any("`run.steps` is set and would change nothing" in p for p in problems(**sound, run={"steps": 7}))
+    (warning,) = warnings(recipe(**sound, run={"steps": 7}))
+    assert warning.startswith("`run.steps` is set and changes nothing")
 
 
 def test_a_merge_is_of_teachers_and_only_task_arithmetic_has_strengths() -> None:
     merge = {"method": "merge"}
     assert problems(**merge) == []
     assert problems(**merge, merge={"how": "task_arithmetic", "strengths": [0.5]}) == []
-    assert any("`merge.strengths` is set and" in p for p in problems(**merge, merge={"strengths": [0.5]}))
+    (warning,) = warnings(recipe(**merge, merge={"strengths": [0.5]}))
+    assert warning.startswith("`merge.strengths` is set and changes nothing")
     assert any("`merge.how` is set and" in p for p in problems(merge={"how": "task_arithmetic"}))
     assert any("has no teacher, so" in p for p in problems(**merge, domains={"math": {"task": "arithmetic"}}))

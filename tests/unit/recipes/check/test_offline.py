@@ -15,7 +15,7 @@ from mopd.distill.student.engine import model_dtype
 from mopd.distill.types import UserError
 from mopd.recipes import SHIPPED
 from mopd.recipes.check.offline import PROMPT_TOKENS, shipped_config, unchecked
-from mopd.recipes.check.plan_processes import GIB
+from mopd.recipes.check.plan import GIB
 from mopd.recipes.cli import app
 from mopd.recipes.resolve.checkpoints import empty_model
 from mopd.recipes.resolve.placement import resource_requests
