@@ -79,13 +79,14 @@ def _inside(
 
 
 def whole_run(
-    folder: Path, *, mode: str, steps: int, after: int = 0, tables: bool = True, init_seconds: float = 30.0
+    folder: Path, *, mode: str, steps: int, after: int = 0, tables: bool = True, init_seconds: float | None = None
 ) -> None:
     """From a checkpoint to the end. Prints the times at which everything was logged, and at which it was closed."""
-    from mopd.distill.tracking.wandb_sink import WandbSink
+    if init_seconds is not None:  # else W&B is imported by the run itself, which must bear it where that fails
+        from mopd.distill.tracking.wandb_sink import WandbSink
 
-    assert WandbSink.__init__.__kwdefaults__ is not None
-    WandbSink.__init__.__kwdefaults__["init_seconds"] = init_seconds
+        assert WandbSink.__init__.__kwdefaults__ is not None
+        WandbSink.__init__.__kwdefaults__["init_seconds"] = init_seconds
     with open_tracker(folder, mode) as tracker:
         tracker.resume(after)
         write_run(tracker, after=after, steps=steps)

@@ -30,7 +30,7 @@ from mopd.distill.types import UserError
         ("student.optimizer={name: sgd, betas: [0.9, 0.9]}", "`student.optimizer` has `betas`, which AdamW reads"),
         (
             "student.optimizer={name: sgd, momentum: 0.9}",
-            "unknown key `student.optimizer.momentum`; known here: name",
+            "unknown key `student.optimizer.momentum`; known here: lr",
         ),
         ("student.optimizer={schedule: constant, final_lr_fraction: 0.5}", "a constant schedule has no end"),
         ("student.engine=[]", "`student.engine` must be a mapping of keys"),
