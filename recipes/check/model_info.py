@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,11 @@ class ModelInfo:
 
 
 def read_model_infos(
-    resolved: Resolved, tasks: Mapping[str, Task], *, offline: bool = False
+    resolved: Resolved,
+    tasks: Mapping[str, Task],
+    *,
+    offline: bool = False,
+    shared: MutableMapping[Hashable, ModelInfo] | None = None,
 ) -> tuple[dict[str, ModelInfo], list[str]]:
     """What is known of every model by its leaf, such as ``student.model``, and the problems found on the way.
 
@@ -100,7 +104,10 @@ def read_model_infos(
         tasks: by domain; a stage's tokenizer is trained on all of them. Where one is missing (it could not be made),
             models made from nothing are left out.
         offline: of a model on the Hub nothing is asked but its shipped configuration.
+        shared: what is known of models already, from recipes that name the same ones; it grows.
     """
+    shared = {} if shared is None else shared
+    drawn_from = repr([domain.task for domain in resolved.recipe.domains.values()])
     model_infos: dict[str, ModelInfo] = {}
     problems: list[str] = []
     whole = tasks if set(tasks) == set(resolved.recipe.domains) else None
@@ -112,8 +119,15 @@ def read_model_infos(
         named = model.origin.source if isinstance(model.origin.source, str) else first.leaf
         key = named, first.trusted, first.has_weights
         if key not in looked_at:
+            # All that it depends on: an architecture's tokenizer is trained on every task, in its stage's own order.
+            depends_on = (repr(model.origin), drawn_from, whole is None, resolved.recipe.seed, offline, *key)
             try:
-                looked_at[key] = _look(model.origin, first, whole, resolved.recipe.seed, offline)
+                if depends_on in shared:
+                    looked_at[key] = shared[depends_on]
+                elif (info := _look(model.origin, first, whole, resolved.recipe.seed, offline)) is not None:
+                    looked_at[key] = shared[depends_on] = info
+                else:
+                    looked_at[key] = None
             except UserError as error:
                 looked_at[key] = None
                 problems += [f"`{first.leaf}`: {problem}" for problem in error.problems]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mopd.distill.recipe import StageRecipe
 from mopd.distill.tracking.sinks import sink_problems
 from mopd.distill.types import UserError
-from mopd.recipes.check.model_info import read_model_infos
+from mopd.recipes.check.model_info import ModelInfo, read_model_infos
 from mopd.recipes.check.models import check_lengths, check_models
 from mopd.recipes.check.offline import assumed_lengths, on_hub
 from mopd.recipes.check.plan import Plan, make_plan
 from mopd.recipes.check.plugins import check_engine, check_own_loss
 from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.settings import idle_leaves
-from mopd.recipes.check.tasks import check_gold_answers, check_tasks, make_tasks
+from mopd.recipes.check.tasks import Lengths, check_gold_answers, check_tasks, make_tasks
 from mopd.recipes.check.teachers import reach_teachers
 from mopd.recipes.resolve.placement import check_device
 from mopd.recipes.resolve.resolved import Resolved
@@ -26,12 +26,22 @@ from mopd.recipes.resolve.stages import stage_domains
 from mopd.rollouts.tasks import TASKS
 
 
-def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
+@dataclass(frozen=True, slots=True)
+class SharedChecks:
+    """What the checks of several recipes have found so far, by all that it depends on: the runs of a study look at a
+    model or a task that they share once."""
+
+    models: dict[Hashable, ModelInfo] = field(default_factory=dict)
+    tasks: dict[Hashable, tuple[Lengths | None, list[str]]] = field(default_factory=dict)
+
+
+def check(resolved: Resolved, out: Path, *, offline: bool = False, shared: SharedChecks | None = None) -> Plan:
     """Check a recipe statically: routes, stages, models, tokenizers, verifiers, lengths, the run's folder.
 
     No weight is loaded and no process is started, but for the sandbox's, in which gold answers are executed.
 
     Args:
+        shared: of recipes that were checked before this one.
         offline: ask nothing of the Hub; see :func:`recipes.check.offline.unchecked` for what that leaves open.
 
     Returns:
@@ -41,13 +51,14 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
         UserError: with every problem that was found.
     """
     recipe = resolved.recipe
+    shared = SharedChecks() if shared is None else shared
     if broken := list(check_own_loss(recipe.loss)):
         raise UserError(*broken)  # all else asks the loss what it needs
     problems = check_routes(resolved, tasks=TASKS)
     problems += check_engine(recipe.rollout, resolved.loss)
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
     tasks, unusable = make_tasks(recipe.domains, None, seed=recipe.seed, without=far)
-    model_infos, unreadable = read_model_infos(resolved, tasks, offline=offline)
+    model_infos, unreadable = read_model_infos(resolved, tasks, offline=offline, shared=shared.models)
     student = model_infos.get("student.model")
     tokenizer = student.tokenizer if student is not None else None
     if tokenizer is not None:
@@ -55,7 +66,13 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False) -> Plan:
         tasks, unusable = make_tasks(recipe.domains, tokenizer, seed=recipe.seed, without=far)
     cap = recipe.rollout.max_new_tokens
     lengths, unsound = check_tasks(
-        recipe.domains, tasks, tokenizer, seed=recipe.seed, evaluate=recipe.evaluate, max_new_tokens=cap
+        recipe.domains,
+        tasks,
+        tokenizer,
+        seed=recipe.seed,
+        evaluate=recipe.evaluate,
+        max_new_tokens=cap,
+        shared=shared.tasks,
     )
     lengths = assumed_lengths(recipe.domains, cap, lengths) if offline else lengths
     trained = _supervised(recipe.method, tuple(recipe.trained_domains), recipe.stages)

@@ -14,7 +14,7 @@ from mopd.distill.recipe.study import Study
 from mopd.distill.types import UserError
 from mopd.recipes.check.plan import Plan
 from mopd.recipes.check.plan_view import Room, out_of, print_warnings, size
-from mopd.recipes.check.static import check
+from mopd.recipes.check.static import SharedChecks, check
 from mopd.recipes.resolve.run_folder import check_folder, refuse_changed_recipe
 from mopd.recipes.resolve.study import StudyRun
 
@@ -58,11 +58,12 @@ def check_study(study: Study, runs: Sequence[StudyRun], out: Path, *, offline: b
     first: dict[str, StudyRun] = {}
     for run in runs:
         first.setdefault(run.method, run)
+    shared = SharedChecks()
     plans: dict[str, Plan] = {}
     problems: dict[str, list[str]] = {}
     for method, run in first.items():
         try:
-            plans[method] = check(run.resolved, out / run.name, offline=offline)
+            plans[method] = check(run.resolved, out / run.name, offline=offline, shared=shared)
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(method)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import cast
@@ -80,27 +80,52 @@ def check_tasks(
     seed: int,
     evaluate: EvaluateRecipe,
     max_new_tokens: int,
+    shared: MutableMapping[Hashable, tuple[Lengths | None, list[str]]] | None = None,
 ) -> tuple[dict[str, Lengths], list[str]]:
     """Draw prompts of every domain and ask its verifier; returns their lengths and the problems, each a sentence.
 
     Args:
         tokenizer: the student's; without one, nothing is known of lengths.
+        shared: what was found of tasks already, for recipes that ask the same of them; it grows.
     """
+    shared = {} if shared is None else shared
     lengths: dict[str, Lengths] = {}
     problems: list[str] = []
     for name, task in tasks.items():
-        try:
-            examples = [task.example(seed=seed, split="train", index=i) for i in range(SAMPLED_PROMPTS)]
-            problems += [f"`domains.{name}`: {problem}" for problem in _held_out(evaluate, task)]
-            gold = has_gold_answers(domains[name].task)
-            problems += [f"`domains.{name}`: {problem}" for problem in _verifier(name, task, examples, gold=gold)]
-            if tokenizer is not None:
-                lengths[name] = _lengths(tokenizer, task, examples)
-                problems += _cap(max_new_tokens, domains[name].task, name, lengths[name])
-        except UserError as error:
-            problems += [f"`domains.{name}`: {problem}" for problem in error.problems]
+        source = domains[name].task
+        depends_on = (name, repr(source), id(tokenizer), seed, repr(evaluate), max_new_tokens)
+        if depends_on not in shared:
+            shared[depends_on] = _check_task(name, task, source, tokenizer, seed, evaluate, max_new_tokens)
+        length, own_problems = shared[depends_on]
+        problems += own_problems
+        if length is not None:
+            lengths[name] = length
     # Tasks share the sandbox: what it lacks is told once.
     return lengths, list(dict.fromkeys(problems))
+
+
+def _check_task(
+    name: str,
+    task: Task,
+    source: str | Source,
+    tokenizer: PreTrainedTokenizerBase | None,
+    seed: int,
+    evaluate: EvaluateRecipe,
+    max_new_tokens: int,
+) -> tuple[Lengths | None, list[str]]:
+    lengths: Lengths | None = None
+    problems: list[str] = []
+    try:
+        examples = [task.example(seed=seed, split="train", index=i) for i in range(SAMPLED_PROMPTS)]
+        problems += [f"`domains.{name}`: {problem}" for problem in _held_out(evaluate, task)]
+        gold = has_gold_answers(source)
+        problems += [f"`domains.{name}`: {problem}" for problem in _verifier(name, task, examples, gold=gold)]
+        if tokenizer is not None:
+            lengths = _lengths(tokenizer, task, examples)
+            problems += _cap(max_new_tokens, source, name, lengths)
+    except UserError as error:
+        problems += [f"`domains.{name}`: {problem}" for problem in error.problems]
+    return lengths, problems
 
 
 def _held_out(evaluate: EvaluateRecipe, task: Task) -> Iterator[str]:

@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import datasets
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mopd.distill.recipe import Source
 from mopd.distill.types import UserError
 from mopd.rollouts.tasks.base import split_of
 from mopd.rollouts.verifiers import gold_problem
+
+if TYPE_CHECKING:
+    import datasets
 
 Message: TypeAlias = dict[str, str]
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -89,6 +90,8 @@ def load(source: Source, split: str) -> datasets.Dataset:
     Raises:
         UserError: it can't be read, or lacks a column.
     """
+    import datasets  # a second that recipes without a dataset do not spend
+
     datasets.disable_progress_bars()  # they would run through the run's own
     path = Path(source.path)
     local = source.path.startswith(("./", "../", "/"))
