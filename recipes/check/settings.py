@@ -9,6 +9,7 @@ from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.payload_rows import payload_spec
 from mopd.distill.recipe import DomainRecipe, RunRecipe, Source, StopRecipe, TeacherRecipe
 from mopd.distill.recipe.messages import guess
+from mopd.recipes.check.teachers import WHAT_SCORES
 from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import SELF
@@ -138,6 +139,8 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         if "gpus" not in unread and "cpu" in (teacher.device, recipe.device if teacher.device == "auto" else ""):
             unread["gpus"] = "it scores on the CPU"
         for leaf, why in unread.items():
+            if leaf in WHAT_SCORES:
+                continue  # refused
             yield from _set(teacher, f"teachers.{name}", (leaf,), why)
         if method.teachers == "write":
             yield from _set(teacher, f"teachers.{name}", ("replicas",), f"{recipe.method} gives each writer a process")

@@ -15,6 +15,9 @@ from mopd.recipes.resolve.sources import SELF, stage_name
 from mopd.rollouts.tasks import Task
 from mopd.teachers.kinds import TeacherKind, TeacherReach, TeacherUse
 
+WHAT_SCORES = ("adapter", "scorer", "endpoint", "served_model")
+"""Keys of a stanza that say what scores. A kind that does not read one would have something else score, so it is
+refused; other keys that a kind does not read are warnings."""
 PROBES = 8
 """Prompts of each domain that a server's tokenizer is tried on."""
 
@@ -34,6 +37,13 @@ def check_teachers(resolved: Resolved) -> Iterator[str]:
             support=None if loss.support is None else loss.support.whose,
             temperature=recipe.rollout.temperature,
         )
+        unread = kind.unread_keys(stanza)
+        for key in WHAT_SCORES:
+            if key in unread and getattr(stanza, key) is not None:
+                yield (
+                    f"`teachers.{name}.{key}` is set, and a {kind.name} teacher does not score with it "
+                    f"({unread[key]}); remove it"
+                )
         if role in ("write", "merge") and not (kind.has_weights and kind.can_write):
             why = "and it only scores" if kind.has_weights else "which are not here"
             yield (

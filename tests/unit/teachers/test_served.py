@@ -267,6 +267,10 @@ def served(folder: str, server: Server | None, **changes: Any) -> Recipe:
         ({"rollout": {"max_new_tokens": 40, "temperature": 0.7}}, "`rollout.temperature` is 0.7; set it to 1"),
         ({"teacher": {"model": "self"}}, "a run makes, so no server has it yet"),
         ({"teacher": {"adapter": "./a"}}, "a server is not given any"),
+        (
+            {"teacher": {"endpoint": None}},
+            "`teachers.math.served_model` is set, and a checkpoint",
+        ),
         ({"teacher": {"endpoint": "localhost:8000"}}, "a URL is needed, such as http://host:8000/v1"),
         ({"teacher": {"endpoint": "http://host:port/v1"}}, "a URL is needed, such as http://host:8000/v1"),
         ({"method": "off_policy", "loss": {"estimator": "nll"}}, "needs its teachers' weights, which are not here"),
@@ -291,7 +295,6 @@ def test_what_it_cannot_give_is_refused_before_the_run(
     ("changes", "message"),
     [
         ({"teacher": {"dtype": "float32"}}, "`teachers.math.dtype` is set and changes nothing: the server at"),
-        ({"teacher": {"endpoint": None}}, "`teachers.math.served_model` is set and changes nothing"),
     ],
 )
 def test_what_its_kind_does_not_read_is_a_warning(
