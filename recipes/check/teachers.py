@@ -87,7 +87,7 @@ def reach_teachers(
                     teacher.settings,
                     texts=[example.text for example in tried],
                     tokenizer=tokenizer,
-                    support=None if tokenizer is None else support_of(recipe, tokenizer),
+                    support=None if tokenizer is None else support_of(resolved.loss, tokenizer),
                     longest_prompt=max((length.longest_prompt for length in lengths.values()), default=0),
                     max_new_tokens=recipe.rollout.max_new_tokens,
                 )

@@ -11,9 +11,8 @@ from typing import ClassVar, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.loss.registry import LOSSES, bind
+from mopd.distill.loss.registry import LOSSES, BoundLoss
 from mopd.distill.payloads import Support
-from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.plugins import is_plugin, load_plugin
 from mopd.distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout, UserError
 from mopd.recipes.resolve.merge_and_cascade import MadeStudent, MakingJob, cascade, merge
@@ -90,9 +89,8 @@ class MadeMethod:
     trains: ClassVar[bool] = False
 
 
-def support_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Support | None:
-    """Which tokens the recipe's loss compares student and teachers on; None where it is not a top-k loss."""
-    loss = bind(recipe.loss)
+def support_of(loss: BoundLoss, tokenizer: PreTrainedTokenizerBase) -> Support | None:
+    """Which tokens a loss compares student and teachers on; None where it is not a top-k loss."""
     return None if loss.support is None else loss.support_with(control_ids(tokenizer))
 
 

@@ -118,11 +118,6 @@ def turn_takers(groups: Sequence[list[str]], teachers: Mapping[str, ResolvedTeac
     return [names for names in groups if teachers[names[0]].model.has_weights]
 
 
-def adapter_folders(teachers: Mapping[str, ResolvedTeacher]) -> dict[str, str]:
-    """The adapter of every teacher that has one."""
-    return {name: teacher.adapter for name, teacher in teachers.items() if teacher.adapter is not None}
-
-
 def head_sources(teachers: Mapping[str, ResolvedTeacher], folders: Mapping[str, str]) -> tuple[HeadSource, ...]:
     """Where the student reads its teachers' output heads; ``folders`` of their checkpoints by name."""
     return tuple(HeadSource(folder, teachers[n].dtype, teachers[n].model.trusted) for n, folder in folders.items())

@@ -81,7 +81,7 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     source = prompt_source(recipe.trained_domains, tasks, tokenizer, seed=recipe.seed)
     n, seed = recipe.evaluate.validation_prompts, recipe.evaluate.seed
     validation = _Validation(source.held_out("validation", n, seed=seed), tasks, tokenizer)
-    support = support_of(recipe, tokenizer)
+    support = support_of(resolved.loss, tokenizer)
     settings = sampler_settings(recipe.rollout, tokenizer, seed=recipe.seed, support=support)
     engine = engine_of(recipe.rollout.engine, workers=0)
     with _one_model(engine, settings, resolved.device, resolved.dtype) as sampler_of:

@@ -31,10 +31,6 @@ class RunContext:
     stop: threading.Event
     answers: SharedAnswers | None = None
 
-    def dtype(self, asked: str) -> str:
-        """``auto`` resolved: bfloat16 on a GPU, else float32."""
-        return asked if asked != "auto" else "bfloat16" if self.device == "cuda" else "float32"
-
     @property
     def gpus(self) -> float:
         """GPUs that a process which holds a model takes."""

@@ -125,7 +125,7 @@ class Training:
     def samplers(self, context: RunContext, closing: ExitStack) -> Samplers:
         """All that samples in the run; the processes end with ``closing``."""
         recipe = self.resolved.recipe
-        support = support_of(recipe, self.tokenizer)
+        support = support_of(self.resolved.loss, self.tokenizer)
         return samplers_of_run(
             recipe.rollout,
             recipe.student.engine,
@@ -239,7 +239,7 @@ class Training:
         if not self.teachers:
             return None
         recipe = self.resolved.recipe
-        support = support_of(recipe, self.tokenizer)
+        support = support_of(self.resolved.loss, self.tokenizer)
         conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
         asked = {name: self.resolved.teachers[name] for name in self.teachers}
         specs = {

@@ -89,8 +89,11 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
     recipe = resolved.recipe
     note_recipe(recipe, context.out)
     note_environment(context.out / "environment.json")
-    prints = {name: stage_fingerprint(recipe, name) for name in recipe.stages}
-    todo = {name: recipe.stages[name] for name, print in prints.items() if not finished(context.out, name, print)}
+    todo = {
+        name: stage
+        for name, stage in recipe.stages.items()
+        if not finished(context.out, name, stage_fingerprint(recipe, name))
+    }
     run_stages(
         todo,
         lambda name: make_stage(resolved, name, context),

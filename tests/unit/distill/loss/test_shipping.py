@@ -128,7 +128,7 @@ def test_plan_and_ledger_say_what_is_shipped(wide: str, loss: dict[str, Any], dt
     model_infos, problems = read_model_infos(
         resolve(made), {"math": make_task("arithmetic", domain="math", tokenizer=tokenizer)}
     )
-    support, asked = support_of(made, tokenizer), bind(made.loss).payload
+    support, asked = support_of(bind(made.loss), tokenizer), bind(made.loss).payload
     batch = rollouts(3)
     if support is not None and support.given:
         batch = [with_support(rollout, support, QWEN_VOCABULARY) for rollout in batch]
