@@ -191,7 +191,7 @@ def _probe(payload: PayloadName | None, *, needs_each_teacher: bool) -> Microbat
             loss_mask=np.arange(length) >= 2,
             sampler_logprobs=np.full(length, -2.0, dtype=np.float32),
             finish="eos",
-            version=0,
+            version=(0, 0),
             group=index,
             index=index,
         )
@@ -221,4 +221,13 @@ def check_engine(rollout: RolloutRecipe, loss: BoundLoss) -> Iterator[str]:
         yield (
             f"`rollout.engine` {rollout.engine} does not record the student's likeliest tokens, which `loss.support` "
             f"{loss.support.whose} asks its teachers about; take `support: teacher`"
+        )
+
+
+def engine_warnings(rollout: RolloutRecipe) -> Iterator[str]:
+    """What a run gives up with its engine, each a sentence; the engine is there."""
+    if not engine_of(rollout.engine, workers=rollout.workers).keyed:
+        yield (
+            f"`rollout.engine` {rollout.engine} is not `keyed`: a run that was interrupted and resumed writes other "
+            f"rollouts than one that was not, and two runs of one seed differ"
         )
