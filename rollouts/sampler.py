@@ -26,6 +26,7 @@ from mopd.rollouts.engines.base import (
     SamplerSettings,
     StudentModel,
 )
+from mopd.rollouts.tokenizer import end_token_ids, token_count
 
 EncodeAnswer = Callable[[str], Sequence[int]]
 """Gold answer to token ids, EOS included."""
@@ -132,26 +133,28 @@ def make_samplers(
 
 
 def sampler_settings(
-    rollout: RolloutRecipe, tokenizer: PreTrainedTokenizerBase, *, seed: int, support: Support | None
+    rollout: RolloutRecipe, tokenizer: PreTrainedTokenizerBase, *, model: str, seed: int, support: Support | None
 ) -> SamplerSettings:
     """How a recipe's student writes.
 
     Args:
         tokenizer: the student's.
+        model: the checkpoint that it belongs to, whose generation settings say what ends a completion, too.
         seed: the recipe's.
         support: the tokens that its loss compares, if any; they are recorded where they are the student's likeliest.
     """
-    assert isinstance(tokenizer.eos_token_id, int)
-    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else tokenizer.eos_token_id
+    ends = end_token_ids(tokenizer, model)
+    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else ends[0]
     decoding = Decoding(
         max_new_tokens=rollout.max_new_tokens,
         temperature=rollout.temperature,
         greedy=False,
         seed=seed,
         step=0,
-        eos_token_id=tokenizer.eos_token_id,
+        end_token_ids=ends,
         pad_token_id=pad,
         support=support if support is not None and support.given else None,
+        vocabulary=token_count(tokenizer),
     )
     return SamplerSettings(decoding, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
 

@@ -34,6 +34,7 @@ from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.prompts import Prefetched
 from mopd.rollouts.sampler import Samplers, sampler_settings
 from mopd.rollouts.tasks import Task
+from mopd.rollouts.tokenizer import end_token_ids, token_count
 from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds import make_source
 from mopd.teachers.pool import TeacherPool
@@ -129,7 +130,9 @@ class Training:
         return samplers_of_run(
             recipe.rollout,
             recipe.student.engine,
-            settings=sampler_settings(recipe.rollout, self.tokenizer, seed=recipe.seed, support=support),
+            settings=sampler_settings(
+                recipe.rollout, self.tokenizer, model=self.model, seed=recipe.seed, support=support
+            ),
             initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
             device=self.resolved.device,
             dtype=self.resolved.dtype,
@@ -220,6 +223,8 @@ class Training:
             run_dir=str(self.folder),
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
+            end_token_ids=end_token_ids(self.tokenizer, self.model),
+            vocabulary=token_count(self.tokenizer),
             trust_remote_code=recipe.student.trust_remote_code,
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
@@ -239,8 +244,10 @@ class Training:
         if not self.teachers:
             return None
         recipe = self.resolved.recipe
-        support = support_of(self.resolved.loss, self.tokenizer)
-        conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
+        support, vocabulary = support_of(self.resolved.loss, self.tokenizer), token_count(self.tokenizer)
+        conditions = Conditions(
+            recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support, vocabulary
+        )
         asked = {name: self.resolved.teachers[name] for name in self.teachers}
         specs = {
             name: TeacherSpec(

@@ -103,7 +103,7 @@ class _Batch:
             logits_BV = self.model(
                 input_ids=inputs, attention_mask=self.mask, position_ids=positions,
                 past_key_values=cache, use_cache=True, logits_to_keep=1,
-            ).logits[:, -1]  # fmt: skip
+            ).logits[:, -1, : self.decoding.vocabulary]  # fmt: skip
             logprobs_BV = torch.log_softmax(logits_BV.float() / self.decoding.temperature, dim=-1)
             token_B, logprob_B = self._choose(logprobs_BV, t)
             unfinished = ~done[self.live]
@@ -113,7 +113,7 @@ class _Batch:
             if self.decoding.support is not None:
                 self._note_support(likeliest(logprobs_BV, self.decoding.support).cpu().numpy()[unfinished], rows, t)
             self.lengths[rows] = t + 1
-            done[rows] = token_B[unfinished] == self.decoding.eos_token_id
+            done[rows] = np.isin(token_B[unfinished], self.decoding.end_token_ids)
             if not self._anyone(bool((~done).any())) or t + 1 == self.decoding.max_new_tokens:
                 break
             keep = np.flatnonzero(~done[self.live])
