@@ -73,6 +73,19 @@ class Samplers:
         """The student's, for measuring it; it has the weights that ``load_weights`` gave it last."""
         return self._of_student(self._evaluation)
 
+    def check(self, weights: Weights, *, named: str) -> None:
+        """Whether the student is sampled as a plain forward says, by an engine that can tell.
+
+        Args:
+            weights: the student's.
+            named: the student, as a message calls it.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self._engine.canary is not None:
+            self._engine.canary(weights, self._training.decoding, named=named)
+
     def of(self, model: FrozenModel) -> Sampler:
         """A frozen model's, for measuring it. It is good until the next call: models take turns in the processes."""
         engine = self._engine_of(model, self._frozen)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.models.adapters import with_adapters
+from mopd.distill.models.families import family_of
 from mopd.distill.models.heads import head_problem
 from mopd.distill.recipe import Engine, StageRecipe, StudentRecipe
 from mopd.distill.recipe.model_names import is_path
@@ -16,6 +17,7 @@ from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.checkpoints import empty_model
 from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import ModelSource
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.tokenizer import control_ids
 from mopd.teachers.compatibility import compare_heads, compare_tokenizers
@@ -29,12 +31,25 @@ def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> li
     """
     recipe = resolved.recipe
     return [
+        *_unsampled(resolved.models, model_infos),
         *_engines(recipe.student, recipe.stages, model_infos, resolved.device),
         *_teachers(resolved.teachers, resolved.loss, model_infos),
         *_support(resolved.loss, model_infos),
         *_adapters(resolved.teachers, model_infos),
         *(_heads(resolved.teachers, model_infos) if resolved.loss.payload == "hidden" else ()),
     ]
+
+
+def _unsampled(models: Mapping[str, ModelSource], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+    """Models of families that the sampler cannot write with: a student, and whoever is measured."""
+    for leaf, model in models.items():
+        info = model_infos.get(leaf)
+        if info is not None and model.has_weights and not family_of(info.config).sampled:
+            yield (
+                f"`{leaf}` is a {info.config.model_type}, whose recurrent states or cache the sampler of this version "
+                f"cannot keep for rows of unequal length, so that it would write from another distribution; take a "
+                f"model of another family (docs/families.md)"
+            )
 
 
 def check_lengths(

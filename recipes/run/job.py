@@ -89,6 +89,8 @@ class Training:
             trained = recipe.trained_domains
             parts = self._parts(samplers, teachers, trained, recipe.rollout.keep_verified)
             sampler = method.actor(parts)
+            if method.samples or self.evaluator is not None:
+                samplers.check(student.weights(), named=f"`student.model` ({self.model})")
             # Whoever acts in training, it is the student that is evaluated.
             eval_sampler = sampler if self.evaluator is None else samplers.evaluate
             source = prompt_source(trained, self.tasks, self.tokenizer, seed=recipe.seed)

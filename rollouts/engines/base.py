@@ -132,6 +132,8 @@ class RolloutEngine:
         records_routing: it records which experts each token went through.
         takes_adapters: it holds checkpoints with a LoRA adapter over them.
         shares_student: it samples in the student's own processes, and copies no weight.
+        canary: compares what it records with a plain forward of the same weights, before a run's first step; see
+            :func:`rollouts.engines.canary.check_sampler`. None: its sampling is its own affair.
 
     Example:
         ``RolloutEngine(of_student=lambda student, closing: MySampler)`` in ``./mine.py`` under the name ``ENGINE`` is
@@ -145,6 +147,7 @@ class RolloutEngine:
     records_routing: bool = False
     takes_adapters: bool = False
     shares_student: bool = False
+    canary: Callable[..., float] | None = None
 
 
 class WeightTransport(Protocol):
