@@ -98,7 +98,7 @@ def chosen_letter(text: str) -> str | None:
     go with B", "B is correct"; a line or sentence that is nothing but the letter; a text that begins with "B)", has a
     "(B)" or names "option B", and mentions no other.
     """
-    text = after_thinking(text)[-_LONGEST_TEXT:]
+    text = after_thinking(text)[-_LONGEST_TEXT:]  # not per token
     for short in (last_boxed(text), marked(text)):
         if short is not None:
             bare = _without_decoration(short)

@@ -216,7 +216,7 @@ def values(text: str) -> tuple[Fraction, ...] | None:
 
     What stands before the last ``=`` is left out.
     """
-    return _strict(plain(text[-_LONGEST_TEXT:]))
+    return _strict(plain(text[-_LONGEST_TEXT:]))  # not per token
 
 
 def _strict(text: str) -> tuple[Fraction, ...] | None:
@@ -298,7 +298,7 @@ def answer_values(text: str, count: int) -> tuple[Fraction, ...] | None:
     if box is not None:
         return None if _FACTORIAL.search(box) else values(box)
     short = marked(text)
-    text = plain((text if short is None else short)[-_LONGEST_TEXT:]).strip()
+    text = plain((text if short is None else short)[-_LONGEST_TEXT:]).strip()  # not per token
     if "\n" not in text and not _PROSE.search(text) and (numbers := _strict(text)) is not None:
         return numbers
     phrase = after_phrase(text)
