@@ -180,7 +180,7 @@ class GoldSampler:
             loss_mask=np.arange(len(token_ids)) >= len(given),
             sampler_logprobs=np.zeros(len(token_ids), dtype=np.float32),
             finish="eos",
-            version=self._version,
+            version=(self._version, self._version),
             group=index,
             index=index,
         )

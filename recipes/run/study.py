@@ -30,7 +30,7 @@ from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stoppi
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class StudyJob:
     """A stage or a run of a study.
 
     Attributes:
@@ -97,9 +97,9 @@ def shared_stage(seed: int, name: str, fingerprint: str) -> str:
     return f"stages-{seed}/{name}-{fingerprint[:8]}"
 
 
-def unfinished_jobs(runs: Sequence[StudyRun], out: Path) -> dict[str, Job]:
+def unfinished_jobs(runs: Sequence[StudyRun], out: Path) -> dict[str, StudyJob]:
     """What has to be done, by path in the study's folder: of every seed first the stages, then the runs."""
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, StudyJob] = {}
     for run in runs:
         folder = out / run.name
         if is_finished(folder):
@@ -109,8 +109,8 @@ def unfinished_jobs(runs: Sequence[StudyRun], out: Path) -> dict[str, Job]:
             if not finished(folder, name, fingerprint):
                 before = run.needs[name]
                 make = partial(_make_stage, run, name)
-                jobs.setdefault(paths[name], Job(name, () if before is None else (paths[before],), make))
-        jobs[run.name] = Job(run.method, tuple(paths.values()), partial(_carry_out, run))
+                jobs.setdefault(paths[name], StudyJob(name, () if before is None else (paths[before],), make))
+        jobs[run.name] = StudyJob(run.method, tuple(paths.values()), partial(_carry_out, run))
     return jobs
 
 
@@ -126,7 +126,7 @@ def _carry_out(run: StudyRun, context: RunContext) -> None:
         write_report(folder)
 
 
-def run_all(study: Study, jobs: Mapping[str, Job], context: RunContext) -> dict[str, BaseException]:
+def run_all(study: Study, jobs: Mapping[str, StudyJob], context: RunContext) -> dict[str, BaseException]:
     """Run the jobs, a few at a time; returns what the failed ones raised."""
     runs = len(study.children)
     done = runs - sum(child.name in jobs for child in study.children)

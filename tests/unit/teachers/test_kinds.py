@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ray
 from check_kit import check, problems, recipe, save_model, tokenizer_of, warnings
+from own_page_kit import example
 from student_kit import make_rollout
 
 from mopd.distill.recipe import FaultRecipe, TeacherRecipe
@@ -21,8 +22,7 @@ from mopd.teachers.kinds import KINDS, TeacherSetup, kind_of, make_source
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions
 
-PAGE = (Path(__file__).parents[3] / "docs" / "own.md").read_text()
-FLAT = PAGE.partition("## A kind of teacher")[2].partition("```python\n")[2].partition("```")[0]
+FLAT = example("A kind of teacher")
 """The example of the documentation."""
 CONSTANT = """
 from dataclasses import dataclass

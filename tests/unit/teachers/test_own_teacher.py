@@ -12,6 +12,7 @@ import pytest
 import ray
 import torch
 from check_kit import check, problems, recipe, save_model, tokenizer_of
+from own_page_kit import example
 from student_kit import VOCABULARY, make_rollout
 
 from mopd.distill.payloads import Support, top_k
@@ -26,8 +27,7 @@ from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions
 from mopd.teachers.validate import Expected, check_score, sampled_of
 
-PAGE = (Path(__file__).parents[3] / "docs" / "own.md").read_text()
-BLEND = PAGE.partition("## A teacher")[2].partition("```python\n")[2].partition("```")[0]
+BLEND = example("A teacher")
 """The example of the documentation."""
 TEMPERATURE = 0.8
 

@@ -51,7 +51,7 @@ def full(vocabulary: int = 4) -> Full:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_broken_scores_name_teacher_domain_and_step(value: float) -> None:
-    rollout, payload = dataclasses.replace(ROLLOUT, version=7), full()
+    rollout, payload = dataclasses.replace(ROLLOUT, version=(7, 7)), full()
     payload.logprobs_TV[0] = np.nan  # row 0 says nothing, and may hold anything
     check_score("euler", rollout, payload, EXPECTED["full"])
     payload.logprobs_TV[-1, 2] = value

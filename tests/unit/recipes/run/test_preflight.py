@@ -185,7 +185,7 @@ def test_the_distance_is_the_divergence_within_the_error_that_it_tells() -> None
         prompt = Prompt("math", "math/0", tuple(ids_T[:2].tolist()), "?", "!")
         student_T, teacher_T = (np.log(probabilities)[ids_T].astype(np.float32) for probabilities in (p_V, q_V))
         teacher_T[0] = np.nan  # what precedes the completion is not looked at
-        rollout = Rollout(prompt, ids_T, mask_T, student_T, "length", 0, 0, 0)
+        rollout = Rollout(prompt, ids_T, mask_T, student_T, "length", (0, 0), 0, 0)
         kl, error = distance(DryRun(((teacher_T,), (teacher_T,)), None), [rollout])
         hits += abs(kl - exact) < 1.96 * error
     assert 0.92 < hits / repetitions < 0.975
