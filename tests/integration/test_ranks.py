@@ -18,27 +18,22 @@ import ray
 UNIT = Path(__file__).parent.parent / "unit"
 sys.path.append(str(UNIT))
 
+import ray_kit  # noqa: E402
 from store_kit import stored  # noqa: E402
 from student_kit import DOMAINS, make_batch, make_model, make_spec  # noqa: E402
 
 from mopd.distill.recipe import Engine  # noqa: E402
 from mopd.distill.student.driver import DeepSpeedStudent  # noqa: E402
 from mopd.distill.types import Full, NonFinite, RunError, ScoredRollout, UserError  # noqa: E402
+from mopd.recipes.run.cluster import locked_doors  # noqa: E402
 from mopd.recipes.run.ranks import RayRanks  # noqa: E402
-from mopd.recipes.run.surroundings import locked_doors  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     path = os.pathsep.join([str(UNIT), str(Path(__file__).parent)])
     with locked_doors():
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": path}},
-        )
+        ray_kit.begin(runtime_env={"env_vars": {"PYTHONPATH": path}})
         yield
         ray.shutdown()
 

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from mopd.distill.types import UserError
-from mopd.recipes.run.surroundings import GCS_PORT, locked_doors
+from mopd.recipes.run.cluster import GCS_PORT, locked_doors
 
 RUN = """
 import os, sys, time
 from pathlib import Path
-from mopd.recipes.run.surroundings import ray_cluster
+from mopd.recipes.run.cluster import ray_cluster
 
 out = Path(sys.argv[1])
 with ray_cluster(out):
@@ -145,6 +146,7 @@ def test_what_the_user_has_set_is_there_again_afterwards(monkeypatch: pytest.Mon
     """Whoever joins a cluster of their own after a run, in the same process, does so with their own token."""
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "mine")
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    ray.shutdown()  # the cluster that tests share asks for a token, too
     before, tokens = dict(os.environ), []
     for _ in range(2):
         with locked_doors():

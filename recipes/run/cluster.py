@@ -1,4 +1,4 @@
-"""What a command that trains needs around it: a Ray cluster, a Ctrl-C that ends a step, libraries that are quiet."""
+"""The Ray cluster of a command that trains: one of its own, or the one that RAY_ADDRESS names."""
 
 from __future__ import annotations
 
@@ -6,25 +6,19 @@ import ipaddress
 import logging
 import os
 import secrets
-import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from mopd.distill.tracking.console import Progress
 from mopd.distill.types import RunError, UserError
 
+ATTEMPTS = 3
+"""How often a node is started: Ray gives it 30 s to come up, which a machine with other work may not keep."""
 
-def quieten_libraries(device: str) -> None:
-    """The console is the run's own: no bars for a model of a second's loading, no advice on accelerators."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    os.environ.setdefault("DS_ACCELERATOR", device)  # else DeepSpeed looks around, and says what it did not find
-    os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+PATIENCE = {"RAY_gcs_server_port_wait_time_s": "120", "RAY_worker_register_timeout_seconds": "600"}
+"""Ray's own deadlines (30 s and 60 s), which a process that waits for a core would miss; a dead one shows at once."""
 
 
 @contextmanager
@@ -33,7 +27,7 @@ def ray_cluster(out: Path) -> Iterator[None]:
 
     Raises:
         UserError: there is no cluster at RAY_ADDRESS, or a port that the environment names is taken.
-        RunError: Ray started a cluster that anybody may join.
+        RunError: Ray does not start, or starts a cluster that anybody may join.
     """
     import ray
 
@@ -43,7 +37,7 @@ def ray_cluster(out: Path) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or "local"
     with locked_doors() if address == "local" else nullcontext():
         try:
-            ray.init(
+            start_ray(
                 address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
                 namespace=str(out),
             )  # fmt: skip
@@ -58,6 +52,31 @@ def ray_cluster(out: Path) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def start_ray(**options: Any) -> None:
+    """``ray.init(**options)``, and once more where the node was not up in time.
+
+    Raises:
+        ConnectionError: there is no cluster at the address.
+        RunError: no node came up.
+    """
+    import ray
+
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    for attempt in range(ATTEMPTS):
+        try:
+            ray.init(**options)
+        except ConnectionError:
+            raise
+        except Exception as error:  # Ray raises bare exceptions of any class here
+            ray.shutdown()
+            if attempt == ATTEMPTS - 1:
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise RunError(f"Ray did not start in {ATTEMPTS} attempts: {first}") from error
+        else:
+            return
 
 
 GCS_PORT = "RAY_GCS_SERVER_PORT"
@@ -133,24 +152,3 @@ def _refuse_taken_port(port: str | None) -> None:
                 f"{GCS_PORT} is {port}, and Ray cannot listen there ({why}); name a free port, or unset it and any "
                 "free one is taken"
             ) from error
-
-
-@contextmanager
-def stopping(progress: Progress) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one ends the process where it stands."""
-    stop = threading.Event()
-
-    def on_interrupt(signum: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        progress.print("Ctrl-C: finishing the step and saving; once more quits at once")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals reach only the main thread
-        return
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
