@@ -37,11 +37,11 @@ def check_sampler(weights: Weights, decoding: Decoding, *, named: str) -> float:
     Raises:
         UserError: the model cannot be sampled, or is sampled wrongly.
     """
-    told = weights.on_ranks(_canary, [(decoding,)] * weights.ranks)
-    failed = [answer for answer in told if isinstance(answer, str)]
+    answers = weights.on_ranks(_canary, [(decoding,)] * weights.ranks)
+    failed = [answer for answer in answers if isinstance(answer, str)]
     if failed:
         raise UserError(f"{named} cannot be sampled here ({failed[0]}); take a model of another family")
-    worst, allowed = max(told, key=lambda pair: pair[0] - pair[1])
+    worst, allowed = max(answers, key=lambda pair: pair[0] - pair[1])
     if not worst <= allowed:
         raise UserError(
             f"{named} is sampled wrongly: the log-probabilities that its sampler records and those of a plain forward "
