@@ -126,6 +126,8 @@ def gold_problem(verifier: str, answer: str) -> str | None:
         return "is empty"
     if verifier == "number" and last_number(answer) is None:
         return "has no number in it"
+    if verifier == "number" and re.search(r"[A-Za-z0-9)}]\s*\^\s*\{?-?\d+\}?\W*$", answer):
+        return "ends in a power, whose exponent would be read as the number; leave the unit out, or write the power out"
     if verifier == "choice" and chosen_letter(answer) is None:
         return "names no option from A to J"
     if verifier == "python_tests":
