@@ -55,7 +55,7 @@ class _Cut:
 
 
 @contextmanager
-def own_code(what: str, *, seconds: float, mend: str = "mend it") -> Iterator[None]:
+def own_code(what: str, *, seconds: float, remedy: str = "fix it") -> Iterator[None]:
     """Runs code of a user's own: whatever it does, it ends, and a message says so.
 
     What it raises becomes a refusal, `sys.exit` and a KeyboardInterrupt of its own included (a Ctrl-C stays one), and
@@ -63,7 +63,7 @@ def own_code(what: str, *, seconds: float, mend: str = "mend it") -> Iterator[No
 
     Args:
         what: begins the message, for example "`domains.math.task`: /path/task.py cannot be imported".
-        mend: ends it.
+        remedy: ends it.
 
     Raises:
         UserError: it raised something, or took too long; a UserError passes as it is. Time is only watched in the main
@@ -76,12 +76,12 @@ def own_code(what: str, *, seconds: float, mend: str = "mend it") -> Iterator[No
     except UserError:
         raise
     except _TookTooLong as error:
-        raise UserError(f"{what}: it takes longer than {seconds:g} seconds; {mend}") from error
+        raise UserError(f"{what}: it takes longer than {seconds:g} seconds; {remedy}") from error
     except BaseException as error:
         if pressed:
             raise
         if isinstance(error, SystemExit | KeyboardInterrupt):
-            raise UserError(f"{what}: it ends the process ({type(error).__name__}: {error}); {mend}") from error
+            raise UserError(f"{what}: it ends the process ({type(error).__name__}: {error}); {remedy}") from error
         raise UserError(f"{what}: it raises {type(error).__name__}: {error!s:.2000}") from error
     finally:
         for cut in cuts:
@@ -180,9 +180,9 @@ def load_plugin(reference: str, *, where: str) -> Any:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module  # dataclasses of the file look themselves up there
-        mend = "load or compute what is slow where it is first used, and end nothing: the file is only imported here"
+        remedy = "load or compute what is slow where it is first used, and end nothing: the file is only imported here"
         try:
-            with own_code(f"`{where}`: {file} cannot be imported", seconds=IMPORT_SECONDS, mend=mend):
+            with own_code(f"`{where}`: {file} cannot be imported", seconds=IMPORT_SECONDS, remedy=remedy):
                 spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[module_name]

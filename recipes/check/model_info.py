@@ -16,6 +16,7 @@ from mopd.distill.models.families import experts_of
 from mopd.distill.models.flops import ModelCost
 from mopd.distill.recipe import Architecture
 from mopd.distill.recipe.messages import guess, nearest
+from mopd.distill.recipe.model_names import is_path
 from mopd.distill.recipe.plugins import own_code
 from mopd.distill.student.moe import router_biases
 from mopd.distill.types import UserError
@@ -23,7 +24,7 @@ from mopd.recipes.check.offline import shipped_config
 from mopd.recipes.resolve.checkpoints import empty_model, has_code, local_folder, needs_code, read_checkpoint
 from mopd.recipes.resolve.initial import training_texts
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import ModelSource, Origin, is_path
+from mopd.recipes.resolve.sources import ModelSource, Origin
 from mopd.recipes.resolve.stages import stage_seed
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import build_tokenizer
@@ -40,7 +41,7 @@ def probe(config: Any, parameters: int) -> None:
     """A training step's forward and backward of two sequences, on the CPU; the caller's random state is left as it was.
 
     Args:
-        config: the transformers configuration of a model made from nothing.
+        config: the transformers configuration of a model made from scratch.
         parameters: how many the model has.
 
     Raises:
@@ -55,7 +56,7 @@ def probe(config: Any, parameters: int) -> None:
     what = (
         f"a {config.model_type} of this `config` can be made, and fails on its first training step of {TOKENS} tokens"
     )
-    with own_code(what, seconds=PROBE_SECONDS, mend="mend the `config`"), torch.random.fork_rng(devices=[]):
+    with own_code(what, seconds=PROBE_SECONDS, remedy="fix the `config`"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
         logits_BTV = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits
@@ -128,7 +129,7 @@ def read_model_infos(
 
     Args:
         tasks: by domain; a stage's tokenizer is trained on all of them. Where one is missing (it could not be made),
-            models made from nothing are left out.
+            models made from scratch are left out.
         offline: of a model on the Hub nothing is asked but its shipped configuration.
         shared: what is known of models already, from recipes that name the same ones; it grows.
     """
@@ -164,7 +165,7 @@ def read_model_infos(
 
 
 def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The transformers configuration of a model made from nothing.
+    """The transformers configuration of a model made from scratch.
 
     Raises:
         UserError: an unknown architecture, an unknown key, or a value that the configuration refuses.
@@ -181,7 +182,7 @@ def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokeniz
         if key not in known
     ]
     problems += [
-        f"`config.{key}` is decided by the tokenizer; take it away (the size of the vocabulary is `vocabulary`)"
+        f"`config.{key}` is decided by the tokenizer; remove it (the size of the vocabulary is `vocabulary`)"
         for key in FROM_TOKENIZER
         if key in architecture.config
     ]
@@ -235,7 +236,7 @@ def _about_code(model: ModelSource, info: ModelInfo) -> list[str]:
         return [f"`{model.leaf}`: it is made from {info.origin.source}, and {needs_code(_permit(model.trust_leaf))}"]
     own_stanza = model.leaf.rpartition(".")[0] == model.trust_leaf.rpartition(".")[0]
     if model.trusted and not info.own_code and own_stanza:
-        return [f"`{model.trust_leaf}` is set and would change nothing (no code lies beside that model); take it away"]
+        return [f"`{model.trust_leaf}` is set and would change nothing (no code lies beside that model); remove it"]
     return []
 
 

@@ -14,7 +14,7 @@ from mopd.recipes.check.model_info import ModelInfo, read_model_infos
 from mopd.recipes.check.models import check_lengths, check_models
 from mopd.recipes.check.offline import assumed_lengths, on_hub
 from mopd.recipes.check.plan import Plan, make_plan
-from mopd.recipes.check.plugins import check_engine, check_own_loss
+from mopd.recipes.check.plugins import check_engine, check_own_loss, engine_warnings
 from mopd.recipes.check.room import Asker, find_asker, lacks_disk, lacks_memory, memory_here
 from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.settings import idle_leaves
@@ -91,7 +91,8 @@ def check(
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
-    plan = replace(make_plan(resolved, model_infos, lengths), warnings=tuple(idle_leaves(resolved)))
+    warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout))
+    plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings)
     if not (offline or plan_only) and (problems := _lacks_room(resolved, plan, out, model_infos, lengths)):
         raise UserError(*problems)
     return plan

@@ -76,9 +76,9 @@ class WatchedTask:
     @contextmanager
     def _watched(self, call: str) -> Iterator[None]:
         begun = time.monotonic()
-        mend = f"all of a check's calls have {CALLS_SECONDS:g} seconds together"
+        remedy = f"all of a check's calls have {CALLS_SECONDS:g} seconds together"
         try:
-            with own_code(f"{self._where}: {call}", seconds=max(0.01, self._left), mend=mend):
+            with own_code(f"{self._where}: {call}", seconds=max(0.01, self._left), remedy=remedy):
                 yield
         finally:
             self._left -= time.monotonic() - begun
@@ -198,7 +198,7 @@ def _verifier(domain: str, task: Task, examples: list[Example], *, gold: bool) -
         first = refused[0]
         yield (
             f"the verifier refuses {len(refused)} of {len(examples)} gold answers, for example {first.answer!r} to "
-            f"{first.text!r}; mend the answers, or take a verifier that fits them"
+            f"{first.text!r}; fix the answers, or take a verifier that fits them"
         )
     wrong = [task.wrong_answer(example) for example in examples]
     scores = task.verify_many(prompts, wrong)

@@ -18,9 +18,9 @@ from transformers.utils import logging as transformers_logging
 from mopd.distill.models.families import experts_of
 from mopd.distill.models.flops import ModelCost, model_cost
 from mopd.distill.models.load import from_pretrained
+from mopd.distill.recipe.model_names import is_path
 from mopd.distill.recipe.plugins import IMPORT_SECONDS, own_code
 from mopd.distill.types import UserError
-from mopd.recipes.resolve.sources import is_path
 
 HUB_TIMEOUT_SECONDS = 5.0
 BESIDES_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
@@ -62,7 +62,7 @@ def empty_model(config: Any, *, trust_remote_code: bool = False) -> tuple[PreTra
         UserError: none can be made, or it reads in both directions and cannot write.
     """
     what = "no language model can be built from its configuration"
-    with own_code(what, seconds=BUILD_SECONDS, mend="name a smaller one"):
+    with own_code(what, seconds=BUILD_SECONDS, remedy="name a smaller one"):
         _refuse_endless(config.get_text_config())
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -104,7 +104,7 @@ def local_folder(source: str, *, weights: bool = True) -> str:
             weight_files(folder)
     except OSError as error:  # a folder that may not be entered, a name that is too long
         raise UserError(
-            f"checkpoint {source} cannot be looked at: {error.strerror}; mend the path, or its rights"
+            f"checkpoint {source} cannot be looked at: {error.strerror}; fix the path, or its rights"
         ) from error
     return source
 
@@ -144,7 +144,7 @@ def _hub_folder(name: str, weights: bool) -> str:
 
 
 def _read(folder: str, what: str, reader: Any, permit: str, trust_remote_code: bool) -> Any:
-    own = own_code(f"the {what} in {folder} cannot be read", seconds=IMPORT_SECONDS, mend="look at its code")
+    own = own_code(f"the {what} in {folder} cannot be read", seconds=IMPORT_SECONDS, remedy="look at its code")
     try:
         with own if trust_remote_code else nullcontext():
             return reader.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -216,13 +216,13 @@ def _shards(index: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except Exception as error:  # whatever a broken file can be
         raise UserError(
-            f"the index of weights {index} cannot be read ({error!r}); fetch the checkpoint anew"
+            f"the index of weights {index} cannot be read ({error!r}); download the checkpoint again"
         ) from error
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(
             f"{index.parent} is no whole checkpoint: {len(missing)} of {len(names)} shards that {index.name} names are "
-            f"missing, for example {missing[0]}; fetch it anew"
+            f"missing, for example {missing[0]}; download it again"
         )
     return [index.parent / name for name in names]
 
@@ -235,7 +235,9 @@ def _headers(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  (it is no mapping)
     except Exception as error:  # the readers raise what they like
-        raise UserError(f"the weights in {path} cannot be read ({error!s:.200}); fetch the checkpoint anew") from error
+        raise UserError(
+            f"the weights in {path} cannot be read ({error!s:.200}); download the checkpoint again"
+        ) from error
     return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 

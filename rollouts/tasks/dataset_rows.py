@@ -1,4 +1,4 @@
-"""Rows of a `datasets` source: read, checked, and dealt out to train, validation and test without overlap."""
+"""DatasetRows of a `datasets` source: read, checked, and dealt out to train, validation and test without overlap."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Usable:
     others: tuple[int, ...] = ()
 
 
-class Rows:
+class DatasetRows:
     """Some rows of a dataset, read when they are asked for."""
 
     def __init__(self, table: datasets.Dataset, rows: Mapping[str, Usable], source: Source) -> None:
@@ -79,7 +79,7 @@ class Rows:
         return parse_row(self._source, self._table[self._numbers[place]])
 
 
-def read_splits(source: Source, *, domain: str) -> dict[str, Rows]:
+def read_splits(source: Source, *, domain: str) -> dict[str, DatasetRows]:
     """The rows of train, validation and test: of ``domain``, each prompt once, no prompt in two splits.
 
     A held-out split that the source names is that one; the others are held out of the training split by a hash of the
@@ -97,7 +97,7 @@ def read_splits(source: Source, *, domain: str) -> dict[str, Rows]:
         )
     tables = {name: load(source, name) for name in given}
     usable = {name: _usable(source, table, name, domain) for name, table in tables.items()}
-    splits: dict[str, Rows] = {}
+    splits: dict[str, DatasetRows] = {}
     taken: set[str] = set()
     for split, name in named.items():
         rows = usable[name or source.split].items()
@@ -109,7 +109,7 @@ def read_splits(source: Source, *, domain: str) -> dict[str, Rows]:
                 f"splits that share no prompts"
             )
         taken |= kept.keys()
-        splits[split] = Rows(tables[name or source.split], kept, source)
+        splits[split] = DatasetRows(tables[name or source.split], kept, source)
     return splits
 
 
@@ -137,7 +137,8 @@ def load(source: Source, split: str) -> datasets.Dataset:
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         hint = " (a path begins with ./ or /)" if os.path.exists(path) and not local else ""
         raise UserError(
-            f"dataset {source.path!r}, split {split!r}, can't be read{hint}: {reason[0]}; mend path, name or content"
+            f"dataset {source.path!r}, split {split!r}, can't be read{hint}: {reason[0]}; "
+            "fix the path, the name or the content"
         ) from error
     assert isinstance(table, datasets.Dataset)
     _require_columns(source, table)
@@ -149,9 +150,9 @@ def _unusable_path(source: Source, path: Path, split: str) -> str | None:
     try:
         there, one_file = path.exists(), path.is_file()
     except OSError as error:  # a name that is too long
-        return f"cannot be looked at ({error.strerror}); mend the path"
+        return f"cannot be looked at ({error.strerror}); fix the path"
     if not there:
-        return f"does not exist (looked in {os.path.realpath(path.parent)}); mend the path"
+        return f"does not exist (looked in {os.path.realpath(path.parent)}); fix the path"
     if not one_file:
         files = (name for _, _, names in os.walk(path) for name in names)
         if sum(1 for _ in itertools.islice(files, MOST_FILES + 1)) > MOST_FILES:

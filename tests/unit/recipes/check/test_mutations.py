@@ -334,7 +334,6 @@ DATA: dict[str, tuple[Callable[[Path], str], dict[str, Any], str]] = {
         {},
         "row 40: `answer` is '7', and row 0.*has '0'",
     ),
-    "units with powers": (written("a.jsonl", rows(40, answer="25 cm^2")), {"verifier": "number"}, "ends in a power"),
     "no options": (written("a.jsonl", rows(40, answer="A")), {"verifier": "choice"}, "no `prompt` shows the option"),
     "an answer in the prompt": (
         written("a.jsonl", rows(40, prompt=[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])),

@@ -35,7 +35,6 @@ BAD_ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "an answer in the prompt": ([{"prompt": SAID, "answer": "4"}], {}, "`prompt` ends with a message of the assistant"),
     "what is left out": ([{"prompt": CALLED, "answer": "4"}], {}, "has a message with `tool_calls`, which no template"),
     "rounded": ([{"prompt": "a", "answer": 10**25}], {}, "a number that was rounded as it was read; write it as text"),
-    "a unit": ([{"prompt": "a", "answer": "25 cm^2"}], {"verifier": "number"}, "ends in a power, whose exponent"),
     "no options": ([{"prompt": "A city?", "answer": "B"}], {"verifier": "choice"}, "no `prompt` shows the option"),
     "two golds": ([*sums(40), {"prompt": "what is 3+3?", "answer": "7"}], {}, "row 40: `answer` is '7', and row 3"),
     "split of a file": (sums(40), {"test_split": "test"}, "is one file.*`test_split` is 'test'"),
