@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from mopd.distill.recipe.base import BESIDE_OTHERS, Count, Name, Positive, Pull, Strict, Within, refusal
+from mopd.distill.recipe.base import BESIDE_OTHERS, Bound, Count, Name, Positive, Strict, Within, refusal
 from mopd.distill.recipe.plugins import PLUGIN_PATTERN, is_plugin
 
 TRAPS: dict[str, str] = {
@@ -44,7 +44,7 @@ class JSD(Strict):
     """Generalised Jensen-Shannon divergence over the whole vocabulary; GKD, arXiv 2306.13649, eq 1."""
 
     estimator: Literal["jsd"] = Field(default="jsd", description=WHICH)
-    beta: Annotated[float, Within(0.001, 0.999, "the gradient vanishes in between", besides=(0, 1))] = Field(
+    beta: Annotated[float, Within(1e-4, 0.9999, "the gradient vanishes in between", besides=(0, 1))] = Field(
         default=0.5, description="teacher's part of the mixture; 0 is the forward KL, 1 the reverse KL"
     )
 
@@ -66,7 +66,7 @@ class TopKReverseKL(Strict):
 class SampledToken(Strict):
     """What estimators on the sampled token share: bounds of a single token's pull."""
 
-    advantage_clip: Pull = Field(default=5.0, description="nats; bound of the teacher gap, arXiv 2606.30406")
+    advantage_clip: Bound = Field(default=5.0, description="nats; bound of the teacher gap, arXiv 2606.30406")
     gate: tuple[Positive, Positive] = Field(default=(0.2, 5.0), description="kept range of policy/sampler ratio")
     extrapolation: Annotated[float, Within(0.01, 10, "less drops the teacher, more leaves it far behind")] = Field(
         default=1.0, description="lambda of ExOPD, arXiv 2602.12125: 1 is the teacher, 1.25 beyond it, 1.5 was unstable"

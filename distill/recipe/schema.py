@@ -91,6 +91,9 @@ class _Schedule(Strict):
         return self
 
 
+LARGEST_ADAMW_LR = 10
+
+
 class AdamW(_Schedule):
     """torch.optim.AdamW."""
 
@@ -103,8 +106,10 @@ class AdamW(_Schedule):
 
     @model_validator(mode="after")
     def _weights_shrink_slowly(self) -> Self:
-        if self.lr > 1:
-            raise refusal(f"has `lr` {self.lr:g}; AdamW moves every weight by about `lr` a step, so at most 1 is taken")
+        if self.lr > LARGEST_ADAMW_LR:
+            raise refusal(
+                f"has `lr` {self.lr:g}; AdamW moves every weight by about `lr` a step, at most {LARGEST_ADAMW_LR}"
+            )
         if self.lr * self.weight_decay >= 1:
             raise refusal(
                 f"has `weight_decay` {self.weight_decay:g} and `lr` {self.lr:g}: a step takes lr x weight_decay of "

@@ -57,7 +57,7 @@ from mopd.distill.types import UserError
         ("loss={estimator: full_reverse_kal}", "did you mean `full_reverse_kl`"),
         ("loss={estimator: k3_backprop}", "is a trap: back-propagating k3 gives the forward KL"),
         ("loss={estimator: policy_gradient, gate: [5, 0.2]}", "`loss.gate` is inverted: [5, 0.2]"),
-        ("loss={estimator: jsd, beta: 1.5}", "`loss.beta` must be 0, or 1, or from 0.001 to 0.999"),
+        ("loss={estimator: jsd, beta: 1.5}", "`loss.beta` must be 0, or 1, or from 0.0001 to 0.9999"),
         ("loss={estimator: topk_reverse_kl, k: 0}", "`loss.k` must be at least 1; it is 0"),
         ("loss={estimator: topk_reverse_kl, support: both}", "known: teacher, student, union"),
         ("loss={estimator: k2, gate: [5, 0.2]}", "`loss.gate` is inverted: [5, 0.2]"),

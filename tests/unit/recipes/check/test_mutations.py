@@ -95,9 +95,10 @@ def wrong(mutation: Mutation, ended: Ended) -> str | None:
         return problem
     if ended.code == 0 and mutation.value in ALWAYS_WRONG:
         return "is accepted"
-    # Without a leaf that others of its section stand on, it is they that are named.
+    # Without a leaf that others stand on, it is they that are named.
     section = f"`{mutation.path.rpartition('.')[0]}."
     follows = mutation.value == "null" and section in ended.output
+    follows |= mutation.path.endswith(".model") and "`stages.math`: neither the student nor a teacher" in ended.output
     if ended.code == 2 and not follows and not names(ended.output, mutation.path):
         return f"is refused, and not named: {ended.output[-1500:]}"
     return None
@@ -382,7 +383,7 @@ NONSENSE = {
     "a temperature of noise": (["rollout.temperature=1e20"], "`rollout.temperature` must be from 0.01 to 100"),
     "a share of nothing": (["domains.math.share=1e-40"], "`domains.math.share` must be from 1e-06"),
     "an advantage of nothing": (["loss={estimator: k2, advantage_clip: 1e-40}"], "`loss.advantage_clip` must be from"),
-    "a mixture of nothing": (["loss={estimator: jsd, beta: 1e-200}"], "`loss.beta` must be 0, or 1, or from 0.001"),
+    "a mixture of nothing": (["loss={estimator: jsd, beta: 1e-200}"], "`loss.beta` must be 0, or 1, or from 0.0001"),
     "NaN in a config": (["stages.base.from.config.rms_norm_eps=.nan"], "`stages.base.from.config` has `rms_norm_eps`"),
     "infinity in a config": (
         ["stages.base.from.config.rms_norm_eps=.inf"],
@@ -466,6 +467,7 @@ SOUND: dict[str, list[str]] = {
     "a small rate": ["student.optimizer.lr=1e-7"],
     "plain descent": ["student.optimizer={name: sgd, lr: 10, warmup_steps: 0}"],
     "no clip": ["student.optimizer.clip=0"],
+    "no bounds in words of numbers": ["student.optimizer.clip=1e9", "loss={estimator: k2, advantage_clip: 1e9}"],
     "a low temperature": ["rollout.temperature=0.1"],
     "a sharp mixture": ["loss={estimator: jsd, beta: 0.01}"],
     "one token at a time": ["student.engine.microbatch_tokens=1"],
