@@ -1,11 +1,12 @@
 """The command line: ``mopd run | check | compare | eval | schema``, and the one place where exit codes are decided.
 
-0: done, by the recipe's stop rule too. 1: the world broke, the last checkpoint resumes. 2: the user can fix it.
+0: done, by the recipe's stop rule too. 1: the run broke, the last checkpoint resumes. 2: the user can fix it.
 130: interrupted.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shlex
@@ -105,6 +106,7 @@ def check(
     ] = False,
 ) -> None:
     """Check a recipe or a study without running it, and print what it would take."""
+    gc.set_threshold(100_000, 50, 100)  # torch and transformers make a million objects that stay: a quarter of the time
     resolved, folder = _load(recipe, overrides, out)
     from mopd.recipes.check_command import show
 

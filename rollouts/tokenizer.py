@@ -1,4 +1,4 @@
-"""Byte-pair tokenizers for models made from nothing, and how an example becomes tokens.
+"""Byte-pair tokenizers for models made from scratch, and how an example becomes tokens.
 
 Digits and capital letters stay single tokens, because sums and orderings are worked out character by character; merges
 are learnt within what lies between them.

@@ -82,10 +82,10 @@ def last_number(text: str) -> Fraction | None:
     text = _SPACE.sub(" ", text if boxed is None else boxed)
     for written, meant in (("\u2212", "-"), ("{,}", ","), (r"\,", ""), (r"\$", "$")):
         text = text.replace(written, meant)
-    found = _NUMBER.findall(_FRACTION.sub(_improper, text))
-    if not found or sum(map(len, found[-1])) > _LONGEST_NUMBER:
+    numbers = _NUMBER.findall(_FRACTION.sub(_improper, text))
+    if not numbers or sum(map(len, numbers[-1])) > _LONGEST_NUMBER:
         return None
-    sign, digits, exponent, denominator = found[-1]
+    sign, digits, exponent, denominator = numbers[-1]
     if len(exponent) > _LONGEST_EXPONENT or (denominator and int(denominator) == 0):
         return None
     value = Fraction(digits.replace(",", "")) * Fraction(10) ** int(exponent or 0) / int(denominator or 1)
@@ -104,8 +104,8 @@ def chosen_letter(text: str) -> str | None:
     boxed = _last_boxed(text)
     if boxed is not None and (match := re.match(_LETTER, boxed)):
         return match[1]
-    if said := _ANSWER.findall(text) or _OPTION.findall(text):
-        return said[-1]
+    if letters := _ANSWER.findall(text) or _OPTION.findall(text):
+        return letters[-1]
     if match := re.fullmatch(r"[\s*_$(\[]*([A-Ja-j])[\s*_$)\].:]*", text):
         return match[1].upper()
     if match := re.match(r"\s*\(?([A-J])[).:]", text):
@@ -184,9 +184,9 @@ def _last_boxed(text: str) -> str | None:
 def _math_many(answers: Sequence[str], texts: Sequence[str]) -> list[float]:
     pairs = list(zip(answers, texts, strict=True))
     same = [exact(answer, text) or exact(answer, _last_boxed(text) or "") for answer, text in pairs]
-    asked = [pair for pair, equal in zip(pairs, same, strict=True) if not equal]
-    told = iter(equal_formulas(asked) if asked else ())
-    return [1.0 if equal else float(next(told)) for equal in same]
+    unequal = [pair for pair, equal in zip(pairs, same, strict=True) if not equal]
+    verdicts = iter(equal_formulas(unequal) if unequal else ())
+    return [1.0 if equal else float(next(verdicts)) for equal in same]
 
 
 def _python_tests_many(tests: Sequence[str], texts: Sequence[str]) -> list[float]:

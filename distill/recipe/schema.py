@@ -42,7 +42,7 @@ OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
 
 
 class Architecture(Strict):
-    """A model made from nothing: a transformers configuration and a tokenizer trained on the stage's own prompts."""
+    """A model made from scratch: a transformers configuration and a tokenizer trained on the stage's own prompts."""
 
     architecture: str = Field(description="transformers model type, for example mimo_v2_flash, qwen3_moe, llama")
     config: dict[str, Any] = Field(default_factory=dict, description="keys of that model's configuration class")
@@ -53,7 +53,7 @@ def _name_or_mapping(value: Any) -> str:
     return "<mapping>" if isinstance(value, dict | BaseModel) else "<name>"
 
 
-ModelSource: TypeAlias = Annotated[
+ModelReference: TypeAlias = Annotated[
     Annotated[str, Tag("<name>")] | Annotated[Architecture, Tag("<mapping>")], Discriminator(_name_or_mapping)
 ]
 """stage:NAME, a path (begins with ./ or /), a Hub id, or an architecture to initialise."""
@@ -135,7 +135,7 @@ class Engine(Strict):
 class StudentRecipe(Strict):
     """The model that is trained."""
 
-    model: ModelSource = Field(description="stage:NAME, a path (begins with ./ or /), a Hub id, or an architecture")
+    model: ModelReference = Field(description="stage:NAME, a path (begins with ./ or /), a Hub id, or an architecture")
     trust_remote_code: bool = Field(
         default=False, description="run Python code that lies in the folder of `model`; read it first"
     )
@@ -392,7 +392,7 @@ class MergeRecipe(Strict):
 class StageRecipe(Strict):
     """How a base or a specialist is made; a run of its own inside the run's folder."""
 
-    from_: ModelSource = Field(alias="from", description="stage:NAME, a path, a Hub id, or an architecture")
+    from_: ModelReference = Field(alias="from", description="stage:NAME, a path, a Hub id, or an architecture")
     trust_remote_code: bool = Field(
         default=False, description="run Python code that lies in the folder of `from`; read it first"
     )

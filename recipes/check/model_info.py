@@ -15,13 +15,14 @@ from mopd.distill.models.families import experts_of
 from mopd.distill.models.flops import ModelCost
 from mopd.distill.recipe import Architecture
 from mopd.distill.recipe.messages import guess, nearest
+from mopd.distill.recipe.model_names import is_path
 from mopd.distill.student.moe import router_biases
 from mopd.distill.types import UserError
 from mopd.recipes.check.offline import shipped_config
 from mopd.recipes.resolve.checkpoints import empty_model, has_code, local_folder, needs_code, read_checkpoint
 from mopd.recipes.resolve.initial import training_texts
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import ModelSource, Origin, is_path
+from mopd.recipes.resolve.sources import ModelSource, Origin
 from mopd.recipes.resolve.stages import stage_seed
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import build_tokenizer
@@ -35,7 +36,7 @@ def probe(config: Any, parameters: int) -> None:
     """One forward of a batch of one sequence on the CPU; the caller's random state is left as it was.
 
     Args:
-        config: the transformers configuration of a model made from nothing.
+        config: the transformers configuration of a model made from scratch.
         parameters: how many the model has.
 
     Raises:
@@ -51,7 +52,7 @@ def probe(config: Any, parameters: int) -> None:
     except Exception as error:  # whatever a model's code raises on a configuration that does not hold together
         raise UserError(
             f"a {config.model_type} of this `config` can be made, and fails on its first forward of {TOKENS} tokens: "
-            f"{type(error).__name__}: {error!s:.300}; mend the `config`"
+            f"{type(error).__name__}: {error!s:.300}; fix the `config`"
         ) from error
 
 
@@ -102,7 +103,7 @@ def read_model_infos(
 
     Args:
         tasks: by domain; a stage's tokenizer is trained on all of them. Where one is missing (it could not be made),
-            models made from nothing are left out.
+            models made from scratch are left out.
         offline: of a model on the Hub nothing is asked but its shipped configuration.
         shared: what is known of models already, from recipes that name the same ones; it grows.
     """
@@ -138,7 +139,7 @@ def read_model_infos(
 
 
 def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The transformers configuration of a model made from nothing.
+    """The transformers configuration of a model made from scratch.
 
     Raises:
         UserError: an unknown architecture, an unknown key, or a value that the configuration refuses.
@@ -155,7 +156,7 @@ def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokeniz
         if key not in known
     ]
     problems += [
-        f"`config.{key}` is decided by the tokenizer; take it away (the size of the vocabulary is `vocabulary`)"
+        f"`config.{key}` is decided by the tokenizer; remove it (the size of the vocabulary is `vocabulary`)"
         for key in FROM_TOKENIZER
         if key in architecture.config
     ]
@@ -209,7 +210,7 @@ def _about_code(model: ModelSource, info: ModelInfo) -> list[str]:
         return [f"`{model.leaf}`: it is made from {info.origin.source}, and {needs_code(_permit(model.trust_leaf))}"]
     own_stanza = model.leaf.rpartition(".")[0] == model.trust_leaf.rpartition(".")[0]
     if model.trusted and not info.own_code and own_stanza:
-        return [f"`{model.trust_leaf}` is set and would change nothing (no code lies beside that model); take it away"]
+        return [f"`{model.trust_leaf}` is set and would change nothing (no code lies beside that model); remove it"]
     return []
 
 

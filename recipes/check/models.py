@@ -9,13 +9,13 @@ from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.models.adapters import with_adapters
 from mopd.distill.models.heads import head_problem
 from mopd.distill.recipe import Engine, StageRecipe, StudentRecipe
+from mopd.distill.recipe.model_names import is_path
 from mopd.distill.student.engine import check_engine
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.checkpoints import empty_model
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import is_path
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.tokenizer import control_ids
 from mopd.teachers.compatibility import compare_heads, compare_tokenizers
@@ -74,12 +74,12 @@ def check_lengths(
     return list(problems)
 
 
-def _beyond(model: ModelInfo, needed: int, what: str, mend: str) -> Iterator[str]:
+def _beyond(model: ModelInfo, needed: int, what: str, remedy: str) -> Iterator[str]:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and needed > context:
         yield (
             f"{what}, beyond the context of {context} tokens (max_position_embeddings) of the model that "
-            f"`{model.origin.where}` names; {mend}, or take a model with a longer context"
+            f"`{model.origin.where}` names; {remedy}, or take a model with a longer context"
         )
 
 
@@ -107,7 +107,7 @@ def _engines(
         ):
             yield (
                 f"`{section}.engine.expert_bias_rate` is set and would change nothing (no router of "
-                f"{model_infos[leaf].config.model_type} has a correction bias); take it away"
+                f"{model_infos[leaf].config.model_type} has a correction bias); remove it"
             )
 
 
@@ -183,4 +183,4 @@ def _heads(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str, Mo
 
 def _told(model_infos: ModelInfo) -> str:
     source = model_infos.origin.source
-    return source if isinstance(source, str) else f"made from nothing by `{model_infos.origin.where}`"
+    return source if isinstance(source, str) else f"made from scratch by `{model_infos.origin.where}`"

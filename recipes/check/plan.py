@@ -13,6 +13,7 @@ from mopd.distill.payload_rows import RowSizes, payload_spec
 from mopd.distill.recipe import (
     DomainRecipe,
     Engine,
+    ModelReference,
     Optimizer,
     Recipe,
     RolloutRecipe,
@@ -25,7 +26,6 @@ from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import Source
 from mopd.recipes.resolve.stages import stage_domains
 from mopd.recipes.resolve.teachers import ResolvedTeacher, describe
 from mopd.rollouts.tokenizer import control_ids
@@ -62,7 +62,7 @@ def processes(
         lengths: of every domain's prompts and answers, see :func:`recipes.check.tasks.check_tasks`.
     """
     recipe, device = resolved.recipe, resolved.device
-    width = max((one.mean_prompt + one.mean_answer for one in lengths.values()), default=0.0)
+    width = max((length.mean_prompt + length.mean_answer for length in lengths.values()), default=0.0)
     stages = [
         ProcessPlan(
             "stages",
@@ -92,8 +92,8 @@ def processes(
         (_teacher_process(resolved.teachers, model_infos, names, engine.microbatch_tokens) for names in turns),
         key=_minus_bytes,
     )
-    for one in taking_turns[: recipe.run.resident_teachers]:
-        yield replace(one, name=f"{one.name}, or another in its place")
+    for process in taking_turns[: recipe.run.resident_teachers]:
+        yield replace(process, name=f"{process.name}, or another in its place")
     if recipe.rollout.workers:
         yield ProcessPlan("run", "sampler", recipe.rollout.workers, _frozen_bytes(student, engine, device))
 
@@ -106,11 +106,11 @@ def _teacher_process(
 ) -> ProcessPlan:
     """The processes of teachers that share them."""
     teacher = teachers[names[0]]
-    one, replicas = model_infos[teacher.model.leaf], teacher.settings.replicas
+    info, replicas = model_infos[teacher.model.leaf], teacher.settings.replicas
     if not teacher.model.has_weights:
         return ProcessPlan("run", f"asking teacher {', '.join(names)}", replicas, PROCESS_BYTES)
-    logits = microbatch_tokens * _vocabulary(one) * 12
-    each = PROCESS_BYTES + one.cost.total_parameters * getattr(torch, teacher.dtype).itemsize + logits
+    logits = microbatch_tokens * _vocabulary(info) * 12
+    each = PROCESS_BYTES + info.cost.total_parameters * getattr(torch, teacher.dtype).itemsize + logits
     return ProcessPlan("run", f"teacher {', '.join(names)}", replicas, each)
 
 
@@ -260,7 +260,7 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
         lengths: of every domain's prompts and answers, see :func:`recipes.check.tasks.check_tasks`.
     """
     recipe = resolved.recipe
-    shipped = {name: shipped_bytes(resolved.loss, one, model_infos) for name, one in resolved.teachers.items()}
+    shipped = {name: shipped_bytes(resolved.loss, teacher, model_infos) for name, teacher in resolved.teachers.items()}
     steps = tuple(_steps(recipe.trained_domains, recipe.rollout, lengths, shipped))
     trained = f", {recipe.run.steps} steps" if resolved.method.trains else ""
     made = f"{recipe.method}{trained} from {_source(recipe.student.model)}"
@@ -291,8 +291,8 @@ def _models(
     yield ModelPlan("student", student_made, cost.total_parameters, cost.active_parameters)
 
 
-def _source(model: Source) -> str:
-    return model if isinstance(model, str) else f"{model.architecture}, from nothing"
+def _source(model: ModelReference) -> str:
+    return model if isinstance(model, str) else f"{model.architecture}, from scratch"
 
 
 def _steps(

@@ -17,7 +17,7 @@ from mopd.distill.recipe import Loss, RolloutRecipe
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.types import PayloadName, Prompt, Rollout, ScoredRollout, TeacherScore, UserError
 from mopd.rollouts.engines import engine_of
-from mopd.rollouts.tasks import Example, Split, Task
+from mopd.rollouts.tasks import Example, Task, TaskSplit
 
 DRAWN = 32
 """Problems of each split and form that are drawn."""
@@ -32,7 +32,7 @@ def check_own_task(task: Task, *, seed: int) -> Iterator[str]:
     """
     seen: dict[str, str] = {}
     named: dict[tuple[str, str], str] = {}
-    for split in get_args(Split):
+    for split in get_args(TaskSplit):
         for easy in (False, True):
             for index in range(DRAWN):
                 asked: dict[str, Any] = {"seed": seed, "split": split, "index": index, "easy": easy}
@@ -158,7 +158,7 @@ def check_own_loss(loss: Loss) -> Iterator[str]:
     yield from (f"{where} {problem}" for problem in _gradient(token_loss, logits_BTV, mask_BT))
     for name in settings:
         if name not in settings.read:
-            yield f"`loss.settings.{name}` is set and would change nothing (it is never read); take it away"
+            yield f"`loss.settings.{name}` is set and would change nothing (it is never read); remove it"
 
 
 def _gradient(token_loss: TokenLoss, logits_BTV: torch.Tensor, mask_BT: torch.Tensor) -> Iterator[str]:
@@ -191,7 +191,7 @@ def _probe(payload: PayloadName | None, *, needs_each_teacher: bool) -> Microbat
             loss_mask=np.arange(length) >= 2,
             sampler_logprobs=np.full(length, -2.0, dtype=np.float32),
             finish="eos",
-            version=0,
+            version=(0, 0),
             group=index,
             index=index,
         )
@@ -221,4 +221,13 @@ def check_engine(rollout: RolloutRecipe, loss: BoundLoss) -> Iterator[str]:
         yield (
             f"`rollout.engine` {rollout.engine} does not record the student's likeliest tokens, which `loss.support` "
             f"{loss.support.whose} asks its teachers about; take `support: teacher`"
+        )
+
+
+def engine_warnings(rollout: RolloutRecipe) -> Iterator[str]:
+    """What a run gives up with its engine, each a sentence; the engine is there."""
+    if not engine_of(rollout.engine, workers=rollout.workers).keyed:
+        yield (
+            f"`rollout.engine` {rollout.engine} is not `keyed`: a run that was interrupted and resumed writes other "
+            f"rollouts than one that was not, and two runs of one seed differ"
         )

@@ -14,7 +14,7 @@ from mopd.recipes.check.model_info import ModelInfo, read_model_infos
 from mopd.recipes.check.models import check_lengths, check_models
 from mopd.recipes.check.offline import assumed_lengths, on_hub
 from mopd.recipes.check.plan import Plan, make_plan
-from mopd.recipes.check.plugins import check_engine, check_own_loss
+from mopd.recipes.check.plugins import check_engine, check_own_loss, engine_warnings
 from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.settings import idle_leaves
 from mopd.recipes.check.tasks import Lengths, check_gold_answers, check_tasks, make_tasks
@@ -87,7 +87,8 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False, shared: Share
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
-    plan = replace(make_plan(resolved, model_infos, lengths), warnings=tuple(idle_leaves(resolved)))
+    warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout))
+    plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings)
     if offline:
         return plan
     there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if os.path.isdir(out) else 0

@@ -152,7 +152,7 @@ def _verifier(domain: str, task: Task, examples: list[Example], *, gold: bool) -
         first = refused[0]
         yield (
             f"the verifier refuses {len(refused)} of {len(examples)} gold answers, for example {first.answer!r} to "
-            f"{first.text!r}; mend the answers, or take a verifier that fits them"
+            f"{first.text!r}; fix the answers, or take a verifier that fits them"
         )
     wrong = [task.wrong_answer(example) for example in examples]
     scores = task.verify_many(prompts, wrong)

@@ -8,10 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.loss.registry import LOSSES
 from mopd.distill.payload_rows import PAYLOADS
+from mopd.distill.recipe.model_names import SELF, stage_name
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import SELF, stage_name
 from mopd.rollouts.tasks import Task
 from mopd.teachers.kinds import TeacherKind, TeacherReach, TeacherUse
 

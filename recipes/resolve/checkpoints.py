@@ -16,8 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from mopd.distill.models.flops import ModelCost, model_cost
 from mopd.distill.models.load import from_pretrained
+from mopd.distill.recipe.model_names import is_path
 from mopd.distill.types import UserError
-from mopd.recipes.resolve.sources import is_path
 
 HUB_TIMEOUT_SECONDS = 5.0
 BESIDES_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
@@ -94,7 +94,7 @@ def local_folder(source: str, *, weights: bool = True) -> str:
             weight_files(folder)
     except OSError as error:  # a folder that may not be entered, a name that is too long
         raise UserError(
-            f"checkpoint {source} cannot be looked at: {error.strerror}; mend the path, or its rights"
+            f"checkpoint {source} cannot be looked at: {error.strerror}; fix the path, or its rights"
         ) from error
     return source
 
@@ -198,13 +198,13 @@ def _shards(index: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except Exception as error:  # whatever a broken file can be
         raise UserError(
-            f"the index of weights {index} cannot be read ({error!r}); fetch the checkpoint anew"
+            f"the index of weights {index} cannot be read ({error!r}); download the checkpoint again"
         ) from error
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(
             f"{index.parent} is no whole checkpoint: {len(missing)} of {len(names)} shards that {index.name} names are "
-            f"missing, for example {missing[0]}; fetch it anew"
+            f"missing, for example {missing[0]}; download it again"
         )
     return [index.parent / name for name in names]
 
@@ -217,7 +217,9 @@ def _headers(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  (it is no mapping)
     except Exception as error:  # the readers raise what they like
-        raise UserError(f"the weights in {path} cannot be read ({error!s:.200}); fetch the checkpoint anew") from error
+        raise UserError(
+            f"the weights in {path} cannot be read ({error!s:.200}); download the checkpoint again"
+        ) from error
     return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 

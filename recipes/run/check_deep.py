@@ -11,14 +11,14 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.metrics.evaluate import evaluate
-from mopd.distill.recipe import Architecture
+from mopd.distill.recipe import Architecture, ModelReference
+from mopd.distill.recipe.model_names import stage_name
 from mopd.distill.types import GradingFailed, Int32, Payload, PayloadName, Prompt, Rollout, RunError, Sampler, UserError
 from mopd.recipes.evaluation.evaluator import verify
 from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import Source, stage_name
 from mopd.recipes.resolve.stages import model_path
 from mopd.recipes.run.launch import on_disk
 from mopd.recipes.run.preflight import (
@@ -114,7 +114,7 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     return findings
 
 
-def _folder(source: Source, out: Path, *, weights: bool = True) -> str | None:
+def _folder(source: ModelReference, out: Path, *, weights: bool = True) -> str | None:
     """Where a model lies; None where a run has yet to make it."""
     path = model_path(source, out=out, folder=out)
     if isinstance(source, Architecture) or stage_name(source) is not None:
@@ -122,7 +122,7 @@ def _folder(source: Source, out: Path, *, weights: bool = True) -> str | None:
     return on_disk(path, weights=weights)
 
 
-def _later(candidate: Candidate, source: Source) -> list[Finding]:
+def _later(candidate: Candidate, source: ModelReference) -> list[Finding]:
     """Of a teacher that cannot be asked until ``source`` was made."""
     made = source.architecture if isinstance(source, Architecture) else source
     remedy = "a run asks it then, before its first step"

@@ -126,7 +126,7 @@ class StudentSampler:
             loss_mask=np.arange(len(prompt) + len(completion.token_ids)) >= len(prompt),
             sampler_logprobs=np.concatenate([np.zeros(len(prompt), dtype=np.float32), completion.logprobs]),
             finish=completion.finish,
-            version=self._version,
+            version=(self._version, self._version),
             group=plan.group,
             index=plan.index,
             support_ids=_with_prompt(len(prompt), completion.support_ids),

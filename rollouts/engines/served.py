@@ -93,7 +93,7 @@ class ServedSampler:
             loss_mask=np.arange(n + len(written)) >= n,
             sampler_logprobs=np.array([*[0.0] * n, *logprobs], dtype=np.float32),
             finish="eos" if written[-1] == self._eos else "length",
-            version=0,
+            version=(0, 0),
             group=index,
             index=index,
         )

@@ -154,7 +154,7 @@ def _import(
 
 
 def _facade(name: str) -> types.ModuleType:
-    """A module with the allowed names of module ``name`` and nothing else, made anew for whoever imports it."""
+    """A module with the allowed names of module ``name`` and nothing else, made again for whoever imports it."""
     facade, forms = types.ModuleType(name), SAFE_FORMS.get(name, {})
     for key in MODULES[name]:
         setattr(facade, key, forms[key] if key in forms else getattr(sys.modules[name], key))

@@ -10,7 +10,7 @@ from mopd.distill.recipe import Source
 from mopd.distill.recipe.plugins import is_plugin, load_plugin
 from mopd.distill.types import UserError
 from mopd.rollouts.tasks.arithmetic import Arithmetic
-from mopd.rollouts.tasks.base import Example, Generated, Split, Task
+from mopd.rollouts.tasks.base import Example, Generated, Task, TaskSplit
 from mopd.rollouts.tasks.list_programs import ListPrograms
 from mopd.rollouts.tasks.ordering import Ordering
 
@@ -40,7 +40,7 @@ def make_task(task: str | Source, *, domain: str, tokenizer: PreTrainedTokenizer
 
 
 def own_task(reference: str, *, where: str) -> Task:
-    """The task that ``./file.py:NAME`` means: an object with a task's methods, or a class that makes one from nothing.
+    """The task that ``./file.py:NAME`` means: an object with a task's methods, or a class to make one of.
 
     Args:
         where: the leaf of the recipe that says it, for the message.
@@ -75,4 +75,4 @@ def fingerprint(task: Task, *, seed: int) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["TASKS", "Example", "Generated", "Split", "Task", "fingerprint", "make_task", "own_task"]
+__all__ = ["TASKS", "Example", "Generated", "Task", "TaskSplit", "fingerprint", "make_task", "own_task"]

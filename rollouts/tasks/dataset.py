@@ -126,7 +126,7 @@ class DatasetTask:
         except Exception as error:  # templates raise what they like
             raise UserError(
                 f"dataset {self._source.path!r}: the student's chat template refuses the messages "
-                f"{messages!s:.200}: {error}; mend the rows, or take a student whose template takes them"
+                f"{messages!s:.200}: {error}; fix the rows, or take a student whose template takes them"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Rows of a `datasets` source: read, checked, and dealt out to train, validation and test without overlap."""
+"""DatasetRows of a `datasets` source: read, checked, and dealt out to train, validation and test without overlap."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Row:
         return json.dumps([[message["role"], " ".join(message["content"].split())] for message in self.prompt])
 
 
-class Rows:
+class DatasetRows:
     """Some rows of a dataset, read when they are asked for."""
 
     def __init__(self, table: datasets.Dataset, numbers: list[int], source: Source) -> None:
@@ -50,7 +50,7 @@ class Rows:
         return parse_row(self._source, self._table[self._numbers[place]])
 
 
-def read_splits(source: Source, *, domain: str) -> dict[str, Rows]:
+def read_splits(source: Source, *, domain: str) -> dict[str, DatasetRows]:
     """The rows of train, validation and test: of ``domain``, each prompt once, no prompt in two splits.
 
     A held-out split that the source names is that one; the others are held out of the training split by a hash of the
@@ -68,7 +68,7 @@ def read_splits(source: Source, *, domain: str) -> dict[str, Rows]:
         )
     tables = {name: load(source, name) for name in given}
     usable = {name: _usable(source, table, name, domain) for name, table in tables.items()}
-    splits: dict[str, Rows] = {}
+    splits: dict[str, DatasetRows] = {}
     taken: set[str] = set()
     for split, name in named.items():
         rows = usable[name or source.split].items()
@@ -80,7 +80,7 @@ def read_splits(source: Source, *, domain: str) -> dict[str, Rows]:
                 f"splits that share no prompts"
             )
         taken |= kept.keys()
-        splits[split] = Rows(tables[name or source.split], list(kept.values()), source)
+        splits[split] = DatasetRows(tables[name or source.split], list(kept.values()), source)
     return splits
 
 
@@ -96,7 +96,7 @@ def load(source: Source, split: str) -> datasets.Dataset:
     path = Path(source.path)
     local = source.path.startswith(("./", "../", "/"))
     if local and not path.exists():
-        raise UserError(f"dataset {source.path!r} does not exist (looked in {path.parent.resolve()}); mend the path")
+        raise UserError(f"dataset {source.path!r} does not exist (looked in {path.parent.resolve()}); fix the path")
     if local and path.is_file() and (path.suffix not in FORMATS or split != "train" or source.name is not None):
         raise UserError(
             f"dataset {source.path!r} is one file: it needs a name that ends in {', '.join(FORMATS)}, has one split, "
@@ -111,7 +111,8 @@ def load(source: Source, split: str) -> datasets.Dataset:
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         hint = " (a path begins with ./ or /)" if path.exists() and not local else ""
         raise UserError(
-            f"dataset {source.path!r}, split {split!r}, can't be read{hint}: {reason[0]}; mend path, name or content"
+            f"dataset {source.path!r}, split {split!r}, can't be read{hint}: {reason[0]}; "
+            "fix the path, the name or the content"
         ) from error
     assert isinstance(table, datasets.Dataset)
     _require_columns(source, table)

@@ -17,6 +17,7 @@ import ray
 UNIT = Path(__file__).parent.parent / "unit"
 sys.path.append(str(UNIT))
 
+import ray_kit  # noqa: E402
 from store_kit import stored  # noqa: E402
 from student_kit import DOMAINS, make_batch, make_model, make_spec  # noqa: E402
 
@@ -29,13 +30,7 @@ from mopd.recipes.run.ranks import RayRanks  # noqa: E402
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     path = os.pathsep.join([str(UNIT), str(Path(__file__).parent)])
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
+    ray_kit.begin(runtime_env={"env_vars": {"PYTHONPATH": path}})
     yield
     ray.shutdown()
 

@@ -135,7 +135,7 @@ def test_rollouts_do_not_depend_on_ranks_or_batches(tmp_path, ranks, batch_size)
     assert [r.group for r in rollouts] == [i // 2 for i in range(14)]
     for rollout, other in zip(rollouts, expected, strict=True):
         assert rollout.token_ids.tolist() == other.token_ids.tolist()
-        assert rollout.version == 5
+        assert rollout.version == (5, 5)
         assert rollout.loss_mask.sum() == len(rollout.token_ids) - len(rollout.prompt.token_ids)
         assert (rollout.sampler_logprobs[rollout.loss_mask] < 0).all()
 

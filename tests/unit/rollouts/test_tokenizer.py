@@ -24,7 +24,7 @@ def rollout_of(written: list[int], *, prompt: Prompt | None = None) -> Rollout:
         loss_mask=np.arange(len(ids)) >= len(prompt.token_ids),
         sampler_logprobs=np.zeros(len(ids), dtype=np.float32),
         finish="eos" if written and written[-1] == EOS else "length",
-        version=0,
+        version=(0, 0),
         group=0,
         index=0,
     )

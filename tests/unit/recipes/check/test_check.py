@@ -249,7 +249,7 @@ def test_a_teacher_from_another_base_is_refused(tmp_path: Path) -> None:
     stages = {**base(), "math": {"from": {**tree()["stages"]["base"]["from"], "vocabulary": 60}}}
     domains = {"code": {"task": "list_programs", "teacher": "math"}}  # whose words give merges to differ in
     (found,) = problems(tmp_path, stages=stages, domains=domains)
-    assert "made from nothing by `stages.math.from`" in found
+    assert "made from scratch by `stages.math.from`" in found
 
 
 def test_a_support_that_is_the_whole_vocabulary_is_refused(tmp_path: Path) -> None:
