@@ -69,7 +69,7 @@ def select_step(grouped: Rows, teachers: TeacherWeights) -> Selected | None:
     if not candidates:
         return None
     ranked = sorted(candidates, key=lambda candidate: (candidate.bound, candidate.step), reverse=True)
-    best, others = ranked[0], ranked[1:]
+    best, *others = ranked
     domains, _ = recoveries([best.table])
     return Selected(
         step=best.step,

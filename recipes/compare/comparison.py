@@ -37,7 +37,7 @@ of the domains' means; docs/statistics.md has the definitions. Keys are added, n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -282,13 +282,7 @@ def compare(folders: Sequence[Path], *, validation: bool = False) -> Comparison:
     timed = {run.name: over_time(run.answers, domains) for run in runs}
     curves = {run.name: compute_curve(run, domains) for run in runs}
     lost = {group.name: forgotten([run.answers for run in group.runs], domains) for group in groups}
-    averages = {
-        group.name: replace(
-            _mean_over_time([timed[run.name] for run in group.runs], domains),
-            forgetting_estimate=_forgetting(lost[group.name]),
-        )
-        for group in groups
-    }
+    averages = {g.name: _mean_over_time([timed[r.name] for r in g.runs], lost[g.name], domains) for g in groups}
     metrics = {group.name: _metrics(of_row[group.name], averages[group.name]) for group in groups}
     costs = {group.name: mean_cost([cost_of[run.name] for run in group.runs]) for group in groups}
     intervals = {group.name: _intervals(of_row[group.name], lost[group.name]) for group in groups}
@@ -354,16 +348,13 @@ def _intervals(measured: Measured, lost: Mapping[str, Extreme]) -> ComparedInter
     return ComparedIntervals(**intervals, forgetting={d: Ends(e.low, e.high) for d, e in lost.items()} or None)
 
 
-def _forgetting(lost: Mapping[str, Extreme]) -> PerDomain | None:
-    return {domain: extreme.estimate for domain, extreme in lost.items()} or None
-
-
-def _mean_over_time(runs: Sequence[OverTime], domains: Sequence[str]) -> OverTime:
-    """The mean over runs of each metric but the estimate of forgetting; None where it is undefined in any."""
-    forgotten = [run.forgetting or {} for run in runs]
-    by_domain = {d: _mean([of_run.get(d) for of_run in forgotten]) for d in domains}
+def _mean_over_time(runs: Sequence[OverTime], lost: Mapping[str, Extreme], domains: Sequence[str]) -> OverTime:
+    """The mean over runs of each metric, None where it is undefined in any, and forgetting of the mean curve."""
+    by_run = [run.forgetting or {} for run in runs]
+    by_domain = {d: _mean([of_run.get(d) for of_run in by_run]) for d in domains}
     return OverTime(
-        forgetting=by_domain if any(forgotten) else None,
+        forgetting=by_domain if any(by_run) else None,
+        forgetting_estimate={domain: extreme.estimate for domain, extreme in lost.items()} or None,
         seesaw_share=_mean([run.seesaw_share for run in runs]),
         seesaw_noise=_mean([run.seesaw_noise for run in runs]),
         seesaw_correlation=_mean([run.seesaw_correlation for run in runs]),

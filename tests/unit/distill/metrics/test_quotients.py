@@ -47,7 +47,7 @@ def test_means_of_one_run_have_students_t() -> None:
 def test_what_differs_by_question_and_seed_counts_once() -> None:
     """Means over runs and questions, crossed: the variance is that of a two-way analysis, by its sums of squares."""
     rng, runs, n = np.random.default_rng(2), 4, 600
-    values = 0.4 + 0.03 * rng.normal(size=(runs, 1)) + 0.3 * rng.normal(size=n) + rng.normal(size=(runs, n))
+    values = 0.4 + 0.08 * rng.normal(size=(runs, 1)) + 0.3 * rng.normal(size=n) + rng.normal(size=(runs, n))
     quotients = Quotients.of_means([values])
     grand = values.mean()
     by_run, by_question = values.mean(axis=1), values.mean(axis=0)

@@ -213,7 +213,7 @@ def test_a_difference_that_chance_may_explain_is_called_so(tmp_path: Path) -> No
     comparison = compare([write_hand_run(tmp_path / "hand"), near])
     level, told = headline(comparison)
     assert level == "mixed"
-    assert told.startswith("hand keeps at least 44% of its teachers’ gain in the worst domain, 1 point more than ")
+    assert told.startswith("hand keeps at least 44% of its teachers’ gain in the worst domain, 2 points more than near")
     assert "which chance may explain (95% interval −14 to 24)" in told
 
 

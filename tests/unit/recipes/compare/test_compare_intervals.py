@@ -79,7 +79,9 @@ def test_the_difference_of_two_methods_is_paired_by_question(tmp_path: Path) -> 
     assert value == pytest.approx(0.80 - 0.85)
 
     assert low < value < high
-    apart = rows["b"].metrics_ci.worst_recovery
+    value, low, high = rows["b"].behind.mean_recovery
+    apart = rows["b"].metrics_ci.mean_recovery
+    assert low < value < high
     assert high - low < 0.8 * (apart[1] - apart[0])  # 1.4 of it, were they independent
     # In points of math: four questions of a hundred, all one way; two rows of three domains are looked at together.
     half = -stats.t.ppf(0.025 / 3, 99) * math.sqrt((0.04 - 0.04**2) / 99 + 2 / 100**2)
