@@ -36,13 +36,15 @@ def differences(first: Sequence[Table], second: Sequence[Table], *, looks: int =
 
     Args:
         first, second: a table a seed, the same seeds in the same order; all answered the same questions in one order.
-        looks: how many such differences are looked at together: with as many as there are other rows, a row is called
-            ahead of all others wrongly in at most 5% of cases (J. Hsu, Ann. Stat. 9 (1981) 1026-1034).
+        looks: how many others there are besides ``second``, which may have been picked for being the best of all. A
+            row is called ahead of all others wrongly in at most 5% of cases then (J. Hsu, Ann. Stat. 9 (1981)
+            1026-1034); the intervals of ``points`` hold for all pairs of rows.
     """
     domains = list(first[0].answers)
     students = [_students(first, domain) - _students(second, domain) for domain in domains]
     points = Quotients.of_means(students)
-    low_D, high_D = points.ends(TAIL / len(domains) / looks)
+    pairs = looks * (looks + 1) // 2
+    low_D, high_D = points.ends(TAIL / len(domains) / pairs)
     shared = [d for d in recoveries(first)[0] if d in recoveries(second)[0]]
     worst = mean = None
     if shared:
