@@ -138,7 +138,8 @@ def mean_of_least(quotients: Quotients, tail: float = TAIL) -> Extreme:
     middle = float(lowest_N1.mean())
     drawn = [spread_as_the_truth(values_K, single_K).min() for values_K in values_NK]
     low, high = middle - low, middle + bias + high
-    return Extreme(float(np.clip(np.mean(drawn), low, high)), low, high)
+    estimate = min(float(np.mean(drawn)), least(quotients, tail).estimate)
+    return Extreme(float(np.clip(estimate, low, high)), low, high)
 
 
 def _bias_of_least(errors_K: Float64) -> float:
