@@ -68,4 +68,4 @@ chaos: install
 # The tables of docs/statistics.md; `make coverage WRITE=--write` writes them there.
 WRITE ?=
 coverage: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.coverage $(WRITE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.coverage.table $(WRITE)

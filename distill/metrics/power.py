@@ -89,20 +89,20 @@ def questions_to_tell(
     freedom = math.inf
     if quotients.runs > 1:
         seeds_K, freedom = seed_variance(quotients.of_runs)
-    one, all_of_them = (float(t_quantile(tail, freedom)) for tail in (TAIL, TAIL / len(variance_K)))
+    t_low, t_high = (float(t_quantile(tail, freedom)) for tail in (TAIL, TAIL / len(variance_K)))
 
-    def told(questions: float) -> float:
+    def power_of(questions: float) -> float:
         error_K = np.sqrt(variance_K / questions + seeds_K)
-        gone = float(np.prod(ndtr(beyond / error_K - one)))  # every domain just as far above
-        remains = float(ndtr(beyond / error_K.max() - all_of_them))  # one below, the least certain
+        gone = float(np.prod(ndtr(beyond / error_K - t_low)))  # every domain just as far above
+        remains = float(ndtr(beyond / error_K.max() - t_high))  # one below, the least certain
         return min(gone, remains)
 
-    if told(MOST_QUESTIONS) < power:
+    if power_of(MOST_QUESTIONS) < power:
         return None
     low, high = 1.0, float(MOST_QUESTIONS)
     while high / low > 1.005:
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if told(middle) >= power else (middle, high)
+        low, high = (low, middle) if power_of(middle) >= power else (middle, high)
     return rounded_up(high)
 
 

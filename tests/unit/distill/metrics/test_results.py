@@ -1,4 +1,4 @@
-"""seesaw.json and the paired bootstrap, against tables worked out by hand and naive loops."""
+"""seesaw.json and its intervals, against tables worked out by hand and naive loops."""
 
 from __future__ import annotations
 
