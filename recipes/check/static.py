@@ -16,8 +16,9 @@ from mopd.recipes.check.offline import assumed_lengths, on_hub
 from mopd.recipes.check.plan import Plan, make_plan
 from mopd.recipes.check.plugins import check_engine, check_own_loss, engine_warnings
 from mopd.recipes.check.routes import check_routes
+from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.settings import idle_leaves
-from mopd.recipes.check.tasks import Lengths, check_gold_answers, check_tasks, make_tasks
+from mopd.recipes.check.tasks import Lengths, check_gold_answers, check_tasks, left_out, make_tasks
 from mopd.recipes.check.teachers import reach_teachers
 from mopd.recipes.resolve.placement import check_device
 from mopd.recipes.resolve.resolved import Resolved
@@ -66,14 +67,10 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False, shared: Share
         tasks, unusable = make_tasks(recipe.domains, tokenizer, seed=recipe.seed, without=far)
     cap = recipe.rollout.max_new_tokens
     lengths, unsound = check_tasks(
-        recipe.domains,
-        tasks,
-        tokenizer,
-        seed=recipe.seed,
-        evaluate=recipe.evaluate,
-        max_new_tokens=cap,
-        shared=shared.tasks,
-    )
+        recipe.domains, tasks, tokenizer,
+        seed=recipe.seed, evaluate=recipe.evaluate,
+        max_new_tokens=cap, shared=shared.tasks,
+    )  # fmt: skip
     lengths = assumed_lengths(recipe.domains, cap, lengths) if offline else lengths
     trained = _supervised(recipe.method, tuple(recipe.trained_domains), recipe.stages)
     unsound += check_gold_answers(recipe.domains, trained)
@@ -87,8 +84,9 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False, shared: Share
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
-    warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout))
+    warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout), *left_out(tasks))
     plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings)
+    plan = replace(plan, questions=Questions(recipe.domains, tasks, tokenizer, recipe.seed))
     if offline:
         return plan
     there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if os.path.isdir(out) else 0

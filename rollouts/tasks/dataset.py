@@ -1,27 +1,31 @@
-"""A task made from any `datasets` source: a Hub id, JSONL or Parquet, with columns for prompt, answer and domain."""
+"""A task made from any `datasets` source: a Hub id, JSONL, CSV or Parquet, whose rows mean what the source says."""
 
 from __future__ import annotations
 
 import functools
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import Source
-from mopd.distill.types import Prompt, UserError
-from mopd.rollouts.tasks.base import Example, content_hash
-from mopd.rollouts.tasks.dataset_rows import Message, Row, read_splits
-from mopd.rollouts.verifiers import chosen_letter, last_number, verify_many
+from mopd.distill.recipe.plugins import is_plugin, load_plugin
+from mopd.distill.types import Prompt, RunError, UserError
+from mopd.rollouts.tasks.base import Example
+from mopd.rollouts.tasks.dataset_rows import DatasetRows, RowsReport, read_splits
+from mopd.rollouts.tasks.rendering import Renderer
+from mopd.rollouts.tasks.row_meaning import LETTERS, Problem
+from mopd.rollouts.verifiers import chosen_letter, extract_program, last_number, verify_many
 
 
 class DatasetTask:
     """Problems from a dataset, in an order of their own for each seed and epoch; see :class:`rollouts.tasks.base.Task`.
 
     Args:
-        source: where the rows are, and what their columns are called.
-        tokenizer: the student's, whose chat template renders chat messages. Without one they are joined as bare lines,
+        source: where the rows are, and what they mean.
+        tokenizer: the student's, whose chat template writes the turns. Without one, contents are joined as bare lines,
             which serves to train a tokenizer and to check verifiers, and is given to no model.
         domain: the recipe's name of the domain; where the source has a column for it, other rows are left out.
 
@@ -35,19 +39,27 @@ class DatasetTask:
                 f"dataset {source.path!r} names a column of unit tests, {source.tests!r}, for verifier "
                 f"{source.verifier!r}, which runs none; take `verifier: python_tests`, or leave `tests` out"
             )
-        self._source, self._tokenizer, self._domain = source, tokenizer, domain
-        self._splits = read_splits(source, domain=domain)
-        chat = isinstance(self._splits["train"][0].prompt, list)
-        if chat and tokenizer is not None and tokenizer.chat_template is None:
-            raise UserError(
-                f"dataset {source.path!r}: column {source.prompt!r} holds chat messages, and the student's tokenizer "
-                f"has no chat template; take a student that has one, or a column of plain text"
-            )
+        self._source, self._domain = source, domain
+        self._own_verifier = own_verifier(source, where=f"domains.{domain}.task.verifier")
+        self._renderer: Renderer
+
+        def make_check(shots: tuple[Problem, ...]) -> Callable[[Problem], None]:
+            self._renderer = Renderer(source, tokenizer, shots)
+            return self._renderer.check
+
+        read = read_splits(source, make_check, domain=domain)
+        self._splits, self.reports = read.splits, read.reports
+        self._places = {key: (rows, place) for rows in read.splits.values() for place, key in enumerate(rows.keys)}
 
     @property
     def sizes(self) -> dict[str, int]:
         """How many problems each split has."""
         return {split: len(rows) for split, rows in self._splits.items()}
+
+    @property
+    def left_out(self) -> list[str]:
+        """The rows that `drop_refused` leaves out, a sentence a split."""
+        return [sentence for report in self.reports for sentence in _left_out(self._source.path, report)]
 
     def example(self, *, seed: int, split: str, index: int, easy: bool = False) -> Example:
         """The ``index``-th problem of a split, a pure function of its arguments; a dataset has no easy form.
@@ -56,8 +68,7 @@ class DatasetTask:
         held-out problem is asked once: counted twice it would narrow the intervals.
 
         Raises:
-            UserError: no such split, a held-out split has fewer rows than are asked for, or the chat template
-                refuses a row.
+            UserError: no such split, or a held-out split has fewer rows than are asked for.
         """
         if split not in self._splits:
             raise UserError(f"dataset {self._source.path!r} has no split {split!r}; it has {', '.join(self._splits)}")
@@ -69,69 +80,148 @@ class DatasetTask:
                 f"problem {index + 1} is asked for; lower `evaluate.{split}_prompts` to {len(rows)}, or name a larger "
                 f"`{split}_split`"
             )
-        row = rows[_order(f"{seed}/{split}/{epoch}", len(rows))[place]]
-        return Example(f"{self._domain}/{split}/{seed}-{index}-{_key(row)}", self._render(row), row.answer)
+        place = _order(f"{seed}/{split}/{epoch}", len(rows))[place]
+        problem = rows[place]
+        return Example(f"{self._domain}/{split}/{seed}-{index}-{rows.keys[place]}", self._text(problem), problem.answer)
 
     def texts(self, split: str) -> Iterator[tuple[str, str]]:
-        """Prompt and gold answer of every row of a split, in the dataset's order.
-
-        Raises:
-            UserError: the chat template refuses a row.
-        """
+        """Prompt and gold answer of every row of a split, in the dataset's order."""
         rows = self._splits[split]
         for place in range(len(rows)):
-            row = rows[place]
-            yield self._render(row), row.answer
+            problem = rows[place]
+            yield self._text(problem), problem.answer
+
+    def _text(self, problem: Problem) -> str:
+        try:
+            return self._renderer.text(problem)
+        except ValueError as error:
+            raise UserError(f"dataset {self._source.path!r}: {error}") from error
 
     def verify(self, prompt: Prompt, text: str) -> float:
-        """1 if the source's verifier accepts ``text``."""
+        """1 if the source's verifier accepts ``text``; 0..1 where it is a user's own."""
         return self.verify_many([prompt], [text])[0]
 
     def verify_many(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        """:meth:`verify` of many answers, in one batch where verifying means executing."""
-        wanted = [
-            prompt.answer if self._source.tests is None else self._tests[prompt.id.rpartition("-")[2]]
-            for prompt in prompts
-        ]
-        return verify_many(self._source.verifier, wanted, texts)
+        """:meth:`verify` of many answers, in one batch where verifying means executing.
+
+        Raises:
+            RunError: a user's own verifier raises, or gives no number from 0 to 1.
+        """
+        if self._own_verifier is not None:
+            return [self._own(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        pairs: list[tuple[str, str]] = []
+        counts: list[int] = []
+        for prompt, text in zip(prompts, texts, strict=True):
+            golds = self._golds(prompt)
+            text = self._whole_program(prompt, text)
+            pairs += [(gold, text) for gold in golds]
+            counts.append(len(golds))
+        verdicts = iter(verify_many(self._source.verifier, [gold for gold, _ in pairs], [text for _, text in pairs]))
+        return [max([next(verdicts) for _ in range(count)]) for count in counts]
 
     def wrong_answer(self, example: Example) -> str:
-        """An answer in the form that the verifier reads, and wrong."""
-        verifier = self._source.verifier
+        """An answer in the form that the verifier reads, and wrong; of a user's own verifier nothing is known."""
+        verifier, rows = self._source.verifier, self._row(example.id)
+        golds = [example.answer] if rows is None else rows[0].golds(rows[1])
+        if self._own_verifier is not None:
+            return ""
         if verifier == "number":
-            value = last_number(example.answer)
-            return str(0 if value is None else value + 1)
+            values = {last_number(gold) for gold in golds}
+            value = last_number(example.answer) or 0
+            return str(next(value + more for more in range(1, len(golds) + 2) if value + more not in values))
         if verifier == "choice":
-            return "B" if chosen_letter(example.answer) == "A" else "A"
+            letters = {chosen_letter(gold) for gold in golds}
+            return next(letter for letter in LETTERS if letter not in letters)
         if verifier == "math":
-            return "314159" if "271828" in example.answer else "271828"
+            return "314159" if any("271828" in gold for gold in golds) else "271828"
         return "pass" if verifier == "python_tests" else f"not {example.answer}"
 
-    @functools.cached_property
-    def _tests(self) -> dict[str, str]:
-        """The unit tests of every problem, by the key at the end of its id."""
-        rows = (rows[place] for rows in self._splits.values() for place in range(len(rows)))
-        return {_key(row): row.tests or "" for row in rows}
+    def _row(self, prompt_id: str) -> tuple[DatasetRows, int] | None:
+        return self._places.get(prompt_id.rpartition("-")[2])
 
-    def _render(self, row: Row) -> str:
-        if isinstance(row.prompt, str):
-            return row.prompt
-        if self._tokenizer is None:
-            return "\n".join(message["content"] for message in row.prompt)
-        return self._apply_template(self._tokenizer, row.prompt)
+    def _golds(self, prompt: Prompt) -> list[str]:
+        """What is right as an answer to a prompt; most have one gold answer, which it carries."""
+        row = self._row(prompt.id)
+        if row is None:
+            return [prompt.answer]
+        rows, place = row
+        several = self._source.tests is not None or self._source.several_golds == "any"
+        return rows.golds(place) if several else [prompt.answer]
 
-    def _apply_template(self, tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
+    def _whole_program(self, prompt: Prompt, text: str) -> str:
+        """The program that an answer makes with the code it goes on from, in a fence; other answers as they are."""
+        row = self._row(prompt.id)
+        if self._source.continues is None or row is None:
+            return text
+        before = row[0][row[1]].continues or ""
+        return f"```python\n{continued(before, text)}\n```"
+
+    def _own(self, prompt: Prompt, text: str) -> float:
+        row, verifier = self._row(prompt.id), self._source.verifier
+        assert self._own_verifier is not None
+        cells = {} if row is None else row[0].cells(row[1])
         try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # templates raise what they like
-            raise UserError(
-                f"dataset {self._source.path!r}: the student's chat template refuses the messages "
-                f"{messages!s:.200}: {error}; fix the rows, or take a student whose template takes them"
+            score = self._own_verifier(text, cells)
+        except Exception as error:
+            raise RunError(
+                f"verifier {verifier} raises {type(error).__name__}: {error} on the answer {text[:40]!r} to "
+                f"{prompt.id}; it may raise on nothing that a model writes"
             ) from error
+        if not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise RunError(
+                f"verifier {verifier} gives {score!r} for the answer {text[:40]!r} to {prompt.id}; it must give a "
+                "number from 0 to 1"
+            )
+        return float(score)
 
 
-def _key(row: Row) -> str:
-    return content_hash(row.canonical)
+def own_verifier(source: Source, *, where: str) -> Callable[[str, dict[str, Any]], Any] | None:
+    """The function that ``verifier: ./file.py:f`` means; None where the verifier is a shipped one.
+
+    Raises:
+        UserError: there is no such function.
+    """
+    if not is_plugin(source.verifier):
+        return None
+    function = load_plugin(source.verifier, where=where)
+    if not callable(function):
+        raise UserError(f"`{where}`: {source.verifier} is no function; it takes (text, row) and returns 0 to 1")
+    return function
+
+
+def continued(before: str, text: str) -> str:
+    """The program that an answer makes with the code before it.
+
+    An answer that begins with an indented line is the body that the code lacks, up to the first line that is not
+    indented; any other is a program of its own, and what it defines takes the place of what the code before it does.
+
+    Example:
+        ``continued("def f(x):\\n", "    return x\\nprint(1)")`` is ``"def f(x):\\n    return x"``.
+
+    Source: HumanEval runs prompt + completion, cut where the body ends; Chen et al., arXiv 2107.03374, section 3.
+    """
+    program = extract_program(text)
+    lines = program.split("\n")
+    first = next((line for line in lines if line.strip()), "")
+    if first[:1] not in (" ", "\t"):
+        return f"{before}\n\n{program}"
+    body: list[str] = []
+    for line in lines:
+        if line.strip() and line[:1] not in (" ", "\t"):
+            break
+        body.append(line)
+    joint = "" if before.endswith("\n") else "\n"
+    return before + joint + "\n".join(body).rstrip()
+
+
+def _left_out(path: str, report: RowsReport) -> Iterator[str]:
+    if report.refused:
+        shown = "; ".join(f"row {number}: {why}" for number, why in report.refused[:3])
+        more = len(report.refused) - 3
+        yield (
+            f"dataset {path!r}, split {report.split!r}: {len(report.refused)} of {report.chosen} rows are left out "
+            f"(`drop_refused`): {shown}{f'; and {more} more' if more > 0 else ''}"
+        )
 
 
 @functools.lru_cache(maxsize=16)

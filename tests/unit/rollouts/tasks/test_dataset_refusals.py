@@ -26,8 +26,8 @@ BAD_ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "tests": ([{"prompt": "a", "answer": "assert f("}], {"verifier": "python_tests"}, "row 0: .*not Python"),
     "tests for another": (
         sums(40),
-        {"tests": "answer"},
-        "names a column of unit tests, 'answer', for verifier 'exact'",
+        {"tests": "checks"},
+        "names a column of unit tests, 'checks', for verifier 'exact'",
     ),
     "message": ([{"prompt": [{"role": "user"}], "answer": "b"}], {}, "row 0: `prompt` has {'role': 'user'} in it"),
     "split of a file": (sums(40), {"test_split": "test"}, "is one file.*split 'test'"),
@@ -48,9 +48,9 @@ def test_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path, monkeypat
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "answer"\n')
     with pytest.raises(UserError, match=r"broken.jsonl'.*can't be read"):
         task_of(str(tmp_path / "broken.jsonl"))
-    (tmp_path / "rows.csv").write_text("prompt,answer\na,b\n")
+    (tmp_path / "rows.xml").write_text("<prompt>a</prompt>\n")
     with pytest.raises(UserError, match=r"ends in .jsonl, .json, .parquet"):
-        task_of(str(tmp_path / "rows.csv"))
+        task_of(str(tmp_path / "rows.xml"))
     write(tmp_path / "train.jsonl", sums(9))
     with pytest.raises(UserError, match=r"split 'holdout', can't be read"):
         task_of(str(tmp_path), split="holdout")

@@ -65,10 +65,10 @@ def test_the_split_of_a_prompt_depends_on_what_it_says_alone(tmp_path: Path) -> 
 
 
 def test_repeated_prompts_count_once_whatever_their_white_space(tmp_path: Path) -> None:
-    doubled = [*sums(80), *({"prompt": f"  {r['prompt']}\n", "answer": "another"} for r in sums(80))]
+    doubled = [*sums(80), *({"prompt": f"  {r['prompt']}\n", "answer": f" {r['answer']} "} for r in sums(80))]
     task = task_of(write(tmp_path / "rows.jsonl", doubled))
     assert sum(task.sizes.values()) == 80
-    assert "another" not in {e.answer for split in SPLITS for e in whole(task, split)}
+    assert {e.answer for split in SPLITS for e in whole(task, split)} == {r["answer"] for r in sums(80)}
 
 
 def test_named_splits_are_taken_and_training_leaves_out_what_they_hold(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("verifier", list(ANSWERS))
 def test_gold_is_accepted_and_a_wrong_answer_refused(tmp_path: Path, verifier: str) -> None:
-    rows = [{"prompt": f"question {i}", "answer": ANSWERS[verifier][i % 2]} for i in range(40)]
+    rows = [{"prompt": f"question {i}, A or B", "answer": ANSWERS[verifier][i % 2]} for i in range(40)]
     task = task_of(write(tmp_path / "rows.jsonl", rows), verifier=verifier)
     examples = whole(task, "test")
     prompts = [prompt_of(e) for e in examples]
