@@ -218,7 +218,7 @@ class TeacherSampler:
         placed = [(places[name][rollout.group], rollout) for name in self._writers for rollout in written[name]]
         placed.sort(key=lambda pair: pair[0])
         yield [
-            replace(rollout, group=group, index=index, version=self._version)
+            replace(rollout, group=group, index=index, version=(self._version, self._version))
             for index, (group, rollout) in enumerate(placed)
         ]
 

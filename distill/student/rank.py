@@ -8,6 +8,7 @@ Shape legend: B sequences, T tokens of a sequence, V vocabulary, D trained domai
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -29,10 +30,11 @@ from mopd.distill.types import Metrics, NonFinite, RunError, UserError
 class StudentRank:
     """A model, its optimizer's part and its place among the ranks."""
 
-    def __init__(self, spec: StudentSpec) -> None:
+    def __init__(self, spec: StudentSpec, listener: socket.socket | None = None) -> None:
+        """``listener``: where rank 0 waits for the others; see :func:`distill.student.engine.meet`."""
         self.spec = spec
         self._loss = bind(spec.loss)
-        self.engine, self.load_balance = engine.build(spec)
+        self.engine, self.load_balance = engine.build(spec, listener)
         self.module: torch.nn.Module = self.engine.module
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()

@@ -39,11 +39,11 @@ from mopd.recipes.resolve.stages import (
 )
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.recipes.run.baselines import measure_frozen
-from mopd.recipes.run.context import RunContext
+from mopd.recipes.run.cluster import ray_cluster
+from mopd.recipes.run.context import RunContext, quieten_libraries, stopping
 from mopd.recipes.run.job import Training
 from mopd.recipes.run.made_student import make_student
 from mopd.recipes.run.samplers import frozen_teacher
-from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
 from mopd.recipes.run.tracking import start_sinks
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.tasks import fingerprint

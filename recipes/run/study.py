@@ -23,10 +23,10 @@ from mopd.recipes.report.page import write_report
 from mopd.recipes.resolve.run_folder import RECIPE, STUDY, move_aside, note_recipe
 from mopd.recipes.resolve.stages import finished, run_jobs, stage_folder
 from mopd.recipes.resolve.study import StudyRun, study_runs
-from mopd.recipes.run.context import RunContext
+from mopd.recipes.run.cluster import ray_cluster
+from mopd.recipes.run.context import RunContext, quieten_libraries, stopping
 from mopd.recipes.run.launch import carry_out, is_finished, make_stage
 from mopd.recipes.run.study_line import StudyLine
-from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from check_kit import check, recipe, save_model, tokenizer_of, warnings
 from pydantic import SecretStr
 from served_kit import KEY, Server, serving
@@ -194,13 +193,6 @@ def test_it_answers_questions_as_its_weights_do_here(server: Server, folder: str
     server.faults.away = 9
     with pytest.raises(EndpointLost, match="503: loading"):
         next(remote.sample(prompts, step=0, greedy=True))
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def test_a_server_that_was_away_is_asked_again_and_one_that_refuses_is_not(

@@ -92,10 +92,9 @@ def rollouts(paths: tuple[str, str]) -> list[Rollout]:
 
 
 @pytest.fixture(scope="module")
-def trials(paths: tuple[str, str], rollouts: list[Rollout]) -> Iterator[dict[str, DryRun]]:
+def trials(cluster: None, paths: tuple[str, str], rollouts: list[Rollout]) -> Iterator[dict[str, DryRun]]:
     """A teacher with each defect, in processes of its own."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     traps: tuple[Trap, ...] = ("none", "untempered", "own process")
     specs = {
         trap: TeacherSpec(Trapped(paths[1], trap), CONDITIONS, gpus=0.0, replicas=2 if trap == "own process" else 1)
@@ -107,7 +106,6 @@ def trials(paths: tuple[str, str], rollouts: list[Rollout]) -> Iterator[dict[str
     pool.wait_until_ready()
     yield {trap: pool.dry_run(trap, rollouts) for trap in traps}
     pool.close()
-    ray.shutdown()
 
 
 @pytest.mark.parametrize(
