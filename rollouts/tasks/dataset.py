@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.recipe import Source
 from mopd.distill.recipe.plugins import is_plugin, load_plugin
 from mopd.distill.types import Prompt, RunError, UserError
+from mopd.rollouts.programs import continued
 from mopd.rollouts.tasks.base import Example
 from mopd.rollouts.tasks.dataset_rows import DatasetRows, RowsReport, read_splits
 from mopd.rollouts.tasks.rendering import Renderer
 from mopd.rollouts.tasks.row_meaning import LETTERS, Problem
-from mopd.rollouts.verifiers import chosen_letter, extract_program, last_number, verify_many
+from mopd.rollouts.verifiers import chosen_letter, last_number, verify_many
 
 
 class DatasetTask:
@@ -113,8 +114,7 @@ class DatasetTask:
         counts: list[int] = []
         for prompt, text in zip(prompts, texts, strict=True):
             golds = self._golds(prompt)
-            text = self._whole_program(prompt, text)
-            pairs += [(gold, text) for gold in golds]
+            pairs += [(gold, self._whole_program(prompt, text, gold)) for gold in golds]
             counts.append(len(golds))
         verdicts = iter(verify_many(self._source.verifier, [gold for gold, _ in pairs], [text for _, text in pairs]))
         return [max([next(verdicts) for _ in range(count)]) for count in counts]
@@ -148,13 +148,13 @@ class DatasetTask:
         several = self._source.tests is not None or self._source.several_golds == "any"
         return rows.golds(place) if several else [prompt.answer]
 
-    def _whole_program(self, prompt: Prompt, text: str) -> str:
+    def _whole_program(self, prompt: Prompt, text: str, tests: str) -> str:
         """The program that an answer makes with the code it goes on from, in a fence; other answers as they are."""
         row = self._row(prompt.id)
         if self._source.continues is None or row is None:
             return text
         before = row[0][row[1]].continues or ""
-        return f"```python\n{continued(before, text)}\n```"
+        return f"~~~~~~~~python\n{continued(before, text, tests)}\n~~~~~~~~"
 
     def _own(self, prompt: Prompt, text: str) -> float:
         row, verifier = self._row(prompt.id), self._source.verifier
@@ -187,31 +187,6 @@ def own_verifier(source: Source, *, where: str) -> Callable[[str, dict[str, Any]
     if not callable(function):
         raise UserError(f"`{where}`: {source.verifier} is no function; it takes (text, row) and returns 0 to 1")
     return function
-
-
-def continued(before: str, text: str) -> str:
-    """The program that an answer makes with the code before it.
-
-    An answer that begins with an indented line is the body that the code lacks, up to the first line that is not
-    indented; any other is a program of its own, and what it defines takes the place of what the code before it does.
-
-    Example:
-        ``continued("def f(x):\\n", "    return x\\nprint(1)")`` is ``"def f(x):\\n    return x"``.
-
-    Source: HumanEval runs prompt + completion, cut where the body ends; Chen et al., arXiv 2107.03374, section 3.
-    """
-    program = extract_program(text)
-    lines = program.split("\n")
-    first = next((line for line in lines if line.strip()), "")
-    if first[:1] not in (" ", "\t"):
-        return f"{before}\n\n{program}"
-    body: list[str] = []
-    for line in lines:
-        if line.strip() and line[:1] not in (" ", "\t"):
-            break
-        body.append(line)
-    joint = "" if before.endswith("\n") else "\n"
-    return before + joint + "\n".join(body).rstrip()
 
 
 def _left_out(path: str, report: RowsReport) -> Iterator[str]:

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from mopd.distill.recipe import Source
 from mopd.distill.recipe.source import template_parts
 from mopd.distill.types import Prompt, UserError
-from mopd.rollouts.tasks.dataset import DatasetTask, continued
+from mopd.rollouts.programs import continued
+from mopd.rollouts.tasks.dataset import DatasetTask
 from mopd.rollouts.tasks.row_meaning import cell, fill, read_row
 from mopd.rollouts.tokenizer import build_tokenizer
 
@@ -251,7 +252,7 @@ def test_a_function_of_ones_own_that_breaks_is_named(tmp_path: Path, code: str, 
     ],
 )
 def test_a_program_goes_on_from_code_or_stands_after_it(answer: str, program: str) -> None:
-    assert continued("def f(x):\n", answer) == program
+    assert continued("def f(x):\n", answer, "assert f(1)") == program
 
 
 # ---- messages and templates
