@@ -11,11 +11,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import Source
-from mopd.distill.recipe.plugins import is_plugin, load_plugin
+from mopd.distill.recipe.plugins import is_plugin, load_plugin, own_code
 from mopd.distill.types import Prompt, RunError, UserError
 from mopd.rollouts.programs import continued
 from mopd.rollouts.tasks.base import Example
-from mopd.rollouts.tasks.dataset_rows import DatasetRows, RowsReport, read_splits
+from mopd.rollouts.tasks.dataset_rows import CALL_SECONDS, DatasetRows, RowsReport, read_splits
 from mopd.rollouts.tasks.rendering import Renderer
 from mopd.rollouts.tasks.row_meaning import LETTERS, Problem
 from mopd.rollouts.verifiers import chosen_letter, last_number, verify_many
@@ -126,14 +126,12 @@ class DatasetTask:
         if self._own_verifier is not None:
             return ""
         if verifier == "number":
-            values = {last_number(gold) for gold in golds}
-            value = last_number(example.answer) or 0
-            return str(next(value + more for more in range(1, len(golds) + 2) if value + more not in values))
+            return str(1 + max((value for gold in golds if (value := last_number(gold)) is not None), default=-1))
         if verifier == "choice":
             letters = {chosen_letter(gold) for gold in golds}
             return next(letter for letter in LETTERS if letter not in letters)
         if verifier == "math":
-            return "314159" if any("271828" in gold for gold in golds) else "271828"
+            return next(number for number in map(str, range(271828, 10**9)) if not any(number in g for g in golds))
         return "pass" if verifier == "python_tests" else f"not {example.answer}"
 
     def _row(self, prompt_id: str) -> tuple[DatasetRows, int] | None:
@@ -160,13 +158,12 @@ class DatasetTask:
         row, verifier = self._row(prompt.id), self._source.verifier
         assert self._own_verifier is not None
         cells = {} if row is None else row[0].cells(row[1])
+        what = f"verifier {verifier}, which may raise on nothing that a model writes, on {text[:40]!r} to {prompt.id}"
         try:
-            score = self._own_verifier(text, cells)
-        except Exception as error:
-            raise RunError(
-                f"verifier {verifier} raises {type(error).__name__}: {error} on the answer {text[:40]!r} to "
-                f"{prompt.id}; it may raise on nothing that a model writes"
-            ) from error
+            with own_code(what, seconds=CALL_SECONDS):
+                score = self._own_verifier(text, cells)
+        except UserError as error:
+            raise RunError(*error.problems) from error
         if not isinstance(score, int | float) or not 0 <= score <= 1:
             raise RunError(
                 f"verifier {verifier} gives {score!r} for the answer {text[:40]!r} to {prompt.id}; it must give a "

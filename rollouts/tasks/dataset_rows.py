@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from mopd.distill.recipe import Source
-from mopd.distill.recipe.plugins import load_plugin
+from mopd.distill.recipe.plugins import load_plugin, own_code
 from mopd.distill.types import UserError
 from mopd.rollouts.tasks.base import TaskSplit, content_hash, split_of
 from mopd.rollouts.tasks.row_meaning import (
@@ -25,6 +25,8 @@ from mopd.rollouts.verifiers import verify_many
 
 LISTED_PROBLEMS = 3
 """Rows that a refusal names, of all that it counts."""
+CALL_SECONDS = 60.0
+"""That a user's own function may take for a row."""
 CHOICE_PROBED = 100
 """Rows of verifier choice that are asked whether they show their options."""
 
@@ -70,9 +72,10 @@ class Reader:
         if self._own is None:
             return row
         try:
-            made = self._own(dict(row))
-        except Exception as error:
-            raise ValueError(f"`row` {self._source.row} raises {type(error).__name__}: {error}") from error
+            with own_code(f"`row` {self._source.row}", seconds=CALL_SECONDS):
+                made = self._own(dict(row))
+        except UserError as error:
+            raise ValueError(str(error)) from error
         if made is not None and not isinstance(made, Mapping):
             raise ValueError(f"`row` {self._source.row} returns {short(made)}, and must return columns, or None")
         return None if made is None else dict(made)
@@ -314,10 +317,11 @@ def _several_golds(source: Source, reader: Reader, pick: _Pick) -> None:
             (first, problem.gold, number, other.gold),
             (number, other.gold, first, problem.gold),
         ):
-            pick.refused[row] = (
+            why = (
                 f"`{column}` is {short(gold)}, and row {twin}, which has the same prompt, has {short(other_gold)}; "
                 "take one out, or set `several_golds: any` where each is right"
             )
+            pick.refused.setdefault(row, why)
         pick.usable.pop(key, None)
 
 

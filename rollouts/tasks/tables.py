@@ -35,6 +35,10 @@ Cells: TypeAlias = dict[str, Any]
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
+MOST_FILES = 10_000
+"""Files of a folder with a dataset: the library lists all of them, several times."""
+
+
 class WrittenFloat(float):
     """A number with a point or an exponent, and how it was written."""
 
@@ -220,13 +224,10 @@ def load(source: Source, split: str) -> RowTable:
     """
     path = Path(source.path)
     local = source.path.startswith(("./", "../", "/"))
-    if local and not path.exists():
-        raise UserError(f"dataset {source.path!r} does not exist (looked in {path.parent.resolve()}); fix the path")
-    if local and path.is_file() and (path.suffix not in FORMATS or split != "train" or source.name is not None):
-        raise UserError(
-            f"dataset {source.path!r} is one file: it needs a name that ends in {', '.join(FORMATS)}, has one split, "
-            f"'train', and no configuration; asked for are split {split!r} and configuration {source.name!r}"
-        )
+    if not local and not source.path.strip():
+        raise UserError("the dataset's `path` is empty; name a Hub id, or a path (begins with ./ or /)")
+    if local and (problem := _unusable_path(source, path, split)):
+        raise UserError(f"dataset {source.path!r} {problem}")
     if local and source.revision is not None:
         raise UserError(
             f"dataset {source.path!r} is on this machine, and `revision` {source.revision!r} is of a Hub dataset; "
@@ -239,11 +240,35 @@ def load(source: Source, split: str) -> RowTable:
         raise
     except Exception as error:  # the library, and the readers below it, raise anything
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        hint = " (a path begins with ./ or /)" if path.exists() and not local else ""
+        hint = " (a path begins with ./ or /)" if os.path.exists(path) and not local else ""
         raise UserError(
             f"dataset {source.path!r}, split {split!r}, can't be read{hint}: {reason[0]}; "
             "fix the path, the name or the content"
         ) from error
+
+
+def _unusable_path(source: Source, path: Path, split: str) -> str | None:
+    """Why nothing can be read at a path, as the end of a sentence."""
+    try:
+        there, is_one_file = path.exists(), path.is_file()
+    except OSError as error:  # a name that is too long
+        return f"cannot be looked at ({error.strerror}); fix the path"
+    if not there:
+        return f"does not exist (looked in {os.path.realpath(path.parent)}); fix the path"
+    if not is_one_file:
+        files = (name for _, _, names in os.walk(path) for name in names)
+        if sum(1 for _ in itertools.islice(files, MOST_FILES + 1)) > MOST_FILES:
+            return f"is a folder of more than {MOST_FILES:,} files; name a folder that holds nothing but the dataset"
+        return None
+    if path.suffix not in FORMATS:
+        return f"is one file, and needs a name that ends in {', '.join(FORMATS)}"
+    leaves = {"split": source.split, "validation_split": source.validation_split, "test_split": source.test_split}
+    if split != "train":
+        leaf = next((leaf for leaf, name in leaves.items() if name == split), "shots_split")
+        return f"is one file, which has one split, 'train'; `{leaf}` is {split!r}: leave it out, or name a folder"
+    if source.name is not None:
+        return f"is one file, which has no configurations; `name` is {source.name!r}: leave it out"
+    return None
 
 
 def _state(path: Path) -> tuple[tuple[str, int, int], ...]:

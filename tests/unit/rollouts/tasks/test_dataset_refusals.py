@@ -26,11 +26,13 @@ BAD_ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "tests": ([{"prompt": "a", "answer": "assert f("}], {"verifier": "python_tests"}, "row 0: .*not Python"),
     "tests for another": (
         sums(40),
-        {"tests": "checks"},
-        "names a column of unit tests, 'checks', for verifier 'exact'",
+        {"tests": "prompt", "prompt": "answer", "answer": "gold"},
+        "names a column of unit tests, 'prompt', for verifier 'exact'",
     ),
     "message": ([{"prompt": [{"role": "user"}], "answer": "b"}], {}, "row 0: `prompt` has {'role': 'user'} in it"),
-    "split of a file": (sums(40), {"test_split": "test"}, "is one file.*split 'test'"),
+    "no options": ([{"prompt": "A city?", "answer": "B"}], {"verifier": "choice"}, "options do not stand in `prompt`"),
+    "two golds": ([*sums(40), {"prompt": "what is 3+3?", "answer": "7"}], {}, "row 3: `answer` is .6., and row 40"),
+    "split of a file": (sums(40), {"test_split": "test"}, "is one file.*`test_split` is 'test'"),
     "same split": (sums(40), {"test_split": "train"}, r"the same \(train, train\)"),
 }
 
@@ -49,7 +51,7 @@ def test_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path, monkeypat
     with pytest.raises(UserError, match=r"broken.jsonl'.*can't be read"):
         task_of(str(tmp_path / "broken.jsonl"))
     (tmp_path / "rows.xml").write_text("<prompt>a</prompt>\n")
-    with pytest.raises(UserError, match=r"ends in .jsonl, .json, .parquet"):
+    with pytest.raises(UserError, match=r"ends in .jsonl, .json, .parquet, .csv"):
         task_of(str(tmp_path / "rows.xml"))
     write(tmp_path / "train.jsonl", sums(9))
     with pytest.raises(UserError, match=r"split 'holdout', can't be read"):
