@@ -94,6 +94,7 @@ def print_samples(questions: Questions, console: Console) -> None:
         console.print(_marked(_shortened(sample.prompt), marks), soft_wrap=True)
         gold = "none; its verifier alone says what is right" if sample.gold is None else _shown(sample.gold)
         console.print(Text(f"gold: {gold}"), soft_wrap=True)
+        console.print("its verifier says, of answers:")
         for answer, score in sample.verdicts:
             console.print(Text(f"  {score:g}  {_shown(answer)}"), soft_wrap=True)
 
