@@ -159,7 +159,7 @@ class Formula:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class FormulaParts:
     r"""A formula that is made of others.
 
     Attributes:
@@ -329,18 +329,18 @@ def _closes_at(text: str) -> int | None:
     return None
 
 
-def parts(text: str) -> Parts | None:
+def parts(text: str) -> FormulaParts | None:
     r"""The items of a list, set, tuple, interval or union; None where a formula is none of them.
 
     ``a \pm b`` is the list of both.
     """
     if text == r"\emptyset":
-        return Parts("{}", ())
+        return FormulaParts("{}", ())
     for separator, kind in ((r"\cup", "union"), (r"\pm", "plus or minus")):
         pieces = _split(text, separator)
         if len(pieces) > 1:
             if kind == "union":
-                return Parts(kind, tuple(pieces))
+                return FormulaParts(kind, tuple(pieces))
             return _both(*pieces) if len(pieces) == 2 else None
     start = r"\{" if text.startswith(r"\{") else text[:1]
     if start in (r"\{", "(", "["):
@@ -350,17 +350,17 @@ def parts(text: str) -> Parts | None:
                 items = _items(text[len(start) : end])
                 kind = (start + close).replace("\\", "")
                 if kind in ("{}", "()", "[]", "(]", "[)") and (len(items) > 1 or kind == "{}"):
-                    return Parts(kind, items)
+                    return FormulaParts(kind, items)
     items = _items(text)
     if len(items) == 1 and _RATIO.fullmatch(text):
-        return Parts(":", tuple(item.strip() for item in text.split(":")))
-    return Parts("list", items) if len(items) > 1 else None
+        return FormulaParts(":", tuple(item.strip() for item in text.split(":")))
+    return FormulaParts("list", items) if len(items) > 1 else None
 
 
-def _both(before: str, after: str) -> Parts | None:
+def _both(before: str, after: str) -> FormulaParts | None:
     if any(mark in before + after for mark in ",;="):
         return None
-    return Parts("list", (f"{before}+{after}", f"{before}-{after}") if before else (after, f"-{after}"))
+    return FormulaParts("list", (f"{before}+{after}", f"{before}-{after}") if before else (after, f"-{after}"))
 
 
 def _items(text: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from sympy.core.function import AppliedUndef
 
 from mopd.rollouts.latex import (
     Formula,
-    Parts,
+    FormulaParts,
     equation_sides,
     final_formula,
     gold_formula,
@@ -166,11 +166,11 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _is_interval(items: Parts) -> bool:
+def _is_interval(items: FormulaParts) -> bool:
     return len(items.items) == 2 and items.kind in ("()", "[]", "(]", "[)")
 
 
-def _same_parts(gold: Parts, got: Parts, depth: int) -> bool:
+def _same_parts(gold: FormulaParts, got: FormulaParts, depth: int) -> bool:
     """Sets and bare lists have no order; tuples, intervals and what is compared with them have, and their brackets."""
     if len(gold.items) != len(got.items) or (gold.kind == "union") != (got.kind == "union"):
         return False
