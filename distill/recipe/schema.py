@@ -368,8 +368,9 @@ class EvaluateRecipe(Strict):
     seed: Seed = Field(default=0, description="of the held-out prompts; the same for every run that is compared")
     select: Literal["worst_recovery", "last"] = Field(
         default="worst_recovery",
-        description="which evaluated step is the result: worst_recovery: the one whose worst domain is best on "
-        "validation (by recovery; by change over the base where no teacher is clearly better than it); last: the last",
+        description="which evaluated step is the result: worst_recovery: the one whose worst domain has the "
+        "highest lower end on validation (of recovery; of change over the base where no teacher is clearly better than "
+        "it); last: the last",
     )
 
 
