@@ -79,9 +79,9 @@ def least(quotients: Quotients, tail: float = TAIL) -> Extreme:
 
 
 def most_lost(quotients: Quotients, tail: float = TAIL) -> Extreme:
-    """How far the least of the K quotients is below 0; 0 where none is."""
+    """How far the least of the K changes of scores is below 0; 0 where none is, and at most 1."""
     worst = least(quotients, tail)
-    estimate, low, high = (max(0.0, -value) for value in (worst.estimate, worst.high, worst.low))
+    estimate, low, high = (min(1.0, max(0.0, -value)) for value in (worst.estimate, worst.high, worst.low))
     return Extreme(estimate, low, high)
 
 
