@@ -93,8 +93,8 @@ class Endpoint:
         """
         body = {"model": self.model, "prompt": [*prompts], "add_special_tokens": False, **settings}
         with self._client(seconds) as client:
-            told = self._json(lambda: client.post("/completions", json=body))
-        choices = sorted(told.get("choices", []), key=lambda choice: choice.get("index", 0))
+            reply = self._json(lambda: client.post("/completions", json=body))
+        choices = sorted(reply.get("choices", []), key=lambda choice: choice.get("index", 0))
         if [choice.get("index") for choice in choices] != [*range(len(prompts))]:
             raise EndpointRefused(f"{self} gave {len(choices)} choices for {len(prompts)} prompts; one each is needed")
         return choices
@@ -112,19 +112,19 @@ class Endpoint:
         except httpx.TransportError as error:
             raise EndpointLost(f"no answer from {self.url} ({type(error).__name__}: {error})") from None
         if answer.status_code in LATER or answer.status_code >= 500:
-            raise EndpointLost(f"{self} answered {answer.status_code}: {_told(answer)}")
+            raise EndpointLost(f"{self} answered {answer.status_code}: {_server_message(answer)}")
         if answer.status_code >= 300:
-            raise EndpointRefused(f"{self} answered {answer.status_code}: {_told(answer)}")
+            raise EndpointRefused(f"{self} answered {answer.status_code}: {_server_message(answer)}")
         try:
-            told = answer.json()
+            content = answer.json()
         except ValueError:
             raise EndpointRefused(f"{self} answered with no JSON: {answer.text[:200]!r}") from None
-        if not isinstance(told, dict):
-            raise EndpointRefused(f"{self} answered with a {type(told).__name__}; a JSON object is needed")
-        return told
+        if not isinstance(content, dict):
+            raise EndpointRefused(f"{self} answered with a {type(content).__name__}; a JSON object is needed")
+        return content
 
 
-def _told(answer: httpx.Response) -> str:
+def _server_message(answer: httpx.Response) -> str:
     """The server's own words."""
     try:
         error = answer.json().get("error", answer.text)

@@ -84,7 +84,8 @@ class Rollout:
         sampler_logprobs: natural log-probability under the sampler's distribution of each trained token; anything
             (zero by convention) at masked positions.
         finish: ``"eos"``, or ``"length"`` where the completion was cut at the limit.
-        version: the step whose weights wrote it.
+        version: the steps of the oldest and of the newest weights that wrote it; equal where no weights were loaded
+            while it was written.
         group: number of the prompt within its step; samples of one prompt share it.
         index: number of the rollout within its step.
         routed_experts: ``(T, moe layers, experts per token)`` where routing was recorded.
@@ -97,7 +98,7 @@ class Rollout:
     loss_mask: Bool
     sampler_logprobs: Float32
     finish: Finish
-    version: int
+    version: tuple[int, int]
     group: int
     index: int
     routed_experts: Int32 | None = None
@@ -112,6 +113,10 @@ class Rollout:
                     f"rollout {self.index} ({self.prompt.id}): {name} has length {len(values)}, "
                     f"token_ids has {n}; every per-token sequence has the length of token_ids"
                 )
+        if not self.version[0] <= self.version[1]:
+            raise ValueError(
+                f"rollout {self.index} ({self.prompt.id}): version is {self.version}; (oldest, newest) is needed"
+            )
         if tuple(self.token_ids[: len(self.prompt.token_ids)].tolist()) != self.prompt.token_ids:
             raise ValueError(f"rollout {self.index} ({self.prompt.id}): token_ids do not begin with the prompt's")
         if self.loss_mask[: len(self.prompt.token_ids)].any():

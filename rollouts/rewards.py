@@ -88,10 +88,10 @@ class VerifiedGrader:
         selected: list[ScoredRollout] = []
         for scored in self._rewards.score(microbatches):
             rollout = scored.rollout
-            mine, answer = answers[rollout.group], rollout.token_ids.tobytes()
-            keep = scored.reward == 1.0 and answer not in mine and len(mine) < self._most
+            kept_answers, answer = answers[rollout.group], rollout.token_ids.tobytes()
+            keep = scored.reward == 1.0 and answer not in kept_answers and len(kept_answers) < self._most
             if keep:
-                mine.add(answer)
+                kept_answers.add(answer)
             kept[rollout.domain].append(float(keep))
             selected.append(replace(scored, kept=keep))
         self._metrics = {f"kept/{domain}": fmean(values) for domain, values in kept.items()}

@@ -112,8 +112,8 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload, expected: Expe
     if bad.any():
         raise NonFinite(
             f"teacher {teacher!r} gave NaN or infinity at {int(bad.sum())} of {rollout.trained_tokens} tokens of "
-            f"{where}, step {rollout.version + 1}, prompt {rollout.prompt.id}); the weights have not moved, the last "
-            "checkpoint resumes the run"
+            f"{where}, step {rollout.version[1] + 1}, prompt {rollout.prompt.id}); the weights have not moved, the "
+            "last checkpoint resumes the run"
         )
 
 

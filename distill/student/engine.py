@@ -40,11 +40,48 @@ def environment(rank: int, ranks: int, *, address: str, port: int, device: str) 
     }
 
 
+LOOPBACK = "127.0.0.1"
+
+
+def listen(address: str, port: int = 0) -> socket.socket:
+    """A socket at which rank 0 meets the others: at ``address`` alone, so that no other network of the machine sees it.
+
+    Args:
+        port: any free one if 0.
+    """
+    return socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+
+
 def free_port() -> int:
     """A TCP port of this machine that nobody listens at now."""
-    with socket.socket() as server:
-        server.bind(("", 0))
+    with listen(LOOPBACK) as server:
         return server.getsockname()[1]
+
+
+def meet(device: str, listener: socket.socket | None = None) -> None:
+    """Join the ranks of this run, at the address and in the order that :func:`environment` gives; once in a process.
+
+    torch alone would have rank 0 listen on every interface. Whoever reaches its store, or what ranks send each other,
+    can run code in them: neither asks who is there. So all of it stays on the loopback where the ranks do, and where
+    they don't, the store is at rank 0's address and GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME say the rest.
+
+    Args:
+        listener: where rank 0 listens already, which it takes over; it opens one where there is none.
+    """
+    if dist.is_initialized():
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if address == LOOPBACK:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        os.environ["NCCL_SOCKET_IFNAME"] = "=lo"  # that one, and none whose name begins so
+    first = (listener or listen(address, port)).detach() if rank == 0 else None
+    timeout = dist.constants.default_pg_timeout
+    store = dist.TCPStore(address, port, ranks, is_master=rank == 0, timeout=timeout, master_listen_fd=first)
+    settings: dict[str, Any] = {"store": store, "rank": rank, "world_size": ranks, "timeout": timeout}
+    if device == "cuda" and ranks > 1:  # as DeepSpeed would
+        settings["device_id"] = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", **settings)
 
 
 def model_dtype(settings: Engine, device: str) -> torch.dtype:
@@ -75,14 +112,18 @@ def check_engine(config: Any, settings: Engine, optimizer: Optimizer, *, device:
         raise UserError(*problems)
 
 
-def build(spec: StudentSpec) -> tuple[Any, moe.LoadBalance]:
-    """Join the other ranks, load the checkpoint and make the engine; returns it with its load balance."""
+def build(spec: StudentSpec, listener: socket.socket | None = None) -> tuple[Any, moe.LoadBalance]:
+    """Join the other ranks, load the checkpoint and make the engine; returns it with its load balance.
+
+    Args:
+        listener: where rank 0 waits for the others; see :func:`meet`.
+    """
     deepspeed = _import_deepspeed(spec.device)
     if spec.device == "cpu":
         torch.set_num_threads(1)  # two threads under contention were 16 times slower
-    if not dist.is_initialized():
-        backend = "nccl" if spec.device == "cuda" else "gloo"
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    meet(spec.device, listener)
+    backend = "nccl" if spec.device == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     torch.manual_seed(spec.seed)
     dtype = model_dtype(spec.engine, spec.device)
     model = load_whole(spec.model, dtype=dtype, trust_remote_code=spec.trust_remote_code)

@@ -8,6 +8,7 @@ Shape legend: B sequences, T tokens of a sequence, V vocabulary, D trained domai
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -29,16 +30,17 @@ from mopd.distill.types import Metrics, NonFinite, RunError, UserError
 class StudentRank:
     """A model, its optimizer's part and its place among the ranks."""
 
-    def __init__(self, spec: StudentSpec) -> None:
+    def __init__(self, spec: StudentSpec, listener: socket.socket | None = None) -> None:
+        """``listener``: where rank 0 waits for the others; see :func:`distill.student.engine.meet`."""
         self.spec = spec
         self._loss = bind(spec.loss)
-        self.engine, self.load_balance = engine.build(spec)
+        self.engine, self.load_balance = engine.build(spec, listener)
         self.module: torch.nn.Module = self.engine.module
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
         self.device = self.engine.device
-        heads = read_heads(spec.heads, self.device)
-        self._objective = Objective(self._loss, spec.temperature, heads)
+        heads = read_heads(spec.heads, self.device, vocabulary=spec.vocabulary)
+        self._objective = Objective(self._loss, spec.temperature, heads, spec.vocabulary)
         self._checkpoints = Path(spec.run_dir) / "checkpoints"
         self._pad_id: int = getattr(self.module.config, "pad_token_id", None) or 0
 
@@ -118,7 +120,14 @@ class StudentRank:
 
         def publish() -> None:
             storage.remove(temporary)
-            checkpoint.export_hf(temporary, state_dict=state or {}, model=self.module, source=source, own_code=trusted)
+            checkpoint.export_hf(
+                temporary,
+                state_dict=state or {},
+                model=self.module,
+                source=source,
+                own_code=trusted,
+                end_token_ids=self.spec.end_token_ids,
+            )
             storage.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
 
         self._on_first(publish)

@@ -24,7 +24,7 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             file.write(lines.encode())
     except OSError as error:
         raise RunError(
-            f"{path} cannot be written: {error.strerror}; mend that and give the same command again"
+            f"{path} cannot be written: {error.strerror}; fix that and give the same command again"
         ) from error
 
 
@@ -57,7 +57,7 @@ def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         os.replace(half_made, path)
     except OSError as error:
         raise RunError(
-            f"{path} cannot be rewritten: {error.strerror}; mend that and give the same command again"
+            f"{path} cannot be rewritten: {error.strerror}; fix that and give the same command again"
         ) from error
 
 
@@ -84,5 +84,5 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             except ValueError:
                 row = None
             if not isinstance(row, dict):
-                raise RunError(f"{path}, line {number} is not a JSON object; mend or remove that line and resume")
+                raise RunError(f"{path}, line {number} is not a JSON object; fix or remove that line and resume")
             yield line, row

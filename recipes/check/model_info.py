@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Hashable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,15 @@ from mopd.distill.models.families import experts_of
 from mopd.distill.models.flops import ModelCost
 from mopd.distill.recipe import Architecture
 from mopd.distill.recipe.messages import guess, nearest
+from mopd.distill.recipe.model_names import is_path
+from mopd.distill.recipe.plugins import own_code
 from mopd.distill.student.moe import router_biases
 from mopd.distill.types import UserError
 from mopd.recipes.check.offline import shipped_config
 from mopd.recipes.resolve.checkpoints import empty_model, has_code, local_folder, needs_code, read_checkpoint
 from mopd.recipes.resolve.initial import training_texts
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import ModelSource, Origin, is_path
+from mopd.recipes.resolve.sources import ModelSource, Origin
 from mopd.recipes.resolve.stages import stage_seed
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import build_tokenizer
@@ -29,30 +32,54 @@ from mopd.rollouts.tokenizer import build_tokenizer
 LARGEST = 50_000_000
 """Parameters of a model that is made and run here within a second; a larger one is not tried."""
 TOKENS = 8
+PROBE_SECONDS = 60.0
+SMALLEST_GRADIENT = 1e-9
+"""Norm of a model's gradient as it is initialised, which is about 1."""
 
 
 def probe(config: Any, parameters: int) -> None:
-    """One forward of a batch of one sequence on the CPU; the caller's random state is left as it was.
+    """A training step's forward and backward of two sequences, on the CPU; the caller's random state is left as it was.
 
     Args:
-        config: the transformers configuration of a model made from nothing.
+        config: the transformers configuration of a model made from scratch.
         parameters: how many the model has.
 
     Raises:
-        UserError: the forward fails, with what it said.
+        UserError: it fails, with what it said; or what comes out is not finite, or has no gradient.
     """
+    if everything := dropped(config):
+        raise UserError(f"`config.{everything}` is 1 or more, which drops everything in training; take less than 1")
     if parameters >= LARGEST:
         return
-    ids_BT = torch.arange(TOKENS).remainder(config.get_text_config().vocab_size)[None]
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-            model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT))
-    except Exception as error:  # whatever a model's code raises on a configuration that does not hold together
-        raise UserError(
-            f"a {config.model_type} of this `config` can be made, and fails on its first forward of {TOKENS} tokens: "
-            f"{type(error).__name__}: {error!s:.300}; mend the `config`"
-        ) from error
+    size = config.get_text_config().vocab_size
+    ids_BT = torch.arange(2 * TOKENS).remainder(size).view(2, TOKENS)
+    what = (
+        f"a {config.model_type} of this `config` can be made, and fails on its first training step of {TOKENS} tokens"
+    )
+    with own_code(what, seconds=PROBE_SECONDS, remedy="fix the `config`"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+        logits_BTV = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits
+        # Any loss does; one that tells tokens apart, as all do.
+        loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT.flip(1).flatten())
+        loss.backward()
+        norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+        norm = float(torch.stack(norms).norm()) if norms else 0.0
+    initial = f"a {config.model_type} of this `config`, as it is initialised, gives"
+    if not logits_BTV.isfinite().all():
+        raise UserError(f"{initial} logits that are NaN or infinite; look at its scales (initializer_range, eps)")
+    if not math.isfinite(norm):
+        raise UserError(f"{initial} a gradient that is NaN or infinite; look at its scales (initializer_range, eps)")
+    if norm < SMALLEST_GRADIENT:
+        raise UserError(f"{initial} a gradient of {norm:.0e}: it would learn nothing; look at its scales and dropouts")
+
+
+def dropped(config: Any) -> str | None:
+    """The key of a dropout that leaves nothing, if there is one."""
+    for key, value in config.get_text_config().to_dict().items():
+        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, int | float) and value >= 1:
+            return key
+    return None
 
 
 FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -71,6 +98,7 @@ class ModelInfo:
         cost: its parameters, total and active, and what a token costs; counted without making a weight.
         correction_bias: whether its routers have the bias that levels the load of experts.
         own_code: whether it is made by Python code that lies in its folder, which its stanza trusts.
+        unused: names of weights that the checkpoint holds and the model has no place for.
     """
 
     origin: Origin
@@ -79,6 +107,7 @@ class ModelInfo:
     cost: ModelCost
     correction_bias: bool
     own_code: bool = False
+    unused: tuple[str, ...] = ()
 
     @property
     def routed_parameters(self) -> float:
@@ -102,7 +131,7 @@ def read_model_infos(
 
     Args:
         tasks: by domain; a stage's tokenizer is trained on all of them. Where one is missing (it could not be made),
-            models made from nothing are left out.
+            models made from scratch are left out.
         offline: of a model on the Hub nothing is asked but its shipped configuration.
         shared: what is known of models already, from recipes that name the same ones; it grows.
     """
@@ -138,7 +167,7 @@ def read_model_infos(
 
 
 def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The transformers configuration of a model made from nothing.
+    """The transformers configuration of a model made from scratch.
 
     Raises:
         UserError: an unknown architecture, an unknown key, or a value that the configuration refuses.
@@ -155,7 +184,7 @@ def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokeniz
         if key not in known
     ]
     problems += [
-        f"`config.{key}` is decided by the tokenizer; take it away (the size of the vocabulary is `vocabulary`)"
+        f"`config.{key}` is decided by the tokenizer; remove it (the size of the vocabulary is `vocabulary`)"
         for key in FROM_TOKENIZER
         if key in architecture.config
     ]
@@ -178,6 +207,7 @@ def _look(
     end: Origin, model_source: ModelSource, tasks: Mapping[str, Task] | None, run_seed: int, offline: bool
 ) -> ModelInfo | None:
     """What is known of one model; None where it is initialised here and not every domain has a task."""
+    unused: tuple[str, ...] = ()
     if isinstance(end.source, Architecture):
         if tasks is None:
             return None
@@ -192,15 +222,16 @@ def _look(
         model, cost = empty_model(shipped_config(end.source))
     else:
         weights = model_source.has_weights
-        tokenizer, model, cost = read_checkpoint(
+        checkpoint = read_checkpoint(
             local_folder(end.source, weights=weights),
             permit=_permit(model_source.trust_leaf),
             trust_remote_code=model_source.trusted,
             weights=weights,
         )
+        tokenizer, model, cost, unused = checkpoint.tokenizer, checkpoint.model, checkpoint.cost, checkpoint.unused
         own_code = model_source.trusted and has_code(model.config, tokenizer)
     biased = any(bias is not None for bias in router_biases(model))
-    return ModelInfo(end, model.config, tokenizer, cost, biased, own_code)
+    return ModelInfo(end, model.config, tokenizer, cost, biased, own_code, unused)
 
 
 def _about_code(model: ModelSource, info: ModelInfo) -> list[str]:
@@ -209,7 +240,7 @@ def _about_code(model: ModelSource, info: ModelInfo) -> list[str]:
         return [f"`{model.leaf}`: it is made from {info.origin.source}, and {needs_code(_permit(model.trust_leaf))}"]
     own_stanza = model.leaf.rpartition(".")[0] == model.trust_leaf.rpartition(".")[0]
     if model.trusted and not info.own_code and own_stanza:
-        return [f"`{model.trust_leaf}` is set and would change nothing (no code lies beside that model); take it away"]
+        return [f"`{model.trust_leaf}` is set and would change nothing (no code lies beside that model); remove it"]
     return []
 
 

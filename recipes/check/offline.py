@@ -9,11 +9,11 @@ from transformers import AutoConfig
 
 from mopd.distill.recipe import Source
 from mopd.distill.recipe.messages import guess
+from mopd.distill.recipe.model_names import is_path
 from mopd.distill.types import UserError
 from mopd.recipes import SHIPPED
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import is_path
 
 ARCHITECTURES = SHIPPED / "architectures"
 """Configurations of public models, as their repositories on the Hub have them: ORG--NAME.json."""

@@ -14,10 +14,10 @@ from mopd.distill.loss.microbatch import Microbatch, collate
 from mopd.distill.loss.registry import BoundLoss, bind
 from mopd.distill.payload_rows import AskedSupport, payload_spec
 from mopd.distill.recipe import Loss, RolloutRecipe
-from mopd.distill.recipe.plugins import is_plugin
+from mopd.distill.recipe.plugins import is_plugin, own_code
 from mopd.distill.types import PayloadName, Prompt, Rollout, ScoredRollout, TeacherScore, UserError
 from mopd.rollouts.engines import engine_of
-from mopd.rollouts.tasks import Example, Split, Task
+from mopd.rollouts.tasks import Example, Task, TaskSplit
 
 DRAWN = 32
 """Problems of each split and form that are drawn."""
@@ -32,13 +32,15 @@ def check_own_task(task: Task, *, seed: int) -> Iterator[str]:
     """
     seen: dict[str, str] = {}
     named: dict[tuple[str, str], str] = {}
-    for split in get_args(Split):
+    for split in get_args(TaskSplit):
         for easy in (False, True):
             for index in range(DRAWN):
                 asked: dict[str, Any] = {"seed": seed, "split": split, "index": index, "easy": easy}
                 shown = ", ".join(f"{key}={value!r}" for key, value in asked.items())
                 try:
                     example, again = task.example(**asked), task.example(**asked)
+                except UserError:
+                    raise
                 except Exception as error:
                     yield f"example({shown}) raises {type(error).__name__}: {error}"
                     return
@@ -78,6 +80,8 @@ def _verifier(task: Task, example: Example) -> Iterator[str]:
     for text in (*HOSTILE, example.answer):
         try:
             score, many = task.verify(prompt, text), task.verify_many([prompt, prompt], [text, text])
+        except UserError:
+            raise
         except Exception as error:
             yield f"the verifier raises {type(error).__name__}: {error} on the answer {text[:20]!r}; it may never raise"
             return
@@ -89,6 +93,8 @@ def _verifier(task: Task, example: Example) -> Iterator[str]:
             return
     try:
         wrong = task.wrong_answer(example)
+    except UserError:
+        raise
     except Exception as error:
         yield f"wrong_answer raises {type(error).__name__}: {error}"
         return
@@ -99,6 +105,8 @@ def _verifier(task: Task, example: Example) -> Iterator[str]:
 # ---- a loss
 
 VOCABULARY = 7
+CALL_SECONDS = 60.0
+"""That a user's own loss may take for twelve tokens."""
 
 
 class _Watched(Mapping[str, float]):
@@ -134,17 +142,19 @@ def check_own_loss(loss: Loss) -> Iterator[str]:
         return
     settings = _Watched(bound.arguments)
     try:
-        microbatch = _probe(bound.payload, needs_each_teacher=bound.spec.needs_each_teacher)
-    except Exception as error:
-        yield f"{where} has a payload that cannot be made: {type(error).__name__}: {error}"
+        with own_code(f"{where} has a payload that cannot be made", seconds=CALL_SECONDS):
+            microbatch = _probe(bound.payload, needs_each_teacher=bound.spec.needs_each_teacher)
+    except UserError as error:
+        yield from error.problems
         return
     mask_BT = microbatch.mask_BT
     logits_BTV = torch.randn(*mask_BT.shape, VOCABULARY, generator=torch.Generator().manual_seed(0))
     logits_BTV = logits_BTV.masked_fill(~mask_BT.unsqueeze(-1), float("nan")).requires_grad_()
     try:
-        token_loss = replace(bound, arguments=settings).token_loss(logits_BTV, microbatch)
-    except Exception as error:
-        yield f"{where} raises {type(error).__name__}: {error}"
+        with own_code(f"{where}, asked for the loss of a few tokens", seconds=CALL_SECONDS):
+            token_loss = replace(bound, arguments=settings).token_loss(logits_BTV, microbatch)
+    except UserError as error:
+        yield from error.problems
         return
     if not isinstance(token_loss, TokenLoss):
         yield f"{where} gives {type(token_loss).__name__}, and must give a mopd.distill.loss.base.TokenLoss"
@@ -158,7 +168,7 @@ def check_own_loss(loss: Loss) -> Iterator[str]:
     yield from (f"{where} {problem}" for problem in _gradient(token_loss, logits_BTV, mask_BT))
     for name in settings:
         if name not in settings.read:
-            yield f"`loss.settings.{name}` is set and would change nothing (it is never read); take it away"
+            yield f"`loss.settings.{name}` is set and would change nothing (it is never read); remove it"
 
 
 def _gradient(token_loss: TokenLoss, logits_BTV: torch.Tensor, mask_BT: torch.Tensor) -> Iterator[str]:
@@ -191,7 +201,7 @@ def _probe(payload: PayloadName | None, *, needs_each_teacher: bool) -> Microbat
             loss_mask=np.arange(length) >= 2,
             sampler_logprobs=np.full(length, -2.0, dtype=np.float32),
             finish="eos",
-            version=0,
+            version=(0, 0),
             group=index,
             index=index,
         )
@@ -221,4 +231,13 @@ def check_engine(rollout: RolloutRecipe, loss: BoundLoss) -> Iterator[str]:
         yield (
             f"`rollout.engine` {rollout.engine} does not record the student's likeliest tokens, which `loss.support` "
             f"{loss.support.whose} asks its teachers about; take `support: teacher`"
+        )
+
+
+def engine_warnings(rollout: RolloutRecipe) -> Iterator[str]:
+    """What a run gives up with its engine, each a sentence; the engine is there."""
+    if not engine_of(rollout.engine, workers=rollout.workers).keyed:
+        yield (
+            f"`rollout.engine` {rollout.engine} is not `keyed`: a run that was interrupted and resumed writes other "
+            f"rollouts than one that was not, and two runs of one seed differ"
         )

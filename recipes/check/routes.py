@@ -9,6 +9,7 @@ from mopd.distill.loss.registry import LOSSES, OWN_PAYLOADS, BoundLoss
 from mopd.distill.recipe import (
     Architecture,
     DomainRecipe,
+    ModelReference,
     Optimizer,
     RolloutRecipe,
     StageRecipe,
@@ -16,12 +17,13 @@ from mopd.distill.recipe import (
     TeacherRecipe,
 )
 from mopd.distill.recipe.messages import guess
+from mopd.distill.recipe.model_names import SELF, stage_name
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.recipes.check.settings import check_loss
 from mopd.recipes.check.teachers import check_teachers
 from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import SELF, ModelSource, Source, chain, stage_name
+from mopd.recipes.resolve.sources import ModelSource, chain
 from mopd.recipes.resolve.teachers import group_key, placement
 
 
@@ -68,7 +70,7 @@ def _teachers(resolved: Resolved) -> Iterator[str]:
                 )
     for teacher in recipe.teachers:
         if teacher not in used and teacher != resolved.loss.reference:
-            yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or take it away"
+            yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or remove it"
     yield from _anchors(recipe.student.model, recipe.teachers, recipe.domains)
     if resolved.method.teachers == "grade" and recipe.teachers:  # else recipes/check/settings.py says so
         yield from _turns(recipe.teachers, recipe.run.resident_teachers, resolved.turn_takers)
@@ -90,7 +92,7 @@ def _turns(teachers: Mapping[str, TeacherRecipe], resident: int | None, turns: S
     if resident >= len(turns):
         yield (
             f"`run.resident_teachers` is {resident}, and the recipe has {len(turns)} to hold (LoRA teachers over one "
-            f"base are one, those behind a server none), so that all of them are; lower it, or take it away"
+            f"base are one, those behind a server none), so that all of them are; lower it, or remove it"
         )
         return
     first, *others = [names[0] for names in turns]
@@ -106,14 +108,14 @@ def _turns(teachers: Mapping[str, TeacherRecipe], resident: int | None, turns: S
 
 
 def _anchors(
-    student: Source, teachers: Mapping[str, TeacherRecipe], domains: Mapping[str, DomainRecipe]
+    student: ModelReference, teachers: Mapping[str, TeacherRecipe], domains: Mapping[str, DomainRecipe]
 ) -> Iterator[str]:
     """Whether ``self`` anchors something that is worth holding, beside something that is learnt."""
     anchors = {name for name, teacher in teachers.items() if teacher.model == SELF}
     for name in sorted(anchors):
         if isinstance(student, Architecture):
             yield (
-                f"`teachers.{name}.model` is self, and the student is made from nothing: it would be held to its own "
+                f"`teachers.{name}.model` is self, and the student is made from scratch: it would be held to its own "
                 f"noise; train it in a stage first, or name another model"
             )
     if anchors == set(teachers) and anchors and not any(domain.reward for domain in domains.values()):
@@ -128,7 +130,7 @@ def _method(resolved: Resolved) -> Iterator[str]:
     wanted, loss = {LOSSES[name].payload for name in losses}, resolved.loss
     if not losses:
         if recipe.loss != type(recipe).model_fields["loss"].default:
-            yield f"`loss` is set and would change nothing (a {recipe.method} trains no student); take it away"
+            yield f"`loss` is set and would change nothing (a {recipe.method} trains no student); remove it"
     elif loss.custom:
         teaches = None not in wanted  # then any payload of a user's own does
         if loss.payload not in wanted and not (teaches and loss.custom_payload):
@@ -152,9 +154,9 @@ def _method(resolved: Resolved) -> Iterator[str]:
     asked = [what for what, may in (("teacher", method.teachers != "none"), ("reward", method.rewards)) if may]
     for name, domain in recipe.trained_domains.items():
         if domain.teacher_weights and method.teachers == "none":
-            yield f"`domains.{name}` has a teacher, which method {recipe.method!r} never asks; take it away"
+            yield f"`domains.{name}` has a teacher, which method {recipe.method!r} never asks; remove it"
         if domain.reward and not method.rewards:
-            yield f"`domains.{name}.reward` is true, and method {recipe.method!r} never asks for one; take it away"
+            yield f"`domains.{name}.reward` is true, and method {recipe.method!r} never asks for one; remove it"
         if asked and not (domain.teacher_weights or domain.reward):
             remedies = {"teacher": "name a `teacher`", "reward": "set `reward: true`"}
             lacks = "neither teacher nor reward" if len(asked) > 1 else f"no {asked[0]}"
@@ -209,7 +211,7 @@ def _stages(
             circle = " is made from ".join([*path, name])
             yield f"`stages.{name}.from` leads back to itself: {circle}; one of them must start from a model"
         elif name not in needed:
-            yield f"`stages.{name}`: neither the student nor a teacher comes from this stage; use it, or take it away"
+            yield f"`stages.{name}`: neither the student nor a teacher comes from this stage; use it, or remove it"
         yield from _named_domains(name, stages[name].domains, domains)
 
 

@@ -9,10 +9,10 @@ from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.payload_rows import payload_spec
 from mopd.distill.recipe import DomainRecipe, RunRecipe, Source, StopRecipe, TeacherRecipe
 from mopd.distill.recipe.messages import guess
+from mopd.distill.recipe.model_names import SELF
 from mopd.recipes.check.teachers import WHAT_SCORES
 from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import SELF
 from mopd.recipes.resolve.stages import stage_domains
 
 
@@ -36,7 +36,7 @@ def check_stop(stop: StopRecipe, run: RunRecipe, *, graded: bool) -> Iterator[st
     if all(bound is None for bound in bounds.values()):
         if stop.evaluations != type(stop).model_fields["evaluations"].default:
             names = ", ".join(bounds)
-            yield f"`stop.evaluations` is set and would change nothing: set a bound ({names}) as well, or take it away"
+            yield f"`stop.evaluations` is set and would change nothing: set a bound ({names}) as well, or remove it"
         return
     if run.steps // run.evaluate_every + (run.steps % run.evaluate_every > 0) < stop.evaluations:
         yield (
@@ -88,7 +88,7 @@ def _extrapolation(
     if loss.extrapolation == 1:
         yield (
             f"`loss.reference` is {name!r} and would change nothing (`loss.extrapolation` is 1: the teacher itself); "
-            f"take it away, or extrapolate"
+            f"remove it, or extrapolate"
         )
     if name not in teachers:
         yield f"`loss.reference`: no teacher {name!r} is declared under `teachers`; {guess(name, teachers)}"

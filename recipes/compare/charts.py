@@ -48,11 +48,11 @@ class RecoveryBar:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryPanel:
-    """The bars of one domain; ``zero`` and ``one`` are where the base and the domain's teacher lie."""
+    """The bars of one domain; ``base`` and ``teacher`` are where the two lie."""
 
     domain: str
-    zero: float
-    one: float
+    base: float
+    teacher: float
     bars: Sequence[RecoveryBar]
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mopd.distill.metrics.results import curve
+from mopd.distill.recipe.model_names import PREFIX, SELF
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.ledger import Ledger, Spent, read_ledger, total_of
 from mopd.recipes.compare.runs import Run
 from mopd.recipes.report.data import run_ledger
 from mopd.recipes.report.records import RecordedRecipe
-from mopd.recipes.resolve.sources import PREFIX, SELF
 
 
 @dataclass(frozen=True, slots=True)

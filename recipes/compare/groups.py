@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from mopd.distill.recipe.model_names import is_path
 from mopd.recipes.compare.runs import Run
-from mopd.recipes.resolve.sources import is_path
 
 NO_LIKENESS = ("seed", "name", "description", "trials", "track")
 """Keys of a recipe that do not make another row of it."""

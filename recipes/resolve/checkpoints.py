@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,38 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from mopd.distill.models.families import experts_of
 from mopd.distill.models.flops import ModelCost, model_cost
-from mopd.distill.models.load import from_pretrained
+from mopd.distill.models.load import unused_weights
+from mopd.distill.recipe.model_names import is_path
+from mopd.distill.recipe.plugins import IMPORT_SECONDS, own_code
 from mopd.distill.types import UserError
-from mopd.recipes.resolve.sources import is_path
 
 HUB_TIMEOUT_SECONDS = 5.0
 BESIDES_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
 """The files of a Hub model that say what it is: configuration, tokenizer, chat template, code."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReadCheckpoint:
+    """A checkpoint that was looked at.
+
+    Attributes:
+        model: on the meta device.
+        cost: its parameters, and what a token costs.
+        unused: names of the weights that the model has no place for.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    cost: ModelCost
+    unused: tuple[str, ...] = ()
+
+
 def read_checkpoint(
     folder: str, *, permit: str, trust_remote_code: bool = False, weights: bool = True
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, ModelCost]:
-    """A checkpoint's tokenizer, its model on the meta device and what that costs, without loading a weight.
+) -> ReadCheckpoint:
+    """What can be said of a checkpoint without loading a weight.
 
     Args:
         folder: as :func:`local_folder` gives it; a Hub model that is still to be downloaded has no weights to look at.
@@ -42,14 +62,13 @@ def read_checkpoint(
         for what, reader in (("configuration", AutoConfig), ("tokenizer", AutoTokenizer))
     )
     model, cost = empty_model(config, trust_remote_code=trust_remote_code)
-    if weights and Path(folder).is_dir():
-        check_weights(Path(folder), model)
+    unused = check_weights(Path(folder), model) if weights and Path(folder).is_dir() else []
     if not isinstance(tokenizer.eos_token_id, int):
         raise UserError(
             f"the tokenizer in {folder} has no EOS token, which closes every answer; name one as `eos_token` in its "
             f"tokenizer_config.json"
         )
-    return tokenizer, model, cost
+    return ReadCheckpoint(tokenizer, model, cost, tuple(unused))
 
 
 def empty_model(config: Any, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, ModelCost]:
@@ -58,18 +77,25 @@ def empty_model(config: Any, *, trust_remote_code: bool = False) -> tuple[PreTra
     Raises:
         UserError: none can be made, or it reads in both directions and cannot write.
     """
-    try:
+    what = "no language model can be built from its configuration"
+    with own_code(what, seconds=BUILD_SECONDS, remedy="name a smaller one"):
+        _refuse_endless(config.get_text_config())
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         cost = model_cost(model)
-    except Exception as error:  # each family has exceptions of its own
-        raise UserError(f"no language model can be built from its configuration: {error}") from error
     if getattr(model.config, "is_decoder", True) is False:
         raise UserError(
             f"{config.model_type} reads a text in both directions, so it cannot write one; set `is_decoder: true` in "
             f"its configuration, or take a causal architecture"
         )
     return model, cost
+
+
+def _refuse_endless(text: Any) -> None:
+    """Layers and experts that nobody could wait for to be made."""
+    for what, size in (("layers", getattr(text, "num_hidden_layers", 0)), ("experts", experts_of(text))):
+        if isinstance(size, int) and size > MOST_PARTS:
+            raise UserError(f"its configuration has {size:.4g} {what}, and a language model has at most {MOST_PARTS:,}")
 
 
 def local_folder(source: str, *, weights: bool = True) -> str:
@@ -81,7 +107,7 @@ def local_folder(source: str, *, weights: bool = True) -> str:
         UserError: nothing usable is there, or the Hub doesn't have it or can't be reached.
     """
     if not is_path(source):
-        if Path(source).is_dir():
+        if os.path.isdir(source):
             raise UserError(f"{source!r} is read as a Hub id, and a folder of that name is here; write ./{source}")
         return _hub_folder(source, weights)
     folder = Path(source)
@@ -94,7 +120,7 @@ def local_folder(source: str, *, weights: bool = True) -> str:
             weight_files(folder)
     except OSError as error:  # a folder that may not be entered, a name that is too long
         raise UserError(
-            f"checkpoint {source} cannot be looked at: {error.strerror}; mend the path, or its rights"
+            f"checkpoint {source} cannot be looked at: {error.strerror}; fix the path, or its rights"
         ) from error
     return source
 
@@ -134,8 +160,12 @@ def _hub_folder(name: str, weights: bool) -> str:
 
 
 def _read(folder: str, what: str, reader: Any, permit: str, trust_remote_code: bool) -> Any:
+    own = own_code(f"the {what} in {folder} cannot be read", seconds=IMPORT_SECONDS, remedy="look at its code")
     try:
-        return reader.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with own if trust_remote_code else nullcontext():
+            return reader.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except UserError:
+        raise
     except Exception as error:  # OSError, ValueError, KeyError, JSON errors: whatever a file can be
         if "trust_remote_code" in str(error):
             raise UserError(f"the {what} in {folder} {needs_code(permit)}") from error
@@ -152,11 +182,15 @@ def has_code(config: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(getattr(config, "auto_map", None) or tokenizer.init_kwargs.get("auto_map"))
 
 
+MOST_PARTS = 10_000
+"""Layers of a model, and experts of a layer."""
+BUILD_SECONDS = 300.0
+"""That a model may take to be made without weights."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Names of a checkpoint's weights, the one that transformers prefers first; shards have NAME.index.json."""
 
 
-def check_weights(folder: Path, model: PreTrainedModel) -> None:
+def check_weights(folder: Path, model: PreTrainedModel) -> list[str]:
     """Compare names and shapes of a checkpoint's weights with those of its model.
 
     transformers itself compares them, as it loads, so tied weights and experts stored one by one are known to it; what
@@ -165,6 +199,9 @@ def check_weights(folder: Path, model: PreTrainedModel) -> None:
     Args:
         model: as its configuration makes it, on the meta device.
 
+    Returns:
+        The weights that the model has no place for, by name; none of a checkpoint whose weights are packed.
+
     Raises:
         UserError: a file is missing or broken, a weight is missing or of another shape.
     """
@@ -172,10 +209,10 @@ def check_weights(folder: Path, model: PreTrainedModel) -> None:
     for path in weight_files(folder):
         tensors |= _headers(path)
     if getattr(model.config, "quantization_config", None) is not None:
-        return  # packed weights have names and shapes of their own, which only their own library knows
+        return []  # packed weights have names and shapes of their own, which only their own library knows
     config = copy.deepcopy(model.config)
     with _quiet():
-        from_pretrained(type(model), None, named=folder, config=config, state_dict=tensors, device_map="meta")
+        return unused_weights(type(model), tensors, named=folder, config=config)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -198,13 +235,13 @@ def _shards(index: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except Exception as error:  # whatever a broken file can be
         raise UserError(
-            f"the index of weights {index} cannot be read ({error!r}); fetch the checkpoint anew"
+            f"the index of weights {index} cannot be read ({error!r}); download the checkpoint again"
         ) from error
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(
             f"{index.parent} is no whole checkpoint: {len(missing)} of {len(names)} shards that {index.name} names are "
-            f"missing, for example {missing[0]}; fetch it anew"
+            f"missing, for example {missing[0]}; download it again"
         )
     return [index.parent / name for name in names]
 
@@ -217,7 +254,9 @@ def _headers(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  (it is no mapping)
     except Exception as error:  # the readers raise what they like
-        raise UserError(f"the weights in {path} cannot be read ({error!s:.200}); fetch the checkpoint anew") from error
+        raise UserError(
+            f"the weights in {path} cannot be read ({error!s:.200}); download the checkpoint again"
+        ) from error
     return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 

@@ -1,4 +1,4 @@
-"""Models on disk: which folder a name means, and the initial checkpoint of an architecture made from nothing."""
+"""Models on disk: which folder a name means, and the initial checkpoint of an architecture made from scratch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_initial(
     run_dir: Path,
     attempt: str,
 ) -> None:
-    """Write the checkpoint that a model made from nothing starts from: random weights keyed by ``seed``, a tokenizer.
+    """Write the checkpoint that a model made from scratch starts from: random weights keyed by ``seed``, a tokenizer.
 
     Does nothing where it is there already.
     """

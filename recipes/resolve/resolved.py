@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mopd.distill.loss.registry import BoundLoss, bind
-from mopd.distill.recipe import DomainRecipe, Recipe
+from mopd.distill.recipe import DomainRecipe, ModelReference, Recipe
 from mopd.recipes.resolve.methods import MadeMethod, Method, method_of
-from mopd.recipes.resolve.sources import ModelSource, Source, links, model_sources
+from mopd.recipes.resolve.sources import ModelSource, links, model_sources
 from mopd.recipes.resolve.teachers import (
     Device,
     ResolvedTeacher,
@@ -50,7 +50,7 @@ class Resolved:
     turn_takers: list[list[str]]
     routes: Mapping[str, Mapping[str, float]]
     links: list[str]
-    start: Source
+    start: ModelReference
 
 
 def resolve(recipe: Recipe) -> Resolved:

@@ -68,7 +68,7 @@ def refuse_changed_recipe(recipe: Recipe, out: Path) -> None:
     raise UserError(
         f"run folder {out} was begun with another recipe. What differs, as it was -> as it is now:\n{shown}"
         + (f"\n    and {more} more" if more > 0 else "")
-        + "\ngo on with the recipe as it was, give another folder with --out, or start anew with --restart, "
+        + "\ngo on with the recipe as it was, give another folder with --out, or start from scratch with --restart, "
         "which moves this folder aside"
     )
 
@@ -118,7 +118,7 @@ def check_folder(out: Path, *, needed_bytes: float) -> list[str]:
     if free < needed_bytes:
         return [
             f"run folder {out} needs about {needed_bytes / 1e9:.1f} GB, and the disk of {home} has {free / 1e9:.1f}; "
-            f"free some, keep fewer checkpoints (`run.keep_checkpoints`), or give another folder with --out"
+            f"free some, or give another folder with --out"
         ]
     return []
 
@@ -162,7 +162,7 @@ def commit(repository: Path) -> str | None:
     """The commit that is checked out in ``repository``; None without git, or where it is no repository's top."""
     command = ["git", "-C", str(repository), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return told[1] if Path(told[0]) == repository.resolve() else None
+    return lines[1] if Path(lines[0]) == repository.resolve() else None

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from mopd.distill.recipe import Architecture, StageRecipe, StudentRecipe, TeacherRecipe
+from mopd.distill.recipe import Architecture, ModelReference, StageRecipe, StudentRecipe, TeacherRecipe
+from mopd.distill.recipe.model_names import SELF, stage_name
 from mopd.teachers.kinds import kind_of
-
-Source = str | Architecture
-SELF = "self"
-"""A teacher's model: the student as it starts, frozen. It holds a domain that has no expert where it is."""
-PREFIX = "stage:"
-"""Begins a source that is the result of a stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +21,7 @@ class Origin:
     """
 
     where: str
-    source: Source
+    source: ModelReference
     stage: str | None
 
 
@@ -45,7 +40,7 @@ class ModelSource:
     """
 
     leaf: str
-    source: Source
+    source: ModelReference
     origin: Origin | None
     stages: tuple[str, ...]
     trust_leaf: str
@@ -53,17 +48,7 @@ class ModelSource:
     has_weights: bool = True
 
 
-def stage_name(source: Source) -> str | None:
-    """The stage that a source names, if it names one."""
-    return source.removeprefix(PREFIX) if isinstance(source, str) and source.startswith(PREFIX) else None
-
-
-def is_path(source: str) -> bool:
-    """Whether a source is a path; any other text that names no stage is a Hub id."""
-    return source.startswith(("./", "../", "/"))
-
-
-def chain(stages: Mapping[str, StageRecipe], source: Source) -> Iterator[str]:
+def chain(stages: Mapping[str, StageRecipe], source: ModelReference) -> Iterator[str]:
     """The declared stages that a source stands on, nearest first; a cycle is walked once."""
     seen: set[str] = set()
     name = stage_name(source)
@@ -73,7 +58,7 @@ def chain(stages: Mapping[str, StageRecipe], source: Source) -> Iterator[str]:
         name = stage_name(stages[name].from_)
 
 
-def origin(stages: Mapping[str, StageRecipe], where: str, source: Source) -> Origin | None:
+def origin(stages: Mapping[str, StageRecipe], where: str, source: ModelReference) -> Origin | None:
     """The end of a source's chain; None where the chain leads to no end (an undeclared stage, or a cycle)."""
     stage = None
     for stage in chain(stages, source):
@@ -82,7 +67,7 @@ def origin(stages: Mapping[str, StageRecipe], where: str, source: Source) -> Ori
     return None if stage_name(source) is not None else Origin(where, source, stage)
 
 
-def links(stages: Mapping[str, StageRecipe], student: Source) -> list[str]:
+def links(stages: Mapping[str, StageRecipe], student: ModelReference) -> list[str]:
     """The stages of a cascade, first to last: the student's chain, without the one that initialises the base."""
     names = list(chain(stages, student))[::-1]
     return names[1:] if names and isinstance(stages[names[0]].from_, Architecture) else names  # not per token
@@ -93,7 +78,7 @@ def model_sources(
 ) -> dict[str, ModelSource]:
     """Every model of a recipe by the leaf that names it: student, teachers, stages."""
 
-    def model(leaf: str, source: Source, trust: str, trusted: bool, *, has_weights: bool = True) -> ModelSource:
+    def model(leaf: str, source: ModelReference, trust: str, trusted: bool, *, has_weights: bool = True) -> ModelSource:
         on = tuple(chain(stages, source))
         return ModelSource(leaf, source, origin(stages, leaf, source), on, trust, trusted, has_weights)
 

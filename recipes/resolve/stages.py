@@ -20,9 +20,9 @@ from mopd.distill.recipe import (
     TrackRecipe,
     WandbRecipe,
 )
+from mopd.distill.recipe.model_names import PREFIX, stage_name
 from mopd.distill.recipe.plugins import plugin_digests
 from mopd.distill.storage import write_atomic
-from mopd.recipes.resolve.sources import PREFIX, stage_name
 
 
 def stage_seed(seed: int, name: str) -> int:
@@ -79,7 +79,7 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
 
     before = stage_name(recipe.stages[name].from_)
     upstream = stage_fingerprint(recipe, before) if before is not None else ""
-    # The tokenizer of a model made from nothing is trained on the texts of every domain, so all tasks count.
+    # The tokenizer of a model made from scratch is trained on the texts of every domain, so all tasks count.
     tasks = {domain: settings.task for domain, settings in recipe.domains.items()}
     # Not what no weight depends on: names, exams, and how a student writes where gold answers are written instead.
     own = stage_recipe(recipe, name).model_dump(mode="json", by_alias=True, exclude={"name", "evaluate"})

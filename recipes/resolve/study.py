@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mopd.distill.recipe.model_names import stage_name
 from mopd.distill.recipe.study import Study
 from mopd.recipes.resolve.resolved import Resolved, resolve
-from mopd.recipes.resolve.sources import stage_name
 from mopd.recipes.resolve.stages import stage_fingerprint
 
 

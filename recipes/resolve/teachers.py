@@ -9,7 +9,8 @@ from typing import Literal
 
 from mopd.distill.models.heads import HeadSource
 from mopd.distill.recipe import FaultRecipe, TeacherRecipe
-from mopd.recipes.resolve.sources import SELF, ModelSource
+from mopd.distill.recipe.model_names import SELF
+from mopd.recipes.resolve.sources import ModelSource
 from mopd.teachers.kinds import TeacherKind, TeacherSetup, kind_of
 
 Device = Literal["cpu", "cuda"]

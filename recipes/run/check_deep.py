@@ -11,14 +11,14 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.metrics.evaluate import evaluate
-from mopd.distill.recipe import Architecture
+from mopd.distill.recipe import Architecture, ModelReference
+from mopd.distill.recipe.model_names import stage_name
 from mopd.distill.types import GradingFailed, Int32, Payload, PayloadName, Prompt, Rollout, RunError, Sampler, UserError
 from mopd.recipes.evaluation.evaluator import verify
 from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import Source, stage_name
 from mopd.recipes.resolve.stages import model_path
 from mopd.recipes.run.launch import on_disk
 from mopd.recipes.run.preflight import (
@@ -35,7 +35,7 @@ from mopd.rollouts.engines import engine_of
 from mopd.rollouts.engines.base import FrozenModel, RolloutEngine, SamplerProcesses, SamplerSettings
 from mopd.rollouts.sampler import make_samplers, sampler_settings
 from mopd.rollouts.tasks import Task
-from mopd.rollouts.tokenizer import completion_text
+from mopd.rollouts.tokenizer import completion_text, token_count
 from mopd.teachers.dry_run import DryRun, dry_run, dry_run_payload, reference_of
 from mopd.teachers.kinds import TeacherSetup, make_source
 from mopd.teachers.scorer import Conditions
@@ -82,14 +82,16 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     n, seed = recipe.evaluate.validation_prompts, recipe.evaluate.seed
     validation = _Validation(source.held_out("validation", n, seed=seed), tasks, tokenizer)
     support = support_of(resolved.loss, tokenizer)
-    settings = sampler_settings(recipe.rollout, tokenizer, seed=recipe.seed, support=support)
+    settings = sampler_settings(recipe.rollout, tokenizer, model=start, seed=recipe.seed, support=support)
     engine = engine_of(recipe.rollout.engine, workers=0)
     with _one_model(engine, settings, resolved.device, resolved.dtype) as sampler_of:
         sampler = sampler_of(FrozenModel(start, trust_remote_code=trust))
         rollouts = sample_rollouts(sampler, source(0), to_examine)
         student = validation.verdicts("base", sampler)
         del sampler
-    conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
+    conditions = Conditions(
+        recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support, token_count(tokenizer)
+    )
     payload = dry_run_payload(resolved.loss.payload)
     findings: list[Finding] = []
     for candidate in to_examine:
@@ -114,7 +116,7 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     return findings
 
 
-def _folder(source: Source, out: Path, *, weights: bool = True) -> str | None:
+def _folder(source: ModelReference, out: Path, *, weights: bool = True) -> str | None:
     """Where a model lies; None where a run has yet to make it."""
     path = model_path(source, out=out, folder=out)
     if isinstance(source, Architecture) or stage_name(source) is not None:
@@ -122,7 +124,7 @@ def _folder(source: Source, out: Path, *, weights: bool = True) -> str | None:
     return on_disk(path, weights=weights)
 
 
-def _later(candidate: Candidate, source: Source) -> list[Finding]:
+def _later(candidate: Candidate, source: ModelReference) -> list[Finding]:
     """Of a teacher that cannot be asked until ``source`` was made."""
     made = source.architecture if isinstance(source, Architecture) else source
     remedy = "a run asks it then, before its first step"

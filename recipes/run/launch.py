@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.metrics.stop_rule import stop_reason
-from mopd.distill.recipe import Architecture, DomainRecipe, Recipe
+from mopd.distill.recipe import Architecture, DomainRecipe, ModelReference, Recipe
 from mopd.distill.recipe.plugins import plugin_digests
 from mopd.distill.storage import claim, write_atomic
 from mopd.distill.tracking.console import Progress
@@ -27,7 +27,7 @@ from mopd.recipes.resolve.methods import MadeMethod
 from mopd.recipes.resolve.placement import check_cluster
 from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import move_aside, note_environment, note_recipe, refuse_changed_recipe
-from mopd.recipes.resolve.sources import Source, trusted_leaves
+from mopd.recipes.resolve.sources import trusted_leaves
 from mopd.recipes.resolve.stages import (
     finished,
     mark_finished,
@@ -39,11 +39,11 @@ from mopd.recipes.resolve.stages import (
 )
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.recipes.run.baselines import measure_frozen
-from mopd.recipes.run.context import RunContext
+from mopd.recipes.run.cluster import ray_cluster
+from mopd.recipes.run.context import RunContext, quieten_libraries, stopping
 from mopd.recipes.run.job import Training
 from mopd.recipes.run.made_student import make_student
 from mopd.recipes.run.samplers import frozen_teacher
-from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
 from mopd.recipes.run.tracking import start_sinks
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.tasks import fingerprint
@@ -184,7 +184,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
 
 
 def starting_model(
-    source: Source, domains: Mapping[str, DomainRecipe], seed: int, *, out: Path, folder: Path, attempt: str
+    source: ModelReference, domains: Mapping[str, DomainRecipe], seed: int, *, out: Path, folder: Path, attempt: str
 ) -> str:
     """The checkpoint that a run or a stage in ``folder`` starts from; initialised here where it is an architecture.
 

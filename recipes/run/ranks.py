@@ -17,16 +17,21 @@ from mopd.distill.types import RunError, UserError
 class _Actor:
     """Lives in a rank's process; its environment was set before Python started."""
 
-    def address(self) -> tuple[str, int]:
-        """Where the others find rank 0."""
-        return ray.util.get_node_ip_address(), engine.free_port()
+    def address(self) -> str:
+        """Of the machine that it lives on."""
+        return ray.util.get_node_ip_address()
+
+    def listen(self, address: str) -> int:
+        """Wait for the others at ``address``; returns the port."""
+        self._listener = engine.listen(address)
+        return self._listener.getsockname()[1]
 
     def start(self, spec: StudentSpec, address: str, port: int) -> None:
         """Join the other ranks and build the engine."""
         import os
 
         os.environ.update({"MASTER_ADDR": address, "MASTER_PORT": str(port)})
-        self._rank = StudentRank(spec)
+        self._rank = StudentRank(spec, getattr(self, "_listener", None))
 
     def call(self, method: str, args: tuple[Any, ...]) -> Any:
         """Run a method of the rank."""
@@ -49,7 +54,9 @@ class RayRanks:
             for r in range(self.size)
         ]
         try:
-            address, port = self._wait([self._actors[0].address.remote()])[0]
+            machines = self._wait([actor.address.remote() for actor in self._actors])
+            address = engine.LOOPBACK if len({*machines}) == 1 else machines[0]
+            port = self._wait([self._actors[0].listen.remote(address)])[0]
             self._wait([actor.start.remote(spec, address, port) for actor in self._actors])
         except BaseException:
             self.close()  # nobody else can: the caller never gets this object

@@ -23,14 +23,14 @@ from mopd.recipes.report.page import write_report
 from mopd.recipes.resolve.run_folder import RECIPE, STUDY, move_aside, note_recipe
 from mopd.recipes.resolve.stages import finished, run_jobs, stage_folder
 from mopd.recipes.resolve.study import StudyRun, study_runs
-from mopd.recipes.run.context import RunContext
+from mopd.recipes.run.cluster import ray_cluster
+from mopd.recipes.run.context import RunContext, quieten_libraries, stopping
 from mopd.recipes.run.launch import carry_out, is_finished, make_stage
 from mopd.recipes.run.study_line import StudyLine
-from mopd.recipes.run.surroundings import quieten_libraries, ray_cluster, stopping
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class StudyJob:
     """A stage or a run of a study.
 
     Attributes:
@@ -97,9 +97,9 @@ def shared_stage(seed: int, name: str, fingerprint: str) -> str:
     return f"stages-{seed}/{name}-{fingerprint[:8]}"
 
 
-def unfinished_jobs(runs: Sequence[StudyRun], out: Path) -> dict[str, Job]:
+def unfinished_jobs(runs: Sequence[StudyRun], out: Path) -> dict[str, StudyJob]:
     """What has to be done, by path in the study's folder: of every seed first the stages, then the runs."""
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, StudyJob] = {}
     for run in runs:
         folder = out / run.name
         if is_finished(folder):
@@ -109,8 +109,8 @@ def unfinished_jobs(runs: Sequence[StudyRun], out: Path) -> dict[str, Job]:
             if not finished(folder, name, fingerprint):
                 before = run.needs[name]
                 make = partial(_make_stage, run, name)
-                jobs.setdefault(paths[name], Job(name, () if before is None else (paths[before],), make))
-        jobs[run.name] = Job(run.method, tuple(paths.values()), partial(_carry_out, run))
+                jobs.setdefault(paths[name], StudyJob(name, () if before is None else (paths[before],), make))
+        jobs[run.name] = StudyJob(run.method, tuple(paths.values()), partial(_carry_out, run))
     return jobs
 
 
@@ -126,7 +126,7 @@ def _carry_out(run: StudyRun, context: RunContext) -> None:
         write_report(folder)
 
 
-def run_all(study: Study, jobs: Mapping[str, Job], context: RunContext) -> dict[str, BaseException]:
+def run_all(study: Study, jobs: Mapping[str, StudyJob], context: RunContext) -> dict[str, BaseException]:
     """Run the jobs, a few at a time; returns what the failed ones raised."""
     runs = len(study.children)
     done = runs - sum(child.name in jobs for child in study.children)

@@ -13,7 +13,7 @@ from mopd.distill.tracking.console import Progress
 from mopd.recipes.report.wording import duration
 
 
-class Kind(Protocol):
+class JobKind(Protocol):
     """A job, as far as its time goes: jobs of one kind take about as long."""
 
     @property
@@ -40,7 +40,7 @@ class StudyLine:
         *,
         runs: int,
         done: int,
-        jobs: Mapping[str, Kind],
+        jobs: Mapping[str, JobKind],
         parallel: int,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -81,8 +81,8 @@ class StudyLine:
             self._took,
             parallel=self._parallel,
         )
-        told = "time left not known yet" if left is None else f"about {duration(left)} left"
-        self._task.advance(self._done, {}, note=f"{len(self._running)} under way, {told}")
+        time_left = "time left not known yet" if left is None else f"about {duration(left)} left"
+        self._task.advance(self._done, {}, note=f"{len(self._running)} under way, {time_left}")
 
 
 def seconds_left(

@@ -25,6 +25,7 @@ from mopd.rollouts.engines.base import (
     StudentModel,
     WeightTransport,
 )
+from mopd.rollouts.engines.canary import check_sampler
 from mopd.rollouts.engines.generate import Completion, generate
 
 
@@ -126,7 +127,7 @@ class StudentSampler:
             loss_mask=np.arange(len(prompt) + len(completion.token_ids)) >= len(prompt),
             sampler_logprobs=np.concatenate([np.zeros(len(prompt), dtype=np.float32), completion.logprobs]),
             finish=completion.finish,
-            version=self._version,
+            version=(self._version, self._version),
             group=plan.group,
             index=plan.index,
             support_ids=_with_prompt(len(prompt), completion.support_ids),
@@ -176,5 +177,6 @@ IN_PROCESS = RolloutEngine(
     keyed=True,
     records_support=True,
     takes_adapters=True,
+    canary=check_sampler,
     shares_student=True,
 )

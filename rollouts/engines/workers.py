@@ -7,8 +7,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-import ray
-import ray.exceptions
 import torch
 
 from mopd.distill.models.load import load_model
@@ -22,6 +20,7 @@ from mopd.rollouts.engines.base import (
     SamplerSettings,
     StudentModel,
 )
+from mopd.rollouts.engines.canary import check_sampler
 from mopd.rollouts.engines.in_process import StudentSampler
 
 
@@ -59,6 +58,8 @@ class SamplerWorkers:
     """
 
     def __init__(self, processes: SamplerProcesses) -> None:
+        import ray  # here and below: a recipe is checked without it
+
         make = ray.remote(_Worker).options(
             num_cpus=0, num_gpus=processes.gpus, resources=dict(processes.resources or {})
         )
@@ -79,6 +80,8 @@ class SamplerWorkers:
         Raises:
             RunError: a worker died, or holds another version afterwards.
         """
+        import ray
+
         state = ray.put({name: _as_array(tensor) for name, tensor in weights.state_dict().items()})
         held = self._all([actor.publish.remote(state, version) for actor in self._actors])
         if held != [version] * len(self._actors):
@@ -95,11 +98,16 @@ class SamplerWorkers:
 
     def close(self) -> None:
         """End the processes."""
+        import ray
+
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
 
     def _all(self, references: list[Any]) -> list[Any]:
+        import ray
+        import ray.exceptions
+
         try:
             return ray.get(references)
         except ray.exceptions.RayError as error:
@@ -161,4 +169,5 @@ WORKERS = RolloutEngine(
     keyed=True,
     records_support=True,
     takes_adapters=True,
+    canary=check_sampler,
 )

@@ -1,6 +1,6 @@
 """What the names of generated code mean: the builtins, modules and ``type`` that programs and tests get.
 
-Both get the same, made anew for each: a program and its tests live in two processes and share no object.
+Both get the same, made again for each: a program and its tests live in two processes and share no object.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def namespace(name: str, *, type_of: Any) -> dict[str, Any]:
 
 
 def facade(name: str) -> types.ModuleType:
-    """A module with the allowed names of module ``name`` and nothing else, made anew for whoever imports it."""
+    """A module with the allowed names of module ``name`` and nothing else, made again for whoever imports it."""
     module = types.ModuleType(name)
     vars(module).update(LIBRARY[name])
     for child in MODULES:

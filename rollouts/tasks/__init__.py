@@ -7,10 +7,10 @@ import hashlib
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import Source
-from mopd.distill.recipe.plugins import is_plugin, load_plugin
+from mopd.distill.recipe.plugins import IMPORT_SECONDS, is_plugin, load_plugin, own_code
 from mopd.distill.types import UserError
 from mopd.rollouts.tasks.arithmetic import Arithmetic
-from mopd.rollouts.tasks.base import Example, Generated, Split, Task
+from mopd.rollouts.tasks.base import Example, Generated, Task, TaskSplit
 from mopd.rollouts.tasks.list_programs import ListPrograms
 from mopd.rollouts.tasks.ordering import Ordering
 
@@ -40,7 +40,7 @@ def make_task(task: str | Source, *, domain: str, tokenizer: PreTrainedTokenizer
 
 
 def own_task(reference: str, *, where: str) -> Task:
-    """The task that ``./file.py:NAME`` means: an object with a task's methods, or a class that makes one from nothing.
+    """The task that ``./file.py:NAME`` means: an object with a task's methods, or a class to make one of.
 
     Args:
         where: the leaf of the recipe that says it, for the message.
@@ -50,13 +50,10 @@ def own_task(reference: str, *, where: str) -> Task:
     """
     task = load_plugin(reference, where=where)
     if isinstance(task, type):
-        try:
+        remedy = "name an object, or a class that takes no arguments and is made quickly"
+        what = f"`{where}`: {reference} is a class, and {task.__name__}() fails"
+        with own_code(what, seconds=IMPORT_SECONDS, remedy=remedy):
             task = task()
-        except Exception as error:
-            raise UserError(
-                f"`{where}`: {reference} is a class, and {task.__name__}() fails: {type(error).__name__}: {error}; "
-                "name an object, or a class that takes no arguments"
-            ) from error
     methods = ("example", "verify", "verify_many", "wrong_answer")
     if lacks := [name for name in methods if not callable(getattr(task, name, None))]:
         raise UserError(
@@ -75,4 +72,4 @@ def fingerprint(task: Task, *, seed: int) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["TASKS", "Example", "Generated", "Split", "Task", "fingerprint", "make_task", "own_task"]
+__all__ = ["TASKS", "Example", "Generated", "Task", "TaskSplit", "fingerprint", "make_task", "own_task"]

@@ -15,7 +15,7 @@ from typing import Literal, Protocol, TypeAlias, get_args
 
 from mopd.distill.types import Prompt, UserError
 
-Split: TypeAlias = Literal["train", "validation", "test"]
+TaskSplit: TypeAlias = Literal["train", "validation", "test"]
 MAX_DRAWS = 10_000
 
 
@@ -99,7 +99,7 @@ class Generated:
         return 2 * example.answer
 
 
-def split_of(canonical: str) -> Split:
+def split_of(canonical: str) -> TaskSplit:
     """The split that a canonical content belongs to: 70% train, 10% validation, 20% test, by hash."""
     bucket = hashlib.sha256(canonical.encode()).digest()[0] % 10
     return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
@@ -129,8 +129,8 @@ def draw_in_split(
         UserError: ``split`` is unknown.
         RuntimeError: no draw landed in the split, which says that the task's space is too small.
     """
-    if split not in get_args(Split):
-        raise UserError(f"task {task!r} has no split {split!r}; it has {', '.join(get_args(Split))}")
+    if split not in get_args(TaskSplit):
+        raise UserError(f"task {task!r} has no split {split!r}; it has {', '.join(get_args(TaskSplit))}")
     rng = random.Random(f"{task}/{seed}/{split}/{index}/{easy}")
     for _ in range(MAX_DRAWS):
         drawn = draw(rng)

@@ -69,7 +69,7 @@ def _rollouts(domains: int) -> list[Rollout]:
         ids, mask = rng.integers(2, TEACHER["vocab_size"], TOKENS).astype(np.int32), np.arange(TOKENS) >= TOKENS // 4
         prompt = Prompt(f"d{i % domains}", str(i), tuple(ids[~mask].tolist()), "", "")
         zeros = np.zeros(TOKENS, dtype=np.float32)
-        dealt.append(Rollout(prompt, ids, mask, zeros, "length", version=0, group=i, index=i))
+        dealt.append(Rollout(prompt, ids, mask, zeros, "length", version=(0, 0), group=i, index=i))
     return dealt
 
 

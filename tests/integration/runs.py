@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from deadline_kit import Deadline
 
 SECONDS = 400
+"""Of a quiet machine, that a command may take."""
 
 
 def mopd(*args: str | Path, **environment: str) -> subprocess.Popen[str]:
@@ -31,8 +33,14 @@ def mopd(*args: str | Path, **environment: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Wait for the end; exit code and output."""
-    output, _ = process.communicate(timeout=SECONDS)
-    return process.returncode, output
+    deadline = Deadline(SECONDS)
+    while True:
+        try:
+            return (process.communicate(timeout=1.0)[0], process.returncode)[::-1]
+        except subprocess.TimeoutExpired:
+            if not deadline.waits():
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
 
 
 def run(*args: str | Path) -> str:
@@ -49,14 +57,13 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def wait_for(process: subprocess.Popen[str], path: Path, lines: int) -> None:
     """Wait until ``path`` has ``lines`` lines; fails where the process ends before."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
+    deadline = Deadline(SECONDS)
+    while deadline.waits():
         if path.exists() and path.read_bytes().count(b"\n") >= lines:
             return
         if process.poll() is not None:
             raise AssertionError(f"ended before {path} had {lines} lines:\n{process.communicate()[0]}")
-        time.sleep(0.02)
-    raise AssertionError(f"{path} had no {lines} lines after {SECONDS} s")
+    raise AssertionError(f"{path} had no {lines} lines after {SECONDS} quiet seconds")
 
 
 def kill(process: subprocess.Popen[str]) -> None:

@@ -11,37 +11,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
 UNIT = Path(__file__).parent.parent / "unit"
 sys.path.append(str(UNIT))
 
+import ray_kit  # noqa: E402
 from store_kit import stored  # noqa: E402
 from student_kit import DOMAINS, make_batch, make_model, make_spec  # noqa: E402
 
 from mopd.distill.recipe import Engine  # noqa: E402
 from mopd.distill.student.driver import DeepSpeedStudent  # noqa: E402
 from mopd.distill.types import Full, NonFinite, RunError, ScoredRollout, UserError  # noqa: E402
+from mopd.recipes.run.cluster import locked_doors  # noqa: E402
 from mopd.recipes.run.ranks import RayRanks  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     path = os.pathsep.join([str(UNIT), str(Path(__file__).parent)])
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
-    yield
-    ray.shutdown()
+    with locked_doors():
+        ray_kit.begin(runtime_env={"env_vars": {"PYTHONPATH": path}})
+        yield
+        ray.shutdown()
 
 
 def process_id(module: Any) -> int:
     return os.getpid()
+
+
+def listens_at(module: Any) -> list[str]:
+    """In a rank: the addresses at which its process can be reached."""
+    sockets = psutil.Process().net_connections(kind="tcp")
+    return [socket.laddr.ip.removeprefix("::ffff:") for socket in sockets if socket.status == psutil.CONN_LISTEN]
 
 
 def views(module: Any, batch: list[ScoredRollout]) -> list[bool]:
@@ -59,6 +63,9 @@ def test_two_ranks_from_start_to_death(cluster: None, tmp_path: Path) -> None:
     )
     losses = [student.update(make_batch(), step=step)["loss"] for step in range(3)]
     assert losses[-1] < losses[0]
+    reached = student.weights().on_ranks(listens_at, [(), ()])
+    assert [{*addresses} for addresses in reached] == [{"127.0.0.1"}] * 2  # Ray, the store, gloo
+    assert len(reached[0]) > len(reached[1]) > 1  # rank 0 has the store
     shipped = make_batch(per_domain=16)
     assert student.weights().on_ranks(views, [(shipped,), (shipped,)]) == [[True] * 48] * 2
     batch = make_batch()

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from own_page_kit import example
 from runs import rows, run
 
 ROOT = Path(__file__).parents[2]
@@ -38,68 +39,6 @@ class Doubles:
     def wrong_answer(self, example):
         return example.answer + "1"
 '''
-LOSS = '''
-"""Cross-entropy on the token that a teacher likes best; its teachers ship that token and how sure they are of it."""
-from dataclasses import dataclass
-
-import numpy as np
-import torch
-
-from mopd import LossSpec, Payload, PayloadSpec, each_teacher, log_softmax, pick, spread
-
-
-@dataclass(frozen=True, slots=True)
-class Favourite(Payload):
-    ids_T: np.ndarray
-    logprobs_T: np.ndarray
-    drawn_T: np.ndarray
-
-    def sampled_logprobs(self, token_ids_T):
-        return self.drawn_T
-
-
-def favourite(logprobs_TV, token_ids_T, asked):
-    logprobs_T, ids_T = logprobs_TV.max(-1)
-    drawn_T = logprobs_TV.gather(-1, token_ids_T[:, None])[:, 0]
-    return Favourite(ids_T.cpu().numpy().astype("int32"), logprobs_T.cpu().numpy(), drawn_T.cpu().numpy())
-
-
-def loss(logits_BTV, microbatch, settings):
-    def one_teacher(rows, mask_BT):
-        logp_N = pick(log_softmax(logits_BTV[mask_BT]), rows.arrays["ids_T"][mask_BT])
-        sure_N = rows.arrays["logprobs_T"][mask_BT].exp()
-        return spread(-settings["strength"] * sure_N * logp_N, {"entropy": sure_N}, mask_BT)
-
-    return each_teacher(microbatch, one_teacher)
-
-
-LOSS = LossSpec(
-    PayloadSpec(Favourite, lambda sizes: 12, favourite),
-    loss,
-    needs_each_teacher=True,
-    token_advantage=lambda tokens, settings: settings["strength"] * torch.tanh(tokens.teacher_N - tokens.policy_N),
-)
-'''
-SINK = """
-import json
-
-
-class Lines:
-    def __init__(self, run):
-        self.name, self.file = run.name, open(LOG, "a")
-
-    def log(self, row):
-        print(json.dumps([self.name, row["kind"], row["step"], len(row)]), file=self.file, flush=True)
-
-    def table(self, name, step, columns, rows, *, bars):
-        print(json.dumps([self.name, "table", step, len(rows)]), file=self.file, flush=True)
-
-    def summary(self, values):
-        print(json.dumps([self.name, "summary", 0, len(values)]), file=self.file, flush=True)
-
-    def close(self, *, failed):
-        self.file.close()
-"""
 KIND = '''
 """A teacher that finds every token equally likely; only the configuration of its model is here."""
 from dataclasses import dataclass
@@ -128,47 +67,6 @@ KIND = TeacherKind(
     has_weights=False,
 )
 '''
-ENGINE = '''
-"""An engine that writes EOS after every prompt, and notes how much it was asked for."""
-import numpy as np
-
-from mopd import Rollout, RolloutEngine
-
-
-class Silence:
-    def __init__(self, settings):
-        self.settings, self.version = settings, 0
-
-    def load_weights(self, weights, *, version):
-        self.version = version
-
-    def sample(self, prompts, *, step, greedy=False):
-        with open(LOG, "a") as log:
-            print("exam" if greedy else "rollouts", step, len(prompts), file=log)
-        for group, prompt in enumerate(prompts):
-            ids = np.array([*prompt.token_ids, self.settings.decoding.eos_token_id], dtype=np.int32)
-            mask = np.arange(len(ids)) == len(ids) - 1
-            logprobs = np.where(mask, -4.5, 0).astype(np.float32)
-            yield [Rollout(prompt, ids, mask, logprobs, "eos", self.version, group, group)]
-
-
-ENGINE = RolloutEngine(
-    of_student=lambda student, closing: Silence,
-    of_checkpoints=lambda processes, settings, closing: lambda model: Silence(settings),
-    keyed=True,
-)
-'''
-METHOD = """
-from mopd import Method
-
-HALF = Method(
-    actor=lambda parts: parts.student(),
-    grader=lambda parts: parts.teachers(),
-    losses=frozenset({"policy_gradient"}),
-    samples=True,
-    teachers="grade",
-)
-"""
 SMALL = [
     "run={steps: 2, evaluate_every: 2, save_every: 2}",
     "evaluate={validation_prompts: 4, test_prompts: 8}",
@@ -191,7 +89,8 @@ def in_git() -> str:
 def learnt(tmp_path_factory):
     """A run over a task, an estimator that drives shares, and a sink of a user's own."""
     folder, before = tmp_path_factory.mktemp("seams"), in_git()
-    for name, text in {"task": TASK, "loss": LOSS, "sink": SINK.replace("LOG", repr(f"{folder}/sink.log"))}.items():
+    files = {"task": TASK, "loss": example("A payload of its own"), "sink": example("A sink")}
+    for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
     own = [
         f"domains.twice={{task: {folder}/task.py:Doubles, teacher: math, prompts: 4}}",
@@ -220,20 +119,21 @@ def test_an_own_task_is_taught_by_an_own_estimator_that_drives_the_shares(learnt
 
 
 def test_an_own_sink_gets_every_row(learnt):
-    lines = [json.loads(line) for line in (learnt / "sink.log").read_text().splitlines()]
-    for name, folder in {"smoke": learnt / "run", "smoke/math": learnt / "run" / "stages" / "math"}.items():
-        shown = [[kind, step, n] for run_name, kind, step, n in lines if run_name == name and kind in ("train", "eval")]
+    for folder in (learnt / "run", learnt / "run" / "stages" / "math"):
+        lines = [json.loads(line) for line in (folder / "shown.jsonl").read_text().splitlines()]
+        shown = [line for line in lines if line[0] in ("train", "eval")]
         assert shown == [[row["kind"], row["step"], len(row)] for row in rows(folder / "metrics.jsonl")]
-    assert ["smoke", "summary"] in [line[:2] for line in lines]
+    assert "summary" in [kind for kind, *_ in rows(learnt / "run" / "shown.jsonl")]
 
 
 def test_an_own_kind_engine_and_method_run_together(learnt):
     before = in_git()
-    for name, text in {
-        "kind": KIND,
-        "engine": ENGINE.replace("LOG", repr(f"{learnt}/engine.log")),
-        "method": METHOD,
-    }.items():
+    begins = "def sample(self, prompts, *, step, greedy=False):\n"
+    log = (
+        f'        print("exam" if greedy else "rollouts", step, len(prompts), file=open("{learnt}/engine.log", "a"))\n'
+    )
+    engine = example("An engine").replace(begins, begins + log)
+    for name, text in {"kind": KIND, "engine": engine, "method": example("A method")}.items():
         (learnt / f"{name}.py").write_text(text)
     base = learnt / "run" / "stages" / "base" / "student"
     config = learnt / "elsewhere"

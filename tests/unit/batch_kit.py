@@ -22,7 +22,7 @@ def scored(index, domain, *, prompt=3, answer=4, teachers=1, seed=None) -> Score
         loss_mask=trained,
         sampler_logprobs=rng.normal(-2, 0.3, prompt + answer).astype(np.float32),
         finish="eos",
-        version=0,
+        version=(0, 0),
         group=index,
         index=index,
     )

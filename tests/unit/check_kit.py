@@ -44,7 +44,7 @@ def save_model(folder: Path, tokenizer: PreTrainedTokenizerBase, **config: Any) 
 
 
 def tree(**changes: Any) -> dict[str, Any]:
-    """A recipe with a base made from nothing and one teacher, as a mapping, with whole sections replaced."""
+    """A recipe with a base made from scratch and one teacher, as a mapping, with whole sections replaced."""
     return {
         "name": "tree",
         "student": {"model": "stage:base"},

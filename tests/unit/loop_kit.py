@@ -21,7 +21,7 @@ class Counter:
         return self.weight
 
     def update(self, batch, *, step):
-        assert all(s.rollout.version == step == self.weight for s in batch), "acted with other weights"
+        assert all(s.rollout.version == (step, step) and step == self.weight for s in batch), "acted with other weights"
         self.updated.append((step, [s.rollout.prompt.id for s in batch]))
         self.weight += 1
         return {"loss": 1.0 / self.weight}
@@ -40,7 +40,11 @@ class Actor:
         for index, prompt in enumerate(prompts):
             ids = np.array([*prompt.token_ids, 9], dtype=np.int32)
             mask = np.array([False] * len(prompt.token_ids) + [True])
-            yield [Rollout(prompt, ids, mask, np.zeros(len(ids), np.float32), "eos", self.version, index, index)]
+            yield [
+                Rollout(
+                    prompt, ids, mask, np.zeros(len(ids), np.float32), "eos", (self.version, self.version), index, index
+                )
+            ]
 
 
 def prompts(step):

@@ -7,6 +7,8 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+from deadline_kit import patience
+
 
 class Page(HTMLParser):
     """Text by enclosing section, every address, and whether every element was closed."""
@@ -58,5 +60,5 @@ def browse(page: Path, profile: Path) -> tuple[str, str]:
         "--disable-extensions",
     ]
     command += ["--enable-logging=stderr", f"--user-data-dir={profile}", "--window-size=1400,900", "--dump-dom"]
-    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=patience(300), check=True)
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)

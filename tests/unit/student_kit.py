@@ -98,7 +98,7 @@ def make_rollout(rng: np.random.Generator, index: int, domain: str, *, prompt: i
         loss_mask=mask,
         sampler_logprobs=np.where(mask, -np.float32(3.0), np.float32(0)).astype(np.float32),
         finish="length",
-        version=0,
+        version=(0, 0),
         group=index,
         index=index,
     )

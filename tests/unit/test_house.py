@@ -160,7 +160,7 @@ def test_no_test_joins_a_cluster_that_another_one_started() -> None:
     """Without an address ``ray.init`` takes whatever cluster runs on the machine."""
     for path in sorted((REPOSITORY / "tests").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "ray.init":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("ray.init", "start_ray"):
                 assert "address" in [keyword.arg for keyword in node.keywords], f"{path}:{node.lineno}"
 
 

@@ -13,7 +13,7 @@ from house_kit import REPOSITORY, Source, askers, circles, read, read_all, taker
 MAX_RECIPE_READERS = 25  # functions that take the whole recipe, or read one that something else carries
 MAX_RESOLVED_READERS = 40  # the same of what it means on this machine
 READERS_OF_RUNS = ("recipes/compare/", "recipes/report/")  # the recipe of a finished run is data, from its recipe.yaml
-MAX_FILES_WITH_VAGUE_NAMES = 20  # falls to 0
+MAX_FILES_WITH_VAGUE_NAMES = 0
 MAX_FILES = 15  # of a folder
 
 
@@ -78,3 +78,19 @@ def test_a_test_imports_kits_and_no_other_test() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
                 assert not str(node.module).startswith("test_"), f"{path}:{node.lineno}"
+
+
+def test_a_public_class_or_type_has_a_name_of_its_own(sources: list[Source]) -> None:
+    defined: dict[str, list[str]] = {}
+    for source in sources:
+        for node in source.tree.body:
+            match node:
+                case ast.ClassDef(name=name):
+                    pass
+                case ast.AnnAssign(target=ast.Name(id=name), annotation=ast.Name(id="TypeAlias")):
+                    pass
+                case _:
+                    continue
+            if not name.startswith("_"):
+                defined.setdefault(name, []).append(source.path)
+    assert {name: paths for name, paths in defined.items() if len(paths) > 1} == {}

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from deadline_kit import Deadline
 from track_kit import ROLLOUTS, SEESAW, open_tracker, write_run
 
 _APART = multiprocessing.get_context("forkserver")
 _APART.set_forkserver_preload(["mopd.distill.tracking.tracker", "mopd.recipes.run.tracking"])
-_LIMIT_SECONDS = 300
+_LIMIT_SECONDS = 300  # of a quiet machine
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def run_apart(
     out, err = folder / "home" / "out", folder / "home" / "err"
     process = _APART.Process(target=_inside, args=(folder, scenario, environment or {}, first_on_path, options))
     process.start()
-    deadline = time.monotonic() + _LIMIT_SECONDS
-    while process.is_alive() and time.monotonic() < deadline:
+    deadline = Deadline(_LIMIT_SECONDS)
+    while process.is_alive() and deadline.waits(0.0):
         if kill_when is not None and out.exists() and kill_when(out.read_text()):
             process.kill()
         process.join(0.05)
@@ -117,12 +118,11 @@ def core_killed_after_step_2(folder: Path, *, steps: int) -> None:
 
 
 def _core(folder: Path) -> list[psutil.Process]:
-    deadline = time.monotonic() + _LIMIT_SECONDS / 2
-    while time.monotonic() < deadline:
+    deadline = Deadline(_LIMIT_SECONDS / 2)
+    while deadline.waits(0.05):
         processes = [p for p in psutil.Process().children(recursive=True) if "wandb-core" in p.name()]
         if processes and list(folder.glob("wandb/offline-run-*/run-*.wandb")):
             return processes
-        time.sleep(0.05)
     raise TimeoutError("W&B's process did not start")
 
 

@@ -7,12 +7,12 @@ import json
 import re
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from deadline_kit import Deadline
 from wandb.proto import wandb_internal_pb2
 
 _BLOCK, _HEADER = 32768, 7  # of a LevelDB log; the file begins with 7 bytes of W&B's own
@@ -42,10 +42,9 @@ class OfflineRun:
     def __init__(self, folder: Path) -> None:
         (self.path,) = folder.glob("run-*.wandb")
         self.folder = folder
-        deadline = time.monotonic() + 10
+        deadline = Deadline(10)
         self.records = list(records(self.path))
-        while not any(r.HasField("exit") for r in self.records) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        while not any(r.HasField("exit") for r in self.records) and deadline.waits(0.05):
             self.records = list(records(self.path))
         (self.run,) = [r.run for r in self.records if r.HasField("run")]
         self.config = {u.key: json.loads(u.value_json) for u in self.run.config.update if u.key != "_wandb"}

@@ -19,9 +19,11 @@ from student_kit import VOCABULARY, make_model
 
 from mopd.distill.models.load import load_model
 from mopd.distill.payloads import Support
+from mopd.distill.recipe import RolloutRecipe
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Prompt, Rollout, Sampler, UserError
+from mopd.recipes.check.plugins import engine_warnings
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.resolve.data import prompt_source, tasks_of
@@ -53,11 +55,11 @@ class Parrot:
         with open(self.log, "a") as log:
             print(samples * len(prompts), file=log)
         for group, prompt in enumerate(prompts):
-            ids = np.array([*prompt.token_ids, self.settings.decoding.eos_token_id], dtype=np.int32)
+            ids = np.array([*prompt.token_ids, self.settings.decoding.end_token_ids[0]], dtype=np.int32)
             mask = np.arange(len(ids)) == len(ids) - 1
             logprobs = np.where(mask, -0.5, 0).astype(np.float32)
             yield [
-                Rollout(prompt, ids, mask, logprobs, "eos", self.version, group, group * samples + k)
+                Rollout(prompt, ids, mask, logprobs, "eos", (self.version, self.version), group, group * samples + k)
                 for k in range(samples)
             ]
 
@@ -73,6 +75,7 @@ def of_checkpoints(processes, settings, closing):
 
 
 ENGINE = RolloutEngine(of_student=of_student, of_checkpoints=of_checkpoints, keyed=True)
+UNKEYED = RolloutEngine(of_student=of_student)
 BLIND = RolloutEngine(of_checkpoints=of_checkpoints)
 OTHER = 3
 '''
@@ -111,7 +114,7 @@ def test_an_engine_of_a_users_own_writes_evaluations_baselines_and_preflight(
         processes = SamplerProcesses(0, "cpu", "float32")
         return make_samplers(
             engine_of(f"{path}:ENGINE", workers=0),
-            settings=sampler_settings(made.rollout, tokenizer, seed=0, support=None),
+            settings=sampler_settings(made.rollout, tokenizer, model=model, seed=0, support=None),
             student=StudentModel(FrozenModel(model), processes),
             frozen=processes,
             closing=closing,
@@ -159,6 +162,10 @@ def test_what_is_no_engine_is_refused_by_its_name(parrot: tuple[str, Path]) -> N
     for name in ("OTHER", "BLIND", "NOTHING"):
         with pytest.raises(UserError, match=f"`rollout.engine` is .*:{name}'"):
             engine_of(f"{path}:{name}", workers=0)
+    (warning,) = engine_warnings(RolloutRecipe(engine=f"{path}:UNKEYED"))
+    assert warning.startswith("`rollout.engine`")
+    assert "UNKEYED is not `keyed`" in warning
+    assert not [*engine_warnings(RolloutRecipe(engine=f"{path}:ENGINE")), *engine_warnings(RolloutRecipe())]
     assert engine_of("in_process", workers=0) is ENGINES["in_process"]
     assert engine_of("in_process", workers=2) is ENGINES["workers"]
 
@@ -173,7 +180,7 @@ SETTINGS = SamplerSettings(
         greedy=False,
         seed=3,
         step=0,
-        eos_token_id=1,
+        end_token_ids=(1,),
         pad_token_id=0,
         support=Support(2, (1,), "student"),
     ),
@@ -213,7 +220,7 @@ def test_training_and_measuring_write_each_in_their_way(tmp_path: Path) -> None:
         samplers.evaluate.load_weights(weights, version=6)
         train, measured = written(samplers.train), written(samplers.evaluate)
         greedy = written(samplers.evaluate, greedy=True)
-    assert ([r.version for r in train], [r.version for r in measured]) == ([5] * 9, [6] * 3)
+    assert ([r.version for r in train], [r.version for r in measured]) == ([(5, 5)] * 9, [(6, 6)] * 3)
     widths = [None if r.support_ids is None else r.support_ids.shape[1] for r in (train[0], measured[0], greedy[0])]
     assert widths == [3, 4, None]
     for sample, other in zip(train[:3], measured, strict=True):  # rollout i of a step draws the same numbers

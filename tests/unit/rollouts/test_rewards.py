@@ -35,7 +35,7 @@ def rollout_of(prompt: Prompt, answer: str, index: int, *, closed: bool = True) 
         loss_mask=np.arange(len(ids)) >= len(given),
         sampler_logprobs=np.zeros(len(ids), dtype=np.float32),
         finish="eos" if closed else "length",
-        version=0,
+        version=(0, 0),
         group=index,
         index=index,
     )

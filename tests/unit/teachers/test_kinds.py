@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from check_kit import check, problems, recipe, save_model, tokenizer_of, warnings
+from own_page_kit import example
 from student_kit import make_rollout
 
 from mopd.distill.recipe import FaultRecipe, TeacherRecipe
@@ -21,8 +20,7 @@ from mopd.teachers.kinds import KINDS, TeacherSetup, kind_of, make_source
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions
 
-PAGE = (Path(__file__).parents[3] / "docs" / "own.md").read_text()
-FLAT = PAGE.partition("## A kind of teacher")[2].partition("```python\n")[2].partition("```")[0]
+FLAT = example("A kind of teacher")
 """The example of the documentation."""
 CONSTANT = """
 from dataclasses import dataclass
@@ -138,13 +136,6 @@ def test_a_shipped_kind_is_told_from_the_keys_of_its_stanza_or_named() -> None:
 def setup(folder: Path, name: str, logprob: float) -> TeacherSetup:
     written = TeacherRecipe.model_validate(stanza(folder, settings={"logprob": logprob}))
     return TeacherSetup(name, str(folder / "teacher"), "cpu", "float32", None, False, 600.0, written)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def test_it_scores_in_processes_and_its_settings_reach_it(cluster: None, folder: Path) -> None:

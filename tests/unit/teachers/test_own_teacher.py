@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 from check_kit import check, problems, recipe, save_model, tokenizer_of
+from own_page_kit import example
 from student_kit import VOCABULARY, make_rollout
 
 from mopd.distill.payloads import Support, top_k
@@ -26,8 +25,7 @@ from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions
 from mopd.teachers.validate import Expected, check_score, sampled_of
 
-PAGE = (Path(__file__).parents[3] / "docs" / "own.md").read_text()
-BLEND = PAGE.partition("## A teacher")[2].partition("```python\n")[2].partition("```")[0]
+BLEND = example("A teacher")
 """The example of the documentation."""
 TEMPERATURE = 0.8
 
@@ -41,13 +39,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_model(made / name, tokenizer_of("arithmetic", "list_programs", "ordering"), initializer_range=0.5)
     (made / "blend.py").write_text(BLEND.replace("./checkpoints/other", str(made / "other")))
     return made
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def rollouts(*, given: int = 0) -> list[Rollout]:

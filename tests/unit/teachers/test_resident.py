@@ -42,12 +42,7 @@ CONDITIONS = Conditions(0.8, 40)
 NAMES = ("a", "b", "c", "d")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import this file
 
 
 @pytest.fixture(scope="module")

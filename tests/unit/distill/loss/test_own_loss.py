@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from check_kit import check, problems, recipe
+from own_page_kit import example
 from student_kit import ProcessRanks, furthest, make_model, make_spec, train
 
 from mopd.distill.loss.registry import located
 from mopd.distill.recipe import CustomLoss
 from mopd.recipes.check.plugins import check_own_loss
 
-PAGE = (Path(__file__).parents[4] / "docs" / "own.md").read_text()
-OWN = PAGE.partition("```python\n")[2].partition("```")[0]
+OWN = example("A loss")
 """The example of the documentation."""
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from check_kit import check, problems, recipe
+from own_page_kit import example
 from student_kit import DOMAINS, SHARES, ProcessRanks, make_batch, make_model, make_spec, student
 
 from mopd.distill.loss.microbatch import collate
@@ -22,52 +23,7 @@ from mopd.recipes.check.plugins import check_own_loss
 from mopd.teachers.kinds.checkpoint import TeacherModel
 from mopd.teachers.validate import Expected, check_score
 
-SOURCE = '''
-"""Cross-entropy on the token that a teacher likes best; a teacher ships that token and how sure it is of it."""
-
-from dataclasses import dataclass
-
-import numpy as np
-import torch
-
-from mopd.distill.loss.base import each_teacher, log_softmax, pick, spread
-from mopd.distill.loss.registry import LossSpec
-from mopd.distill.payload_rows import PayloadSpec
-from mopd.distill.payloads import Payload
-
-
-@dataclass(frozen=True, slots=True)
-class Favourite(Payload):
-    ids_T: np.ndarray
-    logprobs_T: np.ndarray
-    drawn_T: np.ndarray
-
-    def sampled_logprobs(self, token_ids_T):
-        return self.drawn_T
-
-
-def favourite(logprobs_TV, token_ids_T, asked):
-    logprobs_T, ids_T = logprobs_TV.max(-1)
-    drawn_T = logprobs_TV.gather(-1, token_ids_T[:, None])[:, 0]
-    return Favourite(ids_T.cpu().numpy().astype("int32"), logprobs_T.cpu().numpy(), drawn_T.cpu().numpy())
-
-
-def loss(logits_BTV, microbatch, settings):
-    def one_teacher(rows, mask_BT):
-        logp_N = pick(log_softmax(logits_BTV[mask_BT]), rows.arrays["ids_T"][mask_BT])
-        sure_N = rows.arrays["logprobs_T"][mask_BT].exp()
-        return spread(-settings["strength"] * sure_N * logp_N, {"entropy": sure_N}, mask_BT)
-
-    return each_teacher(microbatch, one_teacher)
-
-
-LOSS = LossSpec(
-    PayloadSpec(Favourite, lambda sizes: 12, favourite),
-    loss,
-    needs_each_teacher=True,
-    token_advantage=lambda tokens, settings: settings["strength"] * torch.tanh(tokens.teacher_N - tokens.policy_N),
-)
-'''
+SOURCE = example("A payload of its own")
 
 
 def written(folder: Path, source: str = SOURCE) -> CustomLoss:

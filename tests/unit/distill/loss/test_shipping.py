@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,13 +32,6 @@ from mopd.teachers.scorer import Conditions
 
 QWEN_VOCABULARY = 151936
 COUNTS = (1, 2, 4, 8)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def rollouts(n: int = 24) -> list[Rollout]:

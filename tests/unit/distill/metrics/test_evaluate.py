@@ -42,7 +42,7 @@ class Parrot:
             loss_mask=mask,
             sampler_logprobs=np.zeros(len(ids), dtype=np.float32),
             finish="length" if prompt.domain == "long" else "eos",
-            version=0,
+            version=(0, 0),
             group=index,
             index=index,
         )

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +107,6 @@ def test_four_adapters_of_a_real_width_do_too(tmp_path: Path) -> None:
     # By hand: r (in + out) of queries, keys, values, outputs, gate, up and down, of two layers, two bytes a number.
     each = 16 * ((1024 + 2048) + 2 * (1024 + 1024) + (2048 + 1024) + 3 * (1024 + 3072)) * 2 * 2
     assert held == alone + 4 * each <= 1.1 * alone
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def test_teachers_over_one_base_share_its_process_and_come_back_with_it(cluster: None, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from deadline_kit import patience
 from track_kit import recipe
 from wandb_kit import Server
 
@@ -24,7 +25,7 @@ def workspace(folder: Path, **environment: str) -> subprocess.CompletedProcess[s
         [mopd, "workspace", folder / "recipe.yaml"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
         cwd=folder,
         env={"HOME": str(folder), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "NO_PROXY": "*", **environment},
     )

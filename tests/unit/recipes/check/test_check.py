@@ -152,7 +152,10 @@ def test_all_groups_of_problems_are_told_together(tmp_path: Path) -> None:
         ({"config": {"hidden_siz": 8}}, "`config.hidden_siz` is no key of LlamaConfig; did you mean `hidden_size`"),
         ({"config": {"vocab_size": 8}}, "`config.vocab_size` is decided by the tokenizer"),
         ({"config": {"hidden_size": "eight"}}, "LlamaConfig refuses this `config`"),
-        ({"config": {**CONFIG, "num_key_value_heads": 3}}, "fails on its first forward of 8 tokens: RuntimeError"),
+        (
+            {"config": {**CONFIG, "num_key_value_heads": 3}},
+            "fails on its first training step of 8 tokens: it raises RuntimeError",
+        ),
         ({"architecture": "bert", "config": BERT}, "bert reads a text in both directions"),
         ({"config": {**CONFIG, "max_position_embeddings": 40}}, "beyond the context of 40 tokens"),
     ],
@@ -249,7 +252,7 @@ def test_a_teacher_from_another_base_is_refused(tmp_path: Path) -> None:
     stages = {**base(), "math": {"from": {**tree()["stages"]["base"]["from"], "vocabulary": 60}}}
     domains = {"code": {"task": "list_programs", "teacher": "math"}}  # whose words give merges to differ in
     (found,) = problems(tmp_path, stages=stages, domains=domains)
-    assert "made from nothing by `stages.math.from`" in found
+    assert "made from scratch by `stages.math.from`" in found
 
 
 def test_a_support_that_is_the_whole_vocabulary_is_refused(tmp_path: Path) -> None:
@@ -310,6 +313,9 @@ def test_added_tokens_are_compared_with_their_properties() -> None:
 def test_a_head_that_is_padded_fits_and_one_that_ends_before_the_tokenizer_does_not() -> None:
     config = AutoConfig.for_model("llama", **CONFIG, vocab_size=128)
     assert compare_heads(config, config, full=True, tokens=120) == []
+    larger = AutoConfig.for_model("llama", **CONFIG, vocab_size=192)  # as Qwen2.5's 0.5B and 7B
+    assert compare_heads(larger, config, full=True, tokens=120) == compare_heads(config, larger, full=True, tokens=120)
+    assert compare_heads(larger, config, full=True, tokens=120) == []
     (found,) = compare_heads(config, config, full=False, tokens=130)
     assert found == "has an output head of 128 tokens, and the tokenizer has ids up to 129"
 

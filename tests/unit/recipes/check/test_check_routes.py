@@ -45,7 +45,7 @@ def test_every_estimator_of_the_teachers_is_mopds(estimator: str) -> None:
         ({"teachers": {"math": {"model": "self"}}}, "`teachers`: every one is self, so the student would be held"),
         (
             {"teachers": {"math": {"model": "self"}}, "student": {"model": tree()["stages"]["base"]["from"]}},
-            "`teachers.math.model` is self, and the student is made from nothing",
+            "`teachers.math.model` is self, and the student is made from scratch",
         ),
         ({"loss": {"estimator": "nll"}}, "`loss.estimator` is 'nll', which method 'mopd' does not use"),
         ({"domains": {"math": {**MATH, "reward": True}}}, "`domains.math.reward` is true, and the loss gives"),

@@ -73,7 +73,7 @@ def test_bars_lie_on_one_scale_and_whiskers_at_their_ends(comparison: Comparison
     rows = ranked(comparison)
     panels = recovery_bars(rows, colours(comparison), comparison.domains)
     assert [panel.domain for panel in panels] == ["math", "code", "chat"]
-    scale = {(panel.zero, panel.one) for panel in panels}
+    scale = {(panel.base, panel.teacher) for panel in panels}
     assert len(scale) == 1
     zero, one = scale.pop()
     for panel in panels[:2]:

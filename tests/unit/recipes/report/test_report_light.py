@@ -21,3 +21,18 @@ def test_a_finished_run_is_reported_without_torch(tmp_path: Path) -> None:
     modules = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
     assert [name for name in HEAVY if name in modules] == []
     assert (run / "report.html").is_file()
+
+
+def test_runs_are_compared_without_torch(tmp_path: Path) -> None:
+    runs = [str(write_run(tmp_path / name, n_test=20, n_validation=20)) for name in ("first", "second")]
+    script = f"""
+import json, sys
+from typer.testing import CliRunner
+from mopd.recipes.cli import app
+result = CliRunner().invoke(app, ["compare", *{runs!r}, "--out", {str(tmp_path / "comparison")!r}])
+assert result.exit_code == 0, result.output
+print(json.dumps(list(sys.modules)))
+"""
+    modules = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
+    assert [name for name in HEAVY if name in modules] == []
+    assert (tmp_path / "comparison" / "comparison.html").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from deadline_kit import patience
 
 from mopd.recipes.resolve.stages import run_jobs
 from mopd.recipes.run.study_line import seconds_left
@@ -32,7 +33,7 @@ def test_who_needs_a_failed_job_is_not_begun_and_the_others_go_on() -> None:
 
 
 def test_after_a_failure_that_ends_all_nothing_begins_and_what_runs_ends() -> None:
-    meet, ended = threading.Barrier(2, timeout=10), threading.Event()
+    meet, ended = threading.Barrier(2, timeout=patience(10)), threading.Event()
     begun: list[str] = []
 
     def run_one(job: str) -> None:
@@ -40,7 +41,7 @@ def test_after_a_failure_that_ends_all_nothing_begins_and_what_runs_ends() -> No
         meet.wait()
         if job == "one":
             raise ValueError(job)
-        assert ended.wait(10)
+        assert ended.wait(patience(10))
 
     def end(job: str, error: BaseException) -> bool:
         ended.set()
@@ -53,7 +54,7 @@ def test_after_a_failure_that_ends_all_nothing_begins_and_what_runs_ends() -> No
 
 def test_no_more_than_asked_run_at_a_time() -> None:
     lock, running, most = threading.Lock(), set[str](), [0]
-    full = threading.Barrier(2, timeout=10)
+    full = threading.Barrier(2, timeout=patience(10))
 
     def run_one(job: str) -> None:
         with lock:

@@ -63,7 +63,7 @@ def path(tmp_path: Path) -> str:
 def rollout(index: int, tokens: int) -> Rollout:
     prompt = Prompt("math", str(index), (5,), "", "")
     ids = np.arange(5, 6 + tokens).astype(np.int32)
-    return Rollout(prompt, ids, np.arange(len(ids)) > 0, np.zeros(len(ids), np.float32), "length", 0, index, index)
+    return Rollout(prompt, ids, np.arange(len(ids)) > 0, np.zeros(len(ids), np.float32), "length", (0, 0), index, index)
 
 
 def test_a_method_that_trains(path: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from deadline_kit import patience
 
 from mopd.distill.recipe import Recipe
 from mopd.recipes.resolve.stages import (
@@ -74,7 +75,7 @@ def test_a_failing_stage_stops_the_others_and_is_raised():
         if name == "math":
             raise ValueError("math broke")
         if name == "code":
-            assert stopped.wait(10), "the other stage was not asked to stop"
+            assert stopped.wait(patience(10)), "the other stage was not asked to stop"
 
     with pytest.raises(ValueError, match="math broke"):
         run_stages(recipe().stages, run_one, parallel=2, stop=stopped.set)

@@ -29,6 +29,7 @@ BUDGET = 64
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without room for teachers, and a node for each of two."""
+    ray.shutdown()  # of what is shared
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     for side in ("left", "right"):
         made.add_node(num_cpus=1, resources={side: 1.0})

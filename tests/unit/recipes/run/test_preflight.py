@@ -30,7 +30,7 @@ from mopd.teachers.validate import sampled_of
 TEMPERATURE = 0.5
 CONDITIONS = Conditions(TEMPERATURE, microbatch_tokens=64)
 DECODING = Decoding(
-    max_new_tokens=12, temperature=TEMPERATURE, greedy=False, seed=5, step=0, eos_token_id=1, pad_token_id=0
+    max_new_tokens=12, temperature=TEMPERATURE, greedy=False, seed=5, step=0, end_token_ids=(1,), pad_token_id=0
 )
 Trap = Literal["none", "untempered", "own process"]
 
@@ -92,10 +92,9 @@ def rollouts(paths: tuple[str, str]) -> list[Rollout]:
 
 
 @pytest.fixture(scope="module")
-def trials(paths: tuple[str, str], rollouts: list[Rollout]) -> Iterator[dict[str, DryRun]]:
+def trials(cluster: None, paths: tuple[str, str], rollouts: list[Rollout]) -> Iterator[dict[str, DryRun]]:
     """A teacher with each defect, in processes of its own."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     traps: tuple[Trap, ...] = ("none", "untempered", "own process")
     specs = {
         trap: TeacherSpec(Trapped(paths[1], trap), CONDITIONS, gpus=0.0, replicas=2 if trap == "own process" else 1)
@@ -107,7 +106,6 @@ def trials(paths: tuple[str, str], rollouts: list[Rollout]) -> Iterator[dict[str
     pool.wait_until_ready()
     yield {trap: pool.dry_run(trap, rollouts) for trap in traps}
     pool.close()
-    ray.shutdown()
 
 
 @pytest.mark.parametrize(
@@ -185,7 +183,7 @@ def test_the_distance_is_the_divergence_within_the_error_that_it_tells() -> None
         prompt = Prompt("math", "math/0", tuple(ids_T[:2].tolist()), "?", "!")
         student_T, teacher_T = (np.log(probabilities)[ids_T].astype(np.float32) for probabilities in (p_V, q_V))
         teacher_T[0] = np.nan  # what precedes the completion is not looked at
-        rollout = Rollout(prompt, ids_T, mask_T, student_T, "length", 0, 0, 0)
+        rollout = Rollout(prompt, ids_T, mask_T, student_T, "length", (0, 0), 0, 0)
         kl, error = distance(DryRun(((teacher_T,), (teacher_T,)), None), [rollout])
         hits += abs(kl - exact) < 1.96 * error
     assert 0.92 < hits / repetitions < 0.975

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 
 import pytest
+from deadline_kit import CLOCK, patience
 
 from mopd.rollouts.sandbox.run import EXPRESSION_LIMITS, Limits, evaluate_expressions, layers
 
@@ -93,16 +93,16 @@ def test_failing_on_one_input_fails_the_expression() -> None:
 
 
 def test_an_output_beyond_the_limit_is_no_answer() -> None:
-    limits = Limits(cpu_seconds=1, wall_seconds=30, memory_bytes=256 << 20, result_bytes=20, source_chars=100)
+    limits = Limits(cpu_seconds=1, wall_seconds=patience(30), memory_bytes=256 << 20, result_bytes=20, source_chars=100)
     assert evaluate_expressions([("x*9", [[12345]]), ("x", [[12345]])], limits=limits) == [None, [[12345]]]
 
 
 def test_a_thousand_expressions_take_seconds() -> None:
     rng = random.Random(0)
     jobs = [(rng.choice(HONEST), LISTS) for _ in range(1000)]
-    begin = time.perf_counter()
+    begin = CLOCK.seconds()
     assert None not in evaluate_expressions(jobs)
-    assert time.perf_counter() - begin < 10  # about 0.4 s on an idle core
+    assert CLOCK.seconds() - begin < 10  # about 0.4 s on an idle core
 
 
 def test_works_from_threads_and_with_many_open_files() -> None:

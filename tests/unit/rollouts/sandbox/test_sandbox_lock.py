@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from deadline_kit import patience
 
 ROOT = Path(__file__).resolve().parents[4]
 EVALUATE = "from mopd.rollouts.sandbox.run import *; print(layers(), evaluate_expressions([('x[0]+1', [[1], [2]])]))"
@@ -86,7 +87,7 @@ def run_attacks(tmp_path: Path, without: str = "") -> tuple[list[str], list[str]
         server.settimeout(0.2)
         argument = json.dumps([str(empty), str(victim), server.getsockname()[1], os.getpid(), without])
         command = [sys.executable, "-S", "-B", "-c", ATTACKS.format(root=str(ROOT)), argument]
-        done = subprocess.run(command, capture_output=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, timeout=patience(60))
         assert done.returncode == 0, done.stderr.decode()
         with pytest.raises(TimeoutError):
             server.accept()
@@ -124,7 +125,7 @@ def as_other_user(*command: str) -> list[str]:
 
 def test_an_ordinary_user_needs_no_root() -> None:
     done = subprocess.run(
-        as_other_user(sys.executable, "-c", EVALUATE), capture_output=True, text=True, cwd=ROOT, timeout=60
+        as_other_user(sys.executable, "-c", EVALUATE), capture_output=True, text=True, cwd=ROOT, timeout=patience(60)
     )
     assert done.stdout.endswith("[[2, 3]]\n"), done.stderr
     assert "dropped user" not in done.stdout
@@ -137,7 +138,7 @@ def test_a_machine_without_a_needed_layer_is_refused_by_name() -> None:
     if subprocess.run(["unshare", "-U", "-r", "true"], capture_output=True).returncode != 0:
         pytest.skip("needs user namespaces to make a machine that has none")
     done = subprocess.run(
-        ["unshare", "-U", "-r", "sh", "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60
+        ["unshare", "-U", "-r", "sh", "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=patience(60)
     )
     assert done.returncode != 0
     assert done.stdout == ""

@@ -7,11 +7,14 @@ import types
 from pathlib import Path
 
 import pytest
+from deadline_kit import patience
 from sandbox_kit import run_tests
 
 from mopd.rollouts.sandbox.run import Limits, run_tests_many
 
-QUICK = Limits(cpu_seconds=0.3, wall_seconds=30, memory_bytes=256 << 20, result_bytes=1000, source_chars=20_000)
+QUICK = Limits(
+    cpu_seconds=0.3, wall_seconds=patience(30), memory_bytes=256 << 20, result_bytes=1000, source_chars=20_000
+)
 
 FIBONACCI = """
 from __future__ import annotations

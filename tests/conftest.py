@@ -1,4 +1,4 @@
-"""Ranks in processes of their own, started once for all tests of the student; they build one engine after another."""
+"""Processes that are started once for all tests: ranks, which build one engine after another, and a Ray cluster."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from deadline_kit import pytest_timeout_set_timer  # noqa: F401  (a hook: timeouts count quiet seconds)
 from student_kit import ProcessRanks
+
+
+@pytest.fixture(scope="module")
+def cluster() -> None:
+    """Ray, shared with the files before and after."""
+    import ray_kit
+
+    ray_kit.shared()
 
 
 @pytest.fixture(scope="session")

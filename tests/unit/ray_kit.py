@@ -1,0 +1,23 @@
+"""Ray for tests: a cluster of this process' own, started when it is first wanted and kept for the files that follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from mopd.recipes.run.cluster import start_ray
+
+
+def begin(**options: Any) -> None:
+    """Start a cluster of two CPUs in the place of the one that there is, if any."""
+    ray.shutdown()
+    start_ray(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options
+    )
+
+
+def shared() -> None:
+    """Have a cluster without settings of a file's own."""
+    if not ray.is_initialized():
+        begin()
