@@ -5,7 +5,6 @@ A recipe is frozen once it is resolved. Reading one (YAML, ``extends:``, ``key=v
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -38,6 +37,7 @@ from mopd.distill.recipe.base import (
 )
 from mopd.distill.recipe.loss import FullReverseKL, Loss
 from mopd.distill.recipe.plugins import is_plugin
+from mopd.distill.recipe.source import Source
 
 MethodName: TypeAlias = Annotated[
     str, ShippedOrPlugin("mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge")
@@ -173,39 +173,6 @@ class StudentRecipe(Strict):
     engine: Engine = Engine()
     optimizer: Optimizer = AdamW()
     updates_per_step: Count = Field(default=2, description="optimizer steps per batch of rollouts")
-
-
-class Source(Strict):
-    """Prompts from a `datasets` source."""
-
-    path: str = Field(description="a Hub id, or a path (begins with ./ or /) of a .jsonl, .json or .parquet file")
-    name: str | None = Field(default=None, description="configuration of a Hub dataset")
-    split: str = Field(default="train", description="split that training prompts come from")
-    validation_split: str | None = Field(default=None, description="split for validation; none: held out by hash")
-    test_split: str | None = Field(default=None, description="split for test; none: held out by hash")
-    prompt: str = Field(default="prompt", description="column of the prompt: text, or a list of chat messages")
-    answer: str = Field(default="answer", description="column of the gold answer (of the unit tests, see `tests`)")
-    tests: str | None = Field(
-        default=None, description="column of the unit tests of verifier python_tests; none: `answer` holds them"
-    )
-    domain: str | None = Field(default=None, description="column of the domain; rows of other domains are left out")
-    verifier: Literal["exact", "number", "choice", "math", "python_tests"] = Field(
-        default="exact", description="how an answer is checked"
-    )
-    several_golds: Literal["refuse", "any"] = Field(
-        default="refuse",
-        description="rows with one prompt and different gold answers: refused, or any of them is right",
-    )
-
-    @model_validator(mode="after")
-    def _a_column_each(self) -> Self:
-        columns = {"prompt": self.prompt, "answer": self.answer, "tests": self.tests}
-        for first, second in itertools.combinations([key for key, column in columns.items() if column is not None], 2):
-            if columns[first] == columns[second]:
-                raise refusal(
-                    f"has `{first}` and `{second}` in one column, {columns[first]!r}; name the column of each"
-                )
-        return self
 
 
 TaskSource: TypeAlias = Annotated[
