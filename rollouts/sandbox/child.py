@@ -61,8 +61,8 @@ def _place(files: list[int]) -> None:
     apart = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _MOST_DESCRIPTORS) for descriptor in files]
     for descriptor in files:
         os.close(descriptor)
-    for descriptor, place in zip(apart, (_PROGRAM_FILE, _TESTS_FILE), strict=False):
-        os.dup2(descriptor, place)
+    for place, descriptor in enumerate(apart):
+        os.dup2(descriptor, (_PROGRAM_FILE, _TESTS_FILE)[place])
         os.close(descriptor)
 
 

@@ -168,12 +168,12 @@ class Codec:
             return form
         if not form or type(form[0]) is not str:
             raise Broken("no tag")
-        tag, items = form[0], form[1:]
+        tag, *items = form
         if tag in _EMPTY:
             value = self._empty(form)
             if known is not None:
                 known.append(value)  # before its items, which may refer to it
-            fill(value, self._decode_items(items[1:] if tag == "q" else items, known), tag)
+            fill(value, self._decode_items(items[tag == "q" :], known), tag)
             return value
         if tag in _MAKERS:
             try:
@@ -193,7 +193,7 @@ class Codec:
         if type(form) is not list or not form or form[0] not in _EMPTY:
             raise Broken("no container")
         value = self._empty(form)
-        fill(value, self._decode_items(form[2 if form[0] == "q" else 1 :], known), form[0])
+        fill(value, self._decode_items(form[1 + (form[0] == "q") :], known), form[0])
         return value
 
     def _decode_items(self, items: list[Encoded], known: list[Any] | None) -> list[Any]:

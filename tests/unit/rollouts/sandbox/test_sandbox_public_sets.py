@@ -10,7 +10,7 @@ from public_data_kit import public_rows
 from mopd.rollouts.sandbox.run import run_tests_many
 
 PASSING = {"mbpp.jsonl": 956, "humaneval.jsonl": 162}
-"""Of 974 and 164. The others import what programs may not, call a function by a builtin's name, or fail their own tests."""
+"""Of 974 and 164. The others import what programs may not, name a function like a builtin, or fail their own tests."""
 FEW = 150
 
 
