@@ -24,7 +24,7 @@ from mopd.recipes.resolve.checkpoints import local_folder
 from mopd.recipes.resolve.data import DATA, note_data, prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
 from mopd.recipes.resolve.methods import MadeMethod
-from mopd.recipes.resolve.placement import check_cluster
+from mopd.recipes.resolve.placement import check_cluster, cluster_gpus, stage_requests, stages_at_a_time
 from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import move_aside, note_environment, note_recipe, refuse_changed_recipe
 from mopd.recipes.resolve.sources import trusted_leaves
@@ -97,7 +97,7 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
     run_stages(
         todo,
         lambda name: make_stage(resolved, name, context),
-        parallel=recipe.run.parallel_stages,
+        parallel=stages_at_a_time(stage_requests(resolved), most=recipe.run.parallel_stages, gpus=cluster_gpus()),
         stop=context.stop.set,
     )
     distill(resolved, context, attempt)
