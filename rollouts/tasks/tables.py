@@ -62,7 +62,7 @@ class RowTable(Protocol):
         version: a hash of the content, or the commit that it is of.
     """
 
-    columns: Sequence[str]
+    columns: list[str]
     version: str
 
     def __len__(self) -> int:
@@ -342,7 +342,7 @@ def _read_here(builder: datasets.DatasetBuilder, split: str) -> RowTable | None:
     files = datasets.DownloadManager().download_and_extract(_files(builder, split))
     if kind == "json":
         return JoinedTables([JsonFile(file) for file in files])
-    delimiter = builder.config.delimiter or builder.config.sep or ","
+    delimiter = getattr(builder.config, "delimiter", None) or getattr(builder.config, "sep", None) or ","
     return JoinedTables([read_csv(file, delimiter) for file in files])
 
 
@@ -368,7 +368,7 @@ def read_csv(path: str, delimiter: str) -> ListedRows:
 
 def _first_rows(builder: datasets.DatasetBuilder, split: str, limit: int) -> ListedRows:
     """The first rows of a split, without the rest of it on this machine."""
-    if _kind(builder) == "json" and builder.config.field is None:
+    if _kind(builder) == "json" and getattr(builder.config, "field", None) is None:
         rows = list(itertools.islice(_streamed(_files(builder, split)), limit))
     else:
         streamed = builder.as_streaming_dataset(split=split)
