@@ -37,7 +37,7 @@ def evaluate_model(model: str, tasks: Sequence[str], prompts: int, *, trust_remo
     with ExitStack() as closing:
         samplers = make_samplers(
             ENGINES["in_process"],
-            settings=sampler_settings(RolloutRecipe(), tokenizer, seed=held_out_seed, support=None),
+            settings=sampler_settings(RolloutRecipe(), tokenizer, model=model, seed=held_out_seed, support=None),
             frozen=SamplerProcesses(0, device, "bfloat16" if device == "cuda" else "float32"),
             closing=closing,
         )
