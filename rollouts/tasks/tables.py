@@ -35,6 +35,8 @@ Cells: TypeAlias = dict[str, Any]
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
+IN_MEMORY = 256 << 20
+"""Bytes of a JSON file that is held in memory."""
 MOST_FILES = 10_000
 """Files of a folder with a dataset: the library lists all of them, several times."""
 
@@ -83,7 +85,8 @@ class JsonFile:
     """A file of JSON objects, one a line, or in one array.
 
     Args:
-        path: of the file. Lines stay there and are read when they are asked for; an array is held in memory.
+        path: of the file. It is held in memory up to :data:`IN_MEMORY`, so that nobody who writes to it changes a run;
+            lines of a larger one stay there and are read when they are asked for.
 
     Raises:
         ValueError: it is no such file; the message names the line.
@@ -127,8 +130,8 @@ class JsonFile:
 
 def _content(path: str) -> mmap.mmap | bytes:
     with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return b""
+        if os.fstat(file.fileno()).st_size <= IN_MEMORY:
+            return file.read()
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
