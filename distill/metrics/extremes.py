@@ -75,7 +75,8 @@ def least(quotients: Quotients, tail: float = TAIL) -> Extreme:
     _, high_K = quotients.ends(tail / len(low_K))
     drawn_K = spread_as_the_truth(quotients.values, quotients.standard_errors())
     low, high = float(low_K.min()), float(high_K.min())
-    return Extreme(float(np.clip(drawn_K.min(), low, high)), low, high)
+    estimate = min(float(drawn_K.min()), float(quotients.values.mean()))  # the mean that they are drawn to has weights
+    return Extreme(float(np.clip(estimate, low, high)), low, high)
 
 
 def most_lost(quotients: Quotients, tail: float = TAIL) -> Extreme:
