@@ -210,7 +210,7 @@ def _same_value(gold: Formula, got: Formula) -> bool:
 
 
 def _is_name(side: str) -> bool:
-    """Whether a side of an equation names what the other is the value of: ``x``, ``x_1``, ``f(x)``, ``(x, y)``, nothing."""
+    """Whether a side of an equation names the value of the other: ``x``, ``x_1``, ``f(x)``, ``(x, y)``, nothing."""
     squeezed = _squeezed(side)
     if re.fullmatch(r"\([A-Za-z](,[A-Za-z])+\)", squeezed):
         return True
