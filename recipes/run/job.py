@@ -138,7 +138,7 @@ class Training:
             initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
             device=self.resolved.device,
             dtype=self.resolved.dtype,
-            gpus=context.gpus,
+            gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
             closing=closing,
         )
 
@@ -225,6 +225,7 @@ class Training:
             run_dir=str(self.folder),
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
+            gpus=recipe.student.engine.gpus if self.resolved.device == "cuda" else 0.0,
             end_token_ids=end_token_ids(self.tokenizer, self.model),
             vocabulary=token_count(self.tokenizer),
             trust_remote_code=recipe.student.trust_remote_code,
