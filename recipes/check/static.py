@@ -10,7 +10,6 @@ from typing import Literal
 from mopd.distill.recipe import Recipe, StageRecipe
 from mopd.distill.tracking.sinks import sink_problems
 from mopd.distill.types import UserError
-from mopd.recipes.check.golds import gold_warnings
 from mopd.recipes.check.model_info import ModelInfo, read_model_infos
 from mopd.recipes.check.models import check_lengths, check_models, model_warnings
 from mopd.recipes.check.offline import assumed_lengths, on_hub
@@ -36,7 +35,6 @@ class SharedChecks:
 
     models: dict[Hashable, ModelInfo] = field(default_factory=dict)
     tasks: dict[Hashable, TaskChecks] = field(default_factory=dict)
-    golds: dict[Hashable, list[str]] = field(default_factory=dict)
 
 
 def check(
@@ -93,8 +91,7 @@ def check(
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
     idle = (*idle_leaves(resolved), *engine_warnings(recipe.rollout))
-    unread = gold_warnings(recipe.domains, tasks, shared=shared.golds)
-    warnings = (*idle, *model_warnings(resolved.models, model_infos), *doubtful, *unread)
+    warnings = (*idle, *model_warnings(resolved.models, model_infos), *doubtful)
     asked = Questions(recipe.domains, tasks, tokenizer, recipe.seed)
     plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked)
     if not (offline or plan_only) and (problems := _lacks_room(resolved, plan, out, model_infos, lengths)):
