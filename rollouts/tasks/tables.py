@@ -226,6 +226,11 @@ def load(source: Source, split: str) -> RowTable:
     local = source.path.startswith(("./", "../", "/"))
     if not local and not source.path.strip():
         raise UserError("the dataset's `path` is empty; name a Hub id, or a path (begins with ./ or /)")
+    if not local and os.path.exists(source.path):
+        raise UserError(
+            f"dataset {source.path!r} is read as a Hub id, and a file or folder of that name is here; write "
+            f"./{source.path}"
+        )
     if local and (problem := _unusable_path(source, path, split)):
         raise UserError(f"dataset {source.path!r} {problem}")
     if local and source.revision is not None:
@@ -240,9 +245,8 @@ def load(source: Source, split: str) -> RowTable:
         raise
     except Exception as error:  # the library, and the readers below it, raise anything
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        hint = " (a path begins with ./ or /)" if os.path.exists(path) and not local else ""
         raise UserError(
-            f"dataset {source.path!r}, split {split!r}, can't be read{hint}: {reason[0]}; "
+            f"dataset {source.path!r}, split {split!r}, can't be read: {reason[0]}; "
             "fix the path, the name or the content"
         ) from error
 
