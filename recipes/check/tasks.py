@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mopd.distill.types import Prompt, RunError, UserError
 from mopd.recipes.check.plugins import HOSTILE, check_own_task
 from mopd.rollouts.tasks import Example, Task, make_task
 from mopd.rollouts.tasks.dataset import DatasetTask
+from mopd.rollouts.verifiers import unreadable_golds
 
 SAMPLED_PROMPTS = 32
 """Prompts of each domain that are drawn for the checks."""
@@ -25,6 +27,9 @@ CALLS_SECONDS = 300.0
 """That all calls of a task of a user's own may take in a check, which are about 7,000."""
 UNLIKELY = 0.01
 """Refused gold answers are too many where `drop_refused` would give so many of the sampled ones with a lower chance."""
+READ_GOLDS = 5000
+"""Rows of a training split whose gold answers are read: a parser of LaTeX takes milliseconds for each."""
+LISTED_GOLDS = 5
 BATCH = 1000
 """Rows of a dataset that are tokenised at a time."""
 
@@ -189,6 +194,8 @@ def _check_task(
             allowed = source.drop_refused if isinstance(source, Source) else None
             bearable = allowed is not None and chance_of(len(refused), len(prompts), allowed) >= UNLIKELY
             (warnings if bearable else problems).append(f"`domains.{name}`: {_about_golds(refused, len(prompts))}")
+        if isinstance(task, DatasetTask) and isinstance(source, Source) and source.verifier == "math":
+            warnings += [f"`domains.{name}.task`: {sentence}" for sentence in _unreadable(task)]
         if tokenizer is not None:
             lengths = _lengths(tokenizer, task, examples)
             problems += _cap(max_new_tokens, source, name, lengths)
@@ -232,6 +239,18 @@ def _refused_golds(task: Task, prompts: list[Prompt]) -> list[Prompt]:
     """The prompts whose gold answer the verifier refuses."""
     accepted = task.verify_many(prompts, [prompt.answer for prompt in prompts])
     return [prompt for prompt, score in zip(prompts, accepted, strict=True) if score != 1.0]
+
+
+def _unreadable(task: DatasetTask) -> Iterator[str]:
+    """Which gold answers ``math`` can't read; the other verifiers refuse such rows as they are read."""
+    rows = Counter(gold for _, gold in islice(task.texts("train"), READ_GOLDS))
+    if unread := unreadable_golds("math", rows):
+        listed = ", ".join(f"{gold!r:.60} ({rows[gold]} row{'s' * (rows[gold] > 1)})" for gold in unread[:LISTED_GOLDS])
+        more = f" and {len(unread) - LISTED_GOLDS} more" if len(unread) > LISTED_GOLDS else ""
+        yield (
+            f"{sum(rows[gold] for gold in unread)} of {sum(rows.values())} gold answers can't be read as mathematics, "
+            f"so nothing but their own text is right: {listed}{more}; fix them, or leave their rows out"
+        )
 
 
 def _about_golds(refused: list[Prompt], drawn: int) -> str:
