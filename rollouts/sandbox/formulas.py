@@ -327,7 +327,8 @@ def _same_constants(a: Any, b: Any) -> bool:
     if (a.is_Rational and b.is_Rational) or a.is_finite is False or b.is_finite is False:
         return False
     if a == 0 or b == 0:
-        return bool(sympy.simplify(a - b) == 0)
+        difference: Any = a - b
+        return bool(sympy.simplify(difference) == 0)
     left, right = a.evalf(_DIGITS, maxn=400), b.evalf(_DIGITS, maxn=400)
     larger = max(abs(left), abs(right))
     return bool(abs(left - right) <= larger * _CLOSE)
