@@ -17,8 +17,9 @@ from mopd.recipes.check.plan import Plan, make_plan
 from mopd.recipes.check.plugins import check_engine, check_own_loss, engine_warnings
 from mopd.recipes.check.room import Asker, find_asker, lacks_disk, lacks_memory, memory_here
 from mopd.recipes.check.routes import check_routes
+from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.settings import idle_leaves
-from mopd.recipes.check.tasks import Lengths, check_gold_answers, check_tasks, make_tasks
+from mopd.recipes.check.tasks import Lengths, TaskChecks, check_gold_answers, check_tasks, make_tasks
 from mopd.recipes.check.teachers import reach_teachers
 from mopd.recipes.resolve.placement import check_device
 from mopd.recipes.resolve.resolved import Resolved, resolve
@@ -33,7 +34,7 @@ class SharedChecks:
     model or a task that they share once."""
 
     models: dict[Hashable, ModelInfo] = field(default_factory=dict)
-    tasks: dict[Hashable, tuple[Lengths | None, list[str]]] = field(default_factory=dict)
+    tasks: dict[Hashable, TaskChecks] = field(default_factory=dict)
 
 
 def check(
@@ -63,18 +64,16 @@ def check(
     shared = SharedChecks() if shared is None else shared
     if broken := list(check_own_loss(recipe.loss)):
         raise UserError(*broken)  # all else asks the loss what it needs
-    problems = check_routes(resolved, tasks=TASKS)
-    problems += check_engine(recipe.rollout, resolved.loss)
+    problems = [*check_routes(resolved, tasks=TASKS), *check_engine(recipe.rollout, resolved.loss)]
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
     tasks, unusable = make_tasks(recipe.domains, None, seed=recipe.seed, without=far)
     model_infos, unreadable = read_model_infos(resolved, tasks, offline=offline, shared=shared.models)
-    student = model_infos.get("student.model")
-    tokenizer = student.tokenizer if student is not None else None
+    tokenizer = student.tokenizer if (student := model_infos.get("student.model")) is not None else None
     if tokenizer is not None:
         # Once more with the student's tokenizer, which renders a dataset's chat messages.
         tasks, unusable = make_tasks(recipe.domains, tokenizer, seed=recipe.seed, without=far)
     cap = recipe.rollout.max_new_tokens
-    lengths, unsound = check_tasks(
+    lengths, unsound, doubtful = check_tasks(
         recipe.domains, tasks, tokenizer, seed=recipe.seed, evaluate=recipe.evaluate, max_new_tokens=cap,
         shared=shared.tasks,
     )  # fmt: skip
@@ -91,8 +90,10 @@ def check(
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
-    warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout), *model_warnings(resolved.models, model_infos))
-    plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings)
+    idle = (*idle_leaves(resolved), *engine_warnings(recipe.rollout))
+    warnings = (*idle, *model_warnings(resolved.models, model_infos), *doubtful)
+    asked = Questions(recipe.domains, tasks, tokenizer, recipe.seed)
+    plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked)
     if not (offline or plan_only) and (problems := _lacks_room(resolved, plan, out, model_infos, lengths)):
         raise UserError(*problems)
     return plan

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mopd.distill.types import UserError
 from mopd.recipes.resolve.resolved import Resolved
 
+RAY_PREFIX = "mopd-r"
+"""Of the name of a folder that a run's own Ray cluster writes to."""
+
+SOCKET_BYTES = 107 - len("/session_2026-11-29_03-35-05_918248_1234567/sockets/plasma_store")
+"""Of a Unix socket's path (unix(7)) so many bytes are left for the folder that Ray writes to."""
 MOST_GPUS = 10_000
 """For so many it does not matter how processes that share one lie on them."""
 
@@ -27,9 +34,10 @@ class ResourceRequest:
 def resource_requests(resolved: Resolved) -> Iterator[ResourceRequest]:
     """What lives at the same time while the student is trained."""
     recipe, teachers = resolved.recipe, resolved.teachers
-    whole = {"GPU": 1.0} if resolved.device == "cuda" else {}
-    yield ResourceRequest("the student's ranks", recipe.student.engine.ranks, whole)
-    yield ResourceRequest("sampler workers", recipe.rollout.workers, whole)
+    on_gpu = resolved.device == "cuda"
+    rank, sampler = recipe.student.engine.gpus, recipe.rollout.gpus
+    yield ResourceRequest("the student's ranks", recipe.student.engine.ranks, {"GPU": rank} if on_gpu else {})
+    yield ResourceRequest("sampler workers", recipe.rollout.workers, {"GPU": sampler} if on_gpu else {})
     if resolved.method.teachers == "write":
         for name, teacher in teachers.items():
             yield ResourceRequest(f"teacher {name}", 1, teacher.takes)
@@ -46,8 +54,48 @@ def resource_requests(resolved: Resolved) -> Iterator[ResourceRequest]:
         yield ResourceRequest(who, recipe.run.resident_teachers or 0, takes)
 
 
+def temporary_folder() -> Path:
+    """Where the folder of a cluster is made: RAY_TMPDIR, or the system's folder of temporary files.
+
+    Raises:
+        UserError: Ray's sockets in it would have names that are too long.
+    """
+    name, base = "RAY_TMPDIR", os.environ.get("RAY_TMPDIR")
+    if not base:
+        name, base = "TMPDIR", tempfile.gettempdir()
+    room = SOCKET_BYTES - len(f"/{RAY_PREFIX}12345678/ray")
+    if (length := len(os.fsencode(base))) > room:
+        raise UserError(
+            f"{name} is {base}, of {length} bytes, and Ray makes Unix sockets below it, whose paths have 107 at most: "
+            f"it may have {room}; set RAY_TMPDIR to a folder with a shorter name on a disk of this machine, as in "
+            "RAY_TMPDIR=/tmp (TMPDIR may stay as it is)"
+        )
+    return Path(base)
+
+
+def stage_requests(resolved: Resolved) -> list[ResourceRequest]:
+    """What each stage takes while it is trained, those that need the most GPUs first."""
+    requests = [
+        ResourceRequest(f"stage {name}", stage.engine.ranks, {"GPU": stage.engine.gpus})
+        for name, stage in resolved.recipe.stages.items()
+        if resolved.device == "cuda"
+    ]
+    return sorted(requests, key=lambda request: -gpus_needed([request]))
+
+
+def stages_at_a_time(requests: list[ResourceRequest], *, most: int, gpus: float) -> int:
+    """How many stages run side by side on ``gpus`` cards: ``most``, or fewer where they do not fit.
+
+    Two stages that each wait for a card that the other one holds would wait for ever.
+
+    Args:
+        requests: see :func:`stage_requests`.
+    """
+    return next((n for n in range(most, 1, -1) if gpus_needed(requests[:n]) <= gpus), 1) if requests else most
+
+
 def check_device(resolved: Resolved) -> list[str]:
-    """Whether the devices that the recipe asks for are here; with RAY_ADDRESS, they may be elsewhere."""
+    """Whether the devices that a recipe asks for are here and Ray can start; with RAY_ADDRESS they may be away."""
     import torch
 
     recipe = resolved.recipe
@@ -58,7 +106,13 @@ def check_device(resolved: Resolved) -> list[str]:
         for leaf, value in asked.items()
         if value == "cuda" and not torch.cuda.is_available() and not (clustered and leaf != "device")
     ]
-    if missing or clustered:
+    if clustered:
+        return missing
+    try:
+        temporary_folder()
+    except UserError as error:
+        missing += error.problems
+    if missing:
         return missing
     # Ray would wait for ever for what this machine has not.
     there = torch.cuda.device_count()
@@ -68,17 +122,15 @@ def check_device(resolved: Resolved) -> list[str]:
         for name, teacher in recipe.teachers.items()
         if teacher.resources
     ]
-    of_stages = sorted((stage.engine.ranks for stage in recipe.stages.values()), reverse=True)
-    together = sum(of_stages[: recipe.run.parallel_stages]) if resolved.device == "cuda" else 0
     living = [request for request in resource_requests(resolved) if request.count]
     processes = ", ".join(f"{request.count} for {request.who}" for request in living)
     phases = {
         f"the run ({processes})": gpus_needed(living),
-        f"stages, {recipe.run.parallel_stages} at a time": together,
+        "a stage, alone": gpus_needed(stage_requests(resolved)[:1]),
     }
     return alone + [
-        f"{phase} needs {needed} GPUs at a time, and this machine has {there}; lower the engine's `ranks`, a teacher's "
-        "`gpus` or `run.parallel_stages`, take `device: cpu`, or name a Ray cluster in RAY_ADDRESS"
+        f"{phase} needs {needed} GPUs at a time, and this machine has {there}; lower `ranks` or `gpus` of an engine, "
+        "`gpus` of a teacher or `rollout.workers`, take `device: cpu`, or name a Ray cluster in RAY_ADDRESS"
         for phase, needed in phases.items()
         if needed > there
     ]
@@ -110,6 +162,13 @@ def check_cluster(resolved: Resolved) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if problems := unplaced(list(resource_requests(resolved)), nodes):
         raise UserError(*problems)
+
+
+def cluster_gpus() -> float:
+    """How many GPUs the nodes of the Ray cluster that was joined have together."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0.0)
 
 
 def unplaced(living: list[ResourceRequest], nodes: list[dict[str, Any]]) -> list[str]:

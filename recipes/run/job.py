@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from mopd.distill.hosts import HOSTS
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
 from mopd.distill.recipe import DomainRecipe
@@ -86,6 +87,8 @@ class Training:
                 closing.callback(teachers.close)
             student = self._student(closing)
             samplers = self.samplers(context, closing)
+            if self.evaluator is not None:  # no stage comes after the run itself
+                HOSTS.clear()
             trained = recipe.trained_domains
             parts = self._parts(samplers, teachers, trained, recipe.rollout.keep_verified)
             sampler = method.actor(parts)
@@ -138,7 +141,8 @@ class Training:
             initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
             device=self.resolved.device,
             dtype=self.resolved.dtype,
-            gpus=context.gpus,
+            gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
+            limit_seconds=recipe.faults.rank_seconds,
             closing=closing,
         )
 
@@ -225,12 +229,13 @@ class Training:
             run_dir=str(self.folder),
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
+            gpus=recipe.student.engine.gpus if self.resolved.device == "cuda" else 0.0,
             end_token_ids=end_token_ids(self.tokenizer, self.model),
             vocabulary=token_count(self.tokenizer),
             trust_remote_code=recipe.student.trust_remote_code,
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
-        ranks = RayRanks(spec)
+        ranks = RayRanks(spec, recipe.faults)
         closing.callback(ranks.close)
         return DeepSpeedStudent(
             ranks,

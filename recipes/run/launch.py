@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+from mopd.distill.hosts import HOSTS
 from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import Architecture, DomainRecipe, ModelReference, Recipe
 from mopd.distill.recipe.plugins import plugin_digests
-from mopd.distill.storage import claim, write_atomic
+from mopd.distill.storage import check_current, claim, write_atomic
+from mopd.distill.student.rank import import_libraries
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.ledger import ledger_from_rows, read_ledger
 from mopd.distill.tracking.tracker import Tracker, read_jsonl
@@ -21,12 +24,12 @@ from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.report.page import summary_table, write_report
 from mopd.recipes.resolve.checkpoints import local_folder
-from mopd.recipes.resolve.data import prompt_source, tasks_of
+from mopd.recipes.resolve.data import DATA, note_data, prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
 from mopd.recipes.resolve.methods import MadeMethod
-from mopd.recipes.resolve.placement import check_cluster
+from mopd.recipes.resolve.placement import check_cluster, cluster_gpus, stage_requests, stages_at_a_time
 from mopd.recipes.resolve.resolved import Resolved, resolve
-from mopd.recipes.resolve.run_folder import move_aside, note_environment, note_recipe, refuse_changed_recipe
+from mopd.recipes.resolve.run_folder import kept, move_aside, note_environment, note_recipe, refuse_changed_recipe
 from mopd.recipes.resolve.sources import trusted_leaves
 from mopd.recipes.resolve.stages import (
     finished,
@@ -58,20 +61,20 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     Raises:
         UserError: the recipe can't run as it is, another recipe was begun in ``out``, or another process runs there.
         RunError: the world broke; the same command goes on from the last checkpoint.
-        Interrupted: Ctrl-C; the step was finished and saved.
+        Interrupted: Ctrl-C or SIGTERM; the step was finished and saved.
     """
-    out = out.resolve()  # it goes to actors, whose working folder may be another
+    out = Path(os.path.realpath(out))  # it goes to actors, whose working folder may be another
     resolved = resolve(recipe)
     warnings = check(resolved, out).warnings
     quieten_libraries(resolved.device)
     if restart:
         move_aside(out)
     refuse_changed_recipe(recipe, out)
-    with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
+    with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress, partial(kept, out)) as stop:
         for warning in warnings:
             progress.print(f"warning: {warning}")
         if not is_finished(out):
-            with ray_cluster(out):
+            with ray_cluster(out, niceness=recipe.run.niceness):
                 carry_out(resolved, RunContext(out, recipe.name, resolved.device, progress, stop), attempt)
         write_report(out)
         progress.print(summary_table(out))
@@ -94,14 +97,21 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
         for name, stage in recipe.stages.items()
         if not finished(context.out, name, stage_fingerprint(recipe, name))
     }
+    prepare_processes(resolved.device, stages=len(todo), parallel=recipe.run.parallel_stages)
     run_stages(
         todo,
         lambda name: make_stage(resolved, name, context),
-        parallel=recipe.run.parallel_stages,
+        parallel=stages_at_a_time(stage_requests(resolved), most=recipe.run.parallel_stages, gpus=cluster_gpus()),
         stop=context.stop.set,
     )
     distill(resolved, context, attempt)
     write_atomic(context.out / FINISHED, json.dumps({"steps": recipe.run.steps}) + "\n")
+
+
+def prepare_processes(device: str, *, stages: int, parallel: int) -> None:
+    """Start as many processes as will be wanted at a time, so that the later ones import while the first one works."""
+    if device == "cpu":
+        HOSTS.prepare(max(2, min(stages, parallel)), import_libraries, device)
 
 
 def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str | None = None) -> None:
@@ -110,7 +120,11 @@ def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str
     stage = resolve(stage_recipe(recipe, name))
     with (
         claim(folder) as attempt,
-        Tracker(folder, sinks=start_sinks(recipe, folder, stage=name, say=context.progress.print)) as tracker,
+        Tracker(
+            folder,
+            sinks=start_sinks(recipe, folder, stage=name, say=context.progress.print),
+            may_write=partial(check_current, folder, attempt),
+        ) as tracker,
     ):
         model = starting_model(
             stage.recipe.student.model,
@@ -128,7 +142,11 @@ def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str
 def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
     """The run itself: measure base and teachers, train the student, write the results."""
     recipe, out = resolved.recipe, context.out
-    with Tracker(out, sinks=start_sinks(recipe, out, say=context.progress.print)) as tracker:
+    with Tracker(
+        out,
+        sinks=start_sinks(recipe, out, say=context.progress.print),
+        may_write=partial(check_current, out, attempt),
+    ) as tracker:
         model = starting_model(recipe.student.model, recipe.domains, recipe.seed, out=out, folder=out, attempt=attempt)
         teachers = teacher_folders(resolved.routes, resolved.teachers, out)
         job = training(resolved, out, attempt, model=model, teachers=teachers, tracker=tracker)
@@ -227,6 +245,8 @@ def training(
     """A run or a stage, ready to be trained, without an evaluator."""
     method = resolved.method
     tokenizer = load_tokenizer(model, trust_remote_code=resolved.models["student.model"].trusted)
+    tasks = tasks_of(resolved.recipe.domains, tokenizer)
+    note_data(tasks, folder / DATA)
     return Training(
         resolved=resolved,
         folder=folder,
@@ -235,7 +255,7 @@ def training(
         teachers=teachers,
         frozen={name: frozen_teacher(resolved.teachers[name], folder) for name, folder in teachers.items()},
         tokenizer=tokenizer,
-        tasks=tasks_of(resolved.recipe.domains, tokenizer),
+        tasks=tasks,
         tracker=tracker,
         costs=Costs(
             model,

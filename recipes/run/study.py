@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from mopd.recipes.compare.console import console_tables
 from mopd.recipes.compare.page import chosen_pair, write_comparison
 from mopd.recipes.evaluation.cache import SharedAnswers
 from mopd.recipes.report.page import write_report
-from mopd.recipes.resolve.run_folder import RECIPE, STUDY, move_aside, note_recipe
+from mopd.recipes.resolve.run_folder import RECIPE, STUDY, kept, move_aside, note_recipe
 from mopd.recipes.resolve.stages import finished, run_jobs, stage_folder
 from mopd.recipes.resolve.study import StudyRun, study_runs
 from mopd.recipes.run.cluster import ray_cluster
@@ -52,9 +53,9 @@ def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
     Raises:
         UserError: a run can't run as it is, was begun with another recipe, or another process runs there.
         RunError: runs failed; the others are finished, and the same command goes on with those.
-        Interrupted: Ctrl-C; every run under way finished its step and saved.
+        Interrupted: Ctrl-C or SIGTERM; every run under way finished its step and saved.
     """
-    out = out.resolve()
+    out = Path(os.path.realpath(out))
     runs = study_runs(study)
     check_study(study, runs, out)
     device = runs[0].resolved.device
@@ -62,13 +63,17 @@ def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
     if restart:
         move_aside(out)
     refuse_changed_runs(runs, out)
-    with claim(out), Progress(title=study.name, keeps_finished=False) as progress, stopping(progress) as stop:
+    with (
+        claim(out),
+        Progress(title=study.name, keeps_finished=False) as progress,
+        stopping(progress, partial(kept, out)) as stop,
+    ):
         prepare(study.name, runs, out)
         failures: Mapping[str, BaseException] = {}
         jobs = unfinished_jobs(runs, out)
         if jobs:
             context = RunContext(out, study.name, device, progress, stop, SharedAnswers(out / "answers"))
-            with ray_cluster(out):
+            with ray_cluster(out, niceness=max(run.resolved.niceness for run in runs)):
                 failures = run_all(study, jobs, context)
         summarize(study, out, progress)
     refuse_unfinished(study, out, failures)
