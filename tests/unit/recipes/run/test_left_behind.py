@@ -1,4 +1,4 @@
-"""What a killed run has left of its Ray cluster goes with the next; a folder with room for sockets' names is asked for."""
+"""What a killed run has left of its Ray cluster goes with the next; its folder must have room for sockets' names."""
 
 from __future__ import annotations
 
