@@ -21,6 +21,7 @@ from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.report.page import summary_table, write_report
 from mopd.recipes.resolve.checkpoints import local_folder
+from mopd.recipes.resolve.damage import note_adapters, read_marker, refuse_damaged, result_damage, write_marker
 from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
 from mopd.recipes.resolve.methods import MadeMethod
@@ -48,9 +49,6 @@ from mopd.recipes.run.tracking import start_sinks
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.tasks import fingerprint
 
-FINISHED = "finished.json"
-"""Lies in the folder of a run whose every result is there; the same command then only shows them."""
-
 
 def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     """Run a recipe to its end in the folder ``out``, or go on with what is there.
@@ -70,7 +68,7 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
         for warning in warnings:
             progress.print(f"warning: {warning}")
-        if not is_finished(out):
+        if not is_finished(out) or result_damage(out):
             with ray_cluster(out):
                 carry_out(resolved, RunContext(out, recipe.name, resolved.device, progress, stop), attempt)
         write_report(out)
@@ -80,19 +78,29 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
 
 def is_finished(out: Path) -> bool:
     """Whether every result of a run is there."""
-    return (out / FINISHED).is_file()
+    return bool(read_marker(out))
+
+
+def say_damage(folder: Path, what: str, context: RunContext) -> None:
+    """Name what is wrong with a result that is about to be made again."""
+    if problems := result_damage(folder):
+        context.progress.print(
+            f"{what}: its student is damaged ({'; '.join(problems)}); it is made again from the last checkpoint"
+        )
 
 
 def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
     """Bring a run that was checked to its end in the folder ``context.out``, which ``attempt`` owns."""
     check_cluster(resolved)
     recipe = resolved.recipe
+    say_damage(context.out, recipe.name, context)
     note_recipe(recipe, context.out)
     note_environment(context.out / "environment.json")
     todo = {
         name: stage
         for name, stage in recipe.stages.items()
         if not finished(context.out, name, stage_fingerprint(recipe, name))
+        or result_damage(stage_folder(context.out, name))
     }
     run_stages(
         todo,
@@ -101,13 +109,14 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
         stop=context.stop.set,
     )
     distill(resolved, context, attempt)
-    write_atomic(context.out / FINISHED, json.dumps({"steps": recipe.run.steps}) + "\n")
+    write_marker(context.out, steps=recipe.run.steps)
 
 
 def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str | None = None) -> None:
     """Train one stage of a recipe, or go on with it; what it starts from is there. People know it as ``title``."""
     recipe, folder = resolved.recipe, stage_folder(context.out, name)
     stage = resolve(stage_recipe(recipe, name))
+    say_damage(folder, f"stage {title or name}", context)
     with (
         claim(folder) as attempt,
         Tracker(folder, sinks=start_sinks(recipe, folder, stage=name, say=context.progress.print)) as tracker,
@@ -131,6 +140,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
     with Tracker(out, sinks=start_sinks(recipe, out, say=context.progress.print)) as tracker:
         model = starting_model(recipe.student.model, recipe.domains, recipe.seed, out=out, folder=out, attempt=attempt)
         teachers = teacher_folders(resolved.routes, resolved.teachers, out)
+        note_adapters([adapter for name in teachers if (adapter := resolved.teachers[name].adapter)], out)
         job = training(resolved, out, attempt, model=model, teachers=teachers, tracker=tracker)
         source = prompt_source(recipe.domains, job.tasks, job.tokenizer, seed=recipe.seed)
         rollout = recipe.rollout
@@ -218,6 +228,8 @@ def on_disk(source: str, *, weights: bool = True) -> str:
         from huggingface_hub import snapshot_download
 
         folder = snapshot_download(folder)
+    if weights:
+        refuse_damaged(folder, "put it back as it was, or name another checkpoint")
     return str(Path(folder).resolve())
 
 
