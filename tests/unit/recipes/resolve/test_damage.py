@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from adapter_kit import make_adapter
 from bomb_kit import arm
+from check_kit import recipe
 from damage_kit import KINDS, PLACES, harm
+from run_kit import write_run
 from safetensors.torch import load_file
 from student_kit import make_model
 from transformers import AutoConfig
@@ -18,9 +22,14 @@ from transformers import AutoConfig
 from mopd.distill import storage
 from mopd.distill.models.adapters import with_adapters
 from mopd.distill.models.load import load_model, load_whole
+from mopd.distill.recipe.files import dump_recipe
 from mopd.distill.types import UserError
+from mopd.recipes.audit_command import audit
+from mopd.recipes.compare.comparison import compare
+from mopd.recipes.report.page import write_report
 from mopd.recipes.resolve.checkpoints import check_weights, empty_model
 from mopd.recipes.resolve.damage import note_adapters, refuse_damaged, result_damage, write_marker
+from mopd.recipes.resolve.run_folder import refuse_changed_recipe
 from mopd.recipes.resolve.stages import finished, mark_finished, stage_folder
 
 
@@ -116,3 +125,28 @@ def test_pickles_beside_a_model_are_not_run(how: str, models: Path, tmp_path: Pa
     with pytest.raises(UserError, match="does not fit its base"):
         with_adapters(load_model(base, device="cpu", dtype="float32"), [str(adapter)], device="cpu")
     assert not flag.exists()
+
+
+def test_files_that_a_runs_recipe_names_are_not_imported_by_whoever_reads_it(tmp_path: Path) -> None:
+    """A folder from somebody else may name any file: it is the recipe of the command line that is imported."""
+    run = write_run(tmp_path / "run", n_test=20, n_validation=20, steps=20)
+    tree = yaml.safe_load((run / "recipe.yaml").read_text())
+    own = f"{run}/own.py:NAME"
+    (run / "own.py").write_text("import os\nos.mkdir(os.path.join(os.path.dirname(__file__), 'ran'))\nNAME = 1\n")
+    tree |= {"method": own, "loss": {"estimator": own}, "rollout": tree["rollout"] | {"engine": own}}
+    tree |= {"track": {"sinks": [own]}}
+    tree["domains"]["math"]["task"] = own
+    tree["teachers"]["code"] = {"model": "stage:code", "scorer": own}
+    tree["teachers"]["reasoning"] = {"model": "stage:reasoning", "kind": own}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    write_report(run)
+    with suppress(UserError):
+        compare([run])
+    with suppress(UserError):
+        audit(run)
+    domains = {"math": {"task": own, "teacher": "math", "prompts": 4}}
+    begun = recipe(domains=domains, loss=tree["loss"], rollout={"engine": own}, track=tree["track"], method=own)
+    (run / "recipe.yaml").write_text(dump_recipe(begun))
+    with pytest.raises(UserError, match=r"domains\.math\.task: .*own.py:NAME\" -> \"arithmetic"):
+        refuse_changed_recipe(recipe(), run)
+    assert not (run / "ran").exists()
