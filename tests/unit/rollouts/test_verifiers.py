@@ -12,7 +12,7 @@ import pytest
 
 from mopd.distill.recipe import Source
 from mopd.rollouts.sandbox.run import equal_formulas
-from mopd.rollouts.verifiers import VERIFIERS, extract_program, gold_problem, verify_many
+from mopd.rollouts.verifiers import VERIFIERS, gold_problem, verify_many
 
 ACCEPT = {
     "exact": [("kdmc;k", "kdmc;k"), ("a  b\nc", " a b c "), ("Paris", "Paris\n")],
@@ -43,7 +43,7 @@ ACCEPT = {
         ("B", "B) Paris"),
         ("B", "Not option A. I'd take option B"),
         ("B", "the answer is B, though option C is near"),
-        ("B", "Looking at (A) and then (B)"),
+        ("B", "I have looked at all of them (B)"),
         ("J", "Answer: J"),
         ("I", "Answer: I."),
     ],
@@ -90,6 +90,7 @@ REFUSE = {
         ("B", "Bananas"),
         ("B", ""),
         ("B", "A B C D"),
+        ("B", "Looking at (A) and then (B)"),
         ("B", "The answer is Berlin"),
     ],
     "math": [
@@ -125,6 +126,18 @@ HOSTILE = {  # name: (verifier, text), on which a pattern that looks again from 
     "digits": ("number", "1" * LONG + "x"),
     "groups of digits": ("number", "1" + ",111" * LONG + "1"),
     "exponents": ("number", "1e" + "1" * LONG + "x"),
+    "boxes": ("number", r"\boxed{5} and " * LONG),
+    "boxes that open": ("choice", r"\boxed{" * LONG),
+    "words in a box": ("number", r"\boxed{5" + " ab" * LONG + "}"),
+    "alternatives": ("number", "5 or " * LONG),
+    "groups of blanks": ("number", "111 " * LONG),
+    "dashes": ("number", "- " * LONG + "5"),
+    "roots": ("number", "\u221a" * LONG + "5"),
+    "answers": ("choice", "the answer is " * LONG),
+    "letters": ("choice", "A, " * LONG),
+    "letters in brackets": ("choice", "(A) " * LONG),
+    "letters denied": ("choice", "not A " * LONG),
+    "thoughts": ("choice", "<think>" * LONG),
     "fences": ("python_tests", "```python" + " " * LONG + "```\n"),
 }
 
@@ -133,7 +146,8 @@ def test_no_text_keeps_a_verifier_busy() -> None:
     """All of these together, in a process that the kernel kills after ten seconds of processor time."""
     code = """
 import json, resource, sys, time
-from mopd.rollouts.verifiers import VERIFIERS, extract_program
+from mopd.rollouts.programs import extract_program
+from mopd.rollouts.verifiers import VERIFIERS
 end = int(time.process_time()) + 10
 resource.setrlimit(resource.RLIMIT_CPU, (end, end))
 for name, text in json.load(sys.stdin):
@@ -212,19 +226,6 @@ def test_math_works_off_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert got == [1.0]
-
-
-@pytest.mark.parametrize(
-    ("text", "program"),
-    [
-        ("x = 1", "x = 1"),
-        ("a\n```python\nx = 1\n```\nb\n```py\nx = 2\n```\nc", "x = 2\n"),
-        ("```Python\nx = 1", "x = 1"),
-        ("```js\nx = 1\n```", "```js\nx = 1\n```"),
-    ],
-)
-def test_program_extraction(text: str, program: str) -> None:
-    assert extract_program(text) == program
 
 
 @pytest.mark.parametrize(

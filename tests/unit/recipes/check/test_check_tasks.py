@@ -81,7 +81,7 @@ def test_one_long_row_of_a_dataset_is_found(tmp_path: Path, place: str) -> None:
     check(recipe(domains=domains, evaluate=held_out), tmp_path / "run")
     asked = f"math {LONG}+{{}}=" if place == "prompt" else "math 0+{}="
     prompt = next(text for text in map(asked.format, range(100)) if split_of(text) == "train")
-    row = {"prompt": prompt, "answer": LONG if place == "answer" else "1"}
+    row = {"prompt": prompt, "answer": f"{LONG}=66" if place == "answer" else "1"}
     with open(tmp_path / "sums.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
     found = problems(tmp_path / "run", domains=domains, evaluate=held_out)
