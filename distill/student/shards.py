@@ -62,8 +62,9 @@ class PlainFiles(TorchCheckpointEngine):
             with safe_globals([*KNOWN]):
                 return torch.load(path, map_location=map_location, weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            first = str(error).strip().partition("\n")[0]
+            # torch's own first lines say how to run it all the same.
+            lines = [line.strip() for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line]
             raise RunError(
                 f"{path} is not what mopd wrote: it holds more than tensors and plain values, or cannot be read "
-                f"({first:.300}); nothing in it was run"
-            ) from error
+                f"({(lines or [type(error).__name__])[0]:.200}); nothing in it was run"
+            ) from None

@@ -58,14 +58,14 @@ class Runs:
         return text
 
 
-def served_recipe(base: str, url: str) -> Recipe:
+def served_recipe(base: str, big: str, url: str) -> Recipe:
     """A stage, and a student that is made of it and graded by a server."""
     optimizer = {"warmup_steps": 0}
     settings: dict[str, Any] = {
         "device": "cpu",
         "student": {"model": "stage:base", "optimizer": optimizer, "updates_per_step": 1},
         "domains": {"math": {"task": "arithmetic", "teacher": "big", "prompts": 4}},
-        "teachers": {"big": {"model": base, "endpoint": url, "served_model": "big", "api_key_env": "MOPD_TEST_KEY"}},
+        "teachers": {"big": {"model": big, "endpoint": url, "served_model": "big", "api_key_env": "MOPD_TEST_KEY"}},
         "loss": {"estimator": "policy_gradient", "gate": [1e-6, 1e6]},
         "stages": {"base": {"from": base, "steps": 1, "save_every": 1, "prompts": 4, "optimizer": optimizer}},
         "rollout": {"max_new_tokens": 40},
@@ -79,13 +79,13 @@ def served_recipe(base: str, url: str) -> Recipe:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     folder = tmp_path_factory.mktemp("runs")
-    base = save_model(folder / "model", tokenizer_of("arithmetic"))
+    base, big = (save_model(folder / name, tokenizer_of("arithmetic")) for name in ("base", "big"))
     ray.shutdown()  # the cluster that tests share
     logging.getLogger("httpx").setLevel(logging.DEBUG)
     os.environ["MOPD_TEST_KEY"] = KEY
     try:
-        with serving(base) as server, ray_cluster(folder):
-            made = Runs(folder, folder / "whole", served_recipe(base, server.url), [])
+        with serving(big) as server, ray_cluster(folder):
+            made = Runs(folder, folder / "whole", served_recipe(base, big, server.url), [])
             made.go_on(made.whole)
             yield made
     finally:
