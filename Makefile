@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-vllm lint bench chaos
+.PHONY: help install quickstart test test-vllm lint bench coverage chaos
 
 help:
 	@echo "make quickstart   the environment, then the quickstart recipe: three specialists into one student"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-vllm    vLLM in .venv-vllm, and the tests of a teacher that it serves"
 	@echo "make lint         ruff, types, import contracts"
 	@echo "make bench        what a step of the quickstart takes, and what teachers cost, as JSON and tables"
+	@echo "make coverage     how often intervals hold the truth, by simulation (minutes); the tables of docs/statistics.md"
 	@echo "make chaos        the long kill-and-resume tests"
 
 install: $(INSTALLED)
@@ -63,3 +64,8 @@ bench: install
 
 chaos: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos
+
+# The tables of docs/statistics.md; `make coverage WRITE=--write` writes them there.
+WRITE ?=
+coverage: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.coverage.table $(WRITE)

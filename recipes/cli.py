@@ -11,6 +11,8 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,14 +82,15 @@ def run(
     from mopd.distill.recipe.study import Study
 
     try:
-        if isinstance(resolved, Study):
-            from mopd.recipes.run.study import run_study
+        with _blamed_on(overrides):
+            if isinstance(resolved, Study):
+                from mopd.recipes.run.study import run_study
 
-            run_study(resolved, folder, restart=restart)
-        else:
-            from mopd.recipes.run import launch
+                run_study(resolved, folder, restart=restart)
+            else:
+                from mopd.recipes.run import launch
 
-            launch.run(resolved, folder, restart=restart)
+                launch.run(resolved, folder, restart=restart)
     except UserError as error:
         if not any(os.path.exists(folder / trained) for trained in ("metrics.jsonl", "stages", "study.json")):
             raise
@@ -104,13 +107,17 @@ def check(
     offline: Annotated[
         bool, typer.Option("--offline", help="ask nothing of the Hub: the plan of public models, and what stays open")
     ] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="the plan for another machine: this one needs neither memory nor disk")
+    ] = False,
 ) -> None:
     """Check a recipe or a study without running it, and print what it would take."""
     gc.set_threshold(100_000, 50, 100)  # torch and transformers make a million objects that stay: a quarter of the time
     resolved, folder = _load(recipe, overrides, out)
     from mopd.recipes.check_command import show
 
-    show(resolved, folder, Console(), deep=deep, offline=offline)
+    with _blamed_on(overrides):
+        show(resolved, folder, Console(), deep=deep, offline=offline, plan_only=plan_only)
 
 
 @app.command()
@@ -221,6 +228,30 @@ def _load(recipe: str, overrides: list[str] | None, out: Path | None) -> Any:
 
     resolved = load(recipe, overrides or (), shipped=SHIPPED)
     return resolved, out if out is not None else Path("runs") / resolved.name
+
+
+@contextmanager
+def _blamed_on(overrides: list[str] | None) -> Iterator[None]:
+    """Adds to a problem the overrides that it comes from: whose leaf it names, or a section around that leaf."""
+    from mopd.distill.errors import UserError
+
+    try:
+        yield
+    except UserError as error:
+        blamed = [f"{problem}{_from_overrides(problem, overrides or ())}" for problem in error.problems]
+        raise UserError(*blamed) from error
+
+
+def _from_overrides(problem: str, overrides: Sequence[str]) -> str:
+    from mopd.distill.recipe.messages import shortened
+
+    def is_named(override: str) -> bool:
+        keys = override.partition("=")[0].strip().split(".")
+        above = (".".join(keys[:depth]) for depth in range(2, len(keys) + 1))
+        return f"`{keys[0]}`" in problem or any(f"`{path}`" in problem or f"`{path}." in problem for path in above)
+
+    named = [shortened(override, 200) for override in overrides if is_named(override)]
+    return f" (from the command line: {' '.join(named)})" if named else ""
 
 
 def _say_problems(problems: tuple[str, ...], and_so: str) -> None:

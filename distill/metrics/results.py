@@ -16,9 +16,23 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mopd.distill.metrics import seesaw
-from mopd.distill.metrics.bootstrap import AGAINST_TEACHERS, Table, metrics, metrics_ci, plain
+from mopd.distill.metrics.against_teachers import (
+    AGAINST_TEACHERS,
+    METRICS,
+    Table,
+    metrics,
+    metrics_ci,
+    plain,
+    recoveries,
+)
 from mopd.distill.metrics.evaluate import Evaluation, Interval, Split, interval
+from mopd.distill.metrics.extremes import Extreme, most_forgotten
+from mopd.distill.metrics.power import Verdict, headroom_verdict, verdict
+from mopd.distill.metrics.quotients import Quotients
 from mopd.distill.metrics.seesaw import Float64
+
+STATISTICS = 2
+"""How metrics_ci were made: 1, which is not written, by resampling extremes; 2 by distill/metrics/extremes.py."""
 
 Rows: TypeAlias = Mapping[tuple[str, int, Split], Mapping[str, Mapping[str, float]]]
 """(model, step, split) -> domain -> prompt id -> score of the answer."""
@@ -112,6 +126,7 @@ class OverTime:
 
     Attributes:
         forgetting: domain -> its best score on the way less its last.
+        forgetting_estimate: the same without what choosing the best of noisy scores adds.
         seesaw_share: the part of the movement that one domain took from another.
         seesaw_noise: the share that noise alone gives.
         seesaw_correlation: how far domains move against each other.
@@ -119,6 +134,7 @@ class OverTime:
     """
 
     forgetting: Mapping[str, float | None] | None = None
+    forgetting_estimate: Mapping[str, float | None] | None = None
     seesaw_share: float | None = None
     seesaw_noise: float | None = None
     seesaw_correlation: float | None = None
@@ -136,11 +152,34 @@ def over_time(grouped: Rows, domains: Sequence[str]) -> OverTime:
     rho, p = seesaw.seesaw_correlation(curve_CD)
     return OverTime(
         forgetting=plain(seesaw.forgetting(curve_CD), domains),
+        forgetting_estimate={d: extreme.estimate for d, extreme in forgotten([grouped], domains).items()},
         seesaw_share=plain(seesaw.seesaw_share(curve_CD, se_CD), domains),
         seesaw_noise=seesaw.noise_share(se_CD),
         seesaw_correlation=plain(rho, domains),
         seesaw_correlation_p=plain(p, domains),
     )
+
+
+def forgotten(runs: Sequence[Rows], domains: Sequence[str]) -> dict[str, Extreme]:
+    """Domain -> how far the student is below its own best on the way; of several runs, by their mean curve.
+
+    Runs are taken at the steps that all were measured at, and at each one's last. Empty where that is one step.
+    """
+    steps = [[point.step for point in curve(grouped, domains)] for grouped in runs]
+    if not all(steps):
+        return {}
+    common = sorted(set.intersection(*(set(own) - {own[-1]} for own in steps)))
+    if not common:
+        return {}
+    of: dict[str, Extreme] = {}
+    for domain in domains:
+        answers = [
+            [grouped["student", step, "validation"][domain] for step in (*common, own[-1])]
+            for grouped, own in zip(runs, steps, strict=True)
+        ]
+        questions = sorted(answers[0][0])
+        of[domain] = most_forgotten(np.array([[[given[q] for q in questions] for given in run] for run in answers]))
+    return of
 
 
 def scored_models(grouped: Rows, split: Split, domains: Sequence[str]) -> dict[str, dict[str, Interval]]:
@@ -164,6 +203,16 @@ def _teacher_transfer(table: Table, models: Mapping[str, Mapping[str, Interval]]
     return transfer
 
 
+def _verdict(table: Table) -> Verdict | None:
+    """Whether the worst domain keeps enough; None where no domain has a teacher that was measured."""
+    _, recovered = recoveries([table])
+    if recovered is not None:
+        return verdict(recovered)
+    taught = [answers_3Q for answers_3Q in table.answers.values() if not np.isnan(answers_3Q[1]).any()]
+    headrooms = [(answers_3Q[1] - answers_3Q[0])[None] for answers_3Q in taught]
+    return headroom_verdict(Quotients.of_means(headrooms)) if headrooms else None
+
+
 def build_seesaw(
     rows: Iterable[Evaluation],
     *,
@@ -185,17 +234,20 @@ def build_seesaw(
     grouped, domains = group(rows), list(teachers)
     models = scored_models(grouped, split, domains)
     table = paired_table(grouped, split, teachers)
-    undefined = dict.fromkeys(AGAINST_TEACHERS)
+    judged = None if table is None else _verdict(table)
+    lost = {d: [extreme.low, extreme.high] for d, extreme in forgotten([grouped], domains).items()}
     return {
         "format": 1,
+        "statistics": STATISTICS,
         "domains": domains,
         "tasks": {domain: {"fingerprint": fingerprints[domain]} for domain in domains},
         "teachers": {domain: dict(weights) for domain, weights in teachers.items()},
         "split": split,
         "models": {model: {d: asdict(score) for d, score in scored.items()} for model, scored in models.items()},
         "curve": [asdict(point) for point in curve(grouped, domains)],
-        "metrics": (metrics(table) if table else undefined)
+        "metrics": (metrics(table) if table else dict.fromkeys(METRICS))
         | asdict(over_time(grouped, domains))
         | {"teacher_transfer": _teacher_transfer(table, models) if table else None},
-        "metrics_ci": metrics_ci(table) if table else undefined,
+        "metrics_ci": (metrics_ci(table) if table else dict.fromkeys(AGAINST_TEACHERS)) | {"forgetting": lost or None},
+        "verdict": None if judged is None else asdict(judged),
     }

@@ -3,7 +3,7 @@
 Sources are named where a measure has one elsewhere; the others are defined here.
 
 Shape legend: D domains (always the last axis), C checkpoints in the order of training, ``...`` any leading axes (the
-resamples of a bootstrap, for one). Scores are fractions 0..1, so a point is 0.01. NaN means undefined, and is written
+seeds of a row, for one). Scores are fractions 0..1, so a point is 0.01. NaN means undefined, and is written
 as null in seesaw.json; it is never replaced by 0. Where a domain has several benchmarks, they are averaged to the
 domain's score *first*, and normalised afterwards.
 """
@@ -49,8 +49,8 @@ def recovery(student_D: Float64, base_D: Float64, teacher_D: Float64, *, defined
 
     Args:
         student_D: scores, ``(..., D)``, as are ``base_D`` and ``teacher_D``.
-        defined_D: from :func:`has_headroom`, ``(D,)``; decided once, on the point estimates, so that a bootstrap
-            doesn't change its set of domains from resample to resample.
+        defined_D: from :func:`has_headroom`, ``(D,)``; decided once, on the point estimates, so that every number
+            of a run is of the same domains.
 
     Returns:
         ``(..., D)``; NaN where the domain has too little headroom: report points there.

@@ -6,6 +6,7 @@ YAML is read as version 1.2 has it (``1e-3`` is a number, ``no`` is text), and a
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from mopd.distill.errors import UserError
-from mopd.distill.recipe.messages import guess, sentences, takes_chosen_names
+from mopd.distill.recipe.messages import guess, problems_of, shortened, takes_chosen_names
 from mopd.distill.recipe.schema import Recipe
 
 Tree = dict[str, Any]
@@ -23,6 +24,15 @@ Tree = dict[str, Any]
 
 STUDY_KEYS = ("methods", "seeds", "parallel")
 """Keys that make a file a study."""
+
+DEEPEST = 50
+"""Levels of nesting; the schema has six."""
+LARGEST_FILE, LARGEST_TREE = 1_000_000, 100_000
+"""Bytes of a recipe's file, and values of its tree with every alias written out."""
+LONGEST_CHAIN = 50
+"""Files that extend each other."""
+LONGEST_KEY = 200
+"""Letters."""
 
 KINDS = ("estimator", "architecture", "kind")
 """Keys that say what a mapping is. Where a child names another kind, its mapping replaces the parent's."""
@@ -47,13 +57,13 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]
             f"{origin} is a study, several runs in one file (it has {', '.join(k for k in STUDY_KEYS if k in tree)}), "
             "and one recipe is needed here; name the recipe.yaml of one of its runs"
         )
-    return validate(merge(tree, parse_overrides(overrides, tree)), origin=origin)
+    return validate(merge(tree, parse_overrides(overrides, tree)), origin, before=tree, overrides=overrides)
 
 
 def read_tree(recipe: str | Path | Mapping[str, Any], *, shipped: Path) -> tuple[Tree, str]:
     """A file or a mapping as it is written, laid over what it extends, not validated; and what messages call it."""
     if isinstance(recipe, Mapping):
-        return _over_parent(dict(recipe), None, shipped, chain=()), "the recipe"
+        return _over_parent(_plain(recipe, "the recipe"), None, shipped, chain=()), "the recipe"
     name_or_path = recipe if isinstance(recipe, str) else f"./{recipe}" if not recipe.is_absolute() else str(recipe)
     path = _find(name_or_path, shipped, wanted_by=None)
     return _resolve(path, shipped, chain=()), str(path)
@@ -99,21 +109,33 @@ def _find(name_or_path: str, shipped: Path, wanted_by: Path | None) -> Path:
     """Where a recipe is; a relative path counts from the file that extends it, or from the working folder."""
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path = (wanted_by.parent if wanted_by else Path()) / name_or_path
-        if not path.is_file():
+        if not _is_file(path):
             where = f", which {wanted_by} extends, counted from its folder" if wanted_by else ""
-            raise UserError(f"no recipe file at {name_or_path}{where}")
+            raise UserError(f"no recipe file at {shortened(name_or_path, 500)}{where}")
         return path
     path = shipped / f"{name_or_path}.yaml"
-    if not path.is_file():
+    if not _is_file(path):
         raise UserError(
-            f"no shipped recipe is called {name_or_path!r}; {guess(name_or_path, shipped_recipes(shipped))}; "
-            f"a path has a / in it or ends in .yaml"
+            f"no shipped recipe is called {shortened(repr(name_or_path), 500)}; "
+            f"{guess(name_or_path, shipped_recipes(shipped))}; a path has a / in it or ends in .yaml"
         )
     return path
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def _resolve(path: Path, shipped: Path, chain: tuple[Path, ...]) -> Tree:
     """A file's tree laid over the trees of what it extends."""
+    if len(chain) == LONGEST_CHAIN:
+        raise UserError(
+            f"{chain[0]} extends a recipe that extends another, through more than {LONGEST_CHAIN} files ({path} is the "
+            "next one); write them as fewer files"
+        )
     if path.resolve() in chain:
         names = " extends ".join(str(file) for file in (*chain, path.resolve()))
         raise UserError(f"{path} extends itself: {names}; remove one `extends`")
@@ -132,6 +154,8 @@ def _over_parent(tree: Tree, path: Path | None, shipped: Path, chain: tuple[Path
 
 def _read(path: Path) -> Tree:
     try:
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise UserError(f"{path} has {size:,} bytes, and a recipe at most {LARGEST_FILE:,}; name a recipe")
         tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
@@ -140,6 +164,51 @@ def _read(path: Path) -> Tree:
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds {type(tree).__name__} {str(tree)[:40]!r}; a recipe is a mapping of keys")
     return tree
+
+
+def _plain(value: Any, origin: str, path: str = "", depth: int = 0) -> Any:
+    """A value with nothing in it but text, numbers, true, false, null, lists and mappings of text.
+
+    Raises:
+        UserError: it holds something else, or text that is none, or is nested too deeply.
+    """
+    where = f"{origin}: `{path}`" if path else origin
+    if depth > DEEPEST:
+        raise UserError(f"{origin}: `{shortened(path, 80)}` is nested deeper than {DEEPEST} levels")
+    if isinstance(value, Mapping):
+        tree: Tree = {}
+        for key, entry in value.items():
+            name = str(key) if isinstance(key, int) and not isinstance(key, bool) else key
+            if not isinstance(name, str):
+                raise UserError(f"{where} has the key {shortened(repr(key))}; a key is text: write it in quotes")
+            if problem := _text_problem(name, LONGEST_KEY):
+                raise UserError(f"{where} has the key {shortened(repr(name))}, which {problem}")
+            tree[name] = _plain(entry, origin, f"{path}.{name}" if path else name, depth + 1)
+        return tree
+    if isinstance(value, list | tuple):
+        return [_plain(entry, origin, f"{path}[{place}]", depth + 1) for place, entry in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and (problem := _text_problem(value, LARGEST_FILE)):
+        raise UserError(f"{where} is {shortened(repr(value))}, which {problem}")
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise UserError(
+        f"{where} is of type {type(value).__name__}; a recipe holds text, numbers, true, false, null, lists and "
+        "mappings"
+    )
+
+
+def _text_problem(text: str, longest: int) -> str | None:
+    if "\0" in text:
+        return "has a zero byte in it; remove it"
+    if len(text) > longest:
+        return f"has {len(text):,} letters, and at most {longest:,} are taken"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "has half a character in it (a lone surrogate); remove it"
+    return None
 
 
 def _refuse_repeated(overrides: Sequence[str]) -> None:
@@ -154,7 +223,11 @@ def _parse_override(override: str, tree: Tree) -> Tree:
     key, equals, text = override.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
-        raise UserError(f"override {override!r} is not key=value; write for example run.steps=50")
+        raise UserError(f"override {shortened(repr(override))} is not key=value; write for example run.steps=50")
+    if len(keys) > DEEPEST:
+        raise UserError(
+            f"override {shortened(repr(override))} names {len(keys)} levels; a recipe has {DEEPEST} at most"
+        )
     if not text.strip():
         raise UserError(f"override {override!r} gives no value; `{key}=null` removes an inherited key")
     here: Any = tree
@@ -163,7 +236,7 @@ def _parse_override(override: str, tree: Tree) -> Tree:
         if name not in known and takes_chosen_names(tuple(keys[:depth])):
             raise UserError(f"override {override!r}: there is no `{'.'.join(keys[: depth + 1])}`; {guess(name, known)}")
         here = known.get(name)
-    value = parse_yaml(text, f"override {override!r}")
+    value = parse_yaml(text, f"override {shortened(repr(override), 200)}")
     for name in reversed(keys):
         value = {name: value}
     return value
@@ -185,19 +258,64 @@ def merge(parent: Tree, child: Tree) -> Tree:
     return merged
 
 
-def validate(tree: Tree, origin: str) -> Recipe:
+def validate(tree: Tree, origin: str, *, before: Tree | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """A tree as a recipe.
 
+    Args:
+        origin: what messages call it.
+        before: the tree without what the command line changed.
+        overrides: ``key=value`` each, of the command line.
+
     Raises:
-        UserError: with every problem, each a sentence that names the key after ``origin``.
+        UserError: with every problem, each a sentence that names the key after its origin: the command line's where
+            there is no such problem without it.
     """
+    recipe, problems = _validated(tree)
+    if recipe is not None:
+        return recipe
+    written = [] if before is None or not overrides else _validated(before)[1]
+    raise UserError(*with_origins(problems, origin, written=written, overrides=overrides))
+
+
+def _validated(tree: Tree) -> tuple[Recipe | None, list[tuple[str, str]]]:
+    """A tree as a recipe, or the paths that are refused, each with why."""
     try:
         # As JSON, since pydantic's strict mode then takes a list for a tuple, and still no text for a number.
-        return Recipe.model_validate_json(json.dumps(tree, default=str), strict=True)
+        return Recipe.model_validate_json(json.dumps(tree, default=str), strict=True), []
     except ValidationError as error:
-        raise UserError(*(f"{origin}: {sentence}" for sentence in sentences(error))) from error
-    except ValueError as error:  # an anchor that contains itself
-        raise UserError(f"{origin}: {error}") from error
+        return None, problems_of(error)
+
+
+def with_origins(
+    problems: Sequence[tuple[str, str]],
+    origin: str,
+    *,
+    written: Sequence[tuple[str, str]],
+    overrides: Sequence[str],
+) -> list[str]:
+    """Problems (path, sentence) as sentences that say where each comes from: ``origin``, or the command line.
+
+    Args:
+        written: the problems that there are without the overrides.
+    """
+    own = {sentence for _, sentence in written}
+    return [
+        f"{origin if sentence in own or not overrides else _blamed(path, overrides)}: {sentence}"
+        for path, sentence in problems
+    ]
+
+
+def _blamed(path: str, overrides: Sequence[str]) -> str:
+    """The overrides that a problem at ``path`` can come from: of the leaf itself, of what holds it or is in it."""
+
+    path = path.partition("[")[0]
+
+    def related(override: str) -> bool:
+        key = override.partition("=")[0].strip()
+        return f"{path}.".startswith(f"{key}.") or f"{key}.".startswith(f"{path}.") or not path
+
+    named = [shortened(override, 200) for override in overrides if related(override)]
+    return f"command line, {' '.join(named)}" if named else "command line"
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, str]:
@@ -220,14 +338,15 @@ def parse_yaml(text: str, origin: str) -> Any:
         UserError: it is not readable as YAML; ``origin``, line and column are named.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{origin}, line {mark.line + 1}, column {mark.column + 1}" if mark else origin
         context = f" ({error.context})" if error.context else ""
-        raise UserError(f"{where}: not readable as YAML: {error.problem}{context}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise UserError(f"{where}: not readable as YAML: {shortened(str(error.problem), 300)}{context}") from error
+    except yaml.YAMLError as error:
         raise UserError(f"{origin}: not readable as YAML: {error}") from error
+    return _plain(value, origin)
 
 
 def write_yaml(tree: Any) -> str:
@@ -239,6 +358,40 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: ``1e-3`` is a number, ``no`` and ``2024-01-01`` are text; a key stands once."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own way to say it)
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.open_nodes = 0
+        self.sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As it is composed; bounded in depth, and in size with every alias written out."""
+        mark = self.peek_event().start_mark
+        if self.open_nodes > DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {DEEPEST} levels", problem_mark=mark)
+        alias = self.check_event(yaml.AliasEvent)
+        self.open_nodes += 1
+        node = super().compose_node(parent, index)
+        self.open_nodes -= 1
+        if alias and node not in self.sizes:  # it is not composed to its end
+            raise yaml.MarkedYAMLError(problem="an anchor (&) that contains itself", problem_mark=mark)
+        if node is not None and node not in self.sizes:
+            self.sizes[node] = 1 + sum(self.sizes[entry] for entry in _entries(node))
+            if self.sizes[node] > LARGEST_TREE:
+                problem = f"more than {LARGEST_TREE:,} values, with every alias (*) written out"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As it is constructed; every problem with its place."""
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, UserError):
+            raise
+        except Exception as error:  # an explicit tag on a value that it does not fit, a number of thousands of digits
+            digits = isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > 1000
+            problem = f"a number of {len(node.value):,} digits" if digits else f"no {node.tag}: {error!s:.200}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, int] = {}
@@ -254,6 +407,13 @@ class _Loader(yaml.SafeLoader):
 
     def construct_whole_number(self, node: yaml.ScalarNode) -> int:
         return int(self.construct_scalar(node))
+
+
+def _entries(node: yaml.Node) -> list[yaml.Node]:
+    """What a node holds, one level down; keys and values of a mapping."""
+    if isinstance(node, yaml.MappingNode):
+        return [entry for pair in node.value for entry in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 class _Dumper(yaml.SafeDumper):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from mopd.distill.recipe.base import Count, Name, NonNegative, Positive, Strict, refusal
+from mopd.distill.recipe.base import BESIDE_OTHERS, Bound, Count, Name, Positive, Strict, Within, refusal
 from mopd.distill.recipe.plugins import PLUGIN_PATTERN, is_plugin
 
 TRAPS: dict[str, str] = {
@@ -44,8 +44,8 @@ class JSD(Strict):
     """Generalised Jensen-Shannon divergence over the whole vocabulary; GKD, arXiv 2306.13649, eq 1."""
 
     estimator: Literal["jsd"] = Field(default="jsd", description=WHICH)
-    beta: float = Field(
-        default=0.5, ge=0, le=1, description="teacher's part of the mixture; 0 is the forward KL, 1 the reverse KL"
+    beta: Annotated[float, Within(1e-4, 0.9999, "the gradient vanishes in between", besides=(0, 1))] = Field(
+        default=0.5, description="teacher's part of the mixture; 0 is the forward KL, 1 the reverse KL"
     )
 
 
@@ -66,9 +66,9 @@ class TopKReverseKL(Strict):
 class SampledToken(Strict):
     """What estimators on the sampled token share: bounds of a single token's pull."""
 
-    advantage_clip: Positive = Field(default=5.0, description="nats; bound of the teacher gap, arXiv 2606.30406")
+    advantage_clip: Bound = Field(default=5.0, description="nats; bound of the teacher gap, arXiv 2606.30406")
     gate: tuple[Positive, Positive] = Field(default=(0.2, 5.0), description="kept range of policy/sampler ratio")
-    extrapolation: Positive = Field(
+    extrapolation: Annotated[float, Within(0.01, 10, "less drops the teacher, more leaves it far behind")] = Field(
         default=1.0, description="lambda of ExOPD, arXiv 2602.12125: 1 is the teacher, 1.25 beyond it, 1.5 was unstable"
     )
     reference: str | None = Field(
@@ -80,6 +80,10 @@ class SampledToken(Strict):
     def _ordered(cls, gate: tuple[float, float]) -> tuple[float, float]:
         if not gate[0] < gate[1]:
             raise refusal(f"is inverted: [{gate[0]:g}, {gate[1]:g}]; the lower bound must come first")
+        if not gate[0] <= 1 <= gate[1]:
+            raise refusal(
+                f"is [{gate[0]:g}, {gate[1]:g}], without 1: on-policy every ratio is 1, so nothing would be learnt"
+            )
         return gate
 
 
@@ -87,7 +91,9 @@ class PolicyGradient(SampledToken):
     """Policy gradient on the sampled token; MiMo-V2-Flash report, eqs 5-9."""
 
     estimator: Literal["policy_gradient"] = Field(default="policy_gradient", description=WHICH)
-    reward_weight: NonNegative = Field(default=0.0, description="alpha, weight of the group-normalised reward")
+    reward_weight: Annotated[float, Within(1e-6, 1e6, BESIDE_OTHERS, besides=(0,))] = Field(
+        default=0.0, description="alpha, weight of the group-normalised reward"
+    )
 
 
 class K2(SampledToken):

@@ -80,9 +80,15 @@ def dotted(location: Location) -> str:
     return text
 
 
+def problems_of(error: ValidationError) -> list[tuple[str, str]]:
+    """Each problem of a recipe: the dotted path of what is refused, and one sentence that names it, what it has and
+    what was needed."""
+    return [(dotted(problem["loc"]), _sentence(problem)) for problem in error.errors(include_url=False)]
+
+
 def sentences(error: ValidationError) -> list[str]:
-    """Each problem of a recipe as one sentence that names the key, what it has and what was needed."""
-    return [_sentence(problem) for problem in error.errors(include_url=False)]
+    """The sentences of :func:`problems_of`."""
+    return [sentence for _, sentence in problems_of(error)]
 
 
 def _sentence(problem: Any) -> str:
@@ -107,8 +113,11 @@ def _sentence(problem: Any) -> str:
         return f"`{path}` is not a usable name: letters, digits, - and _, beginning with a letter or digit"
     if kind == "too_short" and not value:
         return f"`{path}` is empty; it needs at least one entry"
+    if kind == "outside":
+        return f"`{path}` must be {problem['msg']}; it is {_shown(value)}"
     if kind in _NEEDED:
-        return f"`{path}` must be {_NEEDED[kind].format(**problem.get('ctx', {}))}; it is {_shown(value)}"
+        bounds = {name: _whole(bound) for name, bound in problem.get("ctx", {}).items()}
+        return f"`{path}` must be {_NEEDED[kind].format(**bounds)}; it is {_shown(value)}"
     return f"`{path}`: {problem['msg']}; it is {_shown(value)}"
 
 
@@ -119,17 +128,25 @@ _NEEDED = {
     "float_type": "a number",
     "bool_type": "true or false",
     "finite_number": "a finite number",
-    "greater_than": "greater than {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "at most {le:g}",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
     "model_type": "a mapping of keys",
     "dict_type": "a mapping of names",
     "tuple_type": "a list",
+    "string_too_long": "at most {max_length} letters long",
     "too_long": "a list of {max_length}",
     "too_short": "a list of {min_length}",
 }
 """What was needed, by pydantic's type of error."""
+
+
+def _whole(bound: Any) -> str:
+    """A bound as people write it: ``1`` for 1.0, and ``1,000,000,000``."""
+    if isinstance(bound, float):
+        return f"{int(bound):,}" if bound.is_integer() else f"{bound:g}"
+    return f"{bound:,}" if isinstance(bound, int) else str(bound)
 
 
 def _unknown_key(location: Location) -> str:
@@ -155,7 +172,7 @@ def _estimator(path: str, value: Any) -> str:
     name = str(value.get("estimator"))
     if name in TRAPS:
         return f"`{path}.estimator` {name!r} is a trap: {TRAPS[name]}; use one of {', '.join(ESTIMATORS)}"
-    return f"`{path}.estimator` {name!r} is unknown; {guess(name, ESTIMATORS)}"
+    return f"`{path}.estimator` {shortened(repr(name))} is unknown; {guess(name, ESTIMATORS)}"
 
 
 def _on_offer(value: str, shipped: Sequence[str]) -> str:
@@ -181,11 +198,15 @@ def _shown(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, str):
-        return f"the text {value!r}"
+        return f"the text {shortened(repr(value))}"
     if isinstance(value, bool):
         return str(value).lower()
-    text = str(value) if isinstance(value, int | float) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(str(value) if isinstance(value, int | float) else repr(value))
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text that is no longer than ``most``; what is left out is told by dots."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _is_mark(item: str | int) -> bool:

@@ -5,20 +5,35 @@ A recipe is frozen once it is resolved. Reading one (YAML, ``extends:``, ``key=v
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
 
 from mopd.distill.recipe.base import (
+    LONGEST_NAME,
+    SMALLEST_PART,
+    BiasRate,
+    Clip,
     Count,
+    CountOrNone,
+    Epsilon,
+    FiniteMapping,
     Fraction,
+    LearningRate,
     Name,
     NonNegative,
+    PartOfGPU,
+    Pause,
     Positive,
+    Pull,
+    Seconds,
     Seed,
     ShippedOrPlugin,
+    Strength,
     Strict,
+    Temperature,
     refusal,
 )
 from mopd.distill.recipe.loss import FullReverseKL, Loss
@@ -45,8 +60,8 @@ class Architecture(Strict):
     """A model made from scratch: a transformers configuration and a tokenizer trained on the stage's own prompts."""
 
     architecture: str = Field(description="transformers model type, for example mimo_v2_flash, qwen3_moe, llama")
-    config: dict[str, Any] = Field(default_factory=dict, description="keys of that model's configuration class")
-    vocabulary: int = Field(default=160, ge=40, description="size of the byte-pair vocabulary, in tokens")
+    config: FiniteMapping = Field(default_factory=dict, description="keys of that model's configuration class")
+    vocabulary: int = Field(default=160, ge=40, le=1_000_000, description="size of the byte-pair vocabulary, in tokens")
 
 
 def _name_or_mapping(value: Any) -> str:
@@ -62,11 +77,11 @@ ModelReference: TypeAlias = Annotated[
 class _Schedule(Strict):
     """What optimizers share: the learning rate over the optimizer steps, and the bound of a gradient."""
 
-    lr: Positive = Field(default=5e-4, description="peak learning rate")
+    lr: LearningRate = Field(default=5e-4, description="peak learning rate")
     schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="decay after the warm-up")
-    warmup_steps: int = Field(default=20, ge=0, description="optimizer steps of linear warm-up")
+    warmup_steps: CountOrNone = Field(default=20, description="optimizer steps of linear warm-up")
     final_lr_fraction: float = Field(default=0.1, ge=0, le=1, description="learning rate at the end, over the peak")
-    clip: NonNegative = Field(default=1.0, description="global gradient norm above which it is scaled down; 0 is off")
+    clip: Clip = Field(default=1.0, description="global gradient norm above which it is scaled down; 0 is off")
 
     @model_validator(mode="after")
     def _an_end_only_where_it_decays(self) -> Self:
@@ -76,6 +91,9 @@ class _Schedule(Strict):
         return self
 
 
+LARGEST_ADAMW_LR = 10
+
+
 class AdamW(_Schedule):
     """torch.optim.AdamW."""
 
@@ -83,8 +101,21 @@ class AdamW(_Schedule):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=(0.9, 0.98), description="AdamW's decay rates"
     )
-    eps: Positive = Field(default=1e-8, description="AdamW's epsilon")
+    eps: Epsilon = Field(default=1e-8, description="AdamW's epsilon")
     weight_decay: NonNegative = Field(default=0.0, description="AdamW's decoupled weight decay")
+
+    @model_validator(mode="after")
+    def _weights_shrink_slowly(self) -> Self:
+        if self.lr > LARGEST_ADAMW_LR:
+            raise refusal(
+                f"has `lr` {self.lr:g}; AdamW moves every weight by about `lr` a step, at most {LARGEST_ADAMW_LR}"
+            )
+        if self.lr * self.weight_decay >= 1:
+            raise refusal(
+                f"has `weight_decay` {self.weight_decay:g} and `lr` {self.lr:g}: a step takes lr x weight_decay of "
+                "every weight away, which must be below 1; lower one of them"
+            )
+        return self
 
 
 class PlainSGD(_Schedule):
@@ -125,7 +156,7 @@ class Engine(Strict):
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage")
     expert_parallel: Count = Field(default=1, description="ranks that share one set of experts (DeepSpeed AutoEP)")
     microbatch_tokens: Count = Field(default=4096, description="padded tokens of one forward and backward on a rank")
-    expert_bias_rate: NonNegative = Field(
+    expert_bias_rate: BiasRate = Field(
         default=1e-4, description="step of the router's correction bias; MiMo-V2-Flash report, section 7 of the notes"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
@@ -161,6 +192,20 @@ class Source(Strict):
     verifier: Literal["exact", "number", "choice", "math", "python_tests"] = Field(
         default="exact", description="how an answer is checked"
     )
+    several_golds: Literal["refuse", "any"] = Field(
+        default="refuse",
+        description="rows with one prompt and different gold answers: refused, or any of them is right",
+    )
+
+    @model_validator(mode="after")
+    def _a_column_each(self) -> Self:
+        columns = {"prompt": self.prompt, "answer": self.answer, "tests": self.tests}
+        for first, second in itertools.combinations([key for key, column in columns.items() if column is not None], 2):
+            if columns[first] == columns[second]:
+                raise refusal(
+                    f"has `{first}` and `{second}` in one column, {columns[first]!r}; name the column of each"
+                )
+        return self
 
 
 TaskSource: TypeAlias = Annotated[
@@ -178,7 +223,7 @@ class DomainRecipe(Strict):
     reward: bool = Field(default=False, description="grade by the task's verifier")
     evaluate_only: bool = Field(default=False, description="measured, not trained on, but by a stage that names it")
     prompts: Count = Field(default=64, description="prompts per step")
-    share: Positive = Field(default=1.0, description="g_d, this domain's share of the loss, relative to the others'")
+    share: Pull = Field(default=1.0, description="g_d, this domain's share of the loss, relative to the others'")
     easy_share: float = Field(default=0.0, ge=0, le=1, description="share of training prompts in the task's easy form")
 
     @model_validator(mode="after")
@@ -229,7 +274,7 @@ class TeacherRecipe(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
     replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where it scores; auto: as the run's")
-    gpus: Annotated[float, Field(gt=0, le=1)] = Field(
+    gpus: PartOfGPU = Field(
         default=1.0, description="part of a GPU that each process takes of its node; 0.25: four share one"
     )
     resources: dict[str, Positive] = Field(
@@ -266,6 +311,8 @@ class TeacherRecipe(Strict):
         for name, amount in value.items():
             if name in OF_RAY:
                 raise refusal(f"names {name}, which Ray counts by itself; take `gpus`, or a name that nodes were given")
+            if not SMALLEST_PART <= amount <= 1e9:
+                raise refusal(f"asks for {amount:g} of {name}; Ray counts from a ten-thousandth to a billion")
             if amount > 1 and amount != int(amount):
                 raise refusal(f"asks for {amount:g} of {name}; above 1 Ray takes whole numbers")
         return value
@@ -278,10 +325,10 @@ class FaultRecipe(Strict):
     steps are saved.
     """
 
-    retries: int = Field(default=3, ge=0, description="times that a lost microbatch is asked again; 0: never")
-    backoff_seconds: NonNegative = Field(default=1.0, description="pause before a restart; doubles with each in a row")
-    microbatch_seconds: Positive = Field(default=600.0, description="a teacher that scores one for longer is hung")
-    start_seconds: Positive = Field(default=1800.0, description="a teacher that loads its weights for longer is hung")
+    retries: int = Field(default=3, ge=0, le=1000, description="times that a lost microbatch is asked again; 0: never")
+    backoff_seconds: Pause = Field(default=1.0, description="pause before a restart; doubles with each in a row")
+    microbatch_seconds: Seconds = Field(default=600.0, description="a teacher that scores one for longer is hung")
+    start_seconds: Seconds = Field(default=1800.0, description="a teacher that loads its weights for longer is hung")
 
 
 class RolloutRecipe(Strict):
@@ -292,10 +339,10 @@ class RolloutRecipe(Strict):
         description="what writes tokens: in_process: transformers, in the student's own ranks or in `workers`; "
         "or ./file.py:NAME, a row of your own",
     )
-    workers: int = Field(default=0, ge=0, description="sampler processes; 0: the student's own ranks, no weight copy")
+    workers: CountOrNone = Field(default=0, description="sampler processes; 0: the student's own ranks, no weight copy")
     samples_per_prompt: Count = Field(default=1, description="rollouts per prompt; reward groups need at least 2")
     max_new_tokens: Count = Field(default=64, description="tokens of a completion at most, EOS included")
-    temperature: Positive = Field(default=1.0, description="of sampler, policy and teachers alike")
+    temperature: Temperature = Field(default=1.0, description="of sampler, policy and teachers alike")
     batch_size: Count = Field(default=256, description="sequences of one generation batch on a rank")
     keep_verified: Count = Field(
         default=1, description="expert_iteration: different right answers to a prompt that are learnt from at most"
@@ -313,17 +360,17 @@ class EvaluateRecipe(Strict):
 
     validation_prompts: Count = Field(default=200, description="per domain, for curves")
     test_prompts: Count = Field(default=1000, description="per domain, for final tables")
-    graded_prompts: int = Field(
+    graded_prompts: CountOrNone = Field(
         default=16,
-        ge=0,
         description="of the validation ones, per taught domain, written as in training and graded by "
         "the teachers: held-out KL, entropy, overlap",
     )
     seed: Seed = Field(default=0, description="of the held-out prompts; the same for every run that is compared")
     select: Literal["worst_recovery", "last"] = Field(
         default="worst_recovery",
-        description="which evaluated step is the result: worst_recovery: the one whose worst domain is best on "
-        "validation (by recovery; by change over the base where no teacher is clearly better than it); last: the last",
+        description="which evaluated step is the result: worst_recovery: the one whose worst domain has the "
+        "highest lower end on validation (of recovery; of change over the base where no teacher is clearly better than "
+        "it); last: the last",
     )
 
 
@@ -373,7 +420,7 @@ class TrackRecipe(Strict):
     sinks: tuple[Annotated[str, ShippedOrPlugin("tensorboard")], ...] = Field(
         default=(), description="who is given every row beside W&B: tensorboard, or ./file.py:NAME of your own"
     )
-    rollouts_per_domain: int = Field(default=3, ge=0, description="rollouts kept at each evaluation")
+    rollouts_per_domain: CountOrNone = Field(default=3, description="rollouts kept at each evaluation")
 
 
 class MergeRecipe(Strict):
@@ -382,7 +429,7 @@ class MergeRecipe(Strict):
     how: Literal["average", "task_arithmetic"] = Field(
         default="average", description="task_arithmetic: their changes over the base, times the best of `strengths`"
     )
-    strengths: tuple[Positive, ...] = Field(
+    strengths: tuple[Strength, ...] = Field(
         default=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
         min_length=1,
         description="what is tried on validation prompts; arXiv 2212.04089",
@@ -415,9 +462,13 @@ class StageRecipe(Strict):
 class Recipe(Strict):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run's folder and W&B group")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=LONGEST_NAME,
+        description="names the run's folder and W&B group",
+    )
     description: str = Field(default="", description="one line for people")
-    trials: int = Field(default=0, ge=0, description="settings tried before these were chosen; 0: not told")
+    trials: CountOrNone = Field(default=0, description="settings tried before these were chosen; 0: not told")
     seed: Seed = Field(default=0, description="of prompts, sampling noise and initialisation")
     method: MethodName = Field(
         default="mopd",

@@ -21,8 +21,9 @@ from mopd.distill.recipe.files import (
     parse_overrides,
     read_tree,
     validate,
+    with_origins,
 )
-from mopd.distill.recipe.messages import guess, sentences
+from mopd.distill.recipe.messages import guess, problems_of
 from mopd.distill.recipe.schema import Recipe
 
 NOT_A_METHODS = {
@@ -103,7 +104,12 @@ def load(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), 
             whole = merge(around, changes)
             whole = merge(whole, parse_overrides(shared, whole))
             whole = merge(whole, parse_overrides(of_method.get(method, ()), whole))
-            recipes[method] = validate(_named(whole, method, settings.seeds[0]), origin)
+            recipes[method] = validate(
+                _named(whole, method, settings.seeds[0]),
+                origin,
+                before=_named(merge(around, changes), method, settings.seeds[0]),
+                overrides=[*shared, *of_method.get(method, ())],
+            )
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(method)
@@ -139,14 +145,23 @@ def _keys(override: str) -> list[str]:
 
 
 def _settings(tree: Tree, own: Sequence[str], origin: str) -> StudySettings:
-    settings = {key: tree[key] for key in STUDY_KEYS if key in tree}
-    settings = merge(settings, parse_overrides(own, settings))
+    written = {key: tree[key] for key in STUDY_KEYS if key in tree}
+    settings, problems = _validated(merge(written, parse_overrides(own, written)))
+    if settings is None:
+        raise UserError(*with_origins(problems, origin, written=_validated(written)[1] if own else [], overrides=own))
+    return settings
+
+
+def _validated(settings: Tree) -> tuple[StudySettings | None, list[tuple[str, str]]]:
     if isinstance(methods := settings.get("methods"), Mapping):  # `mopd:` alone is the recipe around it, unchanged
-        settings["methods"] = {name: {} if changes is None else changes for name, changes in methods.items()}
+        settings = {
+            **settings,
+            "methods": {name: {} if changes is None else changes for name, changes in methods.items()},
+        }
     try:
-        return StudySettings.model_validate_json(json.dumps(settings, default=str), strict=True)
+        return StudySettings.model_validate_json(json.dumps(settings, default=str), strict=True), []
     except ValidationError as error:
-        raise UserError(*(f"{origin}: {sentence}" for sentence in sentences(error))) from error
+        return None, problems_of(error)
 
 
 def _refuse_keys(method: str, changes: Tree, origin: str) -> None:

@@ -9,7 +9,8 @@ from mopd.distill.errors import UserError
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Does one domain pay for another?": (
-        "eval/worst_recovery",
+        "eval/worst_recovery_estimate",
+        "eval/worst_recovery/low",
         "eval/mean_recovery",
         "eval/recovery/D",
         "eval/score/D",

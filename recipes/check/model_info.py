@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Hashable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from mopd.distill.models.flops import ModelCost
 from mopd.distill.recipe import Architecture
 from mopd.distill.recipe.messages import guess, nearest
 from mopd.distill.recipe.model_names import is_path
+from mopd.distill.recipe.plugins import own_code
 from mopd.distill.student.moe import router_biases
 from mopd.distill.types import UserError
 from mopd.recipes.check.offline import shipped_config
@@ -30,30 +32,54 @@ from mopd.rollouts.tokenizer import build_tokenizer
 LARGEST = 50_000_000
 """Parameters of a model that is made and run here within a second; a larger one is not tried."""
 TOKENS = 8
+PROBE_SECONDS = 60.0
+SMALLEST_GRADIENT = 1e-9
+"""Norm of a model's gradient as it is initialised, which is about 1."""
 
 
 def probe(config: Any, parameters: int) -> None:
-    """One forward of a batch of one sequence on the CPU; the caller's random state is left as it was.
+    """A training step's forward and backward of two sequences, on the CPU; the caller's random state is left as it was.
 
     Args:
         config: the transformers configuration of a model made from scratch.
         parameters: how many the model has.
 
     Raises:
-        UserError: the forward fails, with what it said.
+        UserError: it fails, with what it said; or what comes out is not finite, or has no gradient.
     """
+    if everything := dropped(config):
+        raise UserError(f"`config.{everything}` is 1 or more, which drops everything in training; take less than 1")
     if parameters >= LARGEST:
         return
-    ids_BT = torch.arange(TOKENS).remainder(config.get_text_config().vocab_size)[None]
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-            model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT))
-    except Exception as error:  # whatever a model's code raises on a configuration that does not hold together
-        raise UserError(
-            f"a {config.model_type} of this `config` can be made, and fails on its first forward of {TOKENS} tokens: "
-            f"{type(error).__name__}: {error!s:.300}; fix the `config`"
-        ) from error
+    size = config.get_text_config().vocab_size
+    ids_BT = torch.arange(2 * TOKENS).remainder(size).view(2, TOKENS)
+    what = (
+        f"a {config.model_type} of this `config` can be made, and fails on its first training step of {TOKENS} tokens"
+    )
+    with own_code(what, seconds=PROBE_SECONDS, remedy="fix the `config`"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+        logits_BTV = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits
+        # Any loss does; one that tells tokens apart, as all do.
+        loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT.flip(1).flatten())
+        loss.backward()
+        norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+        norm = float(torch.stack(norms).norm()) if norms else 0.0
+    initial = f"a {config.model_type} of this `config`, as it is initialised, gives"
+    if not logits_BTV.isfinite().all():
+        raise UserError(f"{initial} logits that are NaN or infinite; look at its scales (initializer_range, eps)")
+    if not math.isfinite(norm):
+        raise UserError(f"{initial} a gradient that is NaN or infinite; look at its scales (initializer_range, eps)")
+    if norm < SMALLEST_GRADIENT:
+        raise UserError(f"{initial} a gradient of {norm:.0e}: it would learn nothing; look at its scales and dropouts")
+
+
+def dropped(config: Any) -> str | None:
+    """The key of a dropout that leaves nothing, if there is one."""
+    for key, value in config.get_text_config().to_dict().items():
+        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, int | float) and value >= 1:
+            return key
+    return None
 
 
 FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")

@@ -31,6 +31,8 @@ from mopd.recipes.resolve.teachers import ResolvedTeacher, describe
 from mopd.rollouts.tokenizer import control_ids
 
 GIB = 2.0**30
+ROLLOUT_BYTES = 16
+"""A token of a rollout in the process that holds it: its id, its mask, its log-probability, and what graded it."""
 PROCESS_BYTES = 0.35 * GIB
 """A process that has imported torch and transformers (measured: 325 MB after the imports)."""
 RANK_BYTES = 0.5 * GIB
@@ -63,19 +65,17 @@ def processes(
     """
     recipe, device = resolved.recipe, resolved.device
     width = max((length.mean_prompt + length.mean_answer for length in lengths.values()), default=0.0)
-    stages = [
-        ProcessPlan(
-            "stages",
-            f"rank of stage:{name}",
-            stage.engine.ranks,
-            _rank_bytes(model_infos[f"stages.{name}.from"], stage.engine, stage.optimizer, width, device)
-            + logits_bytes(model_infos[f"stages.{name}.from"], stage.engine, device=device),
-        )
-        for name, stage in recipe.stages.items()
-    ]
+    stages = []
+    for name, stage in recipe.stages.items():
+        trained = [lengths[domain] for domain in stage_domains(stage, recipe.trained_domains)]
+        info, most = model_infos[f"stages.{name}.from"], _most_tokens_of(stage, trained, recipe.rollout.max_new_tokens)
+        engine = _at_once(stage.engine, most)
+        each = _rank_bytes(info, engine, stage.optimizer, width, device) + logits_bytes(info, engine, device=device)
+        stages.append(ProcessPlan("stages", f"rank of stage:{name}", engine.ranks, each + most * ROLLOUT_BYTES))
     # Which stages meet depends on how long they take; the largest ones are the most that can.
     yield from sorted(stages, key=_minus_bytes)[: recipe.run.parallel_stages]
-    engine = recipe.student.engine
+    steps = _steps(recipe.trained_domains, recipe.rollout, lengths, dict.fromkeys(resolved.teachers, 0))
+    engine = _at_once(recipe.student.engine, sum(step.most_tokens for step in steps))
     student = model_infos["student.model"]
     yield ProcessPlan(
         "run",
@@ -96,6 +96,18 @@ def processes(
         yield replace(process, name=f"{process.name}, or another in its place")
     if recipe.rollout.workers:
         yield ProcessPlan("run", "sampler", recipe.rollout.workers, _frozen_bytes(student, engine, device))
+
+
+def _at_once(engine: Engine, most_tokens: int) -> Engine:
+    """An engine whose microbatches are no larger than all that there is in a step."""
+    return engine.model_copy(update={"microbatch_tokens": min(engine.microbatch_tokens, max(1, most_tokens))})
+
+
+def _most_tokens_of(stage: StageRecipe, lengths: Iterable[Lengths], max_new_tokens: int) -> int:
+    """Tokens of a stage's step at most; ``lengths`` of its domains."""
+    written = max_new_tokens if METHODS[stage.method].samples else 0
+    rollouts = stage.prompts * (stage.samples_per_prompt if METHODS[stage.method].samples else 1)
+    return rollouts * sum(max(length.longest_pair, length.longest_prompt + written) for length in lengths)
 
 
 def _teacher_process(
@@ -125,7 +137,7 @@ def _rank_bytes(model_infos: ModelInfo, engine: Engine, optimizer: Optimizer, wi
     # Experts are spread over the expert-parallel group, and ZeRO shards them over what is left of the ranks.
     spread = engine.expert_parallel
     dense = model_infos.cost.total_parameters - model_infos.routed_parameters
-    parts = (dense, engine.ranks), (model_infos.routed_parameters / spread, engine.ranks // spread)
+    parts = (dense, engine.ranks), (model_infos.routed_parameters / spread, max(1, engine.ranks // spread))
     model = 0.0
     for held, group in parts:
         shard = group if engine.zero_stage >= 1 else 1
@@ -213,9 +225,10 @@ STEP_BYTES = 2_000
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """A model of the recipe: its name, what makes it, and how many parameters it has."""
+    """A model of the recipe: its name, the leaf that its architecture comes from, what makes it, its parameters."""
 
     name: str
+    leaf: str
     made: str
     parameters: int
     active_parameters: int
@@ -246,10 +259,11 @@ class Plan:
 
     @property
     def memory_bytes(self) -> float:
-        """The larger phase's processes together, with the driver and Ray's own."""
+        """The larger phase's processes together, with the driver, which holds a step's rollouts, and Ray's own."""
         phases = {process.phase for process in self.processes}
         own = (sum(p.count * p.bytes_each for p in self.processes if p.phase == phase) for phase in phases)
-        return max(own, default=0.0) + 3 * PROCESS_BYTES
+        batch = sum(step.payload_bytes + step.tokens * ROLLOUT_BYTES for step in self.steps)
+        return max(own, default=0.0) + batch + 3 * PROCESS_BYTES
 
 
 def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]) -> Plan:
@@ -281,14 +295,15 @@ def _models(
     model_infos: Mapping[str, ModelInfo],
 ) -> Iterator[ModelPlan]:
     for name, stage in stages.items():
-        cost = model_infos[f"stages.{name}.from"].cost
         made = f"{stage.method}, {stage.steps} steps from {_source(stage.from_)}"
-        yield ModelPlan(f"stage:{name}", made, cost.total_parameters, cost.active_parameters)
+        yield _model(f"stage:{name}", model_infos[f"stages.{name}.from"], made)
     for name, teacher in teachers.items():
-        cost = model_infos[f"teachers.{name}.model"].cost
-        yield ModelPlan(f"teacher {name}", describe(teacher), cost.total_parameters, cost.active_parameters)
-    cost = model_infos["student.model"].cost
-    yield ModelPlan("student", student_made, cost.total_parameters, cost.active_parameters)
+        yield _model(f"teacher {name}", model_infos[f"teachers.{name}.model"], describe(teacher))
+    yield _model("student", model_infos["student.model"], student_made)
+
+
+def _model(name: str, info: ModelInfo, made: str) -> ModelPlan:
+    return ModelPlan(name, info.origin.where, made, info.cost.total_parameters, info.cost.active_parameters)
 
 
 def _source(model: ModelReference) -> str:
@@ -316,22 +331,19 @@ def _flops(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Ma
     recipe, student = resolved.recipe, model_infos["student.model"].cost
     total = 0.0
     for name, domain in recipe.trained_domains.items():
-        sequences = [round(lengths[name].mean_prompt + lengths[name].mean_answer)] * (
-            domain.prompts * recipe.rollout.samples_per_prompt
-        )
-        total += student.train(sequences) if resolved.method.trains else 0
-        total += student.generate(sequences) if resolved.method.samples else 0
-        total += sum(
-            model_infos[f"teachers.{teacher}.model"].cost.forward(sequences) for teacher in resolved.routes[name]
-        )
+        length = [round(lengths[name].mean_prompt + lengths[name].mean_answer)]
+        each = student.train(length) if resolved.method.trains else 0
+        each += student.generate(length) if resolved.method.samples else 0
+        each += sum(model_infos[f"teachers.{teacher}.model"].cost.forward(length) for teacher in resolved.routes[name])
+        total += each * domain.prompts * recipe.rollout.samples_per_prompt
     total *= recipe.run.steps
     for name, stage in recipe.stages.items():
         for domain in stage_domains(stage, recipe.trained_domains):
             samples = METHODS[stage.method].samples
             rollouts = stage.prompts * (stage.samples_per_prompt if samples else 1)
-            sequences = [round(lengths[domain].mean_prompt + lengths[domain].mean_answer)] * rollouts
+            length = [round(lengths[domain].mean_prompt + lengths[domain].mean_answer)]
             cost = model_infos[f"stages.{name}.from"].cost
-            total += stage.steps * (cost.train(sequences) + (cost.generate(sequences) if samples else 0))
+            total += stage.steps * rollouts * (cost.train(length) + (cost.generate(length) if samples else 0))
     return total
 
 

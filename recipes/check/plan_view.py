@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mopd.recipes.check.plan import GIB, Plan
-from mopd.recipes.resolve.run_folder import existing_parent
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What there is: bytes free on the disk of a run's folder, and of this machine's memory; None: elsewhere."""
-
-    disk_bytes: float | None
-    memory_bytes: float | None
-
-
-def room(out: Path, *, elsewhere: bool = False) -> Room:
-    """What there is for a run in the folder ``out``; ``elsewhere``: the plan is for another machine."""
-    return (
-        Room(None, None)
-        if elsewhere
-        else Room(shutil.disk_usage(existing_parent(out)).free, psutil.virtual_memory().total)
-    )
+from mopd.recipes.check.plan import Plan
+from mopd.recipes.check.room import Room, size
 
 
 def print_plan(plan: Plan, console: Console, there: Room) -> None:
@@ -98,13 +77,6 @@ def _table(title: str, *columns: str) -> Table:
 def out_of(there: float | None, where: str) -> str:
     """``, of 8.0 GiB here``; nothing where that is not known."""
     return "" if there is None else f", of {size(there)} {where}"
-
-
-def size(amount: float) -> str:
-    """Bytes for people: ``1.2 GiB``."""
-    if amount >= GIB:
-        return f"{amount / GIB:.1f} GiB"
-    return f"{amount / 2**20:.0f} MiB" if amount >= 2**20 else f"{amount / 2**10:.0f} KiB"
 
 
 def _count(number: float) -> str:

@@ -14,7 +14,7 @@ from mopd.distill.loss.microbatch import Microbatch, collate
 from mopd.distill.loss.registry import BoundLoss, bind
 from mopd.distill.payload_rows import AskedSupport, payload_spec
 from mopd.distill.recipe import Loss, RolloutRecipe
-from mopd.distill.recipe.plugins import is_plugin
+from mopd.distill.recipe.plugins import is_plugin, own_code
 from mopd.distill.types import PayloadName, Prompt, Rollout, ScoredRollout, TeacherScore, UserError
 from mopd.rollouts.engines import engine_of
 from mopd.rollouts.tasks import Example, Task, TaskSplit
@@ -39,6 +39,8 @@ def check_own_task(task: Task, *, seed: int) -> Iterator[str]:
                 shown = ", ".join(f"{key}={value!r}" for key, value in asked.items())
                 try:
                     example, again = task.example(**asked), task.example(**asked)
+                except UserError:
+                    raise
                 except Exception as error:
                     yield f"example({shown}) raises {type(error).__name__}: {error}"
                     return
@@ -78,6 +80,8 @@ def _verifier(task: Task, example: Example) -> Iterator[str]:
     for text in (*HOSTILE, example.answer):
         try:
             score, many = task.verify(prompt, text), task.verify_many([prompt, prompt], [text, text])
+        except UserError:
+            raise
         except Exception as error:
             yield f"the verifier raises {type(error).__name__}: {error} on the answer {text[:20]!r}; it may never raise"
             return
@@ -89,6 +93,8 @@ def _verifier(task: Task, example: Example) -> Iterator[str]:
             return
     try:
         wrong = task.wrong_answer(example)
+    except UserError:
+        raise
     except Exception as error:
         yield f"wrong_answer raises {type(error).__name__}: {error}"
         return
@@ -99,6 +105,8 @@ def _verifier(task: Task, example: Example) -> Iterator[str]:
 # ---- a loss
 
 VOCABULARY = 7
+CALL_SECONDS = 60.0
+"""That a user's own loss may take for twelve tokens."""
 
 
 class _Watched(Mapping[str, float]):
@@ -134,17 +142,19 @@ def check_own_loss(loss: Loss) -> Iterator[str]:
         return
     settings = _Watched(bound.arguments)
     try:
-        microbatch = _probe(bound.payload, needs_each_teacher=bound.spec.needs_each_teacher)
-    except Exception as error:
-        yield f"{where} has a payload that cannot be made: {type(error).__name__}: {error}"
+        with own_code(f"{where} has a payload that cannot be made", seconds=CALL_SECONDS):
+            microbatch = _probe(bound.payload, needs_each_teacher=bound.spec.needs_each_teacher)
+    except UserError as error:
+        yield from error.problems
         return
     mask_BT = microbatch.mask_BT
     logits_BTV = torch.randn(*mask_BT.shape, VOCABULARY, generator=torch.Generator().manual_seed(0))
     logits_BTV = logits_BTV.masked_fill(~mask_BT.unsqueeze(-1), float("nan")).requires_grad_()
     try:
-        token_loss = replace(bound, arguments=settings).token_loss(logits_BTV, microbatch)
-    except Exception as error:
-        yield f"{where} raises {type(error).__name__}: {error}"
+        with own_code(f"{where}, asked for the loss of a few tokens", seconds=CALL_SECONDS):
+            token_loss = replace(bound, arguments=settings).token_loss(logits_BTV, microbatch)
+    except UserError as error:
+        yield from error.problems
         return
     if not isinstance(token_loss, TokenLoss):
         yield f"{where} gives {type(token_loss).__name__}, and must give a mopd.distill.loss.base.TokenLoss"

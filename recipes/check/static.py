@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-from mopd.distill.recipe import StageRecipe
+from mopd.distill.recipe import Recipe, StageRecipe
 from mopd.distill.tracking.sinks import sink_problems
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo, read_model_infos
@@ -15,12 +15,13 @@ from mopd.recipes.check.models import check_lengths, check_models
 from mopd.recipes.check.offline import assumed_lengths, on_hub
 from mopd.recipes.check.plan import Plan, make_plan
 from mopd.recipes.check.plugins import check_engine, check_own_loss, engine_warnings
+from mopd.recipes.check.room import Asker, find_asker, lacks_disk, lacks_memory, memory_here
 from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.settings import idle_leaves
 from mopd.recipes.check.tasks import Lengths, check_gold_answers, check_tasks, make_tasks
 from mopd.recipes.check.teachers import reach_teachers
 from mopd.recipes.resolve.placement import check_device
-from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import check_folder
 from mopd.recipes.resolve.stages import stage_domains
 from mopd.rollouts.tasks import TASKS
@@ -35,13 +36,21 @@ class SharedChecks:
     tasks: dict[Hashable, tuple[Lengths | None, list[str]]] = field(default_factory=dict)
 
 
-def check(resolved: Resolved, out: Path, *, offline: bool = False, shared: SharedChecks | None = None) -> Plan:
+def check(
+    resolved: Resolved,
+    out: Path,
+    *,
+    offline: bool = False,
+    plan_only: bool = False,
+    shared: SharedChecks | None = None,
+) -> Plan:
     """Check a recipe statically: routes, stages, models, tokenizers, verifiers, lengths, the run's folder.
 
     No weight is loaded and no process is started, but for the sandbox's, in which gold answers are executed.
 
     Args:
         shared: of recipes that were checked before this one.
+        plan_only: whether this machine has the memory and the disk does not matter.
         offline: ask nothing of the Hub; see :func:`recipes.check.offline.unchecked` for what that leaves open.
 
     Returns:
@@ -66,14 +75,9 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False, shared: Share
         tasks, unusable = make_tasks(recipe.domains, tokenizer, seed=recipe.seed, without=far)
     cap = recipe.rollout.max_new_tokens
     lengths, unsound = check_tasks(
-        recipe.domains,
-        tasks,
-        tokenizer,
-        seed=recipe.seed,
-        evaluate=recipe.evaluate,
-        max_new_tokens=cap,
+        recipe.domains, tasks, tokenizer, seed=recipe.seed, evaluate=recipe.evaluate, max_new_tokens=cap,
         shared=shared.tasks,
-    )
+    )  # fmt: skip
     lengths = assumed_lengths(recipe.domains, cap, lengths) if offline else lengths
     trained = _supervised(recipe.method, tuple(recipe.trained_domains), recipe.stages)
     unsound += check_gold_answers(recipe.domains, trained)
@@ -89,12 +93,30 @@ def check(resolved: Resolved, out: Path, *, offline: bool = False, shared: Share
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
     warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout))
     plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings)
-    if offline:
-        return plan
-    there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if os.path.isdir(out) else 0
-    if problems := check_folder(out, needed_bytes=max(0, plan.disk_bytes - there)):  # a resumed run has some already
+    if not (offline or plan_only) and (problems := _lacks_room(resolved, plan, out, model_infos, lengths)):
         raise UserError(*problems)
     return plan
+
+
+def _lacks_room(
+    resolved: Resolved,
+    plan: Plan,
+    out: Path,
+    model_infos: Mapping[str, ModelInfo],
+    lengths: Mapping[str, Lengths],
+) -> list[str]:
+    """Whether this machine lacks the memory or the disk that a plan needs, with the leaf that asks for the most."""
+
+    def asker(what: Literal["memory_bytes", "disk_bytes"]) -> Asker | None:
+        def measure(recipe: Recipe) -> float:
+            return getattr(make_plan(resolve(recipe), model_infos, lengths), what)
+
+        return find_asker(resolved.recipe, measure)
+
+    return [
+        *lacks_memory(plan, lambda: asker("memory_bytes"), memory_here()),
+        *lacks_disk(plan, lambda: asker("disk_bytes"), out),
+    ]
 
 
 def _supervised(method: str, trained: tuple[str, ...], stages: Mapping[str, StageRecipe]) -> dict[str, tuple[str, ...]]:

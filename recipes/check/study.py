@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from rich.text import Text
 from mopd.distill.recipe.study import Study
 from mopd.distill.types import UserError
 from mopd.recipes.check.plan import Plan
-from mopd.recipes.check.plan_view import Room, out_of, print_warnings, size
+from mopd.recipes.check.plan_view import out_of, print_warnings
+from mopd.recipes.check.room import FAR, Room, bytes_in, memory_here, size
 from mopd.recipes.check.static import SharedChecks, check
 from mopd.recipes.resolve.run_folder import check_folder, refuse_changed_recipe
 from mopd.recipes.resolve.study import StudyRun
@@ -46,7 +48,9 @@ class StudyPlan:
         return sum(self.of_method[run.method].disk_bytes for run in self.runs)
 
 
-def check_study(study: Study, runs: Sequence[StudyRun], out: Path, *, offline: bool = False) -> StudyPlan:
+def check_study(
+    study: Study, runs: Sequence[StudyRun], out: Path, *, offline: bool = False, plan_only: bool = False
+) -> StudyPlan:
     """Check the recipe of every method, on the first seed: on others it differs in nothing that is checked.
 
     Args:
@@ -63,7 +67,7 @@ def check_study(study: Study, runs: Sequence[StudyRun], out: Path, *, offline: b
     problems: dict[str, list[str]] = {}
     for method, run in first.items():
         try:
-            plans[method] = check(run.resolved, out / run.name, offline=offline, shared=shared)
+            plans[method] = check(run.resolved, out / run.name, offline=offline, plan_only=plan_only, shared=shared)
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(method)
@@ -76,8 +80,15 @@ def check_study(study: Study, runs: Sequence[StudyRun], out: Path, *, offline: b
         raise UserError(*sentences)
     stages = {fingerprint for run in runs for fingerprint in run.fingerprints.values()}
     plan = StudyPlan(study.name, study.parallel, runs, plans, len(stages))
-    there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.is_dir() else 0
-    if lacking := check_folder(out, needed_bytes=max(0, plan.disk_bytes - there)):
+    if offline or plan_only:
+        return plan
+    lacking = check_folder(out, needed_bytes=max(0, plan.disk_bytes - bytes_in(out)))
+    if plan.memory_bytes > FAR * (there := memory_here()) and not os.environ.get("RAY_ADDRESS"):
+        lacking.append(
+            f"about {size(plan.memory_bytes)} of memory are needed by {plan.parallel} runs at a time, and this machine "
+            f"has {size(there)}; lower `parallel`, or see the plan alone with `mopd check --plan-only`"
+        )
+    if lacking:
         raise UserError(*lacking)
     return plan
 

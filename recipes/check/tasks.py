@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import cast
@@ -10,7 +12,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, Source
-from mopd.distill.recipe.plugins import is_plugin
+from mopd.distill.recipe.plugins import is_plugin, own_code
 from mopd.distill.types import Prompt, UserError
 from mopd.recipes.check.plugins import check_own_task
 from mopd.rollouts.tasks import Example, Task, make_task
@@ -18,6 +20,8 @@ from mopd.rollouts.tasks.dataset import DatasetTask
 
 SAMPLED_PROMPTS = 32
 """Prompts of each domain that are drawn for the checks."""
+CALLS_SECONDS = 300.0
+"""That all calls of a task of a user's own may take in a check, which are about 7,000."""
 BATCH = 1000
 """Rows of a dataset that are tokenised at a time."""
 
@@ -39,6 +43,47 @@ class Lengths:
     mean_answer: float
 
 
+class WatchedTask:
+    """A task of a user's own, of which every call ends; all calls of a check have :data:`CALLS_SECONDS` together.
+
+    Raises:
+        UserError: by every method: it raises, ends the process, or takes too long.
+    """
+
+    def __init__(self, task: Task, where: str) -> None:
+        self._task, self._where, self._left = task, where, CALLS_SECONDS
+
+    def example(self, *, seed: int, split: str, index: int, easy: bool = False) -> Example:
+        """See :class:`rollouts.tasks.base.Task`."""
+        with self._watched(f"example(seed={seed}, split={split!r}, index={index}, easy={easy})"):
+            return self._task.example(seed=seed, split=split, index=index, easy=easy)
+
+    def verify(self, prompt: Prompt, text: str) -> float:
+        """See :class:`rollouts.tasks.base.Task`."""
+        with self._watched(f"the verifier, which may never raise, on the answer {text[:20]!r}"):
+            return self._task.verify(prompt, text)
+
+    def verify_many(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """See :class:`rollouts.tasks.base.Task`."""
+        with self._watched(f"the verifier, which may never raise, on {len(texts)} answers"):
+            return self._task.verify_many(prompts, texts)
+
+    def wrong_answer(self, example: Example) -> str:
+        """See :class:`rollouts.tasks.base.Task`."""
+        with self._watched("wrong_answer"):
+            return self._task.wrong_answer(example)
+
+    @contextmanager
+    def _watched(self, call: str) -> Iterator[None]:
+        begun = time.monotonic()
+        remedy = f"all of a check's calls have {CALLS_SECONDS:g} seconds together"
+        try:
+            with own_code(f"{self._where}: {call}", seconds=max(0.01, self._left), remedy=remedy):
+                yield
+        finally:
+            self._left -= time.monotonic() - begun
+
+
 def make_tasks(
     domains: Mapping[str, DomainRecipe],
     tokenizer: PreTrainedTokenizerBase | None,
@@ -58,17 +103,18 @@ def make_tasks(
         own = isinstance(domain.task, str) and is_plugin(domain.task)
         try:
             task = make_task(domain.task, domain=name, tokenizer=tokenizer)
+            if own:
+                task = WatchedTask(task, f"`domains.{name}.task`: {domain.task}")
+                broken = [f"`domains.{name}.task`: {problem}" for problem in check_own_task(task, seed=seed)]
+                if broken:
+                    raise UserError(*broken)
         except UserError as error:
             if own:
                 problems += error.problems
             elif not isinstance(domain.task, str):
                 problems += [f"`domains.{name}.task`: {problem}" for problem in error.problems]
             continue
-        broken = [f"`domains.{name}.task`: {problem}" for problem in check_own_task(task, seed=seed)] if own else []
-        if broken:
-            problems += broken
-        else:
-            tasks[name] = task
+        tasks[name] = task
     return tasks, problems
 
 

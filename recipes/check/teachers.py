@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.loss.registry import LOSSES
 from mopd.distill.payload_rows import PAYLOADS
 from mopd.distill.recipe.model_names import SELF, stage_name
+from mopd.distill.recipe.plugins import own_code
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
@@ -18,6 +19,8 @@ from mopd.teachers.kinds import TeacherKind, TeacherReach, TeacherUse
 WHAT_SCORES = ("adapter", "scorer", "endpoint", "served_model")
 """Keys of a stanza that say what scores. A kind that does not read one would have something else score, so it is
 refused; other keys that a kind does not read are warnings."""
+CALL_SECONDS, REACH_SECONDS = 60.0, 600.0
+"""That a kind of a user's own may take to look at a stanza, and any kind to reach a teacher elsewhere."""
 PROBES = 8
 """Prompts of each domain that a server's tokenizer is tried on."""
 
@@ -37,7 +40,8 @@ def check_teachers(resolved: Resolved) -> Iterator[str]:
             support=None if loss.support is None else loss.support.whose,
             temperature=recipe.rollout.temperature,
         )
-        unread = kind.unread_keys(stanza)
+        with own_code(f"`teachers.{name}`: its kind {stanza.kind_name} fails", seconds=CALL_SECONDS):
+            unread, wrong = kind.unread_keys(stanza), list(kind.check(use))
         for key in WHAT_SCORES:
             if key in unread and getattr(stanza, key) is not None:
                 yield (
@@ -54,7 +58,7 @@ def check_teachers(resolved: Resolved) -> Iterator[str]:
         asked = use.payload if use.payload is None or use.payload in PAYLOADS else "full"
         if use.grades and asked is not None and asked not in kind.payloads:
             yield _other_payload(use, kind)
-        yield from kind.check(use)
+        yield from wrong
 
 
 def _other_payload(use: TeacherUse, kind: TeacherKind) -> str:
@@ -81,14 +85,14 @@ def reach_teachers(
     tried = [task.example(seed=recipe.seed, split="train", index=i) for task in tasks.values() for i in range(PROBES)]
     for name, teacher in resolved.teachers.items():
         if (reach := teacher.kind.reach) is not None:
-            yield from reach(
-                TeacherReach(
-                    name,
-                    teacher.settings,
-                    texts=[example.text for example in tried],
-                    tokenizer=tokenizer,
-                    support=None if tokenizer is None else support_of(resolved.loss, tokenizer),
-                    longest_prompt=max((length.longest_prompt for length in lengths.values()), default=0),
-                    max_new_tokens=recipe.rollout.max_new_tokens,
-                )
+            asked = TeacherReach(
+                name,
+                teacher.settings,
+                texts=[example.text for example in tried],
+                tokenizer=tokenizer,
+                support=None if tokenizer is None else support_of(resolved.loss, tokenizer),
+                longest_prompt=max((length.longest_prompt for length in lengths.values()), default=0),
+                max_new_tokens=recipe.rollout.max_new_tokens,
             )
+            with own_code(f"`teachers.{name}` cannot be asked", seconds=REACH_SECONDS):
+                yield from list(reach(asked))

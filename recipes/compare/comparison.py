@@ -1,23 +1,28 @@
 """Several runs side by side: what comparison.json holds, whose keys are stable, from the folders of the runs.
 
 ``compare`` returns the content of comparison.json. Scores and recoveries are fractions (1.0 is 100%), intervals 95%,
-undefined is null. Of a row with several seeds every number is the mean over them. Keys are added, never renamed:
+undefined is null. Of a row with several seeds every number is the mean over them, but for ``..._estimate``, which are
+of the domains' means; docs/statistics.md has the definitions. Keys are added, never renamed:
 
     format, split, domains    1; ``test``, or ``validation`` while a run is under way or where asked; names
+    statistics                2: how intervals are made, distill/metrics/results.py
     tasks                     domain -> fingerprint (null for a dataset's run under way), questions
     rows                      one a recipe: name, method, runs, seeds, n, finished, step, steps, taught_by; trials, the
                               settings tried before these were chosen, 0 if that is not told;
                               ``metrics`` and ``metrics_ci`` as in seesaw.json, and ``scores``; ``seesaws``, how many of
                               its runs are one; ``cost``: training, teachers, with_teachers, base, evaluation, each
                               flops and seconds, or null; ``curve``: [{step, flops, scores: {domain: [mean, lowest,
-                              highest of the seeds]}}]; ``behind``: metric -> [difference to the leader, low, high];
+                              highest of the seeds]}}]; ``behind``: metric, or points by domain -> [difference to the
+                              leader, low, high]; ``at_least``: the lower end of the worst recovery, corrected for the
+                              number of rows; ``verdict``: seesaw, gone, remains or unknown, against ``bar``, from how
+                              many questions, and how many are needed to tell ten points;
                               ``parity``: worst_score and mean_score -> flops to reach the level below, null: never in
                               its whole run, which took ``spent``; reached, the part of resamples that do; ratio to what
                               the reference needs, null as flops, or where that needs none; ratio_ci, whose null ends
                               are never; tried, the ratio of its whole run; with_teachers, the last three with the
                               making of both rows' teachers, null where that is unknown
-    leader                    the row with the highest worst recovery, of those that saw no gold answers if there are
-                              any; null if there is none
+    leader                    the row with the highest worst recovery (on validation: with its highest lower end), of
+                              those that saw no gold answers if there are any; null if there is none
     parity                    reference, the row whose last validation scores are to be reached; levels, these less the
                               tolerance: distill/metrics/compute_to_parity.py
     runs                      one a folder: name, folder, row, seed, commit, finished, step, steps; selected, the step
@@ -32,15 +37,19 @@ undefined is null. Of a row with several seeds every number is the mean over the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from mopd.distill.metrics.bootstrap import Measured, ends, measured, over_seeds, plain
+from mopd.distill.metrics.against_teachers import Measured, Table, measure, plain, recoveries
+from mopd.distill.metrics.differences import differences
 from mopd.distill.metrics.evaluate import Interval, Split
-from mopd.distill.metrics.results import OverTime, over_time, scored_models
+from mopd.distill.metrics.extremes import Extreme, least
+from mopd.distill.metrics.power import Verdict, verdict
+from mopd.distill.metrics.quotients import TAIL, Ends, Quotients
+from mopd.distill.metrics.results import STATISTICS, OverTime, forgotten, over_time, scored_models
 from mopd.recipes.compare.cost import ComputePoint, RunCost, compute_curve, mean_cost, run_cost
 from mopd.recipes.compare.groups import Group, differing_leaves, group_seeds
 from mopd.recipes.compare.parity import ParityTarget, RowParity, compute_parity
@@ -52,10 +61,8 @@ from mopd.recipes.compare.reference import (
     teachers_on_every_domain,
 )
 from mopd.recipes.compare.runs import Run, common_split, expand_studies, read_runs, reading, refuse_unlike
-from mopd.recipes.report.records import Ends, PerDomain, as_ends
+from mopd.recipes.report.records import PerDomain, as_ends
 from mopd.recipes.report.wording import trades
-
-NOT_NEGATIVE = ("imbalance", "max_regression", "pareto_gap")
 
 
 class Difference(NamedTuple):
@@ -84,7 +91,11 @@ class ComparedTask:
 
 @dataclass(frozen=True, slots=True)
 class ComparedMetrics:
-    """The metrics of a run or a row: as in seesaw.json, and the student's ``scores``; None where undefined."""
+    """The metrics of a run or a row: as in seesaw.json, and the student's ``scores``; None where undefined.
+
+    Of a row with several seeds, what ends in ``_estimate`` is of the domains' means over seeds; ``worst_by_seed`` is
+    the mean of the seeds' worst recoveries, which ``worst_recovery`` is too, without the latter's bias.
+    """
 
     points: PerDomain
     recovery: PerDomain
@@ -99,11 +110,22 @@ class ComparedMetrics:
     seesaw_noise: float | None
     seesaw_correlation: float | None
     seesaw_correlation_p: float | None
+    pooled_recovery: float | None
+    worst_recovery_estimate: float | None
+    worst_by_seed: float | None
+    imbalance_estimate: float | None
+    max_regression_estimate: float
+    pareto_gap_estimate: float | None
+    forgetting_estimate: PerDomain | None
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedIntervals:
-    """95% intervals of the :class:`ComparedMetrics` that have one; None where the metric is undefined."""
+    """95% intervals of the :class:`ComparedMetrics`; None where the metric is undefined.
+
+    Those of extremes are of the domains' means over seeds; ``worst_by_seed`` has its own. ``points_at_once`` holds for
+    all domains of all rows together.
+    """
 
     points: Mapping[str, Ends | None]
     recovery: Mapping[str, Ends | None]
@@ -113,6 +135,10 @@ class ComparedIntervals:
     max_regression: Ends
     pareto_gap: Ends | None
     scores: Mapping[str, Ends]
+    points_at_once: Mapping[str, Ends]
+    pooled_recovery: Ends | None
+    worst_by_seed: Ends | None
+    forgetting: Mapping[str, Ends] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +152,15 @@ class RowPoint:
 
 @dataclass(frozen=True, slots=True)
 class BehindLeader:
-    """Differences to the leader on the same questions and seeds; None where there is none in common, or undefined."""
+    """Differences to the leader on the same questions and seeds; None where there is none in common, or undefined.
+
+    Intervals are corrected for the number of rows; those of ``points``, the students' scores by domain, for the number
+    of domains too. ``worst_recovery`` is the difference of the least of the domains' means.
+    """
 
     worst_recovery: Difference | None
     mean_recovery: Difference | None
+    points: Mapping[str, Difference] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +175,8 @@ class ComparedRow:
         taught_by: names of the recipe's teachers.
         seesaws: how many of its runs are a seesaw.
         behind: None of the leader itself, and where there is no leader.
+        at_least: the lower end of the worst recovery, corrected for the number of rows that are looked at.
+        verdict: whether the worst domain keeps enough; None where there is no recovery.
         parity: by measure, see :class:`~mopd.recipes.compare.parity.RowParity`.
     """
 
@@ -164,6 +197,8 @@ class ComparedRow:
     curve: Sequence[RowPoint]
     behind: BehindLeader | None
     parity: Mapping[str, RowParity]
+    at_least: float | None
+    verdict: Verdict | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +257,7 @@ class Comparison:
 
     def record(self) -> dict[str, Any]:
         """The content of comparison.json: fields in order as keys, triples and intervals as lists."""
-        return {"format": 1} | asdict(self)
+        return {"format": 1, "statistics": STATISTICS} | asdict(self)
 
 
 def compare(folders: Sequence[Path], *, validation: bool = False) -> Comparison:
@@ -241,16 +276,19 @@ def compare(folders: Sequence[Path], *, validation: bool = False) -> Comparison:
     reference_of = dict(zip([run.name for run in runs], references(runs, split), strict=True))
     cost_of = {run.name: _cost(run) for run in runs}
     groups = group_seeds(runs)
-    of_run = {name: measured(reference.table) for name, reference in reference_of.items()}
-    of_row = {group.name: over_seeds([of_run[run.name] for run in group.runs]) for group in groups}
+    of_run = {name: measure([reference.table]) for name, reference in reference_of.items()}
+    tables = {group.name: [reference_of[run.name].table for run in group.runs] for group in groups}
+    of_row = {name: measure(of_group, looks=len(groups)) for name, of_group in tables.items()}
     timed = {run.name: over_time(run.answers, domains) for run in runs}
     curves = {run.name: compute_curve(run, domains) for run in runs}
-    averages = {group.name: _mean_over_time([timed[run.name] for run in group.runs], domains) for group in groups}
-    metrics = {group.name: _metrics(of_row[group.name], averages[group.name], domains) for group in groups}
+    lost = {group.name: forgotten([run.answers for run in group.runs], domains) for group in groups}
+    averages = {g.name: _mean_over_time([timed[r.name] for r in g.runs], lost[g.name], domains) for g in groups}
+    metrics = {group.name: _metrics(of_row[group.name], averages[group.name]) for group in groups}
     costs = {group.name: mean_cost([cost_of[run.name] for run in group.runs]) for group in groups}
-    leader = _leader(groups, metrics)
-    worst = {name: of_group.worst_recovery for name, of_group in metrics.items()}
-    target, parities = compute_parity(groups, worst, costs, curves, domains)
+    intervals = {group.name: _intervals(of_row[group.name], lost[group.name]) for group in groups}
+    chosen_by = {name: chosen_by_value(split, metrics[name], intervals[name]) for name in metrics}
+    leader = _leader(groups, chosen_by)
+    target, parities = compute_parity(groups, chosen_by, costs, curves, domains)
     return Comparison(
         split=split,
         domains=domains,
@@ -259,12 +297,14 @@ def compare(folders: Sequence[Path], *, validation: bool = False) -> Comparison:
             _row(
                 group,
                 metrics=metrics[group.name],
-                intervals=_intervals(of_row[group.name], domains),
+                intervals=intervals[group.name],
                 over_runs=[timed[run.name] for run in group.runs],
                 cost=costs[group.name],
                 curve=_mean_curve([curves[run.name] for run in group.runs], domains),
-                behind=None if leader is None or group is leader else _behind(group, leader, of_row),
+                behind=None if leader is None or group is leader else _behind(group, leader, tables, len(groups) - 1),
                 parity=parities[group.name],
+                recovered=recoveries(tables[group.name])[1],
+                looks=len(groups),
             )
             for group in groups
         ],
@@ -299,23 +339,22 @@ def _tasks(runs: Sequence[Run], split: Split, domains: Sequence[str]) -> dict[st
     return {d: ComparedTask(known[d], len(runs[0].questions(split, d))) for d in domains}
 
 
-def _metrics(values: Mapping[str, Measured], timed: OverTime, domains: Sequence[str]) -> ComparedMetrics:
-    means = {name: plain(metric.mean, domains) for name, metric in values.items()}
-    return ComparedMetrics(**means, **asdict(timed))
+def _metrics(measured: Measured, timed: OverTime) -> ComparedMetrics:
+    return ComparedMetrics(**measured.values, **asdict(timed))
 
 
-def _intervals(values: Mapping[str, Measured], domains: Sequence[str]) -> ComparedIntervals:
-    # Student's t knows nothing of bounds: what cannot be negative by definition isn't told to be.
-    resampled = {n: np.maximum(m.spread(), 0.0) if n in NOT_NEGATIVE else m.spread() for n, m in values.items()}
-    return ComparedIntervals(**{name: as_ends(ends(samples, domains)) for name, samples in resampled.items()})
+def _intervals(measured: Measured, lost: Mapping[str, Extreme]) -> ComparedIntervals:
+    intervals = {name: as_ends(interval) for name, interval in measured.intervals.items()}
+    return ComparedIntervals(**intervals, forgetting={d: Ends(e.low, e.high) for d, e in lost.items()} or None)
 
 
-def _mean_over_time(runs: Sequence[OverTime], domains: Sequence[str]) -> OverTime:
-    """The mean over runs of each metric; None where it is undefined in any."""
-    forgotten = [run.forgetting or {} for run in runs]
-    by_domain = {d: _mean([of_run.get(d) for of_run in forgotten]) for d in domains}
+def _mean_over_time(runs: Sequence[OverTime], lost: Mapping[str, Extreme], domains: Sequence[str]) -> OverTime:
+    """The mean over runs of each metric, None where it is undefined in any, and forgetting of the mean curve."""
+    by_run = [run.forgetting or {} for run in runs]
+    by_domain = {d: _mean([of_run.get(d) for of_run in by_run]) for d in domains}
     return OverTime(
-        forgetting=by_domain if any(forgotten) else None,
+        forgetting=by_domain if any(by_run) else None,
+        forgetting_estimate={domain: extreme.estimate for domain, extreme in lost.items()} or None,
         seesaw_share=_mean([run.seesaw_share for run in runs]),
         seesaw_noise=_mean([run.seesaw_noise for run in runs]),
         seesaw_correlation=_mean([run.seesaw_correlation for run in runs]),
@@ -338,6 +377,8 @@ def _row(
     curve: Sequence[RowPoint],
     behind: BehindLeader | None,
     parity: Mapping[str, RowParity],
+    recovered: Quotients | None,
+    looks: int,
 ) -> ComparedRow:
     first = group.runs[0]
     return ComparedRow(
@@ -358,6 +399,8 @@ def _row(
         curve=curve,
         behind=behind,
         parity=parity,
+        at_least=None if recovered is None else least(recovered, TAIL / looks).low,
+        verdict=None if recovered is None else verdict(recovered),
     )
 
 
@@ -373,41 +416,43 @@ def _mean_curve(curves: Sequence[Sequence[ComputePoint]], domains: Sequence[str]
     return points
 
 
-def _leader(groups: Sequence[Group], metrics: Mapping[str, ComparedMetrics]) -> Group | None:
-    worst = {name: of_group.worst_recovery for name, of_group in metrics.items()}
+def chosen_by_value(split: Split, metrics: ComparedMetrics, intervals: ComparedIntervals) -> float | None:
+    """What rows are ordered by. On validation questions, where a setting is chosen: the lower end of the worst
+    recovery; on test questions, where rows are reported: its estimate."""
+    if split == "validation":
+        return None if intervals.worst_recovery is None else intervals.worst_recovery.low
+    return metrics.worst_recovery_estimate
+
+
+def _leader(groups: Sequence[Group], worst: Mapping[str, float | None]) -> Group | None:
     known = {group.name: value for group in rivals(groups) if (value := worst[group.name]) is not None}
     leaders = [group for group in groups if group.name in known]
     return max(leaders, key=lambda group: known[group.name]) if leaders else None
 
 
-def _behind(group: Group, leader: Group, values: Mapping[str, Mapping[str, Measured]]) -> BehindLeader:
+def _behind(group: Group, leader: Group, tables: Mapping[str, Sequence[Table]], looks: int) -> BehindLeader:
     """Differences to the leader on the same questions, seed by seed; of seeds that only one has, nothing is said.
 
     None where they have no seed in common: other seeds have other bases and teachers.
     """
     common = [seed for seed in group.seeds if seed in leader.seeds]
-
-    def difference(name: str) -> Difference | None:
-        if not common:
-            return None
-        own, best = (_of(values[of.name][name], of.seeds, common) for of in (group, leader))
-        between = own.minus(best)
-        interval, value = as_ends(ends(between.spread(), [])), plain(between.mean, [])
-        return None if value is None or interval is None else Difference(value, *interval)
-
-    return BehindLeader(worst_recovery=difference("worst_recovery"), mean_recovery=difference("mean_recovery"))
-
-
-def _of(metric: Measured, seeds: Sequence[int], wanted: Sequence[int]) -> Measured:
-    order = [seeds.index(seed) for seed in wanted]
-    return Measured(metric.values[order], metric.resampled[order])
+    if not common:
+        return BehindLeader(None, None, None)
+    own, best = ([tables[of.name][of.seeds.index(seed)] for seed in common] for of in (group, leader))
+    between = differences(own, best, looks=looks)
+    points = {domain: Difference(*astuple(extreme)) for domain, extreme in between.points.items()}
+    worst, mean = (
+        None if extreme is None else Difference(*astuple(extreme))
+        for extreme in (between.worst_recovery, between.mean_recovery)
+    )
+    return BehindLeader(worst_recovery=worst, mean_recovery=mean, points=points)
 
 
 def _run(
     run: Run,
     row: str,
     reference: Reference,
-    values: Mapping[str, Measured],
+    measured: Measured,
     timed: OverTime,
     cost: RunCost,
     split: Split,
@@ -427,8 +472,8 @@ def _run(
         against=reference.against,
         borrowed=reference.borrowed,
         models=scored_models(run.answers, split, domains),
-        metrics=_metrics(values, timed, domains),
-        metrics_ci=_intervals(values, domains),
+        metrics=_metrics(measured, timed),
+        metrics_ci=_intervals(measured, forgotten([run.answers], domains)),
         cost=cost,
     )
 

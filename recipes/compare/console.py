@@ -8,9 +8,9 @@ from rich.text import Text
 
 from mopd.recipes.compare.comparison import ComparedRow, Comparison
 from mopd.recipes.compare.wording import (
-    MEASURE_NAMES,
     flops_of,
     headline,
+    measures,
     notes,
     ranked,
     seconds_of,
@@ -31,15 +31,19 @@ def console_tables(comparison: Comparison) -> Group:
 
 def _recoveries(comparison: Comparison) -> Table:
     table = Table(title=f"recovery of the teachers’ gain, 95% intervals, {comparison.split} questions")
-    _columns(table, "run", *comparison.domains, "mean", "worst", "imbalance")
+    several = len(comparison.domains) > 1
+    _columns(table, "run", *comparison.domains, *(("mean", "worst", "imbalance") if several else ()))
     for row in ranked(comparison):
         metrics, ends = row.metrics, row.metrics_ci
+        of_all = (
+            (metrics.mean_recovery, ends.mean_recovery),
+            (metrics.worst_recovery_estimate, ends.worst_recovery),
+            (metrics.imbalance_estimate, ends.imbalance),
+        )
         table.add_row(
             _name(row),
             *(_recovered(row, domain) for domain in comparison.domains),
-            _with_interval(percent(metrics.mean_recovery), between(ends.mean_recovery)),
-            _with_interval(percent(metrics.worst_recovery), between(ends.worst_recovery)),
-            _with_interval(percent(metrics.imbalance), between(ends.imbalance)),
+            *(_with_interval(percent(value), between(interval)) for value, interval in of_all if several),
         )
     return table
 
@@ -52,7 +56,7 @@ def _costs(comparison: Comparison) -> Table:
         low, high = row.metrics_ci.max_regression
         table.add_row(
             _name(row),
-            _with_interval(f"{100 * metrics.max_regression:.1f}", f"{100 * low:.1f}–{100 * high:.1f}"),
+            _with_interval(f"{100 * metrics.max_regression_estimate:.1f}", f"{100 * low:.1f}–{100 * high:.1f}"),
             worst_forgetting(metrics),
             _with_interval(percent(metrics.seesaw_share), percent(metrics.seesaw_noise, 1)),
             _with_interval(flops_of(cost.training), flops_of(cost.with_teachers)),
@@ -66,12 +70,12 @@ def _parities(comparison: Comparison) -> list[Table]:
     rows = ranked(comparison)
     if len(rows) == 1:
         return []
-    reference, levels = comparison.parity.reference, comparison.parity.levels
+    reference, titles = comparison.parity.reference, measures(comparison)
     table = Table(title=f"compute to reach what {reference} reached, of its own; without and with its teachers’ making")
-    _columns(table, "run", *(f"{MEASURE_NAMES[name]}\n{percent(level, 1)}" for name, level in levels.items()))
+    _columns(table, "run", *titles.values())
     for row in rows:
         cells: list[Text] = []
-        for name in levels:
+        for name in titles:
             alone = row.parity[name]
             counted = with_teachers(alone)
             without = f"{times(alone)} {_bracketed(times_interval(alone))}"

@@ -12,9 +12,9 @@ from mopd.distill.errors import UserError
 from mopd.distill.storage import write_atomic
 from mopd.recipes.compare.comparison import ComparedMetrics, ComparedRow, Comparison
 from mopd.recipes.compare.wording import (
-    MEASURE_NAMES,
     flops_of,
     headline,
+    measures,
     notes,
     ranked,
     seconds_of,
@@ -30,8 +30,8 @@ from mopd.recipes.report.wording import between, listed, percent, points, si
 BUDGETS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Where curves are read, in multiples of the training compute of the reference row."""
 
-HEAD = ("", "seeds", "tried", "mean", "worst", "imbalance", "behind")
-"""Of the first table; domains come after the third."""
+HEAD, OF_ALL = ("", "seeds", "tried"), ("mean", "pooled", "worst", "imbalance")
+"""Of the first table: domains come between; for a single domain there are no numbers of all."""
 
 BEGIN, END = "<!-- written by mopd compare -->", "<!-- end of what mopd compare wrote -->"
 
@@ -62,19 +62,27 @@ def markdown(comparison: Comparison) -> str:
     rows, domains = ranked(comparison), comparison.domains
     parts = [
         f"**{headline(comparison)[1]}.** {_origin(comparison)}",
-        "Recovery of the teachers’ gain, with 95% intervals over questions and seeds; behind: the worst domain’s "
-        f"less that of {_plain(comparison.leader or '–')}, in points, on the same questions.",
-        _table([*HEAD[:3], *domains, *HEAD[3:]], [_recoveries(row, domains) for row in rows]),
+        "Recovery of the teachers’ gain, with 95% intervals over questions and seeds"
+        + (
+            ""
+            if len(domains) == 1
+            else "; pooled: all gains over all headrooms; worst: the least of the domains’ means"
+        )
+        + f"; behind: that less what {_plain(comparison.leader or '–')} has, in points, by base, seed and question.",
+        _table(
+            [*HEAD, *domains, *(OF_ALL if len(domains) > 1 else ()), "behind"],
+            [_recoveries(row, domains) for row in rows],
+        ),
+        *_behind_by_domain(comparison, rows),
         *_by_seed(comparison, rows),
         "Points lost, and the cost of training without and with the making of its teachers.",
         _table(["", "regression", "forgetting", "seesaw (noise)", "FLOP", "time"], [_losses(row) for row in rows]),
     ]
     if len(rows) > 1:
-        reference, levels = comparison.parity.reference, comparison.parity.levels
+        reference, titles = comparison.parity.reference, measures(comparison)
         parts.append(f"Compute to reach what {_plain(reference)} reached, as a multiple of what that took itself.")
-        heads = [f"{MEASURE_NAMES[name]} {percent(level, 1)}" for name, level in levels.items()]
-        columns = [column for head in heads for column in (head, "+ teachers")]
-        parts.append(_table(["", *columns], [_parity(row, list(levels)) for row in rows]))
+        columns = [column for head in titles.values() for column in (head, "+ teachers")]
+        parts.append(_table(["", *columns], [_parity(row, list(titles)) for row in rows]))
         parts += _curves(rows, next(row for row in rows if row.name == reference), domains)
     if comparison.transfer:
         parts += [
@@ -99,6 +107,12 @@ def _origin(comparison: Comparison) -> str:
 
 def _recoveries(row: ComparedRow, domains: Sequence[str]) -> list[str]:
     metrics, ends = row.metrics, row.metrics_ci
+    of_all = (
+        (metrics.mean_recovery, ends.mean_recovery),
+        (metrics.pooled_recovery, ends.pooled_recovery),
+        (metrics.worst_recovery_estimate, ends.worst_recovery),
+        (metrics.imbalance_estimate, ends.imbalance),
+    )
 
     def recovered(domain: str) -> str:
         if metrics.recovery[domain] is None:
@@ -110,11 +124,22 @@ def _recoveries(row: ComparedRow, domains: Sequence[str]) -> list[str]:
         str(row.n),
         str(row.trials or "–"),
         *map(recovered, domains),
-        _with(percent(metrics.mean_recovery), between(ends.mean_recovery)),
-        _with(percent(metrics.worst_recovery), between(ends.worst_recovery)),
-        _with(percent(metrics.imbalance), between(ends.imbalance)),
+        *(_with(percent(value), between(interval)) for value, interval in of_all if len(domains) > 1),
         signed(row.behind.worst_recovery) if row.behind else "–",
     ]
+
+
+def _behind_by_domain(comparison: Comparison, rows: Sequence[ComparedRow]) -> list[str]:
+    """Every other row's scores less the leader's; nothing where there is no other on the same seeds."""
+    behind = {row.name: row.behind.points for row in rows if row.behind is not None and row.behind.points is not None}
+    if not behind:
+        return []
+    title = (
+        f"Scores less those of {_plain(comparison.leader or '–')}, in points, paired by base, seed and question; these "
+        "95% intervals hold for all domains and rows together."
+    )
+    lines = [[_plain(name), *(signed(of[d]) for d in comparison.domains)] for name, of in behind.items()]
+    return [title, _table(["", *comparison.domains], lines)]
 
 
 def _by_seed(comparison: Comparison, rows: Sequence[ComparedRow]) -> list[str]:
@@ -123,9 +148,18 @@ def _by_seed(comparison: Comparison, rows: Sequence[ComparedRow]) -> list[str]:
     if len(seeds) == 1 or all(row.n == 1 for row in rows):
         return []
     runs = {(run.row, run.seed): run.metrics for run in comparison.runs}
-    lines = [[_plain(row.name), *(_worst(runs.get((row.name, seed))) for seed in seeds)] for row in rows]
-    title = "The worst domain of each seed, with its recovery: the intervals above are of these few."
-    return [title, _table(["", *(f"seed {seed}" for seed in seeds)], lines)]
+    if len(comparison.domains) == 1:
+        return []
+    lines = [
+        [
+            _plain(row.name),
+            *(_worst(runs.get((row.name, seed))) for seed in seeds),
+            _with(percent(row.metrics.worst_by_seed), between(row.metrics_ci.worst_by_seed)),
+        ]
+        for row in rows
+    ]
+    title = "The worst domain of each seed, with its recovery, and the mean of these, without the bias that each has."
+    return [title, _table(["", *(f"seed {seed}" for seed in seeds), "mean"], lines)]
 
 
 def _worst(metrics: ComparedMetrics | None) -> str:
@@ -160,7 +194,7 @@ def _losses(row: ComparedRow) -> list[str]:
     low, high = row.metrics_ci.max_regression
     return [
         _plain(row.name),
-        _with(f"{100 * metrics.max_regression:.1f}", f"{100 * low:.1f}–{100 * high:.1f}"),
+        _with(f"{100 * metrics.max_regression_estimate:.1f}", f"{100 * low:.1f}–{100 * high:.1f}"),
         worst_forgetting(metrics),
         _with(percent(metrics.seesaw_share), percent(metrics.seesaw_noise, 1)),
         f"{flops_of(cost.training)} / {flops_of(cost.with_teachers)}",

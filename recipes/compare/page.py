@@ -20,6 +20,7 @@ from mopd.recipes.compare.comparison import ComparedRow, Comparison, RowPoint, S
 from mopd.recipes.compare.wording import (
     flops_of,
     headline,
+    measures,
     notes,
     ranked,
     seconds_of,
@@ -88,7 +89,9 @@ def render(comparison: Comparison, pair: Sequence[str]) -> str:
         css=css,
         tone=tone,
         headline=title,
-        tiles=_tiles(rivals(rows)),
+        tiles=_tiles(rivals(rows), alone=len(comparison.domains) == 1),
+        titles=list(measures(comparison).values()),
+        behind=_behind_by_domain(comparison, rows),
         sentences=sentences(comparison),
         notes=notes(comparison),
         table=[_table_row(row, comparison.domains) for row in rows],
@@ -106,28 +109,38 @@ def render(comparison: Comparison, pair: Sequence[str]) -> str:
     )
 
 
-def _tiles(rows: Sequence[ComparedRow]) -> list[Tile]:
-    """The leader's key numbers."""
+@dataclass(frozen=True, slots=True)
+class BehindByDomain:
+    """A row's scores less the leader's, in points, as text by domain."""
+
+    name: str
+    cells: Sequence[str]
+
+
+def _behind_by_domain(comparison: Comparison, rows: Sequence[ComparedRow]) -> list[BehindByDomain]:
+    behind = {row.name: row.behind.points for row in rows if row.behind is not None and row.behind.points is not None}
+    return [BehindByDomain(name, [signed(of[d]) for d in comparison.domains]) for name, of in behind.items()]
+
+
+def _tiles(rows: Sequence[ComparedRow], *, alone: bool) -> list[Tile]:
+    """The leader's key numbers; ``alone``: of a single domain."""
     first = rows[0]
     metrics, ends = first.metrics, first.metrics_ci
     behind = rows[1].behind if len(rows) > 1 else None
     lead = behind.worst_recovery if behind else None
     tiles = [
         Tile(
-            "Worst domain",
-            percent(metrics.worst_recovery),
+            "Recovery" if alone else "Worst domain",
+            percent(metrics.worst_recovery_estimate),
             between(ends.worst_recovery),
             f"of its teacher’s gain: {first.name}",
         ),
-        Tile(
-            "Mean recovery",
-            percent(metrics.mean_recovery),
-            between(ends.mean_recovery),
-            "over domains; it hides a seesaw",
-        ),
     ]
+    if not alone:
+        hides = "over domains; it hides a seesaw"
+        tiles.append(Tile("Mean recovery", percent(metrics.mean_recovery), between(ends.mean_recovery), hides))
     if lead is not None:
-        meaning = f"points of the worst domain, over {rows[1].name}, on the same questions"
+        meaning = f"points of {'recovery' if alone else 'the worst domain'}, over {rows[1].name}, on the same questions"
         tiles.append(Tile("Ahead", points(-lead.value), span(-lead.high, -lead.low), meaning))
     whole = first.cost.with_teachers
     made = "what its teachers took is unknown" if whole is None else f"{si(whole.flops)} with its teachers’ making"
@@ -147,6 +160,7 @@ class TableRow:
     note: str
     recovery: Sequence[tuple[str, str, str]]
     mean: tuple[str, str]
+    pooled: tuple[str, str]
     worst: tuple[str, str]
     imbalance: tuple[str, str]
     behind: str
@@ -174,10 +188,11 @@ def _table_row(row: ComparedRow, domains: Sequence[str]) -> TableRow:
         note=f"{row.method}, {seeds}" + ("" if row.finished else f", step {row.step} of {row.steps}"),
         recovery=[recovered(domain) for domain in domains],
         mean=(percent(metrics.mean_recovery), between(ends.mean_recovery)),
-        worst=(percent(metrics.worst_recovery), between(ends.worst_recovery)),
-        imbalance=(percent(metrics.imbalance), between(ends.imbalance)),
+        pooled=(percent(metrics.pooled_recovery), between(ends.pooled_recovery)),
+        worst=(percent(metrics.worst_recovery_estimate), between(ends.worst_recovery)),
+        imbalance=(percent(metrics.imbalance_estimate), between(ends.imbalance)),
         behind=signed(row.behind.worst_recovery) if row.behind else "",
-        regression=(f"{100 * metrics.max_regression:.1f}", f"{100 * low:.1f}–{100 * high:.1f}"),
+        regression=(f"{100 * metrics.max_regression_estimate:.1f}", f"{100 * low:.1f}–{100 * high:.1f}"),
         forgetting=worst_forgetting(metrics),
         seesaw=(percent(metrics.seesaw_share), f"noise {percent(metrics.seesaw_noise, 1)}"),
         seesaws=row.seesaws,
@@ -198,7 +213,8 @@ def _compute(comparison: Comparison, rows: Sequence[ComparedRow], css: Mapping[s
     """Validation score over the FLOPs of training, a line a row, numbered as in the legend: worst, mean, by domain."""
     levels, domains = comparison.levels, comparison.domains
     charts: list[ComputeChart] = []
-    for name, title in (("worst_score", "the worst domain"), ("mean_score", "the mean of the domains")):
+    of_all = (("worst_score", "the worst domain"), ("mean_score", "the mean of the domains"))
+    for name, title in of_all if len(domains) > 1 else ():
         parity = ReferenceLine("parity", "plain teacher", comparison.parity.levels[name])
         charts.append(_over_compute(rows, css, title, _over_domains(name, domains), [parity]))
     for domain in domains:
@@ -282,7 +298,7 @@ def _parities(comparison: Comparison, rows: Sequence[ComparedRow]) -> list[Parit
     lines: list[ParityLine] = []
     for row in rows:
         cells: list[tuple[str, str]] = []
-        for name in comparison.parity.levels:
+        for name in measures(comparison):
             alone = row.parity[name]
             counted = with_teachers(alone)
             cells.append((times(alone), times_interval(alone)))

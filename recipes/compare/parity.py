@@ -26,9 +26,9 @@ class ParityRatio:
     """Compute as a multiple of what the reference needs.
 
     Attributes:
-        ratio: None where the level is never reached, or the reference needs nothing.
-        ratio_ci: None where the reference needs nothing.
-        tried: the ratio of the whole run; None where the reference needs nothing.
+        ratio: None where the level is never reached, is not above 0, or the reference needs nothing.
+        ratio_ci, tried: the interval, and the ratio of the whole run; None where the reference needs nothing, or the
+            level is not above 0.
     """
 
     ratio: float | None
@@ -131,6 +131,8 @@ def _row_parity(measured: Parity, cost: RunCost, reference: RunCost) -> RowParit
 
 
 def _ratio(measured: Parity, *, teachers: float = 0.0, reference_teachers: float = 0.0) -> ParityRatio:
+    if measured.level <= 0:  # a score of 0 is reached by whoever has not begun
+        return ParityRatio(ratio=None, ratio_ci=None, tried=None)
     low, high = measured.interval(teachers=teachers, reference_teachers=reference_teachers)
     whole = measured.reference_flops + reference_teachers
     return ParityRatio(

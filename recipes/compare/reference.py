@@ -9,7 +9,7 @@ import numpy as np
 
 from mopd.distill.errors import UserError
 from mopd.distill.metrics import seesaw
-from mopd.distill.metrics.bootstrap import Table, plain
+from mopd.distill.metrics.against_teachers import Table, plain
 from mopd.distill.metrics.evaluate import Split
 from mopd.distill.metrics.results import TeacherWeights, last_steps, paired_table, scored_models
 from mopd.distill.metrics.seesaw import Float64

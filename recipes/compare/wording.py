@@ -6,18 +6,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mopd.distill.metrics.seesaw import SEESAW_SHARE
-from mopd.recipes.compare.comparison import ComparedMetrics, ComparedRow, ComparedRun, Comparison, Difference, rivals
+from mopd.recipes.compare.comparison import (
+    ComparedMetrics,
+    ComparedRow,
+    ComparedRun,
+    Comparison,
+    Difference,
+    chosen_by_value,
+    rivals,
+)
 from mopd.recipes.compare.cost import Cost
 from mopd.recipes.compare.parity import RowParity
-from mopd.recipes.report.wording import GOOD_WORST_RECOVERY, Tone, duration, fallen, listed, percent, points, si
+from mopd.recipes.report.wording import Tone, at_least, between, duration, fallen, listed, percent, points, si
 
 MEASURE_NAMES = {"worst_score": "worst domain’s score", "mean_score": "mean score"}
 """The measures of distill/metrics/compute_to_parity.py, for people."""
 
 
+def measures(comparison: Comparison) -> dict[str, str]:
+    """What is to be reached, by measure, with its level; of a single domain both measures are its score."""
+    names = {"worst_score": "score"} if len(comparison.domains) == 1 else MEASURE_NAMES
+    levels = comparison.parity.levels
+    return {
+        name: f"{title} {percent(levels[name], 1)}" if levels[name] > 0 else f"{title} (is 0)"
+        for name, title in names.items()
+    }
+
+
 def ranked(comparison: Comparison) -> list[ComparedRow]:
-    """Rows from the highest worst recovery down; those that have none at the end, as they were given."""
-    worst = {row.name: value for row in comparison.rows if (value := row.metrics.worst_recovery) is not None}
+    """Rows from the highest worst recovery down, on validation questions by its lower end; those that have none at the
+    end, as they were given."""
+    by = {row.name: chosen_by_value(comparison.split, row.metrics, row.metrics_ci) for row in comparison.rows}
+    worst = {name: value for name, value in by.items() if value is not None}
     known = [row for row in comparison.rows if row.name in worst]
     known.sort(key=lambda row: -worst[row.name])
     return known + [row for row in comparison.rows if row.name not in worst]
@@ -26,39 +46,47 @@ def ranked(comparison: Comparison) -> list[ComparedRow]:
 def headline(comparison: Comparison) -> tuple[Tone, str]:
     """One sentence, and the colour it is said in."""
     rows = rivals(ranked(comparison))
-    first, worst = rows[0], rows[0].metrics.worst_recovery
-    if worst is None:
+    first = rows[0]
+    if first.at_least is None:
         return "mixed", "No recovery to compare: nowhere is a teacher clearly better than the base"
-    sentence = f"{first.name} keeps {percent(worst)} of its teachers’ gain in the worst domain"
+    where = "" if len(comparison.domains) == 1 else " in the worst domain"
+    kept = f"keeps at least {at_least(first.at_least)}" if first.at_least > 0 else "may keep nothing"
+    sentence = f"{first.name} {kept} of its {_teachers(comparison)} gain{where}"
     pending: Tone | None = None if all(row.finished for row in rows) else "pending"
     if len(rows) == 1:
-        kept = worst >= GOOD_WORST_RECOVERY and not fallen(first.metrics_ci.points) and not first.seesaws
-        return pending or ("good" if kept else "mixed"), sentence
+        gone = first.verdict is not None and first.verdict.seesaw == "gone"
+        good = gone and not fallen(first.metrics_ci.points_at_once) and not first.seesaws
+        return pending or ("good" if good else "mixed"), sentence
     second = rows[1]
-    if second.metrics.worst_recovery is None:
+    if second.at_least is None:
         return pending or "mixed", f"{sentence}; no other row has a recovery"
     behind = None if second.behind is None else second.behind.worst_recovery
     if set(first.seeds) != set(second.seeds) or behind is None:
         return pending or "mixed", f"{sentence}; {second.name} has other seeds, so which is ahead is not known"
-    lead = f"{-100 * behind.value:.0f} points more than {second.name}"
+    ahead = f"{-100 * behind.value:.0f}"
+    lead = f"{ahead} {'point' if ahead == '1' else 'points'} more than {second.name}"
+    interval = f"95% interval {span(-behind.high, -behind.low)}"
     if behind.high < 0:
-        return pending or "good", f"{sentence}, {lead}"
-    chance = f"which chance may explain (95% interval {span(-behind.high, -behind.low)})"
-    return pending or "mixed", f"{sentence}, {lead}, {chance}"
+        return pending or "good", f"{sentence}, {lead} ({interval})"
+    return pending or "mixed", f"{sentence}, {lead}, which chance may explain ({interval})"
+
+
+def _teachers(comparison: Comparison) -> str:
+    return "teacher’s" if len(comparison.domains) == 1 else "teachers’"
 
 
 def span(low: float, high: float) -> str:
     """An interval of differences in points: ``-3 to 12``."""
-    return f"{100 * low:.0f} to {100 * high:.0f}".replace("-", "−")
+    return f"{100 * low:.0f} to {100 * high:.0f}".replace("-0 ", "0 ").replace("-", "−")
 
 
 def sentences(comparison: Comparison) -> list[str]:
     """What carries the headline: means, losses, seesaws, cost."""
     rows = ranked(comparison)
     return [
-        *_means(rivals(rows)),
-        *_losses(rows),
-        *_seesaws(rows, comparison.runs),
+        *(_means(rivals(rows)) if len(comparison.domains) > 1 else []),
+        *_losses(comparison, rows),
+        *(_seesaws(rows, comparison.runs) if len(comparison.domains) > 1 else []),
         *_costs(rows),
         *_parities(comparison, rows),
     ]
@@ -72,16 +100,27 @@ def _means(rows: Sequence[ComparedRow]) -> list[str]:
     best = max(known, key=lambda row: means[row.name])
     sentence = f"The highest mean recovery is {best.name}’s, {percent(best.metrics.mean_recovery)}"
     if best is not rows[0]:
-        sentence += f", but its worst domain keeps only {percent(best.metrics.worst_recovery)}: the mean hides it"
+        worst = f"{percent(best.metrics.worst_recovery_estimate)} ({between(best.metrics_ci.worst_recovery)})"
+        sentence += f", and its worst domain keeps {worst}, which the mean hides"
     return [f"{sentence}."]
 
 
-def _losses(rows: Sequence[ComparedRow]) -> list[str]:
-    lost = {row.name: fallen(row.metrics_ci.points) for row in rows}
-    falls = [f"{name} falls below its base on {listed(domains)}." for name, domains in lost.items() if domains]
-    who = "None" if len(rows) > 1 else rows[0].name
-    beyond = "on any domain" if len(rows) > 1 else "on no domain"
-    return falls or [f"{who} falls below its base {beyond} beyond chance."]
+def _losses(comparison: Comparison, rows: Sequence[ComparedRow]) -> list[str]:
+    """Who is below its base, by intervals that hold for all rows and domains together."""
+    alone = len(comparison.domains) == 1
+    lost = {row.name: fallen(row.metrics_ci.points_at_once) for row in rows}
+    falls = [
+        f"{name} falls below its base{'' if alone else f' on {listed(domains)}'}."
+        for name, domains in lost.items()
+        if domains
+    ]
+    if falls:
+        return falls
+    if len(rows) > 1:
+        return [f"None falls below its base{'' if alone else ' on any domain'} beyond chance."]
+    if alone:
+        return [f"{rows[0].name} does not fall below its base beyond chance."]
+    return [f"{rows[0].name} falls below its base on no domain beyond chance."]
 
 
 def _seesaws(rows: Sequence[ComparedRow], runs: Sequence[ComparedRun]) -> list[str]:
@@ -131,8 +170,13 @@ def _parities(comparison: Comparison, rows: Sequence[ComparedRow]) -> list[str]:
     never = [f"{name} (in {_factor(parity.tried)})" for name, parity in others if parity.flops is None and parity.tried]
     parts = [listed(reached)] if reached else []
     parts += [f"{listed(never)} never {'does' if len(never) == 1 else 'do'}"] if never else []
-    level = percent(comparison.parity.levels[measure])
-    sentence = f"To score {level} in the worst domain, as {reference} did within a point"
+    level = comparison.parity.levels[measure]
+    if level <= 0:
+        return [
+            f"The last validation score of {reference} is 0 within a point: nothing is asked of the others’ compute."
+        ]
+    where = "" if len(comparison.domains) == 1 else " in the worst domain"
+    sentence = f"To score {percent(level)}{where}, as {reference} did within a point"
     return [f"{sentence}, {'; '.join(parts)}."] if parts else []
 
 
@@ -179,7 +223,7 @@ def seconds_of(cost: Cost | None) -> str:
 
 def worst_forgetting(metrics: ComparedMetrics) -> str:
     """The largest forgetting over domains, in points."""
-    known = [lost for lost in (metrics.forgetting or {}).values() if lost is not None]
+    known = [lost for lost in (metrics.forgetting_estimate or {}).values() if lost is not None]
     return f"{100 * max(known):.1f}" if known else "–"
 
 
@@ -196,6 +240,7 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(f"Not finished: {listed(under_way)}.")
     if comparison.split == "validation":
         lines.append("Scores are on validation questions, which are fewer than those of a test.")
+        lines += _choice(comparison)
     bases = {row.name: {run.base for run in runs if run.row == row.name} for row in comparison.rows}
     if len({frozenset(names) for names in bases.values()}) > 1:
         lines.append(
@@ -219,10 +264,38 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(
             "Rows have different seeds: their means are of other bases; differences are of common seeds alone."
         )
+    lines += _over_seeds(comparison)
     single = [row.name for row in comparison.rows if row.n == 1]
     if single:
         lines.append(f"One seed only: {listed(single)}. Their intervals are over questions, not over seeds.")
     return lines
+
+
+def _choice(comparison: Comparison) -> list[str]:
+    """How far the order of the rows is noise."""
+    if comparison.leader is None or len(comparison.rows) == 1:
+        return []
+    worst = {row.name: row.behind.worst_recovery for row in comparison.rows if row.behind is not None}
+    others = [row.name for row in ranked(comparison) if row.name in worst]
+    near = [name for name in others if (d := worst[name]) is not None and d.high > 0]
+    by = "Rows are ordered by the lower end of the worst domain’s recovery"
+    if not near:
+        return [f"{by}; {comparison.leader} is ahead of all others beyond chance."]
+    return [f"{by}; chance may have put {comparison.leader} before {listed(near)}."]
+
+
+def _over_seeds(comparison: Comparison) -> list[str]:
+    """The two ways of taking the worst domain of several seeds, where any row has several."""
+    several = [row for row in comparison.rows if row.n > 1 and row.metrics.worst_by_seed is not None]
+    if not several or len(comparison.domains) == 1:
+        return []
+    each = [
+        f"{row.name} {percent(row.metrics.worst_by_seed)} ({between(row.metrics_ci.worst_by_seed)})" for row in several
+    ]
+    return [
+        "Worst is the least of the domains’ means over seeds. The mean of each seed’s own worst domain, which is no "
+        f"higher: {listed(each)}."
+    ]
 
 
 def _borrowed(comparison: Comparison) -> list[str]:

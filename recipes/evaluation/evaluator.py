@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.metrics.bootstrap import metrics
+from mopd.distill.metrics.against_teachers import measure
 from mopd.distill.metrics.evaluate import Evaluation, Split, evaluate, health
 from mopd.distill.metrics.results import TeacherWeights, group, paired_table
 from mopd.distill.metrics.selection import Selected, select_step
@@ -23,6 +23,9 @@ from mopd.recipes.evaluation.costs import Costs
 from mopd.rollouts.prompts import PromptSource
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import completion_text
+
+RECOVERIES = ("worst_recovery", "worst_recovery_estimate", "mean_recovery", "pooled_recovery")
+"""Numbers over domains that every validation logs."""
 
 
 def verify(tasks: Mapping[str, Task], prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
@@ -115,17 +118,20 @@ class Evaluator:
         return health(rows)
 
     def against_teachers(self) -> Metrics:
-        """``recovery/D``, ``worst_recovery`` and ``mean_recovery`` of the student's last validation, where defined.
+        """Recoveries of the student's last validation, where defined, by the names that seesaw.json has for them.
 
-        The same definitions as the final table's: a domain without enough headroom has none.
+        ``recovery/D``; ``worst_recovery``, its estimate and the ends of its interval; mean and pooled recovery. A
+        domain without enough headroom has none.
         """
         graded = {domain: weights for domain, weights in self._teachers.items() if weights}
         table = paired_table(group(self.rows), "validation", graded) if graded else None
         if table is None:
             return {}
-        measured = metrics(table)
-        recovery = {f"recovery/{domain}": value for domain, value in measured["recovery"].items()}
-        recovery |= {name: measured[name] for name in ("worst_recovery", "mean_recovery")}
+        measured = measure([table])
+        recovery = {f"recovery/{domain}": value for domain, value in measured.values["recovery"].items()}
+        recovery |= {name: measured.values[name] for name in RECOVERIES}
+        low, high = measured.intervals["worst_recovery"] or (None, None)
+        recovery |= {"worst_recovery/low": low, "worst_recovery/high": high}
         return {name: value for name, value in recovery.items() if value is not None}
 
     def selected(self, last: int) -> Selected:

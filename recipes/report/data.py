@@ -11,7 +11,7 @@ import yaml
 
 from mopd.distill.errors import UserError
 from mopd.distill.metrics.evaluate import Evaluation, Split
-from mopd.distill.metrics.results import build_seesaw
+from mopd.distill.metrics.results import STATISTICS, build_seesaw
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.ledger import Ledger, ledger_from_rows
 from mopd.recipes.report.records import (
@@ -210,7 +210,9 @@ def load_run(folder: str | Path) -> RunData:
         rollouts=[read_rollout(row) for row in read_jsonl(folder / "rollouts.jsonl")],
         stages=_stages(folder, recipe),
         ledger=run_ledger(folder),
-        seesaw=read_seesaw(record) if record else _so_far(answers, recipe, "test" if tested else "validation"),
+        seesaw=_final(record, answers, recipe)
+        if record
+        else _so_far(answers, recipe, "test" if tested else "validation"),
         validation=_so_far(answers, recipe, "validation"),
         preflight=[
             TeacherFinding(row["teacher"], row["domain"], row["verdict"], row["reason"], row["remedy"])
@@ -218,6 +220,17 @@ def load_run(folder: str | Path) -> RunData:
         ],
         finished=bool(record),
     )
+
+
+def _final(record: Mapping[str, Any], answers: Sequence[Evaluation], recipe: RecordedRecipe) -> SeesawRecord:
+    """What seesaw.json says; where an older version wrote it, with metrics and intervals made anew from the answers."""
+    split = record.get("split", "test")
+    measured = {row.model for row in answers if row.split == split}
+    if record.get("statistics") == STATISTICS or not {"base", "student"} <= measured:
+        return read_seesaw(record)
+    unknown = dict.fromkeys(recipe.domains, "")
+    anew = build_seesaw(whole_evaluations(answers), teachers=recipe.teacher_weights, fingerprints=unknown, split=split)
+    return read_seesaw({**record, **{key: anew[key] for key in ("metrics", "metrics_ci", "verdict")}})
 
 
 def _so_far(answers: Sequence[Evaluation], recipe: RecordedRecipe, split: Split) -> SeesawRecord:

@@ -60,7 +60,7 @@ def page_template(path: Path) -> jinja2.Template:
     """A page's template, which escapes whatever it is given, and may include what lies beside it or the report's."""
     loader = jinja2.FileSystemLoader([path.parent, TEMPLATE.parent])
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    templates.filters |= {"percent": percent, "between": _between}
+    templates.filters |= {"percent": percent, "between": _between, "ends": between}
     return templates.get_template(path.name)
 
 

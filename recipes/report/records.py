@@ -10,21 +10,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from mopd.distill.metrics.evaluate import Split
+from mopd.distill.metrics.power import Verdict
+from mopd.distill.metrics.quotients import Ends
 from mopd.distill.metrics.results import CurvePoint
 from mopd.distill.metrics.selection import Selected
 
 PerDomain: TypeAlias = Mapping[str, float | None]
 """One number a domain; None where it is undefined."""
-
-
-class Ends(NamedTuple):
-    """The ends of a 95% interval; a list of two in JSON."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +177,12 @@ class SeesawMetrics:
     seesaw_noise: float | None
     seesaw_correlation: float | None
     seesaw_correlation_p: float | None
+    pooled_recovery: float | None
+    worst_recovery_estimate: float | None
+    imbalance_estimate: float | None
+    max_regression_estimate: float | None
+    pareto_gap_estimate: float | None
+    forgetting_estimate: PerDomain | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +196,9 @@ class SeesawIntervals:
     imbalance: Ends | None
     max_regression: Ends | None
     pareto_gap: Ends | None
+    points_at_once: Mapping[str, Ends | None] | None
+    pooled_recovery: Ends | None
+    forgetting: Mapping[str, Ends | None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +224,7 @@ class SeesawRecord:
         curve: the student's scores on validation over steps.
         selected: which step's weights are the result; None if that is not written down.
         stopped: None where the run went to its last step.
+        verdict: whether the worst domain keeps enough; None where there is no recovery, or that is not written down.
     """
 
     domains: Sequence[str]
@@ -232,6 +237,7 @@ class SeesawRecord:
     intervals: SeesawIntervals
     selected: Selected | None
     stopped: EarlyEnd | None
+    verdict: Verdict | None = None
 
     def own_teacher(self, domain: str) -> DomainScore | None:
         """See :func:`own_teacher`."""
@@ -240,7 +246,7 @@ class SeesawRecord:
 
 def read_seesaw(record: Mapping[str, Any]) -> SeesawRecord:
     """A run's result from the content of its seesaw.json; keys that an older version did not write are None."""
-    selected, stopped = record.get("selected"), record.get("stopped")
+    selected, stopped, judged = record.get("selected"), record.get("stopped"), record.get("verdict")
     metrics, intervals = record["metrics"], record["metrics_ci"]
     return SeesawRecord(
         domains=record["domains"],
@@ -258,6 +264,7 @@ def read_seesaw(record: Mapping[str, Any]) -> SeesawRecord:
         ),
         selected=None if selected is None else Selected(**selected),
         stopped=None if stopped is None else EarlyEnd(**stopped),
+        verdict=None if judged is None else Verdict(**judged),
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from mopd.distill.models.families import experts_of
 from mopd.distill.models.flops import ModelCost, model_cost
 from mopd.distill.models.load import from_pretrained
 from mopd.distill.recipe.model_names import is_path
+from mopd.distill.recipe.plugins import IMPORT_SECONDS, own_code
 from mopd.distill.types import UserError
 
 HUB_TIMEOUT_SECONDS = 5.0
@@ -58,18 +61,25 @@ def empty_model(config: Any, *, trust_remote_code: bool = False) -> tuple[PreTra
     Raises:
         UserError: none can be made, or it reads in both directions and cannot write.
     """
-    try:
+    what = "no language model can be built from its configuration"
+    with own_code(what, seconds=BUILD_SECONDS, remedy="name a smaller one"):
+        _refuse_endless(config.get_text_config())
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         cost = model_cost(model)
-    except Exception as error:  # each family has exceptions of its own
-        raise UserError(f"no language model can be built from its configuration: {error}") from error
     if getattr(model.config, "is_decoder", True) is False:
         raise UserError(
             f"{config.model_type} reads a text in both directions, so it cannot write one; set `is_decoder: true` in "
             f"its configuration, or take a causal architecture"
         )
     return model, cost
+
+
+def _refuse_endless(text: Any) -> None:
+    """Layers and experts that nobody could wait for to be made."""
+    for what, size in (("layers", getattr(text, "num_hidden_layers", 0)), ("experts", experts_of(text))):
+        if isinstance(size, int) and size > MOST_PARTS:
+            raise UserError(f"its configuration has {size:.4g} {what}, and a language model has at most {MOST_PARTS:,}")
 
 
 def local_folder(source: str, *, weights: bool = True) -> str:
@@ -81,7 +91,7 @@ def local_folder(source: str, *, weights: bool = True) -> str:
         UserError: nothing usable is there, or the Hub doesn't have it or can't be reached.
     """
     if not is_path(source):
-        if Path(source).is_dir():
+        if os.path.isdir(source):
             raise UserError(f"{source!r} is read as a Hub id, and a folder of that name is here; write ./{source}")
         return _hub_folder(source, weights)
     folder = Path(source)
@@ -134,8 +144,12 @@ def _hub_folder(name: str, weights: bool) -> str:
 
 
 def _read(folder: str, what: str, reader: Any, permit: str, trust_remote_code: bool) -> Any:
+    own = own_code(f"the {what} in {folder} cannot be read", seconds=IMPORT_SECONDS, remedy="look at its code")
     try:
-        return reader.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with own if trust_remote_code else nullcontext():
+            return reader.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except UserError:
+        raise
     except Exception as error:  # OSError, ValueError, KeyError, JSON errors: whatever a file can be
         if "trust_remote_code" in str(error):
             raise UserError(f"the {what} in {folder} {needs_code(permit)}") from error
@@ -152,6 +166,10 @@ def has_code(config: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(getattr(config, "auto_map", None) or tokenizer.init_kwargs.get("auto_map"))
 
 
+MOST_PARTS = 10_000
+"""Layers of a model, and experts of a layer."""
+BUILD_SECONDS = 300.0
+"""That a model may take to be made without weights."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Names of a checkpoint's weights, the one that transformers prefers first; shards have NAME.index.json."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from typing import Any
 
 from mopd.distill.types import UserError
 from mopd.recipes.resolve.resolved import Resolved
+
+MOST_GPUS = 10_000
+"""For so many it does not matter how processes that share one lie on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +87,10 @@ def check_device(resolved: Resolved) -> list[str]:
 def gpus_needed(living: list[ResourceRequest]) -> int:
     """GPUs for processes that live at the same time, each on one: the largest parts first, each where there is room."""
     room: list[float] = []
-    for part in sorted(
-        (request.each.get("GPU", 0.0) for request in living for _ in range(request.count)), reverse=True
-    ):
+    takes = [(request.each.get("GPU", 0.0), request.count) for request in living]
+    if (many := sum(part * count for part, count in takes)) > MOST_GPUS:
+        return math.ceil(many)
+    for part in sorted((part for part, count in takes if part for _ in range(count)), reverse=True):
         place = next((i for i, left in enumerate(room) if left >= part - 1e-9), None)
         if place is None:
             room.append(1.0)

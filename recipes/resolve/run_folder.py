@@ -118,7 +118,7 @@ def check_folder(out: Path, *, needed_bytes: float) -> list[str]:
     if free < needed_bytes:
         return [
             f"run folder {out} needs about {needed_bytes / 1e9:.1f} GB, and the disk of {home} has {free / 1e9:.1f}; "
-            f"free some, keep fewer checkpoints (`run.keep_checkpoints`), or give another folder with --out"
+            f"free some, or give another folder with --out"
         ]
     return []
 

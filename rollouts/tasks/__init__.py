@@ -7,7 +7,7 @@ import hashlib
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import Source
-from mopd.distill.recipe.plugins import is_plugin, load_plugin
+from mopd.distill.recipe.plugins import IMPORT_SECONDS, is_plugin, load_plugin, own_code
 from mopd.distill.types import UserError
 from mopd.rollouts.tasks.arithmetic import Arithmetic
 from mopd.rollouts.tasks.base import Example, Generated, Task, TaskSplit
@@ -50,13 +50,10 @@ def own_task(reference: str, *, where: str) -> Task:
     """
     task = load_plugin(reference, where=where)
     if isinstance(task, type):
-        try:
+        remedy = "name an object, or a class that takes no arguments and is made quickly"
+        what = f"`{where}`: {reference} is a class, and {task.__name__}() fails"
+        with own_code(what, seconds=IMPORT_SECONDS, remedy=remedy):
             task = task()
-        except Exception as error:
-            raise UserError(
-                f"`{where}`: {reference} is a class, and {task.__name__}() fails: {type(error).__name__}: {error}; "
-                "name an object, or a class that takes no arguments"
-            ) from error
     methods = ("example", "verify", "verify_many", "wrong_answer")
     if lacks := [name for name in methods if not callable(getattr(task, name, None))]:
         raise UserError(

@@ -88,23 +88,32 @@ class DatasetTask:
         return self.verify_many([prompt], [text])[0]
 
     def verify_many(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        """:meth:`verify` of many answers, in one batch where verifying means executing."""
-        wanted = [
-            prompt.answer if self._source.tests is None else self._tests[prompt.id.rpartition("-")[2]]
-            for prompt in prompts
-        ]
-        return verify_many(self._source.verifier, wanted, texts)
+        """:meth:`verify` of many answers, in one batch where verifying means executing.
+
+        Where a prompt has several gold answers, any of them is right.
+        """
+        asked: list[tuple[int, str, str]] = []
+        for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            key = prompt.id.rpartition("-")[2]
+            gold = prompt.answer if self._source.tests is None else self._tests[key]
+            asked += [(place, wanted, text) for wanted in (gold, *self._more_golds.get(key, ()))]
+        verdicts = verify_many(self._source.verifier, [gold for _, gold, _ in asked], [text for *_, text in asked])
+        best = [0.0] * len(texts)
+        for (place, _, _), verdict in zip(asked, verdicts, strict=True):
+            best[place] = max(best[place], verdict)
+        return best
 
     def wrong_answer(self, example: Example) -> str:
-        """An answer in the form that the verifier reads, and wrong."""
+        """An answer in the form that the verifier reads, and wrong by every gold answer of the prompt."""
         verifier = self._source.verifier
+        golds = [example.answer, *self._more_golds.get(example.id.rpartition("-")[2], ())]
         if verifier == "number":
-            value = last_number(example.answer)
-            return str(0 if value is None else value + 1)
+            return str(1 + max((value for gold in golds if (value := last_number(gold)) is not None), default=-1))
         if verifier == "choice":
-            return "B" if chosen_letter(example.answer) == "A" else "A"
+            taken = {chosen_letter(gold) for gold in golds}
+            return next((letter for letter in "ABCDEFGHIJ" if letter not in taken), "none")
         if verifier == "math":
-            return "314159" if "271828" in example.answer else "271828"
+            return next(number for number in map(str, range(271828, 10**9)) if not any(number in g for g in golds))
         return "pass" if verifier == "python_tests" else f"not {example.answer}"
 
     @functools.cached_property
@@ -112,6 +121,15 @@ class DatasetTask:
         """The unit tests of every problem, by the key at the end of its id."""
         rows = (rows[place] for rows in self._splits.values() for place in range(len(rows)))
         return {_key(row): row.tests or "" for row in rows}
+
+    @functools.cached_property
+    def _more_golds(self) -> dict[str, list[str]]:
+        """The gold answers of a prompt besides its first, by the key at the end of its id; most have none."""
+        more: dict[str, list[str]] = {}
+        for rows in self._splits.values():
+            for row in rows.more_golds():
+                more.setdefault(_key(row), []).append(row.gold)
+        return more
 
     def _render(self, row: Row) -> str:
         if isinstance(row.prompt, str):

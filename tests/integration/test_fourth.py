@@ -99,7 +99,8 @@ def test_a_run_writes_no_metric_that_the_page_does_not_name(fourth):
     assert (set(page), set(written)) == ({"train", "eval", "fault"}, {"train", "eval"})
     assert {kind: names - page[kind] for kind, names in written.items()} == {"train": set(), "eval": set()}
     # What this run has no occasion for: rewards, estimators on the sampled token, teachers that gain or are lost.
-    rare = {"gate_dropped/DOMAIN", "clipped/DOMAIN", "recovery/DOMAIN", "mean_recovery", "worst_recovery"}
+    rare = {"gate_dropped/DOMAIN", "clipped/DOMAIN", "recovery/DOMAIN", "mean_recovery", "pooled_recovery"}
+    rare |= {"worst_recovery", "worst_recovery_estimate", "worst_recovery/low", "worst_recovery/high"}
     rare |= {"reward/DOMAIN", "kept/DOMAIN", "merge_strength"}
     rare |= {"teacher_retries/TEACHER", "teacher_swaps/TEACHER"}
     assert (page["train"] - written["train"]) | (page["eval"] - written["eval"]) <= rare

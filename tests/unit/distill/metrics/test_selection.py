@@ -46,15 +46,41 @@ def run_of(*curve: tuple[int, int], math: int = 90, code: int = 80) -> list[Eval
     ],
 )
 def test_the_best_worst_domain_is_selected(curve: list[tuple[int, int]], expected: Selected | None) -> None:
-    assert select_step(group(run_of(*curve)), TEACHERS) == expected
+    chosen = select_step(group(run_of(*curve)), TEACHERS)
+    assert judged(chosen) == expected
+
+
+def judged(chosen: Selected | None) -> Selected | None:
+    """Without what it was chosen by, and how sure that is."""
+    return None if chosen is None else Selected(chosen.step, chosen.by, chosen.value)
 
 
 def test_a_domain_without_headroom_has_no_say_while_another_has_and_points_decide_where_none_has() -> None:
     curve = [(50, 60), (70, 30), (60, 61), (55, 66)]
-    assert select_step(group(run_of(*curve, code=61)), TEACHERS) == Selected(10, "worst_recovery", pytest.approx(0.5))
+    chosen = select_step(group(run_of(*curve, code=61)), TEACHERS)
+    assert judged(chosen) == Selected(10, "worst_recovery", pytest.approx(0.5))
     by_points = Selected(30, "worst_points", pytest.approx(0.05))
-    assert select_step(group(run_of(*curve, math=51, code=61)), TEACHERS) == by_points
-    assert select_step(group(run_of(*curve)), {"math": {}, "code": {}}) == by_points, "nobody teaches"
+    assert judged(select_step(group(run_of(*curve, math=51, code=61)), TEACHERS)) == by_points
+    assert judged(select_step(group(run_of(*curve)), {"math": {}, "code": {}})) == by_points, "nobody teaches"
+
+
+def test_a_lucky_noisy_domain_does_not_decide() -> None:
+    """Of two equal minima the surer: code, of little headroom, is at 85% at step 10 and at 100% at step 20."""
+    curve = [(50, 60), (84, 77), (84, 80)]
+    chosen = select_step(group(run_of(*curve)), TEACHERS)
+    assert chosen is not None
+    assert (chosen.step, chosen.among, chosen.as_good) == (20, 2, 1)
+    assert chosen.bound is not None
+    assert chosen.value is not None
+    assert chosen.bound < chosen.value
+    assert chosen.needed is not None
+    assert chosen.needed > 100, "a hundred questions do not tell these two"
+
+
+def test_a_step_that_is_ahead_beyond_chance_has_no_other_as_good() -> None:
+    chosen = select_step(group(run_of((50, 60), (55, 62), (88, 79), (60, 61))), TEACHERS)
+    assert chosen is not None
+    assert (chosen.step, chosen.among, chosen.as_good) == (20, 3, 0)
 
 
 def test_test_answers_have_no_say() -> None:

@@ -152,7 +152,10 @@ def test_all_groups_of_problems_are_told_together(tmp_path: Path) -> None:
         ({"config": {"hidden_siz": 8}}, "`config.hidden_siz` is no key of LlamaConfig; did you mean `hidden_size`"),
         ({"config": {"vocab_size": 8}}, "`config.vocab_size` is decided by the tokenizer"),
         ({"config": {"hidden_size": "eight"}}, "LlamaConfig refuses this `config`"),
-        ({"config": {**CONFIG, "num_key_value_heads": 3}}, "fails on its first forward of 8 tokens: RuntimeError"),
+        (
+            {"config": {**CONFIG, "num_key_value_heads": 3}},
+            "fails on its first training step of 8 tokens: it raises RuntimeError",
+        ),
         ({"architecture": "bert", "config": BERT}, "bert reads a text in both directions"),
         ({"config": {**CONFIG, "max_position_embeddings": 40}}, "beyond the context of 40 tokens"),
     ],

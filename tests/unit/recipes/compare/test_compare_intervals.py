@@ -1,4 +1,4 @@
-"""Intervals over questions and seeds, against naive bootstraps written with loops and against simulated coverage."""
+"""Intervals of rows over questions and seeds; that they cover the truth is shown in tests/coverage."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from compare_kit import levels, write_hand_run
+from scipy import stats
 
 from mopd.distill.metrics import seesaw
-from mopd.distill.metrics.bootstrap import RESAMPLES, Measured, Table, ends, measured, metrics_ci, over_seeds
+from mopd.distill.metrics.against_teachers import Table, measure, metrics_ci
 from mopd.recipes.compare.comparison import compare
 from mopd.recipes.compare.wording import headline, notes
 
@@ -34,52 +35,36 @@ def table(answers: Answers) -> Table:
     return Table({domain: np.array(three) for domain, three in answers.items()})
 
 
-def worst(answers: Answers, draws: dict[str, list[int]]) -> float:
-    """The worst recovery on the drawn questions, by its definition."""
-    recoveries = []
-    for domain, (base, teacher, student) in answers.items():
-        b, t, s = (fmean(one[q] for q in draws[domain]) for one in (base, teacher, student))
-        recoveries.append((s - b) / (t - b))
-    return min(recoveries)
+def recovery(answers: Answers, domain: str) -> float:
+    base, teacher, student = map(fmean, answers[domain])
+    return (student - base) / (teacher - base)
 
 
-def drawn(rng: random.Random, answers: Answers) -> dict[str, list[int]]:
-    return {domain: [rng.randrange(len(three[0])) for _ in three[0]] for domain, three in answers.items()}
-
-
-def middle(values: list[float]) -> tuple[float, float]:
-    """The middle 95%."""
-    ordered = sorted(values)
-    return ordered[round(0.025 * len(ordered))], ordered[round(0.975 * len(ordered)) - 1]
-
-
-def student_t(rng: random.Random, freedom: int) -> float:
-    """Student's t, as it is defined: a normal over the root of a mean of squared normals."""
-    return rng.gauss(0, 1) / math.sqrt(fmean(rng.gauss(0, 1) ** 2 for _ in range(freedom)))
-
-
-def test_one_seed_has_the_interval_over_questions() -> None:
+def test_of_one_seed_a_row_says_what_its_run_does() -> None:
     one = table(made_up(1, 0.8))
-    found = measured(one)
-    assert {name: ends(found[name].spread(), ["math", "code"]) for name in metrics_ci(one)} == metrics_ci(one)
-    assert found["scores"].mean.tolist() == one.means[2].tolist()
+    measured = measure([one])
+    assert {name: measured.intervals[name] for name in metrics_ci(one)} == metrics_ci(one)
+    assert measured.values["scores"] == dict(zip(("math", "code"), one.means[2].tolist(), strict=True))
+    assert measured.values["worst_by_seed"] == measured.values["worst_recovery_estimate"]
 
 
-def test_the_interval_over_seeds_is_that_of_a_naive_one() -> None:
-    """The same questions for all seeds, and Student's t with the seeds' own spread on top."""
+def test_the_least_of_the_means_stands_beside_the_mean_of_the_least() -> None:
+    """Code is worst in two seeds and math in one: no domain is as low on average as the seeds' worst are."""
     runs = [made_up(seed, level) for seed, level in ((1, 0.80), (2, 0.76), (3, 0.82))]
-    everything = {domain: list(range(len(three[0]))) for domain, three in runs[0].items()}
-    per_seed = [worst(run, everything) for run in runs]
-    rng = random.Random(0)
-    naive = []
-    for _ in range(4000):
-        draws = drawn(rng, runs[0])
-        noise = student_t(rng, 2) * stdev(per_seed) / math.sqrt(3)
-        naive.append(fmean(worst(run, draws) for run in runs) + noise)
-    found = over_seeds([measured(table(run)) for run in runs])["worst_recovery"]
-    assert float(found.mean) == pytest.approx(fmean(per_seed))
-    low, high = middle(naive)
-    assert ends(found.spread(), []) == pytest.approx([low, high], abs=0.1 * (high - low))
+    runs[0] = {"math": runs[0]["code"], "code": runs[0]["math"]}
+    measured = measure([table(run) for run in runs])
+    by_domain = {d: [recovery(run, d) for run in runs] for d in ("math", "code")}
+    minima = [min(pair) for pair in zip(*by_domain.values(), strict=True)]
+    assert measured.values["worst_recovery"] == pytest.approx(fmean(minima))
+    means = {d: fmean(of_seeds) for d, of_seeds in by_domain.items()}
+    assert measured.values["recovery"] == pytest.approx(means)
+    assert min(means.values()) - 1e-9 <= measured.values["worst_recovery_estimate"] <= fmean(means.values()) + 1e-9
+    assert measured.values["worst_by_seed"] < min(means.values())
+    low, high = measured.intervals["worst_recovery"]
+    assert low == min(low for low, _ in measured.intervals["recovery"].values())
+    assert low < min(means.values()) < high
+    low, high = measured.intervals["worst_by_seed"]
+    assert low < measured.values["worst_by_seed"] < high
 
 
 def test_the_difference_of_two_methods_is_paired_by_question(tmp_path: Path) -> None:
@@ -93,17 +78,14 @@ def test_the_difference_of_two_methods_is_paired_by_question(tmp_path: Path) -> 
     # (32/40 - 0.85) and code is 17/20 in both.
     assert value == pytest.approx(0.80 - 0.85)
 
-    def hand(math_: int) -> Answers:
-        three = [levels(50, 60, 0), levels(90, 80, 0), levels(math_, 77, 0)]
-        return {d: (three[0][d], three[1][d], three[2][d]) for d in ("math", "code")}
-
-    rng, naive = random.Random(0), []
-    for _ in range(3000):
-        draws = drawn(rng, hand(86))
-        naive.append(worst(hand(82), draws) - worst(hand(86), draws))
-    assert [low, high] == pytest.approx(list(middle(naive)), abs=0.012)
-    apart = rows["b"].metrics_ci.worst_recovery
+    assert low < value < high
+    value, low, high = rows["b"].behind.mean_recovery
+    apart = rows["b"].metrics_ci.mean_recovery
+    assert low < value < high
     assert high - low < 0.8 * (apart[1] - apart[0])  # 1.4 of it, were they independent
+    # In points of math: four questions of a hundred, all one way; two rows of three domains are looked at together.
+    half = -stats.t.ppf(0.025 / 3, 99) * math.sqrt((0.04 - 0.04**2) / 99 + 2 / 100**2)
+    assert rows["b"].behind.points["math"] == pytest.approx((-0.04, -0.04 - half, -0.04 + half))
 
 
 def test_methods_with_the_same_seeds_are_compared_seed_by_seed(tmp_path: Path) -> None:
@@ -128,14 +110,14 @@ def test_methods_with_the_same_seeds_are_compared_seed_by_seed(tmp_path: Path) -
 
 def test_differences_are_of_common_seeds_alone(tmp_path: Path) -> None:
     """The one's lucky seed is not held against the other's unlucky ones."""
-    students = {("strong", 0): 70, ("strong", 1): 80, ("weak", 1): 76}
+    students = {("strong", 0): 60, ("strong", 1): 80, ("weak", 1): 76}
     folders = [
         write_hand_run(tmp_path / f"{name}-{seed}", {"seed": seed, "run.steps": len(name)}, student=levels(at, 75, 70))
         for (name, seed), at in students.items()
     ]
     comparison = compare(folders)
     rows: dict[str, Any] = {row.name: row for row in comparison.rows}
-    assert comparison.leader == "weak-1"  # 65% against the mean of 50% and 75%
+    assert comparison.leader == "weak-1"  # 65% against the mean of 25% and 75%
     value, low, high = rows["strong"].behind.worst_recovery
     assert value == pytest.approx(0.75 - 0.65)
     assert low <= value <= high
@@ -160,25 +142,29 @@ def test_seeds_over_one_base_have_teachers_of_their_own(tmp_path: Path) -> None:
     assert not any("measured against" in note for note in notes(comparison))
 
 
-def test_three_seeds_cover_the_truth_and_resampling_them_would_not() -> None:
-    """No noise of questions: the truth is 0.5, seeds spread around it by 0.1."""
-    rng = np.random.default_rng(0)
-    trials, covered, resampled = 400, 0, 0
-    for trial in range(trials):
-        values = 0.5 + 0.1 * rng.normal(size=3)
-        low, high = ends(Measured(values, np.repeat(values[:, None], RESAMPLES, axis=1)).spread(trial), [])
-        covered += low <= 0.5 <= high
-        bootstrap = values[rng.integers(3, size=(RESAMPLES, 3))].mean(axis=1)
-        resampled += np.percentile(bootstrap, 2.5) <= 0.5 <= np.percentile(bootstrap, 97.5)
-    assert covered / trials == pytest.approx(0.95, abs=0.03)
-    assert resampled / trials == pytest.approx(0.75, abs=0.06)
-
-
 def test_a_metric_that_one_seed_lacks_is_undefined_for_the_row() -> None:
-    pair = [Measured(np.array([0.5]), np.full((1, 9), 0.5)), Measured(np.array([np.nan]), np.full((1, 9), np.nan))]
-    both = over_seeds([{"m": pair[0]}, {"m": pair[1]}])["m"]
-    assert math.isnan(float(both.mean))
-    assert ends(both.spread(), []) is None
+    runs = [made_up(1, 0.8), made_up(2, 0.8)]
+    runs[1]["code"] = (runs[1]["code"][0], runs[1]["code"][0], runs[1]["code"][2])  # a teacher no better than the base
+    both = measure([table(run) for run in runs])
+    assert both.values["recovery"]["code"] is None
+    assert both.intervals["recovery"]["code"] is None
+    assert both.values["worst_recovery"] == pytest.approx(fmean(recovery(run, "math") for run in runs))
+    runs[0]["math"] = (runs[0]["math"][0], runs[0]["math"][0], runs[0]["math"][2])
+    neither = measure([table(run) for run in runs])
+    for name in ("worst_recovery", "mean_recovery", "pooled_recovery", "imbalance", "pareto_gap", "worst_by_seed"):
+        assert (neither.values[name], neither.intervals[name]) == (None, None)
+
+
+def test_twenty_rows_are_looked_at_with_more_care_than_one(tmp_path: Path) -> None:
+    students = {20 + i: levels(80, 75, 60 - i) for i in range(4)}
+    folders = [write_hand_run(tmp_path / f"r{n}", {"run.steps": n}, student=given) for n, given in students.items()]
+    alone, among = (compare(of).rows[0] for of in (folders[:1], folders))
+    assert among.metrics_ci.worst_recovery == alone.metrics_ci.worst_recovery
+    floors = [row.at_least or 0.0 for row in (alone, among)]
+    assert alone.metrics_ci.worst_recovery is not None
+    assert floors[1] < floors[0] == alone.metrics_ci.worst_recovery.low
+    both = [row.metrics_ci.points_at_once["chat"] for row in (alone, among)]
+    assert both[1].low < both[0].low < both[0].high < both[1].high
 
 
 def test_the_share_that_noise_alone_gives_is_that_of_a_naive_simulation() -> None:
@@ -200,10 +186,12 @@ def test_the_share_that_noise_alone_gives_is_that_of_a_naive_simulation() -> Non
 
 
 def test_the_order_in_which_questions_were_asked_does_not_matter(tmp_path: Path) -> None:
-    """The same answers, written down the other way round: no difference at all, in no resample."""
+    """The same answers, written down the other way round: no difference at all."""
     folders = [write_hand_run(tmp_path / "a"), write_hand_run(tmp_path / "b", {"run.steps": 30})]
     path = folders[1] / "evaluations.jsonl"
     path.write_text("".join(line + "\n" for line in reversed(path.read_text().splitlines())))
     rows: dict[str, Any] = {row.name: row for row in compare(folders).rows}
-    assert rows["b"].behind.worst_recovery == pytest.approx([0.0, 0.0, 0.0], abs=1e-12)
+    value, low, high = rows["b"].behind.worst_recovery
+    assert value == pytest.approx(0.0, abs=1e-12)
+    assert low == pytest.approx(-high)
     assert rows["b"].metrics_ci.recovery["math"] == pytest.approx(rows["a"].metrics_ci.recovery["math"])

@@ -16,7 +16,7 @@ from run_kit import domain_settings, recipe, write_run
 from mopd.distill.tracking.jsonl import append_jsonl, truncate_jsonl
 from mopd.distill.types import RunError, UserError
 from mopd.recipes.report.data import load_run, run_ledger
-from mopd.recipes.report.page import summary_table, write_report
+from mopd.recipes.report.page import summary_table, verdict, write_report
 from mopd.recipes.report.records import DomainScore
 from mopd.recipes.report.run import cost
 from mopd.recipes.report.scores import changes, recovery_rows
@@ -64,7 +64,7 @@ def test_the_numbers_of_the_page_are_those_of_seesaw_json(run: Path) -> None:
         assert model.removeprefix("teachers/") in row
         for score in scored.values():
             assert f"{100 * score['score']:.1f}" in row
-    assert "The seesaw is gone" in page.sections[""]
+    assert verdict(load_run(run)).headline in " ".join(page.sections[""].split())
 
 
 def test_bars_share_one_scale_and_point_away_from_zero(run: Path) -> None:
@@ -199,7 +199,22 @@ def test_the_console_table_has_every_model_and_the_recovery(run: Path) -> None:
     for scored in seesaw["models"].values():
         assert f"{100 * scored['code']['score']:.1f}" in line
     assert f"{100 * seesaw['metrics']['recovery']['code']:.0f}%" in line
-    assert "The seesaw is gone" in text
+    assert verdict(load_run(run)).headline in " ".join(text.split())
+
+
+def test_a_run_of_an_older_version_gets_the_intervals_of_this_one(own_run: Path) -> None:
+    """Its answers are there: the resampled extremes that its seesaw.json holds are not shown."""
+    written = load_run(own_run).seesaw
+    old = json.loads((own_run / "seesaw.json").read_text())
+    del old["statistics"], old["verdict"], old["metrics"]["worst_recovery_estimate"]
+    old["metrics_ci"] |= {"worst_recovery": [0.1, 0.2], "imbalance": [0.3, 0.4]}
+    del old["metrics_ci"]["points_at_once"]
+    (own_run / "seesaw.json").write_text(json.dumps(old))
+    anew = load_run(own_run).seesaw
+    assert (anew.metrics, anew.intervals, anew.verdict) == (written.metrics, written.intervals, written.verdict)
+    truncate_jsonl(own_run / "evaluations.jsonl", lambda row: row["split"] == "validation")
+    assert load_run(own_run).seesaw.intervals.worst_recovery == (0.1, 0.2)
+    assert verdict(load_run(own_run)).headline.startswith("The seesaw remains: the worst domain keeps at most 20%")
 
 
 def test_a_folder_that_is_no_run_and_a_damaged_one_are_refused(tmp_path: Path, own_run: Path) -> None:

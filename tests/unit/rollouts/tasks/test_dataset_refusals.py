@@ -10,6 +10,8 @@ from dataset_kit import sums, task_of, write
 
 from mopd.distill.types import UserError
 
+SAID = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+CALLED = [{"role": "user", "content": "2+2?", "tool_calls": [{"name": "add"}]}]
 BAD_ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "column": (sums(40), {"prompt": "question"}, r"no column 'question'; it has 'prompt', 'answer'; set `prompt`"),
     "two columns": (sums(40), {"answer": "gold", "prompt": "ask"}, r"no column 'ask'(.|\n)*no column 'gold'"),
@@ -26,11 +28,16 @@ BAD_ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "tests": ([{"prompt": "a", "answer": "assert f("}], {"verifier": "python_tests"}, "row 0: .*not Python"),
     "tests for another": (
         sums(40),
-        {"tests": "answer"},
-        "names a column of unit tests, 'answer', for verifier 'exact'",
+        {"tests": "prompt", "prompt": "answer", "answer": "gold"},
+        "names a column of unit tests, 'prompt', for verifier 'exact'",
     ),
     "message": ([{"prompt": [{"role": "user"}], "answer": "b"}], {}, "row 0: `prompt` has {'role': 'user'} in it"),
-    "split of a file": (sums(40), {"test_split": "test"}, "is one file.*split 'test'"),
+    "an answer in the prompt": ([{"prompt": SAID, "answer": "4"}], {}, "`prompt` ends with a message of the assistant"),
+    "what is left out": ([{"prompt": CALLED, "answer": "4"}], {}, "has a message with `tool_calls`, which no template"),
+    "rounded": ([{"prompt": "a", "answer": 10**25}], {}, "a number that was rounded as it was read; write it as text"),
+    "no options": ([{"prompt": "A city?", "answer": "B"}], {"verifier": "choice"}, "no `prompt` shows the option"),
+    "two golds": ([*sums(40), {"prompt": "what is 3+3?", "answer": "7"}], {}, "row 40: `answer` is '7', and row 3"),
+    "split of a file": (sums(40), {"test_split": "test"}, "is one file.*`test_split` is 'test'"),
     "same split": (sums(40), {"test_split": "train"}, r"the same \(train, train\)"),
 }
 

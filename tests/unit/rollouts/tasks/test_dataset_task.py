@@ -65,10 +65,35 @@ def test_the_split_of_a_prompt_depends_on_what_it_says_alone(tmp_path: Path) -> 
 
 
 def test_repeated_prompts_count_once_whatever_their_white_space(tmp_path: Path) -> None:
-    doubled = [*sums(80), *({"prompt": f"  {r['prompt']}\n", "answer": "another"} for r in sums(80))]
-    task = task_of(write(tmp_path / "rows.jsonl", doubled))
+    doubled = [*sums(80), *({"prompt": f"  {r['prompt']}\n", "answer": f"it is {r['answer']} "} for r in sums(80))]
+    task = task_of(write(tmp_path / "rows.jsonl", doubled), verifier="number")
     assert sum(task.sizes.values()) == 80
-    assert "another" not in {e.answer for split in SPLITS for e in whole(task, split)}
+    assert not any("it is" in e.answer for split in SPLITS for e in whole(task, split))
+
+
+@pytest.mark.parametrize("verifier", ["exact", "number", "python_tests"])
+def test_two_golds_for_one_prompt_are_refused_or_each_is_right_as_the_source_says(
+    tmp_path: Path, verifier: str
+) -> None:
+    def gold(number: int) -> str:
+        return f"assert x == {number}" if verifier == "python_tests" else str(number)
+
+    def answer(number: int) -> str:
+        return f"x = {number}" if verifier == "python_tests" else str(number)
+
+    golds = {f"question {i}": (i, i + 1000, i + 2000) for i in range(60)}
+    rows = [{"prompt": prompt, "answer": gold(number)} for place in range(3) for prompt, number in
+            ((prompt, numbers[place]) for prompt, numbers in golds.items())]  # fmt: skip
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=r"row 60: `answer` is .*row 0, which has the same prompt.*several_golds: any"):
+        task_of(path, verifier=verifier)
+    task = task_of(path, verifier=verifier, several_golds="any")
+    assert sum(task.sizes.values()) == 60
+    examples = [example for split in SPLITS for example in whole(task, split)][:12]
+    asked = [(prompt_of(e), answer(n), right) for e in examples for n, right in
+             [*((n, 1.0) for n in golds[e.text]), (golds[e.text][0] + 500, 0.0)]]  # fmt: skip
+    verdicts = task.verify_many([prompt for prompt, *_ in asked], [text for _, text, _ in asked])
+    assert verdicts == [right for *_, right in asked]
 
 
 def test_named_splits_are_taken_and_training_leaves_out_what_they_hold(tmp_path: Path) -> None:
@@ -141,7 +166,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("verifier", list(ANSWERS))
 def test_gold_is_accepted_and_a_wrong_answer_refused(tmp_path: Path, verifier: str) -> None:
-    rows = [{"prompt": f"question {i}", "answer": ANSWERS[verifier][i % 2]} for i in range(40)]
+    rows = [{"prompt": f"question {i}: A) or B)?", "answer": ANSWERS[verifier][i % 2]} for i in range(40)]
     task = task_of(write(tmp_path / "rows.jsonl", rows), verifier=verifier)
     examples = whole(task, "test")
     prompts = [prompt_of(e) for e in examples]

@@ -93,10 +93,10 @@ REPEATING = (
 """
 )
 REFUSED: dict[str, tuple[str, str]] = {
-    "a syntax error": ("class Doubles(", "cannot be imported: SyntaxError"),
-    "an import that fails": ("import nothing_of_this_name", "cannot be imported: ModuleNotFoundError"),
+    "a syntax error": ("class Doubles(", "cannot be imported: it raises SyntaxError"),
+    "an import that fails": ("import nothing_of_this_name", "cannot be imported: it raises ModuleNotFoundError"),
     "no such name": ("class Double: ...", "has no 'Doubles'; it has Double"),
-    "arguments needed": ("class Doubles:\n    def __init__(self, size): ...", "Doubles() fails: TypeError"),
+    "arguments needed": ("class Doubles:\n    def __init__(self, size): ...", "Doubles() fails: it raises TypeError"),
     "no methods": ("class Doubles:\n    def verify(self): ...", "has no example, verify_many, wrong_answer"),
     "no draw": (
         "from mopd.rollouts.tasks import Generated\nclass Doubles(Generated): ...",
@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "an id of two problems": (REPEATING, "answers are kept by id, so two problems need two"),
     "a verifier that raises": (
         TASK + "    def verify(self, prompt, text):\n        return float(int(text) == int(prompt.answer))\n",
-        "it may never raise",
+        "which may never raise",
     ),
     "a verdict that is none": (TASK + "    def verify(self, prompt, text):\n        return 'right'\n", "from 0 to 1"),
     "two verdicts": (
