@@ -13,6 +13,7 @@ from mopd.distill.types import UserError
 from mopd.recipes.check.offline import unchecked
 from mopd.recipes.check.plan_view import print_plan
 from mopd.recipes.check.room import room
+from mopd.recipes.check.samples import print_samples
 from mopd.recipes.check.static import check
 from mopd.recipes.check.study import check_study, print_study_plan, refuse_changed_runs
 from mopd.recipes.resolve.resolved import resolve
@@ -52,6 +53,7 @@ def _show_recipe(
     refuse_changed_recipe(recipe, out)
     left = unchecked(resolved) if offline else []
     # Models of the Hub are planned for other machines than the one that a plan is read on.
+    print_samples(plan.questions, console)
     print_plan(plan, console, room(out, elsewhere=bool(left)))
     if deep:
         from mopd.recipes.run.check_deep import deep_findings  # loads what runs models
@@ -73,5 +75,7 @@ def _show_study(study: Study, out: Path, console: Console, *, deep: bool, offlin
     plan = check_study(study, runs, out, offline=offline, plan_only=plan_only)
     refuse_changed_runs(runs, out)
     left = list(dict.fromkeys(sentence for run in runs for sentence in unchecked(run.resolved))) if offline else []
+    for of_method in list(plan.of_method.values())[:1]:  # all are asked the same
+        print_samples(of_method.questions, console)
     print_study_plan(plan, console, room(out, elsewhere=bool(left)))
     return left

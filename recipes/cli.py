@@ -170,34 +170,91 @@ def audit(run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint's folder, or a Hub id")],
-    tasks: Annotated[str, typer.Option(help="names of tasks, or ./file.py:NAME, separated by commas")],
-    prompts: Annotated[int, typer.Option(min=1, help="test prompts of each task")] = 200,
+    tasks: Annotated[
+        str | None, typer.Option(help="names of tasks, or ./file.py:NAME, separated by commas", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="ask the questions of a recipe's domains instead")
+    ] = None,
+    domains: Annotated[
+        str | None, typer.Option(help="with --recipe: these of its domains, separated by commas", show_default=False)
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="test prompts of each task; 200, or as many as the recipe says")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=0, max=1000, help="answers that are sampled for each prompt, beside the greedy one")
+    ] = 0,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="write the scores as JSON; - is standard output")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run Python code that lies in the folder; read it first")
     ] = False,
 ) -> None:
-    """Measure a model on tasks: greedy answers to test prompts, with 95% intervals."""
+    """Measure a model on tasks: greedy and sampled answers to test prompts, with 95% intervals."""
     from mopd.distill.errors import UserError
-    from mopd.distill.recipe.messages import guess
-    from mopd.distill.recipe.plugins import is_plugin
-    from mopd.recipes.evaluation.command import evaluate_model
+    from mopd.recipes.evaluation.command import evaluate_model, measured_json, measured_table
     from mopd.recipes.resolve.checkpoints import local_folder, read_checkpoint
     from mopd.recipes.resolve.damage import refuse_damaged
+
+    if (tasks is None) == (recipe is None):
+        raise UserError("give --tasks, or --recipe: which questions the model is asked")
+    if domains is not None and recipe is None:
+        raise UserError("--domains picks from the domains of a recipe; give --recipe, or name tasks with --tasks")
+    questions = _of_tasks(tasks, prompts) if recipe is None else _of_recipe(recipe, domains, prompts)
+    # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
+    is_folder = os.path.isdir(model) and not Path(model).is_absolute()
+    folder = local_folder(f"./{model}" if is_folder else model)
+    refuse_damaged(folder, "put it back as it was")
+    read_checkpoint(folder, permit="give --trust-remote-code", trust_remote_code=trust_remote_code)
+    measured = evaluate_model(folder, questions, samples=samples, trust_remote_code=trust_remote_code)
+    if json_file is not None:
+        content = measured_json(folder, measured, questions, samples=samples)
+        if json_file == "-":
+            typer.echo(content, nl=False)
+            return
+        Path(json_file).write_text(content)
+    Console().print(measured_table(folder, measured, samples=samples))
+
+
+def _of_tasks(tasks: str | None, prompts: int | None) -> Any:
+    """The questions of named tasks."""
+    from mopd.distill.errors import UserError
+    from mopd.distill.recipe import DomainRecipe
+    from mopd.distill.recipe.messages import guess
+    from mopd.distill.recipe.plugins import is_plugin
+    from mopd.recipes.evaluation.command import EvalQuestions
     from mopd.rollouts.tasks import TASKS
 
-    names = list(dict.fromkeys(name.strip() for name in tasks.split(",")))
+    names = list(dict.fromkeys(name.strip() for name in (tasks or "").split(",")))
     shipped = [name for name in names if not is_plugin(name)]
     unknown = [f"--tasks: no task is called {name!r}; {guess(name, TASKS)}" for name in shipped if name not in TASKS]
     shown = [name.rpartition(":")[2] for name in names]
     unknown += [f"--tasks: two are called {name!r}; ask them one by one" for name in {*shown} if shown.count(name) > 1]
     if unknown:
         raise UserError(*unknown)
-    # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
-    is_folder = os.path.isdir(model) and not Path(model).is_absolute()
-    folder = local_folder(f"./{model}" if is_folder else model)
-    refuse_damaged(folder, "put it back as it was")
-    read_checkpoint(folder, permit="give --trust-remote-code", trust_remote_code=trust_remote_code)
-    evaluate_model(folder, names, prompts, trust_remote_code=trust_remote_code)
+    domains = {name.rpartition(":")[2]: DomainRecipe(task=name) for name in names}
+    return EvalQuestions(domains, prompts or 200)
+
+
+def _of_recipe(recipe: str, domains: str | None, prompts: int | None) -> Any:
+    """The questions of a recipe's domains: those that its own runs are measured on."""
+    from mopd.distill.errors import UserError
+    from mopd.distill.recipe import Recipe
+    from mopd.distill.recipe.messages import guess
+    from mopd.recipes.evaluation.command import EvalQuestions
+
+    resolved = _load(recipe, (), None)[0]
+    if not isinstance(resolved, Recipe):
+        raise UserError(f"--recipe: {recipe} is a study; name the recipe.yaml of one of its runs")
+    names = list(resolved.domains) if domains is None else [name.strip() for name in domains.split(",")]
+    unknown = [name for name in names if name not in resolved.domains]
+    if unknown:
+        raise UserError(*(f"--domains: no domain is called {n!r}; {guess(n, resolved.domains)}" for n in unknown))
+    chosen = {name: resolved.domains[name] for name in names}
+    many = resolved.evaluate.test_prompts if prompts is None else prompts
+    return EvalQuestions(chosen, many, seed=resolved.evaluate.seed, rollout=resolved.rollout)
 
 
 @app.command()

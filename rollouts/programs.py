@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import symtable
 import textwrap
@@ -16,6 +17,7 @@ _FENCE = re.compile(
     r"^(?P<indent>[ \t>]*)(?P<mark>`{3,}|~{3,})[ \t]*\{?\.?(?P<language>[\w+#.-]*)[^\n`]*$", re.MULTILINE
 )
 _PYTHON = frozenset({"python", "py", "python3", "py3", "python3.11", "python3.12", "cpython", "ipython", "ipython3"})
+_INDENTATION = "    "
 _LONGEST_BLOCK = 50_000  # characters that are parsed; the sandbox takes no longer programs
 
 
@@ -75,6 +77,30 @@ def extract_program(text: str, tests: str = "") -> str:
         return blocks[-1].source  # an answer that was cut off is none, whatever stood before it
     chosen = _chosen(readable, _used(tests))
     return "\n".join(readable[place].source for place in sorted(chosen))
+
+
+def continued(before: str, text: str, tests: str) -> str:
+    """The program that an answer makes with the code that it goes on from, for example a signature and its docstring.
+
+    An answer that begins with an indented line, or returns outside of any function, is the body that the code lacks:
+    up to the first line that is not indented, or all of it where a block's own indentation was taken off. Any other is
+    a program of its own, and what it defines takes the place of what the code before it does.
+
+    Example:
+        ``continued("def f(x):\\n", "    return x\\nprint(1)", "assert f(1)")`` is ``"def f(x):\\n    return x"``.
+
+    Source: HumanEval runs prompt + completion, cut where the body ends; Chen et al., arXiv 2107.03374, section 3.
+    """
+    program = extract_program(text, tests)
+    lines = program.split("\n")
+    joint = "" if before.endswith("\n") else "\n"
+    first = next((line for line in lines if line.strip()), "")
+    if first[:1] in (" ", "\t"):
+        body = itertools.takewhile(lambda line: not line.strip() or line[:1] in (" ", "\t"), lines)
+        return before + joint + "\n".join(body).rstrip()
+    if any(isinstance(node, ast.Return) for node in _top_level(_parse(program))):
+        return before + joint + textwrap.indent(program, _INDENTATION).rstrip()
+    return f"{before}\n\n{program}"
 
 
 def _chosen(blocks: Sequence[CodeBlock], wanted: frozenset[str]) -> set[int]:

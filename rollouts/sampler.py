@@ -26,6 +26,7 @@ from mopd.rollouts.engines.base import (
     SamplerSettings,
     StudentModel,
 )
+from mopd.rollouts.tokenizer import end_token_ids, token_count
 
 EncodeAnswer = Callable[[str], Sequence[int]]
 """Gold answer to token ids, EOS included."""
@@ -71,6 +72,19 @@ class Samplers:
     def evaluate(self) -> Sampler:
         """The student's, for measuring it; it has the weights that ``load_weights`` gave it last."""
         return self._of_student(self._evaluation)
+
+    def check(self, weights: Weights, *, named: str) -> None:
+        """Whether the student is sampled as a plain forward says, by an engine that can tell.
+
+        Args:
+            weights: the student's.
+            named: the student, as a message calls it.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self._engine.canary is not None:
+            self._engine.canary(weights, self._training.decoding, named=named)
 
     def of(self, model: FrozenModel) -> Sampler:
         """A frozen model's, for measuring it. It is good until the next call: models take turns in the processes."""
@@ -132,26 +146,28 @@ def make_samplers(
 
 
 def sampler_settings(
-    rollout: RolloutRecipe, tokenizer: PreTrainedTokenizerBase, *, seed: int, support: Support | None
+    rollout: RolloutRecipe, tokenizer: PreTrainedTokenizerBase, *, model: str, seed: int, support: Support | None
 ) -> SamplerSettings:
     """How a recipe's student writes.
 
     Args:
         tokenizer: the student's.
+        model: the checkpoint that it belongs to, whose generation settings say what ends a completion, too.
         seed: the recipe's.
         support: the tokens that its loss compares, if any; they are recorded where they are the student's likeliest.
     """
-    assert isinstance(tokenizer.eos_token_id, int)
-    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else tokenizer.eos_token_id
+    ends = end_token_ids(tokenizer, model)
+    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else ends[0]
     decoding = Decoding(
         max_new_tokens=rollout.max_new_tokens,
         temperature=rollout.temperature,
         greedy=False,
         seed=seed,
         step=0,
-        eos_token_id=tokenizer.eos_token_id,
+        end_token_ids=ends,
         pad_token_id=pad,
         support=support if support is not None and support.given else None,
+        vocabulary=token_count(tokenizer),
     )
     return SamplerSettings(decoding, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
 

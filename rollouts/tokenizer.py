@@ -57,23 +57,63 @@ def control_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple(sorted(marked.union(tokenizer.all_special_ids)))
 
 
+def token_count(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many ids a tokenizer has. A model's output head may have more rows, which stand for no token."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The control token that the chat template writes after an assistant's answer; None where there is none."""
+    if not tokenizer.chat_template:
+        return None
+    answer = "answer"
+    conversation = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    try:
+        text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+    except Exception:  # a template raises what it likes; whoever renders prompts with it says so
+        return None
+    control = set(control_ids(tokenizer)) - {tokenizer.unk_token_id}
+    return next((i for i in encode(tokenizer, text.rpartition(answer)[2]) if i in control), None)
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: str) -> tuple[int, ...]:
+    """The tokens that end a completion: of the tokenizer, of the chat template and of the model's generation settings.
+
+    Chat models often declare several (``<|im_end|>`` and ``<|endoftext|>``). The first one closes an answer, see
+    :func:`completion_ids`.
+
+    Args:
+        model: folder or Hub id of the checkpoint, with generation_config.json or at least config.json.
+    """
+    from transformers import GenerationConfig, PretrainedConfig
+
+    try:
+        declared = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:  # it has none
+        declared = PretrainedConfig.get_config_dict(model)[0].get("eos_token_id")
+    closing = completion_ids(tokenizer, "")[-1]  # not per token: the token that closes an answer
+    ids = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
+    return closing, *sorted(i for i in ids if isinstance(i, int) and i != closing)
+
+
 def completion_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> tuple[int, ...]:
-    """The token ids of an answer, closed by EOS.
+    """The token ids of an answer, closed by what the chat template closes a turn with; without one, by EOS.
 
     Prompt and answer are tokenised apart and then concatenated: no token spans the border, where sampling starts.
     """
-    eos = tokenizer.eos_token_id
-    assert isinstance(eos, int)
-    return (*encode(tokenizer, answer), eos)
+    turn_end = turn_end_id(tokenizer)
+    closing = tokenizer.eos_token_id if turn_end is None else turn_end
+    assert isinstance(closing, int)
+    return (*encode(tokenizer, answer), closing)
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:
-    """What the policy wrote, as text: the trained tokens, without the EOS that closes them.
+    """What the policy wrote, as text: the trained tokens, without the one that ended them.
 
     Any other special token stays visible: a verifier that doesn't see it would judge ``1 <pad> 2`` as ``12``.
     """
     written = rollout.token_ids[rollout.loss_mask].tolist()
-    if written and written[-1] == tokenizer.eos_token_id:
+    if written and rollout.finish == "eos":
         written.pop()
     return str(tokenizer.decode(written, skip_special_tokens=False))
 

@@ -56,10 +56,12 @@ def choice(answer: str, text: str) -> float:
 
 
 def math(answer: str, text: str) -> float:
-    r"""1 if the formula in ``text`` is mathematically equivalent to ``answer``, by math-verify in the sandbox.
+    r"""1 if ``text`` answers with the mathematics of ``answer``; formulas are read by math-verify, in the sandbox.
 
-    ``\boxed{...}`` goes before other formulas; an answer without delimiters is read as LaTeX. Equal texts are equal
+    ``\boxed{...}`` goes before "the answer is", and that before other formulas; an answer without delimiters is LaTeX.
+    Values are compared exactly, and so are brackets, units and bases where both have them. Equal texts are equal
     even where math-verify can't read them. One comparison starts a process; batches go through :func:`verify_many`.
+    See :mod:`rollouts.sandbox.formulas`.
     """
     return _math_many([answer], [text])[0]
 
@@ -132,7 +134,7 @@ def verify_many(verifier: str, answers: Sequence[str], texts: Sequence[str]) -> 
 
 def _math_many(answers: Sequence[str], texts: Sequence[str]) -> list[float]:
     pairs = list(zip(answers, texts, strict=True))
-    same = [exact(answer, text) or exact(answer, last_boxed(text) or "") for answer, text in pairs]
+    same = [exact(answer, text) or exact(answer, last_boxed(after_thinking(text)) or "") for answer, text in pairs]
     unequal = [pair for pair, equal in zip(pairs, same, strict=True) if not equal]
     verdicts = iter(equal_formulas(unequal) if unequal else ())
     return [1.0 if equal else float(next(verdicts)) for equal in same]

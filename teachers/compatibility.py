@@ -49,12 +49,15 @@ def compare_heads(teacher: Any, student: Any, *, full: bool, tokens: int = 0) ->
 
     Args:
         teacher, student: transformers configurations.
-        full: whether whole distributions are compared, which needs heads of one size; otherwise the teacher's must be
-            at least as large as the student's.
-        tokens: ids that the tokenizer uses. Heads may be padded beyond it, and must reach so far.
+        full: whether whole distributions are compared. Where the tokenizer's size is not known, they need heads of one
+            size then; otherwise the teacher's must be at least as large as the student's.
+        tokens: ids that the tokenizer has, 0 where that is not known. Heads may be padded beyond them, each in its own
+            way, for distributions are over the tokenizer's ids alone; and they must reach so far.
     """
     of_teacher, of_student = teacher.get_text_config().vocab_size, student.get_text_config().vocab_size
-    if of_teacher < tokens:
+    if tokens:
+        if of_teacher >= tokens:
+            return []
         return [f"has an output head of {of_teacher} tokens, and the tokenizer has ids up to {tokens - 1}"]
     if of_teacher < of_student or (full and of_teacher != of_student):
         needed = "whole distributions are compared, so they must be equal" if full else "it must score all of them"

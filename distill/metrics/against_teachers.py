@@ -141,9 +141,9 @@ def measure(tables: Sequence[Table], *, looks: int = 1) -> Measured:
     points = changes_in_points(tables)
     scores = Quotients.of_means([np.stack([table.answers[d][2] for table in tables]) for d in domains])
     intervals: dict[str, Any] = {
-        "points": _by_domain(domains, points.ends()),
-        "points_at_once": _by_domain(domains, points.ends(TAIL / len(domains) / looks)),
-        "scores": {d: [max(0.0, low), min(1.0, high)] for d, (low, high) in _by_domain(domains, scores.ends()).items()},
+        "points": _by_domain(domains, points.ends(), within=(-1.0, 1.0)),
+        "points_at_once": _by_domain(domains, points.ends(TAIL / len(domains) / looks), within=(-1.0, 1.0)),
+        "scores": _by_domain(domains, scores.ends(), within=(0.0, 1.0)),
     }
     with_recovery, quotients = recoveries(tables)
     recovered = {} if quotients is None else _by_domain(with_recovery, quotients.ends())
@@ -179,8 +179,12 @@ def _means(quotients: Quotients | None) -> dict[str, Any]:
     return {name: [float(low_1[0]), float(high_1[0])] for name, (low_1, high_1) in both.items()}
 
 
-def _by_domain(domains: Sequence[str], ends: tuple[Float64, Float64]) -> dict[str, Any]:
-    return {d: [float(low), float(high)] for d, low, high in zip(domains, *ends, strict=True)}
+def _by_domain(
+    domains: Sequence[str], ends: tuple[Float64, Float64], within: tuple[float, float] = (-np.inf, np.inf)
+) -> dict[str, Any]:
+    """``within``: what there can be; Student's t of a few seeds or questions knows of no bounds."""
+    pairs = zip(domains, *np.clip(ends, *within), strict=True)
+    return {d: [float(low), float(high)] for d, low, high in pairs}
 
 
 def _plain_metrics(table: Table, defined_D: npt.NDArray[np.bool_]) -> dict[str, Float64]:

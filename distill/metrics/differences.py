@@ -44,7 +44,7 @@ def differences(first: Sequence[Table], second: Sequence[Table], *, looks: int =
     students = [_students(first, domain) - _students(second, domain) for domain in domains]
     points = Quotients.of_means(students)
     pairs = looks * (looks + 1) // 2
-    low_D, high_D = points.ends(TAIL / len(domains) / pairs)
+    low_D, high_D = np.clip(points.ends(TAIL / len(domains) / pairs), -1.0, 1.0)
     shared = [d for d in recoveries(first)[0] if d in recoveries(second)[0]]
     worst = mean = None
     if shared:

@@ -92,13 +92,15 @@ def evaluate(
     *,
     model: str,
     split: Split,
+    greedy: bool = True,
 ) -> list[Evaluation]:
-    """Answer every prompt greedily with the weights the sampler was given last, and verify the answers.
+    """Answer every prompt once with the weights the sampler was given last, and verify the answers.
 
     Args:
         prompts_by_domain: questions of each domain; the rows come in this order.
         step: finished steps of the model that answers.
         model: ``base``, ``teachers/NAME`` or ``student``.
+        greedy: the likeliest token each time; else as in training, keyed by ``step``.
 
     Returns:
         One row a prompt.
@@ -108,11 +110,11 @@ def evaluate(
             of scores, or one outside 0..1.
     """
     prompts = [prompt for questions in prompts_by_domain.values() for prompt in questions]
-    rollouts = [rollout for microbatch in sampler.sample(prompts, step=step, greedy=True) for rollout in microbatch]
+    rollouts = [rollout for microbatch in sampler.sample(prompts, step=step, greedy=greedy) for rollout in microbatch]
     if [rollout.prompt.id for rollout in rollouts] != [prompt.id for prompt in prompts]:
         raise RunError(
             f"evaluation of {model!r} at step {step}: {len(prompts)} prompts were asked and {len(rollouts)} rollouts "
-            "came back, not one each in the order asked; the sampler must write one greedy completion a prompt"
+            "came back, not one each in the order asked; the sampler must write one completion a prompt"
         )
     texts = [decode(rollout) for rollout in rollouts]
     verdicts = verify(prompts, texts)

@@ -75,13 +75,14 @@ def least(quotients: Quotients, tail: float = TAIL) -> Extreme:
     _, high_K = quotients.ends(tail / len(low_K))
     drawn_K = spread_as_the_truth(quotients.values, quotients.standard_errors())
     low, high = float(low_K.min()), float(high_K.min())
-    return Extreme(float(np.clip(drawn_K.min(), low, high)), low, high)
+    estimate = min(float(drawn_K.min()), float(quotients.values.mean()))  # the mean that they are drawn to has weights
+    return Extreme(float(np.clip(estimate, low, high)), low, high)
 
 
 def most_lost(quotients: Quotients, tail: float = TAIL) -> Extreme:
-    """How far the least of the K quotients is below 0; 0 where none is."""
+    """How far the least of the K changes of scores is below 0; 0 where none is, and at most 1."""
     worst = least(quotients, tail)
-    estimate, low, high = (max(0.0, -value) for value in (worst.estimate, worst.high, worst.low))
+    estimate, low, high = (min(1.0, max(0.0, -value)) for value in (worst.estimate, worst.high, worst.low))
     return Extreme(estimate, low, high)
 
 

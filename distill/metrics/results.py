@@ -177,7 +177,7 @@ def forgotten(runs: Sequence[Rows], domains: Sequence[str]) -> dict[str, Extreme
             [grouped["student", step, "validation"][domain] for step in (*common, own[-1])]
             for grouped, own in zip(runs, steps, strict=True)
         ]
-        questions = sorted(answers[0][0])
+        questions = sorted(set.intersection(*(set(given) for run in answers for given in run)))
         of[domain] = most_forgotten(np.array([[[given[q] for q in questions] for given in run] for run in answers]))
     return of
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -22,6 +22,7 @@ class Family:
         router: a regular expression of the class names of its routers.
         can_spread: whether AutoEP can spread its experts over ranks.
         autoep_preset: arguments of AutoEP's preset, where DeepSpeed ships none for the family.
+        sampled: whether the in-process sampler writes from its distribution, rows of unequal length together.
     """
 
     experts: tuple[str, ...] = ()
@@ -31,6 +32,7 @@ class Family:
     router: str = r"(TopkRouter|TopKRouter)$"
     can_spread: bool = False
     autoep_preset: Mapping[str, Any] | None = field(default=None, hash=False)
+    sampled: bool = True
 
 
 OTHER = Family(experts=("n_routed_experts", "num_local_experts", "num_experts"))
@@ -61,6 +63,11 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": Family(experts=("num_experts",), can_spread=True),
     "mixtral": Family(experts=("num_local_experts",), can_spread=True),
     "deepseek_v3": Family(experts=("n_routed_experts",), can_spread=True),
+    # Caches of their own, or padding that their states see: transformers 5.23 samples them one by one, or wrongly.
+    **dict.fromkeys(
+        ("bailing_hybrid", "kimi_linear", "minimax", "recurrent_gemma", "rwkv", "xlstm", "zamba2"),
+        replace(OTHER, sampled=False),
+    ),
 }
 """Families by ``model_type`` of their configuration."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,28 @@ def from_pretrained(model_class: Any, source: str | Path | None, *, named: str |
     Raises:
         UserError: weights are missing, or have other shapes than the configuration says.
     """
+    return _loaded(model_class, source, named=named, **settings)[0]
+
+
+def unused_weights(
+    model_class: Any, tensors: Mapping[str, torch.Tensor], *, named: str | Path, config: Any
+) -> list[str]:
+    """The weights of a checkpoint that its model has no place for: draft heads, which transformers drops in silence.
+
+    Args:
+        tensors: the checkpoint's, by name, on the meta device.
+
+    Raises:
+        UserError: as :func:`from_pretrained`.
+    """
+    settings = {"config": config, "state_dict": dict(tensors), "device_map": "meta"}
+    _, info = _loaded(model_class, None, named=named, **settings)
+    silent = [re.compile(pattern) for pattern in model_class._keys_to_ignore_on_load_unexpected or ()]
+    return sorted({*info["unexpected_keys"], *(key for key in tensors if any(p.search(key) for p in silent))})
+
+
+def _loaded(model_class: Any, source: str | Path | None, *, named: str | Path, **settings: Any) -> tuple[Any, Any]:
+    """A model, and transformers' account of its loading."""
     try:
         model, info = model_class.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, **settings
@@ -87,7 +111,7 @@ def from_pretrained(model_class: Any, source: str | Path | None, *, named: str |
             f"checkpoint {named} has {len(shapes)} weights of other shapes than its config.json says "
             f"({_some(sorted(shapes))}); take the configuration that belongs to the weights"
         )
-    return model
+    return model, info
 
 
 def _some(items: list[str]) -> str:

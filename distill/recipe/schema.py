@@ -5,7 +5,6 @@ A recipe is frozen once it is resolved. Reading one (YAML, ``extends:``, ``key=v
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -38,6 +37,7 @@ from mopd.distill.recipe.base import (
 )
 from mopd.distill.recipe.loss import FullReverseKL, Loss
 from mopd.distill.recipe.plugins import is_plugin
+from mopd.distill.recipe.source import Source
 
 MethodName: TypeAlias = Annotated[
     str, ShippedOrPlugin("mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge")
@@ -153,6 +153,10 @@ class Engine(Strict):
     """How the trained model is spread over processes."""
 
     ranks: Count = Field(default=1, description="processes, one per GPU or CPU core")
+    gpus: PartOfGPU = Field(
+        default=1.0,
+        description="part of a GPU that a rank takes of its node; below 1, with one rank, teachers share its card",
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage")
     expert_parallel: Count = Field(default=1, description="ranks that share one set of experts (DeepSpeed AutoEP)")
     microbatch_tokens: Count = Field(default=4096, description="padded tokens of one forward and backward on a rank")
@@ -161,6 +165,15 @@ class Engine(Strict):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+
+    @model_validator(mode="after")
+    def _ranks_do_not_share_a_card(self) -> Self:
+        if self.ranks > 1 and self.gpus < 1:
+            raise refusal(
+                f"has {self.ranks} `ranks` that take {self.gpus:g} `gpus` each; NCCL lets no two ranks share a card: "
+                "give each a whole one, or take one rank"
+            )
+        return self
 
 
 class StudentRecipe(Strict):
@@ -173,39 +186,6 @@ class StudentRecipe(Strict):
     engine: Engine = Engine()
     optimizer: Optimizer = AdamW()
     updates_per_step: Count = Field(default=2, description="optimizer steps per batch of rollouts")
-
-
-class Source(Strict):
-    """Prompts from a `datasets` source."""
-
-    path: str = Field(description="a Hub id, or a path (begins with ./ or /) of a .jsonl, .json or .parquet file")
-    name: str | None = Field(default=None, description="configuration of a Hub dataset")
-    split: str = Field(default="train", description="split that training prompts come from")
-    validation_split: str | None = Field(default=None, description="split for validation; none: held out by hash")
-    test_split: str | None = Field(default=None, description="split for test; none: held out by hash")
-    prompt: str = Field(default="prompt", description="column of the prompt: text, or a list of chat messages")
-    answer: str = Field(default="answer", description="column of the gold answer (of the unit tests, see `tests`)")
-    tests: str | None = Field(
-        default=None, description="column of the unit tests of verifier python_tests; none: `answer` holds them"
-    )
-    domain: str | None = Field(default=None, description="column of the domain; rows of other domains are left out")
-    verifier: Literal["exact", "number", "choice", "math", "python_tests"] = Field(
-        default="exact", description="how an answer is checked"
-    )
-    several_golds: Literal["refuse", "any"] = Field(
-        default="refuse",
-        description="rows with one prompt and different gold answers: refused, or any of them is right",
-    )
-
-    @model_validator(mode="after")
-    def _a_column_each(self) -> Self:
-        columns = {"prompt": self.prompt, "answer": self.answer, "tests": self.tests}
-        for first, second in itertools.combinations([key for key, column in columns.items() if column is not None], 2):
-            if columns[first] == columns[second]:
-                raise refusal(
-                    f"has `{first}` and `{second}` in one column, {columns[first]!r}; name the column of each"
-                )
-        return self
 
 
 TaskSource: TypeAlias = Annotated[
@@ -340,6 +320,11 @@ class RolloutRecipe(Strict):
         "or ./file.py:NAME, a row of your own",
     )
     workers: CountOrNone = Field(default=0, description="sampler processes; 0: the student's own ranks, no weight copy")
+    gpus: PartOfGPU = Field(
+        default=1.0,
+        description="part of a GPU that each process takes which holds a model to sample: a worker, or a model that is "
+        "measured",
+    )
     samples_per_prompt: Count = Field(default=1, description="rollouts per prompt; reward groups need at least 2")
     max_new_tokens: Count = Field(default=64, description="tokens of a completion at most, EOS included")
     temperature: Temperature = Field(default=1.0, description="of sampler, policy and teachers alike")
@@ -394,7 +379,9 @@ class RunRecipe(Strict):
     evaluate_every: Count = Field(default=20, description="steps between evaluations on validation prompts")
     save_every: Count = Field(default=20, description="steps between checkpoints")
     keep_checkpoints: Count = Field(default=2, description="whole checkpoints kept")
-    parallel_stages: Count = Field(default=2, description="stages that run at a time, where none waits for another")
+    parallel_stages: Count = Field(
+        default=2, description="stages side by side at most, where none waits for another and GPUs suffice"
+    )
     resident_teachers: Count | None = Field(
         default=None,
         description="processes that grade, a teacher (or the base of several) in each at a time: the others are loaded "

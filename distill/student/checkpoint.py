@@ -5,8 +5,9 @@ A checkpoint is written under a temporary name and published under its own; see 
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def export_hf(
     model: Any,
     source: str | Path,
     own_code: bool = False,
+    end_token_ids: Sequence[int] = (),
 ) -> None:
     """Write a Hugging Face checkpoint into the folder ``path``: weights, configuration, generation config, tokenizer.
 
@@ -65,12 +67,18 @@ def export_hf(
         model: the live model, for its configuration and generation config alone.
         source: the checkpoint that the tokenizer is taken from; one without a tokenizer exports none.
         own_code: whether Python code that lies in the folder ``source`` may run; it is exported too.
+        end_token_ids: what ends a completion; the generation config gets those that it lacks.
     """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(model.config, trust_remote_code=own_code)
     shell.generation_config = model.generation_config
+    declared = model.generation_config.eos_token_id
+    known = declared if isinstance(declared, list) else [declared] if isinstance(declared, int) else []
+    if more := [i for i in end_token_ids if i not in known]:
+        shell.generation_config = copy.deepcopy(model.generation_config)
+        shell.generation_config.eos_token_id = [*known, *more]
     shell.save_pretrained(path, state_dict=dict(state_dict))
     if (Path(source) / "tokenizer_config.json").exists():
         from transformers import AutoTokenizer

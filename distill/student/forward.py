@@ -25,8 +25,13 @@ CHUNKS = Chunks(tokens=1024, vocabulary=8192)
 """32 MiB a tensor in float32: large enough for a GPU to be busy, small beside a head of a real vocabulary."""
 
 
-def read_heads(sources: Sequence[HeadSource], device: torch.device | str) -> dict[str, Tensor]:
+def read_heads(
+    sources: Sequence[HeadSource], device: torch.device | str, *, vocabulary: int | None = None
+) -> dict[str, Tensor]:
     """The teachers' output heads ``(V, H)`` by their fingerprints; one that several teachers share is held once.
+
+    Args:
+        vocabulary: only so many rows of each are kept, those of the tokenizer's ids.
 
     Raises:
         OSError: a checkpoint is not there, or cannot be read.
@@ -37,7 +42,7 @@ def read_heads(sources: Sequence[HeadSource], device: torch.device | str) -> dic
         weight_VH = source.read("cpu")
         name = fingerprint(weight_VH)
         if name not in heads:
-            heads[name] = weight_VH.to(device)
+            heads[name] = weight_VH[:vocabulary].to(device, copy=True)
     return heads
 
 
@@ -48,12 +53,14 @@ class Objective:
     Attributes:
         loss: the estimator with its settings.
         temperature: the student's logits are divided by it.
+        vocabulary: its distribution is over this many ids; None: over the whole output head.
         heads: of the teachers, where they ship hidden states; see :func:`read_heads`.
     """
 
     loss: BoundLoss
     temperature: float
     heads: Mapping[str, Tensor]
+    vocabulary: int | None = None
 
 
 def forward(engine: Any, microbatch: Microbatch, objective: Objective, totals: UpdateTotals) -> TokenLoss:
@@ -70,7 +77,7 @@ def forward(engine: Any, microbatch: Microbatch, objective: Objective, totals: U
     if microbatch.hidden is not None:
         return _from_hidden(engine, microbatch, microbatch.hidden, objective, totals)
     output = engine(input_ids=microbatch.token_ids_BT, attention_mask=microbatch.attention_mask_BT, use_cache=False)
-    logits_BTV = align_logits(output.logits).float() / objective.temperature
+    logits_BTV = align_logits(output.logits)[..., : objective.vocabulary].float() / objective.temperature
     totals.watch_gradient(logits_BTV, microbatch)
     return objective.loss.token_loss(logits_BTV, microbatch)
 
@@ -95,7 +102,7 @@ def _from_hidden(
     def divergence(hidden_BTH: Tensor) -> Tensor:
         kl = hidden_reverse_kl(
             student_NH=align_logits(hidden_BTH).flatten(0, 1)[rows.places_N],
-            student_head_VH=head.weight,
+            student_head_VH=head.weight[: objective.vocabulary],
             groups=groups,
             tokens_N=microbatch.token_ids_BT.flatten()[rows.places_N],
             temperature=objective.temperature,

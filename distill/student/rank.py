@@ -42,8 +42,8 @@ class StudentRank:
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
         self.device = self.engine.device
-        heads = read_heads(spec.heads, self.device)
-        self._objective = Objective(self._loss, spec.temperature, heads)
+        heads = read_heads(spec.heads, self.device, vocabulary=spec.vocabulary)
+        self._objective = Objective(self._loss, spec.temperature, heads, spec.vocabulary)
         self._checkpoints = Path(spec.run_dir) / "checkpoints"
         self._pad_id: int = getattr(self.module.config, "pad_token_id", None) or 0
 
@@ -141,7 +141,14 @@ class StudentRank:
 
         def publish() -> None:
             storage.remove(temporary)
-            checkpoint.export_hf(temporary, state_dict=state or {}, model=self.module, source=source, own_code=trusted)
+            checkpoint.export_hf(
+                temporary,
+                state_dict=state or {},
+                model=self.module,
+                source=source,
+                own_code=trusted,
+                end_token_ids=self.spec.end_token_ids,
+            )
             storage.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
 
         self._on_first(publish)

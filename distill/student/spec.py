@@ -20,6 +20,9 @@ class StudentSpec:
         total_optimizer_steps: of the whole run, for the learning rate's schedule.
         run_dir: the run's folder; checkpoints lie in its ``checkpoints/``.
         attempt: id of the attempt that owns the folder; see :func:`distill.storage.claim`.
+        gpus: part of a GPU that each rank takes of its node; 0 on a CPU.
+        end_token_ids: what ends a completion; the exported generation config names them.
+        vocabulary: how many ids the tokenizer has; the student's distribution is over these alone. None: over its head.
         heads: output heads of teachers that ship hidden states, held on every rank.
         trust_remote_code: whether Python code that lies in the folder of ``model`` may run.
     """
@@ -36,6 +39,9 @@ class StudentSpec:
     run_dir: str
     attempt: str
     keep_checkpoints: int
+    gpus: float = 0.0
+    end_token_ids: tuple[int, ...] = ()
+    vocabulary: int | None = None
     heads: tuple[HeadSource, ...] = ()
     trust_remote_code: bool = False
 

@@ -98,6 +98,7 @@ class ModelInfo:
         cost: its parameters, total and active, and what a token costs; counted without making a weight.
         correction_bias: whether its routers have the bias that levels the load of experts.
         own_code: whether it is made by Python code that lies in its folder, which its stanza trusts.
+        unused: names of weights that the checkpoint holds and the model has no place for.
     """
 
     origin: Origin
@@ -106,6 +107,7 @@ class ModelInfo:
     cost: ModelCost
     correction_bias: bool
     own_code: bool = False
+    unused: tuple[str, ...] = ()
 
     @property
     def routed_parameters(self) -> float:
@@ -205,6 +207,7 @@ def _look(
     end: Origin, model_source: ModelSource, tasks: Mapping[str, Task] | None, run_seed: int, offline: bool
 ) -> ModelInfo | None:
     """What is known of one model; None where it is initialised here and not every domain has a task."""
+    unused: tuple[str, ...] = ()
     if isinstance(end.source, Architecture):
         if tasks is None:
             return None
@@ -219,15 +222,16 @@ def _look(
         model, cost = empty_model(shipped_config(end.source))
     else:
         weights = model_source.has_weights
-        tokenizer, model, cost = read_checkpoint(
+        checkpoint = read_checkpoint(
             local_folder(end.source, weights=weights),
             permit=_permit(model_source.trust_leaf),
             trust_remote_code=model_source.trusted,
             weights=weights,
         )
+        tokenizer, model, cost, unused = checkpoint.tokenizer, checkpoint.model, checkpoint.cost, checkpoint.unused
         own_code = model_source.trusted and has_code(model.config, tokenizer)
     biased = any(bias is not None for bias in router_biases(model))
-    return ModelInfo(end, model.config, tokenizer, cost, biased, own_code)
+    return ModelInfo(end, model.config, tokenizer, cost, biased, own_code, unused)
 
 
 def _about_code(model: ModelSource, info: ModelInfo) -> list[str]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.models.adapters import with_adapters
+from mopd.distill.models.families import family_of
 from mopd.distill.models.heads import head_problem
 from mopd.distill.recipe import Engine, StageRecipe, StudentRecipe
-from mopd.distill.recipe.model_names import is_path
+from mopd.distill.recipe.model_names import is_path, stage_name
 from mopd.distill.student.engine import check_engine
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
-from mopd.recipes.resolve.checkpoints import empty_model
+from mopd.recipes.resolve.checkpoints import empty_model, weight_files
 from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import ModelSource
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.tokenizer import control_ids
 from mopd.teachers.compatibility import compare_heads, compare_tokenizers
@@ -29,12 +34,61 @@ def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> li
     """
     recipe = resolved.recipe
     return [
+        *_unsampled(resolved.models, model_infos),
+        *_packed(model_infos),
         *_engines(recipe.student, recipe.stages, model_infos, resolved.device),
         *_teachers(resolved.teachers, resolved.loss, model_infos),
         *_support(resolved.loss, model_infos),
         *_adapters(resolved.teachers, model_infos),
         *(_heads(resolved.teachers, model_infos) if resolved.loss.payload == "hidden" else ()),
     ]
+
+
+def _unsampled(models: Mapping[str, ModelSource], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+    """Models of families that the sampler cannot write with: a student, and whoever is measured."""
+    for leaf, model in models.items():
+        info = model_infos.get(leaf)
+        if info is not None and model.has_weights and not family_of(info.config).sampled:
+            yield (
+                f"`{leaf}` is a {info.config.model_type}, whose recurrent states or cache the sampler of this version "
+                f"cannot keep for rows of unequal length, so that it would write from another distribution; take a "
+                f"model of another family (docs/families.md)"
+            )
+
+
+def _packed(model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+    """A student whose weights are packed: an optimizer moves plain ones."""
+    for leaf, info in model_infos.items():
+        method = _packing(info)
+        if method is not None and not leaf.startswith("teachers."):
+            yield (
+                f"`{leaf}` is a checkpoint whose weights are quantised ({method}); a model that is trained needs plain "
+                f"weights: take the release in bfloat16, or unpack it first"
+            )
+
+
+def _packing(info: ModelInfo) -> str | None:
+    settings = getattr(info.config, "quantization_config", None)
+    if settings is None:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+    return str(getattr(method, "value", method) or "of an unnamed method")
+
+
+def model_warnings(models: Mapping[str, ModelSource], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+    """What becomes of a checkpoint's weights that are not loaded as they are, each a sentence."""
+    for leaf, info in model_infos.items():
+        if info.unused:
+            named = ", ".join(info.unused[:2]) + ", ..." * (len(info.unused) > 2)  # not per token
+            yield (
+                f"`{leaf}`: the checkpoint has {len(info.unused)} weights that its {info.config.model_type} has no "
+                f"place for ({named}), such as draft heads; they are neither used, nor trained, nor exported"
+            )
+        if (method := _packing(info)) is not None and leaf.startswith("teachers.") and models[leaf].has_weights:
+            yield (
+                f"`{leaf}`: its weights are quantised ({method}); transformers unpacks them as it loads, or computes "
+                f"with them where the library of that method is installed, and memory is planned for plain ones"
+            )
 
 
 def check_lengths(
@@ -155,12 +209,54 @@ def _adapters(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str,
         if given is not None and not is_path(given):
             yield f"{where} is {given!r}; an adapter is a folder: write its path, which begins with ./ or /"
         elif base is not None:
+            if (other := _other_base(teacher.adapter, base)) is not None:
+                yield f"{where}: {teacher.adapter} {other}"
+                continue
             try:
                 with_adapters(
                     empty_model(base.config, trust_remote_code=base.own_code)[0], [teacher.adapter], device="cpu"
                 )
             except UserError as error:
                 yield f"{where}: {error}"
+
+
+def _other_base(adapter: str, base: ModelInfo) -> str | None:
+    """Whether an adapter says that it was trained on another base than its teacher's, as a predicate.
+
+    Shapes alone cannot tell: all models of one size fit. A base is known by its Hub id, or by its weights where both
+    are folders of this machine.
+    """
+    try:
+        named = json.loads((Path(adapter) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None  # `with_adapters` says what is wrong with it
+    source = base.origin.source
+    if not isinstance(named, str) or not named or not isinstance(source, str) or stage_name(source) is not None:
+        return None
+    if Path(named).is_dir() and is_path(source):
+        here, there = Path(source), Path(named)
+        try:
+            same = here.resolve() == there.resolve() or _weights_digest(here) == _weights_digest(there)
+        except (OSError, UserError):
+            return None
+    elif is_path(named) or is_path(source) or Path(named).is_absolute():
+        return None  # a folder against a Hub id, or a folder of another machine: nobody can tell
+    else:
+        same = named.lower() == source.lower()
+    if same:
+        return None
+    return (
+        f"was trained on the base {named}, and `model` is {source}; take that base, or, if their weights are the same, "
+        f"write {source} as `base_model_name_or_path` of its adapter_config.json"
+    )
+
+
+def _weights_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in weight_files(folder):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _heads(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:

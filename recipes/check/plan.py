@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from mopd.distill.recipe import (
 from mopd.distill.student.engine import model_dtype
 from mopd.distill.student.forward import CHUNKS
 from mopd.recipes.check.model_info import ModelInfo
+from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
@@ -247,7 +248,12 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a recipe will take; bytes and FLOPs are estimates. ``warnings`` name leaves that change nothing."""
+    """What a recipe will take; bytes and FLOPs are estimates.
+
+    Attributes:
+        warnings: leaves that change nothing, rows that are left out.
+        questions: what is asked, to be shown.
+    """
 
     models: tuple[ModelPlan, ...]
     processes: tuple[ProcessPlan, ...]
@@ -256,6 +262,7 @@ class Plan:
     flops: float
     disk_bytes: float
     warnings: tuple[str, ...] = ()
+    questions: Questions = field(default=Questions(), repr=False, compare=False)
 
     @property
     def memory_bytes(self) -> float:

@@ -146,6 +146,11 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
             yield from _set(teacher, f"teachers.{name}", ("replicas",), f"{recipe.method} gives each writer a process")
     if method.trains and (method.teachers != "grade" or not recipe.teachers):
         yield from _set(recipe.run, "run", ("resident_teachers",), "no teacher grades")
+    if resolved.device == "cpu":
+        yield from _set(recipe.student.engine, "student.engine", ("gpus",), "the run is on the CPU")
+        yield from _set(recipe.rollout, "rollout", ("gpus",), "the run is on the CPU")
+        for name, stage in recipe.stages.items():
+            yield from _set(stage.engine, f"stages.{name}.engine", ("gpus",), "the run is on the CPU")
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
 

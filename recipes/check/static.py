@@ -11,14 +11,15 @@ from mopd.distill.recipe import Recipe, StageRecipe
 from mopd.distill.tracking.sinks import sink_problems
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo, read_model_infos
-from mopd.recipes.check.models import check_lengths, check_models
+from mopd.recipes.check.models import check_lengths, check_models, model_warnings
 from mopd.recipes.check.offline import assumed_lengths, on_hub
 from mopd.recipes.check.plan import Plan, make_plan
 from mopd.recipes.check.plugins import check_engine, check_own_loss, engine_warnings
 from mopd.recipes.check.room import Asker, find_asker, lacks_disk, lacks_memory, memory_here
 from mopd.recipes.check.routes import check_routes
+from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.settings import idle_leaves
-from mopd.recipes.check.tasks import Lengths, check_gold_answers, check_tasks, make_tasks
+from mopd.recipes.check.tasks import Lengths, check_gold_answers, check_tasks, left_out, make_tasks
 from mopd.recipes.check.teachers import reach_teachers
 from mopd.recipes.resolve.placement import check_device
 from mopd.recipes.resolve.resolved import Resolved, resolve
@@ -63,13 +64,11 @@ def check(
     shared = SharedChecks() if shared is None else shared
     if broken := list(check_own_loss(recipe.loss)):
         raise UserError(*broken)  # all else asks the loss what it needs
-    problems = check_routes(resolved, tasks=TASKS)
-    problems += check_engine(recipe.rollout, resolved.loss)
+    problems = [*check_routes(resolved, tasks=TASKS), *check_engine(recipe.rollout, resolved.loss)]
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
     tasks, unusable = make_tasks(recipe.domains, None, seed=recipe.seed, without=far)
     model_infos, unreadable = read_model_infos(resolved, tasks, offline=offline, shared=shared.models)
-    student = model_infos.get("student.model")
-    tokenizer = student.tokenizer if student is not None else None
+    tokenizer = student.tokenizer if (student := model_infos.get("student.model")) is not None else None
     if tokenizer is not None:
         # Once more with the student's tokenizer, which renders a dataset's chat messages.
         tasks, unusable = make_tasks(recipe.domains, tokenizer, seed=recipe.seed, without=far)
@@ -91,8 +90,10 @@ def check(
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
-    warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout))
-    plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings)
+    idle = (*idle_leaves(resolved), *engine_warnings(recipe.rollout))
+    warnings = (*idle, *model_warnings(resolved.models, model_infos), *left_out(tasks))
+    asked = Questions(recipe.domains, tasks, tokenizer, recipe.seed)
+    plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked)
     if not (offline or plan_only) and (problems := _lacks_room(resolved, plan, out, model_infos, lengths)):
         raise UserError(*problems)
     return plan

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, Source
 from mopd.distill.recipe.plugins import is_plugin, own_code
-from mopd.distill.types import Prompt, UserError
-from mopd.recipes.check.plugins import check_own_task
+from mopd.distill.types import Prompt, RunError, UserError
+from mopd.recipes.check.plugins import HOSTILE, check_own_task
 from mopd.rollouts.tasks import Example, Task, make_task
 from mopd.rollouts.tasks.dataset import DatasetTask
 
@@ -165,7 +165,9 @@ def _check_task(
         examples = [task.example(seed=seed, split="train", index=i) for i in range(SAMPLED_PROMPTS)]
         problems += [f"`domains.{name}`: {problem}" for problem in _held_out(evaluate, task)]
         gold = has_gold_answers(source)
-        problems += [f"`domains.{name}`: {problem}" for problem in _verifier(name, task, examples, gold=gold)]
+        own = isinstance(source, Source) and is_plugin(source.verifier)
+        checked = _own_verifier if own else _verifier
+        problems += [f"`domains.{name}`: {problem}" for problem in checked(name, task, examples, gold=gold)]
         if tokenizer is not None:
             lengths = _lengths(tokenizer, task, examples)
             problems += _cap(max_new_tokens, source, name, lengths)
@@ -186,7 +188,16 @@ def _held_out(evaluate: EvaluateRecipe, task: Task) -> Iterator[str]:
 
 def has_gold_answers(task: str | Source) -> bool:
     """Whether a task says what a right answer is; a dataset of unit tests alone doesn't."""
-    return isinstance(task, str) or task.verifier != "python_tests" or task.tests is not None
+    return isinstance(task, str) or (
+        task.answer is not None and (task.verifier != "python_tests" or task.tests is not None)
+    )
+
+
+def left_out(tasks: Mapping[str, Task]) -> Iterator[str]:
+    """A warning for every split of a dataset of which rows are left out, with how many, and which."""
+    for name, task in tasks.items():
+        if isinstance(task, DatasetTask):
+            yield from (f"`domains.{name}`: {sentence}" for sentence in task.left_out)
 
 
 def _verifier(domain: str, task: Task, examples: list[Example], *, gold: bool) -> Iterator[str]:
@@ -208,6 +219,31 @@ def _verifier(domain: str, task: Task, examples: list[Example], *, gold: bool) -
         yield (
             f"the verifier accepts {len(passed)} of {len(examples)} wrong answers, for example {answer!r} to "
             f"{example.text!r} (gold: {example.answer!r}); take a verifier that tells them apart"
+        )
+
+
+def _own_verifier(domain: str, task: Task, examples: list[Example], *, gold: bool) -> Iterator[str]:
+    """Whether a dataset's verifier of a user's own accepts gold answers, repeats, and tells any answers apart."""
+    prompts = [Prompt(domain, example.id, (0,), example.text, example.answer) for example in examples]
+    answers = ["", *HOSTILE]
+    try:
+        accepted = task.verify_many(prompts, [example.answer for example in examples]) if gold else [1.0] * len(prompts)
+        of_text = {text: task.verify_many(prompts, [text] * len(prompts)) for text in answers}
+        again = {text: task.verify_many(prompts, [text] * len(prompts)) for text in answers}
+    except RunError as error:
+        yield str(error)
+        return
+    if refused := [example for example, score in zip(examples, accepted, strict=True) if score != 1.0]:
+        yield (
+            f"the verifier refuses {len(refused)} of {len(examples)} gold answers, for example {refused[0].answer!r} "
+            f"to {refused[0].text!r}; fix the answers, or the verifier"
+        )
+    if of_text != again:
+        yield "the verifier gives one answer to one prompt two scores; it must depend on nothing but its arguments"
+    if all(score > 0.0 for scores in of_text.values() for score in scores):
+        yield (
+            f"the verifier accepts every text, an empty one too, to all of {len(examples)} prompts; it must tell right "
+            "answers from others"
         )
 
 

@@ -84,12 +84,31 @@ def sentences(comparison: Comparison) -> list[str]:
     """What carries the headline: means, losses, seesaws, cost."""
     rows = ranked(comparison)
     return [
+        *_known(comparison, rivals(rows)[0]),
         *(_means(rivals(rows)) if len(comparison.domains) > 1 else []),
         *_losses(comparison, rows),
         *(_seesaws(rows, comparison.runs) if len(comparison.domains) > 1 else []),
         *_costs(rows),
         *_parities(comparison, rows),
     ]
+
+
+def _known(comparison: Comparison, row: ComparedRow) -> list[str]:
+    """Whether the leader's worst domain keeps enough, where its interval does not say so, and what would tell."""
+    judged, ends = row.verdict, row.metrics_ci.worst_recovery
+    if judged is None or ends is None or judged.seesaw != "unknown":
+        return []
+    alone = len(comparison.domains) == 1
+    asked = f"{judged.questions:,} questions{'' if alone else ' a domain'}{f' and {row.n} seeds' if row.n > 1 else ''}"
+    who = row.name if alone else f"{row.name}’s worst domain"
+    sentence = (
+        f"Not known from {asked} whether {who} keeps {percent(judged.bar)} of its teacher’s gain ({between(ends)})"
+    )
+    if judged.needed is None:
+        return [f"{sentence}: its seeds differ by too much, more of them would tell."]
+    if judged.needed <= judged.questions:
+        return [f"{sentence}, which it is too near to."]
+    return [f"{sentence}; about {judged.needed:,} questions would tell."]
 
 
 def _means(rows: Sequence[ComparedRow]) -> list[str]:

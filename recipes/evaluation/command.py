@@ -1,14 +1,18 @@
-"""`mopd eval`: a checkpoint on the test prompts of any tasks."""
+"""`mopd eval`: a checkpoint on the test prompts of any tasks, or of a recipe's domains."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from statistics import fmean
+from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from mopd.distill.metrics.evaluate import evaluate, scores
+from mopd.distill.metrics.evaluate import Evaluation, Interval, evaluate, interval, scores
 from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, RolloutRecipe
 from mopd.recipes.evaluation.evaluator import verify
 from mopd.recipes.resolve.data import prompt_source, tasks_of
@@ -20,39 +24,116 @@ from mopd.rollouts.sampler import make_samplers, sampler_settings
 from mopd.rollouts.tokenizer import completion_text
 
 
-def evaluate_model(model: str, tasks: Sequence[str], prompts: int, *, trust_remote_code: bool = False) -> None:
-    """Measure a checkpoint on the test prompts of tasks, greedily, and print their scores with 95% intervals.
+@dataclass(frozen=True, slots=True)
+class EvalQuestions:
+    """What a model is asked.
 
-    Args:
-        tasks: names of shipped tasks, or ``./file.py:NAME`` of a user's own, which is shown as NAME.
+    Attributes:
+        domains: by name, each with its task.
+        prompts: of the test split, for each domain at most.
+        seed: which prompts those are; see `evaluate.seed`.
+        rollout: how long an answer may be, and the temperature of those that are sampled.
+    """
+
+    domains: Mapping[str, DomainRecipe]
+    prompts: int
+    seed: int = EvaluateRecipe().seed
+    rollout: RolloutRecipe = field(default_factory=RolloutRecipe)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredTask:
+    """How a model answers one domain's questions.
+
+    Attributes:
+        greedy: of the likeliest answers, with its interval over questions.
+        sampled: the mean over samples of each question, with its interval over questions; None where none were drawn.
+        truncated: part of the greedy answers that were cut at the limit.
+        mean_tokens: of a greedy answer.
+    """
+
+    greedy: Interval
+    sampled: Interval | None
+    truncated: float
+    mean_tokens: float
+
+
+def evaluate_model(
+    model: str, questions: EvalQuestions, *, samples: int = 0, trust_remote_code: bool = False
+) -> dict[str, MeasuredTask]:
+    """Measure a checkpoint on test prompts: greedily, and with ``samples`` answers a prompt besides.
 
     Raises:
-        UserError: no shipped task has one of the names, or a user's own can't be used.
+        UserError: a task can't be used.
     """
-    domains = {task.rpartition(":")[2]: DomainRecipe(task=task) for task in tasks}
-    held_out_seed = EvaluateRecipe().seed
+    domains = dict(questions.domains)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     by_domain = tasks_of(domains, tokenizer)
     device = resolve_device("auto")
+    settings = sampler_settings(questions.rollout, tokenizer, model=model, seed=questions.seed, support=None)
+    asked = prompt_source(domains, by_domain, tokenizer, seed=questions.seed).held_out(
+        "test", questions.prompts, seed=questions.seed
+    )
     with ExitStack() as closing:
         samplers = make_samplers(
             ENGINES["in_process"],
-            settings=sampler_settings(RolloutRecipe(), tokenizer, seed=held_out_seed, support=None),
+            settings=settings,
             frozen=SamplerProcesses(0, device, "bfloat16" if device == "cuda" else "float32"),
             closing=closing,
         )
-        rows = evaluate(
+        answer = partial(
+            evaluate,
             samplers.of(FrozenModel(model, trust_remote_code=trust_remote_code)),
-            prompt_source(domains, by_domain, tokenizer, seed=held_out_seed).held_out(
-                "test", prompts, seed=held_out_seed
-            ),
-            lambda asked, texts: verify(by_domain, asked, texts),
+            asked,
+            lambda prompts, texts: verify(by_domain, prompts, texts),
             lambda rollout: completion_text(tokenizer, rollout),
-            0,
             model=model,
             split="test",
         )
-    table = Table("task", "score", "95% interval", "prompts", title=model)
-    for task, s in scores(rows).items():
-        table.add_row(task, f"{100 * s.score:.1f}", f"{100 * s.low:.1f} to {100 * s.high:.1f}", str(s.n))
-    Console().print(table)
+        rows = answer(0)
+        drawn = [answer(sample, greedy=False) for sample in range(samples)]  # each keyed by its number
+    return {
+        domain: MeasuredTask(
+            greedy,
+            _sampled(domain, drawn),
+            truncated=fmean(row.truncated for row in rows if row.domain == domain),
+            mean_tokens=fmean(row.tokens for row in rows if row.domain == domain),
+        )
+        for domain, greedy in scores(rows).items()
+    }
+
+
+def _sampled(domain: str, drawn: Sequence[Sequence[Evaluation]]) -> Interval | None:
+    """The mean score of each question over its samples, with its interval over questions."""
+    if not drawn:
+        return None
+    by_question = zip(*([row.correct for row in rows if row.domain == domain] for rows in drawn), strict=True)
+    return interval([fmean(corrects) for corrects in by_question])
+
+
+def measured_table(model: str, measured: Mapping[str, MeasuredTask], *, samples: int) -> Table:
+    """The scores of a model for the console."""
+    sampled = ("sampled", f"95% interval of {samples} samples") if samples else ()
+    table = Table("task", "score", "95% interval", *sampled, "prompts", "cut short", title=model)
+    for task, scored in measured.items():
+        more = () if scored.sampled is None else _words(scored.sampled)
+        table.add_row(task, *_words(scored.greedy), *more, str(scored.greedy.n), f"{100 * scored.truncated:.0f}%")
+    return table
+
+
+def measured_json(model: str, measured: Mapping[str, MeasuredTask], questions: EvalQuestions, *, samples: int) -> str:
+    """The same as JSON; scores are fractions in 0..1."""
+    content: dict[str, Any] = {
+        "format": 1,
+        "model": model,
+        "seed": questions.seed,
+        "max_new_tokens": questions.rollout.max_new_tokens,
+        "temperature": questions.rollout.temperature,
+        "samples": samples,
+        "tasks": {task: asdict(scored) for task, scored in measured.items()},
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _words(score: Interval) -> tuple[str, str]:
+    return f"{100 * score.score:.1f}", f"{100 * score.low:.1f} to {100 * score.high:.1f}"

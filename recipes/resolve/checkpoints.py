@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from mopd.distill.models.families import experts_of
 from mopd.distill.models.flops import ModelCost, model_cost
-from mopd.distill.models.load import from_pretrained
+from mopd.distill.models.load import unused_weights
 from mopd.distill.recipe.model_names import is_path
 from mopd.distill.recipe.plugins import IMPORT_SECONDS, own_code
 from mopd.distill.types import UserError
@@ -27,10 +28,26 @@ BESIDES_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken"
 """The files of a Hub model that say what it is: configuration, tokenizer, chat template, code."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReadCheckpoint:
+    """A checkpoint that was looked at.
+
+    Attributes:
+        model: on the meta device.
+        cost: its parameters, and what a token costs.
+        unused: names of the weights that the model has no place for.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    cost: ModelCost
+    unused: tuple[str, ...] = ()
+
+
 def read_checkpoint(
     folder: str, *, permit: str, trust_remote_code: bool = False, weights: bool = True
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, ModelCost]:
-    """A checkpoint's tokenizer, its model on the meta device and what that costs, without loading a weight.
+) -> ReadCheckpoint:
+    """What can be said of a checkpoint without loading a weight.
 
     Args:
         folder: as :func:`local_folder` gives it; a Hub model that is still to be downloaded has no weights to look at.
@@ -45,14 +62,13 @@ def read_checkpoint(
         for what, reader in (("configuration", AutoConfig), ("tokenizer", AutoTokenizer))
     )
     model, cost = empty_model(config, trust_remote_code=trust_remote_code)
-    if weights and Path(folder).is_dir():
-        check_weights(Path(folder), model)
+    unused = check_weights(Path(folder), model) if weights and Path(folder).is_dir() else []
     if not isinstance(tokenizer.eos_token_id, int):
         raise UserError(
             f"the tokenizer in {folder} has no EOS token, which closes every answer; name one as `eos_token` in its "
             f"tokenizer_config.json"
         )
-    return tokenizer, model, cost
+    return ReadCheckpoint(tokenizer, model, cost, tuple(unused))
 
 
 def empty_model(config: Any, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, ModelCost]:
@@ -174,7 +190,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Names of a checkpoint's weights, the one that transformers prefers first; shards have NAME.index.json."""
 
 
-def check_weights(folder: Path, model: PreTrainedModel) -> None:
+def check_weights(folder: Path, model: PreTrainedModel) -> list[str]:
     """Compare names and shapes of a checkpoint's weights with those of its model.
 
     transformers itself compares them, as it loads, so tied weights and experts stored one by one are known to it; what
@@ -183,6 +199,9 @@ def check_weights(folder: Path, model: PreTrainedModel) -> None:
     Args:
         model: as its configuration makes it, on the meta device.
 
+    Returns:
+        The weights that the model has no place for, by name; none of a checkpoint whose weights are packed.
+
     Raises:
         UserError: a file is missing or broken, a weight is missing or of another shape.
     """
@@ -190,10 +209,10 @@ def check_weights(folder: Path, model: PreTrainedModel) -> None:
     for path in weight_files(folder):
         tensors |= _headers(path)
     if getattr(model.config, "quantization_config", None) is not None:
-        return  # packed weights have names and shapes of their own, which only their own library knows
+        return []  # packed weights have names and shapes of their own, which only their own library knows
     config = copy.deepcopy(model.config)
     with _quiet():
-        from_pretrained(type(model), None, named=folder, config=config, state_dict=tensors, device_map="meta")
+        return unused_weights(type(model), tensors, named=folder, config=config)
 
 
 def weight_files(folder: Path) -> list[Path]:

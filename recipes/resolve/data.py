@@ -1,14 +1,22 @@
-"""The data of a run: its tasks, and the prompts that are drawn from them."""
+"""The data of a run: its tasks, the prompts that are drawn from them, and the record of what was read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import DomainRecipe
+from mopd.distill.storage import write_atomic
+from mopd.distill.types import UserError
 from mopd.rollouts.prompts import PromptSource, Supply
 from mopd.rollouts.tasks import Task, make_task
+from mopd.rollouts.tasks.dataset import DatasetTask
+from mopd.rollouts.tasks.dataset_rows import RowsReport
 
 
 def tasks_of(domains: Mapping[str, DomainRecipe], tokenizer: PreTrainedTokenizerBase) -> dict[str, Task]:
@@ -22,3 +30,45 @@ def prompt_source(
     """The prompts of ``domains``: those that are trained, or all of them where held-out prompts are drawn."""
     supplies = {n: Supply(tasks[n], prompts=d.prompts, easy_share=d.easy_share) for n, d in domains.items()}
     return PromptSource(supplies, tokenizer, seed=seed)
+
+
+DATA = "data.json"
+"""What was read of every dataset: by domain, a split each with its version, its rows, and those that were left out."""
+NOTED_ROWS = 1000
+"""Rows that were left out and are named there; all are counted."""
+
+
+def note_data(tasks: Mapping[str, Task], path: Path) -> None:
+    """Write down what was read of the datasets; where that is noted already, refuse what has changed since.
+
+    Raises:
+        UserError: a dataset has other rows than when the run began.
+    """
+    datasets = {name: task for name, task in tasks.items() if isinstance(task, DatasetTask)}
+    now = {name: [_noted(report) for report in task.reports] for name, task in datasets.items()}
+    if not now:
+        return
+    if path.is_file():
+        problems = list(_moved(json.loads(path.read_text()), now))
+        if problems:
+            raise UserError(*problems)
+    write_atomic(path, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
+
+
+def _moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in before.keys() & now.keys():
+        of_split = {noted["split"]: noted for noted in now[name]}
+        for was in before[name]:
+            is_now = of_split.get(was["split"], was)
+            if any(was[key] != is_now[key] for key in ("version", "rows", "chosen")):
+                yield (
+                    f"`domains.{name}.task`: split {was['split']!r} was version {was['version']} with {was['rows']} "
+                    f"rows when the run began, and is {is_now['version']} with {is_now['rows']} now; give the rows "
+                    f"back (of a Hub dataset by `revision: {was['version']}`), another folder with --out, or start "
+                    "from scratch with --restart"
+                )
+
+
+def _noted(report: RowsReport) -> dict[str, Any]:
+    noted = {**asdict(report), "refused": len(report.refused)}
+    return noted | {"refused_rows": [{"row": row, "why": why} for row, why in report.refused[:NOTED_ROWS]]}

@@ -27,9 +27,10 @@ class ResourceRequest:
 def resource_requests(resolved: Resolved) -> Iterator[ResourceRequest]:
     """What lives at the same time while the student is trained."""
     recipe, teachers = resolved.recipe, resolved.teachers
-    whole = {"GPU": 1.0} if resolved.device == "cuda" else {}
-    yield ResourceRequest("the student's ranks", recipe.student.engine.ranks, whole)
-    yield ResourceRequest("sampler workers", recipe.rollout.workers, whole)
+    on_gpu = resolved.device == "cuda"
+    rank, sampler = recipe.student.engine.gpus, recipe.rollout.gpus
+    yield ResourceRequest("the student's ranks", recipe.student.engine.ranks, {"GPU": rank} if on_gpu else {})
+    yield ResourceRequest("sampler workers", recipe.rollout.workers, {"GPU": sampler} if on_gpu else {})
     if resolved.method.teachers == "write":
         for name, teacher in teachers.items():
             yield ResourceRequest(f"teacher {name}", 1, teacher.takes)
@@ -44,6 +45,27 @@ def resource_requests(resolved: Resolved) -> Iterator[ResourceRequest]:
         # All of them take the same: recipes/check/routes.py.
         takes = teachers[resolved.turn_takers[0][0]].takes
         yield ResourceRequest(who, recipe.run.resident_teachers or 0, takes)
+
+
+def stage_requests(resolved: Resolved) -> list[ResourceRequest]:
+    """What each stage takes while it is trained, those that need the most GPUs first."""
+    requests = [
+        ResourceRequest(f"stage {name}", stage.engine.ranks, {"GPU": stage.engine.gpus})
+        for name, stage in resolved.recipe.stages.items()
+        if resolved.device == "cuda"
+    ]
+    return sorted(requests, key=lambda request: -gpus_needed([request]))
+
+
+def stages_at_a_time(requests: list[ResourceRequest], *, most: int, gpus: float) -> int:
+    """How many stages run side by side on ``gpus`` cards: ``most``, or fewer where they do not fit.
+
+    Two stages that each wait for a card that the other one holds would wait for ever.
+
+    Args:
+        requests: see :func:`stage_requests`.
+    """
+    return next((n for n in range(most, 1, -1) if gpus_needed(requests[:n]) <= gpus), 1) if requests else most
 
 
 def check_device(resolved: Resolved) -> list[str]:
@@ -68,17 +90,15 @@ def check_device(resolved: Resolved) -> list[str]:
         for name, teacher in recipe.teachers.items()
         if teacher.resources
     ]
-    of_stages = sorted((stage.engine.ranks for stage in recipe.stages.values()), reverse=True)
-    together = sum(of_stages[: recipe.run.parallel_stages]) if resolved.device == "cuda" else 0
     living = [request for request in resource_requests(resolved) if request.count]
     processes = ", ".join(f"{request.count} for {request.who}" for request in living)
     phases = {
         f"the run ({processes})": gpus_needed(living),
-        f"stages, {recipe.run.parallel_stages} at a time": together,
+        "a stage, alone": gpus_needed(stage_requests(resolved)[:1]),
     }
     return alone + [
-        f"{phase} needs {needed} GPUs at a time, and this machine has {there}; lower the engine's `ranks`, a teacher's "
-        "`gpus` or `run.parallel_stages`, take `device: cpu`, or name a Ray cluster in RAY_ADDRESS"
+        f"{phase} needs {needed} GPUs at a time, and this machine has {there}; lower `ranks` or `gpus` of an engine, "
+        "`gpus` of a teacher or `rollout.workers`, take `device: cpu`, or name a Ray cluster in RAY_ADDRESS"
         for phase, needed in phases.items()
         if needed > there
     ]
@@ -110,6 +130,13 @@ def check_cluster(resolved: Resolved) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if problems := unplaced(list(resource_requests(resolved)), nodes):
         raise UserError(*problems)
+
+
+def cluster_gpus() -> float:
+    """How many GPUs the nodes of the Ray cluster that was joined have together."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0.0)
 
 
 def unplaced(living: list[ResourceRequest], nodes: list[dict[str, Any]]) -> list[str]:

@@ -27,6 +27,7 @@ OWN = "own.json"
 SHOWN_DIFFERENCES = 20
 MAY_DIFFER = re.compile(
     r"trials\b|description\b|faults\.|run\.resident_teachers\b|teachers\.[^.]+\.(replicas|api_key_env)\b"
+    r"|domains\.[^.]+\.task\.revision\b"  # data.json says which rows it stood for
     r"|teachers\.[^.]+\.endpoint: \"?http.* -> \"?http"  # a server may move
 )
 """Keys that change no number of a run: whoever resumes it may change them."""

@@ -35,7 +35,7 @@ from mopd.rollouts.engines import engine_of
 from mopd.rollouts.engines.base import FrozenModel, RolloutEngine, SamplerProcesses, SamplerSettings
 from mopd.rollouts.sampler import make_samplers, sampler_settings
 from mopd.rollouts.tasks import Task
-from mopd.rollouts.tokenizer import completion_text
+from mopd.rollouts.tokenizer import completion_text, token_count
 from mopd.teachers.dry_run import DryRun, dry_run, dry_run_payload, reference_of
 from mopd.teachers.kinds import TeacherSetup, make_source
 from mopd.teachers.scorer import Conditions
@@ -82,14 +82,16 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     n, seed = recipe.evaluate.validation_prompts, recipe.evaluate.seed
     validation = _Validation(source.held_out("validation", n, seed=seed), tasks, tokenizer)
     support = support_of(resolved.loss, tokenizer)
-    settings = sampler_settings(recipe.rollout, tokenizer, seed=recipe.seed, support=support)
+    settings = sampler_settings(recipe.rollout, tokenizer, model=start, seed=recipe.seed, support=support)
     engine = engine_of(recipe.rollout.engine, workers=0)
     with _one_model(engine, settings, resolved.device, resolved.dtype) as sampler_of:
         sampler = sampler_of(FrozenModel(start, trust_remote_code=trust))
         rollouts = sample_rollouts(sampler, source(0), to_examine)
         student = validation.verdicts("base", sampler)
         del sampler
-    conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
+    conditions = Conditions(
+        recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support, token_count(tokenizer)
+    )
     payload = dry_run_payload(resolved.loss.payload)
     findings: list[Finding] = []
     for candidate in to_examine:

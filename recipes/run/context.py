@@ -35,11 +35,6 @@ class RunContext:
     stop: threading.Event
     answers: SharedAnswers | None = None
 
-    @property
-    def gpus(self) -> float:
-        """GPUs that a process which holds a model takes."""
-        return 1.0 if self.device == "cuda" else 0.0
-
 
 def quieten_libraries(device: str) -> None:
     """The console is the run's own: no bars for a model of a second's loading, no advice on accelerators."""

@@ -34,6 +34,7 @@ from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.prompts import Prefetched
 from mopd.rollouts.sampler import Samplers, sampler_settings
 from mopd.rollouts.tasks import Task
+from mopd.rollouts.tokenizer import end_token_ids, token_count
 from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds import make_source
 from mopd.teachers.pool import TeacherPool
@@ -88,6 +89,8 @@ class Training:
             trained = recipe.trained_domains
             parts = self._parts(samplers, teachers, trained, recipe.rollout.keep_verified)
             sampler = method.actor(parts)
+            if method.samples or self.evaluator is not None:
+                samplers.check(student.weights(), named=f"`student.model` ({self.model})")
             # Whoever acts in training, it is the student that is evaluated.
             eval_sampler = sampler if self.evaluator is None else samplers.evaluate
             source = prompt_source(trained, self.tasks, self.tokenizer, seed=recipe.seed)
@@ -129,11 +132,13 @@ class Training:
         return samplers_of_run(
             recipe.rollout,
             recipe.student.engine,
-            settings=sampler_settings(recipe.rollout, self.tokenizer, seed=recipe.seed, support=support),
+            settings=sampler_settings(
+                recipe.rollout, self.tokenizer, model=self.model, seed=recipe.seed, support=support
+            ),
             initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
             device=self.resolved.device,
             dtype=self.resolved.dtype,
-            gpus=context.gpus,
+            gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
             closing=closing,
         )
 
@@ -220,6 +225,9 @@ class Training:
             run_dir=str(self.folder),
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
+            gpus=recipe.student.engine.gpus if self.resolved.device == "cuda" else 0.0,
+            end_token_ids=end_token_ids(self.tokenizer, self.model),
+            vocabulary=token_count(self.tokenizer),
             trust_remote_code=recipe.student.trust_remote_code,
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
@@ -240,8 +248,10 @@ class Training:
         if not self.teachers:
             return None
         recipe = self.resolved.recipe
-        support = support_of(self.resolved.loss, self.tokenizer)
-        conditions = Conditions(recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support)
+        support, vocabulary = support_of(self.resolved.loss, self.tokenizer), token_count(self.tokenizer)
+        conditions = Conditions(
+            recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support, vocabulary
+        )
         asked = {name: self.resolved.teachers[name] for name in self.teachers}
         specs = {
             name: TeacherSpec(

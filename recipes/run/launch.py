@@ -22,10 +22,10 @@ from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.report.page import summary_table, write_report
 from mopd.recipes.resolve.checkpoints import local_folder
 from mopd.recipes.resolve.damage import note_adapters, read_marker, refuse_damaged, result_damage, write_marker
-from mopd.recipes.resolve.data import prompt_source, tasks_of
+from mopd.recipes.resolve.data import DATA, note_data, prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
 from mopd.recipes.resolve.methods import MadeMethod
-from mopd.recipes.resolve.placement import check_cluster
+from mopd.recipes.resolve.placement import check_cluster, cluster_gpus, stage_requests, stages_at_a_time
 from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import move_aside, note_environment, note_recipe, refuse_changed_recipe
 from mopd.recipes.resolve.sources import trusted_leaves
@@ -105,7 +105,7 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
     run_stages(
         todo,
         lambda name: make_stage(resolved, name, context),
-        parallel=recipe.run.parallel_stages,
+        parallel=stages_at_a_time(stage_requests(resolved), most=recipe.run.parallel_stages, gpus=cluster_gpus()),
         stop=context.stop.set,
     )
     distill(resolved, context, attempt)
@@ -239,6 +239,8 @@ def training(
     """A run or a stage, ready to be trained, without an evaluator."""
     method = resolved.method
     tokenizer = load_tokenizer(model, trust_remote_code=resolved.models["student.model"].trusted)
+    tasks = tasks_of(resolved.recipe.domains, tokenizer)
+    note_data(tasks, folder / DATA)
     return Training(
         resolved=resolved,
         folder=folder,
@@ -247,7 +249,7 @@ def training(
         teachers=teachers,
         frozen={name: frozen_teacher(resolved.teachers[name], folder) for name, folder in teachers.items()},
         tokenizer=tokenizer,
-        tasks=tasks_of(resolved.recipe.domains, tokenizer),
+        tasks=tasks,
         tracker=tracker,
         costs=Costs(
             model,

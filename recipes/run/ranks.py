@@ -47,7 +47,7 @@ class RayRanks:
             ray.remote(_Actor)
             .options(
                 num_cpus=0,
-                num_gpus=1 if spec.device == "cuda" else 0,
+                num_gpus=spec.gpus,
                 runtime_env={"env_vars": engine.environment(r, self.size, address="", port=0, device=spec.device)},
             )
             .remote()

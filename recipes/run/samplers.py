@@ -33,7 +33,7 @@ def samplers_of_run(
         settings: how rollouts to learn from are written.
         initial: the checkpoint that the student starts from.
         dtype: of the student's weights, resolved.
-        gpus: GPUs that a process which holds a model takes.
+        gpus: the part of a GPU that a process which holds a model takes.
         closing: ends every process that is started.
     """
     # On a CPU two processes measure twice as fast; GPUs are only those that the run needs anyway.

@@ -23,10 +23,11 @@ class Decoding:
         greedy: take the most likely token; log-probabilities are recorded all the same.
         seed: the recipe's.
         step: the loop step that the rollouts belong to.
-        eos_token_id: ends a completion.
+        end_token_ids: any of them ends a completion; the first is the one that closes an answer of the tokenizer's own.
         pad_token_id: fills the left of shorter prompts.
         lockstep: all ranks take equally many forwards, as expert parallelism and ZeRO-3 need.
         support: which likeliest tokens to record at each position; None: none.
+        vocabulary: ids from here on are not the tokenizer's, and are never written; None: the output head has no more.
     """
 
     max_new_tokens: int
@@ -34,10 +35,11 @@ class Decoding:
     greedy: bool
     seed: int
     step: int
-    eos_token_id: int
+    end_token_ids: tuple[int, ...]
     pad_token_id: int
     lockstep: bool = False
     support: Support | None = None
+    vocabulary: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,8 @@ class RolloutEngine:
         records_routing: it records which experts each token went through.
         takes_adapters: it holds checkpoints with a LoRA adapter over them.
         shares_student: it samples in the student's own processes, and copies no weight.
+        canary: compares what it records with a plain forward of the same weights, before a run's first step; see
+            :func:`rollouts.engines.canary.check_sampler`. None: its sampling is its own affair.
 
     Example:
         ``RolloutEngine(of_student=lambda student, closing: MySampler)`` in ``./mine.py`` under the name ``ENGINE`` is
@@ -143,6 +147,7 @@ class RolloutEngine:
     records_routing: bool = False
     takes_adapters: bool = False
     shares_student: bool = False
+    canary: Callable[..., float] | None = None
 
 
 class WeightTransport(Protocol):

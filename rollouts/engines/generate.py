@@ -6,6 +6,7 @@ written in, on the rank that writes it, or on what was drawn before. So a resume
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,17 @@ def generate(
         model.train(was_training)
 
 
+RECURRENT = "cache_params"
+"""What purely recurrent models call their cache. A token that follows a prompt sees its state, and needs no mask."""
+
+
+def _cache_argument(model: nn.Module) -> str:
+    """What a model's forward calls its cache: purely recurrent ones (mamba) have a name of their own."""
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    arguments = inspect.signature(inner.forward).parameters
+    return RECURRENT if RECURRENT in arguments and "past_key_values" not in arguments else "past_key_values"
+
+
 class _Batch:
     """One batch under way: left-padded prompts, a key-value cache, and the rows that have not finished."""
 
@@ -96,14 +108,17 @@ class _Batch:
     def run(self) -> list[Completion]:
         config: Any = self.model.config
         cache = DynamicCache(config=config)
+        argument = _cache_argument(self.model)
+        held: dict[str, Any] = {argument: cache}
         inputs, positions = self.ids, (self.mask.cumsum(1) - 1).clamp(min=0)
         done = np.zeros(self.n or 1, dtype=bool)
         done[self.n :] = True
+        mask_free = argument == RECURRENT
         for t in range(self.decoding.max_new_tokens):
             logits_BV = self.model(
-                input_ids=inputs, attention_mask=self.mask, position_ids=positions,
-                past_key_values=cache, use_cache=True, logits_to_keep=1,
-            ).logits[:, -1]  # fmt: skip
+                input_ids=inputs, attention_mask=None if t > 0 and mask_free else self.mask, position_ids=positions,
+                use_cache=True, logits_to_keep=1, **held,
+            ).logits[:, -1, : self.decoding.vocabulary]  # fmt: skip
             logprobs_BV = torch.log_softmax(logits_BV.float() / self.decoding.temperature, dim=-1)
             token_B, logprob_B = self._choose(logprobs_BV, t)
             unfinished = ~done[self.live]
@@ -113,7 +128,7 @@ class _Batch:
             if self.decoding.support is not None:
                 self._note_support(likeliest(logprobs_BV, self.decoding.support).cpu().numpy()[unfinished], rows, t)
             self.lengths[rows] = t + 1
-            done[rows] = token_B[unfinished] == self.decoding.eos_token_id
+            done[rows] = np.isin(token_B[unfinished], self.decoding.end_token_ids)
             if not self._anyone(bool((~done).any())) or t + 1 == self.decoding.max_new_tokens:
                 break
             keep = np.flatnonzero(~done[self.live])
@@ -121,7 +136,8 @@ class _Batch:
                 keep = np.array([0])  # finished, but other ranks still need this one's forwards
             if len(keep) < len(self.live):
                 index = torch.from_numpy(keep).to(self.device)
-                cache.batch_select_indices(index)
+                for layer in cache.layers:
+                    layer.reorder_cache(index)  # which layers with a recurrent state have, too
                 self.mask, positions, self.live = self.mask[index], positions[index], self.live[keep]
                 token_B = token_B[keep]
             inputs = torch.from_numpy(token_B).to(self.device, torch.long).unsqueeze(1)

@@ -25,6 +25,7 @@ from mopd.rollouts.engines.base import (
     StudentModel,
     WeightTransport,
 )
+from mopd.rollouts.engines.canary import check_sampler
 from mopd.rollouts.engines.generate import Completion, generate
 
 
@@ -176,5 +177,6 @@ IN_PROCESS = RolloutEngine(
     keyed=True,
     records_support=True,
     takes_adapters=True,
+    canary=check_sampler,
     shares_student=True,
 )

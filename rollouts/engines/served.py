@@ -23,16 +23,22 @@ class ServedSampler:
 
     Args:
         faults: how often, and after what pause, a request that was lost is made again.
-        eos_token_id: ends an answer; the student's, whatever the server's own generation settings say.
+        end_token_ids: any of them ends an answer; the student's, whatever the server's own generation settings say.
         max_new_tokens: limit of an answer, EOS included.
         batch_size: prompts of one request.
     """
 
     def __init__(
-        self, endpoint: Endpoint, *, eos_token_id: int, max_new_tokens: int, batch_size: int, faults: FaultRecipe
+        self,
+        endpoint: Endpoint,
+        *,
+        end_token_ids: Sequence[int],
+        max_new_tokens: int,
+        batch_size: int,
+        faults: FaultRecipe,
     ) -> None:
         self._endpoint = endpoint
-        self._eos = eos_token_id
+        self._ends = tuple(end_token_ids)
         self._faults = faults
         self._max_new_tokens = max_new_tokens
         self._batch_size = batch_size
@@ -65,7 +71,7 @@ class ServedSampler:
                 return self._endpoint.complete(
                     [prompt.token_ids for prompt in prompts], seconds=self._faults.microbatch_seconds,
                     max_tokens=self._max_new_tokens, logprobs=0, return_token_ids=True,
-                    ignore_eos=True, stop_token_ids=[self._eos], **GREEDY,
+                    ignore_eos=True, stop_token_ids=[*self._ends], **GREEDY,
                 )  # fmt: skip
             except EndpointLost:
                 if attempt == self._faults.retries:
@@ -92,7 +98,7 @@ class ServedSampler:
             token_ids=np.array([*prompt.token_ids, *written], dtype=np.int32),
             loss_mask=np.arange(n + len(written)) >= n,
             sampler_logprobs=np.array([*[0.0] * n, *logprobs], dtype=np.float32),
-            finish="eos" if written[-1] == self._eos else "length",
+            finish="eos" if written[-1] in self._ends else "length",
             version=(0, 0),
             group=index,
             index=index,
@@ -107,7 +113,7 @@ def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closi
             raise ValueError(f"{model.path} is behind no server; its weights are to be loaded")
         return ServedSampler(
             model.endpoint,
-            eos_token_id=settings.decoding.eos_token_id,
+            end_token_ids=settings.decoding.end_token_ids,
             max_new_tokens=settings.decoding.max_new_tokens,
             batch_size=settings.batch_size,
             faults=model.faults,

@@ -20,6 +20,7 @@ from mopd.rollouts.engines.base import (
     SamplerSettings,
     StudentModel,
 )
+from mopd.rollouts.engines.canary import check_sampler
 from mopd.rollouts.engines.in_process import StudentSampler
 
 
@@ -168,4 +169,5 @@ WORKERS = RolloutEngine(
     keyed=True,
     records_support=True,
     takes_adapters=True,
+    canary=check_sampler,
 )

@@ -34,7 +34,7 @@ def make_task(task: str | Source, *, domain: str, tokenizer: PreTrainedTokenizer
         if task not in TASKS:
             raise UserError(f"unknown task {task!r}; shipped tasks are {', '.join(TASKS)}")
         return TASKS[task]
-    from mopd.rollouts.tasks.dataset import DatasetTask  # `datasets` takes a second to import
+    from mopd.rollouts.tasks.dataset import DatasetTask
 
     return DatasetTask(task, tokenizer, domain=domain)
 

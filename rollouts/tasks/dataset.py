@@ -1,18 +1,23 @@
-"""A task made from any `datasets` source: a Hub id, JSONL or Parquet, with columns for prompt, answer and domain."""
+"""A task made from any `datasets` source: a Hub id, JSONL, CSV or Parquet, whose rows mean what the source says."""
 
 from __future__ import annotations
 
 import functools
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import Source
-from mopd.distill.types import Prompt, UserError
-from mopd.rollouts.tasks.base import Example, content_hash
-from mopd.rollouts.tasks.dataset_rows import Message, Row, read_splits
+from mopd.distill.recipe.plugins import is_plugin, load_plugin, own_code
+from mopd.distill.types import Prompt, RunError, UserError
+from mopd.rollouts.programs import continued
+from mopd.rollouts.tasks.base import Example
+from mopd.rollouts.tasks.dataset_rows import CALL_SECONDS, DatasetRows, RowsReport, read_splits
+from mopd.rollouts.tasks.rendering import Renderer
+from mopd.rollouts.tasks.row_meaning import LETTERS, Problem
 from mopd.rollouts.verifiers import chosen_letter, last_number, verify_many
 
 
@@ -20,8 +25,8 @@ class DatasetTask:
     """Problems from a dataset, in an order of their own for each seed and epoch; see :class:`rollouts.tasks.base.Task`.
 
     Args:
-        source: where the rows are, and what their columns are called.
-        tokenizer: the student's, whose chat template renders chat messages. Without one they are joined as bare lines,
+        source: where the rows are, and what they mean.
+        tokenizer: the student's, whose chat template writes the turns. Without one, contents are joined as bare lines,
             which serves to train a tokenizer and to check verifiers, and is given to no model.
         domain: the recipe's name of the domain; where the source has a column for it, other rows are left out.
 
@@ -35,19 +40,27 @@ class DatasetTask:
                 f"dataset {source.path!r} names a column of unit tests, {source.tests!r}, for verifier "
                 f"{source.verifier!r}, which runs none; take `verifier: python_tests`, or leave `tests` out"
             )
-        self._source, self._tokenizer, self._domain = source, tokenizer, domain
-        self._splits = read_splits(source, domain=domain)
-        chat = isinstance(self._splits["train"][0].prompt, list)
-        if chat and tokenizer is not None and tokenizer.chat_template is None:
-            raise UserError(
-                f"dataset {source.path!r}: column {source.prompt!r} holds chat messages, and the student's tokenizer "
-                f"has no chat template; take a student that has one, or a column of plain text"
-            )
+        self._source, self._domain = source, domain
+        self._own_verifier = own_verifier(source, where=f"domains.{domain}.task.verifier")
+        self._renderer: Renderer
+
+        def make_check(shots: tuple[Problem, ...]) -> Callable[[Problem], None]:
+            self._renderer = Renderer(source, tokenizer, shots)
+            return self._renderer.check
+
+        read = read_splits(source, make_check, domain=domain)
+        self._splits, self.reports = read.splits, read.reports
+        self._places = {key: (rows, place) for rows in read.splits.values() for place, key in enumerate(rows.keys)}
 
     @property
     def sizes(self) -> dict[str, int]:
         """How many problems each split has."""
         return {split: len(rows) for split, rows in self._splits.items()}
+
+    @property
+    def left_out(self) -> list[str]:
+        """The rows that `drop_refused` leaves out, a sentence a split."""
+        return [sentence for report in self.reports for sentence in _left_out(self._source.path, report)]
 
     def example(self, *, seed: int, split: str, index: int, easy: bool = False) -> Example:
         """The ``index``-th problem of a split, a pure function of its arguments; a dataset has no easy form.
@@ -56,8 +69,7 @@ class DatasetTask:
         held-out problem is asked once: counted twice it would narrow the intervals.
 
         Raises:
-            UserError: no such split, a held-out split has fewer rows than are asked for, or the chat template
-                refuses a row.
+            UserError: no such split, or a held-out split has fewer rows than are asked for.
         """
         if split not in self._splits:
             raise UserError(f"dataset {self._source.path!r} has no split {split!r}; it has {', '.join(self._splits)}")
@@ -69,87 +81,119 @@ class DatasetTask:
                 f"problem {index + 1} is asked for; lower `evaluate.{split}_prompts` to {len(rows)}, or name a larger "
                 f"`{split}_split`"
             )
-        row = rows[_order(f"{seed}/{split}/{epoch}", len(rows))[place]]
-        return Example(f"{self._domain}/{split}/{seed}-{index}-{_key(row)}", self._render(row), row.answer)
+        place = _order(f"{seed}/{split}/{epoch}", len(rows))[place]
+        problem = rows[place]
+        return Example(f"{self._domain}/{split}/{seed}-{index}-{rows.keys[place]}", self._text(problem), problem.answer)
 
     def texts(self, split: str) -> Iterator[tuple[str, str]]:
-        """Prompt and gold answer of every row of a split, in the dataset's order.
-
-        Raises:
-            UserError: the chat template refuses a row.
-        """
+        """Prompt and gold answer of every row of a split, in the dataset's order."""
         rows = self._splits[split]
         for place in range(len(rows)):
-            row = rows[place]
-            yield self._render(row), row.answer
+            problem = rows[place]
+            yield self._text(problem), problem.answer
+
+    def _text(self, problem: Problem) -> str:
+        try:
+            return self._renderer.text(problem)
+        except ValueError as error:
+            raise UserError(f"dataset {self._source.path!r}: {error}") from error
 
     def verify(self, prompt: Prompt, text: str) -> float:
-        """1 if the source's verifier accepts ``text``."""
+        """1 if the source's verifier accepts ``text``; 0..1 where it is a user's own."""
         return self.verify_many([prompt], [text])[0]
 
     def verify_many(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """:meth:`verify` of many answers, in one batch where verifying means executing.
 
-        Where a prompt has several gold answers, any of them is right.
+        Raises:
+            RunError: a user's own verifier raises, or gives no number from 0 to 1.
         """
-        asked: list[tuple[int, str, str]] = []
-        for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-            key = prompt.id.rpartition("-")[2]
-            gold = prompt.answer if self._source.tests is None else self._tests[key]
-            asked += [(place, wanted, text) for wanted in (gold, *self._more_golds.get(key, ()))]
-        verdicts = verify_many(self._source.verifier, [gold for _, gold, _ in asked], [text for *_, text in asked])
-        best = [0.0] * len(texts)
-        for (place, _, _), verdict in zip(asked, verdicts, strict=True):
-            best[place] = max(best[place], verdict)
-        return best
+        if self._own_verifier is not None:
+            return [self._own(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        pairs: list[tuple[str, str]] = []
+        counts: list[int] = []
+        for prompt, text in zip(prompts, texts, strict=True):
+            golds = self._golds(prompt)
+            pairs += [(gold, self._whole_program(prompt, text, gold)) for gold in golds]
+            counts.append(len(golds))
+        verdicts = iter(verify_many(self._source.verifier, [gold for gold, _ in pairs], [text for _, text in pairs]))
+        return [max([next(verdicts) for _ in range(count)]) for count in counts]
 
     def wrong_answer(self, example: Example) -> str:
-        """An answer in the form that the verifier reads, and wrong by every gold answer of the prompt."""
-        verifier = self._source.verifier
-        golds = [example.answer, *self._more_golds.get(example.id.rpartition("-")[2], ())]
+        """An answer in the form that the verifier reads, and wrong; of a user's own verifier nothing is known."""
+        verifier, rows = self._source.verifier, self._row(example.id)
+        golds = [example.answer] if rows is None else rows[0].golds(rows[1])
+        if self._own_verifier is not None:
+            return ""
         if verifier == "number":
             return str(1 + max((value for gold in golds if (value := last_number(gold)) is not None), default=-1))
         if verifier == "choice":
-            taken = {chosen_letter(gold) for gold in golds}
-            return next((letter for letter in "ABCDEFGHIJ" if letter not in taken), "none")
+            letters = {chosen_letter(gold) for gold in golds}
+            return next(letter for letter in LETTERS if letter not in letters)
         if verifier == "math":
             return next(number for number in map(str, range(271828, 10**9)) if not any(number in g for g in golds))
         return "pass" if verifier == "python_tests" else f"not {example.answer}"
 
-    @functools.cached_property
-    def _tests(self) -> dict[str, str]:
-        """The unit tests of every problem, by the key at the end of its id."""
-        rows = (rows[place] for rows in self._splits.values() for place in range(len(rows)))
-        return {_key(row): row.tests or "" for row in rows}
+    def _row(self, prompt_id: str) -> tuple[DatasetRows, int] | None:
+        return self._places.get(prompt_id.rpartition("-")[2])
 
-    @functools.cached_property
-    def _more_golds(self) -> dict[str, list[str]]:
-        """The gold answers of a prompt besides its first, by the key at the end of its id; most have none."""
-        more: dict[str, list[str]] = {}
-        for rows in self._splits.values():
-            for row in rows.more_golds():
-                more.setdefault(_key(row), []).append(row.gold)
-        return more
+    def _golds(self, prompt: Prompt) -> list[str]:
+        """What is right as an answer to a prompt; most have one gold answer, which it carries."""
+        row = self._row(prompt.id)
+        if row is None:
+            return [prompt.answer]
+        rows, place = row
+        several = self._source.tests is not None or self._source.several_golds == "any"
+        return rows.golds(place) if several else [prompt.answer]
 
-    def _render(self, row: Row) -> str:
-        if isinstance(row.prompt, str):
-            return row.prompt
-        if self._tokenizer is None:
-            return "\n".join(message["content"] for message in row.prompt)
-        return self._apply_template(self._tokenizer, row.prompt)
+    def _whole_program(self, prompt: Prompt, text: str, tests: str) -> str:
+        """The program that an answer makes with the code it goes on from, in a fence; other answers as they are."""
+        row = self._row(prompt.id)
+        if self._source.continues is None or row is None:
+            return text
+        before = row[0][row[1]].continues or ""
+        return f"~~~~~~~~python\n{continued(before, text, tests)}\n~~~~~~~~"
 
-    def _apply_template(self, tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
+    def _own(self, prompt: Prompt, text: str) -> float:
+        row, verifier = self._row(prompt.id), self._source.verifier
+        assert self._own_verifier is not None
+        cells = {} if row is None else row[0].cells(row[1])
+        what = f"verifier {verifier}, which may raise on nothing that a model writes, on {text[:40]!r} to {prompt.id}"
         try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # templates raise what they like
-            raise UserError(
-                f"dataset {self._source.path!r}: the student's chat template refuses the messages "
-                f"{messages!s:.200}: {error}; fix the rows, or take a student whose template takes them"
-            ) from error
+            with own_code(what, seconds=CALL_SECONDS):
+                score = self._own_verifier(text, cells)
+        except UserError as error:
+            raise RunError(*error.problems) from error
+        if not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise RunError(
+                f"verifier {verifier} gives {score!r} for the answer {text[:40]!r} to {prompt.id}; it must give a "
+                "number from 0 to 1"
+            )
+        return float(score)
 
 
-def _key(row: Row) -> str:
-    return content_hash(row.canonical)
+def own_verifier(source: Source, *, where: str) -> Callable[[str, dict[str, Any]], Any] | None:
+    """The function that ``verifier: ./file.py:f`` means; None where the verifier is a shipped one.
+
+    Raises:
+        UserError: there is no such function.
+    """
+    if not is_plugin(source.verifier):
+        return None
+    function = load_plugin(source.verifier, where=where)
+    if not callable(function):
+        raise UserError(f"`{where}`: {source.verifier} is no function; it takes (text, row) and returns 0 to 1")
+    return function
+
+
+def _left_out(path: str, report: RowsReport) -> Iterator[str]:
+    if report.refused:
+        shown = "; ".join(f"row {number}: {why}" for number, why in report.refused[:3])
+        more = len(report.refused) - 3
+        yield (
+            f"dataset {path!r}, split {report.split!r}: {len(report.refused)} of {report.chosen} rows are left out "
+            f"(`drop_refused`): {shown}{f'; and {more} more' if more > 0 else ''}"
+        )
 
 
 @functools.lru_cache(maxsize=16)

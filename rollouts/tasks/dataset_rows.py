@@ -1,93 +1,161 @@
-"""DatasetRows of a `datasets` source: read, checked, and dealt out to train, validation and test without overlap."""
+"""The rows of a `datasets` source: read, checked, and dealt out to train, validation and test without overlap."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from mopd.distill.recipe import Source
+from mopd.distill.recipe.plugins import load_plugin, own_code
 from mopd.distill.types import UserError
-from mopd.rollouts.tasks.base import split_of
-from mopd.rollouts.verifiers import chosen_letter, gold_problem, verify_many
+from mopd.rollouts.tasks.base import TaskSplit, content_hash, split_of
+from mopd.rollouts.tasks.row_meaning import (
+    Problem,
+    cell,
+    named_columns,
+    read_row,
+    same_value,
+    short,
+    shows_letters,
+    text_of,
+)
+from mopd.rollouts.tasks.tables import Cells, RowTable, load
+from mopd.rollouts.verifiers import verify_many
 
-if TYPE_CHECKING:
-    import datasets
-
-Message: TypeAlias = dict[str, str]
-FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 LISTED_PROBLEMS = 3
-LONGEST_TEXT = 10_000_000
-"""Letters of a prompt or an answer; no model has a context for so many."""
-MOST_FILES = 10_000
-"""Files of a folder with a dataset: the library lists all of them, several times."""
-WHOLE = 2**53
-"""From here on not every whole number is a float."""
+"""Rows that a refusal names, of all that it counts."""
+CALL_SECONDS = 60.0
+"""That a user's own function may take for a row."""
+CHOICE_PROBED = 100
+"""Rows of verifier choice that are asked whether they show their options."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One problem: its prompt (text, or chat messages), its gold answer, and its unit tests where it has any."""
+class RowsReport:
+    """What became of the rows of one split of a dataset.
 
-    prompt: str | list[Message]
-    answer: str
-    tests: str | None
+    Attributes:
+        version: the commit that was resolved, or a hash of the content.
+        rows: that were read.
+        chosen: of the domain, after `filter`, `row` and `limit`.
+        refused: that can't be used, each with its number and why.
+    """
 
-    @property
-    def gold(self) -> str:
-        """What an answer is held against: the unit tests, where there are any beside the answer."""
-        return self.answer if self.tests is None else self.tests
-
-    @property
-    def canonical(self) -> str:
-        """What the prompt says, without differences of white space: what decides its split."""
-        if isinstance(self.prompt, str):
-            return " ".join(self.prompt.split())
-        return json.dumps([[message["role"], " ".join(message["content"].split())] for message in self.prompt])
+    split: str
+    version: str
+    rows: int
+    chosen: int
+    refused: tuple[tuple[int, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+class Reader:
+    """Rows of a table as problems: the user's own function first, then what the settings say."""
+
+    def __init__(self, source: Source, *, domain: str) -> None:
+        self._source, self._where = source, f"domains.{domain}.task.row"
+        self._own: Callable[[Cells], Any] | None = None
+        if source.row is not None:
+            self._own = load_plugin(source.row, where=self._where)
+            if not callable(self._own):
+                raise UserError(
+                    f"`{self._where}`: {source.row} is no function; it takes a row and returns one, or None"
+                )
+
+    def cells(self, table: RowTable, number: int) -> Cells | None:
+        """The columns of a row, after the user's own function; None where that leaves the row out.
+
+        Raises:
+            ValueError: the function raises, or returns no columns.
+        """
+        row = table[number]
+        if self._own is None:
+            return row
+        try:
+            with own_code(f"`row` {self._source.row}", seconds=CALL_SECONDS):
+                made = self._own(dict(row))
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        if made is not None and not isinstance(made, Mapping):
+            raise ValueError(f"`row` {self._source.row} returns {short(made)}, and must return columns, or None")
+        return None if made is None else dict(made)
+
+    def problem(self, table: RowTable, number: int) -> Problem:
+        """A row that is in use."""
+        cells = self.cells(table, number)
+        if cells is None:
+            raise UserError(f"`{self._where}`: {self._source.row} left row {number} out, and kept it before")
+        return read_row(self._source, cells)
+
+
+@dataclass(slots=True)
 class Usable:
-    """The rows of one prompt: the number of the first, and of those after it that have another gold answer."""
+    """The rows of one prompt: the number of the first, and of those after it that have another gold answer.
+
+    Attributes:
+        hashed_split: where the prompt belongs by its content.
+        gold: a hash of the first row's gold answer.
+    """
 
     first: int
-    others: tuple[int, ...] = ()
+    hashed_split: TaskSplit
+    gold: str
+    others: list[int] = field(default_factory=list)
 
 
 class DatasetRows:
-    """Some rows of a dataset, read when they are asked for."""
+    """Some rows of a table, read when they are asked for.
 
-    def __init__(self, table: datasets.Dataset, rows: Mapping[str, Usable], source: Source) -> None:
-        self._table, self._source = table, source
-        self._numbers = [usable.first for usable in rows.values()]
-        self._others = {usable.first: usable.others for usable in rows.values() if usable.others}
+    Attributes:
+        keys: of their prompts, see :func:`rollouts.tasks.base.content_hash`.
+    """
 
-    def more_golds(self) -> Iterator[Row]:
-        """The rows that hold further right answers to the prompt of another row."""
-        for numbers in self._others.values():
-            yield from (parse_row(self._source, self._table[number]) for number in numbers)
+    def __init__(self, table: RowTable, rows: Mapping[str, Usable], reader: Reader) -> None:
+        self._table, self._reader = table, reader
+        self._rows = list(rows.values())
+        self.keys = list(rows)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._rows)
 
-    def __getitem__(self, place: int) -> Row:
-        return parse_row(self._source, self._table[self._numbers[place]])
+    def __getitem__(self, place: int) -> Problem:
+        return self._reader.problem(self._table, self._rows[place].first)
+
+    def golds(self, place: int) -> list[str]:
+        """Whatever is right as an answer, or the unit tests of which any may be passed."""
+        rows = self._rows[place]
+        problems = [self._reader.problem(self._table, number) for number in (rows.first, *rows.others)]
+        return [gold for problem in problems for gold in (problem.golds if problem.tests is None else (problem.tests,))]
+
+    def cells(self, place: int) -> Cells:
+        """The columns of a row, for a verifier of a user's own."""
+        return self._reader.cells(self._table, self._rows[place].first) or {}
 
 
-def read_splits(source: Source, *, domain: str) -> dict[str, DatasetRows]:
+@dataclass(frozen=True, slots=True)
+class SplitRows:
+    """All that is read of a source: its rows by split, the shots, and what became of each row."""
+
+    splits: dict[str, DatasetRows]
+    shots: tuple[Problem, ...]
+    reports: tuple[RowsReport, ...]
+
+
+Check: TypeAlias = Callable[[Problem], None]
+"""Raises a ValueError where the student's chat template refuses a problem."""
+MakeCheck: TypeAlias = Callable[[tuple[Problem, ...]], Check]
+"""Of the shots, what checks a problem."""
+
+
+def read_splits(source: Source, make_check: MakeCheck, *, domain: str) -> SplitRows:
     """The rows of train, validation and test: of ``domain``, each prompt once, no prompt in two splits.
 
     A held-out split that the source names is that one; the others are held out of the training split by a hash of the
     prompt's content (20% test, 10% validation). What a held-out split has, training leaves out, named or not.
 
     Raises:
-        UserError: the source can't be read, lacks a column or a split, has a row that can't be used, or no row at all
-            for one of the three.
+        UserError: the source can't be read, lacks a column or a split, has rows that can't be used and more of them
+            than ``drop_refused`` allows, or no row at all for one of the three.
     """
     named = {"test": source.test_split, "validation": source.validation_split, "train": source.split}
     given = [name for name in named.values() if name is not None]
@@ -95,13 +163,19 @@ def read_splits(source: Source, *, domain: str) -> dict[str, DatasetRows]:
         raise UserError(
             f"dataset {source.path!r}: two of its splits are the same ({', '.join(given)}); name others, or none"
         )
+    reader = Reader(source, domain=domain)
     tables = {name: load(source, name) for name in given}
-    usable = {name: _usable(source, table, name, domain) for name, table in tables.items()}
+    if source.row is None:
+        _require_columns(source, next(iter(tables.values())))
+    shots = _shots(source, reader, tables, domain)
+    taken = {content_hash(shot.canonical) for shot in shots}
+    check = make_check(shots)
+    picks = {name: _pick(source, reader, table, check, domain, name) for name, table in tables.items()}
+    _refuse_many(source, list(picks.values()))
     splits: dict[str, DatasetRows] = {}
-    taken: set[str] = set()
     for split, name in named.items():
-        rows = usable[name or source.split].items()
-        kept = {key: row for key, row in rows if key not in taken and (name is not None or split_of(key) == split)}
+        rows = picks[name or source.split].usable.items()
+        kept = {key: row for key, row in rows if key not in taken and (name is not None or row.hashed_split == split)}
         if not kept:
             raise UserError(
                 f"dataset {source.path!r} has {len(rows)} usable rows of domain {domain!r} in split "
@@ -109,195 +183,185 @@ def read_splits(source: Source, *, domain: str) -> dict[str, DatasetRows]:
                 f"splits that share no prompts"
             )
         taken |= kept.keys()
-        splits[split] = DatasetRows(tables[name or source.split], kept, source)
-    return splits
+        splits[split] = DatasetRows(tables[name or source.split], kept, reader)
+    return SplitRows(splits, shots, tuple(pick.report() for pick in picks.values()))
 
 
-def load(source: Source, split: str) -> datasets.Dataset:
-    """One split of a source, from the Hub, a folder or a file, with the columns that the source names.
+@dataclass(slots=True)
+class _Pick:
+    """What is taken of a split, by key of the prompt, and what is wrong with the rest of it."""
 
-    Raises:
-        UserError: it can't be read, or lacks a column.
-    """
-    import datasets  # a second that recipes without a dataset do not spend
+    split: str
+    table: RowTable
+    chosen: int = 0
+    usable: dict[str, Usable] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+    others: list[tuple[int, int, str]] = field(default_factory=list)
+    hidden: list[int] = field(default_factory=list)
 
-    datasets.disable_progress_bars()  # they would run through the run's own
-    path = Path(source.path)
-    local = source.path.startswith(("./", "../", "/"))
-    if not local and not source.path.strip():
-        raise UserError("the dataset's `path` is empty; name a Hub id, or a path (begins with ./ or /)")
-    if local and (problem := _unusable_path(source, path, split)):
-        raise UserError(f"dataset {source.path!r} {problem}")
-    try:
-        if local and path.is_file():
-            table = datasets.load_dataset(FORMATS[path.suffix], data_files=str(path), split=split)
+    def report(self) -> RowsReport:
+        """For people and for the run's folder."""
+        refused = tuple(sorted(self.refused.items()))
+        return RowsReport(self.split, self.table.version, len(self.table), self.chosen, refused)
+
+
+def _chosen(
+    source: Source, reader: Reader, table: RowTable, domain: str, split: str
+) -> Iterator[tuple[int, Problem | ValueError]]:
+    """The rows of ``domain`` that the filter and the user's own function keep, up to the limit, or what is wrong."""
+    domains: dict[str, None] = {}
+    limit = source.limit if split == source.split else None
+    chosen = 0
+    for number in range(len(table)):
+        if limit is not None and chosen >= limit:
+            return
+        try:
+            cells = reader.cells(table, number)
+            if cells is None or not all(same_value(cell(cells, path), value) for path, value in source.filter.items()):
+                continue
+            if source.domain is not None:
+                name = text_of(cell(cells, source.domain), source.domain)
+                domains[name] = None
+                if name != domain:
+                    continue
+            chosen += 1
+            problem = read_row(source, cells)
+        except ValueError as error:
+            chosen += 1
+            yield number, error
         else:
-            table = datasets.load_dataset(source.path, source.name, split=split)
-    except Exception as error:  # the library, and the readers below it, raise anything
-        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        hint = " (a path begins with ./ or /)" if os.path.exists(path) and not local else ""
+            yield number, problem
+    if not chosen:
+        _nothing_chosen(source, split, domain, list(domains), len(table))
+
+
+def _nothing_chosen(source: Source, split: str, domain: str, domains: list[str], rows: int) -> None:
+    where = f"dataset {source.path!r}, split {split!r},"
+    if source.domain is not None and domains:
         raise UserError(
-            f"dataset {source.path!r}, split {split!r}, can't be read{hint}: {reason[0]}; "
-            "fix the path, the name or the content"
-        ) from error
-    assert isinstance(table, datasets.Dataset)
-    _require_columns(source, table)
-    return table
-
-
-def _unusable_path(source: Source, path: Path, split: str) -> str | None:
-    """Why nothing can be read at a path, as the end of a sentence."""
-    try:
-        there, one_file = path.exists(), path.is_file()
-    except OSError as error:  # a name that is too long
-        return f"cannot be looked at ({error.strerror}); fix the path"
-    if not there:
-        return f"does not exist (looked in {os.path.realpath(path.parent)}); fix the path"
-    if not one_file:
-        files = (name for _, _, names in os.walk(path) for name in names)
-        if sum(1 for _ in itertools.islice(files, MOST_FILES + 1)) > MOST_FILES:
-            return f"is a folder of more than {MOST_FILES:,} files; name a folder that holds nothing but the dataset"
-        return None
-    if path.suffix not in FORMATS:
-        return f"is one file, and needs a name that ends in {', '.join(FORMATS)}"
-    leaves = {"split": source.split, "validation_split": source.validation_split, "test_split": source.test_split}
-    if split != "train":
-        leaf = next((leaf for leaf, name in leaves.items() if name == split), "split")
-        return f"is one file, which has one split, 'train'; `{leaf}` is {split!r}: leave it out, or name a folder"
-    if source.name is not None:
-        return f"is one file, which has no configurations; `name` is {source.name!r}: leave it out"
-    return None
-
-
-def parse_row(source: Source, row: Mapping[str, Any]) -> Row:
-    """A row of the table as a problem.
-
-    Raises:
-        ValueError: a column holds what it can't; the message is the end of a sentence that begins with the row.
-    """
-    prompt = row[source.prompt]
-    if isinstance(prompt, list):
-        prompt = [_message(source, message) for message in prompt]
-        if prompt and prompt[-1]["role"] == "assistant":  # not per token
-            raise ValueError(
-                f"`{source.prompt}` ends with a message of the assistant, which is what is to be written; end the "
-                "prompt before it"
-            )
-    if not prompt or not (isinstance(prompt, list) or (isinstance(prompt, str) and prompt.strip())):
-        raise ValueError(f"`{source.prompt}` is {_short(prompt)}, which is neither text nor a list of chat messages")
-    tests = None if source.tests is None else _text(source, source.tests, row, lines=True)
-    answer = _text(source, source.answer, row, lines=source.verifier == "python_tests")
-    _refuse_long(source.prompt, prompt if isinstance(prompt, str) else "".join(m["content"] for m in prompt))
-    _refuse_long(source.answer, answer)
-    checked, column = (answer, source.answer) if tests is None else (tests, source.tests)
-    if problem := gold_problem(source.verifier, checked):
-        raise ValueError(f"`{column}`, {_short(checked)}, {problem} (verifier {source.verifier!r})")
-    return Row(prompt, answer, tests)
-
-
-def _shows_option(row: Row) -> bool:
-    """Whether the letter of a row's gold option stands in its prompt."""
-    text = row.prompt if isinstance(row.prompt, str) else "\n".join(message["content"] for message in row.prompt)
-    return re.search(rf"(?<!\w){chosen_letter(row.answer)}(?!\w)", text) is not None
-
-
-def _refuse_long(column: str, text: str) -> None:
-    if len(text) > LONGEST_TEXT:
-        raise ValueError(f"`{column}` has {len(text):,} letters, and at most {LONGEST_TEXT:,} are read")
-
-
-def _message(source: Source, message: Any) -> Message:
-    if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-        raise ValueError(f"`{source.prompt}` has {_short(message)} in it, which is no {{role, content}} with two texts")
-    if more := [
-        key for key, value in message.items() if key not in ("role", "content") and value not in (None, [], {})
-    ]:
-        raise ValueError(
-            f"`{source.prompt}` has a message with {', '.join(f'`{key}`' for key in more)}, which no template would be "
-            "given; write it into the content"
+            f"{where} has no row whose {source.domain!r} is {domain!r}; it has {short(domains)[1:-1] or 'no rows'}; "
+            "name the domain of the recipe as the column does"
         )
-    return {"role": message["role"], "content": message["content"]}
+    if rows and (source.filter or source.row is not None):
+        leaf = "filter" if source.filter else "row"
+        raise UserError(f"{where} has {rows} rows, and `{leaf}` keeps none of them; fix `{leaf}`")
 
 
-def _text(source: Source, column: str, row: Mapping[str, Any], *, lines: bool) -> str:
-    """A cell as text: numbers as they are written; a list of texts (of tests) as lines."""
-    value = row[column]
-    if lines and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return "\n".join(value)
-    if isinstance(value, float) and abs(value) >= WHOLE:
-        raise ValueError(f"`{column}` is {value!r}, a number that was rounded as it was read; write it as text")
-    if isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return str(value)
-    raise ValueError(f"`{column}` is {_short(value)}, which is neither text nor a number")
+def _shots(source: Source, reader: Reader, tables: Mapping[str, RowTable], domain: str) -> tuple[Problem, ...]:
+    """The rows that are shown with their answers; nothing else may ask what they do."""
+    where = f"dataset {source.path!r}"
+    shots: dict[str, Problem] = {}
+    for number, row in enumerate(source.shot_rows):
+        try:
+            shot = read_row(source, row)
+        except ValueError as error:
+            raise UserError(f"{where}: `shot_rows[{number}]` {error}") from error
+        shots[shot.canonical] = shot
+    if source.shots:
+        split = source.shots_split or source.split
+        table = tables[split] if split in tables else load(source, split)
+        for _, problem in _chosen(source, reader, table, domain, split):
+            if len(shots) == source.shots:
+                break
+            if isinstance(problem, Problem):  # others are refused with the rest
+                shots.setdefault(problem.canonical, problem)
+        if len(shots) < source.shots:
+            raise UserError(f"{where}, split {split!r}, has {len(shots)} usable rows, and `shots` is {source.shots}")
+    answerless = source.verifier == "python_tests" and source.tests is None
+    if any(answerless or not shot.answer for shot in shots.values()):
+        raise UserError(
+            f"{where}: shots are shown with their answers, and the rows have none; name their column as `answer`"
+        )
+    return tuple(shots.values())
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _pick(source: Source, reader: Reader, table: RowTable, check: Check, domain: str, split: str) -> _Pick:
+    """The rows that can be used by the key of their prompt; of rows with one prompt and one gold answer, the first."""
+    pick = _Pick(split, table)
+    for number, problem in _chosen(source, reader, table, domain, split):
+        pick.chosen += 1
+        try:
+            if isinstance(problem, ValueError):
+                raise problem
+            check(problem)
+        except ValueError as error:
+            pick.refused[number] = str(error)
+            continue
+        if source.verifier == "choice" and pick.chosen <= CHOICE_PROBED and not shows_letters(problem, source.suffix):
+            pick.hidden.append(number)
+        key, gold = content_hash(problem.canonical), content_hash(" ".join(problem.gold.split()))
+        usable = pick.usable.setdefault(key, Usable(number, split_of(problem.canonical), gold))
+        if gold != usable.gold:
+            pick.others.append((usable.first, number, key))
+    if len(pick.hidden) > min(pick.chosen, CHOICE_PROBED) / 2:
+        _refuse_hidden_options(source, pick)
+    _several_golds(source, reader, pick)
+    return pick
 
 
-def _require_columns(source: Source, table: datasets.Dataset) -> None:
-    wanted = {"prompt": source.prompt, "answer": source.answer, "tests": source.tests, "domain": source.domain}
+def _several_golds(source: Source, reader: Reader, pick: _Pick) -> None:
+    """Rows whose prompt another row has with another gold answer: kept together, or refused."""
+    rows = [(reader.problem(pick.table, first), reader.problem(pick.table, n)) for first, n, _ in pick.others]
+    same = [0.0] * len(rows)
+    if rows and source.verifier in ("number", "choice", "math"):  # one answer, written in two ways
+        boxed = [f"\\boxed{{{other.gold}}}" for _, other in rows]
+        same = verify_many(source.verifier, [first.gold for first, _ in rows], boxed)
+    for (first, number, key), (problem, other), equal in zip(pick.others, rows, same, strict=True):
+        if equal:
+            continue
+        if source.several_golds == "any":
+            pick.usable[key].others.append(number)
+            continue
+        column = source.answer if source.tests is None else source.tests
+        for row, gold, twin, other_gold in (
+            (first, problem.gold, number, other.gold),
+            (number, other.gold, first, problem.gold),
+        ):
+            why = (
+                f"`{column}` is {short(gold)}, and row {twin}, which has the same prompt, has {short(other_gold)}; "
+                "take one out, or set `several_golds: any` where each is right"
+            )
+            pick.refused.setdefault(row, why)
+        pick.usable.pop(key, None)
+
+
+def _refuse_hidden_options(source: Source, pick: _Pick) -> None:
+    """Without its options a question of several choices is a guess at a letter."""
+    names = ", ".join(map(repr, pick.table.columns))
+    raise UserError(
+        f"dataset {source.path!r}, split {pick.split!r}: the options do not stand in `{source.prompt}` (in "
+        f"{len(pick.hidden)} of the first {min(pick.chosen, CHOICE_PROBED)} rows, first in row {pick.hidden[0]}), so a "
+        "letter would be a guess; name their column as `options` (and `answer_names`, where the answer is no letter); "
+        f"the dataset has {names}"
+    )
+
+
+def _refuse_many(source: Source, picks: Sequence[_Pick]) -> None:
+    """Refuse rows that can't be used, all at once; ``drop_refused`` leaves up to that part of them out."""
+    refused = [(pick, number, why) for pick in picks for number, why in sorted(pick.refused.items())]
+    chosen = sum(pick.chosen for pick in picks)
+    if not refused or (source.drop_refused is not None and len(refused) <= source.drop_refused * chosen):
+        return
+    sentences = [
+        f"dataset {source.path!r}, split {pick.split!r}, row {number}: {why}"
+        for pick, number, why in refused[:LISTED_PROBLEMS]
+    ]
+    if len(refused) > LISTED_PROBLEMS:
+        sentences.append(
+            f"... and {len(refused) - LISTED_PROBLEMS} more rows like these, of {chosen}; `drop_refused` leaves out up "
+            f"to the part of the rows that it says"
+            + ("" if source.drop_refused is None else f", {source.drop_refused}")
+        )
+    raise UserError(*sentences)
+
+
+def _require_columns(source: Source, table: RowTable) -> None:
     problems = [
-        f"dataset {source.path!r} has no column {column!r}; it has {', '.join(map(repr, table.column_names))}; "
-        f"set `{key}` to the one that holds the {key}"
-        for key, column in wanted.items()
-        if column is not None and column not in table.column_names
+        f"dataset {source.path!r} has no column {path!r}; it has {', '.join(map(repr, table.columns))}; "
+        f"set `{leaf}` to the one that holds the {leaf}"
+        for leaf, paths in named_columns(source).items()
+        for path in paths
+        if path not in table.columns and path.split(".")[0] not in table.columns
     ]
     if problems:
         raise UserError(*problems)
-
-
-def _usable(source: Source, table: datasets.Dataset, split: str, domain: str) -> dict[str, Usable]:
-    """The rows of ``domain`` by canonical prompt; of rows with one prompt and one gold answer, the first."""
-    usable: dict[str, Usable] = {}
-    golds: dict[str, int] = {}
-    problems: list[str] = []
-    domains: dict[str, None] = {}
-    shown = False
-    for number, cells in enumerate(_rows(source, table)):
-        if source.domain is not None:
-            domains[str(cells[source.domain])] = None
-            if str(cells[source.domain]) != domain:
-                continue
-        try:
-            row = parse_row(source, cells)
-            shown = shown or source.verifier != "choice" or _shows_option(row)
-            key, gold = row.canonical, hash(" ".join(row.gold.split()))
-            if key not in usable:
-                usable[key], golds[key] = Usable(number), gold
-            elif gold != golds[key]:
-                first = parse_row(source, table[usable[key].first])
-                # Unit tests are no answers, so two are different by their text.
-                if source.verifier == "python_tests" or not any(verify_many(source.verifier, [first.gold], [row.gold])):
-                    if source.several_golds == "refuse":
-                        raise ValueError(
-                            f"`{source.answer}` is {_short(row.gold)}, and row {usable[key].first}, which has the same "
-                            f"prompt, has {_short(first.gold)}; take one out, or set `several_golds: any` where each "
-                            "is right"
-                        )
-                    usable[key] = Usable(usable[key].first, (*usable[key].others, number))
-        except ValueError as error:
-            problems.append(f"dataset {source.path!r}, split {split!r}, row {number}: {error}")
-    if problems:
-        more = len(problems) - LISTED_PROBLEMS
-        raise UserError(*problems[:LISTED_PROBLEMS], *([f"... and {more} more rows like these"] if more > 0 else []))
-    if usable and not shown:
-        raise UserError(
-            f"dataset {source.path!r}, split {split!r}: no `{source.prompt}` shows the option that its "
-            f"`{source.answer}` names, so an answer is a guess; write the options into the prompts, with letters"
-        )
-    if not usable and source.domain is not None:
-        raise UserError(
-            f"dataset {source.path!r}, split {split!r}, has no row whose {source.domain!r} is {domain!r}; it has "
-            f"{_short(list(domains))[1:-1] or 'no rows'}; name the domain of the recipe as the column does"
-        )
-    return usable
-
-
-def _rows(source: Source, table: datasets.Dataset) -> Iterator[Mapping[str, Any]]:
-    columns = dict.fromkeys(c for c in (source.prompt, source.answer, source.tests, source.domain) if c is not None)
-    try:
-        yield from table.select_columns(list(columns))  # pyright: ignore[reportReturnType]  (rows of a table are mappings)
-    except UnicodeDecodeError as error:
-        raise UserError(f"dataset {source.path!r} is not written in UTF-8, so it can't be read ({error})") from error

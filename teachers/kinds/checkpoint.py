@@ -50,6 +50,7 @@ class TeacherModel:
         microbatch_tokens: padded tokens of one forward at most; a longer rollout goes alone.
         support: which tokens to ship for payload ``topk``.
         adapters: folders of LoRA adapters over this one base; each makes another teacher of it.
+        vocabulary: its distributions are over this many ids, see :class:`teachers.scorer.Conditions`.
         trust_remote_code: whether Python code that lies in the checkpoint's folder may run.
     """
 
@@ -63,6 +64,7 @@ class TeacherModel:
         microbatch_tokens: int,
         support: Support | None = None,
         adapters: Sequence[str] = (),
+        vocabulary: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         base = load_model(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -72,11 +74,9 @@ class TeacherModel:
         self.temperature = temperature
         self.microbatch_tokens = microbatch_tokens
         self.support = support
-
-    @property
-    def vocabulary(self) -> int:
-        """The size of the output head, in tokens."""
-        return int(self.model.config.get_text_config().vocab_size)
+        rows = int(self.model.config.get_text_config().vocab_size)
+        self.vocabulary = rows if vocabulary is None else min(rows, vocabulary)
+        """How many output tokens it distributes over."""
 
     def digest(self) -> str:
         """A hash of all weights, adapters and buffers included: names, shapes, dtypes and every bit."""
@@ -127,7 +127,9 @@ class TeacherModel:
         """
         ids_1T = torch.from_numpy(ids_T[None].astype(np.int64)).to(self.device)
         with active(self.model, adapter):
-            logits_TV = align_logits(self.model(input_ids=ids_1T, use_cache=False).logits)[0].double()
+            logits_TV = align_logits(self.model(input_ids=ids_1T, use_cache=False).logits)[
+                0, :, : self.vocabulary
+            ].double()
         return torch.log_softmax(logits_TV / self.temperature, dim=-1).cpu().numpy()
 
     def _forward(
@@ -145,7 +147,7 @@ class TeacherModel:
         if payload == "hidden":
             hidden_BTH = in_place_of_head(self.model, plain_head(self.model), align_logits, **inputs).cpu()
             return [Hidden(to_numpy(hidden_BTH[b, :n]), self._head) for b, n in enumerate(lengths)]
-        logits_BTV = align_logits(self.model(**inputs, use_cache=False).logits)
+        logits_BTV = align_logits(self.model(**inputs, use_cache=False).logits)[..., : self.vocabulary]
         logprobs_BTV = torch.log_softmax(logits_BTV.float() / self.temperature, dim=-1)
         of_logprobs = payload_spec(payload).of_logprobs
         assert of_logprobs is not None, f"payload {payload} is not made of distributions"
@@ -180,6 +182,7 @@ class Checkpoint:
             microbatch_tokens=conditions.microbatch_tokens,
             adapters=adapters,
             support=conditions.support,
+            vocabulary=conditions.vocabulary,
             trust_remote_code=self.trust_remote_code,
         )
 

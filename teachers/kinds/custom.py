@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from mopd.distill.payload_rows import AskedSupport, payload_spec
@@ -47,9 +48,10 @@ def asked_instead(payload: PayloadName, gives: Collection[str], *, support: bool
 class CustomScorer:
     """A user's scorer, asked for what it gives and answering what is needed."""
 
-    def __init__(self, scorer: Scorer, support: Support | None, dtype: str) -> None:
+    def __init__(self, scorer: Scorer, conditions: Conditions, dtype: str) -> None:
         self._scorer = scorer
-        self._support = support
+        self._support = conditions.support
+        self._limit = conditions.vocabulary
         self.dtype = dtype
         self._gives: tuple[PayloadName, ...] = tuple(getattr(scorer, "payloads", ()))
         if (reference := getattr(scorer, "reference", None)) is not None:
@@ -60,7 +62,8 @@ class CustomScorer:
     @property
     def vocabulary(self) -> int:
         """How many tokens its output distributes over."""
-        return self._scorer.vocabulary
+        rows = self._scorer.vocabulary
+        return rows if self._limit is None else min(rows, self._limit)
 
     def score(
         self,
@@ -79,7 +82,7 @@ class CustomScorer:
         request = asked_instead(payload, self._gives, support=self._support is not None)
         if request is None:
             raise GradingFailed(f"it gives {', '.join(self._gives) or 'nothing'}, and {payload} is needed")
-        answers = self._scorer.score(token_ids, request, adapter, given)
+        answers = [_within(answer, self._limit) for answer in self._scorer.score(token_ids, request, adapter, given)]
         if request == payload or len(answers) != len(token_ids):
             return answers  # what is wrong with it, the pool says
         if payload == "sampled":
@@ -122,10 +125,18 @@ class CustomSource:
         refuse_changed_file(self.reference, self.digest)
         make = load_plugin(self.reference, where="teachers.NAME.scorer")
         scorer = make(self.model, device=self.device, dtype=self.dtype, conditions=conditions)
-        return CustomScorer(scorer, conditions.support, self.dtype)
+        return CustomScorer(scorer, conditions, self.dtype)
 
     def __str__(self) -> str:
         return f"the scorer {self.reference}"
+
+
+def _within(answer: Payload, vocabulary: int | None) -> Payload:
+    """A whole distribution over the first ``vocabulary`` ids alone, those of the tokenizer; anything else as it is."""
+    if not isinstance(answer, Full) or vocabulary is None or answer.logprobs_TV.shape[-1] <= vocabulary:
+        return answer
+    within_TV = answer.logprobs_TV[:, :vocabulary]
+    return Full(within_TV - np.logaddexp.reduce(within_TV, axis=-1, keepdims=True))
 
 
 def _of_full(

@@ -104,7 +104,8 @@ class Served:
                 f"{self} scores at temperature 1, without adapters, its own likeliest tokens; it was opened for "
                 f"temperature {conditions.temperature:g}, {len(adapters)} adapters and support {support}"
             )
-        return ServedModel(self.endpoint, self.vocabulary, support, self.seconds)
+        vocabulary = self.vocabulary if conditions.vocabulary is None else min(self.vocabulary, conditions.vocabulary)
+        return ServedModel(self.endpoint, vocabulary, support, self.seconds)
 
     def __str__(self) -> str:
         return f"the served model {self.endpoint}"

@@ -34,7 +34,7 @@ def sample(path: str, dtype: str, *, greedy: bool = False) -> list[Rollout]:
         for i in range(12)
     ]
     decoding = Decoding(
-        max_new_tokens=24, temperature=1.0, greedy=False, seed=0, step=0, eos_token_id=1, pad_token_id=0
+        max_new_tokens=24, temperature=1.0, greedy=False, seed=0, step=0, end_token_ids=(1,), pad_token_id=0
     )
     sampler = StudentSampler(decoding, samples_per_prompt=1, batch_size=5)
     sampler.load_weights(InProcess(load_model(path, device="cuda", dtype=dtype)), version=0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from check_kit import save_model, tokenizer_of
+from check_kit import save_model, tokenizer_of, tree
 from cli_kit import broken, mopd, refused
 from typer.testing import CliRunner
 
@@ -163,6 +163,41 @@ def test_eval_measures_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert result.exit_code == 0, result.output
     assert all(name in result.output for name in ("arithmetic", "Arithmetic"))
     assert "0.0" in result.output  # a random model adds nothing up
+
+
+def test_eval_asks_a_recipes_questions_and_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_model(tmp_path / "model", tokenizer_of("arithmetic", "ordering"))
+    monkeypatch.chdir(tmp_path)
+    sections = tree(evaluate={"test_prompts": 3}, rollout={"max_new_tokens": 5})
+    sections["domains"]["order"] = {"task": "ordering", "teacher": "math"}
+    (tmp_path / "mine.yaml").write_text(json.dumps(sections))
+    result = mopd("eval", model, "--recipe", "./mine.yaml", "--samples", "4", "--json", "-")
+    assert result.exit_code == 0, result.output
+    written = json.loads(result.stdout)
+    assert list(written["tasks"]) == ["math", "order"]
+    assert (written["samples"], written["max_new_tokens"]) == (4, 5)
+    for task in written["tasks"].values():
+        assert (task["greedy"]["n"], task["sampled"]["n"]) == (3, 3)
+        assert 0 < task["mean_tokens"] <= 5
+    picked = mopd("eval", model, "--recipe", "./mine.yaml", "--domains", "order", "--prompts", "2", "--json", "a.json")
+    assert picked.exit_code == 0, picked.output
+    assert "order" in picked.output
+    of_order = json.loads((tmp_path / "a.json").read_text())["tasks"]
+    assert (list(of_order), of_order["order"]["greedy"]["n"], of_order["order"]["sampled"]) == (["order"], 2, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "give --tasks, or --recipe"),
+        (("--tasks", "arithmetic", "--recipe", "smoke"), "give --tasks, or --recipe"),
+        (("--tasks", "arithmetic", "--domains", "math"), "--domains picks from the domains of a recipe"),
+        (("--recipe", "smoke", "--domains", "maths"), "no domain is called 'maths'; did you mean `math`"),
+        (("--recipe", "seesaw"), "is a study; name the recipe.yaml of one of its runs"),
+    ],
+)
+def test_eval_is_told_which_questions(options: tuple[str, ...], told: str) -> None:
+    assert told in refused("eval", "./nowhere", *options)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class Parrot:
         with open(self.log, "a") as log:
             print(samples * len(prompts), file=log)
         for group, prompt in enumerate(prompts):
-            ids = np.array([*prompt.token_ids, self.settings.decoding.eos_token_id], dtype=np.int32)
+            ids = np.array([*prompt.token_ids, self.settings.decoding.end_token_ids[0]], dtype=np.int32)
             mask = np.arange(len(ids)) == len(ids) - 1
             logprobs = np.where(mask, -0.5, 0).astype(np.float32)
             yield [
@@ -114,7 +114,7 @@ def test_an_engine_of_a_users_own_writes_evaluations_baselines_and_preflight(
         processes = SamplerProcesses(0, "cpu", "float32")
         return make_samplers(
             engine_of(f"{path}:ENGINE", workers=0),
-            settings=sampler_settings(made.rollout, tokenizer, seed=0, support=None),
+            settings=sampler_settings(made.rollout, tokenizer, model=model, seed=0, support=None),
             student=StudentModel(FrozenModel(model), processes),
             frozen=processes,
             closing=closing,
@@ -180,7 +180,7 @@ SETTINGS = SamplerSettings(
         greedy=False,
         seed=3,
         step=0,
-        eos_token_id=1,
+        end_token_ids=(1,),
         pad_token_id=0,
         support=Support(2, (1,), "student"),
     ),

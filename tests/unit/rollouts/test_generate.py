@@ -1,5 +1,7 @@
 """Generation against oracles: a naive loop without a cache, the distribution itself, and other batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ EOS, PAD = 1, 0
 
 def how(**changes):
     settings = {"max_new_tokens": 12, "temperature": 1.0, "greedy": False, "seed": 3, "step": 5}
-    return Decoding(**{**settings, **changes}, eos_token_id=EOS, pad_token_id=PAD)
+    return Decoding(**{**settings, **changes}, end_token_ids=(EOS,), pad_token_id=PAD)
 
 
 def load(tmp_path, family="mimo_v2_flash"):
@@ -52,6 +54,18 @@ def test_greedy_equals_a_naive_loop_without_a_cache(tmp_path, family):
         assert completion.token_ids.tolist() == ids
         np.testing.assert_allclose(completion.logprobs, logprobs, atol=1e-4)
         assert completion.finish == ("eos" if ids[-1] == EOS else "length")
+
+
+def test_any_of_several_end_tokens_ends_a_completion(tmp_path):
+    model, asked = load(tmp_path, "llama"), prompts(64)
+    ends = (EOS, *range(20, 30))
+    written = generate(model, asked, range(64), replace(how(), end_token_ids=ends))
+    assert {c.finish for c in written} == {"eos", "length"}
+    for completion in written:
+        ended = np.isin(completion.token_ids, ends)
+        assert not ended[:-1].any()
+        assert completion.finish == ("eos" if ended[-1] else "length")
+    assert any(c.token_ids[-1] != EOS for c in written if c.finish == "eos")
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

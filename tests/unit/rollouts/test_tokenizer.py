@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mopd.distill.types import Prompt, Rollout
 from mopd.rollouts.rewards import RewardGrader
 from mopd.rollouts.tasks import TASKS
-from mopd.rollouts.tokenizer import build_tokenizer, completion_text, control_ids, encode, to_prompt
+from mopd.rollouts.tokenizer import (
+    build_tokenizer,
+    completion_ids,
+    completion_text,
+    control_ids,
+    encode,
+    end_token_ids,
+    to_prompt,
+    token_count,
+)
 
 TOKENIZER = build_tokenizer(["0 1 2 3 4 5 6 7 8 9 + - * / = ? sum of abc"] * 3, 60)
 PAD, EOS, UNKNOWN = 0, 1, 2
@@ -70,3 +82,54 @@ def test_control_tokens_are_the_named_ones_and_all_that_are_marked_so() -> None:
     tokenizer.add_tokens(["<turn>"], special_tokens=True)
     tokenizer.add_tokens(["word"])
     assert control_ids(tokenizer) == (0, 1, 2, len(tokenizer) - 2)
+
+
+TURNS = (
+    "{% for m in messages %}{{ '<turn>' + m.role + ' ' + m.content + '<end>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<turn>assistant ' }}{% endif %}"
+)
+
+
+def chat_tokenizer():
+    tokenizer = build_tokenizer(["question answer user assistant system"], 60)
+    tokenizer.add_tokens(["<turn>", "<end>", "<call>"], special_tokens=True)
+    tokenizer.chat_template = TURNS
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "generation", "config", "ends"),
+    [
+        (None, None, {}, ["<eos>"]),
+        (None, None, {"eos_token_id": "<call>"}, ["<eos>", "<call>"]),
+        (None, {"eos_token_id": ["<eos>", "<end>"]}, {}, ["<eos>", "<end>"]),
+        (TURNS, None, {"eos_token_id": "<eos>"}, ["<end>", "<eos>"]),
+        (TURNS, {"eos_token_id": ["<eos>", "<call>"]}, {"eos_token_id": "<eos>"}, ["<end>", "<eos>", "<call>"]),
+        (TURNS.replace("<end>", "\n"), {"eos_token_id": "<call>"}, {}, ["<eos>", "<call>"]),
+        ("{{ raise_exception('no') }}", None, {}, ["<eos>"]),
+    ],
+    ids=str,
+)
+def test_what_ends_a_completion_is_said_by_tokenizer_template_and_generation_config(
+    tmp_path: Path, template: str | None, generation: dict | None, config: dict, ends: list[str]
+) -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = template
+
+    def ids(settings: dict) -> str:
+        def number(token: str | list[str]) -> int | list[int]:
+            return [*map(number, token)] if isinstance(token, list) else tokenizer.convert_tokens_to_ids(token)
+
+        return json.dumps({key: number(token) for key, token in settings.items()})
+
+    (tmp_path / "config.json").write_text(ids(config))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(ids(generation))
+    found = end_token_ids(tokenizer, str(tmp_path))
+    assert tokenizer.convert_ids_to_tokens([*found]) == ends
+    assert completion_ids(tokenizer, "answer")[-1] == found[0]
+
+
+def test_a_tokenizer_has_as_many_ids_as_its_last_one_says() -> None:
+    tokenizer = chat_tokenizer()
+    assert token_count(tokenizer) == len(tokenizer) == tokenizer.convert_tokens_to_ids("<call>") + 1

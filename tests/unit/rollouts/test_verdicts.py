@@ -27,7 +27,7 @@ def test_what_was_written_before_is_never_edited() -> None:
     assert digest == "a12836417a094303038612d82d5159734f6cc954f527000898fe39db6964f6ef"
 
 
-@pytest.mark.parametrize("verifier", ["exact", "number", "choice"])
+@pytest.mark.parametrize("verifier", ["exact", "number", "choice", "math"])
 def test_a_verifier_errs_on_at_most_one_pair_in_a_hundred(verifier: str) -> None:
     pairs = [pair for pair in labelled_pairs() if pair.verifier == verifier]
     errors = rates(pairs, verdicts(pairs))

@@ -181,14 +181,14 @@ def test_a_key_in_the_place_of_its_variable_is_not_shown() -> None:
 def test_it_answers_questions_as_its_weights_do_here(server: Server, folder: str) -> None:
     prompts = [Prompt("math", f"math/{i}", tuple(ids.tolist()), "?", "!") for i, ids in enumerate(IDS)]
     local = StudentSampler(
-        Decoding(max_new_tokens=12, temperature=1.0, greedy=True, seed=0, step=0, eos_token_id=1, pad_token_id=0),
+        Decoding(max_new_tokens=12, temperature=1.0, greedy=True, seed=0, step=0, end_token_ids=(1,), pad_token_id=0),
         samples_per_prompt=1,
         batch_size=2,
     )
     local.load_weights(InProcess(load_model(folder, device="cpu", dtype="float32")), version=0)
     faults = FaultRecipe(backoff_seconds=0.0)
     remote = ServedSampler(
-        Endpoint(server.url, "big", SecretStr(KEY)), eos_token_id=1, max_new_tokens=12, batch_size=3, faults=faults
+        Endpoint(server.url, "big", SecretStr(KEY)), end_token_ids=(1,), max_new_tokens=12, batch_size=3, faults=faults
     )
     server.faults.away = 2
     served_rollouts = [rollout for batch in remote.sample(prompts, step=0, greedy=True) for rollout in batch]

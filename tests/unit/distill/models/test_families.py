@@ -22,7 +22,9 @@ from mopd.teachers.scorer import Conditions
 
 TABLE = Path(__file__).parents[4] / "docs" / "families.md"
 ROLES = ("teacher", "student", "student, experts spread")
-DECODING = Decoding(max_new_tokens=12, temperature=0.7, greedy=False, seed=5, step=0, eos_token_id=1, pad_token_id=0)
+DECODING = Decoding(
+    max_new_tokens=12, temperature=0.7, greedy=False, seed=5, step=0, end_token_ids=(1,), pad_token_id=0
+)
 
 
 def cells() -> dict[tuple[str, str], str]:

@@ -50,6 +50,18 @@ OTHER: dict[str, Any] = {
     "stages.*.domains": ["second"],
     "student.model.config": {"hidden_size": 16},
     "stages.*.from.config": {"hidden_size": 16},
+    "domains.*.task.filter": {"level": [4, "5"]},
+    "domains.*.task.limit": 9,
+    "domains.*.task.row": "./rows.py:row",
+    "domains.*.task.drop_refused": 0.02,
+    "domains.*.task.option_line": "({letter}) {option}",
+    "domains.*.task.template_arguments": {"enable_thinking": False},
+    "domains.*.task.message_keys": {"role": "from", "content": "value"},
+    "domains.*.task.roles": {"human": "user"},
+    "domains.*.task.shot_rows": [{"prompt": "a", "answer": "b"}],
+    "domains.*.task.answer_names": "index",
+    "domains.*.task.labels": {"0": "no"},
+    "domains.*.task.verifier": "number",
 }
 LOSS_OF: dict[str, str] = {
     "loss.beta": "jsd",
@@ -61,6 +73,11 @@ BESIDES: dict[str, Any] = {
     "domains.*.teacher": {"teachers": {}},
     "domains.*.evaluate_only": {"teachers": {}},
     "teachers.*.settings": {"kind": "./kind.py:KIND"},
+    "domains.*.task.streaming": {"limit": 9},
+    "domains.*.task.option_labels": {"options": "choices"},
+    "domains.*.task.answer_names": {"options": "choices"},
+    "domains.*.task.shots_split": {"shots": 2},
+    "domains.*.task.continues": {"verifier": "python_tests"},
 }
 """What else has to change in the same section for the other value to be valid."""
 

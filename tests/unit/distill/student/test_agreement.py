@@ -25,7 +25,9 @@ from mopd.rollouts.engines.in_process import StudentSampler
 from mopd.rollouts.tokenizer import build_tokenizer
 from mopd.teachers.kinds.checkpoint import TeacherModel
 
-DECODING = Decoding(max_new_tokens=14, temperature=0.7, greedy=False, seed=5, step=0, eos_token_id=1, pad_token_id=0)
+DECODING = Decoding(
+    max_new_tokens=14, temperature=0.7, greedy=False, seed=5, step=0, end_token_ids=(1,), pad_token_id=0
+)
 
 
 def prompts(n: int) -> list[Prompt]:

@@ -155,7 +155,8 @@ def test_export_is_the_live_model(models: Path, tmp_path: Path, two: ProcessRank
     source = shutil.copytree(make_model(models), tmp_path / "source")
     tokenizer = build_tokenizer(["3 + 4 = 7", "sorted(x)"] * 20, vocabulary=VOCABULARY)
     tokenizer.save_pretrained(source)
-    spec = make_spec(str(source), tmp_path, engine=engine_of(2, expert_parallel=expert_parallel))
+    ends = (1,) if expert_parallel == 1 else (5, 1)
+    spec = make_spec(str(source), tmp_path, engine=engine_of(2, expert_parallel=expert_parallel), end_token_ids=ends)
     learner = student(two.start(spec), spec)
     learner.update(make_batch(), step=0)
     learner.export(str(tmp_path / "student"))
@@ -163,7 +164,7 @@ def test_export_is_the_live_model(models: Path, tmp_path: Path, two: ProcessRank
     learner.export(str(tmp_path / "student"))  # replaces what is there
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert not any(info.values()), info
-    assert model.generation_config.eos_token_id == 1
+    assert model.generation_config.eos_token_id == (1 if expert_parallel == 1 else [1, 5])
     exported = AutoTokenizer.from_pretrained(tmp_path / "student")
     assert exported.get_vocab() == tokenizer.get_vocab()
     assert exported.encode("3 + 4 = sorted") == tokenizer.encode("3 + 4 = sorted")

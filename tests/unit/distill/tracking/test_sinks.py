@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from accelerate.tracking import GeneralTracker
+from compare_kit import write_hand_run
 from deadline_kit import patience
 from track_kit import ROLLOUTS, SEESAW, as_history, recipe, tracked_run, write_run
 
@@ -102,6 +103,25 @@ def test_a_sink_from_one_file_gets_every_row_in_order_also_after_a_resume(tmp_pa
     places = [call[1]["step"] if call[0] == "log" else call[1] for call in second[1:-1]]
     assert places == [0, 1, 2, 2, "rollouts", 3, 4, 4, "scores", "recovery_by_domain", second[-2][1]]
     assert second[-2][1]["seesaw/worst_recovery"] == 0.9
+
+
+def test_the_summary_has_the_numbers_of_seesaw_json_by_their_names(tmp_path: Path, custom: str) -> None:
+    """The report and mopd compare show these: an estimate, and the ends of the interval of the same name."""
+    folder = write_hand_run(tmp_path / "hand")
+    seesaw = json.loads((folder / "seesaw.json").read_text())
+    with Tracker(tmp_path, sinks=open_sinks([f"{custom}:Lines"], tracked_run(tmp_path))) as tracker:
+        tracker.summarize(seesaw)
+    summary = next(call[1] for call in calls(tmp_path) if "seesaw/worst_recovery" in call[1])
+    values, intervals = seesaw["metrics"], seesaw["metrics_ci"]
+    for name in ("worst_recovery", "imbalance", "max_regression", "pareto_gap"):
+        assert summary[f"seesaw/{name}"] == values[name]
+        assert summary[f"seesaw/{name}_estimate"] == values[f"{name}_estimate"]
+        assert [summary[f"seesaw/{name}/{end}"] for end in ("low", "high")] == intervals[name]
+    for domain in ("math", "code", "chat"):
+        assert summary[f"seesaw/forgetting_estimate/{domain}"] == values["forgetting_estimate"][domain]
+        ends = [summary[f"seesaw/points_at_once/{domain}/{end}"] for end in ("low", "high")]
+        assert ends == intervals["points_at_once"][domain]
+    assert summary["seesaw/pooled_recovery"] == values["pooled_recovery"]
 
 
 def test_a_sink_that_breaks_ends_alone(tmp_path: Path, custom: str) -> None:

@@ -313,6 +313,9 @@ def test_added_tokens_are_compared_with_their_properties() -> None:
 def test_a_head_that_is_padded_fits_and_one_that_ends_before_the_tokenizer_does_not() -> None:
     config = AutoConfig.for_model("llama", **CONFIG, vocab_size=128)
     assert compare_heads(config, config, full=True, tokens=120) == []
+    larger = AutoConfig.for_model("llama", **CONFIG, vocab_size=192)  # as Qwen2.5's 0.5B and 7B
+    assert compare_heads(larger, config, full=True, tokens=120) == compare_heads(config, larger, full=True, tokens=120)
+    assert compare_heads(larger, config, full=True, tokens=120) == []
     (found,) = compare_heads(config, config, full=False, tokens=130)
     assert found == "has an output head of 128 tokens, and the tokenizer has ids up to 129"
 

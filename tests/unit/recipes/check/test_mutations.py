@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fork_kit import Ended, ForkServer
 from mutation_kit import CONFIG, MADE, OWN, Mutation, mutations, sound, write_folder, write_yaml
@@ -48,7 +50,7 @@ ALWAYS_WRONG = (
 SHORT_DEADLINES = {
     "mopd.distill.recipe.plugins.IMPORT_SECONDS": 2.0,
     "mopd.recipes.check.tasks.CALLS_SECONDS": 3.0,
-    "mopd.rollouts.tasks.dataset_rows.MOST_FILES": 50,
+    "mopd.rollouts.tasks.tables.MOST_FILES": 50,
 }
 
 
@@ -303,6 +305,12 @@ def many_files(folder: Path) -> str:
     return "./many"
 
 
+def rounded(folder: Path) -> str:
+    columns = {"prompt": [f"q{i}" for i in range(40)], "answer": [1e25 + i for i in range(40)]}
+    pq.write_table(pa.table(columns), folder / "a.parquet")
+    return "./a.parquet"
+
+
 DATA: dict[str, tuple[Callable[[Path], str], dict[str, Any], str]] = {
     "latin-1": (
         written("a.jsonl", rows(40).replace("what", "caf\xe9").encode("latin-1")),
@@ -326,26 +334,31 @@ DATA: dict[str, tuple[Callable[[Path], str], dict[str, Any], str]] = {
     "deep rows": (written("a.jsonl", rows(40) + '{"prompt": ' + "[" * 900 + "]" * 900 + "}\n"), {}, "a.jsonl'"),
     "no parquet": (written("a.parquet", "PAR1"), {}, "a.parquet'.*can't be read"),
     "numbers that were rounded": (
-        written("a.jsonl", "".join(f'{{"prompt": "q{i}", "answer": {10**25 + i}}}\n' for i in range(40))),
+        rounded,
         {"verifier": "number"},
         "`answer` is 1e.25, a number that was rounded",
     ),
     "two golds": (
         written("a.jsonl", rows(40) + rows(40, answer="7")),
         {},
-        "row 40: `answer` is '7', and row 0.*has '0'",
+        "row 0: `answer` is '0', and row 40.*has '7'",
     ),
-    "no options": (written("a.jsonl", rows(40, answer="A")), {"verifier": "choice"}, "no `prompt` shows the option"),
-    "an answer in the prompt": (
-        written("a.jsonl", rows(40, prompt=[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])),
+    "no options": (
+        written("a.jsonl", rows(40, answer="A")),
+        {"verifier": "choice"},
+        "options do not stand in `prompt`",
+    ),
+    "an answer that is a question": (
+        written("a.jsonl", rows(40, prompt=[{"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}])),
+        {"answer": "prompt.-1.content"},
+        "`prompt` does not end with a message of the assistant",
+    ),
+    "messages for a student without a template": (
+        written("a.jsonl", rows(40, prompt=[{"role": "user", "content": "q"}], answer="1")),
         {},
-        "`prompt` ends with a message of the assistant",
+        "none is left for",
     ),
-    "tool calls": (
-        written("a.jsonl", rows(40, prompt=[{"role": "user", "content": "q", "tool_calls": [{"name": "f"}]}])),
-        {},
-        "`prompt` has a message with `tool_calls`",
-    ),
+    "a template of a column that is not there": (named("./rows.jsonl"), {"prompt": "{prompt} {more}"}, "column 'more'"),
     "prompt and answer in one column": (
         named("./rows.jsonl"),
         {"answer": "prompt"},

@@ -18,6 +18,8 @@ from mopd.distill.tracking.jsonl import truncate_jsonl
 from mopd.recipes.compare.comparison import ComparedTask, Comparison, SeedSpread, compare
 from mopd.recipes.compare.console import console_tables
 from mopd.recipes.compare.cost import Cost
+from mopd.recipes.compare.markdown import markdown
+from mopd.recipes.compare.page import render
 from mopd.recipes.compare.reference import MeasuredAgainst
 from mopd.recipes.compare.wording import headline, notes, sentences
 from mopd.rollouts.tasks import TASKS, fingerprint
@@ -47,10 +49,14 @@ def test_one_run_worked_out_by_hand(tmp_path: Path) -> None:
     assert 0.0 <= measured.seesaw_noise < 0.1
     assert (row.n, row.seeds, row.step, row.steps, row.behind) == (1, [0], 20, 20, None)
     assert row.taught_by == ["code", "math"]
-    # The intervals are those that the run's own seesaw.json has.
+    # Numbers and intervals are those that the run's own seesaw.json has, by the same names.
     seesaw = json.loads((tmp_path / "one" / "seesaw.json").read_text())
     record = json.loads(json.dumps(comparison.record(), allow_nan=False))["rows"][0]
-    assert {name: record["metrics_ci"][name] for name in seesaw["metrics_ci"]} == seesaw["metrics_ci"]
+    for section in ("metrics", "metrics_ci"):
+        known = {name: value for name, value in seesaw[section].items() if name != "teacher_transfer"}
+        assert {name: record[section][name] for name in known} == known
+    assert record["verdict"] == seesaw["verdict"]
+    assert record["at_least"] == seesaw["metrics_ci"]["worst_recovery"][0]
     assert measured.seesaw_noise == seesaw["metrics"]["seesaw_noise"]
     # 40/40, -40/20; -20/40, 20/20.
     transfer = {teacher.name: teacher.transfer for teacher in comparison.transfer}
@@ -235,6 +241,56 @@ def test_a_seesaw_over_training_is_called_one(tmp_path: Path) -> None:
         f"one is a seesaw: 100% (noise alone: {noise:.1f}%) of the movement beyond noise" in sentences(comparison)[-2]
     )
     assert headline(comparison)[0] == "mixed"
+
+
+SINGLE = {"domains": {"math": {"task": "arithmetic", "teacher": "math", "teachers": {}, "evaluate_only": False}}}
+
+
+def single(scores: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {"math": scores["math"]}
+
+
+def test_of_a_single_domain_nothing_is_told_of_others(tmp_path: Path) -> None:
+    folders = []
+    for name, student in (("a", 80), ("b", 70)):
+        own = levels(student, 0, 0)
+        folders.append(
+            write_hand_run(
+                tmp_path / name,
+                SINGLE | {"student.optimizer.lr": float(student)},
+                base=single(BASE),
+                teachers={"math": single(TEACHERS["math"])},
+                student=single(own),
+                curve={0: single(BASE), 10: single(BASE), 20: single(own)},
+            )
+        )
+    for comparison in (compare(folders), compare(folders[:1])):
+        text = " ".join([headline(comparison)[1], *sentences(comparison), *notes(comparison)])
+        for word in ("domain", "mean", "worst", "seesaw", "imbalance"):
+            assert word not in text.replace("Their intervals are over questions, not over seeds", ""), text
+        table = shown(comparison)
+        assert "worst" not in table
+        assert "imbalance" not in table
+        html = render(comparison, ["math"])
+        for heading in ("<th>Mean</th>", "<th>Worst</th>", "<th>Imbalance</th>", "Worst domain"):
+            assert heading not in html
+        assert "Worst domain" not in markdown(comparison)
+
+
+def test_a_target_of_0_is_none(tmp_path: Path) -> None:
+    """Nobody has right answers on validation: whoever has not begun is there, and no multiple of nothing is told."""
+    nothing = {0: levels(0, 0, 0), 10: levels(0, 0, 0)}
+    folders = [write_hand_run(tmp_path / f"r{n}", {"run.steps": n}, curve=nothing) for n in (10, 20)]
+    comparison = compare(folders)
+    for parity in (row.parity[measure] for row in comparison.rows for measure in ("worst_score", "mean_score")):
+        assert (parity.ratio, parity.ratio_ci, parity.tried) == (None, None, None)
+        assert parity.with_teachers is None or parity.with_teachers.ratio is None
+    text = " ".join(
+        [*sentences(comparison), shown(comparison), markdown(comparison), render(comparison, ["math", "code"])]
+    )
+    assert "The last validation score of" in text
+    for wrong in ("-1.0%", "−1.0%", "-1%", "−1%", "1×", "0×"):
+        assert wrong not in text
 
 
 def test_what_an_adapter_or_a_class_of_ones_own_cost_is_not_known(tmp_path: Path) -> None:

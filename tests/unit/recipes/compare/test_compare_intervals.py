@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -153,6 +154,26 @@ def test_a_metric_that_one_seed_lacks_is_undefined_for_the_row() -> None:
     neither = measure([table(run) for run in runs])
     for name in ("worst_recovery", "mean_recovery", "pooled_recovery", "imbalance", "pareto_gap", "worst_by_seed"):
         assert (neither.values[name], neither.intervals[name]) == (None, None)
+
+
+def test_runs_of_an_older_version_are_compared_by_their_answers(tmp_path: Path) -> None:
+    """Whatever their seesaw.json holds of intervals, or does not."""
+    folders = [write_hand_run(tmp_path / "a"), write_hand_run(tmp_path / "b", {"run.steps": 30})]
+    anew = compare(folders).record()
+    for folder in folders:
+        old = json.loads((folder / "seesaw.json").read_text())
+        old["metrics_ci"] = {"worst_recovery": [0.1, 0.2]}
+        del old["statistics"], old["verdict"], old["metrics"]["pooled_recovery"]
+        (folder / "seesaw.json").write_text(json.dumps(old))
+    assert compare(folders).record() == anew
+
+
+def test_a_few_questions_leave_points_within_what_there_can_be() -> None:
+    answers = {"math": np.array([[0.0, 1.0], [1.0, 1.0], [0.0, 1.0]])}
+    measured = measure([Table(answers)])
+    assert measured.intervals["points"]["math"] == [-1.0, 1.0]
+    assert measured.intervals["max_regression"] == [0.0, 1.0]
+    assert measured.intervals["recovery"]["math"] is None
 
 
 def test_twenty_rows_are_looked_at_with_more_care_than_one(tmp_path: Path) -> None:

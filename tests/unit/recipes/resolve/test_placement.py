@@ -10,8 +10,15 @@ import torch
 from check_kit import problems, recipe, save_model, tokenizer_of, warnings
 from pydantic import ValidationError
 
-from mopd.distill.recipe import Recipe, TeacherRecipe
-from mopd.recipes.resolve.placement import ResourceRequest, gpus_needed, resource_requests, unplaced
+from mopd.distill.recipe import Engine, Recipe, TeacherRecipe
+from mopd.recipes.resolve.placement import (
+    ResourceRequest,
+    gpus_needed,
+    resource_requests,
+    stage_requests,
+    stages_at_a_time,
+    unplaced,
+)
 from mopd.recipes.resolve.resolved import resolve
 
 
@@ -101,6 +108,28 @@ def test_a_device_or_a_resource_that_is_not_here_is_refused_by_its_leaf(
     assert "`teachers.two.resources` asks for big, which a cluster of this machine alone has not" in found
     (warning,) = warnings(recipe(**two(base, device="cpu", gpus=0.5)))
     assert warning.startswith("`teachers.two.gpus` is set and changes nothing")
+
+
+def test_one_card_holds_student_teachers_and_sampler_and_stages_take_turns(base: str) -> None:
+    sections = two(base, gpus=0.2)
+    sections["teachers"]["one"]["gpus"] = 0.2
+    sections["student"] = {**sections["student"], "engine": {"ranks": 1, "gpus": 0.4}}
+    stage = {"from": base, "engine": {"ranks": 1}}
+    sections["stages"] = {"a": stage, "b": stage, "c": stage}
+    made = recipe(**sections, rollout={"workers": 1, "gpus": 0.2})
+    resolved = resolve(on(made, "cuda"))
+    assert gpus_needed(list(resource_requests(resolved))) == 1
+    requests = stage_requests(resolved)
+    assert [stages_at_a_time(requests, most=2, gpus=gpus) for gpus in (0, 1, 2, 3)] == [1, 1, 2, 2]
+    assert stages_at_a_time(stage_requests(resolve(on(made, "cpu"))), most=2, gpus=0) == 2
+    half = {"from": base, "engine": {"ranks": 1, "gpus": 0.5}}
+    shared = recipe(**{**sections, "stages": {"a": half, "b": half}})
+    assert stages_at_a_time(stage_requests(resolve(on(shared, "cuda"))), most=2, gpus=1) == 2
+
+
+def test_two_ranks_do_not_share_a_card() -> None:
+    with pytest.raises(ValidationError, match="NCCL lets no two ranks share a card"):
+        Engine(ranks=2, gpus=0.5)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import ray
 import torch
 from check_kit import recipe, save_model, tokenizer_of
 from ray.cluster_utils import Cluster
-from student_kit import make_model, make_rollout
+from student_kit import DOMAINS, make_model, make_rollout, make_spec, student
 
 from mopd.distill.recipe import FaultRecipe
-from mopd.distill.types import Full, ScoredRollout, UserError
+from mopd.distill.types import Full, Prompt, ScoredRollout, UserError
 from mopd.recipes.run.launch import run
+from mopd.recipes.run.ranks import RayRanks
+from mopd.rollouts.engines.base import Decoding, FrozenModel, SamplerProcesses, SamplerSettings, StudentModel
+from mopd.rollouts.engines.workers import of_student
 from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds.checkpoint import Checkpoint, TeacherModel, microbatches
 from mopd.teachers.pool import TeacherPool
@@ -122,3 +126,35 @@ def test_a_run_joins_the_cluster_and_places_its_teachers(
     steps = [row for row in rows if row["kind"] == "train"]
     assert [row["step"] for row in steps] == [1, 2]
     assert all(row["tokens/teacher/one"] > 0 < row["tokens/teacher/other"] for row in steps)
+
+
+def test_student_teachers_and_a_sampler_share_one_gpu(cluster: Cluster, tmp_path: Path) -> None:
+    """Ray counts one GPU on a node; what is computed there is computed on the CPU."""
+    node = cluster.add_node(num_cpus=1, num_gpus=1)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    path, teachers = make_model(tmp_path), {name: make_model(tmp_path, seed=i + 1) for i, name in enumerate(DOMAINS)}
+    specs = {
+        name: TeacherSpec(Checkpoint(teacher, "cpu", "float32"), Conditions(1.0, BUDGET), gpus=0.15, replicas=1)
+        for name, teacher in teachers.items()
+    }
+    routes = {name: {name: 1.0} for name in DOMAINS}
+    pool = TeacherPool(specs, routes=routes, payload="full", faults=FaultRecipe(), say=print)
+    spec = make_spec(path, tmp_path / "run", gpus=0.4)
+    ranks = RayRanks(spec)
+    with ExitStack() as closing:
+        closing.callback(pool.close)
+        closing.callback(ranks.close)
+        learner = student(ranks, spec)
+        decoding = Decoding(
+            max_new_tokens=6, temperature=1.0, greedy=False, seed=0, step=0, end_token_ids=(1,), pad_token_id=0
+        )
+        holder = StudentModel(FrozenModel(path), SamplerProcesses(1, "cpu", "float32", gpus=0.15))
+        sampler = of_student(holder, closing)(SamplerSettings(decoding, samples_per_prompt=2, batch_size=6))
+        prompts = [Prompt(name, name, (5, 6, 7), "question", "answer") for name in DOMAINS]
+        for step in range(2):
+            sampler.load_weights(learner.weights(), version=step)
+            scored = pool.score(sampler.sample(prompts, step=step))
+            assert learner.update(scored, step=step)["loss"] > 0
+        assert ray.available_resources().get("GPU", 0.0) == pytest.approx(0.0, abs=1e-6)
+    cluster.remove_node(node)
+    ray.shutdown()

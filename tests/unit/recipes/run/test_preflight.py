@@ -30,7 +30,7 @@ from mopd.teachers.validate import sampled_of
 TEMPERATURE = 0.5
 CONDITIONS = Conditions(TEMPERATURE, microbatch_tokens=64)
 DECODING = Decoding(
-    max_new_tokens=12, temperature=TEMPERATURE, greedy=False, seed=5, step=0, eos_token_id=1, pad_token_id=0
+    max_new_tokens=12, temperature=TEMPERATURE, greedy=False, seed=5, step=0, end_token_ids=(1,), pad_token_id=0
 )
 Trap = Literal["none", "untempered", "own process"]
 

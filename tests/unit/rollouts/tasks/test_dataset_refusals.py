@@ -10,8 +10,6 @@ from dataset_kit import sums, task_of, write
 
 from mopd.distill.types import UserError
 
-SAID = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
-CALLED = [{"role": "user", "content": "2+2?", "tool_calls": [{"name": "add"}]}]
 BAD_ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "column": (sums(40), {"prompt": "question"}, r"no column 'question'; it has 'prompt', 'answer'; set `prompt`"),
     "two columns": (sums(40), {"answer": "gold", "prompt": "ask"}, r"no column 'ask'(.|\n)*no column 'gold'"),
@@ -32,11 +30,8 @@ BAD_ROWS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
         "names a column of unit tests, 'prompt', for verifier 'exact'",
     ),
     "message": ([{"prompt": [{"role": "user"}], "answer": "b"}], {}, "row 0: `prompt` has {'role': 'user'} in it"),
-    "an answer in the prompt": ([{"prompt": SAID, "answer": "4"}], {}, "`prompt` ends with a message of the assistant"),
-    "what is left out": ([{"prompt": CALLED, "answer": "4"}], {}, "has a message with `tool_calls`, which no template"),
-    "rounded": ([{"prompt": "a", "answer": 10**25}], {}, "a number that was rounded as it was read; write it as text"),
-    "no options": ([{"prompt": "A city?", "answer": "B"}], {"verifier": "choice"}, "no `prompt` shows the option"),
-    "two golds": ([*sums(40), {"prompt": "what is 3+3?", "answer": "7"}], {}, "row 40: `answer` is '7', and row 3"),
+    "no options": ([{"prompt": "A city?", "answer": "B"}], {"verifier": "choice"}, "options do not stand in `prompt`"),
+    "two golds": ([*sums(40), {"prompt": "what is 3+3?", "answer": "7"}], {}, "row 3: `answer` is .6., and row 40"),
     "split of a file": (sums(40), {"test_split": "test"}, "is one file.*`test_split` is 'test'"),
     "same split": (sums(40), {"test_split": "train"}, r"the same \(train, train\)"),
 }
@@ -55,9 +50,9 @@ def test_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path, monkeypat
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "answer"\n')
     with pytest.raises(UserError, match=r"broken.jsonl'.*can't be read"):
         task_of(str(tmp_path / "broken.jsonl"))
-    (tmp_path / "rows.csv").write_text("prompt,answer\na,b\n")
-    with pytest.raises(UserError, match=r"ends in .jsonl, .json, .parquet"):
-        task_of(str(tmp_path / "rows.csv"))
+    (tmp_path / "rows.xml").write_text("<prompt>a</prompt>\n")
+    with pytest.raises(UserError, match=r"ends in .jsonl, .json, .parquet, .csv"):
+        task_of(str(tmp_path / "rows.xml"))
     write(tmp_path / "train.jsonl", sums(9))
     with pytest.raises(UserError, match=r"split 'holdout', can't be read"):
         task_of(str(tmp_path), split="holdout")

@@ -85,7 +85,7 @@ def test_two_golds_for_one_prompt_are_refused_or_each_is_right_as_the_source_say
     rows = [{"prompt": prompt, "answer": gold(number)} for place in range(3) for prompt, number in
             ((prompt, numbers[place]) for prompt, numbers in golds.items())]  # fmt: skip
     path = write(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(UserError, match=r"row 60: `answer` is .*row 0, which has the same prompt.*several_golds: any"):
+    with pytest.raises(UserError, match=r"row 0: `answer` is .*row 60, which has the same prompt.*several_golds: any"):
         task_of(path, verifier=verifier)
     task = task_of(path, verifier=verifier, several_golds="any")
     assert sum(task.sizes.values()) == 60
