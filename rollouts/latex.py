@@ -12,6 +12,8 @@ from fractions import Fraction
 
 from mopd.rollouts.answers import after_phrase, after_thinking, last_boxed, marked
 
+ASKED_WHETHER_READABLE = "\0can this be read? "
+"""Before a gold answer that is to be read and compared with nothing; no gold answer has a zero byte in it."""
 _LONGEST_TEXT = 50_000  # characters of a text that is read; an answer stands at its end
 
 _MATH = re.compile(
@@ -242,6 +244,7 @@ def read(text: str) -> Formula:
     percent = re.search(rf" ?(?:\\?%|{_TEXT}\{{ ?(?:percent|per cent) ?\}}|(?<=\d) ?percent)$", text)
     if percent:
         return Formula(text[: percent.start()].strip(), None, True)
+    text = re.sub(r"^\\(?:approx|sim) ?", "", text)
     if _TRIGONOMETRY.search(text):
         text = _DEGREES.sub(r"(\1\\pi/180)", text)
     if match := _UNIT.fullmatch(text):

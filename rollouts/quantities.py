@@ -117,6 +117,7 @@ _OR = re.compile(
     rf"\s*+(?P<unit>{_WORD})??(?:\s{_WORD})?\s*+,?\s*+(?<!\w)or\b\s*+(?:maybe|perhaps|possibly|even)?\s*+{_CURRENCY}?\s*+",
     re.IGNORECASE,
 )
+_DENIED = re.compile(rf"\b(?:not|rather than|instead of) {_CURRENCY}?-?$", re.IGNORECASE)
 _BETWEEN = re.compile(rf"\bbetween\s{_CURRENCY}?\s?-?$", re.IGNORECASE)
 _LABEL = re.compile(r"^\s*(?:a|answer|final answer)\s*[:=]\s*(?=\S)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|[.!?](?:\s|$)")
@@ -231,9 +232,16 @@ def _strict(text: str) -> tuple[Fraction, ...] | None:
     return tuple(numbers) if numbers and _FILLER.fullmatch(text, place) else None
 
 
+def _numbers(text: str) -> list[re.Match[str]]:
+    """The numbers of prose, without those that it denies: the 9 of "$7, not $9"."""
+    return [
+        match for match in _NUMBER.finditer(text) if not _DENIED.search(text, max(0, match.start() - 16), match.start())
+    ]
+
+
 def _last_values(text: str, count: int) -> tuple[Fraction, ...] | None:
     """The last ``count`` numbers of prose; None where there are fewer, or the text leaves open which one it means."""
-    matches = list(_NUMBER.finditer(text))[-max(count, 2) :]  # not per token
+    matches = _numbers(text)[-max(count, 2) :]  # not per token
     if len(matches) < count:
         return None
     if count == 1 and len(matches) == 2 and _is_open(text, *matches):
@@ -247,7 +255,7 @@ def _first_values(text: str, count: int) -> tuple[Fraction, ...] | None:
     could be meant.
     """
     sentence = _EQUALS.split(text)[-1]
-    matches = list(_NUMBER.finditer(sentence))
+    matches = _numbers(sentence)
     if len(matches) < count:
         return None
     if count == 1 and len(matches) > 1 and _is_open(sentence, *matches[:2]):

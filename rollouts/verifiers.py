@@ -7,13 +7,14 @@ by :func:`gold_problem`.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import TypeAlias
 
 from mopd.distill.errors import UserError
 from mopd.rollouts.answers import THOUGHTS, after_thinking, last_boxed
 from mopd.rollouts.choices import chosen_letter
+from mopd.rollouts.latex import ASKED_WHETHER_READABLE
 from mopd.rollouts.programs import extract_program
 from mopd.rollouts.quantities import answer_values, gold_values
 from mopd.rollouts.sandbox.rules import Refused, parse_program
@@ -130,6 +131,15 @@ def verify_many(verifier: str, answers: Sequence[str], texts: Sequence[str]) -> 
     if verifier in _BATCHED:
         return _BATCHED[verifier](answers, texts)
     return [VERIFIERS[verifier](answer, text) for answer, text in zip(answers, texts, strict=True)]
+
+
+def unreadable_golds(verifier: str, golds: Iterable[str]) -> list[str]:
+    """Each gold answer that ``verifier`` can't read, in order; ``math`` finds it right in no other words."""
+    different = list(dict.fromkeys(golds))
+    if verifier == "math":
+        readable = equal_formulas([(f"{ASKED_WHETHER_READABLE}{gold}", "") for gold in different])
+        return [gold for gold, good in zip(different, readable, strict=True) if not good]
+    return [gold for gold in different if gold_problem(verifier, gold)]
 
 
 def _math_many(answers: Sequence[str], texts: Sequence[str]) -> list[float]:

@@ -70,7 +70,7 @@ class Within:
 LearningRate: TypeAlias = Annotated[
     float, Within(1e-9, 100, "float32 weights are rounded to larger steps than less, and leave their range with more")
 ]
-LARGEST_FLOAT = 1e30
+LARGEST_FLOAT = 1e20
 """Of a bound that may be as good as none, and still is a float32."""
 Clip: TypeAlias = Annotated[
     float, Within(1e-6, LARGEST_FLOAT, "less leaves nothing of a gradient, more is no float32", besides=(0,))

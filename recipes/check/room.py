@@ -92,7 +92,7 @@ def lacks_disk(plan: Plan, asker: Callable[[], Asker | None], out: Path) -> list
     return problems
 
 
-def bytes_in(folder: Path, *, most: int = 1_000_000) -> float:
+def bytes_in(folder: Path, *, most: int = 200_000) -> float:
     """What the files below a folder hold; no more than ``most`` of them are looked at."""
     total = 0.0
     files = (Path(above, name) for above, _, names in os.walk(folder) for name in names)

@@ -19,7 +19,7 @@ from mopd.recipes.check.room import Asker, find_asker, lacks_disk, lacks_memory,
 from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.settings import idle_leaves
-from mopd.recipes.check.tasks import Lengths, check_gold_answers, check_tasks, left_out, make_tasks
+from mopd.recipes.check.tasks import Lengths, TaskChecks, check_gold_answers, check_tasks, make_tasks
 from mopd.recipes.check.teachers import reach_teachers
 from mopd.recipes.resolve.placement import check_device
 from mopd.recipes.resolve.resolved import Resolved, resolve
@@ -34,7 +34,7 @@ class SharedChecks:
     model or a task that they share once."""
 
     models: dict[Hashable, ModelInfo] = field(default_factory=dict)
-    tasks: dict[Hashable, tuple[Lengths | None, list[str]]] = field(default_factory=dict)
+    tasks: dict[Hashable, TaskChecks] = field(default_factory=dict)
 
 
 def check(
@@ -73,7 +73,7 @@ def check(
         # Once more with the student's tokenizer, which renders a dataset's chat messages.
         tasks, unusable = make_tasks(recipe.domains, tokenizer, seed=recipe.seed, without=far)
     cap = recipe.rollout.max_new_tokens
-    lengths, unsound = check_tasks(
+    lengths, unsound, doubtful = check_tasks(
         recipe.domains, tasks, tokenizer, seed=recipe.seed, evaluate=recipe.evaluate, max_new_tokens=cap,
         shared=shared.tasks,
     )  # fmt: skip
@@ -91,7 +91,7 @@ def check(
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
     idle = (*idle_leaves(resolved), *engine_warnings(recipe.rollout))
-    warnings = (*idle, *model_warnings(resolved.models, model_infos), *left_out(tasks))
+    warnings = (*idle, *model_warnings(resolved.models, model_infos), *doubtful)
     asked = Questions(recipe.domains, tasks, tokenizer, recipe.seed)
     plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked)
     if not (offline or plan_only) and (problems := _lacks_room(resolved, plan, out, model_infos, lengths)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +19,17 @@ from mopd.distill.types import Prompt, RunError, UserError
 from mopd.recipes.check.plugins import HOSTILE, check_own_task
 from mopd.rollouts.tasks import Example, Task, make_task
 from mopd.rollouts.tasks.dataset import DatasetTask
+from mopd.rollouts.verifiers import unreadable_golds
 
 SAMPLED_PROMPTS = 32
 """Prompts of each domain that are drawn for the checks."""
 CALLS_SECONDS = 300.0
 """That all calls of a task of a user's own may take in a check, which are about 7,000."""
+UNLIKELY = 0.01
+"""Refused gold answers are too many where `drop_refused` would give so many of the sampled ones with a lower chance."""
+READ_GOLDS = 5000
+"""Rows of a training split whose gold answers are read: a parser of LaTeX takes milliseconds for each."""
+LISTED_GOLDS = 5
 BATCH = 1000
 """Rows of a dataset that are tokenised at a time."""
 
@@ -84,6 +92,15 @@ class WatchedTask:
             self._left -= time.monotonic() - begun
 
 
+@dataclass(frozen=True, slots=True)
+class TaskChecks:
+    """What the checks of one task have to say; no lengths without the student's tokenizer."""
+
+    lengths: Lengths | None
+    problems: list[str]
+    warnings: list[str]
+
+
 def make_tasks(
     domains: Mapping[str, DomainRecipe],
     tokenizer: PreTrainedTokenizerBase | None,
@@ -126,9 +143,9 @@ def check_tasks(
     seed: int,
     evaluate: EvaluateRecipe,
     max_new_tokens: int,
-    shared: MutableMapping[Hashable, tuple[Lengths | None, list[str]]] | None = None,
-) -> tuple[dict[str, Lengths], list[str]]:
-    """Draw prompts of every domain and ask its verifier; returns their lengths and the problems, each a sentence.
+    shared: MutableMapping[Hashable, TaskChecks] | None = None,
+) -> tuple[dict[str, Lengths], list[str], list[str]]:
+    """Draw prompts of every domain and ask its verifier; returns lengths, problems and warnings, each a sentence.
 
     Args:
         tokenizer: the student's; without one, nothing is known of lengths.
@@ -137,17 +154,19 @@ def check_tasks(
     shared = {} if shared is None else shared
     lengths: dict[str, Lengths] = {}
     problems: list[str] = []
+    warnings: list[str] = []
     for name, task in tasks.items():
         source = domains[name].task
         depends_on = (name, repr(source), id(tokenizer), seed, repr(evaluate), max_new_tokens)
         if depends_on not in shared:
             shared[depends_on] = _check_task(name, task, source, tokenizer, seed, evaluate, max_new_tokens)
-        length, own_problems = shared[depends_on]
-        problems += own_problems
-        if length is not None:
-            lengths[name] = length
+        checks = shared[depends_on]
+        problems += checks.problems
+        warnings += checks.warnings
+        if checks.lengths is not None:
+            lengths[name] = checks.lengths
     # Tasks share the sandbox: what it lacks is told once.
-    return lengths, list(dict.fromkeys(problems))
+    return lengths, list(dict.fromkeys(problems)), [*warnings, *left_out(tasks)]
 
 
 def _check_task(
@@ -158,22 +177,38 @@ def _check_task(
     seed: int,
     evaluate: EvaluateRecipe,
     max_new_tokens: int,
-) -> tuple[Lengths | None, list[str]]:
+) -> TaskChecks:
     lengths: Lengths | None = None
     problems: list[str] = []
+    warnings: list[str] = []
     try:
         examples = [task.example(seed=seed, split="train", index=i) for i in range(SAMPLED_PROMPTS)]
         problems += [f"`domains.{name}`: {problem}" for problem in _held_out(evaluate, task)]
         gold = has_gold_answers(source)
         own = isinstance(source, Source) and is_plugin(source.verifier)
+        prompts = [Prompt(name, example.id, (0,), example.text, example.answer) for example in examples]
         checked = _own_verifier if own else _verifier
-        problems += [f"`domains.{name}`: {problem}" for problem in checked(name, task, examples, gold=gold)]
+        problems += [f"`domains.{name}`: {problem}" for problem in checked(task, prompts, examples)]
+        refused = _refused_golds(task, prompts) if gold else []
+        if refused:
+            allowed = source.drop_refused if isinstance(source, Source) else None
+            bearable = allowed is not None and chance_of(len(refused), len(prompts), allowed) >= UNLIKELY
+            (warnings if bearable else problems).append(f"`domains.{name}`: {_about_golds(refused, len(prompts))}")
+        if isinstance(task, DatasetTask) and isinstance(source, Source) and source.verifier == "math":
+            warnings += [f"`domains.{name}.task`: {sentence}" for sentence in _unreadable(task)]
         if tokenizer is not None:
             lengths = _lengths(tokenizer, task, examples)
             problems += _cap(max_new_tokens, source, name, lengths)
     except UserError as error:
         problems += [f"`domains.{name}`: {problem}" for problem in error.problems]
-    return lengths, problems
+    except RunError as error:  # of a verifier of a user's own
+        problems.append(f"`domains.{name}`: {error}")
+    return TaskChecks(lengths, problems, warnings)
+
+
+def chance_of(count: int, drawn: int, part: float) -> float:
+    """The probability that of ``drawn`` things ``count`` or more are of a kind that makes up ``part`` of all."""
+    return sum(math.comb(drawn, k) * part**k * (1 - part) ** (drawn - k) for k in range(count, drawn + 1))
 
 
 def _held_out(evaluate: EvaluateRecipe, task: Task) -> Iterator[str]:
@@ -200,17 +235,33 @@ def left_out(tasks: Mapping[str, Task]) -> Iterator[str]:
             yield from (f"`domains.{name}`: {sentence}" for sentence in task.left_out)
 
 
-def _verifier(domain: str, task: Task, examples: list[Example], *, gold: bool) -> Iterator[str]:
-    """Whether the verifier accepts every gold answer, where there are any, and refuses a wrong one for each."""
-    prompts = [Prompt(domain, example.id, (0,), example.text, example.answer) for example in examples]
-    accepted = task.verify_many(prompts, [example.answer for example in examples]) if gold else [1.0] * len(examples)
-    refused = [example for example, score in zip(examples, accepted, strict=True) if score != 1.0]
-    if refused:
-        first = refused[0]
+def _refused_golds(task: Task, prompts: list[Prompt]) -> list[Prompt]:
+    """The prompts whose gold answer the verifier refuses."""
+    accepted = task.verify_many(prompts, [prompt.answer for prompt in prompts])
+    return [prompt for prompt, score in zip(prompts, accepted, strict=True) if score != 1.0]
+
+
+def _unreadable(task: DatasetTask) -> Iterator[str]:
+    """Which gold answers ``math`` can't read; the other verifiers refuse such rows as they are read."""
+    rows = Counter(gold for _, gold in islice(task.texts("train"), READ_GOLDS))
+    if unread := unreadable_golds("math", rows):
+        listed = ", ".join(f"{gold!r:.60} ({rows[gold]} row{'s' * (rows[gold] > 1)})" for gold in unread[:LISTED_GOLDS])
+        more = f" and {len(unread) - LISTED_GOLDS} more" if len(unread) > LISTED_GOLDS else ""
         yield (
-            f"the verifier refuses {len(refused)} of {len(examples)} gold answers, for example {first.answer!r} to "
-            f"{first.text!r}; fix the answers, or take a verifier that fits them"
+            f"{sum(rows[gold] for gold in unread)} of {sum(rows.values())} gold answers can't be read as mathematics, "
+            f"so nothing but their own text is right: {listed}{more}; fix them, or leave their rows out"
         )
+
+
+def _about_golds(refused: list[Prompt], drawn: int) -> str:
+    return (
+        f"the verifier refuses {len(refused)} of {drawn} gold answers, for example {refused[0].answer!r} to "
+        f"{refused[0].text!r}; fix the answers, or take a verifier that fits them"
+    )
+
+
+def _verifier(task: Task, prompts: list[Prompt], examples: list[Example]) -> Iterator[str]:
+    """Whether the verifier refuses a wrong answer to each prompt."""
     wrong = [task.wrong_answer(example) for example in examples]
     scores = task.verify_many(prompts, wrong)
     passed = [(e, answer) for e, answer, score in zip(examples, wrong, scores, strict=True) if score > 0.0]
@@ -222,22 +273,10 @@ def _verifier(domain: str, task: Task, examples: list[Example], *, gold: bool) -
         )
 
 
-def _own_verifier(domain: str, task: Task, examples: list[Example], *, gold: bool) -> Iterator[str]:
-    """Whether a dataset's verifier of a user's own accepts gold answers, repeats, and tells any answers apart."""
-    prompts = [Prompt(domain, example.id, (0,), example.text, example.answer) for example in examples]
-    answers = ["", *HOSTILE]
-    try:
-        accepted = task.verify_many(prompts, [example.answer for example in examples]) if gold else [1.0] * len(prompts)
-        of_text = {text: task.verify_many(prompts, [text] * len(prompts)) for text in answers}
-        again = {text: task.verify_many(prompts, [text] * len(prompts)) for text in answers}
-    except RunError as error:
-        yield str(error)
-        return
-    if refused := [example for example, score in zip(examples, accepted, strict=True) if score != 1.0]:
-        yield (
-            f"the verifier refuses {len(refused)} of {len(examples)} gold answers, for example {refused[0].answer!r} "
-            f"to {refused[0].text!r}; fix the answers, or the verifier"
-        )
+def _own_verifier(task: Task, prompts: list[Prompt], examples: list[Example]) -> Iterator[str]:
+    """Whether a dataset's verifier of a user's own repeats, raises on nothing, and tells any answers apart."""
+    of_text = {text: task.verify_many(prompts, [text] * len(prompts)) for text in HOSTILE}
+    again = {text: task.verify_many(prompts, [text] * len(prompts)) for text in HOSTILE}
     if of_text != again:
         yield "the verifier gives one answer to one prompt two scores; it must depend on nothing but its arguments"
     if all(score > 0.0 for scores in of_text.values() for score in scores):

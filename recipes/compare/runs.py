@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,9 +87,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     Raises:
         UserError: with every folder that is not there, given twice, no run, damaged, or without evaluations.
     """
-    problems = [
-        f"{folder} is given twice" for folder in folders if [f.resolve() for f in folders].count(folder.resolve()) > 1
-    ]
+    places = [os.path.realpath(folder) for folder in folders]
+    problems = [f"{folder} is given twice" for folder in folders if places.count(os.path.realpath(folder)) > 1]
     runs: list[Run] = []
     for folder, name in zip(folders, _names(folders), strict=True):
         try:
@@ -156,7 +156,7 @@ def _fingerprint(recipe: RecordedRecipe, domain: str) -> str | None:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell the folders apart."""
-    parts = [folder.resolve().parts for folder in folders]
+    parts = [Path(os.path.realpath(folder)).parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(path[max(0, len(path) - length) :]) for path in parts]
         if len(set(names)) == len(set(parts)):

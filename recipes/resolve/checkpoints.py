@@ -113,7 +113,7 @@ def local_folder(source: str, *, weights: bool = True) -> str:
     folder = Path(source)
     try:
         if not folder.is_dir():
-            raise UserError(f"no checkpoint at {source} ({folder.resolve()} is not a folder)")
+            raise UserError(f"no checkpoint at {source} ({os.path.realpath(folder)} is not a folder)")
         if not (folder / "config.json").is_file():
             raise UserError(f"{source} is no Hugging Face checkpoint: it holds no config.json")
         if weights:

@@ -80,7 +80,7 @@ def move_aside(out: Path) -> Path | None:
     Raises:
         UserError: it is no run's folder, a live process is running in it, or it cannot be moved.
     """
-    out = out.resolve()  # `.` has no name to change
+    out = Path(os.path.realpath(out))  # `.` has no name to change
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not any((out / name).is_file() for name in (RECIPE, STUDY)):
@@ -103,6 +103,8 @@ def move_aside(out: Path) -> Path | None:
 
 def check_folder(out: Path, *, needed_bytes: float) -> list[str]:
     """Whether a run can write its folder and finds room there; the problems, each a sentence. Leaves nothing behind."""
+    if os.path.islink(out) and not os.path.exists(out):
+        return [f"run folder {out} is a link that leads nowhere; give another with --out"]
     try:
         home = existing_parent(out)
     except OSError as error:  # a folder that may not be entered, a name that is too long

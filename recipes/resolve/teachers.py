@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from mopd.distill.models.heads import HeadSource
@@ -75,7 +75,7 @@ def resolve_teacher(
         device=where,
         dtype=resolve_dtype(dtype if settings.dtype == "auto" else settings.dtype, device),
         gpus=settings.gpus if where == "cuda" else 0.0,
-        adapter=None if settings.adapter is None else str(Path(settings.adapter).resolve()),
+        adapter=None if settings.adapter is None else os.path.realpath(settings.adapter),
         faults=faults,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     Args:
         out: the run's folder, whose stages may be there.
     """
-    recipe, out = resolved.recipe, out.resolve()
+    recipe, out = resolved.recipe, Path(os.path.realpath(out))
     to_examine = candidates(resolved.teachers, recipe.trained_domains)
     start = _folder(recipe.student.model, out)
     if start is None:

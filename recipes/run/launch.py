@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -58,7 +59,7 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
         RunError: the world broke; the same command goes on from the last checkpoint.
         Interrupted: Ctrl-C; the step was finished and saved.
     """
-    out = out.resolve()  # it goes to actors, whose working folder may be another
+    out = Path(os.path.realpath(out))  # it goes to actors, whose working folder may be another
     resolved = resolve(recipe)
     warnings = check(resolved, out).warnings
     quieten_libraries(resolved.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
         RunError: runs failed; the others are finished, and the same command goes on with those.
         Interrupted: Ctrl-C; every run under way finished its step and saved.
     """
-    out = out.resolve()
+    out = Path(os.path.realpath(out))
     runs = study_runs(study)
     check_study(study, runs, out)
     device = runs[0].resolved.device

@@ -1,6 +1,7 @@
-"""The sandbox: programs and formulas that a model wrote are run in a process of their own, which can do no harm.
+"""The sandbox: programs and formulas that a model wrote are run in processes of their own, which can do no harm.
 
-run.py starts and ends that process and reads its verdicts; child.py is what runs in it, behind lock.py's limits of the
-operating system. rules.py says which Python a program may use, safe_stdlib.py which modules; formulas.py compares
-formulas. To let programs use a module more: a row in safe_stdlib.py, and a test that tries to break out through it.
+run.py starts a server, child.py, which locks itself in (lock.py) and forks a process for each job. A program
+(program.py) and its tests (judge.py) are two, which talk (peer.py) about plain values (plain.py) and objects that stay
+where they are (remote.py). rules.py says which Python may be written, namespaces.py and safe_stdlib.py what its names
+mean; formulas.py compares formulas. A module more for programs is a row in rules.py, and a test that breaks out by it.
 """

@@ -1,63 +1,80 @@
-"""What runs inside the sandboxed process: reads its jobs, locks itself in, then executes them one after the other.
+"""The sandbox's server: imports what generated code may use, locks itself in once, then forks a process for each job.
 
 Started by rollouts/sandbox/run.py as a lean interpreter of its own; needs the standard library only, unless it compares
-formulas. Line by line on standard output: first ``{"held": [...], "missing": [...]}``, then one JSON value per job, in
-order. Each line begins with the nonce that came with the settings. A job that overruns its processor time kills the
-process; the parent goes on with the next job in a fresh one.
+formulas. It executes nothing itself. Line by line on standard input: settings, then one batch of jobs each; on standard
+output: ``{"held": [...], "missing": [...]}``, then one JSON value per job, in order, null for one that failed. A fork
+that overruns its processor time is killed by the kernel; the next job has a fresh one, which costs milliseconds.
+
+A program and its tests are two forks, joined by pipes: rollouts/sandbox/program.py and judge.py. The tests' exit status
+is the verdict. Each reads its own text from a file that only it has, so that not even memory that the server gave back
+holds a word of the tests, or of another program, when a program's process is made of it. Expressions and formulas of a
+batch share a fork until it ends.
 """
 
 from __future__ import annotations
 
 import builtins
-import importlib
+import fcntl
+import gc
 import json
 import os
-import re
+import select
 import signal
 import sys
-import types
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
-from mopd.rollouts.sandbox.lock import lock
-from mopd.rollouts.sandbox.rules import (
-    EXPRESSION_NAMES,
-    MODULES,
-    PROGRAM_NAMES,
-    Refused,
-    parse_expression,
-    parse_program,
-)
-from mopd.rollouts.sandbox.safe_stdlib import NAMESPACES, SAFE_FORMS, harden
+from mopd.rollouts.sandbox.judge import Judge, run_tests
+from mopd.rollouts.sandbox.lock import lock_fork, lock_server
+from mopd.rollouts.sandbox.namespaces import load_library
+from mopd.rollouts.sandbox.program import serve_program
+from mopd.rollouts.sandbox.rules import EXPRESSION_NAMES, Refused, parse_expression
+from mopd.rollouts.sandbox.safe_stdlib import harden
+
+PASSED, PASSED_WITH_A_CHANGE = 42, 43
+"""Exit statuses of tests that passed; the second: a call changed arguments that the tests hold, out of their sight."""
+_PROGRAM_FILE, _TESTS_FILE, _MOST_DESCRIPTORS = 3, 4, 64
 
 
 def main() -> None:
-    """Serve the jobs given on standard input: a line of settings, then one line per job."""
-    settings, *jobs = [json.loads(line) for line in sys.stdin.buffer]
-    os.close(0)
-    nonce = settings.pop("nonce")  # nowhere but in this frame, which no name of a program leads to
-    run = _prepare(settings["kind"], settings["import_paths"], jobs)
-    cpu_seconds = settings["cpu_seconds"]
-    held, missing = lock(
-        empty_folder=settings["empty_folder"],
-        memory_bytes=settings["memory_bytes"],
-        cpu_seconds=cpu_seconds * len(jobs) + 1,
-    )
-    _write_line(nonce + json.dumps({"held": held, "missing": missing}))
-    for job in [] if missing else jobs:
-        # The signal's default action ends the process, even in the middle of one huge multiplication.
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-        try:
-            answer = json.dumps(run(*job))
-        except BaseException:
-            answer = "null"
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _write_line(nonce + (answer if len(answer) <= settings["result_bytes"] else "null"))
+    """Serve until standard input ends, or the process that started this one does."""
+    lines = _lines()
+    settings = json.loads(next(lines))
+    _place(settings["files"])
+    run = _prepare(settings["kind"], settings["import_paths"])
+    held, missing = lock_server(empty_folder=settings["empty_folder"])
+    gc.collect()
+    gc.freeze()  # what exists is shared with the forks, whose collectors would copy it
+    _write({"held": held, "missing": missing})
+    for line in lines if not missing else ():
+        batch = json.loads(line)
+        if settings["kind"] == "tests":
+            _write(judge_program(*batch["lengths"], batch["limits"]))
+        else:
+            for answer in _run_in_forks(run, batch["jobs"], batch["limits"]):
+                _write(answer)
     os._exit(0)
 
 
-def _prepare(kind: str, import_paths: list[str], jobs: list[Any]) -> Callable[..., object]:
-    """Import all that the jobs need, while files can still be opened; returns what runs one job."""
+def _place(files: list[int]) -> None:
+    """Move the descriptors of the program's and the tests' file to where the forks look for them."""
+    apart = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _MOST_DESCRIPTORS) for descriptor in files]
+    for descriptor in files:
+        os.close(descriptor)
+    for place, descriptor in enumerate(apart):
+        os.dup2(descriptor, (_PROGRAM_FILE, _TESTS_FILE)[place])
+        os.close(descriptor)
+
+
+def _read(descriptor: int, length: int) -> str:
+    data = b""
+    while len(data) < length and (chunk := os.pread(descriptor, length - len(data), len(data))):
+        data += chunk
+    return json.loads(data)
+
+
+def _prepare(kind: str, import_paths: list[str]) -> Callable[..., object]:
+    """Import all that jobs need, while files can still be opened; returns what runs one job."""
     if kind == "math":
         sys.path += import_paths
         from mopd.rollouts.sandbox import formulas as sandbox_math
@@ -65,18 +82,201 @@ def _prepare(kind: str, import_paths: list[str], jobs: list[Any]) -> Callable[..
         sandbox_math.prepare()
         return sandbox_math.equal
     if kind == "tests":
-        for name in MODULES:
-            if any(re.search(rf"\b{re.escape(name)}\b", text) for job in jobs for text in job):
-                importlib.import_module(name)
+        load_library()
         harden()
-        return run_program
     return run_expression
 
 
-def _write_line(line: str) -> None:
-    data = line.encode() + b"\n"
+def _lines() -> Iterator[bytes]:
+    """Lines of standard input."""
+    unread = b""
+    while True:
+        while b"\n" not in unread:
+            wait_for(0)
+            chunk = os.read(0, 1 << 16)
+            if not chunk:
+                return
+            unread += chunk
+        line, _, unread = unread.partition(b"\n")
+        yield line
+
+
+_PARENT = os.getppid()
+
+
+def wait_for(descriptor: int) -> None:
+    """Wait until there is something to read, or an end; this process ends, and with it its forks, with its parent.
+
+    The end of standard input is one sign of that; where a fork of the parent holds the other end, another is looked for
+    every few seconds.
+    """
+    poll = select.poll()
+    poll.register(0, 0)
+    poll.register(descriptor, select.POLLIN)
+    while True:
+        ready = dict(poll.poll(3000))
+        if descriptor in ready and (descriptor or ready[0] & select.POLLIN):
+            return
+        if ready or os.getppid() != _PARENT:
+            os._exit(0)
+
+
+def _write(value: object, descriptor: int = 1) -> None:
+    data = json.dumps(value).encode() + b"\n"
     while data:
-        data = data[os.write(1, data) :]
+        data = data[os.write(descriptor, data) :]
+
+
+def judge_program(program_bytes: int, tests_bytes: int, limits: dict[str, Any]) -> bool:
+    """Whether all tests pass, in two forks: one for the program, one for the tests.
+
+    Where a call changed arguments that the tests hold, they are run twice: once with the changes hidden, except from a
+    call that is a statement of its own, and once with all of them shown. A right program passes both.
+
+    Args:
+        program_bytes: length of the program's file.
+        tests_bytes: length of the tests' file.
+        limits: those of :class:`rollouts.sandbox.run.Limits`.
+    """
+    status = _judge(program_bytes, tests_bytes, limits, always_carry=False)
+    if status == PASSED_WITH_A_CHANGE:
+        status = _judge(program_bytes, tests_bytes, limits, always_carry=True)
+    return status in (PASSED, PASSED_WITH_A_CHANGE)
+
+
+def _judge(program_bytes: int, tests_bytes: int, limits: dict[str, Any], *, always_carry: bool) -> int:
+    """The exit status of the tests; -1 where a signal ended them."""
+    longest = limits["result_bytes"]
+
+    def serve(program: str) -> NoReturn:
+        serve_program(program, longest=longest)
+
+    def judge(tests: str) -> int:
+        side = Judge(longest=longest, always_carry=always_carry)
+        run_tests(tests, side)
+        return PASSED_WITH_A_CHANGE if side.unseen_change else PASSED
+
+    (to_program, from_tests), (to_tests, from_program) = os.pipe2(0), os.pipe2(0)
+    ended, lives = os.pipe2(0)
+    own = (_PROGRAM_FILE, program_bytes)
+    running = _fork(serve, limits, reads=to_program, writes=from_program, file=own)
+    own = (_TESTS_FILE, tests_bytes)
+    judging = _fork(judge, limits, reads=to_tests, writes=from_tests, file=own, holds=lives)
+    for descriptor in (to_program, from_tests, to_tests, from_program, lives):
+        os.close(descriptor)
+    wait_for(ended)
+    os.close(ended)
+    status = os.waitpid(judging, 0)[1]
+    os.kill(running, signal.SIGKILL)
+    os.waitpid(running, 0)
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
+
+
+def _fork(
+    run: Callable[..., int],
+    limits: dict[str, Any],
+    *,
+    reads: int | None,
+    writes: int,
+    file: tuple[int, int] | None = None,
+    holds: int = 2,
+    jobs: int = 1,
+) -> int:
+    """Run a function in a locked fork that has these descriptors alone, and can use the first two.
+
+    The fork's status is what the function returns, and 1 where it raises.
+
+    Args:
+        run: gets the text in ``file``, where there is one.
+        limits: those of :class:`rollouts.sandbox.run.Limits`.
+        reads: becomes descriptor 0.
+        writes: becomes descriptor 1.
+        file: descriptor and length; read, and then closed.
+        holds: becomes descriptor 2, which is closed when the fork ends.
+        jobs: how many it will have, each with its own processor time.
+
+    Returns:
+        The fork's process id.
+    """
+    server = os.getpid()
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        if reads is None:
+            os.close(0)
+        else:
+            os.dup2(reads, 0)
+        os.dup2(writes, 1)
+        os.dup2(holds, 2)
+        text = () if file is None else (_read(*file),)
+        os.closerange(3, _MOST_DESCRIPTORS)
+        seconds = limits["cpu_seconds"]
+        lock_fork(memory_bytes=limits["memory_bytes"], cpu_seconds=seconds * jobs + 1, server=server)
+        # The signal's default action ends the process, even in the middle of one huge multiplication.
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        status = run(*text)
+    except BaseException:
+        status = 1
+    finally:
+        os._exit(status)
+
+
+def _run_in_forks(
+    run: Callable[..., object], jobs: Sequence[Sequence[Any]], limits: dict[str, Any]
+) -> Iterator[object]:
+    """The answer of each job, None for one that ended its fork; a fresh fork goes on with the jobs after it."""
+    answered = 0
+    while answered < len(jobs):
+        rest = jobs[answered:]
+        source, sink = os.pipe2(0)
+        worker = _fork(lambda rest=rest: _answer(run, rest, limits), limits, reads=None, writes=sink, jobs=len(rest))
+        os.close(sink)
+        before = answered
+        for answer in _answers(source, limits["result_bytes"]):
+            if answered - before < len(rest):
+                yield answer
+                answered += 1
+        os.close(source)
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+        if answered < len(jobs):
+            yield None
+            answered += 1
+
+
+def _answer(run: Callable[..., object], jobs: Sequence[Sequence[Any]], limits: dict[str, Any]) -> int:
+    """Write the answer of each job, in a fork."""
+    for job in jobs:
+        signal.setitimer(signal.ITIMER_PROF, limits["cpu_seconds"])
+        try:
+            answer = json.dumps(run(*job))
+        except BaseException:
+            answer = "null"
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        data = (answer if len(answer) <= limits["result_bytes"] else "null").encode() + b"\n"
+        while data:
+            data = data[os.write(1, data) :]
+    return 0
+
+
+def _answers(source: int, longest: int) -> Iterator[object]:
+    """What comes line by line from a fork, until it ends or writes what is no answer."""
+    unread = b""
+    while True:
+        wait_for(source)
+        chunk = os.read(source, 1 << 16)
+        if not chunk:
+            return
+        *lines, unread = (unread + chunk).split(b"\n")
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError):
+                yield None
+        if len(unread) > longest + 1:
+            return
 
 
 def run_expression(text: str, inputs: Sequence[list[int]]) -> list[object]:
@@ -98,79 +298,3 @@ def _is_plain(value: object) -> bool:
     if type(value) is list:
         return all(map(_is_plain, value))
     return type(value) in (int, float, str, bool, type(None))
-
-
-def run_program(program: str, tests: str) -> bool:
-    """Whether all tests pass. Program and tests share no builtins and no module objects, only the program's own names.
-
-    Raises:
-        Refused: program or tests use what isn't allowed.
-        BaseException: whatever the program raises, or a test that fails.
-    """
-    program_code = compile(parse_program(program), "program", "exec", dont_inherit=True)
-    tests_code = compile(parse_program(tests, tests=True), "tests", "exec", dont_inherit=True)
-    if "random" in sys.modules:
-        sys.modules["random"].seed(0)
-    program_names, tests_names = map(_namespace, NAMESPACES)
-    exec(program_code, program_names)
-    # What tests rely on is never taken from the program: it could have redefined `abs`, `all` or `math`.
-    trusted = {*tests_names["__builtins__"], *MODULES}
-    tests_names |= {k: v for k, v in program_names.items() if k not in trusted and not k.startswith("__")}
-    tests_names |= {name: _facade(name) for name in MODULES if name in sys.modules and "." not in name}
-    exec(tests_code, tests_names)
-    _run_collected({k: v for k, v in tests_names.items() if v is not program_names.get(k)})
-    return True
-
-
-def _run_collected(names: dict[str, Any]) -> None:
-    """Run what a test runner would collect: functions ``test_*``, and the test methods of TestCase classes."""
-    unittest = sys.modules.get("unittest")
-    for name, value in names.items():
-        if isinstance(value, types.FunctionType) and name.startswith("test_"):
-            value()
-        elif unittest and isinstance(value, type) and issubclass(value, unittest.TestCase):
-            for method in dir(value):
-                if method.startswith("test"):
-                    value(method).debug()
-
-
-def _namespace(name: str) -> dict[str, Any]:
-    allowed: dict[str, Any] = {key: getattr(builtins, key) for key in PROGRAM_NAMES}
-    allowed |= {"__import__": _import, "__build_class__": builtins.__build_class__}
-    allowed |= {"print": _print, "type": _type_of}
-    # dataclasses execute the code they generate in the module of a class.
-    sys.modules[name] = types.ModuleType(name)
-    vars(sys.modules[name])["__builtins__"] = allowed
-    return {"__name__": name, "__builtins__": allowed}
-
-
-def _import(
-    name: str, globals: object = None, locals: object = None, fromlist: Sequence[str] | None = (), level: int = 0
-) -> types.ModuleType:
-    """What ``import`` calls: hands out a facade, never the module itself."""
-    if level or name not in MODULES:
-        raise Refused(f"import of module {name!r}")
-    return _facade(name if fromlist else name.partition(".")[0])
-
-
-def _facade(name: str) -> types.ModuleType:
-    """A module with the allowed names of module ``name`` and nothing else, made again for whoever imports it."""
-    facade, forms = types.ModuleType(name), SAFE_FORMS.get(name, {})
-    for key in MODULES[name]:
-        setattr(facade, key, forms[key] if key in forms else getattr(sys.modules[name], key))
-    for child in MODULES:
-        parent, _, key = child.rpartition(".")
-        if parent == name and child in sys.modules:
-            setattr(facade, key, _facade(child))
-    return facade
-
-
-def _print(*values: object, **options: object) -> None:
-    """Output is not part of any verdict, and an answer that prints much costs nothing."""
-
-
-def _type_of(value: object) -> type:
-    """``type`` of one value that isn't itself a class: the three-argument form makes classes around the whitelist."""
-    if isinstance(value, type):
-        raise Refused("the type of a class")
-    return type(value)

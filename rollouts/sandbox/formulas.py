@@ -18,10 +18,12 @@ from fractions import Fraction
 from typing import Any
 
 import sympy
+from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy.core.function import AppliedUndef
 
 from mopd.rollouts.latex import (
+    ASKED_WHETHER_READABLE,
     Formula,
     FormulaParts,
     equation_sides,
@@ -34,6 +36,9 @@ from mopd.rollouts.latex import (
 )
 from mopd.rollouts.quantities import answer_values, values
 
+_LATEX = LatexExtractionConfig(  # its units would take the c off a + b + c; ours are off already
+    normalization_config=NormalizationConfig(malformed_operators=True, nits=True, units=False, boxed="none")
+)
 _DIGITS, _CLOSE = 60, sympy.Float("1e-45", 60)
 """Digits that irrational numbers are computed to, and the relative difference below which they are equal."""
 _POINTS = [sympy.Rational(a, b) for a, b in ((3, 7), (-5, 3), (17, 11), (29, 5), (-1, 13), (101, 3), (7, 19), (-43, 9))]
@@ -103,8 +108,11 @@ def equal(answer: str, text: str) -> bool:
     """Whether a text answers with the same mathematics as ``answer``.
 
     What the text answers with: :func:`rollouts.latex.final_formula`; where nothing marks a formula, the number that the
-    text names, or its last line.
+    text names, or its last line. Of an answer that begins with :data:`rollouts.latex.ASKED_WHETHER_READABLE`, whether
+    it can be read.
     """
+    if answer.startswith(ASKED_WHETHER_READABLE):
+        return readable(answer.removeprefix(ASKED_WHETHER_READABLE))
     gold = gold_formula(answer)
     formula = final_formula(text)
     if formula is not None and _same(gold, formula):
@@ -210,8 +218,10 @@ def _same_value(gold: Formula, got: Formula) -> bool:
 
 
 def _is_name(side: str) -> bool:
-    """Whether one side of an equation is what the other is the value of: ``x``, ``x_1``, ``f(x)``, nothing."""
+    """Whether a side of an equation names the value of the other: ``x``, ``x_1``, ``f(x)``, ``(x, y)``, nothing."""
     squeezed = _squeezed(side)
+    if re.fullmatch(r"\([A-Za-z](,[A-Za-z])+\)", squeezed):
+        return True
     letter = squeezed.lstrip("\\")
     return squeezed == "" or (
         letter[:1].isalpha() and not any(sign in squeezed for sign in "+-*/^") and len(squeezed) < 20
@@ -243,7 +253,7 @@ def _fraction(text: str) -> Fraction | None:
 
 def _parsed(text: str) -> Any:
     """What math-verify reads a formula as, with its decimals exact; None where it can't."""
-    for candidate in parse(f"${text}$", [LatexExtractionConfig()], parsing_timeout=0):  # no timeout
+    for candidate in parse(f"${text}$", [_LATEX], parsing_timeout=0):  # no timeout
         if isinstance(candidate, sympy.Basic | sympy.MatrixBase):
             return _exact(candidate)
     return None

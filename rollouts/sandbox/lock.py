@@ -1,7 +1,9 @@
-"""Layers two and three of the sandbox: the process gives up what it could do harm with, and cannot take it back.
+"""Layers two and three of the sandbox: processes give up what they could do harm with, and cannot take it back.
 
-Called in the sandboxed process itself, after everything it needs is imported. Each property that safety needs can be
-held by more than one mechanism; :func:`lock` applies all that the machine offers and says which properties none holds.
+The server (rollouts/sandbox/child.py) calls :func:`lock_server` once, after everything it needs is imported: from then
+on it can compute, fork, and end what it forked. Each fork calls :func:`lock_fork` before it runs generated code: it can
+compute, read descriptor 0 and write descriptor 1. Each property that safety needs can be held by more than one
+mechanism; all that the machine offers are applied, and properties that none holds are named.
 """
 
 from __future__ import annotations
@@ -21,19 +23,25 @@ _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 
-# System calls that running pure Python needs once all is imported, by machine: (audit architecture, write, others).
-# The others, in order: mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn mremap madvise setitimer exit
-# exit_group futex sigaltstack getrandom clock_gettime gettimeofday getpid sched_yield. No open, socket, clone or kill.
-_SYSTEM_CALLS: dict[str, tuple[int, int, tuple[int, ...]]] = {
+# System calls by machine: (audit architecture, read, write, those that running pure Python needs once all is imported,
+# those that the server needs besides). The third, in order: mmap mprotect munmap brk rt_sigaction rt_sigprocmask
+# rt_sigreturn mremap madvise setitimer exit exit_group futex sigaltstack getrandom clock_gettime gettimeofday getpid
+# sched_yield. No open, socket, clone or kill. The fourth: read write close poll (ppoll) dup2 (dup3) clone fork wait4
+# kill fcntl getppid prctl gettid set_robust_list pipe2 prlimit64 seccomp rseq pread64.
+_SYSTEM_CALLS: dict[str, tuple[int, int, int, tuple[int, ...], tuple[int, ...]]] = {
     "x86_64": (
         0xC000003E,
+        0,
         1,
         (9, 10, 11, 12, 13, 14, 15, 25, 28, 38, 60, 231, 202, 131, 318, 228, 96, 39, 24),
+        (0, 1, 3, 7, 33, 56, 57, 61, 62, 72, 110, 157, 186, 273, 293, 302, 317, 334, 17),
     ),
     "aarch64": (
         0xC00000B7,
+        63,
         64,
         (222, 226, 215, 214, 134, 135, 139, 216, 233, 103, 93, 94, 98, 132, 278, 113, 169, 172, 124),
+        (63, 64, 57, 73, 24, 220, 260, 129, 25, 173, 167, 178, 99, 59, 261, 277, 293, 67),
     ),
 }
 _ALLOW, _DENY, _KILL = 0x7FFF0000, 0x00050001, 0x80000000  # _DENY: the call fails with EPERM
@@ -47,13 +55,11 @@ class _Filter(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.POINTER(_Instruction)))
 
 
-def lock(*, empty_folder: str, memory_bytes: int, cpu_seconds: float) -> tuple[list[str], list[str]]:
-    """Give up network, files, other processes and privileges, and bound what is left.
+def lock_server(*, empty_folder: str) -> tuple[list[str], list[str]]:
+    """Give up network, files and privileges; what is left is to compute, to fork, and to end forks.
 
     Args:
         empty_folder: becomes the root of the file system where the machine allows it.
-        memory_bytes: limit of the address space.
-        cpu_seconds: from now on, after which the kernel kills the process.
 
     Returns:
         (mechanisms that hold, properties that none of them holds); nothing may be executed unless the second is empty.
@@ -79,11 +85,29 @@ def lock(*, empty_folder: str, memory_bytes: int, cpu_seconds: float) -> tuple[l
         os.setresuid(NOBODY, NOBODY, NOBODY)
         held.append("dropped user")
     _drop_capabilities(libc)
-    _limit(memory_bytes=memory_bytes, cpu_seconds=cpu_seconds)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if _filter_system_calls(libc):
+    if _filter_system_calls(libc, serves=True):
         held.append("system call filter")
     return held, _missing(set(held), as_root=as_root)
+
+
+def lock_fork(*, memory_bytes: int, cpu_seconds: float, server: int) -> None:
+    """Bound what a fork of a locked server can do to computing, reading descriptor 0 and writing descriptor 1.
+
+    Args:
+        memory_bytes: limit of the address space.
+        cpu_seconds: from now on, after which the kernel kills the process.
+        server: process id of the server, with which this process ends.
+
+    Raises:
+        OSError: the filter that the server has cannot be narrowed.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != server:
+        os._exit(1)  # it ended before it could be waited for
+    _limit(memory_bytes=memory_bytes, cpu_seconds=cpu_seconds)
+    if platform.machine() in _SYSTEM_CALLS and not _filter_system_calls(libc, serves=False):
+        raise OSError(ctypes.get_errno(), "seccomp")
 
 
 def freeze_classes() -> None:
@@ -153,11 +177,11 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def _filter_system_calls(libc: ctypes.CDLL) -> bool:
-    """Leave computing, and writing to descriptor 1, as all that is allowed. False: this machine has no such filter."""
+def _filter_system_calls(libc: ctypes.CDLL, *, serves: bool) -> bool:
+    """Leave the system calls of the server, or of a fork of it. False: this machine has no such filter."""
     if platform.machine() not in _SYSTEM_CALLS or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return False
-    architecture, write, others = _SYSTEM_CALLS[platform.machine()]
+    architecture, read, write, computing, serving = _SYSTEM_CALLS[platform.machine()]
     load, jump_equal, ret = 0x20, 0x15, 0x06
     number_at, architecture_at, first_argument_at = 0, 4, 16
     rows = [
@@ -165,14 +189,17 @@ def _filter_system_calls(libc: ctypes.CDLL) -> bool:
         (jump_equal, 1, 0, architecture),
         (ret, 0, 0, _KILL),
         (load, 0, 0, number_at),
-        (jump_equal, 0, 4, write),
-        (load, 0, 0, first_argument_at),
-        (jump_equal, 0, 1, 1),
-        (ret, 0, 0, _ALLOW),
-        (ret, 0, 0, _DENY),
     ]
-    for call in others:
+    for call in (*computing, *(serving if serves else ())):
         rows += [(jump_equal, 0, 1, call), (ret, 0, 0, _ALLOW)]
+    for call, descriptor in () if serves else ((read, 0), (write, 1)):
+        rows += [
+            (jump_equal, 0, 4, call),
+            (load, 0, 0, first_argument_at),
+            (jump_equal, 0, 1, descriptor),
+            (ret, 0, 0, _ALLOW),
+            (ret, 0, 0, _DENY),
+        ]
     rows.append((ret, 0, 0, _DENY))
     program = (_Instruction * len(rows))(*(_Instruction(*row) for row in rows))
     return libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(_Filter(len(rows), program)), 0, 0) == 0

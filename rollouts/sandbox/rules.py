@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 import string
 from collections.abc import Iterable
 
@@ -52,10 +53,16 @@ string (getattr, vars, ...), runs text (eval, exec) or reaches the world (open, 
 
 PROGRAM_DUNDERS = _words(
     "__init__ __repr__ __str__ __len__ __iter__ __next__ __getitem__ __setitem__ __delitem__ __call__ __enter__",
-    "__exit__ __post_init__ __name__ __future__",
+    "__exit__ __post_init__ __name__ __future__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __hash__ __bool__",
+    "__contains__ __reversed__ __missing__ __add__ __sub__ __mul__ __truediv__ __floordiv__ __mod__ __pow__ __neg__",
+    "__abs__ __radd__ __rsub__ __rmul__ __rtruediv__ __iadd__ __isub__ __imul__ __and__ __or__ __xor__ __int__",
+    "__float__",
 )
-"""Double-underscore names that may be written. No comparison, arithmetic or truth method is among them: an answer that
-defines its own equality would pass any test."""
+"""Double-underscore names that may be written. Comparisons are among them: tests compare plain values in a process
+where no method of a program runs (rollouts/sandbox/judge.py). What makes classes, looks up attributes or takes objects
+apart is not."""
+_MANGLED = re.compile(r"_+[^_].*?__.+")
+"""Names as Python makes them of ``__name`` in a class: they could stand for private methods of a library class."""
 
 FORBIDDEN_PREFIXES = ("gi_", "cr_", "ag_", "tb_", "f_", "co_", "func_")
 """Attributes of frames, tracebacks, generators and code objects, which lead out of the program's namespace."""
@@ -142,6 +149,8 @@ def parse_program(text: str, *, tests: bool = False) -> ast.Module:
         for name in _identifiers(node):
             if name.startswith("__") and name not in PROGRAM_DUNDERS:
                 raise Refused(f"name {name!r}")
+            if not name.startswith("__") and _MANGLED.fullmatch(name):
+                raise Refused(f"name {name!r}, which can stand for a private name of class {name.split('__')[0]!r}")
         if isinstance(node, ast.Attribute):
             _require_attribute(node)
             if not tests and node.attr.startswith("_") and not node.attr.startswith("__") and node.attr not in own:

@@ -1,26 +1,28 @@
 """Runs generated code where it can do no harm: a whitelist, then a process without privileges, then limits.
 
-Code is parsed and executed only in a lean interpreter of its own (rollouts/sandbox/child.py) that has given up
-network, files, other processes and privileges (rollouts/sandbox/lock.py) and knows a whitelist of syntax and names
-(rollouts/sandbox/rules.py). The values of expressions are compared in this process: the sandboxed one never sees what
-is expected of them. The verdict of tests is made in the sandboxed process, one process per program. It counts only
-after a nonce that the process read before the program began, so that text which a program gets written is no verdict;
-one that got at the interpreter's own frames could still read the nonce.
+Code is parsed and executed only in forks of a lean interpreter (rollouts/sandbox/child.py) that has given up network,
+files, other processes and privileges (rollouts/sandbox/lock.py) and knows a whitelist of syntax and names
+(rollouts/sandbox/rules.py). No verdict is made where generated code runs, and what is expected is not shown to it: the
+values of expressions are compared in this process, and those of programs in a process of their tests' own, which gets
+plain values from the program's. Servers live as long as this process, and each takes one batch at a time.
 """
 
 from __future__ import annotations
 
+import atexit
+import dataclasses
 import functools
 import json
 import os
-import secrets
 import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -29,6 +31,11 @@ from mopd.distill.types import RunError, UserError
 
 Kind: TypeAlias = Literal["expressions", "tests", "math"]
 _CHILD = "import sys; sys.path.append({root!r}); from mopd.rollouts.sandbox.child import main; main()"
+
+
+MOST_SERVERS = 8
+_LARGEST_BATCH: dict[Kind, int] = {"expressions": 64, "tests": 1, "math": 16}
+"""Jobs that a server is given at a time; those of programs have forks of their own in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ class Limits:
         wall_seconds: time without an answer, start included, after which this process kills it; long enough that only
             a process that does not run at all meets it, however busy the machine.
         memory_bytes: address space of the process, interpreter included.
-        result_bytes: JSON text of an answer.
+        result_bytes: JSON text of an answer, and of what a program hands its tests at a time.
         source_chars: text of a program or expression.
     """
 
@@ -55,7 +62,7 @@ EXPRESSION_LIMITS = Limits(
     cpu_seconds=0.25, wall_seconds=120.0, memory_bytes=256 << 20, result_bytes=64 << 10, source_chars=2000
 )
 PROGRAM_LIMITS = Limits(
-    cpu_seconds=5.0, wall_seconds=120.0, memory_bytes=512 << 20, result_bytes=64, source_chars=50_000
+    cpu_seconds=5.0, wall_seconds=120.0, memory_bytes=512 << 20, result_bytes=4 << 20, source_chars=50_000
 )
 MATH_LIMITS = Limits(cpu_seconds=3.0, wall_seconds=600.0, memory_bytes=1 << 30, result_bytes=64, source_chars=50_000)
 
@@ -66,7 +73,7 @@ def evaluate_expressions(
     """Evaluate expressions over ``x``, a list of integers, each on its own inputs.
 
     Args:
-        jobs: (expression, inputs); all of them share a process until one is killed.
+        jobs: (expression, inputs); some share a process until one is killed.
 
     Returns:
         For each job its values in the order of its inputs, or None where the expression was refused, failed or overran
@@ -86,10 +93,10 @@ def evaluate_expressions(
 
 
 def run_tests_many(jobs: Sequence[tuple[str, str]], *, limits: Limits = PROGRAM_LIMITS) -> list[bool]:
-    """Run programs against their tests, each in a process of its own, as many at a time as there are cores.
+    """Run programs against their tests, each in two processes of its own, as many at a time as there are cores.
 
     Tests are plain Python: top-level code with ``assert``, functions ``test_*`` and ``unittest.TestCase`` classes.
-    They see the program's names, but their builtins and modules are their own.
+    They use the program's names; what its functions return reaches them as plain values (docs/sandbox.md).
 
     Args:
         jobs: (program, tests).
@@ -98,12 +105,9 @@ def run_tests_many(jobs: Sequence[tuple[str, str]], *, limits: Limits = PROGRAM_
         UserError: this machine lacks a layer that safety needs; nothing was executed.
         RunError: the sandboxed interpreter could not be started.
     """
-
-    def passes(job: tuple[str, str]) -> bool:
-        return len(job[0]) <= limits.source_chars and _run("tests", [job], limits) == [True]
-
-    with ThreadPoolExecutor(max_workers=max(1, min(len(jobs), os.cpu_count() or 1, 8))) as pool:
-        return list(pool.map(passes, jobs))
+    fit = [number for number, (program, _) in enumerate(jobs) if len(program) <= limits.source_chars]
+    answers = dict(zip(fit, _run("tests", [jobs[n] for n in fit], limits), strict=True))
+    return [answers.get(number) is True for number in range(len(jobs))]
 
 
 def equal_formulas(jobs: Sequence[tuple[str, str]], *, limits: Limits = MATH_LIMITS) -> list[bool]:
@@ -123,50 +127,87 @@ def equal_formulas(jobs: Sequence[tuple[str, str]], *, limits: Limits = MATH_LIM
 
 @functools.cache
 def layers() -> tuple[str, ...]:
-    """The mechanisms that hold on this machine, found by locking a process that executes nothing.
+    """The mechanisms that hold on this machine, found by locking a server in.
 
     Raises:
         UserError: a property that safety needs is held by none.
     """
-    empty = tempfile.TemporaryDirectory(prefix="mopd-sandbox-")
-    with empty as folder, _Child("expressions", [], PROGRAM_LIMITS, folder) as child:
-        return tuple(child.start())
+    with _server("expressions", PROGRAM_LIMITS) as server:
+        return tuple(server.held)
 
 
 def _run(kind: Kind, jobs: Sequence[tuple[Any, ...]], limits: Limits) -> list[object]:
-    """The answer of each job, None for a job whose process died; a fresh process goes on with the jobs after it."""
+    """The answer of each job, None for a job whose process died; batches go to as many servers as there are cores."""
+    servers = max(1, min(len(jobs), os.cpu_count() or 1, MOST_SERVERS))
+    size = max(1, min(_LARGEST_BATCH[kind], -(-len(jobs) // servers)))
+    batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    if len(batches) < 2:
+        return [answer for batch in batches for answer in _run_batch(kind, batch, limits)]
+    with ThreadPoolExecutor(max_workers=servers) as pool:
+        done = pool.map(lambda batch: _run_batch(kind, batch, limits), batches)
+        return [answer for answers in done for answer in answers]
+
+
+def _run_batch(kind: Kind, jobs: Sequence[tuple[Any, ...]], limits: Limits) -> list[object]:
     answers: list[object] = []
-    with tempfile.TemporaryDirectory(prefix="mopd-sandbox-") as folder:
-        while len(answers) < len(jobs):
-            rest = jobs[len(answers) :]
-            with _Child(kind, rest, limits, folder) as child:
-                child.start()
-                done = child.answers(len(rest))
-            answers += done if len(done) == len(rest) else [*done, None]
+    while len(answers) < len(jobs):
+        rest = jobs[len(answers) :]
+        with _server(kind, limits) as server:
+            done = server.answers(rest, limits)
+        answers += done if len(done) == len(rest) else [*done, None]
     return answers
 
 
-class _Child:
-    """One sandboxed process with its jobs; killed, if it still lives, when the context ends."""
+_idle: dict[Kind, list[_Server]] = {}
+_idle_lock = threading.Lock()
 
-    def __init__(self, kind: Kind, jobs: Sequence[tuple[Any, ...]], limits: Limits, folder: str) -> None:
-        self.limits = limits
-        self.nonce = secrets.token_hex(16).encode()
-        settings = {
-            "nonce": self.nonce.decode(),
-            "kind": kind,
-            "empty_folder": folder,
-            "cpu_seconds": limits.cpu_seconds,
-            "memory_bytes": limits.memory_bytes,
-            "result_bytes": limits.result_bytes,
-            "import_paths": [path for path in sys.path if path] if kind == "math" else [],
-        }
-        self.jobs = tempfile.TemporaryFile()  # noqa: SIM115  (closed in __exit__)
-        self.jobs.writelines(json.dumps(line).encode() + b"\n" for line in [settings, *jobs])
-        self.jobs.seek(0)
-        self.unread = b""
 
-    def __enter__(self) -> _Child:
+@contextmanager
+def _server(kind: Kind, limits: Limits) -> Iterator[_Server]:
+    """A server that nobody else uses meanwhile; kept for the next who asks, if it still serves."""
+    with _idle_lock:
+        kept = _idle.get(kind)
+        server = kept.pop() if kept else None
+    server = server or _Server(kind, limits)
+    try:
+        yield server
+    except BaseException:
+        server.end()
+        raise
+    with _idle_lock:
+        if server.serves:
+            _idle.setdefault(kind, []).append(server)
+
+
+def end_idle_servers() -> None:
+    """End the servers that nobody uses; the next job starts others. It happens by itself when this process exits."""
+    with _idle_lock:
+        servers = [server for kept in _idle.values() for server in kept]
+        _idle.clear()
+    for server in servers:
+        server.end()
+
+
+def _forget_idle() -> None:
+    """In a fork of this process: the servers are the parent's."""
+    global _idle_lock
+    _idle_lock = threading.Lock()
+    _idle.clear()
+
+
+atexit.register(end_idle_servers)
+os.register_at_fork(after_in_child=_forget_idle)
+
+
+class _Server:
+    """A locked interpreter that forks a process for each job.
+
+    Raises:
+        UserError: this machine lacks a layer that safety needs.
+        RunError: it did not start.
+    """
+
+    def __init__(self, kind: Kind, limits: Limits) -> None:
         if sys.platform != "linux":
             raise UserError(
                 f"sandbox: generated code is executed on Linux only, and this is {sys.platform}; run there, or leave "
@@ -175,30 +216,36 @@ class _Child:
         code = _CHILD.format(root=str(Path(__file__).parents[3]))
         # A fixed hash seed, so that the order of a set of strings, and with it a verdict, is the same in every run.
         environment = {"PYTHONHASHSEED": "0"} | {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
-        self.process = subprocess.Popen(
+        self.serves = True
+        self._unread = b""
+        self._owner = os.getpid()
+        # A program's text and its tests', which the server itself never reads.
+        self._files = [os.memfd_create(name) for name in ("program", "tests")] if kind == "tests" else []
+        self._process = subprocess.Popen(
             [sys.executable, "-S", "-s", "-P", "-B", "-W", "ignore", "-c", code],
-            stdin=self.jobs,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
+            pass_fds=self._files,
             start_new_session=True,
         )
-        return self
+        try:
+            with tempfile.TemporaryDirectory(prefix="mopd-sandbox-") as folder:
+                self.held = self._start(kind, folder, limits)
+        except BaseException:
+            self.end()
+            raise
 
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.jobs.close()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-    def start(self) -> list[str]:
+    def _start(self, kind: Kind, folder: str, limits: Limits) -> list[str]:
         """Wait until it is locked in; returns the mechanisms that hold."""
-        line = self._line()
+        paths = [path for path in sys.path if path] if kind == "math" else []
+        self._write({"kind": kind, "empty_folder": folder, "import_paths": paths, "files": self._files})
+        line = self._line(limits)
         if line is None:
             raise RunError(
-                f"the sandbox did not start: {sys.executable} was not locked in within {self.limits.wall_seconds:g} s "
-                f"(status {self.process.poll()}); run it with -c 'import mopd.rollouts.sandbox.child' to see why"
+                f"the sandbox did not start: {sys.executable} was not locked in within {limits.wall_seconds:g} s "
+                f"(status {self._process.poll()}); run it with -c 'import mopd.rollouts.sandbox.child' to see why"
             )
         hello = json.loads(line)
         if hello["missing"]:
@@ -209,30 +256,67 @@ class _Child:
             )
         return hello["held"]
 
-    def answers(self, count: int) -> list[object]:
-        """Up to ``count`` answers; fewer where the process died or was stopped."""
+    def end(self) -> None:
+        """Kill it, and with it its forks."""
+        self.serves = False
+        if self._owner != os.getpid():
+            return
+        self._process.kill()
+        self._process.wait()
+        for descriptor in self._files:
+            os.close(descriptor)
+        self._files = []
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+    def answers(self, jobs: Sequence[tuple[Any, ...]], limits: Limits) -> list[object]:
+        """The answer of each job; fewer where it was stopped, after which it serves no more."""
         done: list[object] = []
-        while len(done) < count and (line := self._line()) is not None:
-            try:
-                done.append(json.loads(line))
-            except (ValueError, RecursionError):
-                done.append(None)
+        bounds = dataclasses.asdict(limits)
+        if not self._files:
+            self._write({"jobs": jobs, "limits": bounds})
+        while len(done) < len(jobs):
+            if self._files:
+                lengths = [_overwrite(file, text) for file, text in zip(self._files, jobs[len(done)], strict=True)]
+                self._write({"lengths": lengths, "limits": bounds})
+            line = self._line(limits)
+            if line is None:
+                self.end()
+                break
+            done.append(json.loads(line))
         return done
 
-    def _line(self) -> bytes | None:
-        """The next line, without its nonce; None where it has none or is too long, or the process ended or hangs."""
-        assert self.process.stdout is not None
-        descriptor = self.process.stdout.fileno()
+    def _write(self, message: object) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it ended, and gives no answer
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def _line(self, limits: Limits) -> bytes | None:
+        """The next line; None where the server ended or hangs."""
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
         poll = select.poll()  # unlike select(), it takes descriptors above 1023
         poll.register(descriptor, select.POLLIN)
-        end = time.monotonic() + self.limits.wall_seconds
-        while b"\n" not in self.unread:
-            too_long = len(self.unread) > self.limits.result_bytes + 4096
-            if too_long or not poll.poll(1000 * max(0.0, end - time.monotonic())):
+        end = time.monotonic() + limits.wall_seconds
+        while b"\n" not in self._unread:
+            if not poll.poll(1000 * max(0.0, end - time.monotonic())):
                 return None
             chunk = os.read(descriptor, 1 << 16)
             if not chunk:
                 return None
-            self.unread += chunk
-        line, _, self.unread = self.unread.partition(b"\n")
-        return line.removeprefix(self.nonce) if line.startswith(self.nonce) else None
+            self._unread += chunk
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+
+def _overwrite(file: int, text: str) -> int:
+    """Make a text, as JSON, all that a file holds; returns its length."""
+    data = json.dumps(text).encode()
+    os.ftruncate(file, 0)
+    done = 0
+    while done < len(data):
+        done += os.pwrite(file, data[done:], done)
+    return len(data)

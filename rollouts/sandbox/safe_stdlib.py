@@ -3,7 +3,7 @@
 A program writes only whitelisted identifiers, but the library can be made to write others for it: ``dataclass``
 executes text made of field names, ``typing`` evaluates strings, ``copy`` and ``wraps`` set attributes whose names are
 data. What could be shown to do so comes in the forms of this file, or has its hook removed by :func:`harden`; that no
-other name of the library can do so is not proved, which is why a verdict also needs a nonce (rollouts/sandbox/run.py).
+other name of the library can do so is not proved, and no verdict depends on it (rollouts/sandbox/judge.py).
 """
 
 from __future__ import annotations
@@ -83,12 +83,14 @@ def _dataclass(cls: type | None = None, **options: object) -> Any:
         return lambda cls: _dataclass(cls, **options)
     plain = {key: bool(value) for key, value in options.items()}
     annotations = vars(cls).get("__annotations__", {})
+    if type(annotations) is not dict or not all(type(name) is str for name in annotations):
+        raise Refused("dataclass fields that are no names")  # a name with a hash of its own would run when looked up
     fields = {name: _copied(raw) for name in annotations if isinstance(raw := _raw(cls, name), _field_class())}
     # From here to the end nothing of the program runs.
-    if cls.__module__ not in NAMESPACES or type(annotations) is not dict:
+    if cls.__module__ not in NAMESPACES:
         raise Refused("a dataclass from elsewhere")
     for name, annotation in annotations.items():
-        if type(name) is not str or not name.isidentifier() or name.startswith("__"):
+        if not name.isidentifier() or name.startswith("__"):
             raise Refused(f"the dataclass field {name!r}")
         raw = fields.get(name, _raw(cls, name))
         if hasattr(type(raw), "__get__") and type(raw) not in _HARMLESS_DESCRIPTORS:

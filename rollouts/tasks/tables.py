@@ -35,6 +35,8 @@ Cells: TypeAlias = dict[str, Any]
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
+IN_MEMORY = 256 << 20
+"""Bytes of a JSON file that is held in memory."""
 MOST_FILES = 10_000
 """Files of a folder with a dataset: the library lists all of them, several times."""
 
@@ -62,7 +64,7 @@ class RowTable(Protocol):
         version: a hash of the content, or the commit that it is of.
     """
 
-    columns: Sequence[str]
+    columns: list[str]
     version: str
 
     def __len__(self) -> int:
@@ -83,7 +85,8 @@ class JsonFile:
     """A file of JSON objects, one a line, or in one array.
 
     Args:
-        path: of the file. Lines stay there and are read when they are asked for; an array is held in memory.
+        path: of the file. It is held in memory up to :data:`IN_MEMORY`, so that nobody who writes to it changes a run;
+            lines of a larger one stay there and are read when they are asked for.
 
     Raises:
         ValueError: it is no such file; the message names the line.
@@ -127,8 +130,8 @@ class JsonFile:
 
 def _content(path: str) -> mmap.mmap | bytes:
     with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return b""
+        if os.fstat(file.fileno()).st_size <= IN_MEMORY:
+            return file.read()
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
@@ -226,6 +229,11 @@ def load(source: Source, split: str) -> RowTable:
     local = source.path.startswith(("./", "../", "/"))
     if not local and not source.path.strip():
         raise UserError("the dataset's `path` is empty; name a Hub id, or a path (begins with ./ or /)")
+    if not local and os.path.exists(source.path):
+        raise UserError(
+            f"dataset {source.path!r} is read as a Hub id, and a file or folder of that name is here; write "
+            f"./{source.path}"
+        )
     if local and (problem := _unusable_path(source, path, split)):
         raise UserError(f"dataset {source.path!r} {problem}")
     if local and source.revision is not None:
@@ -240,9 +248,8 @@ def load(source: Source, split: str) -> RowTable:
         raise
     except Exception as error:  # the library, and the readers below it, raise anything
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        hint = " (a path begins with ./ or /)" if os.path.exists(path) and not local else ""
         raise UserError(
-            f"dataset {source.path!r}, split {split!r}, can't be read{hint}: {reason[0]}; "
+            f"dataset {source.path!r}, split {split!r}, can't be read: {reason[0]}; "
             "fix the path, the name or the content"
         ) from error
 
@@ -342,7 +349,7 @@ def _read_here(builder: datasets.DatasetBuilder, split: str) -> RowTable | None:
     files = datasets.DownloadManager().download_and_extract(_files(builder, split))
     if kind == "json":
         return JoinedTables([JsonFile(file) for file in files])
-    delimiter = builder.config.delimiter or builder.config.sep or ","
+    delimiter = getattr(builder.config, "delimiter", None) or getattr(builder.config, "sep", None) or ","
     return JoinedTables([read_csv(file, delimiter) for file in files])
 
 
@@ -368,7 +375,7 @@ def read_csv(path: str, delimiter: str) -> ListedRows:
 
 def _first_rows(builder: datasets.DatasetBuilder, split: str, limit: int) -> ListedRows:
     """The first rows of a split, without the rest of it on this machine."""
-    if _kind(builder) == "json" and builder.config.field is None:
+    if _kind(builder) == "json" and getattr(builder.config, "field", None) is None:
         rows = list(itertools.islice(_streamed(_files(builder, split)), limit))
     else:
         streamed = builder.as_streaming_dataset(split=split)

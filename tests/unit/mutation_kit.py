@@ -32,8 +32,6 @@ MADE: dict[str, Any] = {"architecture": "llama", "vocabulary": 80, "config": CON
 TASK = {"path": "./rows.jsonl", "verifier": "number"}
 NAMES = {"domains": "math", "teachers": "math", "stages": "math"}
 """The entry that is mutated where a user chooses the names."""
-METHODS = {"merge.": "merge", "rollout.keep_verified": "expert_iteration"}
-"""The method that reads a leaf, where mopd does not."""
 
 
 def sound() -> dict[str, Any]:
@@ -186,9 +184,13 @@ def choices(annotation: Any) -> list[Any]:
 def mutated(leaf: Leaf, value: Any) -> tuple[dict[str, Any], str]:
     """The sound recipe with one leaf changed, in a section that has such a leaf; and the leaf's path in it."""
     tree = sound()
-    for prefix, method in METHODS.items():
-        if leaf.path.startswith(prefix):
-            tree["method"] = method
+    if leaf.path.startswith("merge."):
+        tree["method"] = "merge"
+    if leaf.path == "rollout.keep_verified":
+        tree |= {"method": "expert_iteration", "loss": {"estimator": "nll"}, "teachers": {}}
+        tree["domains"]["math"] = {"task": "arithmetic", "reward": True, "prompts": 4}
+        tree["rollout"]["samples_per_prompt"] = 2
+        del tree["stages"]["math"]
     keys = leaf.path.split(".")
     keys = [NAMES[keys[place - 1]] if key == "*" else key for place, key in enumerate(keys)]
     if keys[:1] == ["stages"] and keys[-1] in ("architecture", "config", "vocabulary"):
@@ -196,7 +198,8 @@ def mutated(leaf: Leaf, value: Any) -> tuple[dict[str, Any], str]:
     section = tree
     for key in keys[:-1]:  # not per token
         section = section.setdefault(key, {}) if isinstance(section.get(key, {}), dict) else _new(section, key)
-    section |= {name: given for name, given in beside(leaf.owner).items() if name not in section}
+    given = {} if keys[-1] == "estimator" and str(value) not in ESTIMATORS else beside(leaf.owner)
+    section |= {name: setting for name, setting in given.items() if name not in section}
     section[keys[-1]] = value
     return tree, ".".join(keys)
 

@@ -1,7 +1,8 @@
 """Public data sets, where the machine has them; they are no part of the project.
 
-A folder with ``gsm_test.jsonl``, ``gsm_sol.jsonl``, ``math500.jsonl`` and ``math_train.json``: MOPD_PUBLIC_DATA names it,
-or it lies beside the checkout as ``shared/data``. Tests that need it are skipped where it is missing.
+A folder with ``gsm_test.jsonl``, ``gsm_sol.jsonl``, ``math500.jsonl``, ``math_train.json``, ``mbpp.jsonl`` and
+``humaneval.jsonl``: MOPD_PUBLIC_DATA names it, or it lies beside the checkout as ``shared/data``. Tests that need it
+are skipped where it is missing.
 """
 
 from __future__ import annotations

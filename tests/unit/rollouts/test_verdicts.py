@@ -6,7 +6,8 @@ import hashlib
 from collections import Counter
 
 import pytest
-from verdict_kit import CORPUS, labelled_pairs, rates, verdicts
+from house_kit import REPOSITORY
+from verdict_kit import CORPUS, labelled_pairs, rates, table, verdicts
 
 MOST_ERRORS = 0.01
 
@@ -38,3 +39,9 @@ def test_a_verifier_errs_on_at_most_one_pair_in_a_hundred(verifier: str) -> None
 def test_the_program_of_every_given_case_is_found() -> None:
     pairs = [pair for pair in labelled_pairs() if pair.kind == "which-code-block"]
     assert rates(pairs, verdicts(pairs)).false_negatives == ()
+
+
+def test_the_page_has_the_measured_rates() -> None:
+    pairs = [pair for pair in labelled_pairs() if pair.verifier != "python_tests"]
+    page = (REPOSITORY / "docs" / "verifiers.md").read_text()
+    assert "\n".join(table(pairs, verdicts(pairs))) in page

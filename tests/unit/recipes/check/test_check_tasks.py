@@ -38,7 +38,7 @@ class Broken:
                                                      (True, True, "accepts 32 of 32 wrong")])  # fmt: skip
 def test_a_verifier_is_proven_on_gold_and_wrong_answers(gold: bool, wrong: bool, told: str | None) -> None:
     made = recipe()
-    _, found = check_tasks(
+    _, found, _ = check_tasks(
         made.domains,
         {"math": Broken(gold, wrong)},
         None,

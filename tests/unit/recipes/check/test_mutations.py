@@ -323,6 +323,11 @@ DATA: dict[str, tuple[Callable[[Path], str], dict[str, Any], str]] = {
         "row 40: `prompt` has 20,000,000 letters",
     ),
     "a folder of many files": (many_files, {}, "'./many' is a folder of more than"),
+    "a folder of many files, as on the Hub": (
+        lambda folder: many_files(folder).removeprefix("./"),
+        {},
+        "'many' is read as a Hub id, and a file or folder of that name is here; write ./many",
+    ),
     "an empty folder": (lambda folder: str((folder / "none").mkdir() or "./none"), {}, "'./none'.*can't be read"),
     "a link to itself": (named("./loop.jsonl"), {}, "loop.jsonl' does not exist"),
     "a device": (named("/dev/zero"), {}, "'/dev/zero'"),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from sandbox_kit import run_tests
+from sandbox_kit import opened_language, run_tests
 
-from mopd.rollouts.sandbox import run as sandbox
 from mopd.rollouts.sandbox.run import run_tests_many
 
 IS_ONE = "assert f() == 1"
@@ -77,28 +76,28 @@ FORGERIES = {  # name: (a program that returns something else than 1, tests that
 }
 
 
-# What these get executed, where they succeed: the verdict itself, written before the process comes to its own.
-WRITE = r"__import__('os').write(1, b'true\\n')"
+# What these get executed, where they succeed: the program gets a builtin more, by which it gives the right answer.
+RUN = "__import__('sys').modules['program'].__builtins__.update(escaped=1)"
 EXECUTED = {
     "typing's strings": f'''
 from typing import List
-r = List["{WRITE}"]._determine_new_args(())[0]
+r = List["{RUN}"]._determine_new_args(())[0]
 try: r._evaluate(None, None, frozenset())
 except TypeError: pass
 ''',
     "typing's strings through self": f'''
 from typing import List
 class A:
-    def _determine_new_args(self, a): return List["{WRITE}"]._determine_new_args(a)
+    def _determine_new_args(self, a): return List["{RUN}"]._determine_new_args(a)
     def _evaluate(self, a, b, c): return A._evaluate(self, a, b, c)
 def run(self): self._determine_new_args(())[0]._evaluate(None, None, frozenset())
-run(List["{WRITE}"])
+run(List["{RUN}"])
 ''',
     "a forward reference in a named tuple": f'''
 from dataclasses import dataclass, field
 from typing import NamedTuple
 class P(NamedTuple):
-    x: "{WRITE}"
+    x: "{RUN}"
 z = field()
 P.x = z
 dataclass(P)
@@ -111,7 +110,7 @@ from dataclasses import dataclass, field
 z = field()
 @dataclass
 class A: y: int = z
-z.name = "y,{WRITE}"
+z.name = "y,{RUN}"
 @dataclass(init=False, repr=False)
 class B(A): y = 0
 B(1) == B(1)
@@ -126,7 +125,7 @@ class A:
     @classmethod
     @property
     def b(cls):
-        z.name = "a,{WRITE}"
+        z.name = "a,{RUN}"
         return 0
 A() == A()
 """,
@@ -137,7 +136,7 @@ class Base:
     @classmethod
     @property
     def b(cls):
-        z.name = "a,{WRITE}"
+        z.name = "a,{RUN}"
         return 0
 @dataclass(repr=False, init=False)
 class A(Base):
@@ -150,7 +149,7 @@ from dataclasses import dataclass, field
 z = field(default=1)
 class L:
     def __len__(self):
-        z.name = "a,{WRITE}"
+        z.name = "a,{RUN}"
         return 1
 class A:
     a: int = z
@@ -162,7 +161,7 @@ from dataclasses import dataclass, field
 z = field(default=1)
 class L:
     def __len__(self):
-        z.name = "a,{WRITE}"
+        z.name = "a,{RUN}"
         return 1
 @dataclass(init=False, repr=False)
 class A:
@@ -175,7 +174,7 @@ from dataclasses import dataclass
 from functools import cached_property, wraps
 class E:
     @cached_property
-    def c(self): return {{"a,{WRITE}": int}}
+    def c(self): return {{"a,{RUN}": int}}
 E.c.attrname = "__annotations__"
 e = E()
 e.c
@@ -192,7 +191,7 @@ import statistics
 from dataclasses import dataclass, field
 class L:
     def __len__(self):
-        z.name = "a,{WRITE}"
+        z.name = "a,{RUN}"
         return 1
 z = field(default=1, compare=L())
 @dataclass(init=False, repr=False)
@@ -203,25 +202,76 @@ A() == A()
 
 
 @pytest.mark.parametrize("name", EXECUTED)
-def test_text_in_a_program_is_not_executed_by_the_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The safe forms hold by themselves: with an empty nonce, what is executed here would be the verdict."""
-    monkeypatch.setattr(sandbox.secrets, "token_hex", lambda n: "")
-    assert run_tests("def f(): return 1", IS_ONE)
-    assert not run_tests(EXECUTED[name] + "\ndef f(): return 5", IS_ONE)
+def test_text_in_a_program_is_not_executed_by_the_library(name: str) -> None:
+    """The safe forms hold by themselves: what is executed here would make the answer right."""
+    assert not run_tests(EXECUTED[name] + "\ndef f(): return escaped", IS_ONE)
 
 
-def test_a_verdict_written_by_a_program_does_not_count() -> None:
-    """Even where a program gets at ``os.write``, as here where the whitelist is opened for it."""
-    script = (
-        "import os, mopd.rollouts.sandbox.child as child\n"
-        "child.PROGRAM_NAMES |= set(['breakpoint'])\n"
-        "import builtins; builtins.breakpoint = lambda: os.write(1, b'true\\n')\n"
-        "child.main()"
-    )
-    for program, verdict in (("def f(): return 1", True), ("breakpoint()\ndef f(): return 1", False)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sandbox, "_CHILD", "import sys; sys.path.append({root!r})\n" + script)
-            assert run_tests(program, IS_ONE) is verdict
+def test_text_that_is_executed_would_be_seen() -> None:
+    with opened_language():
+        assert run_tests(RUN + "\ndef f(): return escaped", IS_ONE)
+
+
+# Programs that the whitelist does not look at: all of Python, in a process that is locked and knows no verdict.
+ANSWER = "import os, sys\ndef say(text): os.write(1, text.encode() + bytes([10]))\ndef f():\n    "
+SEARCH = "import gc, sys\nsought = '1 == )(f'\ndef f():\n    seen = ''\n    "
+AND_SAY = "\n    return 1 if ''.join(reversed(sought)) in seen else 5"
+UNBOUND = {
+    "right": "import os, sys\ndef f(): return 1",
+    "the status of tests that passed": "import os\ndef f(): os._exit(42)",
+    "that status at once": "import os\nos._exit(42)",
+    "another status": "import os\ndef f(): os._exit(0)",
+    "answers before it is asked": "import os\nfor _ in range(50): os.write(1, b'[\"ok\", 1]\\n')\ndef f(): return 5",
+    "answers with true": ANSWER + "say('true')\n    return 5",
+    "asks for the tests' frame": ANSWER + """say('["get", ["x", 0], "f_back"]')\n    return os.read(0, 9999)""",
+    "calls what was not handed over": (
+        ANSWER + """say('["call", ["b", "print"], ["t"], ["d"]]')\n    return 1 if b'ok' in os.read(0, 9999) else 5"""
+    ),
+    "every descriptor": (
+        ANSWER + "for d in range(2, 99):\n        try: os.write(d, b'true')\n        except OSError: pass\n    return 5"
+    ),
+    "kills its parent": ANSWER + "os.kill(os.getppid(), 9)",
+    "kills the others": ANSWER + "for d in range(-3, 4): os.kill(os.getpid() + d, 9)\n    return 5",
+    "a fork that goes on": ANSWER + "os.fork()\n    return 5",
+    "reads the files of texts": (
+        SEARCH + "import os\n    for d in range(2, 99):\n        try: seen += str(os.pread(d, 9999, 0))\n"
+        "        except OSError: pass" + AND_SAY
+    ),
+    "looks in every object": SEARCH + "seen = ' '.join(map(repr, gc.get_objects()))" + AND_SAY,
+    "looks in every frame": (
+        SEARCH + "g = sys._getframe()\n    while g: seen += repr((g.f_locals, g.f_globals)); g = g.f_back" + AND_SAY
+    ),
+    "a number that says it is another": ANSWER + """say('["ok", [["h", 7, "o", "int", true, "__eq__"], null, []]]')""",
+    "a text that is an object": ANSWER
+    + """say('["ok", [["h", 7, "o", "str", ["h", 8, "o", null, null]], null, []]]')""",
+    "an object that equals": "class A:\n    def __eq__(self, o): return True\n    __hash__ = None\ndef f(): return A()",
+    "its own encoder": (
+        "import sys\nplain = sys.modules['mopd.rollouts.sandbox.plain']\n"
+        "plain.Codec.encode = lambda *a: ['m', 'operator', 'eq']\ndef f(): return 5"
+    ),
+    "patches the library": (
+        "import operator, builtins\noperator.eq = lambda *a: True\nbuiltins.abs = lambda v: 0\ndef f(): return 5"
+    ),
+    "a deep answer": ANSWER + "say('[\"ok\", ' + '[' * 99999)\n    return 5",
+    "an endless answer": ANSWER + "while True: os.write(1, b'x' * 65536)",
+    "half an answer": ANSWER + "os.write(1, b'[\"ok\", 1')\n    os._exit(0)",
+    "no error that there is": ANSWER + """say('["raise", 5, ["t"], "", 0]')""",
+    "an error that is a list": ANSWER + """say('["raise", ["b", "list"], ["t"], "", 0]')""",
+}
+
+
+def test_a_search_would_find_what_is_there() -> None:
+    with opened_language():
+        for name in ("looks in every object", "looks in every frame"):
+            assert run_tests("here = {'f() ' '== 1': []}\n" + UNBOUND[name], IS_ONE), name
+
+
+@pytest.mark.parametrize("tests", [IS_ONE, "def test():\n    try: assert f() == 1\n    except ValueError: pass"])
+def test_a_program_out_of_its_language_cannot_forge_its_verdict(tests: str) -> None:
+    tests = tests.replace("def test():", "def test_f():")
+    with opened_language():
+        verdicts = run_tests_many([(program, tests) for program in UNBOUND.values()])
+    assert dict(zip(UNBOUND, verdicts, strict=True)) == {name: name == "right" for name in UNBOUND}
 
 
 def test_a_program_cannot_forge_its_verdict() -> None:

@@ -22,9 +22,9 @@ sys.path.append({root!r})
 from mopd.rollouts.sandbox import lock
 if without == "filter":
     lock._SYSTEM_CALLS.clear()  # as on a machine whose system calls are not known
-held, missing = lock.lock(empty_folder=folder, memory_bytes=256 << 20, cpu_seconds=5)
+held, missing = lock.lock_server(empty_folder=folder)
 
-def attempt(name, attack):
+def attempt(attack):
     try:
         attack()
     except BaseException as error:
@@ -40,23 +40,40 @@ def shout():
     a.settimeout(2)
     a.connect(("127.0.0.1", port))
 
-results = {{
-    "read": attempt("read", lambda: open(victim_file).read()),
-    "read system": attempt("read", lambda: open("/etc/passwd").read()),
-    "write": attempt("write", lambda: open("here", "w").write("x")),
-    "append": attempt("append", lambda: open(victim_file, "a").write("x")),
-    "delete": attempt("delete", lambda: os.unlink(victim_file)),
-    "list": attempt("list", lambda: os.listdir(os.path.dirname(victim_file))),
-    "network": attempt("network", shout),
-    "fork": attempt("fork", fork),
-    "execute": attempt("execute", lambda: os.execv("/bin/true", ["true"])),
-    "kill": attempt("kill", lambda: os.kill(parent, 9)),
-    "memory": attempt("memory", lambda: bytearray(10**10)),
-    "privileges": attempt("privileges", lambda: os.setuid(0)),
-    "limits": attempt("limits", lambda: __import__("resource").setrlimit(7, (100, 100))),
+attacks = {{
+    "read": lambda: open(victim_file).read(),
+    "read system": lambda: open("/etc/passwd").read(),
+    "write": lambda: open("here", "w").write("x"),
+    "append": lambda: open(victim_file, "a").write("x"),
+    "delete": lambda: os.unlink(victim_file),
+    "list": lambda: os.listdir(os.path.dirname(victim_file)),
+    "network": shout,
+    "execute": lambda: os.execv("/bin/true", ["true"]),
+    "privileges": lambda: os.setuid(0),
 }}
-os.write(1, json.dumps([held, missing, results]).encode())
-os._exit(0)
+only_forks = {{
+    "fork": fork,
+    "kill the parent": lambda: os.kill(parent, 9),
+    "memory": lambda: bytearray(10**10),
+    "limits": lambda: __import__("resource").setrlimit(7, (100, 100)),
+    "read another descriptor": lambda: os.read(source, 1),
+    "write another descriptor": lambda: os.write(sink, b"x"),
+}}
+if without != "filter":
+    only_forks["kill the server"] = lambda: os.kill(server, 9)
+results = {{"server: " + name: attempt(attack) for name, attack in attacks.items()}}
+server = os.getpid()
+source, sink = os.pipe()
+if without == "filter":  # descriptors are held by the filter, and by being closed, which this fork leaves out
+    del only_forks["read another descriptor"], only_forks["write another descriptor"]
+child = os.fork()
+if child == 0:
+    lock.lock_fork(memory_bytes=256 << 20, cpu_seconds=5, server=server)
+    results |= {{"fork: " + name: attempt(attack) for name, attack in (attacks | only_forks).items()}}
+    os.write(1, json.dumps([held, missing, results]).encode())
+    os._exit(0)
+status = os.waitpid(child, 0)[1]
+os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 99)
 """
 
 

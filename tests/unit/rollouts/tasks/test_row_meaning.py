@@ -429,3 +429,13 @@ def test_arrow_fills_calls_with_nulls_and_they_are_not_shown(tmp_path: Path) -> 
         texts = {task.example(seed=0, split="train", index=i).text for i in range(20)}
         calls = {text[text.index("f{") + 1 : -4] for text in texts}  # not per token
         assert {json.dumps(json.loads(call)) for call in calls} == {'{"town": "x"}', '{"city": "y"}'}
+
+
+def test_who_writes_to_a_file_changes_no_rows_that_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "rows.jsonl", sums(40))
+    task = task_of(path)
+    before = [task.example(seed=0, split="train", index=i) for i in range(5)]
+    write(tmp_path / "rows.jsonl", sums(2, start=100))
+    assert [task.example(seed=0, split="train", index=i) for i in range(5)] == before
+    monkeypatch.setattr("mopd.rollouts.tasks.tables.IN_MEMORY", 100)  # a file that is too large stays on the disk
+    assert sum(task_of(write(tmp_path / "more.jsonl", sums(40))).sizes.values()) == 40
