@@ -1,6 +1,6 @@
 """Whole resumes of damaged runs, with a served teacher whose key must be nowhere afterwards.
 
-Every kind of damage at every place is tried on the loader (test_damaged_checkpoints.py), and in whole runs in tests/chaos.
+Every kind of damage at every place is tried on the loader (test_damaged_checkpoints.py), in whole runs in tests/chaos.
 """
 
 from __future__ import annotations
