@@ -21,7 +21,7 @@ help:
 	@echo "make lint         ruff, types, import contracts"
 	@echo "make bench        what a step of the quickstart takes, and what teachers cost, as JSON and tables"
 	@echo "make coverage     how often intervals hold the truth, by simulation (minutes); the tables of docs/statistics.md"
-	@echo "make chaos        the long kill-and-resume tests"
+	@echo "make chaos        kills, full disks and the like, 20 of each; hours (CHAOS_KILLS=2 CHAOS_STORMS=1: fewer)"
 
 install: $(INSTALLED)
 
@@ -63,7 +63,7 @@ bench: install
 	$(BIN)/python -m tests.benchmarks
 
 chaos: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/chaos
 
 # The tables of docs/statistics.md; `make coverage WRITE=--write` writes them there.
 WRITE ?=

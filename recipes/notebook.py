@@ -46,7 +46,12 @@ class Checked:
 
 
 def check(
-    recipe: RecipeLike, overrides: Sequence[str] = (), *, out: str | Path | None = None, offline: bool = False
+    recipe: RecipeLike,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    offline: bool = False,
+    plan_only: bool = False,
 ) -> Checked:
     """Check a recipe or a study without running it, as `mopd check` does; problems are returned and not raised.
 
@@ -54,6 +59,7 @@ def check(
         overrides: ``key=value`` each, as on the command line.
         out: the run's folder; runs/NAME unless given.
         offline: ask nothing of the Hub.
+        plan_only: whether this machine has the memory and the disk does not matter.
     """
     try:
         read = load(recipe, overrides, shipped=SHIPPED)
@@ -65,8 +71,8 @@ def check(
     prompts = _first_prompts(resolved, offline=offline)
     try:
         if isinstance(read, Study):
-            return Checked((), check_study(read, runs, folder, offline=offline), prompts)
-        return Checked((), check_resolved(resolved, folder, offline=offline), prompts)
+            return Checked((), check_study(read, runs, folder, offline=offline, plan_only=plan_only), prompts)
+        return Checked((), check_resolved(resolved, folder, offline=offline, plan_only=plan_only), prompts)
     except UserError as error:
         return Checked(error.problems, None, prompts)
 

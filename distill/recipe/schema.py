@@ -299,7 +299,8 @@ class TeacherRecipe(Strict):
 
 
 class FaultRecipe(Strict):
-    """A teacher that dies, hangs or fails is restarted from its checkpoint and asked again; then the run ends.
+    """A teacher that dies, hangs or fails is restarted from its checkpoint and asked again; then the run ends. It ends
+    at once where one of the student's ranks, or a sampler worker, dies or hangs.
 
     What would be the same again (NaN, another length, another vocabulary) ends it at once. Either way the finished
     steps are saved.
@@ -308,7 +309,12 @@ class FaultRecipe(Strict):
     retries: int = Field(default=3, ge=0, le=1000, description="times that a lost microbatch is asked again; 0: never")
     backoff_seconds: Pause = Field(default=1.0, description="pause before a restart; doubles with each in a row")
     microbatch_seconds: Seconds = Field(default=600.0, description="a teacher that scores one for longer is hung")
-    start_seconds: Seconds = Field(default=1800.0, description="a teacher that loads its weights for longer is hung")
+    start_seconds: Seconds = Field(default=1800.0, description="a teacher or a rank that starts for longer is hung")
+    rank_seconds: Seconds = Field(
+        default=1800.0,
+        description="the student's ranks are hung if no microbatch is written or learnt from, and no file is whole, "
+        "for longer",
+    )
 
 
 class RolloutRecipe(Strict):
@@ -373,7 +379,7 @@ class StopRecipe(Strict):
 
 
 class RunRecipe(Strict):
-    """How long, and how often."""
+    """How long, how often, and beside what."""
 
     steps: Count = Field(default=200, description="loop steps; each samples, grades and updates once")
     evaluate_every: Count = Field(default=20, description="steps between evaluations on validation prompts")
@@ -381,6 +387,9 @@ class RunRecipe(Strict):
     keep_checkpoints: Count = Field(default=2, description="whole checkpoints kept")
     parallel_stages: Count = Field(
         default=2, description="stages side by side at most, where none waits for another and GPUs suffice"
+    )
+    niceness: int = Field(
+        default=0, ge=0, le=19, description="of ranks, teachers and samplers: 0 competes with other work, 19 gives way"
     )
     resident_teachers: Count | None = Field(
         default=None,

@@ -119,7 +119,7 @@ def build(spec: StudentSpec, listener: socket.socket | None = None) -> tuple[Any
     Args:
         listener: where rank 0 waits for the others; see :func:`meet`.
     """
-    deepspeed = _import_deepspeed(spec.device)
+    deepspeed = import_deepspeed(spec.device)
     if spec.device == "cpu":
         torch.set_num_threads(1)  # two threads under contention were 16 times slower
     meet(spec.device, listener)
@@ -266,7 +266,8 @@ def _optimizer(recipe: Optimizer, settings: Engine, device: str) -> Callable[[It
     return make
 
 
-def _import_deepspeed(device: str) -> Any:
+def import_deepspeed(device: str) -> Any:
+    """The library, quiet, for one kind of device."""
     warnings.filterwarnings("ignore")
     os.environ.setdefault("DS_ACCELERATOR", device)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

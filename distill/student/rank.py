@@ -30,6 +30,13 @@ LAYOUT = "layout.json"
 """Says in a checkpoint what kind of ranks wrote it, after which step."""
 
 
+def import_libraries(device: str) -> None:
+    """What a process will need as a rank, or to sample; it takes seconds of a core."""
+    engine.import_deepspeed(device)
+    import transformers.generation.utils
+    import transformers.models.auto.modeling_auto  # noqa: F401
+
+
 class StudentRank:
     """A model, its optimizer's part and its place among the ranks."""
 
@@ -46,6 +53,8 @@ class StudentRank:
         self._objective = Objective(self._loss, spec.temperature, heads, spec.vocabulary)
         self._checkpoints = Path(spec.run_dir) / "checkpoints"
         self._pad_id: int = getattr(self.module.config, "pad_token_id", None) or 0
+        self.progressed: Callable[[], None] = lambda: None
+        """Called after every microbatch that was learnt from, so that whoever waits knows that the rank works."""
 
     def update(self, updates: Sequence[RankUpdate]) -> Metrics:
         """Take the optimizer steps of one step of the loop; returns their metrics, averaged over them.
@@ -197,6 +206,7 @@ class StudentRank:
         # DeepSpeed averages gradients over ranks; the weights g_d / N_d already hold the whole batch's denominator.
         loss = (token_loss.loss_BT * microbatch.weights_BT).sum() * self.world
         self.engine.backward(loss)
+        self.progressed()
 
     def _layout(self) -> dict[str, int | str]:
         settings = self.spec.engine

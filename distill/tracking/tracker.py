@@ -29,13 +29,18 @@ class Tracker:
     Args:
         folder: the run's folder, or that of one of its stages; it must exist.
         sinks: where the records are shown as well; they are closed with the Tracker.
+        may_write: is called with a file's name before it is changed, and raises RunError where the folder has become
+            another attempt's; see :func:`distill.storage.check_current`.
 
     Raises:
         RunError: a file of the folder is not what a Tracker writes, or cannot be written.
     """
 
-    def __init__(self, folder: Path, *, sinks: Sequence[SinkThread] = ()) -> None:
+    def __init__(
+        self, folder: Path, *, sinks: Sequence[SinkThread] = (), may_write: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._folder = folder
+        self._may_write = may_write
         self._metrics = folder / "metrics.jsonl"
         self._sinks = sinks
         try:
@@ -80,6 +85,7 @@ class Tracker:
         self._in_order(kind, step)
         values = {name: as_json(float(value)) for name, value in metrics.items()}
         row = {"step": step, "kind": kind, **values} | ({} if message is None else {"message": message})
+        self._may_write(self._metrics.name)
         append_jsonl(self._metrics, [row])
         self._show(row)
 
@@ -104,12 +110,14 @@ class Tracker:
         plain = [as_json(row) for row in rows]
         if any("step" not in row for row in plain):
             raise ValueError(f"a row for {path.name} has no step")
+        self._may_write(path.name)
         append_jsonl(path, plain)
         if name == "rollouts":
             self._show_rollouts(plain)
 
     def keep_rows(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the rows of one of the :data:`ROWS`' files for which ``keep`` does not hold."""
+        self._may_write(name)
         truncate_jsonl(self._rows(name), keep)
 
     def summarize(self, seesaw: Mapping[str, Any]) -> None:

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mopd.recipes.check.plan import Plan
-from mopd.recipes.check.room import Room, size
+from mopd.recipes.check.room import Room
+from mopd.recipes.resolve.run_folder import size
 
 
 def print_plan(plan: Plan, console: Console, there: Room) -> None:

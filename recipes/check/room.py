@@ -15,8 +15,8 @@ import psutil
 import torch
 
 from mopd.distill.recipe import Recipe
-from mopd.recipes.check.plan import GIB, Plan
-from mopd.recipes.resolve.run_folder import check_folder, existing_parent
+from mopd.recipes.check.plan import Plan
+from mopd.recipes.resolve.run_folder import check_folder, existing_parent, size
 
 FAR = 2.0
 """Times the memory that a machine has: beyond it an estimate, which may be wrong by half, leaves no hope."""
@@ -46,15 +46,6 @@ def memory_here() -> float:
         total = min(total, float(limit))
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return total + sum(torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus)
-
-
-def size(amount: float) -> str:
-    """Bytes for people: ``1.2 GiB``."""
-    if amount >= 1e6 * GIB:
-        return f"{amount / GIB:.1e} GiB"
-    if amount >= GIB:
-        return f"{amount / GIB:.1f} GiB"
-    return f"{amount / 2**20:.0f} MiB" if amount >= 2**20 else f"{amount / 2**10:.0f} KiB"
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,8 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         leaves = ("samples_per_prompt", "temperature", "workers")
         yield from _set(recipe.rollout, "rollout", leaves, "a supervised run samples nothing it trains on")
     if not recipe.teachers:
-        yield from _set(recipe.faults, "faults", tuple(type(recipe.faults).model_fields), "the recipe has no teachers")
+        leaves = ("retries", "backoff_seconds", "microbatch_seconds")
+        yield from _set(recipe.faults, "faults", leaves, "the recipe has no teachers")
     elif recipe.faults.retries == 0:
         yield from _set(recipe.faults, "faults", ("backoff_seconds",), "a lost microbatch is never asked again")
     for name, teacher in recipe.teachers.items():

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mopd.distill.types import UserError
 from mopd.recipes.resolve.resolved import Resolved
 
+RAY_PREFIX = "mopd-r"
+"""Of the name of a folder that a run's own Ray cluster writes to."""
+
+SOCKET_BYTES = 107 - len("/session_2026-11-29_03-35-05_918248_1234567/sockets/plasma_store")
+"""Of a Unix socket's path (unix(7)) so many bytes are left for the folder that Ray writes to."""
 MOST_GPUS = 10_000
 """For so many it does not matter how processes that share one lie on them."""
 
@@ -47,6 +54,25 @@ def resource_requests(resolved: Resolved) -> Iterator[ResourceRequest]:
         yield ResourceRequest(who, recipe.run.resident_teachers or 0, takes)
 
 
+def temporary_folder() -> Path:
+    """Where the folder of a cluster is made: RAY_TMPDIR, or the system's folder of temporary files.
+
+    Raises:
+        UserError: Ray's sockets in it would have names that are too long.
+    """
+    name, base = "RAY_TMPDIR", os.environ.get("RAY_TMPDIR")
+    if not base:
+        name, base = "TMPDIR", tempfile.gettempdir()
+    room = SOCKET_BYTES - len(f"/{RAY_PREFIX}12345678/ray")
+    if (length := len(os.fsencode(base))) > room:
+        raise UserError(
+            f"{name} is {base}, of {length} bytes, and Ray makes Unix sockets below it, whose paths have 107 at most: "
+            f"it may have {room}; set RAY_TMPDIR to a folder with a shorter name on a disk of this machine, as in "
+            "RAY_TMPDIR=/tmp (TMPDIR may stay as it is)"
+        )
+    return Path(base)
+
+
 def stage_requests(resolved: Resolved) -> list[ResourceRequest]:
     """What each stage takes while it is trained, those that need the most GPUs first."""
     requests = [
@@ -69,7 +95,7 @@ def stages_at_a_time(requests: list[ResourceRequest], *, most: int, gpus: float)
 
 
 def check_device(resolved: Resolved) -> list[str]:
-    """Whether the devices that the recipe asks for are here; with RAY_ADDRESS, they may be elsewhere."""
+    """Whether the devices that a recipe asks for are here and Ray can start; with RAY_ADDRESS they may be away."""
     import torch
 
     recipe = resolved.recipe
@@ -80,7 +106,13 @@ def check_device(resolved: Resolved) -> list[str]:
         for leaf, value in asked.items()
         if value == "cuda" and not torch.cuda.is_available() and not (clustered and leaf != "device")
     ]
-    if missing or clustered:
+    if clustered:
+        return missing
+    try:
+        temporary_folder()
+    except UserError as error:
+        missing += error.problems
+    if missing:
         return missing
     # Ray would wait for ever for what this machine has not.
     there = torch.cuda.device_count()

@@ -37,6 +37,7 @@ class Resolved:
         routes: who is asked about each trained domain's rollouts, see :func:`routes`.
         links: the stages of a cascade, first to last.
         start: what the student is before distillation, which results call the base: a cascade's is where it begins.
+        niceness: of the run's processes.
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class Resolved:
     routes: Mapping[str, Mapping[str, float]]
     links: list[str]
     start: ModelReference
+    niceness: int
 
 
 def resolve(recipe: Recipe) -> Resolved:
@@ -89,6 +91,7 @@ def resolve(recipe: Recipe) -> Resolved:
         routes=routes(recipe.trained_domains, loss.reference),
         links=cascade,
         start=recipe.stages[cascade[0]].from_ if recipe.method == "cascade" and cascade else recipe.student.model,
+        niceness=recipe.run.niceness,
     )
 
 

@@ -26,7 +26,7 @@ STUDY = "study.json"
 OWN = "own.json"
 SHOWN_DIFFERENCES = 20
 MAY_DIFFER = re.compile(
-    r"trials\b|description\b|faults\.|run\.resident_teachers\b|teachers\.[^.]+\.(replicas|api_key_env)\b"
+    r"trials\b|description\b|faults\.|run\.(resident_teachers|niceness)\b|teachers\.[^.]+\.(replicas|api_key_env)\b"
     r"|domains\.[^.]+\.task\.revision\b"  # data.json says which rows it stood for
     r"|teachers\.[^.]+\.endpoint: \"?http.* -> \"?http"  # a server may move
 )
@@ -120,10 +120,33 @@ def check_folder(out: Path, *, needed_bytes: float) -> list[str]:
     free = shutil.disk_usage(home).free
     if free < needed_bytes:
         return [
-            f"run folder {out} needs about {needed_bytes / 1e9:.1f} GB, and the disk of {home} has {free / 1e9:.1f}; "
+            f"run folder {out} needs about {size(needed_bytes)}, and the disk of {home} has {size(free)} free; "
             f"free some, or give another folder with --out"
         ]
     return []
+
+
+def size(amount: float) -> str:
+    """Bytes for people, in the largest unit of which there is at least one: ``1.2 GiB``, ``3.0 MiB``, ``512 bytes``."""
+    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if amount >= unit:
+            return f"{amount / unit:.1f} {name}" if amount < 1e6 * 2**40 else f"{amount / unit:.1e} {name}"
+    return f"{amount:.0f} bytes"
+
+
+def kept(out: Path) -> str:
+    """What a run or a study in ``out`` goes on from, if it ends now, for people: a sentence without its full stop."""
+    places = ("", "*/", "stages*/*/", "*/stages/*/")
+    whole: dict[str, str] = {}
+    for folder in [path.parent for place in places for path in out.glob(f"{place}checkpoints")]:
+        names = [path.name for path in (folder / "checkpoints").iterdir()]
+        steps = [match[1] for name in names if (match := re.fullmatch(r"step-(\d+)", name))]
+        name = out.name if folder == out else str(folder.relative_to(out)).removeprefix("stages/")
+        if (folder / "finished.json").is_file():
+            whole[name] = f"{name} (finished)"
+        elif steps:
+            whole[name] = f"{name} (after step {max(map(int, steps))})"
+    return f"Saved are {', '.join(whole.values())}" if whole else "No checkpoint was written yet"
 
 
 def existing_parent(path: Path) -> Path:

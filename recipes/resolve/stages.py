@@ -68,6 +68,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
             update={"samples_per_prompt": stage.samples_per_prompt, "keep_verified": stage.keep_verified}
         ),
         evaluate=recipe.evaluate,
+        faults=recipe.faults,
         run=RunRecipe(steps=stage.steps, save_every=stage.save_every, keep_checkpoints=1, evaluate_every=stage.steps),
         track=TrackRecipe(wandb=WandbRecipe(mode="disabled"), rollouts_per_domain=0),
     )
@@ -81,8 +82,8 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
     upstream = stage_fingerprint(recipe, before) if before is not None else ""
     # The tokenizer of a model made from scratch is trained on the texts of every domain, so all tasks count.
     tasks = {domain: settings.task for domain, settings in recipe.domains.items()}
-    # Not what no weight depends on: names, exams, and how a student writes where gold answers are written instead.
-    own = stage_recipe(recipe, name).model_dump(mode="json", by_alias=True, exclude={"name", "evaluate"})
+    # Not what no weight depends on: names, exams, faults, and how a student writes where it writes no answers.
+    own = stage_recipe(recipe, name).model_dump(mode="json", by_alias=True, exclude={"name", "evaluate", "faults"})
     if not METHODS[recipe.stages[name].method].samples:
         own["rollout"] = {"temperature": recipe.rollout.temperature}
     texts = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import logging
 import os
 import secrets
+import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from mopd.distill.types import RunError, UserError
+import psutil
+
+from mopd.distill.errors import RunError, UserError
+from mopd.distill.guard import MARK, dismiss, end_cluster, start_guard
+from mopd.distill.hosts import HOSTS
+from mopd.recipes.resolve.placement import RAY_PREFIX, temporary_folder
 
 ATTEMPTS = 3
 """How often a node is started: Ray gives it 30 s to come up, which a machine with other work may not keep."""
@@ -21,37 +32,160 @@ PATIENCE = {"RAY_gcs_server_port_wait_time_s": "120", "RAY_worker_register_timeo
 """Ray's own deadlines (30 s and 60 s), which a process that waits for a core would miss; a dead one shows at once."""
 
 
+FOLDERS = set[Path]()
+"""Of the clusters that this process has started."""
+
+GUARDS: list[subprocess.Popen[bytes]] = []
+"""Of those clusters."""
+
+ENDING = threading.Event()
+"""Set where this process ends itself, with an exit code of its own."""
+
+BLOCKED = {signal.SIGTERM}
+"""Slurm sends it to every process of a job, and a step that is to be finished needs its ranks."""
+
+
 @contextmanager
-def ray_cluster(out: Path) -> Iterator[None]:
+def ray_cluster(out: Path, *, niceness: int = 0) -> Iterator[None]:
     """A Ray cluster of this run's own, behind a token and on the loopback alone, or the one that RAY_ADDRESS names.
 
+    Args:
+        niceness: of its processes, above that of this one.
+
     Raises:
-        UserError: there is no cluster at RAY_ADDRESS, or a port that the environment names is taken.
+        UserError: there is no cluster at RAY_ADDRESS, or a port that the environment names is taken, or the folder of
+            temporary files has too long a name.
         RunError: Ray does not start, or starts a cluster that anybody may join.
     """
-    import ray
-
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # "local": without an address Ray would join whatever cluster somebody has started on this machine.
     address = os.environ.get("RAY_ADDRESS") or "local"
-    with locked_doors() if address == "local" else nullcontext():
+    with ExitStack() as closing:
+        settings: dict[str, str] = {}
+        if address == "local":
+            closing.enter_context(locked_doors())
+            settings = own_processes(closing, niceness)
         try:
-            start_ray(
-                address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                namespace=str(out),
-            )  # fmt: skip
+            with environment(settings):
+                # Ray's own logs are quiet: what fails is raised, and the guard says the rest.
+                start_ray(
+                    address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL,
+                    namespace=str(out),
+                )  # fmt: skip
         except ConnectionError as error:
             raise UserError(
                 f"no Ray cluster at RAY_ADDRESS={address}: {error}; start one, unset RAY_ADDRESS, or, where its nodes "
                 "ask for a token (`ray start` may set one up in ~/.ray), set RAY_AUTH_MODE=token"
             ) from error
+        closing.callback(stop_ray)
+        if address == "local":
+            closing.enter_context(guarded(Path(settings[MARK])))
+            refuse_open_cluster()
+        yield
+
+
+def own_processes(closing: ExitStack, niceness: int) -> dict[str, str]:
+    """A folder for a cluster of one's own. With ``closing`` ends every process of it, whatever has become of Ray, and
+    the folder goes. What killed runs have left of theirs goes first.
+
+    Returns:
+        The environment that the cluster is to be started in.
+    """
+    base = temporary_folder()
+    remove_abandoned(base)
+    folder = Path(tempfile.mkdtemp(prefix=RAY_PREFIX, dir=base))
+    owner = closing.enter_context(open(folder / "new", "w"))  # noqa: SIM115  (ours until it is closed, or we are dead)
+    fcntl.flock(owner, fcntl.LOCK_EX)
+    os.rename(folder / "new", folder / "owner")  # locked before anybody can look for it
+    FOLDERS.add(folder)
+    closing.callback(_end_cluster, folder)
+    return {MARK: str(folder), "RAY_TMPDIR": str(folder), "RAY_worker_niceness": str(niceness)}
+
+
+def _end_cluster(folder: Path) -> None:
+    end_cluster(folder)
+    FOLDERS.discard(folder)
+
+
+@contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables while the context lasts."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def remove_abandoned(base: Path) -> None:
+    """End the processes and remove the folders of clusters whose runs are dead."""
+    for folder in base.glob(f"{RAY_PREFIX}*"):
         try:
-            if address == "local":
-                refuse_open_cluster()
-            yield
-        finally:
-            ray.shutdown()
+            with open(folder / "owner") as owner:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                end_cluster(folder)
+        except OSError:  # it lives, is another user's, or not ours at all
+            continue
+
+
+def end_everything(code: int) -> NoReturn:
+    """End this process where it stands, and all that it started: no lock and no process of the run is left."""
+    ENDING.set()
+    for guard in GUARDS:
+        guard.kill()  # first: all else dies on purpose
+    children = psutil.Process().children(recursive=True)
+    for folder in tuple(FOLDERS):
+        _end_cluster(folder)
+    for child in children:
+        with suppress(psutil.Error):
+            child.kill()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@contextmanager
+def guarded(folder: Path) -> Iterator[None]:
+    """A process beside this one ends what is left of the cluster, should this one not come to it. This one ends with
+    it: after the death of Ray no call of Ray's returns, so nothing could be raised."""
+    from ray._private import ray_constants, worker
+
+    kinds = {"GCS": ray_constants.PROCESS_TYPE_GCS_SERVER, "raylet": ray_constants.PROCESS_TYPE_RAYLET}
+    node = worker._global_node
+    assert node is not None, "a cluster of our own was started"
+    worker.print_to_stdstream = lambda *_, **__: None  # a dead raylet's last 20 lines; the guard says it in one
+    guard = start_guard(folder, {name: node.all_processes[kind][0].process.pid for name, kind in kinds.items()})
+    GUARDS.append(guard)
+    over = threading.Event()
+
+    def wait() -> None:
+        guard.wait()
+        if not (over.is_set() or ENDING.is_set()):
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="guard").start()
+    try:
+        yield
+    finally:
+        over.set()
+        dismiss(guard)
+        GUARDS.remove(guard)
+
+
+def stop_ray() -> None:
+    """``ray.shutdown()``; processes of our own cluster are killed, for they hold nothing that is not on the disk."""
+    import ray
+    from ray._private import worker
+
+    if not ray.is_initialized():
+        return
+    HOSTS.clear()
+    if (node := worker._global_node) is not None:
+        kill = node.kill_all_processes
+        node.kill_all_processes = lambda **_: kill(check_alive=False, allow_graceful=False)
+    ray.shutdown()
 
 
 def start_ray(**options: Any) -> None:
@@ -67,7 +201,8 @@ def start_ray(**options: Any) -> None:
         os.environ.setdefault(name, value)
     for attempt in range(ATTEMPTS):
         try:
-            ray.init(**options)
+            with _term_kept():
+                ray.init(**options)
         except ConnectionError:
             raise
         except Exception as error:  # Ray raises bare exceptions of any class here
@@ -77,6 +212,21 @@ def start_ray(**options: Any) -> None:
                 raise RunError(f"Ray did not start in {ATTEMPTS} attempts: {first}") from error
         else:
             return
+
+
+@contextmanager
+def _term_kept() -> Iterator[None]:
+    """Ray's processes are not sent SIGTERM, and it takes no handler's place in this one; both would end a step amid."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: no Python function
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)  # which children and threads inherit
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
 
 
 GCS_PORT = "RAY_GCS_SERVER_PORT"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ from typing import Any, Literal
 
 from mopd.distill.tracking.console import Progress
 from mopd.recipes.evaluation.cache import SharedAnswers
+from mopd.recipes.run.cluster import end_everything
+
+INTERRUPTED = 130
+"""The exit code of a command that somebody ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +51,31 @@ def quieten_libraries(device: str) -> None:
 
 
 @contextmanager
-def stopping(progress: Progress) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one ends the process where it stands."""
+def stopping(progress: Progress, kept: Callable[[], str]) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, or SIGTERM; the second one ends the process where it stands.
+
+    Args:
+        kept: says what is saved, for a person who does not wait for the step.
+    """
     stop = threading.Event()
 
     def on_interrupt(signum: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        progress.print("Ctrl-C: finishing the step and saving; once more quits at once")
+        name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+        if not stop.is_set():
+            stop.set()
+            progress.print(f"{name}: finishing the step and saving; once more quits at once")
+            return
+        progress.print(f"{name} again: the step is dropped. {kept()}. The same command goes on from there.")
+        if hasattr(sys, "ps1") or "ipykernel" in sys.modules:
+            raise KeyboardInterrupt  # a person's session is not ours to end
+        end_everything(INTERRUPTED)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals reach only the main thread
         return
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    before = {number: signal.signal(number, on_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

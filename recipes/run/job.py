@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from mopd.distill.hosts import HOSTS
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
 from mopd.distill.recipe import DomainRecipe
@@ -86,6 +87,8 @@ class Training:
                 closing.callback(teachers.close)
             student = self._student(closing, context.progress.print)
             samplers = self.samplers(context, closing)
+            if self.evaluator is not None:  # no stage comes after the run itself
+                HOSTS.clear()
             trained = recipe.trained_domains
             parts = self._parts(samplers, teachers, trained, recipe.rollout.keep_verified)
             sampler = method.actor(parts)
@@ -139,6 +142,7 @@ class Training:
             device=self.resolved.device,
             dtype=self.resolved.dtype,
             gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
+            limit_seconds=recipe.faults.rank_seconds,
             closing=closing,
         )
 
@@ -231,7 +235,7 @@ class Training:
             trust_remote_code=recipe.student.trust_remote_code,
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
-        ranks = RayRanks(spec)
+        ranks = RayRanks(spec, recipe.faults)
         closing.callback(ranks.close)
         return DeepSpeedStudent(
             ranks,

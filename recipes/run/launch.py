@@ -9,11 +9,13 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+from mopd.distill.hosts import HOSTS
 from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import Architecture, DomainRecipe, ModelReference, Recipe
 from mopd.distill.recipe.plugins import plugin_digests
-from mopd.distill.storage import claim, write_atomic
+from mopd.distill.storage import check_current, claim, write_atomic
+from mopd.distill.student.rank import import_libraries
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.ledger import ledger_from_rows, read_ledger
 from mopd.distill.tracking.tracker import Tracker, read_jsonl
@@ -28,7 +30,7 @@ from mopd.recipes.resolve.initial import load_tokenizer, make_initial
 from mopd.recipes.resolve.methods import MadeMethod
 from mopd.recipes.resolve.placement import check_cluster, cluster_gpus, stage_requests, stages_at_a_time
 from mopd.recipes.resolve.resolved import Resolved, resolve
-from mopd.recipes.resolve.run_folder import move_aside, note_environment, note_recipe, refuse_changed_recipe
+from mopd.recipes.resolve.run_folder import kept, move_aside, note_environment, note_recipe, refuse_changed_recipe
 from mopd.recipes.resolve.sources import trusted_leaves
 from mopd.recipes.resolve.stages import (
     finished,
@@ -57,7 +59,7 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     Raises:
         UserError: the recipe can't run as it is, another recipe was begun in ``out``, or another process runs there.
         RunError: the world broke; the same command goes on from the last checkpoint.
-        Interrupted: Ctrl-C; the step was finished and saved.
+        Interrupted: Ctrl-C or SIGTERM; the step was finished and saved.
     """
     out = Path(os.path.realpath(out))  # it goes to actors, whose working folder may be another
     resolved = resolve(recipe)
@@ -66,11 +68,11 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     if restart:
         move_aside(out)
     refuse_changed_recipe(recipe, out)
-    with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress) as stop:
+    with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress, partial(kept, out)) as stop:
         for warning in warnings:
             progress.print(f"warning: {warning}")
         if not is_finished(out) or result_damage(out):
-            with ray_cluster(out):
+            with ray_cluster(out, niceness=recipe.run.niceness):
                 carry_out(resolved, RunContext(out, recipe.name, resolved.device, progress, stop), attempt)
         write_report(out)
         progress.print(summary_table(out))
@@ -103,6 +105,7 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
         if not finished(context.out, name, stage_fingerprint(recipe, name))
         or result_damage(stage_folder(context.out, name))
     }
+    prepare_processes(resolved.device, stages=len(todo), parallel=recipe.run.parallel_stages)
     run_stages(
         todo,
         lambda name: make_stage(resolved, name, context),
@@ -113,6 +116,12 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
     write_marker(context.out, steps=recipe.run.steps)
 
 
+def prepare_processes(device: str, *, stages: int, parallel: int) -> None:
+    """Start as many processes as will be wanted at a time, so that the later ones import while the first one works."""
+    if device == "cpu":
+        HOSTS.prepare(max(2, min(stages, parallel)), import_libraries, device)
+
+
 def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str | None = None) -> None:
     """Train one stage of a recipe, or go on with it; what it starts from is there. People know it as ``title``."""
     recipe, folder = resolved.recipe, stage_folder(context.out, name)
@@ -120,7 +129,11 @@ def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str
     say_damage(folder, f"stage {title or name}", context)
     with (
         claim(folder) as attempt,
-        Tracker(folder, sinks=start_sinks(recipe, folder, stage=name, say=context.progress.print)) as tracker,
+        Tracker(
+            folder,
+            sinks=start_sinks(recipe, folder, stage=name, say=context.progress.print),
+            may_write=partial(check_current, folder, attempt),
+        ) as tracker,
     ):
         model = starting_model(
             stage.recipe.student.model,
@@ -138,7 +151,11 @@ def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str
 def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
     """The run itself: measure base and teachers, train the student, write the results."""
     recipe, out = resolved.recipe, context.out
-    with Tracker(out, sinks=start_sinks(recipe, out, say=context.progress.print)) as tracker:
+    with Tracker(
+        out,
+        sinks=start_sinks(recipe, out, say=context.progress.print),
+        may_write=partial(check_current, out, attempt),
+    ) as tracker:
         model = starting_model(recipe.student.model, recipe.domains, recipe.seed, out=out, folder=out, attempt=attempt)
         teachers = teacher_folders(resolved.routes, resolved.teachers, out)
         note_adapters([adapter for name in teachers if (adapter := resolved.teachers[name].adapter)], out)

@@ -24,6 +24,7 @@ def samplers_of_run(
     device: str,
     dtype: str,
     gpus: float,
+    limit_seconds: float,
     closing: ExitStack,
 ) -> Samplers:
     """The samplers of a run or a stage.
@@ -34,6 +35,7 @@ def samplers_of_run(
         initial: the checkpoint that the student starts from.
         dtype: of the student's weights, resolved.
         gpus: the part of a GPU that a process which holds a model takes.
+        limit_seconds: after which one that does not answer is held to hang.
         closing: ends every process that is started.
     """
     # On a CPU two processes measure twice as fast; GPUs are only those that the run needs anyway.
@@ -43,10 +45,10 @@ def samplers_of_run(
         settings=settings,
         student=StudentModel(
             initial,
-            SamplerProcesses(rollout.workers, device, dtype, gpus),
+            SamplerProcesses(rollout.workers, device, dtype, gpus, limit_seconds=limit_seconds),
             lockstep=engine.expert_parallel > 1 or engine.zero_stage == 3,
         ),
-        frozen=SamplerProcesses(measuring, device, dtype, gpus),
+        frozen=SamplerProcesses(measuring, device, dtype, gpus, limit_seconds=limit_seconds),
         measured_support=Support(OVERLAP_K, forced=()),
         closing=closing,
     )
@@ -83,6 +85,13 @@ def teachers_writing(
     writers: dict[str, Sampler] = {}
     for name, model in models.items():
         teacher = teachers[name]
-        process = SamplerProcesses(1, teacher.device, teacher.dtype, teacher.gpus, teacher.settings.resources)
+        process = SamplerProcesses(
+            1,
+            teacher.device,
+            teacher.dtype,
+            teacher.gpus,
+            teacher.settings.resources,
+            limit_seconds=teacher.faults.rank_seconds,
+        )
         writers[name] = samplers.writer(model, process)
     return TeacherSampler(writers, routes=routes)

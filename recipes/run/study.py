@@ -22,7 +22,7 @@ from mopd.recipes.compare.page import chosen_pair, write_comparison
 from mopd.recipes.evaluation.cache import SharedAnswers
 from mopd.recipes.report.page import write_report
 from mopd.recipes.resolve.damage import result_damage
-from mopd.recipes.resolve.run_folder import RECIPE, STUDY, move_aside, note_recipe
+from mopd.recipes.resolve.run_folder import RECIPE, STUDY, kept, move_aside, note_recipe
 from mopd.recipes.resolve.stages import finished, run_jobs, stage_folder
 from mopd.recipes.resolve.study import StudyRun, study_runs
 from mopd.recipes.run.cluster import ray_cluster
@@ -54,7 +54,7 @@ def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
     Raises:
         UserError: a run can't run as it is, was begun with another recipe, or another process runs there.
         RunError: runs failed; the others are finished, and the same command goes on with those.
-        Interrupted: Ctrl-C; every run under way finished its step and saved.
+        Interrupted: Ctrl-C or SIGTERM; every run under way finished its step and saved.
     """
     out = Path(os.path.realpath(out))
     runs = study_runs(study)
@@ -64,13 +64,17 @@ def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
     if restart:
         move_aside(out)
     refuse_changed_runs(runs, out)
-    with claim(out), Progress(title=study.name, keeps_finished=False) as progress, stopping(progress) as stop:
+    with (
+        claim(out),
+        Progress(title=study.name, keeps_finished=False) as progress,
+        stopping(progress, partial(kept, out)) as stop,
+    ):
         prepare(study.name, runs, out)
         failures: Mapping[str, BaseException] = {}
         jobs = unfinished_jobs(runs, out)
         if jobs:
             context = RunContext(out, study.name, device, progress, stop, SharedAnswers(out / "answers"))
-            with ray_cluster(out):
+            with ray_cluster(out, niceness=max(run.resolved.niceness for run in runs)):
                 failures = run_all(study, jobs, context)
         summarize(study, out, progress)
     refuse_unfinished(study, out, failures)

@@ -86,6 +86,7 @@ class SamplerProcesses:
         dtype: of the weights, resolved.
         gpus: the part of a GPU that each takes.
         resources: what each takes of its node besides, by Ray's names.
+        limit_seconds: that one may take for a microbatch or a checkpoint before it is held to hang; None: for ever.
     """
 
     count: int
@@ -93,6 +94,7 @@ class SamplerProcesses:
     dtype: str
     gpus: float = 0.0
     resources: Mapping[str, float] = field(default_factory=dict)
+    limit_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

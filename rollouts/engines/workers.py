@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mopd.distill.hosts import HOSTS
 from mopd.distill.models.load import load_model
 from mopd.distill.types import RunError, Sampler, Weights
 from mopd.rollouts.engines.base import (
@@ -58,60 +59,69 @@ class SamplerWorkers:
     """
 
     def __init__(self, processes: SamplerProcesses) -> None:
-        import ray  # here and below: a recipe is checked without it
-
-        make = ray.remote(_Worker).options(
-            num_cpus=0, num_gpus=processes.gpus, resources=dict(processes.resources or {})
-        )
-        self._actors: list[Any] = [make.remote(processes.device, processes.dtype) for _ in range(processes.count)]
+        self._limit_seconds = processes.limit_seconds
+        self._reusable = processes.device == "cpu" and not processes.gpus and not processes.resources
+        self._hosts = [HOSTS.take(gpus=processes.gpus, resources=processes.resources) for _ in range(processes.count)]
+        for host in self._hosts:
+            host.hold.remote(_Worker, (processes.device, processes.dtype))  # who fails says so when it is asked
 
     @property
     def ranks(self) -> int:
         """How many processes there are."""
-        return len(self._actors)
+        return len(self._hosts)
 
     def load(self, model: FrozenModel) -> None:
         """Hold a checkpoint on every worker, with its adapter, if any, added into its weights."""
-        self._all([actor.load.remote(model.path, model.adapter, model.trust_remote_code) for actor in self._actors])
+        self._reusable = self._reusable and not model.trust_remote_code
+        self._ask("load", [(model.path, model.adapter, model.trust_remote_code)] * self.ranks)
 
     def publish(self, weights: Weights, *, version: int) -> Weights:
         """Copy ``weights`` to every worker, each in its own dtype, under their version; the workers hold them then.
 
         Raises:
-            RunError: a worker died, or holds another version afterwards.
+            RunError: a worker died, hangs, or holds another version afterwards.
         """
         import ray
 
         state = ray.put({name: _as_array(tensor) for name, tensor in weights.state_dict().items()})
-        held = self._all([actor.publish.remote(state, version) for actor in self._actors])
-        if held != [version] * len(self._actors):
+        held = self._ask("publish", [(version,)] * self.ranks, state)
+        if held != [version] * self.ranks:
             raise RunError(f"sampler workers hold versions {held} after publishing version {version}")
         return self
 
     def on_ranks(self, fn: Callable[..., Any], per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call ``fn(module, *args)`` on every worker with its own arguments."""
-        return self._all([a.call.remote(fn, args) for a, args in zip(self._actors, per_rank, strict=True)])
+        return self._ask("call", [(fn, args) for args in per_rank])
 
     def state_dict(self) -> Mapping[str, torch.Tensor]:
         """The weights that the workers hold."""
         return self.on_ranks(_state_dict, [()] * self.ranks)[0]
 
     def close(self) -> None:
-        """End the processes."""
-        import ray
+        """End the processes, or keep them for who needs some next."""
 
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
+        for host in self._hosts:
+            HOSTS.give_back(host, reusable=self._reusable)
+        self._hosts = []
 
-    def _all(self, references: list[Any]) -> list[Any]:
+    def _ask(self, method: str, per_worker: Sequence[tuple[Any, ...]], *stored: Any) -> list[Any]:
+        """The answers of all, each to arguments of its own and to what all find in Ray's store."""
         import ray
         import ray.exceptions
 
+        pairs = zip(self._hosts, per_worker, strict=True)
+        sound, self._reusable = self._reusable, False
         try:
-            return ray.get(references)
+            answers = ray.get([h.ask.remote(method, a, *stored) for h, a in pairs], timeout=self._limit_seconds)
+        except ray.exceptions.GetTimeoutError as error:
+            raise RunError(
+                f"a sampler worker hangs: it did not answer within {self._limit_seconds:g} s, which is "
+                "`faults.rank_seconds`. The last checkpoint resumes the run; raise the limit if it was only slow"
+            ) from error
         except ray.exceptions.RayError as error:
             raise RunError(f"a sampler worker failed: {error}. The last checkpoint resumes the run.") from error
+        self._reusable = sound
+        return answers
 
 
 def _state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:

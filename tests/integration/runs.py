@@ -9,25 +9,29 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import psutil
 from deadline_kit import Deadline
 
+MARK = "MOPD_TEST"
+"""In the environment of a command and of every process that it starts, whoever its parent is by now."""
+
 SECONDS = 400
 """Of a quiet machine, that a command may take."""
 
 
 def mopd(*args: str | Path, **environment: str) -> subprocess.Popen[str]:
-    """`mopd ARGS`, in a session of its own, so that a test can kill it and all that it started."""
+    """`mopd ARGS`, in a session of its own, so that a test can kill it and all that it started; see :func:`left`."""
     return subprocess.Popen(
         [str(Path(sys.executable).with_name("mopd")), *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "WANDB_MODE": "offline", "COLUMNS": "200", **environment},
+        env={**os.environ, MARK: uuid.uuid4().hex, "WANDB_MODE": "offline", "COLUMNS": "200", **environment},
     )
 
 
@@ -81,6 +85,35 @@ def teachers(process: subprocess.Popen[str], number: int) -> list[psutil.Process
         time.sleep(0.05)
         found = [one for one in psutil.Process(process.pid).children(recursive=True) if "TeacherProcess" in _title(one)]
     return found
+
+
+def processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All that a command has started and that live; it lives itself, else see :func:`left`."""
+    return [other for other in _marked(psutil.Process(process.pid).environ()[MARK]) if other.pid != process.pid]
+
+
+def left(mark: str, seconds: float = 60.0) -> list[str]:
+    """What still lives of a command with this mark, once it has ended and had a while to be reaped."""
+    deadline = Deadline(seconds)
+    while (alive := _marked(mark)) and deadline.waits(0.1):
+        pass
+    return [f"{other.pid} {_title(other)}" for other in alive]
+
+
+def mark(process: subprocess.Popen[str]) -> str:
+    """What all processes of a command have in common, while it lives."""
+    return psutil.Process(process.pid).environ()[MARK]
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    marked = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark:
+                marked.append(process)
+        except psutil.Error:  # another user's, or it has just ended
+            continue
+    return marked
 
 
 def retries(out: Path) -> int:

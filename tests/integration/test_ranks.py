@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,11 @@ UNIT = Path(__file__).parent.parent / "unit"
 sys.path.append(str(UNIT))
 
 import ray_kit  # noqa: E402
+from deadline_kit import patience  # noqa: E402
 from store_kit import stored  # noqa: E402
 from student_kit import DOMAINS, make_batch, make_model, make_spec  # noqa: E402
 
-from mopd.distill.recipe import Engine  # noqa: E402
+from mopd.distill.recipe import Engine, FaultRecipe  # noqa: E402
 from mopd.distill.student.driver import DeepSpeedStudent  # noqa: E402
 from mopd.distill.types import Full, NonFinite, RunError, ScoredRollout, UserError  # noqa: E402
 from mopd.recipes.run.cluster import locked_doors  # noqa: E402
@@ -42,6 +44,11 @@ def process_id(module: Any) -> int:
     return os.getpid()
 
 
+def slow_down(module: Any, seconds: float) -> None:
+    """In a rank: every forward pass takes so much longer."""
+    module.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+
+
 def listens_at(module: Any) -> list[str]:
     """In a rank: the addresses at which its process can be reached."""
     sockets = psutil.Process().net_connections(kind="tcp")
@@ -57,7 +64,7 @@ def views(module: Any, batch: list[ScoredRollout]) -> list[bool]:
 
 def test_two_ranks_from_start_to_death(cluster: None, tmp_path: Path) -> None:
     spec = make_spec(make_model(tmp_path), tmp_path / "run", engine=Engine(ranks=2, expert_parallel=2))
-    ranks = RayRanks(spec)
+    ranks = RayRanks(spec, FaultRecipe())
     student = DeepSpeedStudent(
         ranks, spec, shares=dict.fromkeys(DOMAINS, 1.0), updates_per_step=1, share_rule="explicit"
     )
@@ -82,7 +89,30 @@ def test_two_ranks_from_start_to_death(cluster: None, tmp_path: Path) -> None:
     ranks.close()
 
 
+def test_a_rank_that_hangs_is_named_and_one_that_is_only_slow_is_not(cluster: None, tmp_path: Path) -> None:
+    """Rank 0 waits in a reduction for rank 1. A limit far below what the step takes hurts nobody who works."""
+    spec = make_spec(make_model(tmp_path), tmp_path / "run", engine=Engine(ranks=2, microbatch_tokens=32))
+    limit = patience(3.0)
+    ranks = RayRanks(spec, FaultRecipe(rank_seconds=limit))
+    student = DeepSpeedStudent(
+        ranks, spec, shares=dict.fromkeys(DOMAINS, 1.0), updates_per_step=1, share_rule="explicit"
+    )
+    student.weights().on_ranks(slow_down, [(limit / 3,)] * 2)
+    start = time.monotonic()
+    student.update(make_batch(per_domain=4), step=0)
+    assert time.monotonic() - start > limit, "else it shows nothing"
+    pids = student.weights().on_ranks(process_id, [(), ()])
+    os.kill(pids[1], signal.SIGSTOP)
+    try:
+        with pytest.raises(RunError, match="rank 1 of the student hangs: `update` made no progress"):
+            student.update(make_batch(), step=1)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+    ranks.close()
+
+
 def test_a_users_mistake_comes_through(cluster: None, tmp_path: Path) -> None:
     spec = make_spec(make_model(tmp_path), tmp_path / "run", engine=Engine(ranks=1))
     with pytest.raises(UserError, match="does not divide"):
-        RayRanks(replace(spec, engine=Engine(ranks=1, expert_parallel=2)))
+        RayRanks(replace(spec, engine=Engine(ranks=1, expert_parallel=2)), FaultRecipe())

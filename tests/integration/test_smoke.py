@@ -206,22 +206,6 @@ def test_a_killed_run_goes_on_to_the_same_weights(smoke, tmp_path):
     assert sorted(answers) == sorted(expected)
 
 
-def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(smoke, tmp_path):
-    out = tmp_path / "interrupted"
-    process = mopd("run", "smoke", "--out", out)
-    wait_for(process, out / "metrics.jsonl", 2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    code, printed = finish(process)
-    assert code == 130, printed
-    assert "mopd run smoke" in printed
-    assert "Traceback" not in printed
-    saved = sorted((out / "checkpoints").glob("step-*"))
-    last = max(row["step"] for row in rows(out / "metrics.jsonl") if row["kind"] == "train")
-    assert saved[-1].name == f"step-{last:06d}", "the finished step was not saved"
-    run("run", "smoke", "--out", out)
-    assert weights(out) == weights(smoke[0])
-
-
 def test_experts_spread_over_two_ranks(tmp_path):
     out = tmp_path / "ep"
     run("run", "smoke_expert_parallel", "--out", out)

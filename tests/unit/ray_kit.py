@@ -6,12 +6,12 @@ from typing import Any
 
 import ray
 
-from mopd.recipes.run.cluster import start_ray
+from mopd.recipes.run.cluster import start_ray, stop_ray
 
 
 def begin(**options: Any) -> None:
     """Start a cluster of two CPUs in the place of the one that there is, if any."""
-    ray.shutdown()
+    stop_ray()
     start_ray(
         address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from track_apart import log_until_killed, run_apart
 from track_kit import write_run
 
+from mopd.distill.storage import check_current, claim
 from mopd.distill.tracking.jsonl import append_jsonl, read_jsonl, truncate_jsonl
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import RunError
@@ -192,3 +194,17 @@ def test_sigkill_loses_no_line_that_log_returned_from(tmp_path: Path) -> None:
     written_steps = steps(tmp_path / "metrics.jsonl")
     assert written_steps == list(range(1, len(written_steps) + 1))
     assert len(written_steps) in (printed_steps[-1], printed_steps[-1] + 1)
+
+
+def test_an_attempt_that_was_followed_by_another_writes_no_row(tmp_path: Path) -> None:
+    with claim(tmp_path) as attempt:
+        tracker = Tracker(tmp_path, may_write=partial(check_current, tmp_path, attempt))
+        tracker.log("train", 1, {"loss": 1.0})
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with claim(tmp_path):
+        with pytest.raises(RunError, match=r"no longer owns .*; metrics.jsonl was not written"):
+            tracker.log("train", 2, {"loss": 1.0})
+        with pytest.raises(RunError, match="exams"):
+            tracker.append_rows("exams", [{"step": 2}])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    tracker.close()

@@ -15,7 +15,7 @@ from mopd.distill.recipe.files import dump_recipe
 from mopd.distill.storage import claim
 from mopd.distill.types import UserError
 from mopd.recipes.resolve.checkpoints import local_folder
-from mopd.recipes.resolve.run_folder import check_folder, existing_parent, move_aside, refuse_changed_recipe
+from mopd.recipes.resolve.run_folder import check_folder, existing_parent, kept, move_aside, refuse_changed_recipe, size
 
 NOBODY = 65534
 
@@ -37,8 +37,25 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (found,) = check_folder(Path("/proc/mopd/run"), needed_bytes=1)
     assert "/proc/mopd/run cannot be written" in found
     (found,) = check_folder(tmp_path, needed_bytes=1e18)
-    assert "needs about 1000000000.0 GB" in found
+    assert "needs about 909494.7 TiB" in found
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_have_the_unit_that_fits_them() -> None:
+    sizes = {0: "0 bytes", 512: "512 bytes", 3_000_000: "2.9 MiB", 2**30: "1.0 GiB", 1.5 * 2**40: "1.5 TiB"}
+    assert {amount: size(amount) for amount in sizes} == sizes
+
+
+def test_what_is_kept_is_said_of_a_run_its_stages_and_a_study(tmp_path: Path) -> None:
+    out = tmp_path / "study" / "mopd-0"
+    out.mkdir(parents=True)
+    assert kept(out) == "No checkpoint was written yet"
+    for name in ("stages/base/checkpoints/step-000006", "checkpoints/step-000002", "checkpoints/step-000004"):
+        (out / name).mkdir(parents=True)
+    (out / "checkpoints" / "step-000006.tmp-abc").mkdir()
+    (out / "stages" / "base" / "finished.json").write_text("{}")
+    assert kept(out) == "Saved are mopd-0 (after step 4), base (finished)"
+    assert kept(out.parent) == "Saved are mopd-0 (after step 4), mopd-0/stages/base (finished)"
 
 
 def test_a_changed_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:

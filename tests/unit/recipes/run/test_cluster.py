@@ -18,6 +18,7 @@ from student_kit import DOMAINS, make_model, make_rollout, make_spec, student
 
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Full, Prompt, ScoredRollout, UserError
+from mopd.recipes.run.cluster import stop_ray
 from mopd.recipes.run.launch import run
 from mopd.recipes.run.ranks import RayRanks
 from mopd.rollouts.engines.base import Decoding, FrozenModel, SamplerProcesses, SamplerSettings, StudentModel
@@ -33,7 +34,7 @@ BUDGET = 64
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without room for teachers, and a node for each of two."""
-    ray.shutdown()  # of what is shared
+    stop_ray()  # what is shared
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     for side in ("left", "right"):
         made.add_node(num_cpus=1, resources={side: 1.0})
@@ -140,7 +141,7 @@ def test_student_teachers_and_a_sampler_share_one_gpu(cluster: Cluster, tmp_path
     routes = {name: {name: 1.0} for name in DOMAINS}
     pool = TeacherPool(specs, routes=routes, payload="full", faults=FaultRecipe(), say=print)
     spec = make_spec(path, tmp_path / "run", gpus=0.4)
-    ranks = RayRanks(spec)
+    ranks = RayRanks(spec, FaultRecipe())
     with ExitStack() as closing:
         closing.callback(pool.close)
         closing.callback(ranks.close)

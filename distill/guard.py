@@ -1,0 +1,115 @@
+"""Sees to it that no process of a run's Ray cluster outlives the run, whatever ends it; a small process beside the run.
+
+It is told of an orderly end. Where the run is killed, or dies of Ray's death (Ray ends a process whose raylet is dead
+without a word), it says what happened, kills what is left and removes what Ray has written. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+MARK = "MOPD_CLUSTER"
+"""In the environment of every process of a cluster: the folder that Ray writes to. So none of them is overlooked,
+whoever its parent is by now, and a killed run's can be known by the next."""
+
+LOOK_SECONDS = 0.1
+END_SECONDS = 30.0
+"""How long the end of killed processes is waited for."""
+
+
+def start_guard(folder: Path, ray: Mapping[str, int]) -> subprocess.Popen[bytes]:
+    """The process that looks after this one's cluster; :func:`dismiss` it at an orderly end.
+
+    Args:
+        folder: that Ray writes to.
+        ray: process ids without which Ray is dead, by the names that a message gives them.
+    """
+    named = [f"{name}={pid}" for name, pid in ray.items()]
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__, str(folder), str(os.getpid()), *named],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C is not for it
+        env={name: value for name, value in os.environ.items() if name != MARK},
+    )
+
+
+def dismiss(guard: subprocess.Popen[bytes]) -> None:
+    """The run ends its cluster itself."""
+    with suppress(OSError):  # it has ended
+        guard.communicate(b"done\n")
+
+
+def end_cluster(folder: Path) -> None:
+    """Kill every process of the cluster that writes to ``folder``, wait for their end, and remove the folder."""
+    for _ in range(3):  # one may be starting another
+        marked = [process for process in psutil.process_iter() if _mark_of(process) == str(folder)]
+        if not marked:
+            break
+        _kill(marked)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mark_of(process: psutil.Process) -> str | None:
+    try:
+        return None if process.pid == os.getpid() else process.environ().get(MARK)
+    except (psutil.Error, OSError):  # it is another user's, or has ended
+        return None
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=END_SECONDS)
+
+
+def _guard(folder: Path, run: int, ray: Mapping[str, int]) -> None:
+    """Wait for an orderly end, or end all that is left."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    children: list[psutil.Process] = []
+    dead: str | None = None
+    while dead is None:
+        if select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+            if sys.stdin.readline():
+                return
+            break  # the run is dead, and its end of the pipe with it
+        with suppress(psutil.Error):
+            children = psutil.Process(run).children(recursive=True)
+        dead = next((name for name, pid in ray.items() if not _lives(pid)), None)
+    # A killed run takes Ray with it at once; Ray takes a run with it after a while.
+    if dead is not None and not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+        print(
+            f"the run broke: Ray's {dead} (process {ray[dead]}) died, and with it all processes of the run. The last "
+            "checkpoint resumes it: give the same command again",
+            file=sys.stderr,
+            flush=True,
+        )
+    _kill([child for child in children if child.pid != os.getpid()])
+    end_cluster(folder)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _main(folder: str, run: str, *ray: str) -> None:
+    pairs = (named.partition("=") for named in ray)
+    _guard(Path(folder), int(run), {name: int(pid) for name, _, pid in pairs})
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])  # not per token

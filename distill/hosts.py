@@ -1,0 +1,129 @@
+"""Processes of a run that hold one thing after another: a rank of a stage, then one of the run, or what samples.
+
+A process takes seconds of a core to import torch, transformers and DeepSpeed. One that has done its work, was sound to
+the end and ran no code of a user's own is kept for the next that is wanted, within one run. On a GPU none is: its
+memory is only surely free when the process has ended.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ANSWER_SECONDS = 20.0
+"""How long an idle process may take to say that it is there."""
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""What must be there before torch is imported; the rest may be set later."""
+
+
+class Host:
+    """The actor: holds one object at a time, and passes calls on."""
+
+    def __init__(self) -> None:
+        self._held: Any = None
+
+    def hold(self, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Make an object in the place of the one that is here, whose memory is freed first."""
+        self._held = None
+        gc.collect()
+        self._held = make(*args)
+
+    def warm(self, prepare: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Import what will be wanted, while nobody waits for it."""
+        prepare(*args)
+
+    def ask(self, method: str, args: tuple[Any, ...], *stored: Any) -> Any:
+        """The answer of the object that is held to ``stored``, which may lie in Ray's store, and ``args``."""
+        return getattr(self._held, method)(*stored, *args)
+
+    def drop(self) -> bool:
+        """Free what is held; answers that the process is there."""
+        self._held = None
+        gc.collect()
+        return True
+
+
+@dataclass(slots=True)
+class Hosts:
+    """The processes of this process' cluster; those that are idle are waiting for the next who wants one."""
+
+    _fresh: list[Any] = field(default_factory=list)
+    _idle: list[Any] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(
+        self,
+        *,
+        gpus: float = 0.0,
+        resources: Mapping[str, float] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Any:
+        """An actor of :class:`Host`: an idle one that is alive, or else a new one.
+
+        Args:
+            gpus: that it takes of its node; if any, it is new.
+            resources: of Ray, that it takes of its node besides; if any, it is new.
+            environment: what must be set before Python starts, besides :data:`ENVIRONMENT`; if anything, it is new.
+        """
+        import ray
+        import ray.exceptions
+
+        while not (gpus or resources or environment):
+            with self._lock:
+                host = self._idle.pop(0) if self._idle else None
+                if host is None and self._fresh:
+                    return self._fresh.pop(0)
+            if host is None:
+                break
+            try:
+                ray.get(host.drop.remote(), timeout=ANSWER_SECONDS)
+                return host
+            except ray.exceptions.RayError:  # it died, or hangs
+                ray.kill(host)
+        return _start(gpus=gpus, resources=resources or {}, environment=environment or {})
+
+    def prepare(self, count: int, fn: Callable[..., Any], *args: Any) -> None:
+        """Start processes that call ``fn(*args)``, which imports libraries, and wait for who wants one."""
+        for _ in range(count):
+            host = _start(gpus=0.0, resources={}, environment={})
+            host.warm.remote(fn, args)
+            with self._lock:
+                self._fresh.append(host)
+
+    def give_back(self, host: Any, *, reusable: bool) -> None:
+        """Keep a process whose work is done for the next who wants one, or end it."""
+        import ray
+
+        if not reusable:
+            ray.kill(host)
+            return
+        host.drop.remote()
+        with self._lock:
+            self._idle.append(host)
+
+    def clear(self) -> None:
+        """End the idle ones: nobody will want one for long, and each holds memory."""
+        import ray
+
+        with self._lock:
+            idle, self._idle[:], self._fresh[:] = [*self._idle, *self._fresh], [], []
+        for host in idle:
+            ray.kill(host)
+
+
+def _start(*, gpus: float, resources: Mapping[str, float], environment: Mapping[str, str]) -> Any:
+    import ray
+
+    variables = {**ENVIRONMENT, **environment}
+    make = ray.remote(Host).options(
+        num_cpus=0, num_gpus=gpus, resources=dict(resources), runtime_env={"env_vars": variables}
+    )
+    return make.remote()
+
+
+HOSTS = Hosts()
+"""Of the cluster that this process is connected to, of which there is one at a time."""

@@ -1,0 +1,226 @@
+"""`make chaos`: what else goes wrong around a run: its disk, its folder, the clock, W&B, an attempt beside it."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from deadline_kit import CLOCK
+
+sys.path.append(str(Path(__file__).parent.parent / "integration"))
+
+from runs import assert_whole, finish, kill, left, mark, mopd, run, wait_for, weights
+
+STEPS = 4
+TIMES = int(os.environ.get("CHAOS_STORMS", "5"))
+mounts = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small or a read-only disk")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A run that nobody disturbed, and the quiet seconds that it takes once its stages are there."""
+    folder = tmp_path_factory.mktemp("runs")
+    run("run", "smoke", "--out", folder / "first")
+    shutil.copytree(folder / "first" / "stages", folder / "smoke" / "stages")
+    begin = CLOCK.seconds()
+    run("run", "smoke", "--out", folder / "smoke")
+    return folder / "smoke", CLOCK.seconds() - begin
+
+
+@pytest.fixture
+def out(finished: tuple[Path, float], tmp_path: Path) -> Path:
+    """The folder of a run whose stages are there."""
+    shutil.copytree(finished[0] / "stages", tmp_path / "smoke" / "stages")
+    return tmp_path / "smoke"
+
+
+def sleep(seconds: float) -> None:
+    """So many seconds of a quiet machine."""
+    end = CLOCK.seconds() + seconds
+    while CLOCK.seconds() < end:
+        time.sleep(0.02)
+
+
+def ends_in_plain_words(process: subprocess.Popen[str], running: str) -> int:
+    """Wait for the end, which says what happened and leaves no process."""
+    code, printed = finish(process)
+    assert code in (0, 1), printed
+    assert "Traceback" not in printed, printed
+    assert left(running) == []
+    return code
+
+
+@contextmanager
+def mounted(*arguments: str | Path) -> Iterator[None]:
+    subprocess.run(["mount", *map(str, arguments)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(arguments[-1])], check=True)
+
+
+@mounts
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("seed", range(TIMES))
+def test_the_disk_is_full_from_a_random_moment_on(finished: tuple[Path, float], tmp_path: Path, seed: int) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with mounted("-t", "tmpfs", "-o", "size=200m", "tmpfs", disk):
+        out = disk / "smoke"
+        shutil.copytree(finished[0] / "stages", out / "stages")
+        process = mopd("run", "smoke", "--out", out)
+        running = mark(process)
+        sleep(random.Random(seed).uniform(0, finished[1]))
+        subprocess.run(["dd", "if=/dev/zero", f"of={disk / 'filler'}", "bs=64k"], capture_output=True, check=False)
+        code = ends_in_plain_words(process, running)
+        (disk / "filler").unlink()
+        print(f"chaos: disk full {seed}, exit {code}", flush=True)
+        run("run", "smoke", "--out", out)
+        assert_whole(out, steps=STEPS)
+        assert weights(out) == weights(finished[0])
+
+
+@mounts
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("seed", range(TIMES))
+def test_the_folder_is_read_only_from_a_random_moment_on(finished: tuple[Path, float], out: Path, seed: int) -> None:
+    process = mopd("run", "smoke", "--out", out)
+    running = mark(process)
+    sleep(random.Random(seed).uniform(0, finished[1]))
+    with mounted("--bind", out, out):
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(out)], check=True)
+        code = ends_in_plain_words(process, running)
+        assert finish(mopd("run", "smoke", "--out", out))[0] == (0 if code == 0 else 2)
+    print(f"chaos: read-only {seed}, exit {code}", flush=True)
+    run("run", "smoke", "--out", out)
+    assert_whole(out, steps=STEPS)
+    assert weights(out) == weights(finished[0])
+
+
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("seed", range(TIMES))
+def test_the_folder_is_gone_from_a_random_moment_on(finished: tuple[Path, float], out: Path, seed: int) -> None:
+    process = mopd("run", "smoke", "--out", out)
+    running = mark(process)
+    sleep(random.Random(seed).uniform(0, finished[1]))
+    shutil.rmtree(out, ignore_errors=True)
+    code = ends_in_plain_words(process, running)
+    print(f"chaos: folder deleted {seed}, exit {code}", flush=True)
+    shutil.rmtree(out, ignore_errors=True)  # what it has written since
+    run("run", "smoke", "--out", out)
+    assert_whole(out, steps=STEPS)
+    assert weights(out) == weights(finished[0])
+
+
+CLOCK_SET_BACK = """
+import os, threading, time
+real = time.time
+later = real() + float(os.environ["CHAOS_SECONDS"])
+time.time = lambda: real() - (86400.0 if real() >= later else 0.0)
+"""
+
+NO_ATTEMPT_CHECK = """
+import sys, importlib.abc, importlib.util
+
+class Off(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name != "mopd.distill.storage":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            module.is_current = lambda run_dir, attempt: True
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Off())
+"""
+
+
+def customised(folder: Path, code: str) -> dict[str, str]:
+    """The environment of commands whose every Python process runs ``code`` first."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(code))
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
+
+
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("seed", range(TIMES))
+def test_the_clock_is_set_back_a_day_amid_a_run_that_is_then_killed(
+    finished: tuple[Path, float], out: Path, tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    environment = customised(tmp_path / "clock", CLOCK_SET_BACK) | {
+        "CHAOS_SECONDS": str(rng.uniform(0, 2 * finished[1]))
+    }
+    process = mopd("run", "smoke", "--out", out, **environment)
+    running = mark(process)
+    sleep(rng.uniform(finished[1] / 2, 1.5 * finished[1]))
+    kill(process)
+    assert left(running) == []
+    code, printed = finish(mopd("run", "smoke", "--out", out, **(environment | {"CHAOS_SECONDS": "0"})))
+    assert code == 0, printed
+    assert_whole(out, steps=STEPS)
+    assert weights(out) == weights(finished[0])
+
+
+@pytest.mark.timeout(2400)
+def test_a_wandb_server_that_hangs(finished: tuple[Path, float], out: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        logged_in = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "a" * 40, "NO_PROXY": "127.0.0.1", "WANDB_MODE": "online"}
+        process = mopd("run", "smoke", "track.wandb.mode=auto", "--out", out, **logged_in)
+        running = mark(process)
+        assert ends_in_plain_words(process, running) == 0
+    assert_whole(out, steps=STEPS)
+    assert weights(out) == weights(finished[0])
+
+
+def two_attempts(out: Path, environment: dict[str, str]) -> str:
+    """A run is stopped amid its steps; another takes its folder, as on a disk without locks, ends; the first wakes up.
+
+    Returns:
+        What the first printed.
+    """
+    first = mopd("run", "smoke", "--out", out, **environment)
+    running = mark(first)
+    wait_for(first, out / "metrics.jsonl", 2)
+    os.kill(first.pid, signal.SIGSTOP)
+    (out / ".lock").unlink()
+    for stage in (out / "stages").glob("*/.lock"):
+        stage.unlink()
+    code, printed = finish(mopd("run", "smoke", "--out", out, **environment))
+    assert code == 0, printed
+    os.kill(first.pid, signal.SIGCONT)
+    _, printed = finish(first)
+    assert left(running) == []
+    return printed
+
+
+@pytest.mark.timeout(2400)
+def test_of_two_attempts_the_later_one_alone_writes(finished: tuple[Path, float], out: Path) -> None:
+    printed = two_attempts(out, {})
+    assert "no longer owns" in printed
+    assert_whole(out, steps=STEPS)
+    assert weights(out) == weights(finished[0])
+
+
+@pytest.mark.timeout(2400)
+def test_without_the_attempt_check_it_would_not_be_so(out: Path, tmp_path: Path) -> None:
+    """A control: the test above can fail."""
+    two_attempts(out, customised(tmp_path / "off", NO_ATTEMPT_CHECK))
+    with pytest.raises(AssertionError):
+        assert_whole(out, steps=STEPS)
