@@ -78,7 +78,8 @@ def meet(device: str, listener: socket.socket | None = None) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         os.environ["NCCL_SOCKET_IFNAME"] = "=lo"  # that one, and none whose name begins so
     first = (listener or listen(address, port)).detach() if rank == 0 else None
-    store = dist.TCPStore(address, port, ranks, is_master=rank == 0, timeout=default_pg_timeout, master_listen_fd=first)
+    make: Any = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]
+    store = make(address, port, ranks, is_master=rank == 0, timeout=default_pg_timeout, master_listen_fd=first)
     settings: dict[str, Any] = {"store": store, "rank": rank, "world_size": ranks, "timeout": default_pg_timeout}
     if device == "cuda" and ranks > 1:  # as DeepSpeed would
         settings["device_id"] = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -158,7 +158,6 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
     ) as tracker:
         model = starting_model(recipe.student.model, recipe.domains, recipe.seed, out=out, folder=out, attempt=attempt)
         teachers = teacher_folders(resolved.routes, resolved.teachers, out)
-        note_adapters([adapter for name in teachers if (adapter := resolved.teachers[name].adapter)], out)
         job = training(resolved, out, attempt, model=model, teachers=teachers, tracker=tracker)
         source = prompt_source(recipe.domains, job.tasks, job.tokenizer, seed=recipe.seed)
         rollout = recipe.rollout
@@ -230,8 +229,9 @@ def starting_model(
 def teacher_folders(
     routes: Mapping[str, Mapping[str, float]], teachers: Mapping[str, ResolvedTeacher], out: Path
 ) -> dict[str, str]:
-    """The checkpoint of every teacher that is asked, by name."""
+    """The checkpoint of every teacher that is asked, by name; their adapters are those that the run began with."""
     used = {teacher for weights in routes.values() for teacher in weights}
+    note_adapters([teacher.adapter for name, teacher in teachers.items() if name in used and teacher.adapter], out)
     models = {name: teacher.model for name, teacher in teachers.items() if name in used}
     return {
         name: on_disk(model_path(model.source, out=out, folder=out), weights=model.has_weights)
