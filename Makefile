@@ -52,7 +52,7 @@ $(SERVED): Makefile
 	touch $@
 
 test-vllm: install $(SERVED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/vllm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/served_by_vllm
 
 lint: install
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -70,7 +71,9 @@ def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(processes, timeout=END_SECONDS)
+    late = time.monotonic() + END_SECONDS
+    while any(map(_lives, processes)) and time.monotonic() < late:
+        time.sleep(LOOK_SECONDS / 4)
 
 
 def _guard(folder: Path, run: int, ray: Mapping[str, int]) -> None:
@@ -78,6 +81,7 @@ def _guard(folder: Path, run: int, ray: Mapping[str, int]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     children: list[psutil.Process] = []
+    watched = {name: _process(pid) for name, pid in ray.items()}
     dead: str | None = None
     while dead is None:
         if select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
@@ -86,7 +90,7 @@ def _guard(folder: Path, run: int, ray: Mapping[str, int]) -> None:
             break  # the run is dead, and its end of the pipe with it
         with suppress(psutil.Error):
             children = psutil.Process(run).children(recursive=True)
-        dead = next((name for name, pid in ray.items() if not _lives(pid)), None)
+        dead = next((name for name, process in watched.items() if not _lives(process)), None)
     # A killed run takes Ray with it at once; Ray takes a run with it after a while.
     if dead is not None and not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
         print(
@@ -99,9 +103,17 @@ def _guard(folder: Path, run: int, ray: Mapping[str, int]) -> None:
     end_cluster(folder)
 
 
-def _lives(pid: int) -> bool:
+def _process(pid: int) -> psutil.Process | None:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return psutil.Process(pid)
+    except psutil.Error:  # it has ended already
+        return None
+
+
+def _lives(process: psutil.Process | None) -> bool:
+    """Whether it has not ended; its parent may be slow to ask how."""
+    try:
+        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

@@ -18,6 +18,7 @@ THOUGHTS = (
 """Marks around a thought, of the families that write them into the text."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)[ ]?\{")
+_CUT_BOX = re.compile(r"\\(?:boxed|fbox)\s*\Z")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _JOINED = re.compile(r"[\s$,.;*]*(?:(?:\\text\s*\{)?\s*\b(?:and|or)\b\s*\}?)?[\s$,*]*")
 _LONGEST_JOIN = 30  # characters between two boxes that are one answer
@@ -57,6 +58,8 @@ def last_boxed(text: str) -> str | None:
             return ""
         boxes.append((match.start(), end + 1, text[match.end() : end]))
         reached = end
+    if _CUT_BOX.search(text, reached):
+        return ""
     if not boxes:
         return None
     joined = [boxes[-1]]
@@ -66,7 +69,9 @@ def last_boxed(text: str) -> str | None:
             break
         joined.append(box)
     contents = list(dict.fromkeys(content.strip() for _, _, content in reversed(joined)))
-    return ", ".join(contents)
+    inside = ", ".join(contents)
+    inner = last_boxed(inside) if len(contents) == 1 and _BOX.match(inside) else None  # a box in a box
+    return inside if inner is None else inner
 
 
 def _closing_brace(text: str, start: int) -> int | None:

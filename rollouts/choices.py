@@ -27,13 +27,17 @@ _EPITHET = (
     r"(?:is|are|was|were|has|have|can|causes?|lives?)\b"
 )
 """What follows the first letter of a species: "C. elegans is a worm"."""
+_NAMED_BY_LETTERS = ("plan", "vitamin", "type", "hepatitis", "grade", "group", "class", "team", "influenza")
+_NOT_A_NAME = "".join(rf"(?<!(?i:{noun}) )" for noun in _NAMED_BY_LETTERS)
+"""Before a letter that is part of a name."""
 _BEFORE_SMALL = "|".join(
     rf"(?<={before})"
     for before in ("^", "\n", "answer ", "answer: ", "answer:", "answer:\n", "is ", "is: ", "option ", "choice ")
 )
 _MENTION = re.compile(
     r"(?<!\w)[(\[] ?(?P<bracketed>[A-Ja-j]) ?[)\]]"
-    rf"|(?<![\w'\u2019-])(?P<bare>[B-HJ]|A(?! [a-z])|A(?= {_AFTER_A})|I(?! [a-z]|\n[a-z])|I(?= (?:is|was)\b))"
+    rf"|(?<![\w'\u2019-]){_NOT_A_NAME}"
+    rf"(?P<bare>[B-HJ]|A(?! [a-z])|A(?= {_AFTER_A})|I(?! [a-z]|\n[a-z])|I(?= (?:is|was)\b))"
     rf"(?![\w'\u2019]|-\w|\.\w|{_EPITHET})\)?"
     rf"|(?i:{_BEFORE_SMALL})(?P<small>[a-j])(?:\)|(?=[.,;:!?\n]|$| (?:or|and)\b| ?[/&]))"
 )
@@ -43,6 +47,7 @@ _SEPARATOR = r"(?: ?(?:,|/|&|\+) ?| )(?:(?:and|or|nor|maybe|perhaps|possibly|als
 _LIST = rf"{_L}(?:{_SEPARATOR}{_L}){{0,12}}+"
 _NOUN = r"(?:options?|choices?|answers?|letters?|statements?)"
 
+_QUESTION = re.compile(rf"{_LIST} ?\?")
 _DENIALS: tuple[re.Pattern[str], ...] = (
     re.compile(
         r"\b(?:not|cannot be|can't be|\w+n['\u2019]t(?: be)?|rather than|instead of|than|over|rul(?:es?|ed|ing) out|"
@@ -59,18 +64,19 @@ _DENIALS: tuple[re.Pattern[str], ...] = (
         r"(?:plausible|tempting|close|near|similar)\b)",
         re.IGNORECASE,
     ),
-    re.compile(rf"{_LIST} ?\?"),
+    _QUESTION,
 )
 
 _FILL = (
     r"(?:[ \n:=,\u2014\u2013\u2192-]|\b(?:is|was|be|must|should|would|will|has|to|that|thus|then|therefore|"
-    r"clearly|definitely|probably|likely|most|simply|indeed|actually|obviously|certainly|surely|instead|but|it|the|"
+    r"clearly|definitely|probably|likely|most|simply|also|indeed|actually|obviously|certainly|surely|instead|but|it|the|"
     r"option|choice|letter|answer|correct|right|best|final|could|might|may|maybe|only|either|both|in fact)\b){0,14}"
 )
 _CUE = (
-    r"\banswers?\b(?:['\u2019]s\b)?"
+    r"\b(?:answers?\b(?:['\u2019]s\b)?|ans\b\.?)"
+    r"|\b(?:option|choice|answer|statement|one) that [^.\n\u2039]{1,60}? (?:is|would be)\b"
     r"|\b(?:correct|right|best|option|choice|solution|selection|pick|guess|conclusion)"
-    r"(?: (?:option|choice|pick|guess))?"
+    r"(?: (?:option|choice|pick|guess|one))?(?: here| in this case)?"
     r"(?:['\u2019]s| (?:is|was|must be|should be|would be|will be|has to be)\b| ?[:=\u2014\u2013-])"
     r"|\b(?:cho(?:ose|se|osing)|pick(?:ed|ing)?|select(?:ed|ing)?|take|go(?:ing)? (?:with|for)|went with|say|guess|"
     r"conclude|believe|think|vote for|left with|leaves|leaving|settle on|lean(?:ing)? towards?|must be|points? to)\b"
@@ -79,12 +85,21 @@ _CUE = (
 )
 _STATED = re.compile(
     rf"(?:{_CUE}){_FILL}(?P<before>{_LIST})"
-    rf"|(?P<after>{_LIST}):? (?:(?:is|are|was|must be|would be|should be|has to be|seems) )?"
+    rf"|(?P<after>{_LIST}):? "
+    r"(?:(?:is|are|was|must be|would be|should be|has to be|(?:seems|looks|appears|sounds)(?: to be| like)?) )?"
     r"(?:(?:also|clearly|definitely|indeed|therefore|thus|likely|probably|the|most|both|only|one|option|choice) ){0,4}"
-    r"(?:correct|right|best|better|true|answer|accurate|it is|fits?)\b",
+    r"(?:correct|right|best|better|true|answer|accurate|appropriate|suitable|it is|fits?|wins)\b",
     re.IGNORECASE,
 )
-_ALONE = re.compile(rf"(?:^|[.!?;]\s|\n)[\s.:#>-]{{0,8}}(?P<list>{_LIST})[.:!;,]{{0,4}} ?(?=$|\n|(?<=[.!;] ))")
+_ADVERB = (
+    r"(?:(?:definitely|certainly|clearly|obviously|surely|probably|likely|most likely|final|finally|overall|yes|no|ok|"
+    r"okay|without (?:a |any )?doubt|(?:in|to) (?:conclusion|summary|short|sum|summarize|conclude)|by elimination)"
+    r"[ ,:]{1,3})?"
+)
+_ALONE = re.compile(
+    rf"(?:^|[.!?;]\s|\n)[\s.:#>=\u2192\u21d2\u2234-]{{0,8}}(?i:{_ADVERB})(?P<list>{_LIST})"
+    r"[.:!;,]{0,4} ?(?=$|\n|(?<=[.!;] ))"
+)
 _NAMED = re.compile(rf"\b(?:option|choice|letter) ?(?P<list>{_LIST})", re.IGNORECASE)
 _BEGINS = re.compile(rf"(?:^|\n)[ #>.-]{{0,8}}{_L} ?(?:[).:,=\u2014\u2013-]|(?=$|\n|[A-Z\d(\\]))")
 _BRACKETED = re.compile(r"[(\[][A-J][)\]]")
@@ -95,8 +110,8 @@ def chosen_letter(text: str) -> str | None:
     """The option that a text names; None where it names none, or leaves open which one.
 
     Looked at in this order: the last box; the last ``####`` or ``<answer>``; statements such as "the answer is B", "I'd
-    go with B", "B is correct"; a line or sentence that is nothing but the letter; a text that begins with "B)", has a
-    "(B)" or names "option B", and mentions no other.
+    go with B", "B is correct"; a line or sentence that is nothing but the letter; the one line that begins with "B)",
+    if it is the first; a text that has a "(B)" or names "option B", and mentions no other.
     """
     text = after_thinking(text)[-_LONGEST_TEXT:]  # not per token
     for short in (last_boxed(text), marked(text)):
@@ -112,11 +127,15 @@ def chosen_letter(text: str) -> str | None:
     bracketed = _BRACKETED.search(text)
     text = _with_signs(text)
     for denial in _DENIALS:
-        text = denial.sub(" ", text)
-    if stated := [match["before"] or match["after"] for match in _STATED.finditer(text)]:
-        return _only(stated[-1])
+        text = denial.sub(" . " if denial is _QUESTION else " ", text)
+    if stated := list(_STATED.finditer(text)):
+        last = stated[-2:] if re.search(r"\balso\b", stated[-1][0]) else stated[-1:]  # not per token
+        return _only(" ".join(match["before"] or match["after"] for match in last))
     if alone := _ALONE.findall(text):
         return _only(alone[-1])
+    first, _, rest = text.partition("\n")
+    if _BEGINS.match(first) and not _BEGINS.search(rest) and (letter := _only(first)):
+        return letter
     return _only(text) if bracketed or _BEGINS.search(text) or _NAMED.search(text) else None
 
 

@@ -23,6 +23,7 @@ _JOIN = re.compile(r"[\s,]*(?:and|or)?[\s,]*")
 _SENTENCE_END = re.compile(r"\n|(?<!\b[a-z])[.!?](?:\s|$)")
 
 _TEXT = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox|boldsymbol|emph|bf)\*? ?"
+_COMMAND = re.compile(rf"(?:{_TEXT}|\\underline ?)\{{")
 _WRAPPERS = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
@@ -31,7 +32,7 @@ _WRAPPERS = tuple(
         r"\\\[(.*)\\\]",
         r"\*\*(.*)\*\*",
         r"`(.*)`",
-        rf"{_TEXT}\{{([^{{}}]*)\}}",
+        r"\\(?:color|textcolor) ?\{[a-z]{1,20}\} ?(.*)",
         r"\\(?:displaystyle|textstyle) ?(.*)",
     )
 )
@@ -66,6 +67,8 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ("\u00b7", r"\\cdot "),
         (r"\\(?:ne|neq)(?![a-z])", r"\\neq"),
         (r"\^ ?\{? ?\\(?:circ|degree) ?\}?|\u00b0|\\degree(?![a-z])", r"\\text{ degrees}"),
+        (rf"_ ?\{{ ?{_TEXT}\{{ ?(\w+) ?\}} ?\}}", r"_{\1}"),
+        (r"^\\\{ ?[a-z] ?(?::|\\mid|\\colon|\|) ?(.*?) ?\\\}$", r"\1"),
         (r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi "),
         (r"(?<![a-zA-Z\\])infinity(?![a-zA-Z])", r"\\infty"),
         (rf"{_TEXT}\{{ ?([0-9A-Z]+) ?\}} ?_", r"\1_"),
@@ -138,6 +141,7 @@ _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
 }
 _SEPARATOR = re.compile(rf" ?[,;]? ?{_TEXT}\{{ ?,? ?(?:and|or) ?\}} ?| ?[,;] ?(?:and |or )?| (?:and|or) ")
 _RATIO = re.compile(r"[^:,;=]*[\d}] ?(?:: ?[\d\\][^:,;=]*)+")
+_MATRIX = re.compile(r"\\begin ?\{[pbv]?matrix\}(.*)\\end ?\{[pbv]?matrix\}", re.DOTALL)
 _TOKEN = re.compile(r"\\[{}]|\\[a-zA-Z]+|.", re.DOTALL)
 _OPEN = {"(": ")", "[": "]", r"\{": r"\}", "{": "}"}
 _LONGEST_LIST = 100
@@ -245,6 +249,9 @@ def read(text: str) -> Formula:
     if percent:
         return Formula(text[: percent.start()].strip(), None, True)
     text = re.sub(r"^\\(?:approx|sim) ?", "", text)
+    text = _IN.sub("", text)
+    if spelling(text) in ("all real numbers", "all reals", "the real numbers", "real numbers"):
+        text = r"\mathbb{R}"
     if _TRIGONOMETRY.search(text):
         text = _DEGREES.sub(r"(\1\\pi/180)", text)
     if match := _UNIT.fullmatch(text):
@@ -287,6 +294,8 @@ def _plain(text: str) -> str:
             if (match := wrapper.fullmatch(text)) and match[1].strip():
                 text = match[1].strip()
         text = _without_braces(text)
+        if (command := _COMMAND.match(text)) and _closes_at(text[command.end() - 1 :]) == len(text) - command.end():
+            text = text[command.end() : -1].strip()  # not per token
         if text == before:
             break
     for pattern, meant in _REWRITES:
@@ -358,6 +367,16 @@ def parts(text: str) -> FormulaParts | None:
     if len(items) == 1 and _RATIO.fullmatch(text):
         return FormulaParts(":", tuple(item.strip() for item in text.split(":")))
     return FormulaParts("list", items) if len(items) > 1 else None
+
+
+def vector_items(text: str) -> tuple[str, ...] | None:
+    """The entries of a matrix of one row or one column; None of anything else."""
+    match = _MATRIX.fullmatch(text)
+    if match is None:
+        return None
+    rows = [row.strip() for row in re.split(r"\\\\", match[1]) if row.strip()]
+    entries = tuple(rows) if len(rows) > 1 else tuple(entry.strip() for entry in "".join(rows).split("&"))
+    return entries if len(entries) > 1 and not any("&" in entry for entry in entries) else None
 
 
 def _both(before: str, after: str) -> FormulaParts | None:

@@ -39,8 +39,11 @@ class CodeBlock:
     @property
     def definitions(self) -> frozenset[str]:
         """Functions and classes of its top level."""
-        kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-        return frozenset(node.name for node in _top_level(self.tree) if isinstance(node, kinds))
+        return frozenset(
+            node.name
+            for node in _top_level(self.tree)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        )
 
     @property
     def bound(self) -> frozenset[str]:

@@ -63,6 +63,8 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\\frac ?(\d) ?(\d)(?!\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac ?(\d) ?\{"), r"\\frac{\1}{"),
     (re.compile(r"(\\frac ?\{[^{}]{0,60}\}) ?(\d)"), r"\1{\2}"),
+    (re.compile(r"\\(?:color|textcolor) ?\{[a-z]{1,20}\}"), ""),
+    (re.compile(r"\\underline ?\{([^{}]{0,200})\}"), r"\1"),
     (re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\*? ?\{([^{}]{0,200})\}"), r" \1 "),
     (re.compile(r"\\(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan|binom)(?![a-z])"), _OPAQUE),
     (re.compile(r"\b(?:sqrt|sin|cos|tan|log|ln|exp) ?(?=\()"), _OPAQUE),
@@ -99,7 +101,7 @@ _LOOSE_SIGN = re.compile(
 _BULLET = re.compile(r"(?:^|\n) ?[-\u2013] $")
 _TAINT_BEFORE = re.compile(rf"(?:{_OPAQUE}|[A-Za-z]\^) ?\*? ?[{{(]? ?-?$")
 _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|phi|psi|rho|sigma|tau|omega"
-_TAINT_AFTER = re.compile(rf" ?\*? ?(?:{_OPAQUE}|\\(?:{_GREEK})(?![a-z]))| ?\^")
+_TAINT_AFTER = re.compile(rf" ?\*? ?(?:{_OPAQUE}|\\(?:{_GREEK})(?![a-z]))| ?\^|[xyzn](?![A-Za-z\d])")
 _OPERATION = re.compile(r"\s?[-+*/\u00f7\u2013]\s?[\d($.]")
 
 _WORD = (
@@ -118,11 +120,20 @@ _OR = re.compile(
     re.IGNORECASE,
 )
 _DENIED = re.compile(rf"\b(?:not|rather than|instead of) {_CURRENCY}?-?$", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"[,;:\n]|[.!?]\s+\S|\b(?:and|so|then|or|which|but|is|are|leaves|makes|gives)\b|[-+*/^\u00a4\\]", re.IGNORECASE
+)
+"""What begins another thought after a result."""
+_CIRCUMSTANCE = re.compile(
+    rf"[^.=:;?!\n]*\b(?:after|over|within|during|for|in)\s(?:the\s|all\s|only\s|just\s)?{_CURRENCY}?", re.IGNORECASE
+)
+"""Before a number that says under which circumstances the one before it holds: "45 miles after 4 hours"."""
 _BETWEEN = re.compile(rf"\bbetween\s{_CURRENCY}?\s?-?$", re.IGNORECASE)
 _LABEL = re.compile(r"^\s*(?:a|answer|final answer)\s*[:=]\s*(?=\S)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|[.!?](?:\s|$)")
 _WORDS = re.compile("[A-Za-z]{2,}")
 _PROSE = re.compile(r"\b(?!(?:and|or|am|pm|USD|EUR|GBP)\b)[A-Za-z]{2,}", re.IGNORECASE)
+_REMARK = re.compile(r"\s\([^()]{0,120}[A-Za-z]{3}[^()]{0,120}\)\W*\Z")
 _FACTORIAL = re.compile(r"\d\s?!")
 _LONGEST_VALUE = 8  # words besides numbers of a gold answer of several numbers
 
@@ -239,11 +250,26 @@ def _numbers(text: str) -> list[re.Match[str]]:
     ]
 
 
+def _after_equals(text: str) -> str:
+    """Prose up to the number that follows the last ``=``, where no clause of its own comes after that."""
+    equals = text.rfind("=")
+    number = None if equals < 0 else _NUMBER.search(text, equals)
+    if (
+        number is None
+        or _CLAUSE.search(text, number.end())
+        or text[equals + 1 : number.start()].strip(" $\u20ac\u00a3-")
+    ):
+        return text
+    return text[: number.end()]
+
+
 def _last_values(text: str, count: int) -> tuple[Fraction, ...] | None:
     """The last ``count`` numbers of prose; None where there are fewer, or the text leaves open which one it means."""
     matches = _numbers(text)[-max(count, 2) :]  # not per token
     if len(matches) < count:
         return None
+    if count == 1 and len(matches) == 2 and _CIRCUMSTANCE.fullmatch(text, matches[0].end(), matches[1].start()):
+        return _last_values(text[: matches[1].start()], 1)
     if count == 1 and len(matches) == 2 and _is_open(text, *matches):
         return None
     numbers = [_value(match, text) for match in matches[-count:]]  # not per token
@@ -308,7 +334,11 @@ def answer_values(text: str, count: int) -> tuple[Fraction, ...] | None:
     short = marked(text)
     text = plain((text if short is None else short)[-_LONGEST_TEXT:]).strip()  # not per token
     if "\n" not in text and not _PROSE.search(text) and (numbers := _strict(text)) is not None:
-        return numbers
+        return numbers if len(numbers) >= count else _last_values(text, count)
     phrase = after_phrase(text)
     sentence = "" if phrase is None else _SENTENCE_END.split(phrase.lstrip(), maxsplit=1)[0]
-    return _first_values(sentence, count) if _NUMBER.search(sentence) else _last_values(text, count)
+    if _NUMBER.search(sentence):
+        return _first_values(sentence, count)
+    remark = _REMARK.search(text)
+    text = _after_equals(text) if count == 1 else text
+    return _last_values(text[: remark.start()] if remark and _NUMBER.search(text, 0, remark.start()) else text, count)

@@ -32,7 +32,6 @@ LARGEST_BIAS = 0.399
 FAR = 3.0
 """Standard errors from 0 beyond which cutting at 0 changes nothing."""
 
-
 LEAST_OF_NORMALS = (0.0, 0.5642, 0.8463, 1.0294, 1.163, 1.2672, 1.3522, 1.4236, 1.485, 1.5388)
 """By how many standard errors the least of 1 to 10 equal numbers is too low on average. Of more it is a little more."""
 
@@ -178,7 +177,7 @@ def _halves(questions: int, ways: int = 8) -> list[npt.NDArray[np.bool_]]:
         return []
     rng = np.random.default_rng(questions)
     even_Q = np.arange(questions) % 2 == 0
-    return [rng.permutation(even_Q) for _ in range(ways)]
+    return [even_Q[rng.permutation(questions)] for _ in range(ways)]
 
 
 def difference_of_least(first: Quotients, second: Quotients, difference: Quotients, tail: float = TAIL) -> Extreme:

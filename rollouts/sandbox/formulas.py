@@ -22,6 +22,7 @@ from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy.core.function import AppliedUndef
 
+from mopd.rollouts.choices import chosen_letter
 from mopd.rollouts.latex import (
     ASKED_WHETHER_READABLE,
     Formula,
@@ -33,6 +34,7 @@ from mopd.rollouts.latex import (
     parts,
     read,
     spelling,
+    vector_items,
 )
 from mopd.rollouts.quantities import answer_values, values
 
@@ -44,6 +46,7 @@ _DIGITS, _CLOSE = 60, sympy.Float("1e-45", 60)
 _POINTS = [sympy.Rational(a, b) for a, b in ((3, 7), (-5, 3), (17, 11), (29, 5), (-1, 13), (101, 3), (7, 19), (-43, 9))]
 """Values of variables at which expressions are compared."""
 _LEAST_POINTS = 3
+_SAYS = re.compile(r"\b(?:is|are|equals|get|gives)\s|[:=]\s")
 _LONGEST_MATCH = 40  # items of a list without order
 _DEEPEST = 4  # lists in lists
 
@@ -123,7 +126,10 @@ def equal(answer: str, text: str) -> bool:
     if wanted is not None:
         return wanted == answer_values(text, len(wanted))
     lines = text.strip().splitlines()
-    return formula is None and bool(lines) and (_same(gold, lines[-1]) or _same_as_prose(gold, lines[-1]))
+    if formula is not None or not lines:
+        return False
+    ends = (lines[-1], _SAYS.split(lines[-1])[-1])
+    return any(_same(gold, end) for end in ends) or _same_as_prose(gold, lines[-1])
 
 
 def readable(answer: str) -> bool:
@@ -146,16 +152,28 @@ def _same(gold: str, got: str, depth: int = 0) -> bool:
         return False
     if _squeezed(a.text) == _squeezed(b.text):
         return True
+    if in_words(a.text) and re.fullmatch("[A-Ja-j]", spelling(a.text)):
+        return chosen_letter(rf"\boxed{{{got}}}") == spelling(a.text).upper()
     if in_words(a.text) or in_words(b.text):
         return spelling(a.text) == spelling(b.text)
+    if (a.unit == "degree") != (b.unit == "degree") and r"\pi" in (b.text if a.unit == "degree" else a.text):
+        return _same_value(_in_radians(a), _in_radians(b))
     if a.base is not None or b.base is not None or depth > _DEEPEST:
         return depth <= _DEEPEST and (a.base is None) != (b.base is None) and _same_named(a.text, b.text, depth)
     left, right = parts(a.text), parts(b.text)
+    if left is None and right is not None and right.kind == "()" and (entries := vector_items(a.text)):
+        left = FormulaParts("()", entries)
+    if right is None and left is not None and left.kind == "()" and (entries := vector_items(b.text)):
+        right = FormulaParts("()", entries)
     if left is not None and right is not None and not (_is_interval(left) and right.kind == "union"):
         return _same_parts(left, right, depth + 1)
     if any(items is not None and items.kind in ("list", ":") for items in (left, right)):
         return _same_named(a.text, b.text, depth)
     return _same_value(a, b) or _same_named(a.text, b.text, depth)
+
+
+def _in_radians(angle: Formula) -> Formula:
+    return Formula(rf"({angle.text}) \cdot \pi/180") if angle.unit == "degree" else angle
 
 
 def _differ(gold: object, got: object) -> bool:
@@ -180,13 +198,20 @@ def _is_interval(items: FormulaParts) -> bool:
 
 def _same_parts(gold: FormulaParts, got: FormulaParts, depth: int) -> bool:
     """Sets and bare lists have no order; tuples, intervals and what is compared with them have, and their brackets."""
-    if len(gold.items) != len(got.items) or (gold.kind == "union") != (got.kind == "union"):
+    if len(gold.items) != len(got.items):
+        return False
+    if (gold.kind == "union") != (got.kind == "union") and not _are_relations(got if gold.kind == "union" else gold):
         return False
     if gold.kind in ("list", "{}", "union") and got.kind in ("list", "{}", "union"):
         return _same_items(gold.items, got.items, depth)
     if "{}" in (gold.kind, got.kind) or (gold.kind != got.kind and "list" not in (gold.kind, got.kind)):
         return False
     return all(_same(a, b, depth) for a, b in zip(gold.items, got.items, strict=True))
+
+
+def _are_relations(items: FormulaParts) -> bool:
+    """Whether a list is one of inequalities, as ``x < 1 or x > 2``, which is a union of intervals."""
+    return items.kind == "list" and all(re.search(r"[<>]|\\[lg]eq?(?![a-z])", item) for item in items.items)
 
 
 def _same_items(gold: Sequence[str], got: Sequence[str], depth: int) -> bool:
@@ -261,6 +286,8 @@ def _parsed(text: str) -> Any:
 
 def _exact(value: Any) -> Any:
     try:
+        if not value.has(sympy.Sum, sympy.Product):
+            value = value.subs({name: sympy.I for name in value.free_symbols if name.name == "i"})
         return value.xreplace({number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)})
     except Exception:  # what sympy makes of odd formulas can raise anything
         return value
@@ -307,7 +334,8 @@ def _same_constants(a: Any, b: Any) -> bool:
     if (a.is_Rational and b.is_Rational) or a.is_finite is False or b.is_finite is False:
         return False
     if a == 0 or b == 0:
-        return bool(sympy.simplify(a - b) == 0)
+        difference: Any = a - b
+        return bool(sympy.simplify(difference) == 0)
     left, right = a.evalf(_DIGITS, maxn=400), b.evalf(_DIGITS, maxn=400)
     larger = max(abs(left), abs(right))
     return bool(abs(left - right) <= larger * _CLOSE)

@@ -54,6 +54,8 @@ class Judge(Peer):
         self.always_carry = always_carry
         self.unseen_change = False
         """Whether a call changed arguments and the tests' own objects were left as they were."""
+        self.failed_inside: AssertionError | None = None
+        """An assertion of the tests that failed while the program waited for it: the program could catch it."""
         self._exported: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._remotes: dict[int, Remote] = {}
@@ -103,6 +105,8 @@ class Judge(Peer):
 
     def raised(self, error: BaseException) -> list[Encoded]:
         """See :meth:`Peer.raised`."""
+        if isinstance(error, AssertionError):
+            self.failed_inside = self.failed_inside or error
         known = (kind for kind in type(error).__mro__ if kind in self._error_numbers or kind.__name__ in PROGRAM_NAMES)
         kind = next(known)
         try:
@@ -144,6 +148,8 @@ class Judge(Peer):
         target = values[1] if kind == "isinstance" else values[0]
         if not any(id(value) in self._numbers for value in values):
             raise TypeError(f"{kind} of an object that the tests did not hand over")
+        if kind == "type":
+            raise TypeError("the type of an object of the tests")
         if kind in ("get", "set", "del") and (type(target).__module__ != "tests" or str(values[1]).startswith("_")):
             raise AttributeError(values[1])
         return super().perform(kind, *values)
@@ -323,6 +329,8 @@ def run_tests(tests: str, judge: Judge) -> None:
     names |= {name: facade(name) for name in MODULES if "." not in name}
     exec(code, names)
     _run_collected({name: value for name, value in names.items() if value is not given.get(name)})
+    if judge.failed_inside is not None:
+        raise judge.failed_inside
 
 
 def _type_of(judge: Judge, value: object) -> Any:

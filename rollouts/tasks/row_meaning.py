@@ -116,7 +116,9 @@ def _refuse_unusable(source: Source, problem: Problem) -> None:
     column = source.answer if problem.tests is None else source.tests
     for gold in problem.golds if problem.tests is None else (problem.tests,):
         if reason := gold_problem(source.verifier, gold):
-            raise ValueError(f"`{column}`, {short(gold)}, {reason} (verifier {source.verifier!r})")
+            hint = "; `options` and `answer_names` say what else an answer may be"
+            hint = hint if source.verifier == "choice" and source.options is None else ""
+            raise ValueError(f"`{column}`, {short(gold)}, {reason} (verifier {source.verifier!r}){hint}")
 
 
 # ---- cells

@@ -37,6 +37,8 @@ FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "cs
 
 IN_MEMORY = 256 << 20
 """Bytes of a JSON file that is held in memory."""
+REASON_CHARS = 500
+"""Of the reason that a reader gives, as a message has it."""
 MOST_FILES = 10_000
 """Files of a folder with a dataset: the library lists all of them, several times."""
 
@@ -247,10 +249,10 @@ def load(source: Source, split: str) -> RowTable:
     except UserError:
         raise
     except Exception as error:  # the library, and the readers below it, raise anything
-        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+        reason = " ".join(lines[:3])[:REASON_CHARS] or type(error).__name__
         raise UserError(
-            f"dataset {source.path!r}, split {split!r}, can't be read: {reason[0]}; "
-            "fix the path, the name or the content"
+            f"dataset {source.path!r}, split {split!r}, can't be read: {reason}; fix the path, the name or the content"
         ) from error
 
 
