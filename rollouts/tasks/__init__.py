@@ -1,4 +1,9 @@
-"""The shipped tasks: prompts made from a seed, gold answers, verifiers. One file per task, named in :data:`TASKS`."""
+"""The shipped tasks: prompts made from a seed, gold answers, verifiers. One file per task, named in :data:`TASKS`.
+
+dataset.py makes a task of any dataset: tables.py reads rows as they are written, row_meaning.py says what a row asks
+and what is right, rendering.py writes it for the student, dataset_rows.py deals rows out to splits. A further leaf of a
+row's meaning stands in distill/recipe/source.py and is read in row_meaning.py or rendering.py.
+"""
 
 from __future__ import annotations
 
