@@ -69,7 +69,10 @@ def own_task(reference: str, *, where: str) -> Task:
 
 
 def fingerprint(task: Task, *, seed: int) -> str:
-    """A hash of a task's first 32 test problems, or of fewer where it has no more: scores with different fingerprints are not to be compared."""
+    """A hash of a task's first 32 test problems, or of all where it has fewer.
+
+    Scores with different fingerprints are not to be compared.
+    """
     digest = hashlib.sha256()
     for index in range(32):
         try:
