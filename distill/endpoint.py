@@ -6,6 +6,7 @@ Two things are done about them: what was lost is asked again, and what was refus
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,8 +52,13 @@ class Endpoint:
             where: the leaf of the recipe that names the variable.
 
         Raises:
-            UserError: the variable is not set, or holds what no header can carry.
+            UserError: the variable is not set, or holds what no header can carry; or it is no variable's name.
         """
+        if key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", key_env, re.ASCII):
+            raise UserError(
+                f"`{where}` is no name of an environment variable (and is not shown: it may be the key itself); export "
+                "the key, and give the variable's name"
+            )
         key = os.environ.get(key_env) if key_env is not None else None
         if key_env is not None and not key:
             raise UserError(f"`{where}` is {key_env}, and no environment variable of that name is set; export it")
@@ -99,6 +105,13 @@ class Endpoint:
             raise EndpointRefused(f"{self} gave {len(choices)} choices for {len(prompts)} prompts; one each is needed")
         return choices
 
+    def _words(self, answer: httpx.Response) -> str:
+        """What the server said, shortened; some repeat the key that they refuse."""
+        words = _server_message(answer)
+        if self.key is not None:
+            words = words.replace(self.key.get_secret_value(), "[the key]")
+        return words[:300]
+
     def _client(self, seconds: float | None) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.key.get_secret_value()}"} if self.key is not None else {}
         timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
@@ -112,13 +125,13 @@ class Endpoint:
         except httpx.TransportError as error:
             raise EndpointLost(f"no answer from {self.url} ({type(error).__name__}: {error})") from None
         if answer.status_code in LATER or answer.status_code >= 500:
-            raise EndpointLost(f"{self} answered {answer.status_code}: {_server_message(answer)}")
+            raise EndpointLost(f"{self} answered {answer.status_code}: {self._words(answer)}")
         if answer.status_code >= 300:
-            raise EndpointRefused(f"{self} answered {answer.status_code}: {_server_message(answer)}")
+            raise EndpointRefused(f"{self} answered {answer.status_code}: {self._words(answer)}")
         try:
             content = answer.json()
         except ValueError:
-            raise EndpointRefused(f"{self} answered with no JSON: {answer.text[:200]!r}") from None
+            raise EndpointRefused(f"{self} answered with no JSON: {self._words(answer)!r}") from None
         if not isinstance(content, dict):
             raise EndpointRefused(f"{self} answered with a {type(content).__name__}; a JSON object is needed")
         return content
@@ -130,4 +143,4 @@ def _server_message(answer: httpx.Response) -> str:
         error = answer.json().get("error", answer.text)
     except (ValueError, AttributeError):
         error = answer.text
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
+    return str(error.get("message", error) if isinstance(error, dict) else error)

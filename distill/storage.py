@@ -3,17 +3,25 @@
 A run's folder is claimed by one attempt at a time: a lock that dies with its process refuses a second live run, and
 the attempt's id is written beside it. Processes of a killed attempt live on for seconds; whatever they have half
 written, :func:`publish` lets only the current attempt give a file or folder its final name.
+
+A folder that is published is sealed: ``manifest.json`` lists its files with bytes and SHA-256, and ``manifest.sha256``,
+written last, is the SHA-256 of that list. :func:`damage` says what of it is no longer as it was written. This finds
+what disks, copies and people do by mistake; whoever may write into the folder can seal it anew.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from mopd.distill.errors import RunError, UserError
 
@@ -88,17 +96,28 @@ def check_current(run_dir: str | Path, attempt: str, name: str) -> None:
         raise RunError(f"attempt {attempt} no longer owns {run_dir}; {name} was not written")
 
 
-def publish(run_dir: str | Path, attempt: str, temporary: str | Path, final: str | Path) -> None:
-    """Give a finished file or folder its final name, if ``attempt`` still owns the run.
+def publish(
+    run_dir: str | Path,
+    attempt: str,
+    temporary: str | Path,
+    final: str | Path,
+    digests: Mapping[str, Digest] | None = None,
+) -> None:
+    """Seal a finished folder and give it its final name, if ``attempt`` still owns the run.
 
     Everything below ``temporary`` reaches the disk first. A folder that has the final name already is replaced.
     The check and the rename happen under the lock that :func:`claim` takes to write a new id, so an old attempt
     cannot slip in between.
 
+    Args:
+        digests: of files that were hashed as they were written; see :func:`seal`.
+
     Raises:
         RunError: a newer attempt owns the run; ``temporary`` is removed and nothing is published.
     """
     temporary, final = Path(temporary), Path(final)
+    if temporary.is_dir():
+        seal(temporary, digests)
     for path in [temporary, *temporary.rglob("*")]:
         _fsync(path)
     with publishing(run_dir):
@@ -116,6 +135,145 @@ def publish(run_dir: str | Path, attempt: str, temporary: str | Path, final: str
         else:
             os.replace(temporary, final)
         _fsync(final.parent)
+
+
+MANIFEST, SEAL = "manifest.json", "manifest.sha256"
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A file's content: its bytes, and their SHA-256 in hexadecimal digits."""
+
+    bytes: int
+    sha256: str
+
+
+class HashingFile:
+    """A binary file that is hashed as it is written; takes writes alone, from first byte to last."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+
+    def write(self, data: Any) -> int:
+        """Write ``data``, any buffer of bytes."""
+        self._hash.update(data)
+        self._bytes += memoryview(data).nbytes
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Hand over to the system what was written."""
+        self._file.flush()
+
+    def digest(self) -> Digest:
+        """Of what was written so far."""
+        return Digest(self._bytes, self._hash.hexdigest())
+
+
+def digest_of(path: str | Path) -> Digest:
+    """Of the file at ``path``."""
+    hashed, read = hashlib.sha256(), 0
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(BLOCK_BYTES):
+            hashed.update(block)
+            read += len(block)
+    return Digest(read, hashed.hexdigest())
+
+
+def seal(folder: str | Path, digests: Mapping[str, Digest] | None = None) -> str:
+    """List a folder's files with their digests in it, and write the list's own SHA-256 last; returns that.
+
+    Args:
+        digests: of files, by their paths within the folder, that were hashed as they were written; the rest is read.
+    """
+    folder, known = Path(folder), digests or {}
+    files = {name: asdict(known.get(name) or digest_of(path)) for name, path in files_of(folder).items()}
+    content = json.dumps({"format": 1, "files": files}, indent=1).encode() + b"\n"
+    write_atomic(folder / MANIFEST, content)
+    own = hashlib.sha256(content).hexdigest()
+    write_atomic(folder / SEAL, own + "\n")
+    return own
+
+
+def seal_of(folder: str | Path) -> str | None:
+    """What a folder was sealed with; None where it was not, or the file is gone or is no seal."""
+    try:
+        text = (Path(folder) / SEAL).read_text().strip()
+    except (OSError, ValueError):
+        return None
+    return text if len(text) == 64 and set(text) <= set("0123456789abcdef") else None
+
+
+def is_sealed(folder: str | Path) -> bool:
+    """Whether anything says how a folder was written; an earlier version of mopd, and other programs, leave nothing."""
+    return any((Path(folder) / name).exists() for name in (MANIFEST, SEAL))
+
+
+def damage(folder: str | Path, *, part: int = 0, parts: int = 1) -> tuple[str, ...]:
+    """What is wrong with the files of a sealed folder, a predicate of each; nothing where it is whole or not sealed.
+
+    Args:
+        part: which of ``parts`` equal parts of its bytes to read; names and sizes are compared by the first.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return (f"{folder.name} is missing",)
+    if not is_sealed(folder):
+        return ()
+    try:
+        content = (folder / MANIFEST).read_bytes()
+    except OSError:
+        return (f"{MANIFEST} is missing",)
+    own, text = hashlib.sha256(content).hexdigest(), seal_of(folder)
+    if own != text:
+        return (f"{MANIFEST} is not the list that {SEAL} {'is of' if text else 'should be of'}",)
+    listed = {name: Digest(**values) for name, values in json.loads(content)["files"].items()}
+    there = files_of(folder)
+    problems = [] if part else [f"{name} was not written with it" for name in sorted({*there} - {*listed})]
+    for name, digest in listed.items():
+        size = there[name].stat().st_size if name in there else None
+        if size != digest.bytes and not part:
+            problems.append(f"{name} is missing" if size is None else f"{name} has {size} bytes and not {digest.bytes}")
+    whole = [name for name in listed if name in there and there[name].stat().st_size == listed[name].bytes]
+    for name in _part_of(whole, listed, part, parts):
+        if digest_of(there[name]) != listed[name]:
+            problems.append(f"{name} has other bytes than were written")
+    return tuple(problems)
+
+
+def _part_of(names: list[str], listed: Mapping[str, Digest], part: int, parts: int) -> list[str]:
+    """The largest go first, each to the part that has the fewest bytes."""
+    shares: list[list[str]] = [[] for _ in range(parts)]
+    bytes_of = [0] * parts
+    for name in sorted(names, key=lambda name: (-listed[name].bytes, name)):
+        least = bytes_of.index(min(bytes_of))
+        shares[least].append(name)
+        bytes_of[least] += listed[name].bytes
+    return shares[part]
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """The files below a folder by their paths within it, sorted, but for those that a seal is made of."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path for name, path in files.items() if name not in (MANIFEST, SEAL)}
+
+
+def set_aside(run_dir: str | Path, attempt: str, folder: str | Path) -> Path:
+    """Give a damaged folder the name ``NAME.damaged``, in the place of what has it already; returns where it is.
+
+    Raises:
+        RunError: a newer attempt owns the run.
+    """
+    folder = Path(folder)
+    aside = folder.with_name(f"{folder.name}.damaged")
+    with publishing(run_dir):
+        check_current(run_dir, attempt, aside.name)
+        remove(aside)
+        os.replace(folder, aside)
+        _fsync(folder.parent)
+    return aside
 
 
 def remove(path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``mopd run | check | compare | eval | schema``, and the one place where exit codes are decided.
+"""The command line: ``mopd run | check | compare | audit | eval | schema``, and where exit codes are decided.
 
 0: done, by the recipe's stop rule too. 1: the run broke, the last checkpoint resumes. 2: the user can fix it.
 130: interrupted.
@@ -158,6 +158,15 @@ def compare(
     console.print(Text(f"page: {page}"), soft_wrap=True)
 
 
+@app.command()
+def audit(run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run or a study")]) -> None:
+    """Say which weights of a run are as they were written: checkpoints, students, adapters. Exit status 2: not all."""
+    from mopd.recipes.audit_command import show
+
+    if not show(run, Console()):
+        raise typer.Exit(USER_CAN_FIX)
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint's folder, or a Hub id")],
@@ -187,6 +196,7 @@ def evaluate(
     from mopd.distill.errors import UserError
     from mopd.recipes.evaluation.command import evaluate_model, measured_json, measured_table
     from mopd.recipes.resolve.checkpoints import local_folder, read_checkpoint
+    from mopd.recipes.resolve.damage import refuse_damaged
 
     if (tasks is None) == (recipe is None):
         raise UserError("give --tasks, or --recipe: which questions the model is asked")
@@ -196,6 +206,7 @@ def evaluate(
     # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
     is_folder = os.path.isdir(model) and not Path(model).is_absolute()
     folder = local_folder(f"./{model}" if is_folder else model)
+    refuse_damaged(folder, "put it back as it was")
     read_checkpoint(folder, permit="give --trust-remote-code", trust_remote_code=trust_remote_code)
     measured = evaluate_model(folder, questions, samples=samples, trust_remote_code=trust_remote_code)
     if json_file is not None:

@@ -73,7 +73,8 @@ _FILL = (
     r"option|choice|letter|answer|correct|right|best|final|could|might|may|maybe|only|either|both|in fact)\b){0,14}"
 )
 _CUE = (
-    r"\banswers?\b(?:['\u2019]s\b)?"
+    r"\b(?:answers?\b(?:['\u2019]s\b)?|ans\b\.?)"
+    r"|\b(?:option|choice|answer|statement|one) that [^.\n\u2039]{1,60}? (?:is|would be)\b"
     r"|\b(?:correct|right|best|option|choice|solution|selection|pick|guess|conclusion)"
     r"(?: (?:option|choice|pick|guess|one))?(?: here| in this case)?"
     r"(?:['\u2019]s| (?:is|was|must be|should be|would be|will be|has to be)\b| ?[:=\u2014\u2013-])"
@@ -87,7 +88,7 @@ _STATED = re.compile(
     rf"|(?P<after>{_LIST}):? "
     r"(?:(?:is|are|was|must be|would be|should be|has to be|(?:seems|looks|appears|sounds)(?: to be| like)?) )?"
     r"(?:(?:also|clearly|definitely|indeed|therefore|thus|likely|probably|the|most|both|only|one|option|choice) ){0,4}"
-    r"(?:correct|right|best|better|true|answer|accurate|it is|fits?|wins)\b",
+    r"(?:correct|right|best|better|true|answer|accurate|appropriate|suitable|it is|fits?|wins)\b",
     re.IGNORECASE,
 )
 _ADVERB = (
@@ -96,7 +97,8 @@ _ADVERB = (
     r"[ ,:]{1,3})?"
 )
 _ALONE = re.compile(
-    rf"(?:^|[.!?;]\s|\n)[\s.:#>-]{{0,8}}(?i:{_ADVERB})(?P<list>{_LIST})[.:!;,]{{0,4}} ?(?=$|\n|(?<=[.!;] ))"
+    rf"(?:^|[.!?;]\s|\n)[\s.:#>=\u2192\u21d2\u2234-]{{0,8}}(?i:{_ADVERB})(?P<list>{_LIST})"
+    r"[.:!;,]{0,4} ?(?=$|\n|(?<=[.!;] ))"
 )
 _NAMED = re.compile(rf"\b(?:option|choice|letter) ?(?P<list>{_LIST})", re.IGNORECASE)
 _BEGINS = re.compile(rf"(?:^|\n)[ #>.-]{{0,8}}{_L} ?(?:[).:,=\u2014\u2013-]|(?=$|\n|[A-Z\d(\\]))")
@@ -108,8 +110,8 @@ def chosen_letter(text: str) -> str | None:
     """The option that a text names; None where it names none, or leaves open which one.
 
     Looked at in this order: the last box; the last ``####`` or ``<answer>``; statements such as "the answer is B", "I'd
-    go with B", "B is correct"; a line or sentence that is nothing but the letter; a text that begins with "B)", has a
-    "(B)" or names "option B", and mentions no other.
+    go with B", "B is correct"; a line or sentence that is nothing but the letter; the one line that begins with "B)",
+    if it is the first; a text that has a "(B)" or names "option B", and mentions no other.
     """
     text = after_thinking(text)[-_LONGEST_TEXT:]  # not per token
     for short in (last_boxed(text), marked(text)):
@@ -131,6 +133,9 @@ def chosen_letter(text: str) -> str | None:
         return _only(" ".join(match["before"] or match["after"] for match in last))
     if alone := _ALONE.findall(text):
         return _only(alone[-1])
+    first, _, rest = text.partition("\n")
+    if _BEGINS.match(first) and not _BEGINS.search(rest) and (letter := _only(first)):
+        return letter
     return _only(text) if bracketed or _BEGINS.search(text) or _NAMED.search(text) else None
 
 

@@ -249,6 +249,7 @@ def read(text: str) -> Formula:
     if percent:
         return Formula(text[: percent.start()].strip(), None, True)
     text = re.sub(r"^\\(?:approx|sim) ?", "", text)
+    text = _IN.sub("", text)
     if spelling(text) in ("all real numbers", "all reals", "the real numbers", "real numbers"):
         text = r"\mathbb{R}"
     if _TRIGONOMETRY.search(text):

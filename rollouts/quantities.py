@@ -120,6 +120,14 @@ _OR = re.compile(
     re.IGNORECASE,
 )
 _DENIED = re.compile(rf"\b(?:not|rather than|instead of) {_CURRENCY}?-?$", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"[,;:\n]|[.!?]\s+\S|\b(?:and|so|then|or|which|but|is|are|leaves|makes|gives)\b|[-+*/^\u00a4\\]", re.IGNORECASE
+)
+"""What begins another thought after a result."""
+_CIRCUMSTANCE = re.compile(
+    rf"[^.=:;?!\n]*\b(?:after|over|within|during|for|in)\s(?:the\s|all\s|only\s|just\s)?{_CURRENCY}?", re.IGNORECASE
+)
+"""Before a number that says under which circumstances the one before it holds: "45 miles after 4 hours"."""
 _BETWEEN = re.compile(rf"\bbetween\s{_CURRENCY}?\s?-?$", re.IGNORECASE)
 _LABEL = re.compile(r"^\s*(?:a|answer|final answer)\s*[:=]\s*(?=\S)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|[.!?](?:\s|$)")
@@ -242,11 +250,26 @@ def _numbers(text: str) -> list[re.Match[str]]:
     ]
 
 
+def _after_equals(text: str) -> str:
+    """Prose up to the number that follows the last ``=``, where no clause of its own comes after that."""
+    equals = text.rfind("=")
+    number = None if equals < 0 else _NUMBER.search(text, equals)
+    if (
+        number is None
+        or _CLAUSE.search(text, number.end())
+        or text[equals + 1 : number.start()].strip(" $\u20ac\u00a3-")
+    ):
+        return text
+    return text[: number.end()]
+
+
 def _last_values(text: str, count: int) -> tuple[Fraction, ...] | None:
     """The last ``count`` numbers of prose; None where there are fewer, or the text leaves open which one it means."""
     matches = _numbers(text)[-max(count, 2) :]  # not per token
     if len(matches) < count:
         return None
+    if count == 1 and len(matches) == 2 and _CIRCUMSTANCE.fullmatch(text, matches[0].end(), matches[1].start()):
+        return _last_values(text[: matches[1].start()], 1)
     if count == 1 and len(matches) == 2 and _is_open(text, *matches):
         return None
     numbers = [_value(match, text) for match in matches[-count:]]  # not per token
@@ -317,4 +340,5 @@ def answer_values(text: str, count: int) -> tuple[Fraction, ...] | None:
     if _NUMBER.search(sentence):
         return _first_values(sentence, count)
     remark = _REMARK.search(text)
+    text = _after_equals(text) if count == 1 else text
     return _last_values(text[: remark.start()] if remark and _NUMBER.search(text, 0, remark.start()) else text, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ def with_adapters(model: Any, folders: Sequence[str], *, device: str) -> Any:
                 if held is None:
                     held = PeftModel(model, config, adapter_name=_name(folder), autocast_adapter_dtype=False)
                 loaded = held.load_adapter(folder, _name(folder), torch_device=device, autocast_adapter_dtype=False)
-        except (ValueError, RuntimeError, KeyError) as error:
+        except (ValueError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
             raise UserError(f"adapter {folder} does not fit its base: {str(error).splitlines()[0]:.300}") from error
         for keys, what in (
             (loaded.missing_keys, "lacks"),

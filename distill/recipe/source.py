@@ -20,9 +20,6 @@ from mopd.distill.recipe.plugins import is_plugin
 VerifierName: TypeAlias = Annotated[str, ShippedOrPlugin("exact", "number", "choice", "math", "python_tests")]
 """A row of VERIFIERS (rollouts/verifiers.py)."""
 
-Cell: TypeAlias = str | int | float | bool
-"""A plain value of a table."""
-
 _PART = re.compile(r"\{\{|\}\}|\{\}|\{([^{}]+)\}|[{}]")
 
 
@@ -81,7 +78,7 @@ class Source(Strict):
     )
 
     domain: str | None = Field(default=None, description="column of the domain; rows of other domains are left out")
-    filter: dict[str, Cell | list[Cell]] = Field(
+    filter: dict[str, Any] = Field(
         default_factory=dict, description="by column, the value, or a list of the values, of the rows that are taken"
     )
     limit: Count | None = Field(default=None, description="rows of the training split at most, the first; none: all")
@@ -177,6 +174,17 @@ class Source(Strict):
             columns_of(value)
         except ValueError as error:
             raise refusal(str(error)) from error
+        return value
+
+    @field_validator("filter")
+    @classmethod
+    def _plain_values(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for column, wanted in value.items():
+            for each in wanted if isinstance(wanted, list) else [wanted]:
+                if not isinstance(each, str | int | float):
+                    raise refusal(
+                        f"has {each!r:.60} for `{column}`; it needs a text, a number, true or false, or a list of them"
+                    )
         return value
 
     @field_validator("option_line")

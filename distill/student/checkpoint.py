@@ -24,7 +24,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def whole_checkpoints(folder: str | Path) -> list[int]:
-    """Steps of the whole checkpoints in ``folder``, ascending. A half-written one has another name."""
+    """Steps of the checkpoints in ``folder``, ascending. A half-written one has another name, a damaged one may not."""
     if not Path(folder).is_dir():
         return []
     return sorted(int(match[1]) for path in Path(folder).iterdir() if (match := _STEP.match(path.name)))
@@ -42,6 +42,9 @@ def prune(
         check_current(run_dir, attempt, "the list of checkpoints")
         for step in set(whole_checkpoints(folder)[:-keep]) - set(keep_steps):
             remove(Path(folder) / checkpoint_name(step))
+        for path in Path(folder).glob("step-*.damaged"):
+            if path.with_suffix("").exists():  # that step has been saved again
+                remove(path)
         for path in Path(folder).glob("*.tmp-*"):
             if not path.name.endswith(f".tmp-{attempt}"):
                 remove(path)

@@ -8,13 +8,14 @@ from typing import Any, Protocol
 
 import torch
 
+from mopd.distill import storage
 from mopd.distill.loss.registry import bind
 from mopd.distill.loss.sampled import group_advantages
 from mopd.distill.loss.shares import SHARE_RULES, normalised, step_tokens
 from mopd.distill.student import checkpoint
 from mopd.distill.student.plan import UpdatePlan, plan_updates
 from mopd.distill.student.spec import RankUpdate, StudentSpec
-from mopd.distill.types import Metrics, RunError, ScoredRollout
+from mopd.distill.types import Metrics, RunError, ScoredRollout, UserError
 
 
 class Ranks(Protocol):
@@ -71,23 +72,50 @@ class DeepSpeedStudent:
         share_rule: str,
         keep_steps: Callable[[], Collection[int]] = tuple,
         selective: bool = False,
+        say: Callable[[str], None] = print,
     ) -> None:
-        """``keep_steps``: steps whose checkpoints are not to be removed, asked at each saving."""
+        """``keep_steps``: steps whose checkpoints are not to be removed, asked at each saving; ``say``: to people."""
         self._ranks = ranks
         self._spec = spec
         self._loss = bind(spec.loss)
         self._shares = dict(shares)
         self._share_rule = share_rule
         self._keep_steps = keep_steps
+        self._say = say
         self._updates_per_step = updates_per_step
         self._selective = selective
 
     def load_latest(self) -> int:
-        """Restore the newest whole checkpoint, if any; returns the number of finished steps (0 if none)."""
-        steps = self._checkpoints()
-        if steps:
-            self._all("load", steps[-1])
-        return steps[-1] if steps else 0
+        """Restore the newest whole checkpoint, if any; returns the number of finished steps (0 if there is none).
+
+        Those that are damaged are named, and get other names once an older one has been restored.
+
+        Raises:
+            UserError: there are checkpoints, and all are damaged.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self._checkpoints()):
+            problems = self._damage(step)
+            if problems:
+                damaged[step] = "; ".join(problems)
+                continue
+            if not storage.is_sealed(self._folder / checkpoint.checkpoint_name(step)):
+                self._say(f"{checkpoint.checkpoint_name(step)} has no digests (an earlier version): not verified")
+            self._all("load", step)
+            for bad, what in damaged.items():
+                aside = checkpoint.checkpoint_name(bad)
+                path = storage.set_aside(self._spec.run_dir, self._spec.attempt, self._folder / aside)
+                self._say(
+                    f"checkpoint {aside} is damaged: {what}; going on from step {step}, and it is now {path.name}"
+                )
+            return step
+        if damaged:
+            raise UserError(
+                *(f"checkpoint {self._folder / checkpoint.checkpoint_name(s)}: {what}" for s, what in damaged.items()),
+                f"no whole checkpoint is left in {self._folder}; put one back, or remove that folder and the same "
+                "command begins again at step 0",
+            )
+        return 0
 
     def weights(self) -> LiveWeights:
         """The weights of now."""
@@ -133,12 +161,15 @@ class DeepSpeedStudent:
         """Go back to the weights after ``step`` finished steps.
 
         Raises:
-            RunError: their checkpoint is gone.
+            RunError: their checkpoint is gone, or damaged.
         """
-        if step not in self._checkpoints():
+        there = step in self._checkpoints()
+        problems = self._damage(step) if there else ()
+        if problems or not there:
+            what = f"damaged ({'; '.join(problems)})" if there else "not there"
             raise RunError(
-                f"the checkpoint of step {step}, which `evaluate.select` chose, is not in {self._spec.run_dir}/"
-                f"checkpoints; start from scratch with --restart, or with `evaluate.select=last` and another --out"
+                f"the checkpoint of step {step} in {self._folder}, which `evaluate.select` chose, is {what}; put it "
+                f"back, start from scratch with --restart, or with `evaluate.select=last` and another --out"
             )
         self._all("load", step)
 
@@ -149,8 +180,15 @@ class DeepSpeedStudent:
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._ranks.call(method, [args] * self._ranks.size)
 
+    @property
+    def _folder(self) -> Path:
+        return Path(self._spec.run_dir) / "checkpoints"
+
     def _checkpoints(self) -> list[int]:
-        return checkpoint.whole_checkpoints(Path(self._spec.run_dir) / "checkpoints")
+        return checkpoint.whole_checkpoints(self._folder)
+
+    def _damage(self, step: int) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(problem for problems in self._all("damage", step) for problem in problems))
 
     def _shares_of(self, batch: Sequence[ScoredRollout], rewards: Sequence[float] | None) -> dict[str, float]:
         tokens = {} if self._share_rule == "explicit" else step_tokens(batch, self._loss, rewards)

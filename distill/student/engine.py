@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 
 from mopd.distill.models.load import load_whole
 from mopd.distill.recipe import Engine, Optimizer, PlainSGD
+from mopd.distill.storage import Digest
 from mopd.distill.student import moe
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.types import UserError
@@ -76,9 +78,9 @@ def meet(device: str, listener: socket.socket | None = None) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         os.environ["NCCL_SOCKET_IFNAME"] = "=lo"  # that one, and none whose name begins so
     first = (listener or listen(address, port)).detach() if rank == 0 else None
-    timeout = dist.constants.default_pg_timeout
-    store = dist.TCPStore(address, port, ranks, is_master=rank == 0, timeout=timeout, master_listen_fd=first)
-    settings: dict[str, Any] = {"store": store, "rank": rank, "world_size": ranks, "timeout": timeout}
+    make: Any = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]
+    store = make(address, port, ranks, is_master=rank == 0, timeout=default_pg_timeout, master_listen_fd=first)
+    settings: dict[str, Any] = {"store": store, "rank": rank, "world_size": ranks, "timeout": default_pg_timeout}
     if device == "cuda" and ranks > 1:  # as DeepSpeed would
         settings["device_id"] = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device == "cuda" else "gloo", **settings)
@@ -137,6 +139,7 @@ def build(spec: StudentSpec, listener: socket.socket | None = None) -> tuple[Any
         model=model, optimizer=_optimizer(spec.optimizer, spec.engine, spec.device), config=_config(spec, dtype)
     )
     engine._copy_recovery_script = lambda _folder: None  # scripts that cannot read experts spread over ranks
+    engine.checkpoint_engine = _plain_files()
     moe.keep_router_float32(engine.module, biases)
     return engine, moe.LoadBalance(engine.module, spec.engine.expert_bias_rate)
 
@@ -187,13 +190,20 @@ def step(engine: Any, lr: float) -> float | None:
     return float(norm)
 
 
-def save(engine: Any, folder: Path, name: str) -> None:
-    """Write DeepSpeed's files into ``folder/name``."""
+def save(engine: Any, folder: Path, name: str) -> dict[str, Digest]:
+    """Write DeepSpeed's files into ``folder/name``; returns digests of those that this rank wrote, by name."""
+    engine.checkpoint_engine.digests.clear()
     engine.save_checkpoint(str(folder), tag=name, save_latest=False)
+    digests: dict[Path, Digest] = engine.checkpoint_engine.digests
+    return {path.relative_to(folder / name).as_posix(): digest for path, digest in digests.items()}
 
 
 def load(engine: Any, folder: Path, name: str) -> None:
-    """Restore weights, optimizer and buffers from ``folder/name``, bitwise."""
+    """Restore weights, optimizer and buffers from ``folder/name``, bitwise.
+
+    Raises:
+        RunError: a file holds anything but tensors and plain values; nothing in it was run.
+    """
     engine.load_checkpoint(str(folder), tag=name)
 
 
@@ -202,6 +212,12 @@ def gathered(engine: Any) -> AbstractContextManager[Any]:
     from deepspeed.runtime.zero import GatheredParameters
 
     return GatheredParameters(list(engine.module.parameters()), modifier_rank=None)
+
+
+def _plain_files() -> Any:
+    from mopd.distill.student.shards import PlainFiles  # imports deepspeed, which looks at the environment as it does
+
+    return PlainFiles()
 
 
 def _config(spec: StudentSpec, dtype: torch.dtype) -> dict[str, Any]:

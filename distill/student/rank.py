@@ -26,6 +26,9 @@ from mopd.distill.student.spec import RankUpdate, StudentSpec
 from mopd.distill.student.update_metrics import UpdateTotals
 from mopd.distill.types import Metrics, NonFinite, RunError, UserError
 
+LAYOUT = "layout.json"
+"""Says in a checkpoint what kind of ranks wrote it, after which step."""
+
 
 def import_libraries(device: str) -> None:
     """What a process will need as a rank, or to sample; it takes seconds of a core."""
@@ -84,12 +87,16 @@ class StudentRank:
             storage.remove(self._checkpoints / temporary)
 
         self._on_first(prepare)
-        engine.save(self.engine, self._checkpoints, temporary)
+        own = engine.save(self.engine, self._checkpoints, temporary)
+        written: list[dict[str, storage.Digest]] = [own] * self.world
+        if self.world > 1:
+            dist.all_gather_object(written, own)
 
         def publish() -> None:
             folder = self._checkpoints / temporary
-            storage.write_atomic(folder / "layout.json", json.dumps(self._layout()))
-            storage.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name)
+            storage.write_atomic(folder / LAYOUT, json.dumps({**self._layout(), "step": step}))
+            digests = {name: digest for files in written for name, digest in files.items()}
+            storage.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name, digests)
             checkpoint.prune(
                 self.spec.run_dir,
                 self._checkpoints,
@@ -100,14 +107,28 @@ class StudentRank:
 
         self._on_first(publish)
 
+    def damage(self, step: int) -> tuple[str, ...]:
+        """What is wrong with the checkpoint after ``step`` finished steps; each rank reads its part of the files."""
+        folder = self._checkpoints / checkpoint.checkpoint_name(step)
+        problems = storage.damage(folder, part=self.rank, parts=self.world)
+        if problems or self.rank:
+            return problems
+        try:
+            written = json.loads((folder / LAYOUT).read_text()).get("step", step)
+        except (OSError, ValueError, AttributeError) as error:
+            return (f"{LAYOUT} cannot be read ({error})",)
+        return () if written == step else (f"it is the checkpoint of step {written} under another name",)
+
     def load(self, step: int) -> None:
         """Restore the checkpoint after ``step`` finished steps, which is there.
 
         Raises:
+            RunError: a file holds anything but tensors and plain values; nothing in it was run.
             UserError: it was written with another number of ranks, ZeRO stage, expert parallelism, device or dtype.
         """
         name = checkpoint.checkpoint_name(step)
-        written = json.loads((self._checkpoints / name / "layout.json").read_text())
+        written = json.loads((self._checkpoints / name / LAYOUT).read_text())
+        written.pop("step", None)  # an earlier version wrote none
         if written != self._layout():
             raise UserError(
                 f"checkpoint {self._checkpoints / name}: written with {written}, the recipe now has {self._layout()}; "

@@ -11,9 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from mopd.distill.recipe import Architecture, DomainRecipe
 from mopd.distill.storage import publish, remove
+from mopd.recipes.resolve.damage import refuse_damaged
 from mopd.rollouts.tasks import Task, make_task
 from mopd.rollouts.tokenizer import build_tokenizer
 
+AGAIN = "remove that folder, and the same command makes it again"
 TOKENIZER_TEXTS = 1500
 """Examples of each form of a task that a tokenizer is trained on."""
 
@@ -48,8 +50,12 @@ def make_initial(
     """Write the checkpoint that a model made from scratch starts from: random weights keyed by ``seed``, a tokenizer.
 
     Does nothing where it is there already.
+
+    Raises:
+        UserError: it is there, and damaged.
     """
     if folder.is_dir():
+        refuse_damaged(folder, AGAIN)
         return
     tasks = {name: make_task(domain.task, domain=name, tokenizer=None) for name, domain in domains.items()}
     tokenizer = build_tokenizer(training_texts(tasks, seed=seed), architecture.vocabulary)

@@ -15,6 +15,7 @@ from mopd.distill.recipe import MergeRecipe
 from mopd.distill.storage import publish, remove
 from mopd.distill.student.checkpoint import export_hf
 from mopd.distill.types import Metrics, UserError
+from mopd.recipes.resolve.damage import refuse_damaged
 from mopd.rollouts.engines.base import FrozenModel
 
 
@@ -102,6 +103,7 @@ def _merged(job: MakingJob, strength: float) -> str:
     """The merged checkpoint at a strength; made where it is not there."""
     final = job.folder / "candidates" / f"{strength:g}"
     if final.is_dir():
+        refuse_damaged(final, "remove that folder, and the same command makes it again")
         return str(final)
     base, *models = (
         load_model(

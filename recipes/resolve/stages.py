@@ -22,7 +22,7 @@ from mopd.distill.recipe import (
 )
 from mopd.distill.recipe.model_names import PREFIX, stage_name
 from mopd.distill.recipe.plugins import plugin_digests
-from mopd.distill.storage import write_atomic
+from mopd.recipes.resolve.damage import read_marker, write_marker
 
 
 def stage_seed(seed: int, name: str) -> int:
@@ -108,16 +108,12 @@ def model_path(source: str | Architecture, *, out: Path, folder: Path) -> str:
 
 def finished(out: Path, name: str, fingerprint: str) -> bool:
     """Whether a stage's result is there, and was made as ``fingerprint`` says (:func:`stage_fingerprint`)."""
-    marker = stage_folder(out, name) / "finished.json"
-    if not marker.is_file():
-        return False
-    return json.loads(marker.read_text())["fingerprint"] == fingerprint
+    return read_marker(stage_folder(out, name)).get("fingerprint") == fingerprint
 
 
 def mark_finished(out: Path, name: str, fingerprint: str, *, steps: int) -> None:
     """Note that a stage's result is whole."""
-    content = {"stage": name, "fingerprint": fingerprint, "steps": steps}
-    write_atomic(stage_folder(out, name) / "finished.json", json.dumps(content, indent=2) + "\n")
+    write_marker(stage_folder(out, name), stage=name, fingerprint=fingerprint, steps=steps)
 
 
 def run_stages(

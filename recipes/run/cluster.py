@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -245,11 +246,11 @@ def locked_doors() -> Iterator[None]:
         UserError: the port that RAY_GCS_SERVER_PORT names is taken.
     """
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config
 
     def reread() -> None:
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+        raylet: Any = import_module("ray._raylet")  # compiled, without types
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
 
     _refuse_taken_port(os.environ.get(GCS_PORT))
     # Named after the systems whose firewalls it was made for; on any, it has a cluster listen to its own machine.
@@ -277,9 +278,9 @@ def refuse_open_cluster() -> None:
         RunError: the cluster of this process asks for no token, or listens to other machines.
     """
     import ray
-    from ray._raylet import AuthenticationMode, get_authentication_mode
 
-    asks = get_authentication_mode() == AuthenticationMode.TOKEN
+    raylet: Any = import_module("ray._raylet")
+    asks = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
     address = ray.get_runtime_context().gcs_address
     if not (asks and ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_loopback):
         raise RunError(

@@ -85,7 +85,7 @@ class Training:
             teachers = self._teachers(context) if method.teachers == "grade" else None  # first: they load meanwhile
             if teachers is not None:
                 closing.callback(teachers.close)
-            student = self._student(closing)
+            student = self._student(closing, context.progress.print)
             samplers = self.samplers(context, closing)
             if self.evaluator is not None:  # no stage comes after the run itself
                 HOSTS.clear()
@@ -213,7 +213,7 @@ class Training:
             self.evaluator.evaluate("student", step=step, split="test", sampler=eval_sampler)
         student.export(str(self.folder / "student"))
 
-    def _student(self, closing: ExitStack) -> DeepSpeedStudent:
+    def _student(self, closing: ExitStack, say: Callable[[str], None]) -> DeepSpeedStudent:
         """The student in its ranks, which end with ``closing``."""
         recipe = self.resolved.recipe
         spec = StudentSpec(
@@ -244,6 +244,7 @@ class Training:
             updates_per_step=recipe.student.updates_per_step,
             share_rule=recipe.share_rule,
             selective=self.resolved.method.selects,
+            say=say,
             keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
         )
 

@@ -24,6 +24,7 @@ from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.report.page import summary_table, write_report
 from mopd.recipes.resolve.checkpoints import local_folder
+from mopd.recipes.resolve.damage import note_adapters, read_marker, refuse_damaged, result_damage, write_marker
 from mopd.recipes.resolve.data import DATA, note_data, prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
 from mopd.recipes.resolve.methods import MadeMethod
@@ -51,9 +52,6 @@ from mopd.recipes.run.tracking import start_sinks
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.tasks import fingerprint
 
-FINISHED = "finished.json"
-"""Lies in the folder of a run whose every result is there; the same command then only shows them."""
-
 
 def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     """Run a recipe to its end in the folder ``out``, or go on with what is there.
@@ -73,7 +71,7 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
     with claim(out) as attempt, Progress(title=recipe.name) as progress, stopping(progress, partial(kept, out)) as stop:
         for warning in warnings:
             progress.print(f"warning: {warning}")
-        if not is_finished(out):
+        if not is_finished(out) or result_damage(out):
             with ray_cluster(out, niceness=recipe.run.niceness):
                 carry_out(resolved, RunContext(out, recipe.name, resolved.device, progress, stop), attempt)
         write_report(out)
@@ -83,19 +81,29 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
 
 def is_finished(out: Path) -> bool:
     """Whether every result of a run is there."""
-    return (out / FINISHED).is_file()
+    return bool(read_marker(out))
+
+
+def say_damage(folder: Path, what: str, context: RunContext) -> None:
+    """Name what is wrong with a result that is about to be made again."""
+    if problems := result_damage(folder):
+        context.progress.print(
+            f"{what}: its student is damaged ({'; '.join(problems)}); it is made again from the last checkpoint"
+        )
 
 
 def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
     """Bring a run that was checked to its end in the folder ``context.out``, which ``attempt`` owns."""
     check_cluster(resolved)
     recipe = resolved.recipe
+    say_damage(context.out, recipe.name, context)
     note_recipe(recipe, context.out)
     note_environment(context.out / "environment.json")
     todo = {
         name: stage
         for name, stage in recipe.stages.items()
         if not finished(context.out, name, stage_fingerprint(recipe, name))
+        or result_damage(stage_folder(context.out, name))
     }
     prepare_processes(resolved.device, stages=len(todo), parallel=recipe.run.parallel_stages)
     run_stages(
@@ -105,7 +113,7 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
         stop=context.stop.set,
     )
     distill(resolved, context, attempt)
-    write_atomic(context.out / FINISHED, json.dumps({"steps": recipe.run.steps}) + "\n")
+    write_marker(context.out, steps=recipe.run.steps)
 
 
 def prepare_processes(device: str, *, stages: int, parallel: int) -> None:
@@ -118,6 +126,7 @@ def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str
     """Train one stage of a recipe, or go on with it; what it starts from is there. People know it as ``title``."""
     recipe, folder = resolved.recipe, stage_folder(context.out, name)
     stage = resolve(stage_recipe(recipe, name))
+    say_damage(folder, f"stage {title or name}", context)
     with (
         claim(folder) as attempt,
         Tracker(
@@ -220,8 +229,9 @@ def starting_model(
 def teacher_folders(
     routes: Mapping[str, Mapping[str, float]], teachers: Mapping[str, ResolvedTeacher], out: Path
 ) -> dict[str, str]:
-    """The checkpoint of every teacher that is asked, by name."""
+    """The checkpoint of every teacher that is asked, by name; their adapters are those that the run began with."""
     used = {teacher for weights in routes.values() for teacher in weights}
+    note_adapters([teacher.adapter for name, teacher in teachers.items() if name in used and teacher.adapter], out)
     models = {name: teacher.model for name, teacher in teachers.items() if name in used}
     return {
         name: on_disk(model_path(model.source, out=out, folder=out), weights=model.has_weights)
@@ -236,6 +246,8 @@ def on_disk(source: str, *, weights: bool = True) -> str:
         from huggingface_hub import snapshot_download
 
         folder = snapshot_download(folder)
+    if weights:
+        refuse_damaged(folder, "put it back as it was, or name another checkpoint")
     return str(Path(folder).resolve())
 
 

@@ -21,6 +21,7 @@ from mopd.recipes.compare.console import console_tables
 from mopd.recipes.compare.page import chosen_pair, write_comparison
 from mopd.recipes.evaluation.cache import SharedAnswers
 from mopd.recipes.report.page import write_report
+from mopd.recipes.resolve.damage import result_damage
 from mopd.recipes.resolve.run_folder import RECIPE, STUDY, kept, move_aside, note_recipe
 from mopd.recipes.resolve.stages import finished, run_jobs, stage_folder
 from mopd.recipes.resolve.study import StudyRun, study_runs
@@ -107,11 +108,11 @@ def unfinished_jobs(runs: Sequence[StudyRun], out: Path) -> dict[str, StudyJob]:
     jobs: dict[str, StudyJob] = {}
     for run in runs:
         folder = out / run.name
-        if is_finished(folder):
+        if is_finished(folder) and not result_damage(folder):
             continue
         paths = {n: str(stage_folder(folder, n).resolve().relative_to(out)) for n in run.fingerprints}
         for name, fingerprint in run.fingerprints.items():
-            if not finished(folder, name, fingerprint):
+            if not finished(folder, name, fingerprint) or result_damage(stage_folder(folder, name)):
                 before = run.needs[name]
                 make = partial(_make_stage, run, name)
                 jobs.setdefault(paths[name], StudyJob(name, () if before is None else (paths[before],), make))

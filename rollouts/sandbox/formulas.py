@@ -198,13 +198,20 @@ def _is_interval(items: FormulaParts) -> bool:
 
 def _same_parts(gold: FormulaParts, got: FormulaParts, depth: int) -> bool:
     """Sets and bare lists have no order; tuples, intervals and what is compared with them have, and their brackets."""
-    if len(gold.items) != len(got.items) or (gold.kind == "union") != (got.kind == "union"):
+    if len(gold.items) != len(got.items):
+        return False
+    if (gold.kind == "union") != (got.kind == "union") and not _are_relations(got if gold.kind == "union" else gold):
         return False
     if gold.kind in ("list", "{}", "union") and got.kind in ("list", "{}", "union"):
         return _same_items(gold.items, got.items, depth)
     if "{}" in (gold.kind, got.kind) or (gold.kind != got.kind and "list" not in (gold.kind, got.kind)):
         return False
     return all(_same(a, b, depth) for a, b in zip(gold.items, got.items, strict=True))
+
+
+def _are_relations(items: FormulaParts) -> bool:
+    """Whether a list is one of inequalities, as ``x < 1 or x > 2``, which is a union of intervals."""
+    return items.kind == "list" and all(re.search(r"[<>]|\\[lg]eq?(?![a-z])", item) for item in items.items)
 
 
 def _same_items(gold: Sequence[str], got: Sequence[str], depth: int) -> bool:

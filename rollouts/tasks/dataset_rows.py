@@ -12,13 +12,12 @@ from mopd.distill.types import UserError
 from mopd.rollouts.tasks.base import TaskSplit, content_hash, split_of
 from mopd.rollouts.tasks.row_meaning import (
     Problem,
-    cell,
+    domain_of,
+    has_value,
     named_columns,
     read_row,
-    same_value,
     short,
     shows_letters,
-    text_of,
 )
 from mopd.rollouts.tasks.tables import Cells, RowTable, load
 from mopd.rollouts.verifiers import verify_many
@@ -217,10 +216,10 @@ def _chosen(
             return
         try:
             cells = reader.cells(table, number)
-            if cells is None or not all(same_value(cell(cells, path), value) for path, value in source.filter.items()):
+            if cells is None or not all(has_value(cells, *wanted) for wanted in source.filter.items()):
                 continue
             if source.domain is not None:
-                name = text_of(cell(cells, source.domain), source.domain)
+                name = domain_of(cells, source.domain)
                 domains[name] = None
                 if name != domain:
                     continue

@@ -116,7 +116,9 @@ def _refuse_unusable(source: Source, problem: Problem) -> None:
     column = source.answer if problem.tests is None else source.tests
     for gold in problem.golds if problem.tests is None else (problem.tests,):
         if reason := gold_problem(source.verifier, gold):
-            raise ValueError(f"`{column}`, {short(gold)}, {reason} (verifier {source.verifier!r})")
+            hint = "; `options` and `answer_names` say what else an answer may be"
+            hint = hint if source.verifier == "choice" and source.options is None else ""
+            raise ValueError(f"`{column}`, {short(gold)}, {reason} (verifier {source.verifier!r}){hint}")
 
 
 # ---- cells
@@ -195,13 +197,22 @@ def _key_of(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else text_of(value, "value")
 
 
-def same_value(value: Any, wanted: Any) -> bool:
-    """Whether a cell has one of the values that `filter` names."""
+def has_value(row: Mapping[str, Any], path: str, wanted: Any) -> bool:
+    """Whether a row has one of the values that `filter` names; one that has nothing plain there has not."""
     values = wanted if isinstance(wanted, list) else [wanted]
     try:
-        return _key_of(value) in {_key_of(each) for each in values}
+        return _key_of(cell(row, path)) in {_key_of(value) for value in values}
     except ValueError:
         return False
+
+
+def domain_of(row: Mapping[str, Any], path: str) -> str:
+    """The domain that a row names; null is called so.
+
+    Raises:
+        ValueError: it names none.
+    """
+    return _key_of(cell(row, path))
 
 
 def fill(template: str, row: Mapping[str, Any]) -> str:

@@ -198,6 +198,11 @@ def _check(use: TeacherUse) -> Iterator[str]:
     gives = "a server gives the log-probabilities of its prompts"
     if not _is_url(str(stanza.endpoint)):
         yield f"{where}.endpoint` is {stanza.endpoint!r}; a URL is needed, such as http://host:8000/v1"
+    elif httpx.URL(str(stanza.endpoint)).userinfo or httpx.URL(str(stanza.endpoint)).query:
+        yield (
+            f"{where}.endpoint` carries a name, a password or a query, which every log and record of the run would "
+            f"show; leave them out, and name the environment variable that has the key as `api_key_env`"
+        )
     if use.made_by_run:
         yield (
             f"{where}.model` is {stanza.model}, which a run makes, so no server has it yet; name the Hub id or "

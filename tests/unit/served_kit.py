@@ -104,7 +104,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
         def _answer(self, status: int, told: dict[str, Any]) -> None:
             if self.headers.get("Authorization") != f"Bearer {KEY}":
                 server.faults.rejected += 1
-                status, told = 401, {"error": "Unauthorized"}
+                status, told = 401, {"error": f"Unauthorized: {self.headers.get('Authorization')}"}
             raw = json.dumps(told).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(raw)))

@@ -154,6 +154,8 @@ def test_lost_and_refused_are_told_apart_and_the_key_is_in_neither(server: Serve
         Endpoint("http://127.0.0.1:9/v1", "big", SecretStr(KEY)).models()
     with pytest.raises(EndpointRefused, match="answered 401: Unauthorized"):
         Endpoint(server.url, "big").models()
+    with pytest.raises(EndpointRefused, match=r"answered 401: Unauthorized: Bearer \[the key\]"):  # some repeat it
+        Endpoint(server.url, "big", SecretStr("sk-of-another")).models()
     assert KEY not in f"{endpoint} {endpoint!r}"
     with pytest.raises(EndpointRefused, match="no request could be made") as raised:
         Endpoint(server.url, "big", SecretStr(f"{KEY}\n")).models()
@@ -167,6 +169,12 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(
     monkeypatch.setenv("MOPD_TEST_KEY", key)
     with pytest.raises(UserError, match="`leaf` is MOPD_TEST_KEY, and what that holds is no key") as refused:
         Endpoint.reach("http://host/v1", "big", key_env="MOPD_TEST_KEY", where="leaf")
+    assert KEY not in str(refused.value)
+
+
+def test_a_key_in_the_place_of_its_variable_is_not_shown() -> None:
+    with pytest.raises(UserError, match="`leaf` is no name of an environment variable") as refused:
+        Endpoint.reach("http://host/v1", "big", key_env=KEY, where="leaf")
     assert KEY not in str(refused.value)
 
 
@@ -264,6 +272,8 @@ def served(folder: str, server: Server | None, **changes: Any) -> Recipe:
             "`teachers.math.served_model` is set, and a checkpoint",
         ),
         ({"teacher": {"endpoint": "localhost:8000"}}, "a URL is needed, such as http://host:8000/v1"),
+        ({"teacher": {"endpoint": f"http://me:{KEY}@host:8000/v1"}}, "carries a name, a password or a query"),
+        ({"teacher": {"endpoint": f"http://host:8000/v1?api_key={KEY}"}}, "carries a name, a password or a query"),
         ({"teacher": {"endpoint": "http://host:port/v1"}}, "a URL is needed, such as http://host:8000/v1"),
         ({"method": "off_policy", "loss": {"estimator": "nll"}}, "needs its teachers' weights, which are not here"),
         ({"teacher": {"api_key_env": "MOPD_NO_KEY"}}, "MOPD_NO_KEY, and no environment variable of that name is set"),

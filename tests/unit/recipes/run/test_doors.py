@@ -133,6 +133,29 @@ def test_the_token_is_on_no_command_line_and_in_no_file_of_rays(live: LiveRun) -
     assert not [path for path in files if live.token.encode() in path.read_bytes()]
 
 
+RANK = """
+import os, psutil
+from mopd.distill.student import engine
+
+os.environ.pop("GLOO_SOCKET_IFNAME", None)
+os.environ.update(engine.environment(0, 1, address="127.0.0.2", port=engine.free_port(), device="cpu"))
+engine.meet("cpu")
+sockets = psutil.Process().net_connections("tcp")
+print(*{socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN})
+print(os.environ.get("GLOO_SOCKET_IFNAME"))
+"""
+
+
+def test_ranks_on_several_machines_meet_at_the_address_of_the_first(tmp_path: Path) -> None:
+    """Not on every interface, as torch would; what gloo takes is the user's to say. test_ranks.py has the loopback."""
+    command = [sys.executable, "-c", RANK]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env=outside(tmp_path)).stdout
+    *addresses, interface = output.split()
+    assert "127.0.0.2" in addresses
+    assert not {"0.0.0.0", "::"} & {*addresses}
+    assert interface == "None"
+
+
 def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-from sandbox_kit import opened_language, run_tests
+import dataclasses
 
-from mopd.rollouts.sandbox.run import run_tests_many
+import pytest
+from sandbox_kit import opened_language, read_programs, run_tests
+
+from mopd.rollouts.sandbox.run import PROGRAM_LIMITS, run_tests_many
 
 IS_ONE = "assert f() == 1"
 FORGERIES = {  # name: (a program that returns something else than 1, tests that it must not pass)
@@ -272,6 +274,14 @@ def test_a_program_out_of_its_language_cannot_forge_its_verdict(tests: str) -> N
     with opened_language():
         verdicts = run_tests_many([(program, tests) for program in UNBOUND.values()])
     assert dict(zip(UNBOUND, verdicts, strict=True)) == {name: name == "right" for name in UNBOUND}
+
+
+def test_answers_that_no_program_gives_forge_no_verdict() -> None:
+    """What a process could write that is none of ours any more, in the words of the conversation itself."""
+    pairs = read_programs("protocol")
+    with opened_language():
+        verdicts = run_tests_many(list(pairs.values()), limits=dataclasses.replace(PROGRAM_LIMITS, cpu_seconds=2.0))
+    assert [name for name, passed in zip(pairs, verdicts, strict=True) if passed] == []
 
 
 def test_a_program_cannot_forge_its_verdict() -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from deadline_kit import patience
+from deadline_kit import Deadline, patience
 
 ROOT = Path(__file__).resolve().parents[4]
 EVALUATE = "from mopd.rollouts.sandbox.run import *; print(layers(), evaluate_expressions([('x[0]+1', [[1], [2]])]))"
@@ -143,3 +143,46 @@ def test_a_machine_without_a_needed_layer_is_refused_by_name() -> None:
     assert done.returncode != 0
     assert done.stdout == ""
     assert "UserError: sandbox: this machine cannot give a process without privileges" in done.stderr
+
+
+def descendants(process: int) -> list[int]:
+    """Processes below one, by what the kernel says of each."""
+    found: list[int] = []
+    waiting = [process]
+    while waiting:
+        place = Path(f"/proc/{waiting.pop()}")
+        for task in place.glob("task/*/children"):
+            children = [int(number) for number in task.read_text().split()]
+            found += children
+            waiting += children
+    return found
+
+
+def lives(process: int) -> bool:
+    """Whether a process is there, and not only its status for a parent that has not asked."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_what_a_killed_process_had_started_ends_with_it() -> None:
+    code = (
+        "import dataclasses\n"
+        "from mopd.rollouts.sandbox.run import PROGRAM_LIMITS, run_tests_many\n"
+        "run_tests_many([('', 'assert 1')])\n"
+        "print('up', flush=True)\n"
+        "limits = dataclasses.replace(PROGRAM_LIMITS, cpu_seconds=900.0)\n"
+        "run_tests_many([('def f():\\n    while True: pass', 'f()')] * 4, limits=limits)"
+    )
+    deadline = Deadline(60)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        while len(started := descendants(process.pid)) < 3 and deadline.waits():  # a server and its two forks
+            pass
+        process.kill()
+    assert len(started) >= 3
+    while any(map(lives, started)) and deadline.waits():
+        pass
+    assert not any(map(lives, started))

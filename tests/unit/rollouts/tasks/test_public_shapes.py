@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from check_kit import tree
 from dataset_kit import write
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import Source
+from mopd.distill.recipe.files import load_recipe, parse_yaml
 from mopd.distill.types import Prompt
+from mopd.recipes import SHIPPED
 from mopd.rollouts.tasks.dataset import DatasetTask
 from mopd.rollouts.tokenizer import build_tokenizer
 
@@ -310,7 +312,7 @@ SHAPES: dict[str, Shape] = {
 def task_on(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> DatasetTask:
     """The task of a stanza of the page, on made-up rows."""
     shape = SHAPES[name]
-    stanza = yaml.safe_load(STANZAS[name].replace("%FENCE%", "```python\\n{prompt}```"))
+    stanza = parse_yaml(STANZAS[name].replace("%FENCE%", "```python\\n{prompt}```"), name)
     for file, text in FILES.items():
         (tmp_path / file).write_text(text)
     monkeypatch.chdir(tmp_path)
@@ -324,7 +326,9 @@ def task_on(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Datas
     else:
         path = str(Path(write(tmp_path / f"rows{Path(stanza['path']).suffix or '.jsonl'}", rows)))
     stanza = {key: value for key, value in stanza.items() if key != "name"}
-    source = Source.model_validate_json(json.dumps({**stanza, "path": path}), strict=True)
+    domains = {"d": {"task": {**stanza, "path": path}, "teacher": "math"}}
+    source = load_recipe(tree(domains=domains), shipped=SHIPPED).domains["d"].task
+    assert isinstance(source, Source)
     return DatasetTask(source, student(None if stanza.get("template") == "raw" else shape.chat), domain="d")
 
 
@@ -384,3 +388,20 @@ def test_a_call_of_a_tool_comes_out_as_the_template_writes_it(tmp_path: Path, mo
     )
     assert "Be brief." in texts["qwen3"].text
     assert "'type'" not in texts["qwen3"].text
+
+
+@pytest.mark.parametrize("name", ["qwen3_8gpu", "mimo_cluster"])
+def test_the_big_recipes_ask_in_turns_and_show_the_tests(name: str, tmp_path: Path) -> None:
+    domains = load_recipe(name, shipped=SHIPPED).domains
+    for domain, shape in (("math", "gsm8k"), ("code", "mbpp")):
+        rows = SHAPES[shape]
+        for place, split in enumerate(("train", "validation", "test")):
+            write(tmp_path / domain / f"{split}.jsonl", [rows.row(1000 * place + i) for i in range(60)])
+        source = domains[domain].task
+        assert isinstance(source, Source)
+        here = source.model_copy(update={"path": str(tmp_path / domain), "name": None})
+        task = DatasetTask(here, student("qwen3"), domain=domain)
+        examples = [task.example(seed=0, split=s, index=i) for s, n in task.sizes.items() for i in range(n)]
+        (example,) = [e for e in examples if e.text == rows.asked]
+        prompt = Prompt(domain, example.id, (0,), example.text, example.answer)
+        assert task.verify_many([prompt] * 2, [example.answer, task.wrong_answer(example)]) == [1.0, 0.0]

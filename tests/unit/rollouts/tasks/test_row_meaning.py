@@ -439,3 +439,14 @@ def test_who_writes_to_a_file_changes_no_rows_that_were_read(tmp_path: Path, mon
     assert [task.example(seed=0, split="train", index=i) for i in range(5)] == before
     monkeypatch.setattr("mopd.rollouts.tasks.tables.IN_MEMORY", 100)  # a file that is too large stays on the disk
     assert sum(task_of(write(tmp_path / "more.jsonl", sums(40))).sizes.values()) == 40
+
+
+def test_a_row_without_a_value_is_of_no_domain_and_passes_no_filter(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{**row, "topic": "a", "meta": {"level": 1}} for row in sums(40)]
+    for row in rows[:10]:
+        row["topic"] = None
+        row["meta"] = {"other": 2}
+    for name in ("rows.jsonl", "rows.parquet"):
+        path = write(tmp_path / name, rows)
+        assert sum(task_of(path, filter={"meta.level": 1}).sizes.values()) == 30
+        assert sum(DatasetTask(Source(path=path, domain="topic"), None, domain="a").sizes.values()) == 30
