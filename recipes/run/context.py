@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,23 +60,55 @@ def stopping(progress: Progress, kept: Callable[[], str]) -> Iterator[threading.
     """
     stop = threading.Event()
 
-    def on_interrupt(signum: int, frame: Any) -> None:
-        name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+    def on_signal(number: int) -> None:
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         if not stop.is_set():
             stop.set()
             progress.print(f"{name}: finishing the step and saving; once more quits at once")
             return
         progress.print(f"{name} again: the step is dropped. {kept()}. The same command goes on from there.")
-        if hasattr(sys, "ps1") or "ipykernel" in sys.modules:
-            raise KeyboardInterrupt  # a person's session is not ours to end
+        if _is_session():
+            raise KeyboardInterrupt
         end_everything(INTERRUPTED)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals reach only the main thread
         return
-    before = {number: signal.signal(number, on_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _told_at_once(on_signal) if not _is_session() else nullcontext(lambda number, _: on_signal(number)) as handler:
+        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield stop
+        finally:
+            for number, previous in before.items():
+                signal.signal(number, previous)
+
+
+def _is_session() -> bool:
+    """Whether a person's own session runs this, which is not ours to end."""
+    return hasattr(sys, "ps1") or "ipykernel" in sys.modules
+
+
+@contextmanager
+def _told_at_once(on_signal: Callable[[int], None]) -> Iterator[Callable[[int, Any], None]]:
+    """Have ``on_signal`` called by a thread for each signal, at once; yields what is to be set as the handler.
+
+    Python calls a handler when its main thread comes to it: not while that waits for Ray, and once for two signals.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while number := reader.recv(1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                on_signal(number[0])
+
+    thread = threading.Thread(target=listen, daemon=True, name="signals")
+    thread.start()
     try:
-        yield stop
+        yield lambda number, _: None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        writer.close()
+        thread.join()
+        reader.close()
