@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-vllm lint bench coverage chaos
+.PHONY: help install quickstart test test-vllm lint bench coverage chaos mutate
 
 help:
 	@echo "make quickstart   the environment, then the quickstart recipe: three specialists into one student"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench        what a step of the quickstart takes, and what teachers cost, as JSON and tables"
 	@echo "make coverage     how often intervals hold the truth, by simulation (minutes); the tables of docs/statistics.md"
 	@echo "make chaos        kills, full disks and the like, 20 of each; hours (CHAOS_KILLS=2 CHAOS_STORMS=1: fewer)"
+	@echo "make mutate       a hundred recipes that check accepts, changed at random, are run"
 
 install: $(INSTALLED)
 
@@ -63,7 +64,10 @@ bench: install
 	$(BIN)/python -m tests.benchmarks
 
 chaos: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/chaos --ignore tests/chaos/test_accepted.py
+
+mutate: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/chaos/test_accepted.py
 
 # The tables of docs/statistics.md; `make coverage WRITE=--write` writes them there.
 WRITE ?=

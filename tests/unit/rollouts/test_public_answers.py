@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from public_data_kit import public_rows
 
+from mopd.rollouts.programs import extract_program
 from mopd.rollouts.verifiers import gold_problem, verify_many
 
 FEW = 200
@@ -77,3 +78,14 @@ def test_golds_of_math_are_known_in_other_clothes_and_near_misses_are_not() -> N
     wrong = draw.sample([(gold, rf"\boxed{{{text}}}") for gold in golds for text in near_misses(gold)], FEW)
     assert refused("math", right) == []
     assert refused("math", wrong, verdict=0.0) == []
+
+
+def test_every_program_of_mbpp_is_found_among_what_is_written_around_it() -> None:
+    rows = public_rows("mbpp.jsonl")
+    assert len(rows) == 974
+    for row in rows:
+        code, tests = row["code"], "\n".join(row["test_list"])
+        with_usage = f"So:\n```python\n{code}\n```\nUsage:\n```python\nprint('x')\n```\nOutput:\n```\nx\n```"
+        in_a_list = "1. Do:\n   ```py\n" + "\n".join(f"   {line}" for line in code.splitlines()) + "\n   ```"
+        for text in (with_usage, in_a_list):
+            assert extract_program(text, tests).split() == code.split(), row["task_id"]

@@ -10,7 +10,7 @@ from dataset_kit import sums, task_of, write
 
 from mopd.distill.recipe import Source
 from mopd.distill.types import Prompt, UserError
-from mopd.rollouts.tasks import Example, make_task
+from mopd.rollouts.tasks import Example, fingerprint, make_task
 from mopd.rollouts.tasks.dataset import DatasetTask
 from mopd.rollouts.tokenizer import build_tokenizer, to_prompt
 
@@ -211,3 +211,10 @@ def test_make_task_takes_a_source(tmp_path: Path) -> None:
     example = task.example(seed=0, split="train", index=0)
     assert example.id.startswith("math/train/0-0-")
     assert task.verify(prompt_of(example), f" {example.answer}\n") == 1.0
+
+
+def test_a_dataset_of_few_test_problems_has_a_fingerprint(tmp_path: Path) -> None:
+    small = task_of(write(tmp_path / "rows.jsonl", sums(60)))
+    other = task_of(write(tmp_path / "other.jsonl", [{**row, "answer": "7"} for row in sums(60)]))
+    assert small.sizes["test"] < 32
+    assert fingerprint(small, seed=0) == fingerprint(small, seed=0) != fingerprint(other, seed=0)
