@@ -245,7 +245,7 @@ def _of_recipe(recipe: str, domains: str | None, prompts: int | None) -> Any:
     from mopd.distill.recipe.messages import guess
     from mopd.recipes.evaluation.command import EvalQuestions
 
-    resolved = _load(recipe, (), None)[0]
+    resolved = _load(recipe, None, None)[0]
     if not isinstance(resolved, Recipe):
         raise UserError(f"--recipe: {recipe} is a study; name the recipe.yaml of one of its runs")
     names = list(resolved.domains) if domains is None else [name.strip() for name in domains.split(",")]

@@ -7,7 +7,7 @@ are learnt within what lies between them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -72,8 +72,8 @@ def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
         text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
     except Exception:  # a template raises what it likes; whoever renders prompts with it says so
         return None
-    control = set(control_ids(tokenizer)) - {tokenizer.unk_token_id}
-    return next((i for i in encode(tokenizer, text.rpartition(answer)[2]) if i in control), None)
+    after = encode(tokenizer, text.rpartition(answer)[2])
+    return next((i for i in after if i in control_ids(tokenizer) and i != tokenizer.unk_token_id), None)
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: str) -> tuple[int, ...]:
@@ -92,8 +92,8 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: str) -> tuple[int, 
     except OSError:  # it has none
         declared = PretrainedConfig.get_config_dict(model)[0].get("eos_token_id")
     closing = completion_ids(tokenizer, "")[-1]  # not per token: the token that closes an answer
-    ids = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
-    return closing, *sorted(i for i in ids if isinstance(i, int) and i != closing)
+    ids: list[Any] = [tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])]
+    return closing, *sorted({i for i in ids if isinstance(i, int)} - {closing})
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> tuple[int, ...]:

@@ -70,12 +70,10 @@ class Within:
 LearningRate: TypeAlias = Annotated[
     float, Within(1e-9, 100, "float32 weights are rounded to larger steps than less, and leave their range with more")
 ]
-LARGEST_FLOAT = 1e20
-"""Of a bound that may be as good as none, and still is a float32."""
 Clip: TypeAlias = Annotated[
-    float, Within(1e-6, LARGEST_FLOAT, "less leaves nothing of a gradient, more is no float32", besides=(0,))
+    float, Within(1e-6, 1e12, "less leaves nothing of a gradient, no gradient has more", besides=(0,))
 ]
-Bound: TypeAlias = Annotated[float, Within(1e-6, LARGEST_FLOAT, "less leaves nothing, more is no float32")]
+Bound: TypeAlias = Annotated[float, Within(1e-6, 1e12, "less leaves nothing, no loss has more")]
 Epsilon: TypeAlias = Annotated[
     float, Within(1e-15, 0.1, "less divides 0 by 0 in float32, more leaves nothing of the gradient")
 ]

@@ -70,6 +70,7 @@ def own_code(what: str, *, seconds: float, remedy: str = "fix it") -> Iterator[N
             thread, where Python can interrupt.
     """
     cuts = [_Cut(sys.stdout), _Cut(sys.stderr)]
+    pressed: Any = None  # nobody has, where the watch itself cannot be set
     try:
         with _watched(seconds) as pressed, redirect_stdout(cuts[0]), redirect_stderr(cuts[1]):  # pyright: ignore
             yield

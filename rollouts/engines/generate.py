@@ -70,7 +70,9 @@ RECURRENT = "cache_params"
 
 def _cache_argument(model: nn.Module) -> str:
     """What a model's forward calls its cache: purely recurrent ones (mamba) have a name of their own."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model
+    if hasattr(model, "get_base_model"):  # peft's wrapper
+        inner = inner.get_base_model()
     arguments = inspect.signature(inner.forward).parameters
     return RECURRENT if RECURRENT in arguments and "past_key_values" not in arguments else "past_key_values"
 
@@ -135,7 +137,7 @@ class _Batch:
             if len(keep) == 0:
                 keep = np.array([0])  # finished, but other ranks still need this one's forwards
             if len(keep) < len(self.live):
-                index = torch.from_numpy(keep).to(self.device)
+                index: Any = torch.from_numpy(keep).to(self.device)
                 for layer in cache.layers:
                     layer.reorder_cache(index)  # which layers with a recurrent state have, too
                 self.mask, positions, self.live = self.mask[index], positions[index], self.live[keep]

@@ -49,7 +49,8 @@ def main() -> None:
     for line in lines if not missing else ():
         batch = json.loads(line)
         if settings["kind"] == "tests":
-            _write(judge_program(*batch["lengths"], batch["limits"]))
+            program_bytes, tests_bytes = batch["lengths"]
+            _write(judge_program(program_bytes, tests_bytes, batch["limits"]))
         else:
             for answer in _run_in_forks(run, batch["jobs"], batch["limits"]):
                 _write(answer)

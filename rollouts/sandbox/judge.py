@@ -16,7 +16,7 @@ import random
 import sys
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from mopd.rollouts.sandbox.namespaces import facade, namespace, type_of
 from mopd.rollouts.sandbox.peer import BINARY, COMPARISONS, OPERATIONS, UNARY, Peer
@@ -356,7 +356,7 @@ class _Statements(ast.NodeTransformer):
 
 def _call(judge: Judge, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     if target_of(function) is not None and callable(function):
-        return judge.called(function, args, options, carry=True)
+        return judge.called(cast(Remote, function), args, options, carry=True)
     return function(*args, **options)
 
 

@@ -295,7 +295,7 @@ def _message(source: Source, message: Any, place: int) -> Message:
         raise ValueError(f"{where}, whose content is null and which calls no tool")
     elif content is not None and not isinstance(content, str):
         raise ValueError(f"{where}, whose content is {type(content).__name__}, and must be text or a list of parts")
-    elif role == "user" and not content.strip():
+    elif role == "user" and not (content or "").strip():
         raise ValueError(f"{where}, whose content is empty")
     return {"role": role, "content": content, **more}
 

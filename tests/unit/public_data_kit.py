@@ -1,8 +1,7 @@
 """Public data sets, where the machine has them; they are no part of the project.
 
-A folder with ``gsm_test.jsonl``, ``gsm_sol.jsonl``, ``math500.jsonl``, ``math_train.json``, ``mbpp.jsonl`` and
-``humaneval.jsonl``: MOPD_PUBLIC_DATA names it, or it lies beside the checkout as ``shared/data``. Tests that need it
-are skipped where it is missing.
+MOPD_PUBLIC_DATA names a folder with ``gsm_test.jsonl``, ``gsm_sol.jsonl``, ``math500.jsonl``, ``math_train.json``,
+``mbpp.jsonl`` and ``humaneval.jsonl``. Tests that need it are skipped where it is not set.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-FOLDER = Path(os.environ.get("MOPD_PUBLIC_DATA", Path(__file__).parents[3] / "shared" / "data"))
+FOLDER = Path(os.environ.get("MOPD_PUBLIC_DATA", "public-data"))
 
 
 def public_rows(name: str) -> list[dict[str, Any]]:

@@ -381,6 +381,7 @@ def test_a_call_of_a_tool_comes_out_as_the_template_writes_it(tmp_path: Path, mo
         assert f"{example.answer} degrees" in example.text
         assert "None" not in example.text
         assert "weather" in example.text
+    assert '"arguments": {"town": "town' in texts["qwen2_5"].text, "a mapping, and no text with quotes in it"
     number = texts["qwen3"].answer
     assert (
         f'<tool_call>\n{{"name": "weather", "arguments": {{"town": "town {number}"}}}}\n</tool_call>'

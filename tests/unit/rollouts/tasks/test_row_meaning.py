@@ -147,6 +147,9 @@ def test_two_golds_for_one_prompt_are_refused_or_any_is_right(tmp_path: Path) ->
     ) as caught:
         task_of(path, verifier="number")
     assert any("1 more rows" in problem for problem in caught.value.problems), caught.value.problems
+    left = task_of(path, verifier="number", drop_refused=0.2)
+    asked = {left.example(seed=0, split=s, index=i).text for s, n in left.sizes.items() for i in range(n)}
+    assert asked == {row["prompt"] for row in sums(40)}, "neither gold of a prompt that is in doubt is taken"
     task = task_of(path, verifier="number", several_golds="any")
     drawn = [task.example(seed=0, split=s, index=i) for s, n in task.sizes.items() for i in range(n)]
     (example,) = [e for e in drawn if e.text == "what is 7?"]
@@ -427,6 +430,7 @@ def test_arrow_fills_calls_with_nulls_and_they_are_not_shown(tmp_path: Path) -> 
     for name in ("rows.parquet", "rows.jsonl"):
         task = DatasetTask(Source(path=write(tmp_path / name, rows)), tokenizer, domain="d")
         texts = {task.example(seed=0, split="train", index=i).text for i in range(20)}
+        assert not any("None" in text for text in texts)
         calls = {text[text.index("f{") + 1 : -4] for text in texts}  # not per token
         assert {json.dumps(json.loads(call)) for call in calls} == {'{"town": "x"}', '{"city": "y"}'}
 
