@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from deadline_kit import patience
+from deadline_kit import Deadline, patience
 from runs import assert_whole, finish, left, mark, mopd, processes, rows, run, wait_for, weights
 
 STEPS = 4
@@ -57,8 +57,11 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(finished: Path, out:
 
 
 def test_a_second_ctrl_c_ends_at_once_and_says_what_is_kept(out: Path) -> None:
-    process = mopd("run", "smoke", "--out", out)
+    process = mopd("run", "smoke", "run.steps=60", "--out", out)
     wait_for(process, out / "metrics.jsonl", 3)
+    deadline = Deadline(60)
+    while not (out / "checkpoints" / "step-000002").is_dir() and deadline.waits():
+        pass
     running = mark(process)
     (rank,) = [other for other in processes(process) if "ray::Host" in " ".join(other.cmdline())]
     rank.suspend()  # the step surely does not end
