@@ -100,7 +100,9 @@ def test_an_orderly_end_is_the_runs_own(tmp_path: Path) -> None:
 
 def test_a_terminals_ctrl_c_and_slurms_sigterm_do_not_end_the_guard(tmp_path: Path) -> None:
     folder = tmp_path / "cluster"
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # below nohup it is ignored from the start
     run, processes = start(folder, "wait")
+    signal.signal(signal.SIGHUP, before)
     deadline = Deadline(60)
     while not (guards := [p for p in psutil.Process(run.pid).children() if "mopd.distill.guard" in p.cmdline()]):
         assert deadline.waits()
