@@ -91,11 +91,14 @@ def _guard(folder: Path, run: int, ray: Mapping[str, int]) -> None:
         with suppress(psutil.Error):
             children = psutil.Process(run).children(recursive=True)
         dead = next((name for name, process in watched.items() if not _lives(process)), None)
-    # A killed run takes Ray with it at once; Ray takes a run with it after a while.
-    if dead is not None and not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+    # Ray takes a run with it after a while, and a killed run takes Ray with it at once: where both are dead by now,
+    # nobody can tell which was first.
+    unclear = dead is None or bool(select.select([sys.stdin], [], [], LOOK_SECONDS)[0])
+    dead = dead or next((name for name, process in watched.items() if not _lives(process)), None)
+    if dead is not None:
         print(
-            f"the run broke: Ray's {dead} (process {ray[dead]}) died, and with it all processes of the run. The last "
-            "checkpoint resumes it: give the same command again",
+            f"the run broke: Ray's {dead} (process {ray[dead]}) died, and with it all processes of the run"
+            f"{', or the run was killed' * unclear}. The last checkpoint resumes it: give the same command again",
             file=sys.stderr,
             flush=True,
         )

@@ -110,9 +110,7 @@ def test_the_checkpoint_of_the_best_step_outlives_the_newest_and_comes_back_bitw
     assert furthest(weights[2], weights[5]) > 0
     assert learner.load_latest() == 5, "a resumed run goes on from the newest, not from the best"
     assert furthest(dict(learner.weights().state_dict()), weights[5]) == 0.0
-    with pytest.raises(
-        RunError, match=r"of step 1 in .*, which `evaluate.select` chose, is not there"
-    ):
+    with pytest.raises(RunError, match=r"of step 1 in .*, which `evaluate.select` chose, is not there"):
         learner.load(1)
 
 
