@@ -12,8 +12,6 @@ from fractions import Fraction
 
 from mopd.rollouts.answers import after_phrase, after_thinking, last_boxed, marked
 
-ASKED_WHETHER_READABLE = "\0can this be read? "
-"""Before a gold answer that is to be read and compared with nothing; no gold answer has a zero byte in it."""
 _LONGEST_TEXT = 50_000  # characters of a text that is read; an answer stands at its end
 
 _MATH = re.compile(

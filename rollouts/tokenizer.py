@@ -72,15 +72,24 @@ def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
         text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
     except Exception:  # a template raises what it likes; whoever renders prompts with it says so
         return None
+    control = control_ids(tokenizer)
     after = encode(tokenizer, text.rpartition(answer)[2])
-    return next((i for i in after if i in control_ids(tokenizer) and i != tokenizer.unk_token_id), None)
+    return next((i for i in after if i in control and i != tokenizer.unk_token_id), None)
+
+
+def closing_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that closes an answer: what the chat template closes a turn with; without one, EOS."""
+    turn_end = turn_end_id(tokenizer)
+    closing = tokenizer.eos_token_id if turn_end is None else turn_end
+    assert isinstance(closing, int)
+    return closing
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: str) -> tuple[int, ...]:
     """The tokens that end a completion: of the tokenizer, of the chat template and of the model's generation settings.
 
     Chat models often declare several (``<|im_end|>`` and ``<|endoftext|>``). The first one closes an answer, see
-    :func:`completion_ids`.
+    :func:`closing_id`.
 
     Args:
         model: folder or Hub id of the checkpoint, with generation_config.json or at least config.json.
@@ -91,20 +100,17 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: str) -> tuple[int, 
         declared = GenerationConfig.from_pretrained(model).eos_token_id
     except OSError:  # it has none
         declared = PretrainedConfig.get_config_dict(model)[0].get("eos_token_id")
-    closing = completion_ids(tokenizer, "")[-1]  # not per token: the token that closes an answer
+    closing = closing_id(tokenizer)
     ids: list[Any] = [tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])]
     return closing, *sorted({i for i in ids if isinstance(i, int)} - {closing})
 
 
-def completion_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> tuple[int, ...]:
-    """The token ids of an answer, closed by what the chat template closes a turn with; without one, by EOS.
+def completion_ids(tokenizer: PreTrainedTokenizerBase, answer: str, *, closing: int | None = None) -> tuple[int, ...]:
+    """The token ids of an answer, and the one that closes it: :func:`closing_id`, unless the caller has it already.
 
     Prompt and answer are tokenised apart and then concatenated: no token spans the border, where sampling starts.
     """
-    turn_end = turn_end_id(tokenizer)
-    closing = tokenizer.eos_token_id if turn_end is None else turn_end
-    assert isinstance(closing, int)
-    return (*encode(tokenizer, answer), closing)
+    return (*encode(tokenizer, answer), closing_id(tokenizer) if closing is None else closing)
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:

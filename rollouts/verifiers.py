@@ -14,11 +14,10 @@ from typing import TypeAlias
 from mopd.distill.errors import UserError
 from mopd.rollouts.answers import THOUGHTS, after_thinking, last_boxed
 from mopd.rollouts.choices import chosen_letter
-from mopd.rollouts.latex import ASKED_WHETHER_READABLE
 from mopd.rollouts.programs import extract_program
 from mopd.rollouts.quantities import answer_values, gold_values
 from mopd.rollouts.sandbox.rules import Refused, parse_program
-from mopd.rollouts.sandbox.run import equal_formulas, run_tests_many
+from mopd.rollouts.sandbox.run import equal_formulas, readable_formulas, run_tests_many
 
 Verifier: TypeAlias = Callable[[str, str], float]
 
@@ -137,7 +136,7 @@ def unreadable_golds(verifier: str, golds: Iterable[str]) -> list[str]:
     """Each gold answer that ``verifier`` can't read, in order; ``math`` finds it right in no other words."""
     different = list(dict.fromkeys(golds))
     if verifier == "math":
-        readable = equal_formulas([(f"{ASKED_WHETHER_READABLE}{gold}", "") for gold in different])
+        readable = readable_formulas(different)
         return [gold for gold, good in zip(different, readable, strict=True) if not good]
     return [gold for gold in different if gold_problem(verifier, gold)]
 

@@ -63,7 +63,7 @@ def plain_head(model: Any) -> nn.Linear:
     Raises:
         UserError: the head is something else, or has a bias. The message is a predicate.
     """
-    head = _inner(model).get_output_embeddings()
+    head = without_adapters(model).get_output_embeddings()
     if type(head) is not nn.Linear:
         raise UserError(f"has an output head that is no plain matrix ({type(head).__name__})")
     if head.bias is not None:
@@ -90,7 +90,7 @@ def head_problem(model: Any) -> str | None:
         head = plain_head(model)
     except UserError as error:
         return str(error)
-    inner, shape = _inner(model), (1, 2, head.weight.shape[1])
+    inner, shape = without_adapters(model), (1, 2, head.weight.shape[1])
     inner.base_model.forward = lambda *_args, **_kwargs: Output(last_hidden_state=torch.empty(shape, device="meta"))
     made: list[Tensor] = []
 
@@ -139,7 +139,7 @@ def in_place_of_head(model: Callable[..., Any], head: nn.Module, fn: Callable[[T
     return logits
 
 
-def _inner(model: Any) -> Any:
+def without_adapters(model: Any) -> Any:
     """A model without peft's wrapper; the adapters' layers are in it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

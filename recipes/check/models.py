@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from mopd.distill.models.families import family_of
 from mopd.distill.models.heads import head_problem
 from mopd.distill.recipe import Engine, StageRecipe, StudentRecipe
 from mopd.distill.recipe.model_names import is_path, stage_name
+from mopd.distill.storage import Digest, digest_of
 from mopd.distill.student.engine import check_engine
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo
@@ -236,7 +236,7 @@ def _other_base(adapter: str, base: ModelInfo) -> str | None:
     if Path(named).is_dir() and is_path(source):
         here, there = Path(source), Path(named)
         try:
-            same = here.resolve() == there.resolve() or _weights_digest(here) == _weights_digest(there)
+            same = here.resolve() == there.resolve() or _digests(here) == _digests(there)
         except (OSError, UserError):
             return None
     elif is_path(named) or is_path(source) or Path(named).is_absolute():
@@ -251,12 +251,9 @@ def _other_base(adapter: str, base: ModelInfo) -> str | None:
     )
 
 
-def _weights_digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in weight_files(folder):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _digests(folder: Path) -> list[Digest]:
+    """Of a checkpoint's files of weights."""
+    return [digest_of(path) for path in weight_files(folder)]
 
 
 def _heads(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:

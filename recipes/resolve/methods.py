@@ -19,7 +19,7 @@ from mopd.recipes.resolve.merge_and_cascade import MadeStudent, MakingJob, casca
 from mopd.rollouts.rewards import RewardGrader, VerifiedGrader
 from mopd.rollouts.sampler import GoldSampler
 from mopd.rollouts.tasks import Task
-from mopd.rollouts.tokenizer import completion_ids, control_ids
+from mopd.rollouts.tokenizer import closing_id, completion_ids, control_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +142,8 @@ def _writers(parts: Parts) -> Sampler:
 
 
 def _gold(parts: Parts) -> Sampler:
-    tokenizer = parts.tokenizer
-    return GoldSampler(lambda answer: completion_ids(tokenizer, answer))
+    tokenizer, closing = parts.tokenizer, closing_id(parts.tokenizer)  # which renders the chat template once
+    return GoldSampler(lambda answer: completion_ids(tokenizer, answer, closing=closing))
 
 
 def _ungraded(parts: Parts) -> Grader:

@@ -17,6 +17,7 @@ import torch.distributed
 from torch import nn
 from transformers import DynamicCache
 
+from mopd.distill.models.heads import without_adapters
 from mopd.distill.payloads import likeliest
 from mopd.distill.types import Finish, Float32, Int32
 from mopd.rollouts.engines.base import Decoding
@@ -70,10 +71,7 @@ RECURRENT = "cache_params"
 
 def _cache_argument(model: nn.Module) -> str:
     """What a model's forward calls its cache: purely recurrent ones (mamba) have a name of their own."""
-    inner: Any = model
-    if hasattr(model, "get_base_model"):  # peft's wrapper
-        inner = inner.get_base_model()
-    arguments = inspect.signature(inner.forward).parameters
+    arguments = inspect.signature(without_adapters(model).forward).parameters
     return RECURRENT if RECURRENT in arguments and "past_key_values" not in arguments else "past_key_values"
 
 

@@ -76,12 +76,12 @@ def _read(descriptor: int, length: int) -> str:
 
 def _prepare(kind: str, import_paths: list[str]) -> Callable[..., object]:
     """Import all that jobs need, while files can still be opened; returns what runs one job."""
-    if kind == "math":
+    if kind in ("math", "readable"):
         sys.path += import_paths
         from mopd.rollouts.sandbox import formulas as sandbox_math
 
         sandbox_math.prepare()
-        return sandbox_math.equal
+        return sandbox_math.equal if kind == "math" else sandbox_math.readable
     if kind == "tests":
         load_library()
         harden()

@@ -24,7 +24,6 @@ from sympy.core.function import AppliedUndef
 
 from mopd.rollouts.choices import chosen_letter
 from mopd.rollouts.latex import (
-    ASKED_WHETHER_READABLE,
     Formula,
     FormulaParts,
     equation_sides,
@@ -111,11 +110,8 @@ def equal(answer: str, text: str) -> bool:
     """Whether a text answers with the same mathematics as ``answer``.
 
     What the text answers with: :func:`rollouts.latex.final_formula`; where nothing marks a formula, the number that the
-    text names, or its last line. Of an answer that begins with :data:`rollouts.latex.ASKED_WHETHER_READABLE`, whether
-    it can be read.
+    text names, or its last line.
     """
-    if answer.startswith(ASKED_WHETHER_READABLE):
-        return readable(answer.removeprefix(ASKED_WHETHER_READABLE))
     gold = gold_formula(answer)
     formula = final_formula(text)
     if formula is not None and _same(gold, formula):

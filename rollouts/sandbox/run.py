@@ -29,12 +29,12 @@ from typing import Any, Literal, TypeAlias
 
 from mopd.distill.types import RunError, UserError
 
-Kind: TypeAlias = Literal["expressions", "tests", "math"]
+Kind: TypeAlias = Literal["expressions", "tests", "math", "readable"]
 _CHILD = "import sys; sys.path.append({root!r}); from mopd.rollouts.sandbox.child import main; main()"
 
 
 MOST_SERVERS = 8
-_LARGEST_BATCH: dict[Kind, int] = {"expressions": 64, "tests": 1, "math": 16}
+_LARGEST_BATCH: dict[Kind, int] = {"expressions": 64, "tests": 1, "math": 16, "readable": 16}
 """Jobs that a server is given at a time; those of programs have forks of their own in any case."""
 
 
@@ -123,6 +123,16 @@ def equal_formulas(jobs: Sequence[tuple[str, str]], *, limits: Limits = MATH_LIM
     fit = [number for number, (_, text) in enumerate(jobs) if len(text) <= limits.source_chars]
     answers = dict(zip(fit, _run("math", [jobs[n] for n in fit], limits), strict=True))
     return [answers.get(number) is True for number in range(len(jobs))]
+
+
+def readable_formulas(golds: Sequence[str], *, limits: Limits = MATH_LIMITS) -> list[bool]:
+    """Whether math-verify can read gold answers; False where reading one overran a limit.
+
+    Raises:
+        UserError: this machine lacks a layer that safety needs; nothing was executed.
+        RunError: the sandboxed interpreter could not be started.
+    """
+    return [answer is True for answer in _run("readable", [(gold,) for gold in golds], limits)]
 
 
 @functools.cache
@@ -239,7 +249,7 @@ class _Server:
 
     def _start(self, kind: Kind, folder: str, limits: Limits) -> list[str]:
         """Wait until it is locked in; returns the mechanisms that hold."""
-        paths = [path for path in sys.path if path] if kind == "math" else []
+        paths = [path for path in sys.path if path] if kind in ("math", "readable") else []
         self._write({"kind": kind, "empty_folder": folder, "import_paths": paths, "files": self._files})
         line = self._line(limits)
         if line is None:

@@ -61,6 +61,12 @@ def ends_in_plain_words(process: subprocess.Popen[str], running: str) -> int:
     return code
 
 
+def assert_undisturbed(out: Path, finished: Path) -> None:
+    """Every step once, and the weights of the run that nobody disturbed."""
+    assert_whole(out, steps=STEPS)
+    assert weights(out) == weights(finished)
+
+
 @contextmanager
 def mounted(*arguments: str | Path) -> Iterator[None]:
     subprocess.run(["mount", *map(str, arguments)], check=True)
@@ -87,8 +93,7 @@ def test_the_disk_is_full_from_a_random_moment_on(finished: tuple[Path, float], 
         (disk / "filler").unlink()
         print(f"chaos: disk full {seed}, exit {code}", flush=True)
         run("run", "smoke", "--out", out)
-        assert_whole(out, steps=STEPS)
-        assert weights(out) == weights(finished[0])
+        assert_undisturbed(out, finished[0])
 
 
 @mounts
@@ -104,8 +109,7 @@ def test_the_folder_is_read_only_from_a_random_moment_on(finished: tuple[Path, f
         assert finish(mopd("run", "smoke", "--out", out))[0] == (0 if code == 0 else 2)
     print(f"chaos: read-only {seed}, exit {code}", flush=True)
     run("run", "smoke", "--out", out)
-    assert_whole(out, steps=STEPS)
-    assert weights(out) == weights(finished[0])
+    assert_undisturbed(out, finished[0])
 
 
 @pytest.mark.timeout(2400)
@@ -119,8 +123,7 @@ def test_the_folder_is_gone_from_a_random_moment_on(finished: tuple[Path, float]
     print(f"chaos: folder deleted {seed}, exit {code}", flush=True)
     shutil.rmtree(out, ignore_errors=True)  # what it has written since
     run("run", "smoke", "--out", out)
-    assert_whole(out, steps=STEPS)
-    assert weights(out) == weights(finished[0])
+    assert_undisturbed(out, finished[0])
 
 
 CLOCK_SET_BACK = """
@@ -173,8 +176,7 @@ def test_the_clock_is_set_back_a_day_amid_a_run_that_is_then_killed(
     assert left(running) == []
     code, printed = finish(mopd("run", "smoke", "--out", out, **(environment | {"CHAOS_SECONDS": "0"})))
     assert code == 0, printed
-    assert_whole(out, steps=STEPS)
-    assert weights(out) == weights(finished[0])
+    assert_undisturbed(out, finished[0])
 
 
 @pytest.mark.timeout(2400)
@@ -185,8 +187,7 @@ def test_a_wandb_server_that_hangs(finished: tuple[Path, float], out: Path) -> N
         process = mopd("run", "smoke", "track.wandb.mode=auto", "--out", out, **logged_in)
         running = mark(process)
         assert ends_in_plain_words(process, running) == 0
-    assert_whole(out, steps=STEPS)
-    assert weights(out) == weights(finished[0])
+    assert_undisturbed(out, finished[0])
 
 
 def two_attempts(out: Path, environment: dict[str, str]) -> str:
@@ -214,8 +215,7 @@ def two_attempts(out: Path, environment: dict[str, str]) -> str:
 def test_of_two_attempts_the_later_one_alone_writes(finished: tuple[Path, float], out: Path) -> None:
     printed = two_attempts(out, {})
     assert "no longer owns" in printed
-    assert_whole(out, steps=STEPS)
-    assert weights(out) == weights(finished[0])
+    assert_undisturbed(out, finished[0])
 
 
 @pytest.mark.timeout(2400)

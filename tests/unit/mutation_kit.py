@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from check_kit import CONFIG
 from pydantic import BaseModel
 
 from mopd.distill.recipe import Architecture, Source, StageRecipe, StopRecipe, TopKReverseKL
@@ -20,14 +21,6 @@ from mopd.distill.recipe.loss import ESTIMATORS, CustomLoss
 from mopd.distill.recipe.messages import Leaf, leaves
 from mopd.distill.recipe.schema import AdamW, PlainSGD
 
-CONFIG: dict[str, Any] = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 128,
-}
 MADE: dict[str, Any] = {"architecture": "llama", "vocabulary": 80, "config": CONFIG}
 TASK = {"path": "./rows.jsonl", "verifier": "number"}
 NAMES = {"domains": "math", "teachers": "math", "stages": "math"}
