@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.types import Prompt, Prompts
+from mopd.rollouts.mixture import Mixture
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import to_prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """One domain's prompts: its task, how many a step, and the share of them in the task's easy form."""
+    """One domain's prompts: its task, and the share of the training ones in the task's easy form."""
 
     task: Task
-    prompts: int
     easy_share: float = 0.0
 
 
@@ -27,20 +27,21 @@ class Supply:
 class PromptSource:
     """Draws prompts of several domains, domain after domain in the recipe's order.
 
-    Training prompt ``i`` of step ``s`` is number ``s * prompts + i`` of its task's endless training split. Held-out
-    prompts have a seed of their own, so that runs of different seeds are measured on the same questions.
+    Which numbers of its task's endless training split a step takes is the mixture's word. Held-out prompts have a seed
+    of their own, so that runs of different seeds are measured on the same questions.
     """
 
     supplies: Mapping[str, Supply]
     tokenizer: PreTrainedTokenizerBase
     seed: int
+    mixture: Mixture
 
     def __call__(self, step: int) -> list[Prompt]:
         """The training prompts of ``step``."""
         return [
-            self._prompt(domain, seed=self.seed, split="train", index=step * supply.prompts + i)
-            for domain, supply in self.supplies.items()
-            for i in range(supply.prompts)
+            self._prompt(domain, seed=self.seed, split="train", index=index)
+            for domain, places in self.mixture.places(step).items()
+            for index in places
         ]
 
     def held_out(self, split: str, n: int, *, seed: int) -> dict[str, list[Prompt]]:

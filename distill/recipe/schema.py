@@ -78,10 +78,23 @@ class _Schedule(Strict):
     """What optimizers share: the learning rate over the optimizer steps, and the bound of a gradient."""
 
     lr: LearningRate = Field(default=5e-4, description="peak learning rate")
-    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="decay after the warm-up")
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        default="cosine",
+        description="after the warm-up; wsd: the peak, then linear over the last `decay_steps` (arXiv 2405.18392)",
+    )
     warmup_steps: CountOrNone = Field(default=20, description="optimizer steps of linear warm-up")
     final_lr_fraction: float = Field(default=0.1, ge=0, le=1, description="learning rate at the end, over the peak")
+    decay_steps: CountOrNone = Field(default=0, description="optimizer steps of the decay of schedule wsd")
     clip: Clip = Field(default=1.0, description="global gradient norm above which it is scaled down; 0 is off")
+
+    @model_validator(mode="after")
+    def _a_decay_of_its_own_with_wsd(self) -> Self:
+        if (self.schedule == "wsd") != (self.decay_steps > 0):
+            raise refusal(
+                f"has `schedule` {self.schedule} and `decay_steps` {self.decay_steps}; wsd needs at least 1 of them, "
+                "and no other schedule reads them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _an_end_only_where_it_decays(self) -> Self:
@@ -378,10 +391,28 @@ class StopRecipe(Strict):
     evaluations: Count = Field(default=2, description="in a row that a bound must be passed at")
 
 
+class PlateauRecipe(Strict):
+    """Training goes on while any domain learns, and `steps` is the most: a number of steps fits no two seeds.
+
+    A domain learns while its validation score rises, or while its held-out KL is far above the others' and falls. Once
+    none does, the learning rate decays (schedule wsd) and training ends; see distill/metrics/plateau.py.
+    """
+
+    evaluations: Count = Field(default=3, description="in a row in which nothing was learnt")
+    points: Positive = Field(default=1.0, description="of validation score: a best that rises by less has not risen")
+    behind: float = Field(
+        default=3.0, ge=1, le=1e6, description="times the median held-out KL of the domains: above that it is far above"
+    )
+    fall: Positive = Field(default=0.1, le=1, description="part by which a held-out KL fell at least, to be falling")
+
+
 class RunRecipe(Strict):
     """How long, how often, and beside what."""
 
     steps: Count = Field(default=200, description="loop steps; each samples, grades and updates once")
+    plateau: PlateauRecipe | None = Field(
+        default=None, description="ends it earlier, once no domain learns any more; null: it takes all steps"
+    )
     evaluate_every: Count = Field(default=20, description="steps between evaluations on validation prompts")
     save_every: Count = Field(default=20, description="steps between checkpoints")
     keep_checkpoints: Count = Field(default=2, description="whole checkpoints kept")
@@ -449,6 +480,10 @@ class StageRecipe(Strict):
     samples_per_prompt: Count = Field(default=1, description="rollouts per prompt of a stage that learns by reward")
     keep_verified: Count = Field(default=1, description="expert_iteration: see `rollout.keep_verified`")
     steps: Count = Field(default=200, description="loop steps")
+    plateau: PlateauRecipe | None = Field(
+        default=None, description="as `run.plateau`, by the validation prompts of its domains"
+    )
+    evaluate_every: Count = Field(default=20, description="steps between evaluations; only `plateau` asks for any")
     save_every: Count = Field(default=100, description="steps between checkpoints")
     updates_per_step: Count = Field(default=1, description="optimizer steps per batch")
     engine: Engine = Engine()
@@ -484,6 +519,11 @@ class Recipe(Strict):
         description="a step's shares of the loss: explicit: those of the domains; variance_scaled: times "
         "clip(sigma_all / sigma_d, 0.25, 4) of the token advantages (DN-MOPD, arXiv 2609.35347); gap_following: times "
         "clip(KL_d / mean KL, 0.05, 20)",
+    )
+    prompt_rule: Literal["fixed", "gap_following"] = Field(
+        default="fixed",
+        description="a step's prompts of each domain: fixed: those of the domains; gap_following: as many in all, "
+        "those of a domain times clip(KL_d / mean KL, 0.25, 4) of the last 10 steps",
     )
     rollout: RolloutRecipe = RolloutRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()

@@ -68,17 +68,20 @@ class DeepSpeedStudent:
         spec: StudentSpec,
         *,
         shares: Mapping[str, float],
+        steps: Callable[[], int],
         updates_per_step: int,
         share_rule: str,
         keep_steps: Callable[[], Collection[int]] = tuple,
         selective: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
-        """``keep_steps``: steps whose checkpoints are not to be removed, asked at each saving; ``say``: to people."""
+        """``steps``: those of the whole run, as far as is known, asked at each update; ``keep_steps``: those whose
+        checkpoints are not to be removed, asked at each saving; ``say``: to people."""
         self._ranks = ranks
         self._spec = spec
         self._loss = bind(spec.loss)
         self._shares = dict(shares)
+        self._steps = steps
         self._share_rule = share_rule
         self._keep_steps = keep_steps
         self._say = say
@@ -141,10 +144,10 @@ class DeepSpeedStudent:
         )
         if not plans:
             return {}
-        first = step * self._updates_per_step
+        first, total = step * self._updates_per_step, self._steps() * self._updates_per_step
         per_rank = [
             tuple(
-                _rank_update(plan, batch, rewards, rank=rank, step=step, number=first + i)
+                _rank_update(plan, batch, rewards, rank=rank, step=step, number=first + i, total=total)
                 for i, plan in enumerate(plans)
             )
             for rank in range(self._ranks.size)
@@ -208,11 +211,13 @@ def _rank_update(
     rank: int,
     step: int,
     number: int,
+    total: int,
 ) -> RankUpdate:
     positions = plan.microbatches[rank]
     return RankUpdate(
         step=step,
         number=number,
+        total=total,
         token_weight=plan.token_weight,
         microbatches=tuple(tuple(batch[i] for i in microbatch) for microbatch in positions),
         reward_advantages=None

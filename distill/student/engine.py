@@ -147,6 +147,9 @@ def build(spec: StudentSpec, listener: socket.socket | None = None) -> tuple[Any
 def learning_rate(optimizer: Optimizer, k: int, total: int) -> float:
     """Learning rate of optimizer step ``k`` of ``total``: a pure function, so a resumed run draws the same curve.
 
+    wsd (warm-up, stable, decay) is Haegele et al., arXiv 2405.18392: until its decay it does not depend on ``total``,
+    so a run may find out late where it ends.
+
     Linear warm-up over ``warmup_steps`` steps (step 0 already moves, the last of them is at the peak), then the
     schedule from the peak down to ``final_lr_fraction`` of it, which the last step has.
 
@@ -163,6 +166,8 @@ def learning_rate(optimizer: Optimizer, k: int, total: int) -> float:
             remaining = 1.0
         case "linear":
             remaining = 1.0 - progress
+        case "wsd":
+            remaining = min(1.0, max(0, total - 1 - k) / optimizer.decay_steps)
         case "cosine":
             remaining = 0.5 * (1.0 + math.cos(math.pi * progress))
     final = 1.0 if optimizer.schedule == "constant" else optimizer.final_lr_fraction

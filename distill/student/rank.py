@@ -179,7 +179,7 @@ class StudentRank:
         bad = totals.non_finite_domains()
         if bad:
             raise NonFinite(f"loss of domain {', '.join(bad)} is NaN or infinite {where}")
-        lr = engine.learning_rate(self.spec.optimizer, update.number, self.spec.total_optimizer_steps)
+        lr = engine.learning_rate(self.spec.optimizer, update.number, update.total)
         norm = engine.step(self.engine, lr)
         if norm is None:
             domains = ", ".join(self.spec.domains)

@@ -17,7 +17,6 @@ class StudentSpec:
     Attributes:
         model: folder of a Hugging Face checkpoint.
         domains: the trained domains in the recipe's order.
-        total_optimizer_steps: of the whole run, for the learning rate's schedule.
         run_dir: the run's folder; checkpoints lie in its ``checkpoints/``.
         attempt: id of the attempt that owns the folder; see :func:`distill.storage.claim`.
         gpus: part of a GPU that each rank takes of its node; 0 on a CPU.
@@ -33,7 +32,6 @@ class StudentSpec:
     loss: Loss
     temperature: float
     domains: tuple[str, ...]
-    total_optimizer_steps: int
     seed: int
     device: Literal["cpu", "cuda"]
     run_dir: str
@@ -53,6 +51,7 @@ class RankUpdate:
     Attributes:
         step: of the loop, from 0.
         number: of the optimizer step in the run, from 0.
+        total: optimizer steps of the whole run, as far as is known now: for the learning rate's schedule.
         token_weight: by domain, ``g_d / N_d``.
         microbatches: of rollouts; as many on every rank, an empty one is a dummy.
         reward_advantages: in the shape of ``microbatches``, or None where the loss uses no reward.
@@ -60,6 +59,7 @@ class RankUpdate:
 
     step: int
     number: int
+    total: int
     token_weight: dict[str, float]
     microbatches: tuple[tuple[ScoredRollout, ...], ...]
     reward_advantages: tuple[tuple[float, ...], ...] | None

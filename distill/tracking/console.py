@@ -33,6 +33,10 @@ class TaskHandle:
         self._marks.append((self._now(), step))
         self._progress._show(self, at_once=False)
 
+    def takes(self, steps: int) -> None:
+        """The task takes ``steps`` steps, as is known now."""
+        self.total = steps
+
     def advance(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
         """Show that ``step`` steps are finished. Loss, KL and scores are shown; other metrics are not.
 

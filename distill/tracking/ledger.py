@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mopd.distill.storage import write_atomic
+from mopd.distill.tracking.jsonl import read_jsonl
 
 ROLES: dict[str, str] = {
     "publish": "handing the student's weights to the sampler",
@@ -126,6 +127,14 @@ def ledger_from_rows(rows: Iterable[Mapping[str, Any]]) -> Ledger:
             if unit in UNITS and _ROLE.fullmatch(role):
                 # A difference of clocks may be a hair below 0, and what was not finite is null.
                 ledger.add(role, **{unit: max(0.0, value or 0.0)})
+    return ledger
+
+
+def ledger_of(folder: Path) -> Ledger:
+    """What the steps and the exams of a run's or a stage's folder cost, without those of its stages."""
+    ledger = ledger_from_rows(read_jsonl(folder / "metrics.jsonl"))
+    for row in read_jsonl(folder / "exams.jsonl"):
+        ledger.add("evaluation", tokens=row["tokens"], flops=row["flops"], seconds=row["seconds"])
     return ledger
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from mopd.distill.tracking.jsonl import append_jsonl, as_json, read_jsonl, truncate_jsonl
-from mopd.distill.tracking.ledger import ledger_from_rows
 from mopd.distill.tracking.sinks import SinkThread, close_sinks
 
 __all__ = ["Tracker", "read_jsonl", "truncate_jsonl"]
@@ -138,10 +137,6 @@ class Tracker:
             sink.table("scores", last, ["model", *domains], scores)
             sink.table("recovery_by_domain", last, ["domain", "recovery_by_domain"], recovery, bars=True)
             sink.summary(numbers)
-
-    def write_ledger(self) -> None:
-        """Add up what the steps of metrics.jsonl cost into ledger.json."""
-        ledger_from_rows(read_jsonl(self._metrics)).write(self._folder / "ledger.json")
 
     def close(self, *, failed: bool = False) -> None:
         """Close the sinks, waiting for them for a limited time."""

@@ -12,6 +12,7 @@ from mopd.distill.recipe import (
     ModelReference,
     Optimizer,
     RolloutRecipe,
+    RunRecipe,
     StageRecipe,
     StudentRecipe,
     TeacherRecipe,
@@ -42,6 +43,12 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
         *check_loss(resolved),
         *check_teachers(resolved),
         *_stages(resolved.models, recipe.stages, recipe.domains),
+        *_plateau("run", "student", recipe.run, recipe.student.optimizer),
+        *(
+            problem
+            for name, stage in recipe.stages.items()
+            for problem in _plateau(f"stages.{name}", f"stages.{name}", stage, stage.optimizer)
+        ),
         *_updates(recipe.student, recipe.run.steps, recipe.trained_domains, recipe.rollout, resolved.method),
         *_stage_updates(recipe.stages),
         *_kept(recipe.rollout, recipe.stages, resolved.method),
@@ -245,6 +252,23 @@ def _updates(
                 f"`domains.{name}.prompts`, or lower the updates"
             )
     yield from _warm_up("student", student.optimizer, "run.steps", steps * student.updates_per_step)
+
+
+def _plateau(where: str, trained: str, length: RunRecipe | StageRecipe, optimizer: Optimizer) -> Iterator[str]:
+    """Whether the learning rate can decay where nobody knows before when, and the rule can fire."""
+    if length.plateau is None:
+        return
+    if optimizer.schedule not in ("wsd", "constant"):
+        yield (
+            f"`{where}.plateau` ends training when no domain learns, and the rate of schedule {optimizer.schedule} is "
+            f"laid out over all of `{where}.steps`; set `{trained}.optimizer.schedule` to wsd with `decay_steps`, or "
+            "to constant"
+        )
+    if length.steps // length.evaluate_every <= length.plateau.evaluations:
+        yield (
+            f"`{where}.plateau.evaluations` is {length.plateau.evaluations}, and {length.steps} steps have no more at "
+            f"one in {length.evaluate_every} (`{where}.evaluate_every`): the rule could never fire; lower one of them"
+        )
 
 
 def _stage_updates(stages: Mapping[str, StageRecipe]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from mopd.distill.recipe import DomainRecipe, RunRecipe, Source, StopRecipe, Tea
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import SELF
 from mopd.recipes.check.teachers import WHAT_SCORES
-from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import stage_domains
 
@@ -24,6 +24,8 @@ def check_loss(resolved: Resolved) -> Iterator[str]:
     yield from check_stop(recipe.stop, recipe.run, graded=taught and recipe.evaluate.graded_prompts > 0)
     if recipe.share_rule != "explicit":
         yield from _share_rule(recipe.share_rule, resolved.loss, trained)
+    if recipe.prompt_rule != "fixed":
+        yield from _prompt_rule(resolved.method, trained)
 
 
 def check_stop(stop: StopRecipe, run: RunRecipe, *, graded: bool) -> Iterator[str]:
@@ -72,6 +74,17 @@ def _share_rule(rule: str, loss: BoundLoss, trained: Mapping[str, DomainRecipe])
                 yield f"{where}, and domain {name!r} has no teacher to be away from; name one, or use another rule"
 
 
+def _prompt_rule(method: Method | MadeMethod, trained: Mapping[str, DomainRecipe]) -> Iterator[str]:
+    where = "`prompt_rule` is gap_following"
+    if method.teachers != "grade":
+        yield f"{where}, and no teacher grades in this method, so no step tells a gap; set it to fixed"
+    elif len(trained) == 1:
+        yield f"{where}, and one domain has all prompts; set it to fixed"
+    for name, domain in trained.items():
+        if not domain.teacher_weights:
+            yield f"{where}, and domain {name!r} has no teacher to be away from; name one, or set it to fixed"
+
+
 def _extrapolation(
     loss: BoundLoss, teachers: Mapping[str, TeacherRecipe], trained: Mapping[str, DomainRecipe]
 ) -> Iterator[str]:
@@ -117,6 +130,8 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
             yield from _set(stage, f"stages.{name}", ("samples_per_prompt",), "it samples nothing it trains on")
         if not METHODS[stage.method].selects:
             yield from _set(stage, f"stages.{name}", ("keep_verified",), "only expert_iteration keeps some")
+        if stage.plateau is None:
+            yield from _set(stage, f"stages.{name}", ("evaluate_every",), "without `plateau` it measures nothing")
     yield from _untrained(resolved)
     for name, domain in recipe.domains.items():
         if domain.evaluate_only:

@@ -13,7 +13,7 @@ from mopd.distill.errors import UserError
 from mopd.distill.metrics.evaluate import Evaluation, Split
 from mopd.distill.metrics.results import STATISTICS, build_seesaw
 from mopd.distill.tracking.jsonl import read_jsonl
-from mopd.distill.tracking.ledger import Ledger, ledger_from_rows
+from mopd.distill.tracking.ledger import Ledger, ledger_of
 from mopd.recipes.report.records import (
     RecordedRecipe,
     RunEnvironment,
@@ -173,12 +173,10 @@ def css_of(data: RunData) -> dict[str, str]:
 
 
 def run_ledger(run_dir: Path) -> Ledger:
-    """What a run spent, stages under ``stage/NAME/``: from exams.jsonl and every metrics.jsonl of its folder."""
-    ledger = ledger_from_rows(read_jsonl(run_dir / "metrics.jsonl"))
-    for row in read_jsonl(run_dir / "exams.jsonl"):
-        ledger.add("evaluation", tokens=row["tokens"], flops=row["flops"], seconds=row["seconds"])
+    """What a run spent so far, stages under ``stage/NAME/``: from the rows of its folder and theirs."""
+    ledger = ledger_of(run_dir)
     for metrics in sorted(run_dir.glob("stages/*/metrics.jsonl")):
-        ledger.include(ledger_from_rows(read_jsonl(metrics)), stage=metrics.parent.name)
+        ledger.include(ledger_of(metrics.parent), stage=metrics.parent.name)
     return ledger
 
 

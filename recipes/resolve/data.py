@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.recipe import DomainRecipe
 from mopd.distill.storage import write_atomic
 from mopd.distill.types import UserError
+from mopd.rollouts.mixture import MIXTURES
 from mopd.rollouts.prompts import PromptSource, Supply
 from mopd.rollouts.tasks import Task, make_task
 from mopd.rollouts.tasks.dataset import DatasetTask
@@ -25,11 +26,21 @@ def tasks_of(domains: Mapping[str, DomainRecipe], tokenizer: PreTrainedTokenizer
 
 
 def prompt_source(
-    domains: Mapping[str, DomainRecipe], tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase, *, seed: int
+    domains: Mapping[str, DomainRecipe],
+    tasks: Mapping[str, Task],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    rule: str = "fixed",
 ) -> PromptSource:
-    """The prompts of ``domains``: those that are trained, or all of them where held-out prompts are drawn."""
-    supplies = {n: Supply(tasks[n], prompts=d.prompts, easy_share=d.easy_share) for n, d in domains.items()}
-    return PromptSource(supplies, tokenizer, seed=seed)
+    """The prompts of ``domains``: those that are trained, or all of them where held-out prompts are drawn.
+
+    Args:
+        rule: a row of :data:`rollouts.mixture.MIXTURES`, for the training prompts.
+    """
+    supplies = {n: Supply(tasks[n], easy_share=d.easy_share) for n, d in domains.items()}
+    mixture = MIXTURES[rule]({name: domain.prompts for name, domain in domains.items()})
+    return PromptSource(supplies, tokenizer, seed=seed, mixture=mixture)
 
 
 DATA = "data.json"

@@ -67,9 +67,15 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
         else recipe.rollout.model_copy(
             update={"samples_per_prompt": stage.samples_per_prompt, "keep_verified": stage.keep_verified}
         ),
-        evaluate=recipe.evaluate,
+        evaluate=recipe.evaluate.model_copy(update={"select": "last"}),
         faults=recipe.faults,
-        run=RunRecipe(steps=stage.steps, save_every=stage.save_every, keep_checkpoints=1, evaluate_every=stage.steps),
+        run=RunRecipe(
+            steps=stage.steps,
+            plateau=stage.plateau,
+            save_every=stage.save_every,
+            keep_checkpoints=1,
+            evaluate_every=stage.steps if stage.plateau is None else stage.evaluate_every,
+        ),
         track=TrackRecipe(wandb=WandbRecipe(mode="disabled"), rollouts_per_domain=0),
     )
 
@@ -82,9 +88,12 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
     upstream = stage_fingerprint(recipe, before) if before is not None else ""
     # The tokenizer of a model made from scratch is trained on the texts of every domain, so all tasks count.
     tasks = {domain: settings.task for domain, settings in recipe.domains.items()}
-    # Not what no weight depends on: names, exams, faults, and how a student writes where it writes no answers.
-    own = stage_recipe(recipe, name).model_dump(mode="json", by_alias=True, exclude={"name", "evaluate", "faults"})
-    if not METHODS[recipe.stages[name].method].samples:
+    # Not what no weight depends on: names, exams that end nothing, faults, and how a student writes where it writes
+    # no answers.
+    measured = recipe.stages[name].plateau is not None
+    unused = {"name", "faults"} if measured else {"name", "evaluate", "faults"}
+    own = stage_recipe(recipe, name).model_dump(mode="json", by_alias=True, exclude=unused)
+    if not METHODS[recipe.stages[name].method].samples and not measured:
         own["rollout"] = {"temperature": recipe.rollout.temperature}
     texts = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}
     content = json.dumps([upstream, own, texts, *plugin_digests([own, texts]).items()], sort_keys=True)

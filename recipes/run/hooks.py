@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from mopd.distill.loss.teacher_tensors import sampled_logprobs
+from mopd.distill.metrics.plateau import RunLength
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import RunRecipe, StopRecipe
 from mopd.distill.tracking.console import TaskHandle
@@ -15,6 +16,7 @@ from mopd.distill.types import Metrics, RunError, Sampler, ScoredRollout, Weight
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import FAULTS, TeacherDistance
+from mopd.rollouts.mixture import Mixture
 
 
 class RunCallbacks:
@@ -24,6 +26,8 @@ class RunCallbacks:
         self,
         run: RunRecipe,
         *,
+        length: RunLength,
+        mixture: Mixture,
         stop_rule: StopRecipe,
         domains: Collection[str],
         rollouts_per_domain: int,
@@ -37,6 +41,9 @@ class RunCallbacks:
     ) -> None:
         """``domains`` are those that are trained; ``rollouts_per_domain`` are kept of each at an evaluation."""
         self._run = run
+        self._length = length
+        self._mixture = mixture
+        self._step = 0
         self._stop_rule = stop_rule
         self._domains = domains
         self._rollouts_per_domain = rollouts_per_domain
@@ -54,14 +61,16 @@ class RunCallbacks:
         self._tracker.resume(step)
         if self._evaluator is not None:
             self._evaluator.forget_after(step)
-        self._why = stop_reason(self._stop_rule, self._tracker.rows("eval"))
+        self._step = step
+        self._mixture.resume(self._tracker.rows("train"))
+        self._judge()
         self._progress.start_at(step)
 
     def evaluates(self, step: int) -> bool:
         """At the start, every ``evaluate_every`` steps and at the end."""
         if self._evaluator is None or self._evaluator.has_evaluated("student", step, "validation"):
             return False
-        return step % self._run.evaluate_every == 0 or step == self._run.steps
+        return self._measured(step)
 
     def evaluate(self, step: int, weights: Weights) -> None:
         """Measure the student on the validation prompts, and where it stands against base and teachers."""
@@ -73,16 +82,18 @@ class RunCallbacks:
         metrics |= self._evaluator.evaluate("student", step=step, split="validation", sampler=self._eval_sampler)
         metrics |= self._evaluator.against_teachers()
         self._tracker.log("eval", step, metrics)
-        self._why = stop_reason(self._stop_rule, self._tracker.rows("eval"))
+        self._judge()
         self._progress.advance(step, metrics)
 
     def record(self, step: int, batch: Sequence[ScoredRollout], metrics: Metrics) -> None:
         """Log a finished step; where it is evaluated, keep a few of its rollouts."""
-        metrics = metrics | self._costs.of_step(batch)
+        self._step = step
+        taken = {f"prompts/{domain}": len(places) for domain, places in self._mixture.places(step - 1).items()}
+        metrics = metrics | taken | self._costs.of_step(batch)
+        self._mixture.see(metrics)
         self._tracker.log("train", step, metrics)
         self._progress.advance(step, metrics)
-        measured = step % self._run.evaluate_every == 0 or step == self._run.steps
-        if self._evaluator is not None and measured:
+        if self._evaluator is not None and self._measured(step):
             self._tracker.append_rows("rollouts", self._samples(self._evaluator, step, batch))
 
     def failed(self, step: int, metrics: Metrics, error: RunError) -> None:
@@ -102,12 +113,25 @@ class RunCallbacks:
         )
 
     def ended(self) -> bool:
-        """Whether the recipe's stop rule fired at the last evaluation; a resumed run finds it again."""
-        return self._why is not None
+        """Whether the recipe's stop rule fired at the last evaluation, or no domain learns and the rate has decayed.
+
+        A resumed run finds it again.
+        """
+        return self._why is not None or self._step >= self._length.steps
 
     def stops(self) -> bool:
         """Whether Ctrl-C was pressed, or another stage failed."""
         return self._stop.is_set()
+
+    def _measured(self, step: int) -> bool:
+        return step % self._run.evaluate_every == 0 or step == self._length.steps
+
+    def _judge(self) -> None:
+        """Work out from all evaluations whether the run ends here, and how long it is."""
+        evaluations = self._tracker.rows("eval")
+        self._why = stop_reason(self._stop_rule, evaluations)
+        self._length.see(evaluations)
+        self._progress.takes(self._length.steps)
 
     def _samples(self, evaluator: Evaluator, step: int, batch: Sequence[ScoredRollout]) -> list[dict[str, Any]]:
         """The first few rollouts of every domain, with verdict and per-token advantage."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.hosts import HOSTS
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
+from mopd.distill.metrics.plateau import RunLength
 from mopd.distill.recipe import DomainRecipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
@@ -66,6 +67,7 @@ class Training:
     tracker: Tracker
     costs: Costs
     evaluator: Evaluator | None
+    is_stage: bool
 
     def run(self, context: RunContext, *, title: str) -> int:
         """Train to the end, measure the selected step's weights on the test prompts, export them to ``student/``.
@@ -85,9 +87,15 @@ class Training:
             teachers = self._teachers(context) if method.teachers == "grade" else None  # first: they load meanwhile
             if teachers is not None:
                 closing.callback(teachers.close)
-            student = self._student(closing, context.progress.print)
+            length = RunLength(
+                recipe.run.steps,
+                recipe.run.plateau,
+                domains=tuple(recipe.trained_domains),
+                decay=-(-recipe.student.optimizer.decay_steps // recipe.student.updates_per_step),
+            )
+            student = self._student(closing, context.progress.print, lambda: length.steps)
             samplers = self.samplers(context, closing)
-            if self.evaluator is not None:  # no stage comes after the run itself
+            if not self.is_stage:  # no stage comes after the run itself
                 HOSTS.clear()
             trained = recipe.trained_domains
             parts = self._parts(samplers, teachers, trained, recipe.rollout.keep_verified)
@@ -96,7 +104,7 @@ class Training:
                 samplers.check(student.weights(), named=f"`student.model` ({self.model})")
             # Whoever acts in training, it is the student that is evaluated.
             eval_sampler = sampler if self.evaluator is None else samplers.evaluate
-            source = prompt_source(trained, self.tasks, self.tokenizer, seed=recipe.seed)
+            source = prompt_source(trained, self.tasks, self.tokenizer, seed=recipe.seed, rule=recipe.prompt_rule)
             if teachers is not None:
                 wait_for_teachers(teachers, tokens=len(self.tokenizer))
                 to_examine = candidates(self.resolved.teachers, trained)
@@ -111,6 +119,8 @@ class Training:
                 steps=recipe.run.steps,
                 callbacks=RunCallbacks(
                     recipe.run,
+                    length=length,
+                    mixture=source.mixture,
                     stop_rule=recipe.stop,
                     domains=tuple(recipe.trained_domains),
                     rollouts_per_domain=recipe.track.rollouts_per_domain,
@@ -213,8 +223,8 @@ class Training:
             self.evaluator.evaluate("student", step=step, split="test", sampler=eval_sampler)
         student.export(str(self.folder / "student"))
 
-    def _student(self, closing: ExitStack, say: Callable[[str], None]) -> DeepSpeedStudent:
-        """The student in its ranks, which end with ``closing``."""
+    def _student(self, closing: ExitStack, say: Callable[[str], None], steps: Callable[[], int]) -> DeepSpeedStudent:
+        """The student in its ranks, which end with ``closing``; ``steps``: of the whole run, as far as is known."""
         recipe = self.resolved.recipe
         spec = StudentSpec(
             model=self.model,
@@ -223,7 +233,6 @@ class Training:
             loss=located(recipe.loss),
             temperature=recipe.rollout.temperature,
             domains=tuple(recipe.trained_domains),
-            total_optimizer_steps=recipe.run.steps * recipe.student.updates_per_step,
             seed=recipe.seed,
             device=self.resolved.device,
             run_dir=str(self.folder),
@@ -241,6 +250,7 @@ class Training:
             ranks,
             spec,
             shares={name: domain.share for name, domain in recipe.trained_domains.items()},
+            steps=steps,
             updates_per_step=recipe.student.updates_per_step,
             share_rule=recipe.share_rule,
             selective=self.resolved.method.selects,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from mopd.distill.recipe.plugins import plugin_digests
 from mopd.distill.storage import check_current, claim, write_atomic
 from mopd.distill.student.rank import import_libraries
 from mopd.distill.tracking.console import Progress
-from mopd.distill.tracking.ledger import ledger_from_rows, read_ledger
-from mopd.distill.tracking.tracker import Tracker, read_jsonl
+from mopd.distill.tracking.ledger import ledger_of, read_ledger
+from mopd.distill.tracking.tracker import Tracker
 from mopd.recipes.check.static import check
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
@@ -143,9 +143,11 @@ def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str
             folder=folder,
             attempt=attempt,
         )
-        training(stage, folder, attempt, model=model, teachers={}, tracker=tracker).run(context, title=title or name)
-        tracker.write_ledger()
-        mark_finished(context.out, name, stage_fingerprint(recipe, name), steps=recipe.stages[name].steps)
+        tests = None if stage.recipe.run.plateau is None else 0
+        job = training(stage, folder, attempt, model=model, teachers={}, tracker=tracker, tests=tests, is_stage=True)
+        steps = job.run(context, title=title or name)
+        write_ledger(folder)
+        mark_finished(context.out, name, stage_fingerprint(recipe, name), steps=steps)
 
 
 def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
@@ -158,23 +160,10 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
     ) as tracker:
         model = starting_model(recipe.student.model, recipe.domains, recipe.seed, out=out, folder=out, attempt=attempt)
         teachers = teacher_folders(resolved.routes, resolved.teachers, out)
-        job = training(resolved, out, attempt, model=model, teachers=teachers, tracker=tracker)
-        source = prompt_source(recipe.domains, job.tasks, job.tokenizer, seed=recipe.seed)
-        rollout = recipe.rollout
-        evaluator = Evaluator(
-            recipe.evaluate,
-            out,
-            teachers={name: domain.teacher_weights for name, domain in recipe.trained_domains.items()},
-            written_with=(
-                *(rollout.max_new_tokens, rollout.batch_size, recipe.student.engine.dtype),
-                *plugin_digests(rollout.engine).items(),
-            ),
-            source=source,
-            tasks=job.tasks,
-            tokenizer=job.tokenizer,
-            tracker=tracker,
-            costs=job.costs,
-        )
+        tests = recipe.evaluate.test_prompts
+        job = training(resolved, out, attempt, model=model, teachers=teachers, tracker=tracker, tests=tests)
+        evaluator = job.evaluator
+        assert evaluator is not None
         graded_by = {
             name
             for domain in recipe.domains.values()
@@ -189,7 +178,6 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         )
         frozen = {"base": FrozenModel(base, trust_remote_code=recipe.student.trust_remote_code)} | frozen
         measure_frozen(frozen, context, evaluator, partial(job.samplers, context))
-        job = replace(job, evaluator=evaluator)
         method = resolved.method
         if isinstance(method, MadeMethod):
             last = make_student(method, job, context)
@@ -207,7 +195,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         seesaw |= {"stopped": None if why is None else {"step": last, "why": why}}
         write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
         tracker.summarize(seesaw)
-    write_ledger(recipe, out)
+    write_ledger(out, recipe.stages)
 
 
 def starting_model(
@@ -252,13 +240,49 @@ def on_disk(source: str, *, weights: bool = True) -> str:
 
 
 def training(
-    resolved: Resolved, folder: Path, attempt: str, *, model: str, teachers: Mapping[str, str], tracker: Tracker
+    resolved: Resolved,
+    folder: Path,
+    attempt: str,
+    *,
+    model: str,
+    teachers: Mapping[str, str],
+    tracker: Tracker,
+    tests: int | None,
+    is_stage: bool = False,
 ) -> Training:
-    """A run or a stage, ready to be trained, without an evaluator."""
-    method = resolved.method
+    """A run or a stage, ready to be trained.
+
+    Args:
+        tests: prompts of the test split that it is measured on, a domain, beside those of validation; None: on nothing.
+    """
+    recipe, method = resolved.recipe, resolved.method
     tokenizer = load_tokenizer(model, trust_remote_code=resolved.models["student.model"].trusted)
-    tasks = tasks_of(resolved.recipe.domains, tokenizer)
+    tasks = tasks_of(recipe.domains, tokenizer)
     note_data(tasks, folder / DATA)
+    costs = Costs(
+        model,
+        teachers,
+        samples=method.samples,
+        writers=resolved.routes if method.teachers == "write" else {},
+        trusted=trusted_leaves(resolved.models.values()),
+    )
+    evaluator = None
+    if tests is not None:
+        rollout = recipe.rollout
+        evaluator = Evaluator(
+            recipe.evaluate.model_copy(update={"test_prompts": tests}),
+            folder,
+            teachers={name: domain.teacher_weights for name, domain in recipe.trained_domains.items()},
+            written_with=(
+                *(rollout.max_new_tokens, rollout.batch_size, recipe.student.engine.dtype),
+                *plugin_digests(rollout.engine).items(),
+            ),
+            source=prompt_source(recipe.domains, tasks, tokenizer, seed=recipe.seed),
+            tasks=tasks,
+            tokenizer=tokenizer,
+            tracker=tracker,
+            costs=costs,
+        )
     return Training(
         resolved=resolved,
         folder=folder,
@@ -269,22 +293,15 @@ def training(
         tokenizer=tokenizer,
         tasks=tasks,
         tracker=tracker,
-        costs=Costs(
-            model,
-            teachers,
-            samples=method.samples,
-            writers=resolved.routes if method.teachers == "write" else {},
-            trusted=trusted_leaves(resolved.models.values()),
-        ),
-        evaluator=None,
+        costs=costs,
+        evaluator=evaluator,
+        is_stage=is_stage,
     )
 
 
-def write_ledger(recipe: Recipe, out: Path) -> None:
-    """``ledger.json`` of the run and, under their names, of its stages."""
-    ledger = ledger_from_rows(read_jsonl(out / "metrics.jsonl"))
-    for row in read_jsonl(out / "exams.jsonl"):
-        ledger.add("evaluation", tokens=row["tokens"], flops=row["flops"], seconds=row["seconds"])
-    for name in recipe.stages:
+def write_ledger(out: Path, stages: Collection[str] = ()) -> None:
+    """``ledger.json`` of a run and, under their names, of its stages; of a stage, that of itself."""
+    ledger = ledger_of(out)
+    for name in stages:
         ledger.include(read_ledger(stage_folder(out, name) / "ledger.json"), stage=name)
     ledger.write(out / "ledger.json")

@@ -29,7 +29,9 @@ from mopd.distill.student.driver import DeepSpeedStudent
 tmp = Path({tmp!r})
 spec = make_spec(make_model(tmp, {family!r}), tmp / "run", device="cuda", engine=Engine(ranks=1, expert_bias_rate=1e-3))
 ranks = InlineRanks(spec)
-student = DeepSpeedStudent(ranks, spec, shares=dict.fromkeys(DOMAINS, 1.0), updates_per_step=1, share_rule="explicit")
+student = DeepSpeedStudent(
+    ranks, spec, shares=dict.fromkeys(DOMAINS, 1.0), steps=lambda: 10, updates_per_step=1, share_rule="explicit"
+)
 first = student.load_latest()
 metrics = [student.update(make_batch(), step=step) for step in range(first, 6)]
 if first == 0:

@@ -66,7 +66,7 @@ def test_two_ranks_from_start_to_death(cluster: None, tmp_path: Path) -> None:
     spec = make_spec(make_model(tmp_path), tmp_path / "run", engine=Engine(ranks=2, expert_parallel=2))
     ranks = RayRanks(spec, FaultRecipe())
     student = DeepSpeedStudent(
-        ranks, spec, shares=dict.fromkeys(DOMAINS, 1.0), updates_per_step=1, share_rule="explicit"
+        ranks, spec, shares=dict.fromkeys(DOMAINS, 1.0), steps=lambda: 10, updates_per_step=1, share_rule="explicit"
     )
     losses = [student.update(make_batch(), step=step)["loss"] for step in range(3)]
     assert losses[-1] < losses[0]
@@ -95,7 +95,7 @@ def test_a_rank_that_hangs_is_named_and_one_that_is_only_slow_is_not(cluster: No
     limit = patience(3.0)
     ranks = RayRanks(spec, FaultRecipe(rank_seconds=limit))
     student = DeepSpeedStudent(
-        ranks, spec, shares=dict.fromkeys(DOMAINS, 1.0), updates_per_step=1, share_rule="explicit"
+        ranks, spec, shares=dict.fromkeys(DOMAINS, 1.0), steps=lambda: 10, updates_per_step=1, share_rule="explicit"
     )
     student.weights().on_ranks(slow_down, [(limit / 3,)] * 2)
     start = time.monotonic()

@@ -130,7 +130,6 @@ def make_spec(model: str, run_dir: Path, **changes: Any) -> StudentSpec:
         "loss": FullReverseKL(estimator="full_reverse_kl"),
         "temperature": 1.0,
         "domains": DOMAINS,
-        "total_optimizer_steps": 10,
         "seed": 0,
         "device": "cpu",
         "run_dir": str(run_dir),
@@ -196,7 +195,9 @@ def _serve(pipe: Any, environment: dict[str, str]) -> None:
 def student(
     ranks: Ranks, spec: StudentSpec, *, updates: int = 1, shares: dict[str, float] = SHARES, rule: str = "explicit"
 ) -> Any:
-    return DeepSpeedStudent(ranks, spec, shares=shares, updates_per_step=updates, share_rule=rule)
+    return DeepSpeedStudent(
+        ranks, spec, shares=shares, steps=lambda: 10 // updates, updates_per_step=updates, share_rule=rule
+    )
 
 
 def engine_of(ranks: int, **changes: Any) -> Engine:

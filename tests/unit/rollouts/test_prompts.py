@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mopd.distill.types import Prompt
 from mopd.rollouts.engines.generate import keyed_uniforms
+from mopd.rollouts.mixture import FixedMixture
 from mopd.rollouts.prompts import Prefetched, PromptSource, Supply, easy_coin
 from mopd.rollouts.tasks import TASKS
 from mopd.rollouts.tokenizer import build_tokenizer
@@ -20,9 +23,10 @@ def source() -> PromptSource:
     ]
     tokenizer = build_tokenizer([e.text + e.answer for e in examples], vocabulary=120)
     return PromptSource(
-        {"math": Supply(arithmetic, prompts=5, easy_share=0.5), "reasoning": Supply(ordering, prompts=3)},
+        {"math": Supply(arithmetic, easy_share=0.5), "reasoning": Supply(ordering)},
         tokenizer,
         seed=7,
+        mixture=FixedMixture({"math": 5, "reasoning": 3}),
     )
 
 
@@ -35,7 +39,7 @@ def test_a_step_has_its_own_prompts_domain_after_domain(source: PromptSource) ->
 
 
 def test_another_seed_draws_other_prompts(source: PromptSource) -> None:
-    other = PromptSource(source.supplies, source.tokenizer, seed=8)
+    other = replace(source, seed=8)
     assert not {p.text for p in other(0)} & {p.text for p in source(0)}
     assert other.held_out("test", 4, seed=0) == source.held_out("test", 4, seed=0)
 

@@ -96,7 +96,7 @@ def test_the_checkpoint_of_the_best_step_outlives_the_newest_and_comes_back_bitw
 ) -> None:
     spec = make_spec(make_model(models, "llama"), tmp_path, keep_checkpoints=2)
     best: list[int] = []
-    settings: dict[str, Any] = {"shares": dict.fromkeys(spec.domains, 1.0), "updates_per_step": 1}
+    settings: dict[str, Any] = {"shares": dict.fromkeys(spec.domains, 1.0), "steps": lambda: 10, "updates_per_step": 1}
     learner = DeepSpeedStudent(one.start(spec), spec, **settings, share_rule="explicit", keep_steps=lambda: best)
     weights = {}
     for step in range(1, 6):

@@ -11,6 +11,7 @@ TABLES = {
     # 2 steps of warm-up, then from 1 down to 0.2 at step 6, the last of 7.
     "constant": [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
     "linear": [0.5, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2],
+    "wsd": [0.5, 1.0, 1.0, 1.0, 1.0, 0.6, 0.2],
     "cosine": [0.5, 1.0, 1.0, 0.2 + 0.8 * 0.853553, 0.6, 0.2 + 0.8 * 0.146447, 0.2],
 }
 
@@ -19,6 +20,7 @@ TABLES = {
 def test_curve(schedule: str) -> None:
     settings = {"lr": 1.0, "schedule": schedule, "warmup_steps": 2}
     end = {} if schedule == "constant" else {"final_lr_fraction": 0.2}
+    end |= {"decay_steps": 2} if schedule == "wsd" else {}
     optimizer = AdamW.model_validate(settings | end)
     assert [learning_rate(optimizer, k, 7) for k in range(7)] == pytest.approx(TABLES[schedule], abs=1e-6)
 
@@ -31,3 +33,15 @@ def test_no_warm_up_begins_at_the_peak() -> None:
 def test_a_run_shorter_than_its_warm_up_has_finite_rates(total: int) -> None:
     optimizer = AdamW(lr=1.0, warmup_steps=2)
     assert all(0 < learning_rate(optimizer, k, total) <= 1 for k in range(total))
+
+
+def test_until_its_decay_wsd_does_not_depend_on_how_long_the_run_is() -> None:
+    optimizer = AdamW(lr=1.0, warmup_steps=3, schedule="wsd", decay_steps=4)
+    assert [learning_rate(optimizer, k, 12) for k in range(8)] == [learning_rate(optimizer, k, 500) for k in range(8)]
+    assert learning_rate(optimizer, 11, 12) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("settings", [{"schedule": "wsd"}, {"schedule": "cosine", "decay_steps": 5}])
+def test_a_decay_of_its_own_and_wsd_go_together(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="decay_steps"):
+        AdamW.model_validate(settings)

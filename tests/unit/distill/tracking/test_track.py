@@ -16,6 +16,7 @@ from track_kit import write_run
 
 from mopd.distill.storage import check_current, claim
 from mopd.distill.tracking.jsonl import append_jsonl, read_jsonl, truncate_jsonl
+from mopd.distill.tracking.ledger import ledger_of
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import RunError
 
@@ -181,9 +182,10 @@ def test_the_ledger_adds_up_the_steps(tmp_path: Path) -> None:
     tracker = open_tracker(tmp_path)
     for step in (1, 2, 3):
         tracker.log("train", step, {"tokens/update": 10.0, "seconds/update": 0.5, "loss": 1.0})
-    tracker.write_ledger()
-    ledger = json.loads((tmp_path / "ledger.json").read_text())
-    assert ledger["roles"]["update"] == {"tokens": 30, "flops": 0.0, "seconds": 1.5}
+    tracker.append_rows("exams", [{"step": 3, "tokens": 5, "flops": 7.0, "seconds": 2.0}])
+    roles = ledger_of(tmp_path).record()["roles"]
+    assert roles["update"] == {"tokens": 30, "flops": 0.0, "seconds": 1.5}
+    assert roles["evaluation"] == {"tokens": 5, "flops": 7.0, "seconds": 2.0}
 
 
 def test_sigkill_loses_no_line_that_log_returned_from(tmp_path: Path) -> None:

@@ -53,6 +53,9 @@ def test_every_estimator_of_the_teachers_is_mopds(estimator: str) -> None:
             {"loss": {"estimator": "k2"}, "domains": {"math": {**MATH, "reward": True}}},
             "`domains.math.reward` is true, and the loss gives",
         ),
+        ({"run": {"plateau": {}}}, "laid out over all of `run.steps`; set `student.optimizer.schedule` to wsd"),
+        ({"run": {"plateau": {"evaluations": 9}, "steps": 100}}, "100 steps have no more at one in 20"),
+        ({"prompt_rule": "gap_following"}, "`prompt_rule` is gap_following, and one domain has all prompts"),
         ({"loss": REWARDED}, "`loss.reward_weight` is 1, and no domain has `reward: true`"),
         (
             {"student": {"model": "stage:bass"}},

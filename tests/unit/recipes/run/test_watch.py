@@ -14,11 +14,13 @@ from student_kit import make_model
 from track_kit import recipe
 
 from mopd.distill.loop import train
+from mopd.distill.metrics.plateau import RunLength
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import GradingFailed, Metrics, Rollout, ScoredRollout
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.run.hooks import RunCallbacks
+from mopd.rollouts.mixture import FixedMixture
 
 
 class Lost:
@@ -38,6 +40,8 @@ def test_a_run_that_a_teacher_ends_says_what_was_lost_once(tmp_path: Path) -> No
             actor: Any = Actor()
             callbacks = RunCallbacks(
                 made.run,
+                length=RunLength(3, None, domains=(), decay=0),
+                mixture=FixedMixture({}),
                 stop_rule=made.stop,
                 domains=tuple(made.trained_domains),
                 rollouts_per_domain=0,

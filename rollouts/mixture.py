@@ -1,0 +1,102 @@
+"""Which training prompts a step takes of each domain: as many as the recipe says, or more where the gap is wider."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, Protocol
+
+from mopd.distill.types import Metrics
+
+WINDOW = 10
+"""Finished steps whose gaps are averaged."""
+BOUNDS = (0.25, 4.0)
+"""Of a domain's prompts, over those of the recipe, before they are scaled to the same sum."""
+
+
+class Mixture(Protocol):
+    """Says which prompts a step takes; a resumed run is told the same, and so says the same."""
+
+    def resume(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Go on after the steps of ``rows``, those of metrics.jsonl of kind ``train``, in order."""
+        ...
+
+    def see(self, metrics: Metrics) -> None:
+        """One more step is finished, and was measured so."""
+        ...
+
+    def places(self, step: int) -> dict[str, range]:
+        """The numbers of the training prompts that ``step`` takes, by domain."""
+        ...
+
+
+class FixedMixture:
+    """As many prompts of every domain at every step as the recipe says."""
+
+    def __init__(self, prompts: Mapping[str, int]) -> None:
+        self._prompts = prompts
+
+    def resume(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing depends on them."""
+
+    def see(self, metrics: Metrics) -> None:
+        """Nothing depends on it."""
+
+    def places(self, step: int) -> dict[str, range]:
+        """``prompts`` each, after those of the steps before."""
+        return {domain: range(step * n, (step + 1) * n) for domain, n in self._prompts.items()}
+
+
+class GapFollowingMixture:
+    """As many prompts a step as the recipe says in all, shared out by how far each domain is from its teachers.
+
+    A domain gets ``prompts * clip(KL_d / mean KL, 0.25, 4)``, scaled to the recipe's sum, where ``KL_d`` is the mean of
+    ``kl/d`` over the last :data:`WINDOW` steps that were finished one step before: the prompts of a step are drawn
+    while the step before it is under way. No prompt is left out and none is taken twice.
+    """
+
+    def __init__(self, prompts: Mapping[str, int]) -> None:
+        self._prompts = dict(prompts)
+        self._gaps: list[dict[str, float]] = []
+        self._ends: list[dict[str, int]] = []
+
+    def resume(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take up what the finished steps measured."""
+        self._gaps, self._ends = [], []
+        for row in rows:
+            self.see(row)
+
+    def see(self, metrics: Mapping[str, Any]) -> None:
+        """Keep the gaps of a step; one that is not known counts as none."""
+        self._gaps.append({domain: max(0.0, metrics.get(f"kl/{domain}") or 0.0) for domain in self._prompts})
+
+    def places(self, step: int) -> dict[str, range]:
+        """After those of the steps before, as many as their gaps ask for."""
+        while len(self._ends) <= step:
+            known = self._gaps[: max(0, len(self._ends) - 1)][-WINDOW:]
+            before = self._ends[-1] if self._ends else dict.fromkeys(self._prompts, 0)
+            self._ends.append({d: before[d] + n for d, n in share_out(self._prompts, known).items()})
+        first = self._ends[step - 1] if step else dict.fromkeys(self._prompts, 0)
+        return {domain: range(first[domain], self._ends[step][domain]) for domain in self._prompts}
+
+
+MIXTURES = {"fixed": FixedMixture, "gap_following": GapFollowingMixture}
+"""By the name that a recipe's ``prompt_rule`` gives them."""
+
+
+def share_out(prompts: Mapping[str, int], gaps: Sequence[Mapping[str, float]]) -> dict[str, int]:
+    """``sum(prompts)`` prompts by domain, at least one each; the recipe's own where no gap is known or none is left."""
+    mean_gaps = {domain: fmean(gap[domain] for gap in gaps) for domain in prompts} if gaps else {}
+    mean = fmean(mean_gaps.values()) if mean_gaps else 0.0
+    if mean == 0:
+        return dict(prompts)
+    low, high = BOUNDS
+    wanted = {domain: n * min(high, max(low, mean_gaps[domain] / mean)) for domain, n in prompts.items()}
+    total, scale = sum(prompts.values()), sum(prompts.values()) / sum(wanted.values())
+    exact = {domain: n * scale for domain, n in wanted.items()}
+    shared = {domain: max(1, int(n)) for domain, n in exact.items()}
+    # What rounding left goes to the largest remainders; equal ones in the recipe's order.
+    by_remainder = sorted(exact, key=lambda domain: shared[domain] - exact[domain])
+    for i in range(total - sum(shared.values())):
+        shared[by_remainder[i % len(by_remainder)]] += 1
+    return shared

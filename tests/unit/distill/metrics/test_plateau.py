@@ -1,0 +1,70 @@
+"""When training ends because no domain learns any more: hand-made evaluations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mopd.distill.metrics.plateau import RunLength, learning, settled_at
+from mopd.distill.recipe import PlateauRecipe
+
+RULE = PlateauRecipe(evaluations=2, points=1.0, behind=3.0, fall=0.1)
+
+
+def rows(scores: dict[str, list[float]], gaps: dict[str, list[float | None]] | None = None) -> list[dict[str, Any]]:
+    """Evaluations 20 steps apart, from step 0."""
+    n = len(next(iter(scores.values())))
+    return [
+        {"step": 20 * i}
+        | {f"score/{domain}": values[i] for domain, values in scores.items()}
+        | {f"held_out_kl/{domain}": values[i] for domain, values in (gaps or {}).items()}
+        for i in range(n)
+    ]
+
+
+def test_it_is_settled_once_no_score_has_risen_for_as_many_evaluations() -> None:
+    curve = [0.2, 0.5, 0.7, 0.705, 0.69, 0.9]
+    assert settled_at(RULE, rows({"math": curve[:4]}), ["math"]) is None, "0.7 is among the last two"
+    assert settled_at(RULE, rows({"math": curve}), ["math"]) == 80
+    assert settled_at(RULE, rows({"math": [0.2, 0.5, 0.7, 0.72, 0.9, 0.9, 0.9]}), ["math"]) == 120
+    assert settled_at(RULE, rows({"math": [0.5, 0.5]}), ["math"]) is None, "too few to tell"
+    assert settled_at(RULE, rows({"math": [0.5, 0.4, 0.3]}), ["math"]) == 40, "what falls does not learn"
+
+
+def test_the_last_domain_that_rises_decides() -> None:
+    scores = {"math": [0.9] * 7, "code": [0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5]}
+    assert settled_at(RULE, rows(scores), ["math", "code"]) == 120
+    assert settled_at(RULE, rows(scores), ["math"]) == 40, "of trained domains alone"
+
+
+def test_a_gap_far_above_the_others_that_falls_goes_on_and_one_that_stays_does_not() -> None:
+    scores = {"math": [0.9] * 5, "code": [0.5] * 5, "reasoning": [0.9] * 5}
+    near: list[float | None] = [0.01] * 5
+    falling: dict[str, list[float | None]] = {"math": near, "code": [0.2, 0.15, 0.12, 0.1, 0.08], "reasoning": near}
+    assert settled_at(RULE, rows(scores, falling), list(scores)) is None
+    found = learning(RULE, rows(scores, falling), list(scores))
+    assert list(found) == ["code"]
+    assert "is 0.09 nats a token, others' 0.01" in found["code"]
+    level: dict[str, list[float | None]] = {**falling, "code": [0.1] * 5}
+    assert settled_at(RULE, rows(scores, level), list(scores)) == 40
+    close: dict[str, list[float | None]] = {**falling, "code": [0.05, 0.04, 0.03, 0.025, 0.02]}
+    assert settled_at(RULE, rows(scores, close), list(scores)) == 60, "at most three times the others'"
+    unknown: dict[str, list[float | None]] = {**falling, "code": [None] * 5}
+    assert settled_at(RULE, rows(scores, unknown), list(scores)) == 40
+    assert settled_at(RULE, rows({"code": [0.5] * 5}, {"code": falling["code"]}), ["code"]) == 40, "no others"
+
+
+def test_the_run_goes_on_for_its_decay_and_never_beyond_its_steps() -> None:
+    evaluations = rows({"math": [0.2, 0.5, 0.5, 0.5]})
+    length = RunLength(300, RULE, domains=["math"], decay=15)
+    length.see(evaluations[:3])
+    assert length.steps == 300
+    length.see(evaluations)
+    assert length.steps == 75
+    length.see(rows({"math": [0.2, 0.5, 0.5, 0.5, 0.9, 0.95]}))
+    assert length.steps == 75, "it was told once"
+    short = RunLength(70, RULE, domains=["math"], decay=15)
+    short.see(evaluations)
+    assert short.steps == 70
+    fixed = RunLength(300, None, domains=["math"], decay=15)
+    fixed.see(evaluations)
+    assert fixed.steps == 300

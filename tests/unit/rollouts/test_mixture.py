@@ -1,0 +1,85 @@
+"""How many prompts of each domain a step takes: a pure function of what the steps before it measured."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mopd.rollouts.mixture import BOUNDS, WINDOW, FixedMixture, GapFollowingMixture, share_out
+
+PROMPTS = {"math": 10, "code": 10, "reasoning": 20}
+
+
+def row(**gaps: float) -> dict[str, float]:
+    return {f"kl/{domain}": gap for domain, gap in gaps.items()}
+
+
+def test_fixed_takes_the_recipes_number_and_none_twice() -> None:
+    mixture = FixedMixture(PROMPTS)
+    assert mixture.places(0) == {"math": range(10), "code": range(10), "reasoning": range(20)}
+    assert mixture.places(3)["reasoning"] == range(60, 80)
+
+
+def test_shares_by_hand() -> None:
+    assert share_out(PROMPTS, []) == PROMPTS
+    assert share_out(PROMPTS, [dict.fromkeys(PROMPTS, 0.0)]) == PROMPTS
+    assert share_out(PROMPTS, [dict.fromkeys(PROMPTS, 0.3)]) == PROMPTS
+    # Factors 0.5, 2, 0.5 give 5, 20, 10 of 35; scaled to 40: 5.71, 22.86, 11.43.
+    assert share_out(PROMPTS, [{"math": 0.1, "code": 0.4, "reasoning": 0.1}]) == {
+        "math": 6,
+        "code": 23,
+        "reasoning": 11,
+    }
+    # A gap of 0 has the lower bound: 2.5, 30, 5 of 37.5; scaled: 2.67, 32, 5.33.
+    assert share_out(PROMPTS, [{"math": 0.0, "code": 1.0, "reasoning": 0.0}]) == {"math": 3, "code": 32, "reasoning": 5}
+
+
+def test_as_many_in_all_as_the_recipe_says_and_at_least_one_each() -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        prompts = {f"d{i}": draw.randint(1, 9) for i in range(draw.randint(2, 6))}
+        gaps = [{domain: draw.expovariate(1) ** 4 for domain in prompts} for _ in range(draw.randint(0, 5))]
+        shared = share_out(prompts, gaps)
+        assert min(shared.values()) >= 1
+        assert sum(shared.values()) >= sum(prompts.values())
+        assert sum(shared.values()) - sum(prompts.values()) <= sum(n < 1 / BOUNDS[0] for n in prompts.values())
+
+
+def test_a_step_follows_the_gaps_of_the_window_that_was_finished_one_step_before() -> None:
+    mixture = GapFollowingMixture(PROMPTS)
+    for step in range(30):
+        far = "math" if step < 15 else "code"
+        counts = {domain: len(places) for domain, places in mixture.places(step).items()}
+        if step < 2:
+            assert counts == PROMPTS
+        elif step < 17:
+            assert counts["math"] > 10 > counts["code"]
+        elif step >= 16 + WINDOW:
+            assert counts["code"] > 10 > counts["math"]
+        mixture.see(row(**{domain: 1.0 if domain == far else 0.1 for domain in PROMPTS}))
+
+
+def test_no_prompt_is_left_out_or_taken_twice_and_a_resumed_run_takes_the_same() -> None:
+    draw = random.Random(1)
+    rows = [row(**{domain: draw.random() for domain in PROMPTS}) for _ in range(40)]
+    straight, taken = GapFollowingMixture(PROMPTS), []
+    for measured in rows:
+        taken.append(straight.places(len(taken)))
+        straight.places(len(taken))  # the next step's are drawn while this one is under way
+        straight.see(measured)
+    for domain in PROMPTS:
+        numbers = [number for step in taken for number in step[domain]]
+        assert numbers == list(range(len(numbers)))
+    assert len({len(step["math"]) for step in taken}) > 3, "else nothing moved"
+    resumed = GapFollowingMixture(PROMPTS)
+    resumed.resume(rows[:25])
+    assert [resumed.places(step) for step in (25, 26)] == taken[25:27]
+
+
+@pytest.mark.parametrize("lost", [None, float("-inf"), -0.2])
+def test_a_gap_that_is_no_number_or_negative_by_chance_counts_as_none(lost: float | None) -> None:
+    mixture = GapFollowingMixture(PROMPTS)
+    for _ in range(3):
+        mixture.see({**row(math=0.2, reasoning=0.2), "kl/code": lost})  # type: ignore[dict-item]
+    assert len(mixture.places(3)["code"]) < 10
