@@ -24,6 +24,8 @@ MARK = "MOPD_CLUSTER"
 whoever its parent is by now, and a killed run's can be known by the next."""
 
 LOOK_SECONDS = 0.1
+CHILDREN_SECONDS = 1.0
+"""Between two looks at who the run's processes are: each reads all of /proc. A death of Ray's is told at once."""
 END_SECONDS = 30.0
 """How long the end of killed processes is waited for."""
 
@@ -82,9 +84,10 @@ def _guard(folder: Path, run: int, ray: Mapping[str, int]) -> None:
         signal.signal(number, signal.SIG_IGN)
     children: list[psutil.Process] = []
     watched = {name: _process(pid) for name, pid in ray.items()}
+    ends = [descriptor for pid in ray.values() if (descriptor := _end_of(pid)) is not None]
     dead: str | None = None
     while dead is None:
-        if select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+        if sys.stdin in select.select([sys.stdin, *ends], [], [], CHILDREN_SECONDS)[0]:
             if sys.stdin.readline():
                 return
             break  # the run is dead, and its end of the pipe with it
@@ -110,6 +113,14 @@ def _process(pid: int) -> psutil.Process | None:
     try:
         return psutil.Process(pid)
     except psutil.Error:  # it has ended already
+        return None
+
+
+def _end_of(pid: int) -> int | None:
+    """What becomes readable when a process ends; None where it has, or this kernel has no such thing."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
         return None
 
 
