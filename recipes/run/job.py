@@ -138,7 +138,11 @@ class Training:
             settings=sampler_settings(
                 recipe.rollout, self.tokenizer, model=self.model, seed=recipe.seed, support=support
             ),
-            initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
+            initial=FrozenModel(
+                self.model,
+                trust_remote_code=recipe.student.trust_remote_code,
+                attn_implementation=recipe.student.engine.attn_implementation,
+            ),
             device=self.resolved.device,
             dtype=self.resolved.dtype,
             gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
