@@ -96,8 +96,8 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Tensor:
         query, key, value, sinks, mask, scaling = given
-        out = value.new_empty(*query.shape[:-1], value.shape[-1])
-        logsums = query.new_empty(*query.shape[:-1], 1, dtype=_wide(query))
+        out = value.new_empty(*query.shape[:-1], value.shape[-1])  # not per token
+        logsums = query.new_empty(*query.shape[:-1], 1, dtype=_wide(query))  # not per token
         for queries, keys in mask.blocks():
             scores = _scores(query[..., queries, :], key[..., keys, :], mask.of(queries, keys), scaling)
             largest = scores.amax(-1, keepdim=True)

@@ -27,7 +27,7 @@ def load_model(
     dtype: str,
     adapter: str | None = None,
     trust_remote_code: bool = False,
-    attn_implementation: AttnImplementation = "auto",
+    attention: AttnImplementation = "auto",
 ) -> PreTrainedModel:
     """A frozen checkpoint, in eval mode.
 
@@ -37,13 +37,13 @@ def load_model(
         dtype: ``"float32"`` or ``"bfloat16"``.
         adapter: folder of a LoRA adapter that is added into its weights.
         trust_remote_code: whether Python code that lies in its folder may run.
-        attn_implementation: how attention is computed; see :func:`distill.models.attention.set_attention`.
+        attention: how attention is computed; see :func:`distill.models.attention.set_attention`.
 
     Raises:
         OSError: there is no checkpoint, or it cannot be read.
         UserError: it lacks weights, or has some of other shapes; or the adapter does; or it has no such attention.
     """
-    how: Any = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
+    how: Any = {"trust_remote_code": trust_remote_code, "attention": attention}
     model: Any = load_whole(path, dtype=getattr(torch, dtype), **how)
     if adapter is not None:
         model = merged(model, adapter)
@@ -55,7 +55,7 @@ def load_whole(
     *,
     dtype: torch.dtype,
     trust_remote_code: bool = False,
-    attn_implementation: AttnImplementation = "auto",
+    attention: AttnImplementation = "auto",
 ) -> PreTrainedModel:
     """A checkpoint as transformers loads it; with Python code that lies in its folder only where that is trusted.
 
@@ -70,7 +70,7 @@ def load_whole(
 
     # Said even where it is no: transformers would ask whoever sits at the terminal.
     model = from_pretrained(AutoModelForCausalLM, path, named=path, dtype=dtype, trust_remote_code=trust_remote_code)
-    set_attention(model, attn_implementation, named=f"checkpoint {path}")
+    set_attention(model, attention, named=f"checkpoint {path}")
     return model
 
 

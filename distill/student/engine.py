@@ -132,7 +132,7 @@ def build(spec: StudentSpec, listener: socket.socket | None = None) -> tuple[Any
         spec.model,
         dtype=dtype,
         trust_remote_code=spec.trust_remote_code,
-        attn_implementation=spec.engine.attn_implementation,
+        attention=spec.engine.attn_implementation,
     )
     check_engine(model.config, spec.engine, spec.optimizer, device=spec.device)
     if spec.engine.gradient_checkpointing:

@@ -141,7 +141,7 @@ class Training:
             initial=FrozenModel(
                 self.model,
                 trust_remote_code=recipe.student.trust_remote_code,
-                attn_implementation=recipe.student.engine.attn_implementation,
+                attention=recipe.student.engine.attn_implementation,
             ),
             device=self.resolved.device,
             dtype=self.resolved.dtype,

@@ -68,7 +68,7 @@ class FrozenModel:
         trust_remote_code: run Python code that lies in the folder.
         endpoint: the server that holds the weights; None: an engine loads them from ``path``.
         faults: how often, and after what pause, a request that a server lost is made again.
-        attn_implementation: how attention is computed where an engine loads it.
+        attention: how attention is computed where an engine loads it.
     """
 
     path: str
@@ -76,7 +76,7 @@ class FrozenModel:
     trust_remote_code: bool = False
     endpoint: Endpoint | None = None
     faults: FaultRecipe = field(default_factory=FaultRecipe)
-    attn_implementation: AttnImplementation = "auto"
+    attention: AttnImplementation = "auto"
 
 
 @dataclass(frozen=True, slots=True)

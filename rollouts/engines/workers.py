@@ -42,7 +42,7 @@ class _Worker:
             dtype=self.dtype,
             adapter=model.adapter,
             trust_remote_code=model.trust_remote_code,
-            attn_implementation=model.attn_implementation,
+            attention=model.attention,
         )
 
     def publish(self, state: Mapping[str, tuple[torch.dtype, np.ndarray]], version: int) -> int:

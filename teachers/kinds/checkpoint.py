@@ -53,7 +53,7 @@ class TeacherModel:
         adapters: folders of LoRA adapters over this one base; each makes another teacher of it.
         vocabulary: its distributions are over this many ids, see :class:`teachers.scorer.Conditions`.
         trust_remote_code: whether Python code that lies in the checkpoint's folder may run.
-        attn_implementation: how it computes attention.
+        attention: how it computes attention.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class TeacherModel:
         adapters: Sequence[str] = (),
         vocabulary: int | None = None,
         trust_remote_code: bool = False,
-        attn_implementation: AttnImplementation = "auto",
+        attention: AttnImplementation = "auto",
     ) -> None:
-        how: Any = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
+        how: Any = {"trust_remote_code": trust_remote_code, "attention": attention}
         base = load_model(path, device=device, dtype=dtype, **how)
         self.model: Any = with_adapters(base, adapters, device=device)
         self.device = torch.device(device)
@@ -175,7 +175,7 @@ class Checkpoint:
     device: str
     dtype: str
     trust_remote_code: bool = False
-    attn_implementation: AttnImplementation = "auto"
+    attention: AttnImplementation = "auto"
 
     def open(self, conditions: Conditions, adapters: Sequence[str]) -> TeacherModel:
         """Load it, with adapters beside it; see :class:`TeacherModel`."""
@@ -189,7 +189,7 @@ class Checkpoint:
             support=conditions.support,
             vocabulary=conditions.vocabulary,
             trust_remote_code=self.trust_remote_code,
-            attn_implementation=self.attn_implementation,
+            attention=self.attention,
         )
 
     def __str__(self) -> str:
