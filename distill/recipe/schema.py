@@ -47,6 +47,9 @@ MethodName: TypeAlias = Annotated[
 EngineName: TypeAlias = Annotated[str, ShippedOrPlugin("in_process")]
 """A row of ENGINES (rollouts/engines)."""
 
+Truncated: TypeAlias = Literal["learn", "mask", "zero_reward"]
+"""What becomes of a rollout that was cut at the limit."""
+
 KindName: TypeAlias = Annotated[str, ShippedOrPlugin("checkpoint", "served", "custom")]
 """A row of KINDS (teachers/kinds)."""
 
@@ -333,6 +336,11 @@ class RolloutRecipe(Strict):
     )
     samples_per_prompt: Count = Field(default=1, description="rollouts per prompt; reward groups need at least 2")
     max_new_tokens: Count = Field(default=64, description="tokens of a completion at most, EOS included")
+    truncated: Truncated = Field(
+        default="learn",
+        description="rollouts cut at `max_new_tokens`: learn: as from all others; mask: nothing is learnt from them; "
+        "zero_reward: their verifier's reward is 0",
+    )
     temperature: Temperature = Field(default=1.0, description="of sampler, policy and teachers alike")
     batch_size: Count = Field(default=256, description="sequences of one generation batch on a rank")
     keep_verified: Count = Field(
