@@ -37,7 +37,7 @@ from mopd.distill.recipe.base import (
 )
 from mopd.distill.recipe.loss import FullReverseKL, Loss
 from mopd.distill.recipe.plugins import is_plugin
-from mopd.distill.recipe.source import Source
+from mopd.distill.recipe.source import GYM, GymSource, Source
 
 MethodName: TypeAlias = Annotated[
     str, ShippedOrPlugin("mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge")
@@ -191,16 +191,25 @@ class StudentRecipe(Strict):
     updates_per_step: Count = Field(default=2, description="optimizer steps per batch of rollouts")
 
 
+def _task_form(value: Any) -> str:
+    if isinstance(value, GymSource) or (isinstance(value, dict) and "reasoning_gym" in value):
+        return "<generator>"
+    return "<generator>" if isinstance(value, str) and value.startswith(GYM) else _name_or_mapping(value)
+
+
 TaskSource: TypeAlias = Annotated[
-    Annotated[str, Tag("<name>")] | Annotated[Source, Tag("<mapping>")], Discriminator(_name_or_mapping)
+    Annotated[str, Tag("<name>")] | Annotated[Source, Tag("<mapping>")] | Annotated[GymSource, Tag("<generator>")],
+    Discriminator(_task_form),
 ]
-"""A shipped task's name, ``./file.py:NAME``, or a dataset."""
+"""A shipped task's name, ``./file.py:NAME``, a dataset, or a generator of reasoning-gym."""
 
 
 class DomainRecipe(Strict):
     """One domain: where its prompts come from, who grades it, and what it weighs."""
 
-    task: TaskSource = Field(description="name of a shipped task, ./file.py:NAME of your own, or a dataset source")
+    task: TaskSource = Field(
+        description="name of a shipped task, ./file.py:NAME of your own, a dataset source, or reasoning_gym:NAME"
+    )
     teacher: str | None = Field(default=None, description="the one teacher of this domain")
     teachers: dict[Name, Positive] = Field(default_factory=dict, description="several teachers, weights that sum to 1")
     reward: bool = Field(default=False, description="grade by the task's verifier")

@@ -7,7 +7,7 @@ from typing import Any
 
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.payload_rows import payload_spec
-from mopd.distill.recipe import DomainRecipe, RunRecipe, Source, StageRecipe, StopRecipe, TeacherRecipe
+from mopd.distill.recipe import DomainRecipe, GymSource, RunRecipe, Source, StageRecipe, StopRecipe, TeacherRecipe
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import SELF
 from mopd.distill.recipe.schema import Truncated
@@ -127,10 +127,13 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
             yield from _set(domain, f"domains.{name}", ("prompts", "share", "easy_share"), "it is evaluate_only")
         elif isinstance(domain.task, Source):
             yield from _set(domain, f"domains.{name}", ("easy_share",), "a dataset has no easy form")
+        elif isinstance(domain.task, GymSource) and not domain.task.easy:
+            yield from _set(domain, f"domains.{name}", ("easy_share",), "its `easy` has no settings")
     for name, stage in recipe.stages.items():
         trained = stage_domains(stage, recipe.trained_domains)
-        if all(isinstance(recipe.domains[domain].task, Source) for domain in trained if domain in recipe.domains):
-            yield from _set(stage, f"stages.{name}", ("easy_share",), "a dataset has no easy form")
+        tasks = [recipe.domains[domain].task for domain in trained if domain in recipe.domains]
+        if all(isinstance(task, Source) or (isinstance(task, GymSource) and not task.easy) for task in tasks):
+            yield from _set(stage, f"stages.{name}", ("easy_share",), "none of its tasks has an easy form")
     if recipe.method == "supervised":
         leaves = ("samples_per_prompt", "temperature", "workers")
         yield from _set(recipe.rollout, "rollout", leaves, "a supervised run samples nothing it trains on")
