@@ -28,6 +28,7 @@ from mopd.recipes.report.records import (
     read_seesaw,
     steps_of,
 )
+from mopd.recipes.resolve.damage import read_marker
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Stage:
     """How far a stage is, and what it logged.
 
     Attributes:
-        steps: that the recipe asks for.
+        steps: that it took, or may take at most.
         domains: that it trains on.
     """
 
@@ -112,8 +113,8 @@ class RunData:
 
     @property
     def steps(self) -> int:
-        """Steps that the recipe asks for."""
-        return self.recipe.steps
+        """Steps that the run took, or that it may take at most."""
+        return self.step if self.finished and self.recipe.until_plateau else self.recipe.steps
 
     @property
     def missing(self) -> list[str]:
@@ -254,5 +255,6 @@ def _stages(run_dir: Path, recipe: RecordedRecipe) -> list[Stage]:
     stages: list[Stage] = []
     for name, stage in recipe.stages.items():
         rows = steps_of(list(read_jsonl(run_dir / "stages" / name / "metrics.jsonl")), "train")
-        stages.append(Stage(name, stage.steps, stage.domains or tuple(recipe.domains), rows))
+        steps = int(read_marker(run_dir / "stages" / name).get("steps", stage.steps))
+        stages.append(Stage(name, steps, stage.domains or tuple(recipe.domains), rows))
     return stages

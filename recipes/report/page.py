@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mopd.distill.storage import write_atomic
+from mopd.recipes.report.behind import left_behind
 from mopd.recipes.report.data import RunData, css_of, load_run
 from mopd.recipes.report.records import DomainScore, SeesawRecord
 from mopd.recipes.report.run import cost, environment, learning, samples, settings
@@ -66,7 +68,8 @@ def page_template(path: Path) -> jinja2.Template:
 
 def verdict(data: RunData) -> RunVerdict:
     """What the run's numbers say, in words."""
-    return judge(data.seesaw, finished=data.finished, step=data.step, steps=data.steps, selects=data.trains)
+    judged = judge(data.seesaw, finished=data.finished, step=data.step, steps=data.steps, selects=data.trains)
+    return replace(judged, sentences=[*judged.sentences, *(left_behind(data) if data.finished else ())])
 
 
 def _between(score: DomainScore) -> str:

@@ -77,6 +77,7 @@ class RecordedRecipe:
     It is no ``Recipe``: a folder that another version wrote can still be reported and compared.
 
     Attributes:
+        steps: of the run itself, or the most where ``until_plateau``, as it then ends when no domain learns.
         trials: settings tried before these were chosen.
         domains: in the recipe's order.
         student_model: what the student starts from; as :attr:`RecordedStage.start`.
@@ -90,6 +91,7 @@ class RecordedRecipe:
     seed: int
     method: str
     steps: int
+    until_plateau: bool
     trials: int
     domains: Mapping[str, RecordedDomain]
     teachers: Mapping[str, RecordedTeacher]
@@ -118,6 +120,7 @@ def read_recipe(tree: Mapping[str, Any]) -> RecordedRecipe:
         seed=tree["seed"],
         method=tree["method"],
         steps=int(tree["run"]["steps"]),
+        until_plateau=tree["run"].get("plateau") is not None,
         trials=int(tree.get("trials", 0)),
         domains={name: _domain(settings) for name, settings in tree["domains"].items()},
         teachers={

@@ -6,11 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from mopd.distill.recipe import (
     Architecture,
     DomainRecipe,
+    MTPRecipe,
     NegativeLogLikelihood,
     PolicyGradient,
     Recipe,
@@ -23,6 +26,9 @@ from mopd.distill.recipe import (
 from mopd.distill.recipe.model_names import PREFIX, stage_name
 from mopd.distill.recipe.plugins import plugin_digests
 from mopd.recipes.resolve.damage import read_marker, write_marker
+
+LEARN_BY_REWARD = ("mix_rl", "expert_iteration")
+"""Methods of a stage whose answers are verified."""
 
 
 def stage_seed(seed: int, name: str) -> int:
@@ -53,7 +59,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
         domains={
             domain: DomainRecipe(
                 task=recipe.domains[domain].task,
-                reward=stage.method != "supervised",
+                reward=stage.method in LEARN_BY_REWARD,
                 prompts=stage.prompts,
                 easy_share=stage.easy_share,
             )
@@ -67,6 +73,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
         else recipe.rollout.model_copy(
             update={"samples_per_prompt": stage.samples_per_prompt, "keep_verified": stage.keep_verified}
         ),
+        mtp=stage.mtp,
         evaluate=recipe.evaluate.model_copy(update={"select": "last"}),
         faults=recipe.faults,
         run=RunRecipe(
@@ -78,6 +85,15 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
         ),
         track=TrackRecipe(wandb=WandbRecipe(mode="disabled"), rollouts_per_domain=0),
     )
+
+
+LATER_LEAVES: dict[str, Any] = {
+    "mtp": MTPRecipe().model_dump(mode="json"),
+    "prompt_rule": "fixed",
+    "run.plateau": None,
+    "student.optimizer.decay_steps": 0,
+}
+"""Leaves that came later, as they are where they change nothing: stages made before are still known as finished."""
 
 
 def stage_fingerprint(recipe: Recipe, name: str) -> str:
@@ -93,6 +109,11 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
     measured = recipe.stages[name].plateau is not None
     unused = {"name", "faults"} if measured else {"name", "evaluate", "faults"}
     own = stage_recipe(recipe, name).model_dump(mode="json", by_alias=True, exclude=unused)
+    for path, default in LATER_LEAVES.items():
+        *above, leaf = path.split(".")
+        section = reduce(dict.__getitem__, above, own)
+        if section.get(leaf) == default:
+            del section[leaf]
     if not METHODS[recipe.stages[name].method].samples and not measured:
         own["rollout"] = {"temperature": recipe.rollout.temperature}
     texts = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}
