@@ -152,6 +152,14 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         yield from _set(recipe.rollout, "rollout", ("gpus",), "the run is on the CPU")
         for name, stage in recipe.stages.items():
             yield from _set(stage.engine, f"stages.{name}.engine", ("gpus",), "the run is on the CPU")
+    for where, trained in {"student": recipe.student, **{f"stages.{n}": s for n, s in recipe.stages.items()}}.items():
+        if trained.lora is not None:
+            why = "under an adapter the routers' biases stay as they are"
+            yield from _set(trained.engine, f"{where}.engine", ("expert_bias_rate",), why)
+    for name in resolved.on_student:
+        leaves = ("replicas", "gpus", "device", "dtype", "resources")
+        why = "it is the student without its adapter, and scored by the student's own ranks"
+        yield from _set(recipe.teachers[name], f"teachers.{name}", leaves, why)
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
 
@@ -168,7 +176,7 @@ def _untrained(resolved: Resolved) -> Iterator[str]:
     why = f"a {recipe.method} trains no student"
     run = tuple(name for name in type(recipe.run).model_fields if name != "parallel_stages")
     yield from _set(recipe.run, "run", run, why)
-    yield from _set(recipe.student, "student", ("optimizer", "updates_per_step"), why)
+    yield from _set(recipe.student, "student", ("optimizer", "updates_per_step", "lora"), why)
     yield from _set(recipe.rollout, "rollout", ("samples_per_prompt", "temperature", "workers"), why)
     yield from _set(recipe, "", ("share_rule", "stop"), why)
 

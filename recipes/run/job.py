@@ -18,13 +18,14 @@ from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
-from mopd.distill.types import Prompt, Sampler
+from mopd.distill.types import Prompt, Sampler, Weights
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
 from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import named_base
 from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
@@ -82,7 +83,7 @@ class Training:
             closing.callback(progress.close)
             method = self.resolved.method
             assert isinstance(method, Method), "made_student.py makes the others"
-            teachers = self._teachers(context) if method.teachers == "grade" else None  # first: they load meanwhile
+            teachers = self._teachers(context, lambda: student.weights()) if method.teachers == "grade" else None
             if teachers is not None:
                 closing.callback(teachers.close)
             student = self._student(closing, context.progress.print)
@@ -139,6 +140,7 @@ class Training:
                 recipe.rollout, self.tokenizer, model=self.model, seed=recipe.seed, support=support
             ),
             initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
+            lora=recipe.student.lora,
             device=self.resolved.device,
             dtype=self.resolved.dtype,
             gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
@@ -233,6 +235,8 @@ class Training:
             end_token_ids=end_token_ids(self.tokenizer, self.model),
             vocabulary=token_count(self.tokenizer),
             trust_remote_code=recipe.student.trust_remote_code,
+            lora=recipe.student.lora,
+            base=named_base(recipe.student.model, self.model),
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
         ranks = RayRanks(spec, recipe.faults)
@@ -248,7 +252,8 @@ class Training:
             keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
         )
 
-    def _teachers(self, context: RunContext) -> TeacherPool | None:
+    def _teachers(self, context: RunContext, student: Callable[[], Weights]) -> TeacherPool | None:
+        """The teachers, which begin to load in their processes; ``student`` gives its weights once they are there."""
         if not self.teachers:
             return None
         recipe = self.resolved.recipe
@@ -278,4 +283,6 @@ class Training:
             faults=recipe.faults,
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
+            on_student=[name for name in specs if name in self.resolved.on_student],
+            student=student,
         )
