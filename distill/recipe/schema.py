@@ -38,7 +38,7 @@ from mopd.distill.recipe.base import (
 from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import FullReverseKL, Loss
 from mopd.distill.recipe.plugins import is_plugin
-from mopd.distill.recipe.source import Source
+from mopd.distill.recipe.source import GYM, GymSource, Source
 
 MethodName: TypeAlias = Annotated[
     str, ShippedOrPlugin("mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge")
@@ -47,6 +47,9 @@ MethodName: TypeAlias = Annotated[
 
 EngineName: TypeAlias = Annotated[str, ShippedOrPlugin("in_process")]
 """A row of ENGINES (rollouts/engines)."""
+
+Truncated: TypeAlias = Literal["learn", "mask", "zero_reward"]
+"""What becomes of a rollout that was cut at the limit."""
 
 KindName: TypeAlias = Annotated[str, ShippedOrPlugin("checkpoint", "served", "custom")]
 """A row of KINDS (teachers/kinds)."""
@@ -190,16 +193,25 @@ class StudentRecipe(Strict):
     lora: LoRA | None = Field(default=None, description="train a low-rank adapter over `model`; none: the whole model")
 
 
+def _task_form(value: Any) -> str:
+    if isinstance(value, GymSource) or (isinstance(value, dict) and "reasoning_gym" in value):
+        return "<generator>"
+    return "<generator>" if isinstance(value, str) and value.startswith(GYM) else _name_or_mapping(value)
+
+
 TaskSource: TypeAlias = Annotated[
-    Annotated[str, Tag("<name>")] | Annotated[Source, Tag("<mapping>")], Discriminator(_name_or_mapping)
+    Annotated[str, Tag("<name>")] | Annotated[Source, Tag("<mapping>")] | Annotated[GymSource, Tag("<generator>")],
+    Discriminator(_task_form),
 ]
-"""A shipped task's name, ``./file.py:NAME``, or a dataset."""
+"""A shipped task's name, ``./file.py:NAME``, a dataset, or a generator of reasoning-gym."""
 
 
 class DomainRecipe(Strict):
     """One domain: where its prompts come from, who grades it, and what it weighs."""
 
-    task: TaskSource = Field(description="name of a shipped task, ./file.py:NAME of your own, or a dataset source")
+    task: TaskSource = Field(
+        description="name of a shipped task, ./file.py:NAME of your own, a dataset source, or reasoning_gym:NAME"
+    )
     teacher: str | None = Field(default=None, description="the one teacher of this domain")
     teachers: dict[Name, Positive] = Field(default_factory=dict, description="several teachers, weights that sum to 1")
     reward: bool = Field(default=False, description="grade by the task's verifier")
@@ -336,6 +348,11 @@ class RolloutRecipe(Strict):
     )
     samples_per_prompt: Count = Field(default=1, description="rollouts per prompt; reward groups need at least 2")
     max_new_tokens: Count = Field(default=64, description="tokens of a completion at most, EOS included")
+    truncated: Truncated = Field(
+        default="learn",
+        description="rollouts cut at `max_new_tokens`: learn: as from all others; mask: nothing is learnt from them; "
+        "zero_reward: their verifier's reward is 0",
+    )
     temperature: Temperature = Field(default=1.0, description="of sampler, policy and teachers alike")
     batch_size: Count = Field(default=256, description="sequences of one generation batch on a rank")
     keep_verified: Count = Field(

@@ -102,8 +102,7 @@ def model_warnings(
     stages: Mapping[str, StageRecipe],
     model_infos: Mapping[str, ModelInfo],
 ) -> Iterator[str]:
-    """What becomes of a checkpoint's weights that are not loaded as they are, and what adapters that are trained leave as
-    it is, each a sentence."""
+    """What becomes of weights that are not loaded as they are, and what an adapter leaves as it is, each a sentence."""
     yield from _unadapted(student, stages, model_infos)
     for leaf, info in model_infos.items():
         if info.unused:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.hosts import HOSTS
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
-from mopd.distill.recipe import DomainRecipe
+from mopd.distill.recipe import DomainRecipe, RolloutRecipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
@@ -34,6 +34,7 @@ from mopd.recipes.run.ranks import RayRanks
 from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.prompts import Prefetched
+from mopd.rollouts.rewards import TruncatedRollouts
 from mopd.rollouts.sampler import Samplers, sampler_settings
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import end_token_ids, token_count
@@ -91,7 +92,7 @@ class Training:
             if self.evaluator is not None:  # no stage comes after the run itself
                 HOSTS.clear()
             trained = recipe.trained_domains
-            parts = self._parts(samplers, teachers, trained, recipe.rollout.keep_verified)
+            parts = self._parts(samplers, teachers, trained, recipe.rollout)
             sampler = method.actor(parts)
             if method.samples or self.evaluator is not None:
                 samplers.check(student.weights(), named=f"`student.model` ({self.model})")
@@ -107,7 +108,7 @@ class Training:
             last = train(
                 student=student,
                 sampler=sampler,
-                grader=method.grader(parts),
+                grader=TruncatedRollouts(method.grader(parts), policy=recipe.rollout.truncated),
                 prompts=prompts,
                 steps=recipe.run.steps,
                 callbacks=RunCallbacks(
@@ -149,7 +150,7 @@ class Training:
         )
 
     def _parts(
-        self, samplers: Samplers, pool: TeacherPool | None, trained: Mapping[str, DomainRecipe], keep_verified: int
+        self, samplers: Samplers, pool: TeacherPool | None, trained: Mapping[str, DomainRecipe], rollout: RolloutRecipe
     ) -> Parts:
         """What the method's sampler and grader are made of."""
         routes = {name: domain.teacher_weights for name, domain in trained.items()}
@@ -163,7 +164,8 @@ class Training:
             self.tasks,
             taught=routes,
             rewarded=frozenset(name for name, domain in trained.items() if domain.reward),
-            keep_verified=keep_verified,
+            keep_verified=rollout.keep_verified,
+            truncated=rollout.truncated,
             student=lambda: samplers.train,
             teachers=teachers,
             writers=lambda: teachers_writing(samplers, self.resolved.teachers, self.frozen, routes),
@@ -247,7 +249,7 @@ class Training:
             shares={name: domain.share for name, domain in recipe.trained_domains.items()},
             updates_per_step=recipe.student.updates_per_step,
             share_rule=recipe.share_rule,
-            selective=self.resolved.method.selects,
+            selective=self.resolved.method.selects or recipe.rollout.truncated == "mask",
             say=say,
             keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
         )
