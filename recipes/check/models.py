@@ -51,9 +51,9 @@ def _unsampled(models: Mapping[str, ModelSource], model_infos: Mapping[str, Mode
         info = model_infos.get(leaf)
         if info is not None and model.has_weights and not family_of(info.config).sampled:
             yield (
-                f"`{leaf}` is a {info.config.model_type}, whose recurrent states or cache the sampler of this version "
-                f"cannot keep for rows of unequal length, so that it would write from another distribution; take a "
-                f"model of another family (docs/families.md)"
+                f"`{leaf}` is a {info.config.model_type}, whose states, cache or positions the sampler of this "
+                f"version cannot keep for rows of unequal length, so that it would write from another distribution; "
+                f"take a model of another family (docs/families.md)"
             )
 
 

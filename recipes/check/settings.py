@@ -7,7 +7,16 @@ from typing import Any
 
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.payload_rows import payload_spec
-from mopd.distill.recipe import DomainRecipe, GymSource, RunRecipe, Source, StageRecipe, StopRecipe, TeacherRecipe
+from mopd.distill.recipe import (
+    DomainRecipe,
+    GymSource,
+    RunRecipe,
+    Source,
+    StageRecipe,
+    StopRecipe,
+    StudentRecipe,
+    TeacherRecipe,
+)
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import SELF
 from mopd.distill.recipe.schema import Truncated
@@ -159,14 +168,8 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         yield from _set(recipe.rollout, "rollout", ("gpus",), "the run is on the CPU")
         for name, stage in recipe.stages.items():
             yield from _set(stage.engine, f"stages.{name}.engine", ("gpus",), "the run is on the CPU")
-    for where, trained in {"student": recipe.student, **{f"stages.{n}": s for n, s in recipe.stages.items()}}.items():
-        if trained.lora is not None:
-            why = "under an adapter the routers' biases stay as they are"
-            yield from _set(trained.engine, f"{where}.engine", ("expert_bias_rate",), why)
-    for name in resolved.on_student:
-        leaves = ("replicas", "gpus", "device", "dtype", "resources")
-        why = "it is the student without its adapter, and scored by the student's own ranks"
-        yield from _set(recipe.teachers[name], f"teachers.{name}", leaves, why)
+    yield from _under_adapters(recipe.student, recipe.stages)
+    yield from _on_student({name: recipe.teachers[name] for name in resolved.on_student})
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
 
@@ -189,6 +192,23 @@ def _cuts_count(
     if truncated == "mask":
         return method.samples or method.teachers == "write"
     return method.rewards and any(domain.reward for domain in trained.values())
+
+
+def _under_adapters(student: StudentRecipe, stages: Mapping[str, StageRecipe]) -> Iterator[str]:
+    """What is read of no model under an adapter."""
+    trained: dict[str, StudentRecipe | StageRecipe] = {"student": student}
+    for where, settings in {**trained, **{f"stages.{name}": stage for name, stage in stages.items()}}.items():
+        if settings.lora is not None:
+            why = "under an adapter the routers' biases stay as they are"
+            yield from _set(settings.engine, f"{where}.engine", ("expert_bias_rate",), why)
+
+
+def _on_student(teachers: Mapping[str, TeacherRecipe]) -> Iterator[str]:
+    """What is read of no teacher that is the student without its adapter."""
+    for name, teacher in teachers.items():
+        leaves = ("replicas", "gpus", "device", "dtype", "resources")
+        why = "it is the student without its adapter, and scored by the student's own ranks"
+        yield from _set(teacher, f"teachers.{name}", leaves, why)
 
 
 def _untrained(resolved: Resolved) -> Iterator[str]:
