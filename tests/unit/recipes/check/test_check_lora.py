@@ -96,3 +96,8 @@ def test_self_is_scored_by_the_ranks_where_an_adapter_is_trained() -> None:
     assert resolve(recipe(**whole)).on_student == ()
     other = {**anchored["teachers"], "anchor": {"model": "self", "dtype": "bfloat16"}}
     assert resolve(recipe(**{**anchored, "teachers": other})).on_student == ()
+
+
+def test_draft_heads_beside_an_adapter_are_refused(tmp_path: Path) -> None:
+    found = problems(tmp_path, student={"model": "stage:base", "lora": LORA}, mtp={"heads": 1})
+    assert any("`mtp.heads` is 1" in problem and "`student.lora`" in problem for problem in found), found
