@@ -15,8 +15,8 @@ class WindowLayer(DynamicSlidingWindowLayer):
 
     transformers' own layer copies a whole window for each token, and between a prompt and its next token holds all of
     the prompt. Here a prompt is let go of as soon as its layer is done, and a token is written in place. The buffer has
-    a quarter of a window more than is seen, and grows up to that; when it is full, what is still seen moves to its front. So tokens lie in
-    their order, as masks of padded rows need, and what is computed is the same bit for bit.
+    a quarter of a window more than is seen, and grows up to that; when it is full, what is still seen moves to its
+    front. So tokens lie in their order, as masks of padded rows need, and what is computed is the same bit for bit.
     """
 
     is_croppable = False
