@@ -42,13 +42,8 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
         *_rewards(resolved.method, resolved.loss, recipe.domains, recipe.rollout.samples_per_prompt),
         *check_loss(resolved),
         *check_teachers(resolved),
-        *_stages(resolved.models, recipe.stages, recipe.domains),
+        *_stages(resolved.models, recipe.stages, recipe.domains, recipe.teachers),
         *_plateau("run", "student", recipe.run, recipe.student.optimizer),
-        *(
-            problem
-            for name, stage in recipe.stages.items()
-            for problem in _plateau(f"stages.{name}", f"stages.{name}", stage, stage.optimizer)
-        ),
         *_updates(recipe.student, recipe.run.steps, recipe.trained_domains, recipe.rollout, resolved.method),
         *_stage_updates(recipe.stages),
         *_kept(recipe.rollout, recipe.stages, resolved.method),
@@ -201,9 +196,12 @@ def _unweighted(rewarded: Iterable[str]) -> Iterator[str]:
 
 
 def _stages(
-    models: Mapping[str, ModelSource], stages: Mapping[str, StageRecipe], domains: Collection[str]
+    models: Mapping[str, ModelSource],
+    stages: Mapping[str, StageRecipe],
+    domains: Collection[str],
+    teachers: Mapping[str, TeacherRecipe],
 ) -> Iterator[str]:
-    needed: set[str] = set()
+    needed = {name for teacher in teachers.values() for name in chain(stages, teacher.adapter or "")}
     for where, model in models.items():
         name = stage_name(model.source)
         if name is not None and name not in stages:
@@ -281,6 +279,7 @@ def _stage_updates(stages: Mapping[str, StageRecipe]) -> Iterator[str]:
                 f"update needs one of every domain; raise the prompts, or lower the updates"
             )
         yield from _warm_up(where, stage.optimizer, f"{where}.steps", stage.steps * updates)
+        yield from _plateau(where, where, stage, stage.optimizer)
 
 
 def _kept(rollout: RolloutRecipe, stages: Mapping[str, StageRecipe], method: Method | MadeMethod) -> Iterator[str]:

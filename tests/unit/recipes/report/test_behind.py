@@ -20,7 +20,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunData:
 
 
 def ended(run: RunData, *, gaps: list[float], **stages: list[float]) -> RunData:
-    """The run with a recovery of .53 in code, these gaps to its teacher at its evaluations, and these losses of stages."""
+    """The run with a recovery of .53 in code, these gaps to its teacher by evaluation, and these losses of stages."""
     recovery = {"math": Ends(0.9, 0.97), "code": Ends(0.45, 0.6), "reasoning": Ends(0.93, 0.99)}
     seesaw = replace(
         run.seesaw,
