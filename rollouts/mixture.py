@@ -73,7 +73,7 @@ class GapFollowingMixture:
     def places(self, step: int) -> dict[str, range]:
         """After those of the steps before, as many as their gaps ask for."""
         while len(self._ends) <= step:
-            known = self._gaps[: max(0, len(self._ends) - 1)][-WINDOW:]
+            known = self._gaps[: max(0, len(self._ends) - 1)][-WINDOW:]  # not per token
             before = self._ends[-1] if self._ends else dict.fromkeys(self._prompts, 0)
             self._ends.append({d: before[d] + n for d, n in share_out(self._prompts, known).items()})
         first = self._ends[step - 1] if step else dict.fromkeys(self._prompts, 0)

@@ -25,7 +25,8 @@ class RunLength:
 
     def __init__(self, steps: int, rule: PlateauRecipe | None, *, domains: Collection[str], decay: int) -> None:
         self.steps = self.most = steps
-        self._rule, self._domains, self._decay = rule, domains, decay
+        self.domains = domains
+        self._rule, self._decay = rule, decay
 
     def see(self, evaluations: Sequence[Mapping[str, Any]]) -> None:
         """Work it out from all evaluations until now; a resumed run comes to the same.
@@ -33,7 +34,7 @@ class RunLength:
         Args:
             evaluations: rows of metrics.jsonl of kind ``eval``, in order.
         """
-        settled = None if self._rule is None else settled_at(self._rule, evaluations, self._domains)
+        settled = None if self._rule is None else settled_at(self._rule, evaluations, self.domains)
         self.steps = self.most if settled is None else min(self.most, settled + self._decay)
 
 
@@ -56,7 +57,7 @@ def learning(rule: PlateauRecipe, evaluations: Sequence[Mapping[str, Any]], doma
     k = rule.evaluations
     if len(evaluations) <= k:
         return dict.fromkeys(domains, f"measured {len(evaluations)} times, and more than {k} can tell")
-    before, last = evaluations[:-k], evaluations[-k:]
+    before, last = evaluations[:-k], evaluations[-k:]  # not per token
     gaps = {domain: values for domain in domains if (values := _values(last, f"held_out_kl/{domain}"))}
     reasons: dict[str, str] = {}
     for domain in domains:
@@ -65,7 +66,7 @@ def learning(rule: PlateauRecipe, evaluations: Sequence[Mapping[str, Any]], doma
             reasons[domain] = f"its score rose from {100 * best_before:.1f} to {100 * best:.1f}"
             continue
         others = [fmean(values) for other, values in gaps.items() if other != domain]
-        earlier = _values(before[-k:], f"held_out_kl/{domain}")
+        earlier = _values(before[-k:], f"held_out_kl/{domain}")  # not per token
         if not others or not earlier or domain not in gaps:
             continue
         gap, gap_before = fmean(gaps[domain]), fmean(earlier)

@@ -142,20 +142,10 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
     cuts = recipe.rollout.truncated
     if cuts != "learn" and not _cuts_count(cuts, method, recipe.trained_domains, recipe.stages):
         yield f"`rollout.truncated` is set and changes nothing: {_CUTS_WHY[cuts]}"
-    for name, stage in recipe.stages.items():
-        if not METHODS[stage.method].samples:
-            yield from _set(stage, f"stages.{name}", ("samples_per_prompt",), "it samples nothing it trains on")
-        if not METHODS[stage.method].selects:
-            yield from _set(stage, f"stages.{name}", ("keep_verified",), "only expert_iteration keeps some")
-        if stage.plateau is None:
-            yield from _set(stage, f"stages.{name}", ("evaluate_every",), "without `plateau` it measures nothing")
     yield from _untrained(resolved)
     yield from _drafts(recipe.mtp, recipe.student.engine, recipe.rollout, "")
     for name, stage in recipe.stages.items():
-        if not METHODS[stage.method].samples:
-            yield from _set(stage.mtp, f"stages.{name}.mtp", ("drafts",), "it samples nothing it trains on")
-        if METHODS[stage.method].samples or not stage.mtp.heads:
-            yield from _drafts(stage.mtp, stage.engine, recipe.rollout, f"stages.{name}.")
+        yield from _of_stage(f"stages.{name}", stage, recipe.rollout)
     for name, domain in recipe.domains.items():
         if domain.evaluate_only:
             yield from _set(domain, f"domains.{name}", ("prompts", "share", "easy_share"), "it is evaluate_only")
@@ -196,6 +186,20 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
     yield from _of_adapters(recipe.student, recipe.stages, {n: recipe.teachers[n] for n in resolved.on_student})
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
+
+
+def _of_stage(where: str, stage: StageRecipe, rollout: RolloutRecipe) -> Iterator[str]:
+    """Leaves of a stage that its method does not read."""
+    method = METHODS[stage.method]
+    if not method.samples:
+        yield from _set(stage, where, ("samples_per_prompt",), "it samples nothing it trains on")
+        yield from _set(stage.mtp, f"{where}.mtp", ("drafts",), "it samples nothing it trains on")
+    if not method.selects:
+        yield from _set(stage, where, ("keep_verified",), "only expert_iteration keeps some")
+    if stage.plateau is None:
+        yield from _set(stage, where, ("evaluate_every",), "without `plateau` it measures nothing")
+    if method.samples or not stage.mtp.heads:
+        yield from _drafts(stage.mtp, stage.engine, rollout, f"{where}.")
 
 
 def _drafts(mtp: MTPRecipe, engine: Engine, rollout: RolloutRecipe, where: str) -> Iterator[str]:

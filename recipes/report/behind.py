@@ -66,7 +66,8 @@ def _of_teachers(data: RunData, domain: str) -> Iterator[str]:
 
 def _last(data: RunData, name: str) -> float | None:
     """The mean of a metric over the last evaluations; None where it was not measured."""
-    values = [value for row in data.evals[-RULE.evaluations :] if (value := row.values.get(name)) is not None]
+    last = data.evals[-RULE.evaluations :]  # not per token
+    values = [value for row in last if (value := row.values.get(name)) is not None]
     return fmean(values) if values else None
 
 
@@ -74,4 +75,4 @@ def _last_tenths(stage: Stage) -> tuple[float, float] | None:
     """A stage's mean loss over the last tenth of its steps but one, and over the last; None of fewer than 20 steps."""
     losses: Sequence[float] = [value for row in stage.rows if (value := row.values.get("loss")) is not None]
     tenth = len(losses) // 10
-    return (fmean(losses[-2 * tenth : -tenth]), fmean(losses[-tenth:])) if tenth > 1 else None
+    return (fmean(losses[-2 * tenth : -tenth]), fmean(losses[-tenth:])) if tenth > 1 else None  # not per token

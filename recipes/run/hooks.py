@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from mopd.distill.loss.teacher_tensors import sampled_logprobs
 from mopd.distill.metrics.plateau import RunLength
 from mopd.distill.metrics.stop_rule import stop_reason
-from mopd.distill.recipe import RunRecipe, StopRecipe
+from mopd.distill.recipe import RunRecipe, StopRecipe, StudentRecipe
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Metrics, RunError, Sampler, ScoredRollout, Weights
@@ -29,7 +30,6 @@ class RunCallbacks:
         length: RunLength,
         mixture: Mixture,
         stop_rule: StopRecipe,
-        domains: Collection[str],
         rollouts_per_domain: int,
         tracker: Tracker,
         costs: Costs,
@@ -39,13 +39,12 @@ class RunCallbacks:
         eval_sampler: Sampler,
         teacher_distance: TeacherDistance | None,
     ) -> None:
-        """``domains`` are those that are trained; ``rollouts_per_domain`` are kept of each at an evaluation."""
+        """``rollouts_per_domain`` are kept of each trained domain at an evaluation."""
         self._run = run
         self._length = length
         self._mixture = mixture
         self._step = 0
         self._stop_rule = stop_rule
-        self._domains = domains
         self._rollouts_per_domain = rollouts_per_domain
         self._tracker = tracker
         self._costs = costs
@@ -135,7 +134,7 @@ class RunCallbacks:
 
     def _samples(self, evaluator: Evaluator, step: int, batch: Sequence[ScoredRollout]) -> list[dict[str, Any]]:
         """The first few rollouts of every domain, with verdict and per-token advantage."""
-        kept: dict[str, list[ScoredRollout]] = {domain: [] for domain in self._domains}
+        kept: dict[str, list[ScoredRollout]] = {domain: [] for domain in self._length.domains}
         for scored in batch:
             chosen = kept[scored.rollout.domain]
             if len(chosen) < self._rollouts_per_domain:
@@ -156,6 +155,12 @@ class RunCallbacks:
             "tokens": evaluator.pieces(rollout),
             "advantages": sampled_advantages(scored),
         }
+
+
+def run_length(run: RunRecipe, student: StudentRecipe, domains: Collection[str]) -> RunLength:
+    """How many steps a run or a stage takes that trains on ``domains``; with a plateau its rate's decay comes after."""
+    decay = math.ceil(student.optimizer.decay_steps / student.updates_per_step)
+    return RunLength(run.steps, run.plateau, domains=domains, decay=decay)
 
 
 def sampled_advantages(scored: ScoredRollout) -> list[float]:

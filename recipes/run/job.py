@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.hosts import HOSTS
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
-from mopd.distill.metrics.plateau import RunLength
 from mopd.distill.recipe import DomainRecipe, RolloutRecipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
@@ -29,7 +28,7 @@ from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import named_base
 from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
-from mopd.recipes.run.hooks import RunCallbacks
+from mopd.recipes.run.hooks import RunCallbacks, run_length
 from mopd.recipes.run.preflight import Candidate, candidates, passed, preflight, wait_for_teachers
 from mopd.recipes.run.ranks import RayRanks
 from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
@@ -89,17 +88,12 @@ class Training:
             teachers = self._teachers(context, lambda: student.weights()) if method.teachers == "grade" else None
             if teachers is not None:
                 closing.callback(teachers.close)
-            length = RunLength(
-                recipe.run.steps,
-                recipe.run.plateau,
-                domains=tuple(recipe.trained_domains),
-                decay=-(-recipe.student.optimizer.decay_steps // recipe.student.updates_per_step),
-            )
+            trained, graded = recipe.trained_domains, recipe.evaluate.graded_prompts
+            length = run_length(recipe.run, recipe.student, tuple(trained))
             student = self._student(closing, context.progress.print, lambda: length.steps)
             samplers = self.samplers(context, closing)
             if not self.is_stage:  # no stage comes after the run itself
                 HOSTS.clear()
-            trained = recipe.trained_domains
             parts = self._parts(samplers, teachers, trained, recipe.rollout)
             sampler = method.actor(parts)
             if method.samples or self.evaluator is not None:
@@ -124,7 +118,6 @@ class Training:
                     length=length,
                     mixture=source.mixture,
                     stop_rule=recipe.stop,
-                    domains=tuple(recipe.trained_domains),
                     rollouts_per_domain=recipe.track.rollouts_per_domain,
                     tracker=self.tracker,
                     costs=self.costs,
@@ -132,9 +125,7 @@ class Training:
                     stop=context.stop,
                     evaluator=self.evaluator,
                     eval_sampler=eval_sampler,
-                    teacher_distance=self._teacher_distance(
-                        teachers, self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
-                    ),
+                    teacher_distance=self._teacher_distance(teachers, self.resolved.routes, self.resolved.loss, graded),
                 ),
             )
             self._conclude(student, eval_sampler, progress, last)

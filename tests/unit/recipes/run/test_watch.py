@@ -40,10 +40,9 @@ def test_a_run_that_a_teacher_ends_says_what_was_lost_once(tmp_path: Path) -> No
             actor: Any = Actor()
             callbacks = RunCallbacks(
                 made.run,
-                length=RunLength(3, None, domains=(), decay=0),
+                length=RunLength(3, None, domains=tuple(made.trained_domains), decay=0),
                 mixture=FixedMixture({}),
                 stop_rule=made.stop,
-                domains=tuple(made.trained_domains),
                 rollouts_per_domain=0,
                 tracker=tracker,
                 costs=costs,
