@@ -176,6 +176,7 @@ class TeacherPool:
             taken = [places[member] for member in members]
             token_ids = [rollouts[place].token_ids for place in taken]
             given = likeliest_of([rollouts[place] for place in taken]) if support and support.given else None
-            response = self._worker_pools[teacher].ask(teacher, ScoreRequest(token_ids, payload, given))
+            masks = [rollouts[place].loss_mask for place in taken]
+            response = self._worker_pools[teacher].ask(teacher, ScoreRequest(token_ids, payload, given, masks))
             pending.append(_Pending(teacher, taken, response))
         return pending

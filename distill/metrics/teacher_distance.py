@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mopd.distill.loss.teacher_tensors import sampled_logprobs
-from mopd.distill.types import Full, Int32, Metrics, ScoredRollout, TopK
+from mopd.distill.types import Full, Int32, Metrics, ScoredRollout, TopK, trained_rows
 
 OVERLAP_K = 8
 """Likeliest tokens that student and teacher are compared on."""
@@ -34,7 +34,7 @@ def distance_metrics(batch: Sequence[ScoredRollout]) -> Metrics:
             continue
         rollout = scored.rollout
         said_N = rollout.sampler_logprobs[rollout.loss_mask].astype(np.float64)
-        gap_N = said_N - sampled_logprobs(scored)[rollout.loss_mask]
+        gap_N = said_N - sampled_logprobs(scored)
         overlap = _overlap(scored)
         parts = {"held_out_kl": float(gap_N.sum()), "held_out_entropy": -float(said_N.sum())}
         parts |= {} if overlap is None else {"topk_overlap": overlap}
@@ -55,10 +55,10 @@ def _overlap(scored: ScoredRollout) -> float | None:
     for weight, score in scored.scores:
         match score.payload:
             case Full(logprobs_TV):
-                theirs_NK = _top(logprobs_TV[rollout.loss_mask], own_NK.shape[1])
+                theirs_NK = _top(trained_rows(logprobs_TV, rollout), own_NK.shape[1])
             case TopK(ids_TK, logprobs_TK) if ids_TK.shape[1] >= own_NK.shape[1]:
-                places_NK = _top(logprobs_TK[rollout.loss_mask], own_NK.shape[1])
-                theirs_NK = np.take_along_axis(ids_TK[rollout.loss_mask], places_NK, axis=1)
+                places_NK = _top(trained_rows(logprobs_TK, rollout), own_NK.shape[1])
+                theirs_NK = np.take_along_axis(trained_rows(ids_TK, rollout), places_NK, axis=1)
             case _:
                 return None
         shared_NK = (own_NK[:, :, None] == theirs_NK[:, None, :]).any(axis=2)

@@ -46,7 +46,7 @@ def samplers_of_run(
         student=StudentModel(
             initial,
             SamplerProcesses(rollout.workers, device, dtype, gpus, limit_seconds=limit_seconds),
-            lockstep=engine.expert_parallel > 1 or engine.zero_stage == 3,
+            lockstep=engine.expert_parallel > 1,
         ),
         frozen=SamplerProcesses(measuring, device, dtype, gpus, limit_seconds=limit_seconds),
         measured_support=Support(OVERLAP_K, forced=()),
