@@ -24,7 +24,8 @@ UInt16: TypeAlias = npt.NDArray[np.uint16]
 class Payload:
     """What a teacher says of a rollout: a frozen dataclass of arrays with a row for each of the rollout's T tokens.
 
-    On its way to the student it has the rows of the trained tokens alone; nobody reads the others. A further one is a subclass and a row, see :class:`distill.payload_rows.PayloadSpec`.
+    On its way to the student it has the rows of the trained tokens alone; nobody reads the others.
+    A further one is a subclass and a row, see :class:`distill.payload_rows.PayloadSpec`.
     """
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:

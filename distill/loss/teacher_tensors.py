@@ -82,7 +82,7 @@ class HiddenRows:
 
 
 def combine_teachers(scored: ScoredRollout, payload: PayloadName) -> Float32:
-    """The weighted mean of a rollout's teachers' log-probabilities at its N trained tokens, ``(N, V)`` or ``(N,)``, nats.
+    """The weighted mean of the teachers' log-probabilities of a rollout's trained tokens, ``(N, V)`` or ``(N,)``, nats.
 
     It is not normalised, and need not be: ``sum_k w_k KL(pi || pi_k) = E_pi[log pi - sum_k w_k log pi_k]`` for weights
     that sum to 1, so one tensor stands for all teachers exactly. A single teacher's comes back untouched, bit by bit.
@@ -256,9 +256,7 @@ def _row_shape(rows: Sequence[np.ndarray | None]) -> tuple[int, ...]:
     return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
 
 
-def _padded(
-    rows: Sequence[np.ndarray | None], rollouts: Sequence[ScoredRollout], shape: tuple[int, ...]
-) -> Tensor:
+def _padded(rows: Sequence[np.ndarray | None], rollouts: Sequence[ScoredRollout], shape: tuple[int, ...]) -> Tensor:
     """The rows of each rollout's trained tokens in their places, in a tensor of their own type; zeros elsewhere."""
     there = [row for row in rows if row is not None]
     padded = np.zeros(shape, dtype=there[0].dtype if there else np.float32)

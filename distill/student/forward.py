@@ -64,7 +64,7 @@ class Objective:
 
 
 def forward(engine: Any, microbatch: Microbatch, objective: Objective, totals: UpdateTotals) -> TokenLoss:
-    """Each token's loss under the student's distribution of now. Logits are made where a token is trained, and no other.
+    """Each token's loss under the student's distribution of now. Logits are made for trained tokens alone.
 
     Args:
         engine: DeepSpeed's, around a causal model of transformers.

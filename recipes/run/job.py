@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.hosts import HOSTS
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
-from mopd.distill.recipe import DomainRecipe
+from mopd.distill.recipe import DomainRecipe, RolloutRecipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
@@ -33,6 +33,7 @@ from mopd.recipes.run.ranks import RayRanks
 from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.prompts import Prefetched
+from mopd.rollouts.rewards import TruncatedRollouts
 from mopd.rollouts.sampler import Samplers, sampler_settings
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import end_token_ids, token_count
@@ -90,7 +91,7 @@ class Training:
             if self.evaluator is not None:  # no stage comes after the run itself
                 HOSTS.clear()
             trained = recipe.trained_domains
-            parts = self._parts(samplers, teachers, trained, recipe.rollout.keep_verified)
+            parts = self._parts(samplers, teachers, trained, recipe.rollout)
             sampler = method.actor(parts)
             if method.samples or self.evaluator is not None:
                 samplers.check(student.weights(), named=f"`student.model` ({self.model})")
@@ -106,7 +107,7 @@ class Training:
             last = train(
                 student=student,
                 sampler=sampler,
-                grader=method.grader(parts),
+                grader=TruncatedRollouts(method.grader(parts), policy=recipe.rollout.truncated),
                 prompts=prompts,
                 steps=recipe.run.steps,
                 callbacks=RunCallbacks(
@@ -138,7 +139,11 @@ class Training:
             settings=sampler_settings(
                 recipe.rollout, self.tokenizer, model=self.model, seed=recipe.seed, support=support
             ),
-            initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
+            initial=FrozenModel(
+                self.model,
+                trust_remote_code=recipe.student.trust_remote_code,
+                attention=recipe.student.engine.attn_implementation,
+            ),
             device=self.resolved.device,
             dtype=self.resolved.dtype,
             gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
@@ -147,7 +152,7 @@ class Training:
         )
 
     def _parts(
-        self, samplers: Samplers, pool: TeacherPool | None, trained: Mapping[str, DomainRecipe], keep_verified: int
+        self, samplers: Samplers, pool: TeacherPool | None, trained: Mapping[str, DomainRecipe], rollout: RolloutRecipe
     ) -> Parts:
         """What the method's sampler and grader are made of."""
         routes = {name: domain.teacher_weights for name, domain in trained.items()}
@@ -161,7 +166,8 @@ class Training:
             self.tasks,
             taught=routes,
             rewarded=frozenset(name for name, domain in trained.items() if domain.reward),
-            keep_verified=keep_verified,
+            keep_verified=rollout.keep_verified,
+            truncated=rollout.truncated,
             student=lambda: samplers.train,
             teachers=teachers,
             writers=lambda: teachers_writing(samplers, self.resolved.teachers, self.frozen, routes),
@@ -233,6 +239,8 @@ class Training:
             end_token_ids=end_token_ids(self.tokenizer, self.model),
             vocabulary=token_count(self.tokenizer),
             trust_remote_code=recipe.student.trust_remote_code,
+            mtp=recipe.mtp,
+            heads_alone=self.resolved.method.heads_alone,
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
         ranks = RayRanks(spec, recipe.faults)
@@ -243,7 +251,7 @@ class Training:
             shares={name: domain.share for name, domain in recipe.trained_domains.items()},
             updates_per_step=recipe.student.updates_per_step,
             share_rule=recipe.share_rule,
-            selective=self.resolved.method.selects,
+            selective=self.resolved.method.selects or recipe.rollout.truncated == "mask",
             say=say,
             keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
         )

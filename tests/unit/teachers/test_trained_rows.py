@@ -48,9 +48,7 @@ def teacher(folder: Path, family: str) -> TeacherModel:
                 parameter.add_(0.2 * torch.randn_like(parameter))
         model.save_pretrained(path)
     support = Support(3, forced=(1,), whose="union")
-    return TeacherModel(
-        path, device="cpu", dtype="float32", temperature=0.8, microbatch_tokens=4096, support=support
-    )
+    return TeacherModel(path, device="cpu", dtype="float32", temperature=0.8, microbatch_tokens=4096, support=support)
 
 
 def work(run: Any) -> tuple[Any, int]:
@@ -67,7 +65,9 @@ def test_the_rows_are_those_of_the_whole(models: Path, family: str, payload: str
         pytest.skip("hidden states do not tell the distribution of this family")
     scorer = teacher(models, family)
     rng = np.random.default_rng(0)
-    rollouts = [make_rollout(rng, i, "math", prompt=p, completion=n) for i, (p, n) in enumerate([(9, 2), (1, 5), (4, 9)])]
+    rollouts = [
+        make_rollout(rng, i, "math", prompt=p, completion=n) for i, (p, n) in enumerate([(9, 2), (1, 5), (4, 9)])
+    ]
     ids, masks = [r.token_ids for r in rollouts], [r.loss_mask for r in rollouts]
     masks[2] = masks[2] & (np.arange(13) % 3 != 0)  # a tool's answer in the midst of it
     given = [np.stack([rng.permutation(60)[:4] for _ in row]).astype(np.int32) for row in ids]
@@ -90,7 +90,8 @@ def test_a_scorer_that_knows_no_masks_ships_no_more() -> None:
         def score(self, token_ids: Any, payload: str, adapter: Any = None, given: Any = None) -> list[Any]:
             return [Sampled(np.arange(len(ids), dtype=np.float32)) for ids in token_ids] + self.more
 
-        more: list[Any] = []
+        def __init__(self) -> None:
+            self.more: list[Any] = []
 
     ids = [np.arange(5, dtype=np.int32), np.arange(3, dtype=np.int32)]
     masks = [np.array([False, False, True, True, False]), np.array([False, True, True])]
