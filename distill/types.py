@@ -230,7 +230,10 @@ class Grader(Protocol):
         ...
 
     def metrics(self) -> Metrics:
-        """What grading took since the last call, for the step's row: ``teacher_retries/NAME`` and the like."""
+        """What grading took since the last call, for the step's row: ``teacher_retries/NAME`` and the like.
+
+        Teachers' own ``seconds/teacher/NAME`` come with ``teacher_processes``, how many processes share them.
+        """
         ...
 
 
@@ -251,6 +254,10 @@ class Student(Protocol):
         Raises:
             NonFinite: loss or scores are NaN or infinite; raised on every rank, before the weights move.
         """
+        ...
+
+    def worked(self) -> Sequence[float]:
+        """Seconds that each rank computed since the last call, without waits for the others."""
         ...
 
     def save(self, step: int) -> None:

@@ -143,7 +143,8 @@ class TeacherPool:
 
     def metrics(self) -> Metrics:
         """By teacher, since the last call: microbatches that were lost and asked again, the seconds that its own
-        processes worked, and, where not all are resident, how often it was loaded in the place of another."""
+        processes worked, and, where not all are resident, how often it was loaded in the place of another; and the
+        number of all processes."""
         metrics: Metrics = {
             f"teacher_retries/{name}": worker_pool.take_retries(name)
             for name, worker_pool in self._worker_pools.items()
@@ -151,6 +152,7 @@ class TeacherPool:
         turns = {name: worker_pool for name, worker_pool in self._worker_pools.items() if worker_pool.swaps}
         metrics |= {f"teacher_swaps/{name}": worker_pool.take_swaps(name) for name, worker_pool in turns.items()}
         metrics |= {f"seconds/teacher/{name}": seconds for name, seconds in self._seconds.items()}
+        metrics["teacher_processes"] = sum(worker_pool.processes for worker_pool in self._each_worker_pool())
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         return metrics
 

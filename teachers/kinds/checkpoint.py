@@ -115,7 +115,8 @@ class TeacherModel:
 
         Returns:
             Aligned payloads of T rows each, or of one for each token that is asked for: ``Sampled`` log-probabilities
-            ``(T,)``, ``Full`` ones ``(T, V)`` or ``TopK`` ones ``(T, K)``, in nats; or ``Hidden`` states ``(T, H)`` in the model's dtype. Row 0 says nothing,
+            ``(T,)``, ``Full`` ones ``(T, V)`` or ``TopK`` ones ``(T, K)``, in nats; or ``Hidden`` states ``(T, H)``
+            in the model's dtype. Row 0 says nothing,
             for no token precedes token 0.
 
         Raises:

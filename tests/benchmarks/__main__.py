@@ -56,7 +56,7 @@ def steps_of(out: Path) -> list[dict[str, Any]]:
 
 
 def breakdown(ranks: int, out: Path) -> dict[str, float]:
-    """Median seconds of each role of a step, its tokens per second, and the share that none of them takes."""
+    """Median seconds of each role of a step, its tokens per second, and the shares in which ranks and teachers wait."""
     recipe = load_recipe("quickstart", [*QUICKLY, f"student.engine.ranks={ranks}"], shipped=SHIPPED)
     run(recipe, out)
     rows = steps_of(out)
@@ -68,9 +68,8 @@ def breakdown(ranks: int, out: Path) -> dict[str, float]:
     figures["update_tokens_per_second"] = statistics.median(
         row["tokens/update"] / row["seconds/update"] for row in rows
     )
-    figures["share_of_none_of_the_three"] = statistics.median(
-        1 - sum(row[f"seconds/{role}"] for role in ROLES) / row["seconds/step"] for row in rows
-    )
+    for who in ("ranks", "teachers"):
+        figures[f"idle_share_of_{who}"] = statistics.median(row[f"idle/{who}"] for row in rows)
     return figures
 
 
