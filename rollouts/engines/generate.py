@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed
 from torch import nn
+from transformers import Cache
 
 from mopd.distill.models.heads import without_adapters
 from mopd.distill.payloads import likeliest
@@ -154,7 +155,7 @@ class _Batch:
             inputs, positions = token_B.unsqueeze(1), positions + 1
         return [self._completion(row, done[row]) for row in range(self.n)]
 
-    def _hold(self, cache: DynamicCache, index: Any) -> None:
+    def _hold(self, cache: Cache, index: Any) -> None:
         """Go on with these rows of what is held, in this order."""
         for layer in cache.layers:
             layer.reorder_cache(index)  # which layers with a recurrent state have, too
