@@ -1,4 +1,4 @@
-"""`make bench`: what a step of the quickstart takes, attention, rollouts, teachers, the sandbox. Prints JSON, then tables.
+"""`make bench`: what a step of the quickstart takes, attention, rollouts, teachers, sandbox. Prints JSON, then tables.
 
 Every figure is measured in this run, on this machine, as the median over steps; compare ratios within one run only. The
 student is trained for a few steps first, so that its rollouts have the lengths of real ones.
