@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from mopd.distill.hosts import HOSTS
+from mopd.distill.models.heads import without_adapters
 from mopd.distill.models.load import load_model
+from mopd.distill.models.mtp import DraftHeads, attach, attached, count_heads, draft_heads, is_head_tensor
 from mopd.distill.types import RunError, Sampler, Weights
 from mopd.rollouts.engines.base import (
     FrozenModel,
@@ -34,17 +36,26 @@ class _Worker:
         self.model: torch.nn.Module | None = None
         self.version: int | None = None
 
-    def load(self, path: str, adapter: str | None, trust_remote_code: bool) -> None:
-        """Hold the checkpoint at ``path``, with an adapter added into its weights."""
+    def load(self, path: str, adapter: str | None, trust_remote_code: bool, heads: bool = False) -> None:
+        """Hold the checkpoint at ``path``, with an adapter added into its weights; with its draft ``heads``."""
         self.model = load_model(
             path, device=self.device, dtype=self.dtype, adapter=adapter, trust_remote_code=trust_remote_code
         )
+        if heads:
+            attached(path, self.model)
 
     def publish(self, state: Mapping[str, tuple[torch.dtype, np.ndarray]], version: int) -> int:
         """Take on ``state``, which must name every weight of the module; answers with the version now held."""
         assert self.model is not None
+        config: Any = without_adapters(self.model).config.get_text_config()
         tensors = {name: _as_tensor(dtype, array) for name, (dtype, array) in state.items()}
+        of_heads = {name: tensors.pop(name) for name in list(tensors) if is_head_tensor(name, config)}
         self.model.load_state_dict(tensors, strict=True)
+        if of_heads:
+            heads = draft_heads(self.model) or DraftHeads(self.model, count_heads(of_heads, config))
+            heads.load(of_heads, named=f"of step {version}")
+            parameter = next(self.model.parameters())
+            attach(self.model, heads.to(device=parameter.device, dtype=parameter.dtype).eval())
         self.version = version
         return version
 
@@ -58,7 +69,9 @@ class SamplerWorkers:
     Satisfies :class:`distill.types.Weights` and :class:`rollouts.engines.base.WeightTransport`.
     """
 
-    def __init__(self, processes: SamplerProcesses) -> None:
+    def __init__(self, processes: SamplerProcesses, *, heads: bool = False) -> None:
+        """``heads``: a checkpoint's draft heads are held beside its model."""
+        self._heads = heads
         self._limit_seconds = processes.limit_seconds
         self._reusable = processes.device == "cpu" and not processes.gpus and not processes.resources
         self._hosts = [HOSTS.take(gpus=processes.gpus, resources=processes.resources) for _ in range(processes.count)]
@@ -73,7 +86,7 @@ class SamplerWorkers:
     def load(self, model: FrozenModel) -> None:
         """Hold a checkpoint on every worker, with its adapter, if any, added into its weights."""
         self._reusable = self._reusable and not model.trust_remote_code
-        self._ask("load", [(model.path, model.adapter, model.trust_remote_code)] * self.ranks)
+        self._ask("load", [(model.path, model.adapter, model.trust_remote_code, self._heads)] * self.ranks)
 
     def publish(self, weights: Weights, *, version: int) -> Weights:
         """Copy ``weights`` to every worker, each in its own dtype, under their version; the workers hold them then.
@@ -142,7 +155,7 @@ def _as_tensor(dtype: torch.dtype, array: np.ndarray) -> torch.Tensor:
 
 def of_student(student: StudentModel, closing: ExitStack) -> MakeSampler:
     """Samplers in processes of their own, to which every loading of weights copies the student's."""
-    workers = SamplerWorkers(student.processes)
+    workers = SamplerWorkers(student.processes, heads=student.heads)
     closing.callback(workers.close)
     workers.load(student.initial)
 
@@ -159,7 +172,7 @@ def of_student(student: StudentModel, closing: ExitStack) -> MakeSampler:
 
 def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closing: ExitStack) -> HoldCheckpoint:
     """Processes that hold one checkpoint after another."""
-    workers = SamplerWorkers(processes)
+    workers = SamplerWorkers(processes, heads=settings.decoding.drafts is not None)
     closing.callback(workers.close)
     sampler = StudentSampler(
         settings.decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size
