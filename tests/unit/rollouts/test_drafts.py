@@ -23,7 +23,7 @@ from mopd.distill.models.mtp import DraftHeads, attach, make_heads
 from mopd.distill.payloads import Support
 from mopd.distill.types import Prompt, UserError, align_logits
 from mopd.rollouts.engines import canary, drafts
-from mopd.rollouts.engines.base import Decoding, DraftCosts, Drafts
+from mopd.rollouts.engines.base import Decoding, DraftCosts, Drafts, FrozenModel
 from mopd.rollouts.engines.canary import check_sampler
 from mopd.rollouts.engines.drafts import Speculation
 from mopd.rollouts.engines.generate import Completion, generate
@@ -173,7 +173,7 @@ def test_a_worker_takes_on_heads_that_its_checkpoint_has_not(tmp_path: Path) -> 
     heads = make_heads(path, student, 2, seed=4)
     attach(student, heads)
     worker = _Worker("cpu", "float32")
-    worker.load(path, None, False, True)
+    worker.load(FrozenModel(path), True)
     state = {**student.state_dict(), **heads.tensors()}
     worker.publish({name: _as_array(tensor) for name, tensor in state.items()}, 3)
     how = replace(HOW, drafts=Drafts(3))
