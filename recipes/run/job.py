@@ -18,13 +18,14 @@ from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
-from mopd.distill.types import Prompt, Sampler
+from mopd.distill.types import Prompt, Sampler, Weights
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
 from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import named_base
 from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
@@ -86,7 +87,7 @@ class Training:
             closing.callback(progress.close)
             method = self.resolved.method
             assert isinstance(method, Method), "made_student.py makes the others"
-            teachers = self._teachers(context) if method.teachers == "grade" else None  # first: they load meanwhile
+            teachers = self._teachers(context, lambda: student.weights()) if method.teachers == "grade" else None
             if teachers is not None:
                 closing.callback(teachers.close)
             student = self._student(closing, context.progress.print)
@@ -152,6 +153,7 @@ class Training:
                 trust_remote_code=recipe.student.trust_remote_code,
                 attention=recipe.student.engine.attn_implementation,
             ),
+            lora=recipe.student.lora,
             device=self.resolved.device,
             dtype=self.resolved.dtype,
             gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
@@ -256,6 +258,8 @@ class Training:
             trust_remote_code=recipe.student.trust_remote_code,
             mtp=recipe.mtp,
             heads_alone=self.resolved.method.heads_alone,
+            lora=recipe.student.lora,
+            base=named_base(recipe.student.model, self.model),
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
         ranks = RayRanks(spec, recipe.faults)
@@ -271,7 +275,8 @@ class Training:
             keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
         )
 
-    def _teachers(self, context: RunContext) -> TeacherPool | None:
+    def _teachers(self, context: RunContext, student: Callable[[], Weights]) -> TeacherPool | None:
+        """The teachers, which begin to load in their processes; ``student`` gives its weights once they are there."""
         if not self.teachers:
             return None
         recipe = self.resolved.recipe
@@ -301,4 +306,6 @@ class Training:
             faults=recipe.faults,
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
+            on_student=[name for name in specs if name in self.resolved.on_student],
+            student=student,
         )

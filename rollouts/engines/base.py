@@ -12,7 +12,7 @@ import numpy as np
 from mopd.distill.endpoint import Endpoint
 from mopd.distill.models.attention import AttnImplementation
 from mopd.distill.payloads import Support
-from mopd.distill.recipe import FaultRecipe
+from mopd.distill.recipe import FaultRecipe, LoRA
 from mopd.distill.types import Sampler, Weights
 
 
@@ -161,12 +161,15 @@ class StudentModel:
         processes: where an engine that shares no process with the student holds its weights.
         lockstep: all ranks of the student take equally many forwards, as expert parallelism and ZeRO-3 need.
         heads: whether it has draft heads, which processes of the engine hold beside it.
+        lora: the adapter that is trained over ``initial``, whose weights alone change then; None: all do. An engine
+            that publishes ``Weights.state_dict()`` needs to know nothing of it: there the adapter is added in.
     """
 
     initial: FrozenModel
     processes: SamplerProcesses
     lockstep: bool = False
     heads: bool = False
+    lora: LoRA | None = None
 
 
 MakeSampler: TypeAlias = Callable[[SamplerSettings], Sampler]

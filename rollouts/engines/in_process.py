@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mopd.distill.models.adapters import adapter_state
 from mopd.distill.models.load import load_model
 from mopd.distill.models.mtp import attached
 from mopd.distill.types import Int32, Prompt, Rollout, Sampler, Weights
@@ -58,6 +59,10 @@ class InProcess:
     def state_dict(self) -> Mapping[str, torch.Tensor]:
         """The model's weights."""
         return self._model.state_dict()
+
+    def adapter_state(self) -> Mapping[str, torch.Tensor]:
+        """The weights of the adapter that is trained over the model, where there is one."""
+        return adapter_state(self._model)
 
 
 class StudentSampler:

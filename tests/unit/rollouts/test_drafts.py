@@ -173,7 +173,7 @@ def test_a_worker_takes_on_heads_that_its_checkpoint_has_not(tmp_path: Path) -> 
     heads = make_heads(path, student, 2, seed=4)
     attach(student, heads)
     worker = _Worker("cpu", "float32")
-    worker.load(FrozenModel(path), True)
+    worker.load(FrozenModel(path), None, True)
     state = {**student.state_dict(), **heads.tensors()}
     worker.publish({name: _as_array(tensor) for name, tensor in state.items()}, 3)
     how = replace(HOW, drafts=Drafts(3))
