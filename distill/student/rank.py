@@ -273,7 +273,7 @@ class StudentRank:
             )
         if spec.lora is not None:
             raise UserError(
-                "`mtp.heads` and `lora` are both set, and draft heads are not exported with an adapter; remove one of them"
+                "`mtp.heads` and `lora` are both set, and draft heads are not exported with an adapter; remove one"
             )
         return DraftTrainer(
             self.module,
