@@ -25,6 +25,7 @@ from mopd.distill.recipe.loss import (
     PolicyGradient,
     SampledToken,
     TopKReverseKL,
+    WholeDistribution,
 )
 from mopd.distill.recipe.schema import (
     AdamW,
@@ -43,6 +44,7 @@ from mopd.distill.recipe.schema import (
     StageRecipe,
     StopRecipe,
     StudentRecipe,
+    TeacherPromptRecipe,
     TeacherRecipe,
     TrackRecipe,
     WandbRecipe,
@@ -80,8 +82,10 @@ __all__ = [
     "StopRecipe",
     "Strict",
     "StudentRecipe",
+    "TeacherPromptRecipe",
     "TeacherRecipe",
     "TopKReverseKL",
     "TrackRecipe",
     "WandbRecipe",
+    "WholeDistribution",
 ]

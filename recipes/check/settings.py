@@ -10,7 +10,7 @@ from mopd.distill.payload_rows import payload_spec
 from mopd.distill.recipe import DomainRecipe, RunRecipe, Source, StopRecipe, TeacherRecipe
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import SELF
-from mopd.recipes.check.teachers import WHAT_SCORES
+from mopd.recipes.check.teachers import WHAT_SCORES, prompt_warnings
 from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import stage_domains
@@ -97,6 +97,11 @@ def _extrapolation(
             f"`loss.reference` is the teacher {name!r}, whose model is {teachers[name].model}; what the student "
             f"goes away from is where it starts: name a teacher whose model is self"
         )
+    elif teachers[name].own_prompt is not None:
+        yield (
+            f"`loss.reference` is the teacher {name!r}, which reads a prompt of its own; what the student goes away "
+            "from is itself on its own prompt: name a teacher without `prompt`"
+        )
     if not any(teacher != name for domain in trained.values() for teacher in domain.teacher_weights):
         yield (
             "`loss.extrapolation` goes beyond a teacher, and no domain has one; give a domain a `teacher`, or take "
@@ -108,7 +113,7 @@ def _extrapolation(
 
 
 def idle_leaves(resolved: Resolved) -> Iterator[str]:
-    """A warning for every leaf that is set and changes nothing in this recipe, with why."""
+    """A warning for every leaf that is set and changes nothing in this recipe, with why; for a hint without a guard."""
     recipe, method = resolved.recipe, resolved.method
     if not method.selects:
         yield from _set(recipe.rollout, "rollout", ("keep_verified",), "only expert_iteration keeps some")
@@ -152,6 +157,7 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         yield from _set(recipe.rollout, "rollout", ("gpus",), "the run is on the CPU")
         for name, stage in recipe.stages.items():
             yield from _set(stage.engine, f"stages.{name}.engine", ("gpus",), "the run is on the CPU")
+    yield from prompt_warnings(resolved.teachers, resolved.loss)
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
 

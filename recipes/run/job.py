@@ -25,6 +25,7 @@ from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to
 from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.teacher_prompts import teacher_reads
 from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
@@ -278,4 +279,5 @@ class Training:
             faults=recipe.faults,
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
+            reads=teacher_reads(asked, self.tasks, self.tokenizer),
         )

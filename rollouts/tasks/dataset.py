@@ -6,6 +6,7 @@ import functools
 import random
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,8 +18,23 @@ from mopd.rollouts.programs import continued
 from mopd.rollouts.tasks.base import Example
 from mopd.rollouts.tasks.dataset_rows import CALL_SECONDS, DatasetRows, RowsReport, read_splits
 from mopd.rollouts.tasks.rendering import Renderer
-from mopd.rollouts.tasks.row_meaning import LETTERS, Problem
+from mopd.rollouts.tasks.row_meaning import LETTERS, Problem, cell, text_of
 from mopd.rollouts.verifiers import chosen_letter, last_number, verify_many
+
+
+@dataclass(frozen=True, slots=True)
+class Reworded:
+    """How a problem is put to a reader who is asked it otherwise than the student.
+
+    Attributes:
+        question: what is made of the question's text.
+        system: the system message in the place of the problem's own; None: its own.
+        tokenizer: whose chat template writes the turns.
+    """
+
+    question: Callable[[str], str]
+    system: str | None
+    tokenizer: PreTrainedTokenizerBase
 
 
 class DatasetTask:
@@ -97,6 +113,37 @@ class DatasetTask:
             return self._renderer.text(problem)
         except ValueError as error:
             raise UserError(f"dataset {self._source.path!r}: {error}") from error
+
+    def reworded(self, prompt: Prompt, how: Reworded) -> str:
+        """The problem of a prompt as another reader is asked it, up to where an answer begins.
+
+        Raises:
+            UserError: the prompt is not of this dataset, or the chat template refuses it.
+        """
+        rows, place = self._placed(prompt)
+        problem = rows[place]
+        if how.system is not None:
+            problem = replace(problem, system=how.system)
+        try:
+            return self._renderer.in_template_of(how.tokenizer).text(problem, how.question)
+        except ValueError as error:
+            raise UserError(f"dataset {self._source.path!r}: {error}") from error
+
+    def column(self, prompt: Prompt, path: str) -> str:
+        """What the row of a prompt holds in a column, as text; the path may lead into nested cells.
+
+        Raises:
+            UserError: the prompt is not of this dataset.
+            ValueError: its row has no such column, or nothing that is text.
+        """
+        rows, place = self._placed(prompt)
+        return text_of(cell(rows.cells(place), path), path, lines=True)
+
+    def _placed(self, prompt: Prompt) -> tuple[DatasetRows, int]:
+        row = self._row(prompt.id)
+        if row is None:
+            raise UserError(f"prompt {prompt.id} is none of dataset {self._source.path!r}")
+        return row
 
     def verify(self, prompt: Prompt, text: str) -> float:
         """1 if the source's verifier accepts ``text``; 0..1 where it is a user's own."""

@@ -94,8 +94,15 @@ class Renderer:
         self.text(problem)
         self._text_is_checked = self._text_is_checked or isinstance(problem.asked, str)
 
-    def text(self, problem: Problem) -> str:
+    def in_template_of(self, tokenizer: PreTrainedTokenizerBase) -> Renderer:
+        """The same by another tokenizer's chat template."""
+        return self if tokenizer is self._tokenizer else Renderer(self._source, tokenizer, self._shots)
+
+    def text(self, problem: Problem, reword: Callable[[str], str] | None = None) -> str:
         """The prompt as the model is given it, up to where it begins to write.
+
+        Args:
+            reword: what is made of the question, the text of a chat's last message; None: nothing.
 
         Raises:
             ValueError: the template refuses the problem or would leave a part of it out; the message is the end of a
@@ -106,8 +113,14 @@ class Renderer:
             return "\n".join(plain_content(message) for message in self._turns(problem))
         if self._tokenizer is None or not self.in_turns:
             assert isinstance(question, str)
-            return self._bos + self._bare(problem, question)
-        return self._in_template(self._turns(problem), problem.tools)
+            return self._bos + self._bare(problem, question if reword is None else reword(question))
+        turns = self._turns(problem)
+        if reword is not None:
+            asked = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
+            if asked is None:
+                raise ValueError("has no message of a user, whose question could be put in other words")
+            turns = [{**turn, "content": reword(plain_content(turn))} if turn is asked else turn for turn in turns]
+        return self._in_template(turns, problem.tools)
 
     def _bare(self, problem: Problem, question: str) -> str:
         parts = [] if problem.system is None else [problem.system]
