@@ -35,17 +35,25 @@ from mopd.distill.recipe.base import (
     Temperature,
     refusal,
 )
+from mopd.distill.recipe.drafts import MTPRecipe
+from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import FullReverseKL, Loss
 from mopd.distill.recipe.plugins import is_plugin
-from mopd.distill.recipe.source import Source, columns_of, is_template
+from mopd.distill.recipe.source import GYM, GymSource, Source, columns_of, is_template
 
 MethodName: TypeAlias = Annotated[
-    str, ShippedOrPlugin("mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge")
+    str,
+    ShippedOrPlugin(
+        "mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "draft_heads", "cascade", "merge"
+    ),
 ]
 """A row of METHODS (recipes/resolve/methods.py); its name stands here too, so that reading a recipe loads no model."""
 
 EngineName: TypeAlias = Annotated[str, ShippedOrPlugin("in_process")]
 """A row of ENGINES (rollouts/engines)."""
+
+Truncated: TypeAlias = Literal["learn", "mask", "zero_reward"]
+"""What becomes of a rollout that was cut at the limit."""
 
 KindName: TypeAlias = Annotated[str, ShippedOrPlugin("checkpoint", "served", "custom")]
 """A row of KINDS (teachers/kinds)."""
@@ -165,6 +173,11 @@ class Engine(Strict):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    attn_implementation: Literal["auto", "eager", "sdpa", "banded"] = Field(
+        default="auto",
+        description="how attention is computed; auto: as transformers does, but where that is eager and layers slide, "
+        "by blocks in forwards of at least 512 tokens and 4 windows; banded: by blocks; eager, sdpa: transformers'",
+    )
 
     @model_validator(mode="after")
     def _ranks_do_not_share_a_card(self) -> Self:
@@ -186,18 +199,28 @@ class StudentRecipe(Strict):
     engine: Engine = Engine()
     optimizer: Optimizer = AdamW()
     updates_per_step: Count = Field(default=2, description="optimizer steps per batch of rollouts")
+    lora: LoRA | None = Field(default=None, description="train a low-rank adapter over `model`; none: the whole model")
+
+
+def _task_form(value: Any) -> str:
+    if isinstance(value, GymSource) or (isinstance(value, dict) and "reasoning_gym" in value):
+        return "<generator>"
+    return "<generator>" if isinstance(value, str) and value.startswith(GYM) else _name_or_mapping(value)
 
 
 TaskSource: TypeAlias = Annotated[
-    Annotated[str, Tag("<name>")] | Annotated[Source, Tag("<mapping>")], Discriminator(_name_or_mapping)
+    Annotated[str, Tag("<name>")] | Annotated[Source, Tag("<mapping>")] | Annotated[GymSource, Tag("<generator>")],
+    Discriminator(_task_form),
 ]
-"""A shipped task's name, ``./file.py:NAME``, or a dataset."""
+"""A shipped task's name, ``./file.py:NAME``, a dataset, or a generator of reasoning-gym."""
 
 
 class DomainRecipe(Strict):
     """One domain: where its prompts come from, who grades it, and what it weighs."""
 
-    task: TaskSource = Field(description="name of a shipped task, ./file.py:NAME of your own, or a dataset source")
+    task: TaskSource = Field(
+        description="name of a shipped task, ./file.py:NAME of your own, a dataset source, or reasoning_gym:NAME"
+    )
     teacher: str | None = Field(default=None, description="the one teacher of this domain")
     teachers: dict[Name, Positive] = Field(default_factory=dict, description="several teachers, weights that sum to 1")
     reward: bool = Field(default=False, description="grade by the task's verifier")
@@ -272,7 +295,8 @@ class TeacherRecipe(Strict):
         description="stage:NAME, a path (begins with ./ or /), a Hub id, or self: the student as it starts, frozen"
     )
     adapter: str | None = Field(
-        default=None, description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /)"
+        default=None,
+        description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /), or stage:NAME with `lora`",
     )
     scorer: str | None = Field(
         default=None, description="./file.py:NAME of a class of yours that scores, in the tokens of `model`"
@@ -289,6 +313,9 @@ class TeacherRecipe(Strict):
         default=False, description="run Python code that lies in the folder of `model`; read it first"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
+    attn_implementation: Literal["auto", "eager", "sdpa", "banded"] = Field(
+        default="auto", description="how it computes attention, as `student.engine.attn_implementation` says"
+    )
     replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where it scores; auto: as the run's")
     gpus: PartOfGPU = Field(
@@ -377,6 +404,11 @@ class RolloutRecipe(Strict):
     )
     samples_per_prompt: Count = Field(default=1, description="rollouts per prompt; reward groups need at least 2")
     max_new_tokens: Count = Field(default=64, description="tokens of a completion at most, EOS included")
+    truncated: Truncated = Field(
+        default="learn",
+        description="rollouts cut at `max_new_tokens`: learn: as from all others; mask: nothing is learnt from them; "
+        "zero_reward: their verifier's reward is 0",
+    )
     temperature: Temperature = Field(default=1.0, description="of sampler, policy and teachers alike")
     batch_size: Count = Field(default=256, description="sequences of one generation batch on a rank")
     keep_verified: Count = Field(
@@ -483,9 +515,10 @@ class StageRecipe(Strict):
     trust_remote_code: bool = Field(
         default=False, description="run Python code that lies in the folder of `from`; read it first"
     )
-    method: Literal["supervised", "mix_rl", "expert_iteration"] = Field(
+    method: Literal["supervised", "mix_rl", "expert_iteration", "draft_heads"] = Field(
         default="supervised",
-        description="a row of recipes/resolve/methods.py; the last two learn by reward, without answers",
+        description="a row of recipes/resolve/methods.py; mix_rl and expert_iteration learn by reward, without "
+        "answers; draft_heads leaves the model as it is and teaches it `mtp.heads` on what it writes",
     )
     domains: tuple[str, ...] | None = Field(default=None, description="domains trained on; none: all that are trained")
     prompts: Count = Field(default=64, description="prompts per domain and step")
@@ -495,8 +528,10 @@ class StageRecipe(Strict):
     steps: Count = Field(default=200, description="loop steps")
     save_every: Count = Field(default=100, description="steps between checkpoints")
     updates_per_step: Count = Field(default=1, description="optimizer steps per batch")
+    lora: LoRA | None = Field(default=None, description="train a low-rank adapter over `from`; none: the whole model")
     engine: Engine = Engine()
     optimizer: Optimizer = AdamW()
+    mtp: MTPRecipe = MTPRecipe()
 
 
 class Recipe(Strict):
@@ -530,6 +565,7 @@ class Recipe(Strict):
         "clip(KL_d / mean KL, 0.05, 20)",
     )
     rollout: RolloutRecipe = RolloutRecipe()
+    mtp: MTPRecipe = MTPRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
     stop: StopRecipe = StopRecipe()
     run: RunRecipe = RunRecipe()

@@ -60,6 +60,48 @@ def columns_of(leaf: str | None) -> list[str]:
     return [path for _, path in template_parts(leaf) if path is not None] if is_template(leaf) else [leaf]
 
 
+GYM = "reasoning_gym:"
+"""`reasoning_gym:NAME` is short for `{reasoning_gym: NAME}`."""
+
+
+class GymSource(Strict):
+    """Problems that a generator of reasoning-gym draws, with its own verifier; the package is an extra.
+
+    Source: https://github.com/open-thought/reasoning-gym, arXiv 2505.24760.
+    """
+
+    reasoning_gym: str = Field(description="name of a generator, for example chain_sum")
+    config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings of the generator, for example {max_terms: 3}; none: its own defaults",
+    )
+    easy: dict[str, Any] = Field(
+        default_factory=dict, description="settings of its easy form, beside `config`, which `easy_share` draws from"
+    )
+    suffix: str = Field(default="", description="text after the question, as it is")
+    system: str | None = Field(default=None, description="system message; none: the chat template's own")
+    template: Literal["auto", "chat", "raw"] = Field(
+        default="auto",
+        description="chat: turns in the student's chat template; raw: the text alone; auto: see `Source`",
+    )
+    template_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the chat template, for example {enable_thinking: false}"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        """``reasoning_gym:NAME`` as a mapping."""
+        return {"reasoning_gym": value.removeprefix(GYM)} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _seeds_are_keyed(self) -> Self:
+        for leaf in ("config", "easy"):
+            for key in {"seed", "size"} & getattr(self, leaf).keys():
+                raise refusal(f"has `{leaf}.{key}`; problems are drawn by the recipe's `seed`, as many as are needed")
+        return self
+
+
 class Source(Strict):
     """Prompts from a `datasets` source; see :mod:`distill.recipe.source` on paths and templates."""
 
@@ -161,6 +203,18 @@ class Source(Strict):
     continues: str | None = Field(
         default=None,
         description="with python_tests, column of the code that an answer goes on from, where it is no whole program",
+    )
+    answer_after: str | None = Field(
+        default="auto",
+        min_length=1,
+        description="text after whose last occurrence the answer begins, for example </think>; a completion without it "
+        "has no answer. auto: after the thoughts, where there are any or the prompt opens one; null: all of it",
+    )
+    control_tokens: Literal["auto", "refuse", "text", "tokens"] = Field(
+        default="auto",
+        description="control tokens that a row's text has, such as <|im_end|>: refuse: the row; text: written as the "
+        "letters they are; tokens: taken for what they stand for; auto: refuse in the turns of a chat, tokens in raw "
+        "text",
     )
     verifier: VerifierName = Field(
         default="exact",

@@ -7,11 +7,25 @@ from typing import Any
 
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.payload_rows import payload_spec
-from mopd.distill.recipe import DomainRecipe, RunRecipe, Source, StopRecipe, TeacherRecipe
+from mopd.distill.recipe import (
+    DomainRecipe,
+    Engine,
+    GymSource,
+    MTPRecipe,
+    RolloutRecipe,
+    RunRecipe,
+    Source,
+    StageRecipe,
+    StopRecipe,
+    StudentRecipe,
+    TeacherRecipe,
+)
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import SELF
+from mopd.distill.recipe.plugins import is_plugin
+from mopd.distill.recipe.schema import Truncated
 from mopd.recipes.check.teachers import WHAT_SCORES, prompt_warnings
-from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import stage_domains
 
@@ -117,21 +131,33 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
     recipe, method = resolved.recipe, resolved.method
     if not method.selects:
         yield from _set(recipe.rollout, "rollout", ("keep_verified",), "only expert_iteration keeps some")
+    cuts = recipe.rollout.truncated
+    if cuts != "learn" and not _cuts_count(cuts, method, recipe.trained_domains, recipe.stages):
+        yield f"`rollout.truncated` is set and changes nothing: {_CUTS_WHY[cuts]}"
     for name, stage in recipe.stages.items():
         if not METHODS[stage.method].samples:
             yield from _set(stage, f"stages.{name}", ("samples_per_prompt",), "it samples nothing it trains on")
         if not METHODS[stage.method].selects:
             yield from _set(stage, f"stages.{name}", ("keep_verified",), "only expert_iteration keeps some")
     yield from _untrained(resolved)
+    yield from _drafts(recipe.mtp, recipe.student.engine, recipe.rollout, "")
+    for name, stage in recipe.stages.items():
+        if not METHODS[stage.method].samples:
+            yield from _set(stage.mtp, f"stages.{name}.mtp", ("drafts",), "it samples nothing it trains on")
+        if METHODS[stage.method].samples or not stage.mtp.heads:
+            yield from _drafts(stage.mtp, stage.engine, recipe.rollout, f"stages.{name}.")
     for name, domain in recipe.domains.items():
         if domain.evaluate_only:
             yield from _set(domain, f"domains.{name}", ("prompts", "share", "easy_share"), "it is evaluate_only")
         elif isinstance(domain.task, Source):
             yield from _set(domain, f"domains.{name}", ("easy_share",), "a dataset has no easy form")
+        elif isinstance(domain.task, GymSource) and not domain.task.easy:
+            yield from _set(domain, f"domains.{name}", ("easy_share",), "its `easy` has no settings")
     for name, stage in recipe.stages.items():
         trained = stage_domains(stage, recipe.trained_domains)
-        if all(isinstance(recipe.domains[domain].task, Source) for domain in trained if domain in recipe.domains):
-            yield from _set(stage, f"stages.{name}", ("easy_share",), "a dataset has no easy form")
+        tasks = [recipe.domains[domain].task for domain in trained if domain in recipe.domains]
+        if all(isinstance(task, Source) or (isinstance(task, GymSource) and not task.easy) for task in tasks):
+            yield from _set(stage, f"stages.{name}", ("easy_share",), "none of its tasks has an easy form")
     if recipe.method == "supervised":
         leaves = ("samples_per_prompt", "temperature", "workers")
         yield from _set(recipe.rollout, "rollout", leaves, "a supervised run samples nothing it trains on")
@@ -158,8 +184,60 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         for name, stage in recipe.stages.items():
             yield from _set(stage.engine, f"stages.{name}.engine", ("gpus",), "the run is on the CPU")
     yield from prompt_warnings(resolved.teachers, resolved.loss)
+    yield from _of_adapters(recipe.student, recipe.stages, {n: recipe.teachers[n] for n in resolved.on_student})
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
+
+
+def _drafts(mtp: MTPRecipe, engine: Engine, rollout: RolloutRecipe, where: str) -> Iterator[str]:
+    """Draft heads that are not there, or learn in a run whose sampler cannot use them."""
+    if not mtp.heads:
+        leaves = tuple(name for name in type(mtp).model_fields if name != "heads")
+        yield from _set(mtp, f"{where}mtp", leaves, f"`{where}mtp.heads` is 0")
+    if not mtp.heads or not mtp.drafts:
+        return
+    if engine.expert_parallel > 1 and not rollout.workers:
+        yield (
+            f"`{where}mtp.drafts` is {mtp.drafts} and changes nothing: ranks that share experts take equally many "
+            f"forwards, so the student writes without drafts; set `rollout.workers`, or `{where}mtp.drafts: 0`"
+        )
+    elif is_plugin(rollout.engine):
+        yield f"`{where}mtp.drafts` is {mtp.drafts} and changes nothing where `rollout.engine` is {rollout.engine}"
+
+
+_CUTS_WHY = {
+    "mask": "nothing that is sampled is trained on",
+    "zero_reward": "no verifier gives a reward",
+}
+
+
+def _cuts_count(
+    truncated: Truncated,
+    method: Method | MadeMethod,
+    trained: Mapping[str, DomainRecipe],
+    stages: Mapping[str, StageRecipe],
+) -> bool:
+    """Whether a run or a stage of it trains on rollouts that can be cut, or gives them a reward that can be 0."""
+    if any(METHODS[stage.method].samples for stage in stages.values()):
+        return True
+    if truncated == "mask":
+        return method.samples or method.teachers == "write"
+    return method.rewards and any(domain.reward for domain in trained.values())
+
+
+def _of_adapters(
+    student: StudentRecipe, stages: Mapping[str, StageRecipe], on_student: Mapping[str, TeacherRecipe]
+) -> Iterator[str]:
+    """What is read of no model under an adapter, and of no teacher that is the student without its own."""
+    trained: dict[str, StudentRecipe | StageRecipe] = {"student": student}
+    for where, settings in {**trained, **{f"stages.{name}": stage for name, stage in stages.items()}}.items():
+        if settings.lora is not None:
+            why = "under an adapter the routers' biases stay as they are"
+            yield from _set(settings.engine, f"{where}.engine", ("expert_bias_rate",), why)
+    for name, teacher in on_student.items():
+        leaves = ("replicas", "gpus", "device", "dtype", "resources")
+        why = "it is the student without its adapter, and scored by the student's own ranks"
+        yield from _set(teacher, f"teachers.{name}", leaves, why)
 
 
 def _untrained(resolved: Resolved) -> Iterator[str]:
@@ -174,9 +252,9 @@ def _untrained(resolved: Resolved) -> Iterator[str]:
     why = f"a {recipe.method} trains no student"
     run = tuple(name for name in type(recipe.run).model_fields if name != "parallel_stages")
     yield from _set(recipe.run, "run", run, why)
-    yield from _set(recipe.student, "student", ("optimizer", "updates_per_step"), why)
+    yield from _set(recipe.student, "student", ("optimizer", "updates_per_step", "lora"), why)
     yield from _set(recipe.rollout, "rollout", ("samples_per_prompt", "temperature", "workers"), why)
-    yield from _set(recipe, "", ("share_rule", "stop"), why)
+    yield from _set(recipe, "", ("share_rule", "stop", "mtp"), why)
 
 
 def _set(section: Any, where: str, names: tuple[str, ...], why: str) -> Iterator[str]:

@@ -90,8 +90,8 @@ def check(
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
-    idle = (*idle_leaves(resolved), *engine_warnings(recipe.rollout))
-    warnings = (*idle, *model_warnings(resolved.models, model_infos), *doubtful)
+    doubtful = (*model_warnings(resolved.models, model_infos, recipe.mtp, recipe.student, recipe.stages), *doubtful)
+    warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout), *doubtful)
     asked = Questions(recipe.domains, tasks, tokenizer, recipe.seed)
     plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked)
     if not (offline or plan_only) and (problems := _lacks_room(resolved, plan, out, model_infos, lengths)):

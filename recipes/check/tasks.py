@@ -13,7 +13,7 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, Source
+from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, GymSource, Source
 from mopd.distill.recipe.plugins import is_plugin, own_code
 from mopd.distill.types import Prompt, RunError, UserError
 from mopd.recipes.check.plugins import HOSTILE, check_own_task
@@ -172,7 +172,7 @@ def check_tasks(
 def _check_task(
     name: str,
     task: Task,
-    source: str | Source,
+    source: str | Source | GymSource,
     tokenizer: PreTrainedTokenizerBase | None,
     seed: int,
     evaluate: EvaluateRecipe,
@@ -221,9 +221,9 @@ def _held_out(evaluate: EvaluateRecipe, task: Task) -> Iterator[str]:
             yield from error.problems
 
 
-def has_gold_answers(task: str | Source) -> bool:
+def has_gold_answers(task: str | Source | GymSource) -> bool:
     """Whether a task says what a right answer is; a dataset of unit tests alone doesn't."""
-    return isinstance(task, str) or (
+    return not isinstance(task, Source) or (
         task.answer is not None and (task.verifier != "python_tests" or task.tests is not None)
     )
 
@@ -235,9 +235,16 @@ def left_out(tasks: Mapping[str, Task]) -> Iterator[str]:
             yield from (f"`domains.{name}`: {sentence}" for sentence in task.left_out)
 
 
+def as_written(task: Task, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[str]:
+    """What a model would write that gives these answers: after its thought, where the prompt opens one."""
+    if not isinstance(task, DatasetTask):
+        return list(answers)
+    return [task.completion(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
 def _refused_golds(task: Task, prompts: list[Prompt]) -> list[Prompt]:
     """The prompts whose gold answer the verifier refuses."""
-    accepted = task.verify_many(prompts, [prompt.answer for prompt in prompts])
+    accepted = task.verify_many(prompts, as_written(task, prompts, [prompt.answer for prompt in prompts]))
     return [prompt for prompt, score in zip(prompts, accepted, strict=True) if score != 1.0]
 
 
@@ -263,7 +270,7 @@ def _about_golds(refused: list[Prompt], drawn: int) -> str:
 def _verifier(task: Task, prompts: list[Prompt], examples: list[Example]) -> Iterator[str]:
     """Whether the verifier refuses a wrong answer to each prompt."""
     wrong = [task.wrong_answer(example) for example in examples]
-    scores = task.verify_many(prompts, wrong)
+    scores = task.verify_many(prompts, as_written(task, prompts, wrong))
     passed = [(e, answer) for e, answer, score in zip(examples, wrong, scores, strict=True) if score > 0.0]
     if passed:
         example, answer = passed[0]
@@ -326,9 +333,9 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, texts: Iterable[tuple[str, str]])
         yield from ((prompt, answer + 1) for prompt, answer in zip(sizes[::2], sizes[1::2], strict=True))
 
 
-def _cap(cap: int, task: str | Source, name: str, lengths: Lengths) -> Iterator[str]:
-    # Only a shipped task's gold answer is what a model has to write; a dataset's may be the number at its end.
-    if isinstance(task, str) and lengths.longest_answer > cap:
+def _cap(cap: int, task: str | Source | GymSource, name: str, lengths: Lengths) -> Iterator[str]:
+    # A dataset's gold answer may be the number at the end of what a model has to write; that of others is all of it.
+    if not isinstance(task, Source) and lengths.longest_answer > cap:
         yield (
             f"`rollout.max_new_tokens` is {cap}, and a gold answer of domain {name!r} has {lengths.longest_answer} "
             f"tokens: the cap would lower every score; raise it to {lengths.longest_answer} or more"

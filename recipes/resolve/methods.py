@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.loss.registry import LOSSES, BoundLoss
 from mopd.distill.payloads import Support
 from mopd.distill.recipe.plugins import is_plugin, load_plugin
+from mopd.distill.recipe.schema import Truncated
 from mopd.distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout, UserError
 from mopd.recipes.resolve.merge_and_cascade import MadeStudent, MakingJob, cascade, merge
 from mopd.rollouts.rewards import RewardGrader, VerifiedGrader
@@ -32,6 +33,7 @@ class Parts:
         taught: for each trained domain its teachers with their weights; empty where none grades it.
         rewarded: the trained domains whose verifier gives a reward.
         keep_verified: different right answers to a prompt that are learnt from at most.
+        truncated: what becomes of rollouts that were cut at the limit.
         student: makes the sampler of the student; for methods that act with it.
         teachers: makes the pool of teachers; for methods that grade with it.
         writers: makes the sampler of the teachers' frozen weights; for methods that learn from what they write.
@@ -42,6 +44,7 @@ class Parts:
     taught: Mapping[str, Mapping[str, float]]
     rewarded: frozenset[str]
     keep_verified: int
+    truncated: Truncated
     student: Callable[[], Sampler]
     teachers: Callable[[], Grader]
     writers: Callable[[], Sampler]
@@ -59,6 +62,7 @@ class Method:
         teachers: what the teachers of the recipe do, if it may have any.
         rewards: whether verifiers may grade.
         selects: whether the grader selects what is learnt from; see :func:`distill.student.plan.plan_updates`.
+        heads_alone: whether only draft heads learn, and the model beside them stays as it is.
     """
 
     actor: Callable[[Parts], Sampler]
@@ -68,6 +72,7 @@ class Method:
     teachers: Literal["grade", "write", "none"] = "none"
     rewards: bool = False
     selects: bool = False
+    heads_alone: bool = False
     trains: ClassVar[bool] = True
 
 
@@ -86,6 +91,7 @@ class MadeMethod:
     samples: ClassVar[bool] = False
     rewards: ClassVar[bool] = False
     selects: ClassVar[bool] = False
+    heads_alone: ClassVar[bool] = False
     trains: ClassVar[bool] = False
 
 
@@ -159,7 +165,7 @@ def _teachers(parts: Parts) -> Grader:
 
 
 def _rewards(parts: Parts) -> RewardGrader:
-    return RewardGrader(parts.tasks, parts.tokenizer)
+    return RewardGrader(parts.tasks, parts.tokenizer, truncated=parts.truncated)
 
 
 def _verified(parts: Parts) -> Grader:
@@ -182,6 +188,8 @@ METHODS: dict[str, Method | MadeMethod] = {
     "off_policy": Method(_writers, _ungraded, losses=frozenset({"nll"}), samples=False, teachers="write"),
     # Fine-tuning on gold answers: an oracle, which sees what no distillation sees.
     "supervised": Method(_gold, _ungraded, losses=frozenset({"nll"}), samples=False),
+    # The model stays as it is and gets draft heads, which learn what it would write: EAGLE-3, arXiv 2503.01840.
+    "draft_heads": Method(_student, _ungraded, losses=frozenset({"nll"}), samples=True, heads_alone=True),
     # One domain after the other: the student is the end of a chain of stages, of which every link is measured.
     "cascade": MadeMethod(cascade),
     # The teachers' weights added up: arXiv 2203.05482, 2212.04089.

@@ -13,7 +13,9 @@ from mopd.distill.recipe.source import template_parts
 from mopd.distill.types import Prompt, UserError
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.tasks import Task
-from mopd.rollouts.tasks.dataset import DatasetTask, Reworded
+from mopd.rollouts.tasks.dataset import DatasetTask
+from mopd.rollouts.tasks.gym import GymTask
+from mopd.rollouts.tasks.rendering import Reworded, Written
 from mopd.rollouts.tokenizer import encode
 from mopd.teachers.views import Reads, TeacherText
 
@@ -66,17 +68,18 @@ def reads_of(
         def reworded(question: str) -> str:
             return filled(settings.template, question, hint)
 
-        if isinstance(task, DatasetTask):
-            text = task.reworded(prompt, Reworded(reworded, settings.system, in_template))
+        if isinstance(task, DatasetTask | GymTask):
+            written = task.reworded(prompt, Reworded(reworded, settings.system, in_template))
         elif settings.chat_template is not None:
             raise UserError(
                 f"{where}.chat_template` is set, and the questions of domain {prompt.domain!r} are plain text; remove "
                 "it, or take a domain of chat messages"
             )
         else:
-            text = (settings.system or "") + reworded(prompt.text)
+            written = Written((settings.system or "") + reworded(prompt.text))
         hint_ids = () if hint is None else encode(tokenizer, hint)
-        return TeacherText(text, encode(tokenizer, text), hint, hint_ids)
+        token_ids = encode(tokenizer, written.text, letters=written.letters)
+        return TeacherText(written.text, token_ids, hint, hint_ids)
 
     return reads
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from mopd.distill.endpoint import Endpoint
+from mopd.distill.models.attention import AttnImplementation
 from mopd.distill.payloads import Support
-from mopd.distill.recipe import FaultRecipe
+from mopd.distill.recipe import FaultRecipe, LoRA
 from mopd.distill.types import Sampler, Weights
 
 
@@ -67,6 +68,7 @@ class FrozenModel:
         trust_remote_code: run Python code that lies in the folder.
         endpoint: the server that holds the weights; None: an engine loads them from ``path``.
         faults: how often, and after what pause, a request that a server lost is made again.
+        attention: how attention is computed where an engine loads it.
     """
 
     path: str
@@ -74,6 +76,7 @@ class FrozenModel:
     trust_remote_code: bool = False
     endpoint: Endpoint | None = None
     faults: FaultRecipe = field(default_factory=FaultRecipe)
+    attention: AttnImplementation = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +108,14 @@ class StudentModel:
         initial: the checkpoint that it starts from; its architecture is the student's.
         processes: where an engine that shares no process with the student holds its weights.
         lockstep: all ranks of the student take equally many forwards, as expert parallelism and ZeRO-3 need.
+        lora: the adapter that is trained over ``initial``, whose weights alone change then; None: all do. An engine
+            that publishes ``Weights.state_dict()`` needs to know nothing of it: there the adapter is added in.
     """
 
     initial: FrozenModel
     processes: SamplerProcesses
     lockstep: bool = False
+    lora: LoRA | None = None
 
 
 MakeSampler: TypeAlias = Callable[[SamplerSettings], Sampler]

@@ -1,8 +1,9 @@
 """The shipped tasks: prompts made from a seed, gold answers, verifiers. One file per task, named in :data:`TASKS`.
 
-dataset.py makes a task of any dataset: tables.py reads rows as they are written, row_meaning.py says what a row asks
-and what is right, rendering.py writes it for the student, dataset_rows.py deals rows out to splits. A further leaf of a
-row's meaning stands in distill/recipe/source.py and is read in row_meaning.py or rendering.py.
+gym.py serves the generators of reasoning-gym. dataset.py makes a task of any dataset: tables.py reads rows as they are
+written, row_meaning.py says what a row asks and what is right, rendering.py writes it for the student, dataset_rows.py
+deals rows out to splits. A further leaf of a row's meaning stands in distill/recipe/source.py and is read in
+row_meaning.py or rendering.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.recipe import Source
+from mopd.distill.recipe import GymSource, Source
 from mopd.distill.recipe.plugins import IMPORT_SECONDS, is_plugin, load_plugin, own_code
 from mopd.distill.types import UserError
 from mopd.rollouts.tasks.arithmetic import Arithmetic
@@ -23,8 +24,8 @@ TASKS: dict[str, Task] = {"arithmetic": Arithmetic(), "list_programs": ListProgr
 """Every shipped task by the name that a recipe gives in ``domains: {NAME: {task: ...}}``."""
 
 
-def make_task(task: str | Source, *, domain: str, tokenizer: PreTrainedTokenizerBase | None) -> Task:
-    """A shipped task by its name, a user's own by its file and name, or one made from a dataset.
+def make_task(task: str | Source | GymSource, *, domain: str, tokenizer: PreTrainedTokenizerBase | None) -> Task:
+    """A shipped task by its name, a user's own by its file and name, or one made from a dataset or a generator.
 
     Args:
         domain: the recipe's name of the domain, by which a dataset's rows are chosen where it has a column for it.
@@ -39,6 +40,10 @@ def make_task(task: str | Source, *, domain: str, tokenizer: PreTrainedTokenizer
         if task not in TASKS:
             raise UserError(f"unknown task {task!r}; shipped tasks are {', '.join(TASKS)}")
         return TASKS[task]
+    if isinstance(task, GymSource):
+        from mopd.rollouts.tasks.gym import GymTask
+
+        return GymTask(task, tokenizer)
     from mopd.rollouts.tasks.dataset import DatasetTask
 
     return DatasetTask(task, tokenizer, domain=domain)

@@ -27,6 +27,7 @@ EVERYTHING: dict[str, Any] = {
     "domains": {
         "first": {"task": {"path": "./data.jsonl"}, "prompts": 8},
         "second": {"task": "arithmetic", "teachers": {"t": 0.5, "u": 0.5}},
+        "third": {"task": {"reasoning_gym": "chain_sum"}, "teacher": "t"},
     },
     "teachers": {"t": {"model": "stage:s"}, "u": {"model": "stage:s"}},
     "loss": {"estimator": "policy_gradient"},
@@ -50,6 +51,8 @@ OTHER: dict[str, Any] = {
     "stages.*.domains": ["second"],
     "student.model.config": {"hidden_size": 16},
     "stages.*.from.config": {"hidden_size": 16},
+    "domains.*.task.config": {"max_terms": 3},
+    "domains.*.task.easy": {"max_terms": 2},
     "domains.*.task.filter": {"level": [4, "5"]},
     "domains.*.task.limit": 9,
     "domains.*.task.row": "./rows.py:row",
@@ -110,6 +113,8 @@ def other_value(leaf: Leaf, value: Any) -> Any:
 
 def concrete(path: str) -> str:
     """A path of EVERYTHING."""
+    if path.removeprefix("domains.*.task.") in ("reasoning_gym", "config", "easy"):
+        return path.replace("*", "third")
     path = path.replace("domains.*.task.", "domains.first.task.").replace("domains.*", "domains.second")
     return path.replace("teachers.*", "teachers.t").replace("stages.*", "stages.s")
 
