@@ -24,7 +24,7 @@ from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import SELF
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.schema import Truncated
-from mopd.recipes.check.teachers import WHAT_SCORES, prompt_warnings
+from mopd.recipes.check.teachers import WHAT_SCORES
 from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import stage_domains
@@ -127,7 +127,7 @@ def _extrapolation(
 
 
 def idle_leaves(resolved: Resolved) -> Iterator[str]:
-    """A warning for every leaf that is set and changes nothing in this recipe, with why; for a hint without a guard."""
+    """A warning for every leaf that is set and changes nothing in this recipe, with why."""
     recipe, method = resolved.recipe, resolved.method
     if not method.selects:
         yield from _set(recipe.rollout, "rollout", ("keep_verified",), "only expert_iteration keeps some")
@@ -183,7 +183,6 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         yield from _set(recipe.rollout, "rollout", ("gpus",), "the run is on the CPU")
         for name, stage in recipe.stages.items():
             yield from _set(stage.engine, f"stages.{name}.engine", ("gpus",), "the run is on the CPU")
-    yield from prompt_warnings(resolved.teachers, resolved.loss)
     yield from _of_adapters(recipe.student, recipe.stages, {n: recipe.teachers[n] for n in resolved.on_student})
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")

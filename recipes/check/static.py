@@ -20,7 +20,7 @@ from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.settings import idle_leaves
 from mopd.recipes.check.tasks import Lengths, TaskChecks, check_gold_answers, check_tasks, make_tasks
-from mopd.recipes.check.teachers import check_texts, reach_teachers
+from mopd.recipes.check.teachers import check_texts, hint_warnings, reach_teachers
 from mopd.recipes.resolve.placement import check_device
 from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import check_folder

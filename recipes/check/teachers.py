@@ -131,7 +131,7 @@ def _of_prompt(
         )
 
 
-def prompt_warnings(teachers: Mapping[str, ResolvedTeacher], loss: BoundLoss) -> Iterator[str]:
+def hint_warnings(teachers: Mapping[str, ResolvedTeacher], loss: BoundLoss) -> Iterator[str]:
     """What is known to go wrong with teachers that see more, where nothing guards against it."""
     for name, teacher in teachers.items():
         if teacher.settings.prompt.hint is None:

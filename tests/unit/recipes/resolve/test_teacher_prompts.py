@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from mopd.distill.recipe import Recipe, Source, TeacherPromptRecipe
 from mopd.distill.types import Prompt, UserError
-from mopd.recipes.check.teachers import prompt_warnings
+from mopd.recipes.check.teachers import hint_warnings
 from mopd.recipes.resolve.resolved import resolve
 from mopd.recipes.resolve.teacher_prompts import filled, reads_of
 from mopd.rollouts.tasks import TASKS
@@ -145,7 +145,7 @@ def test_a_method_without_graders_reads_no_prompt(tmp_path: Path) -> None:
 
 def warned(made: Recipe) -> list[str]:
     resolved = resolve(made)
-    return list(prompt_warnings(resolved.teachers, resolved.loss))
+    return list(hint_warnings(resolved.teachers, resolved.loss))
 
 
 def test_a_hint_without_a_bound_is_warned_of() -> None:
