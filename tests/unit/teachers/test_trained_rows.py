@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mopd.distill.payload_rows import PAYLOADS
 from mopd.distill.payloads import Support
 from mopd.distill.types import Full, Sampled
-from mopd.teachers.actor import ScoreRequest, answer
 from mopd.teachers.kinds.checkpoint import TeacherModel
+from mopd.teachers.views import ScoreRequest, TeacherText, score_views, view_of
 
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -72,8 +72,8 @@ def test_the_rows_are_those_of_the_whole(models: Path, family: str, payload: str
     masks[2] = masks[2] & (np.arange(13) % 3 != 0)  # a tool's answer in the midst of it
     given = [np.stack([rng.permutation(60)[:4] for _ in row]).astype(np.int32) for row in ids]
     whole, all_flops = work(lambda: scorer.score(ids, payload, None, given))
-    request = ScoreRequest(ids, payload, given, masks)
-    rows, flops = work(lambda: answer(scorer, request, None))
+    request = ScoreRequest(ids, payload, given, masks=masks)
+    rows, flops = work(lambda: score_views(scorer, request, None))
     head = 2 * SIZES["hidden_size"] * VOCABULARY
     if payload != "hidden":  # which has no head to run
         assert all_flops - flops == head * (3 * 13 - 3 * max(int(mask.sum()) for mask in masks))
@@ -96,8 +96,27 @@ def test_a_scorer_that_knows_no_masks_ships_no_more() -> None:
     ids = [np.arange(5, dtype=np.int32), np.arange(3, dtype=np.int32)]
     masks = [np.array([False, False, True, True, False]), np.array([False, True, True])]
     scorer = Flat()
-    first, second = answer(scorer, ScoreRequest(ids, "sampled", None, masks), None)
+    first, second = score_views(scorer, ScoreRequest(ids, "sampled", masks=masks), None)
     assert first.logprobs_T.tolist() == [2.0, 3.0]  # pyright: ignore[reportAttributeAccessIssue]
     assert second.logprobs_T.tolist() == [1.0, 2.0]  # pyright: ignore[reportAttributeAccessIssue]
     scorer.more = [Full(np.zeros((7, 2), np.float32))]  # what is wrong, the pool sees as it is
-    assert len(answer(scorer, ScoreRequest(ids, "sampled", None, masks), None)) == 3
+    assert len(score_views(scorer, ScoreRequest(ids, "sampled", masks=masks), None)) == 3
+
+
+@pytest.mark.parametrize("knows_masks", [True, False])
+def test_rows_of_a_teacher_that_reads_another_prompt(
+    models: Path, knows_masks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = teacher(models, "llama")
+    rng = np.random.default_rng(1)
+    rollouts = [make_rollout(rng, i, "math", prompt=p, completion=n) for i, (p, n) in enumerate([(5, 3), (2, 6)])]
+    texts = [TeacherText("own", (7, 8, 9)), None]
+    views = [view_of(rollout, text) for rollout, text in zip(rollouts, texts, strict=True)]
+    ids, masks = [r.token_ids for r in rollouts], [r.loss_mask for r in rollouts]
+    whole = score_views(scorer, ScoreRequest(ids, "full", None, views), None)
+    monkeypatch.setattr(TeacherModel, "answers_masks", knows_masks)
+    rows = score_views(scorer, ScoreRequest(ids, "full", None, views, masks), None)
+    for row, one, mask_T in zip(rows, whole, masks, strict=True):
+        assert isinstance(row, Full)
+        assert isinstance(one, Full)
+        np.testing.assert_allclose(row.logprobs_TV, one.logprobs_TV[mask_T], atol=1e-6)
