@@ -146,11 +146,10 @@ def length(rollout: Rollout, view: TeacherView) -> int:
 
 
 def score_views(scorer: Scorer, request: ScoreRequest, adapter: str | None) -> list[Payload]:
-    """A microbatch's payloads on the student's positions, ``T`` rows each, whatever the teacher reads before them; where
-    the request has masks, with the rows of the tokens that are asked for alone.
+    """A microbatch's payloads on the student's positions, ``T`` rows each, whatever the teacher reads before them.
 
-    A scorer that knows no masks scores all, and its other rows go no further; where it has not a row a token, its answer
-    passes as it is, for the pool to refuse.
+    Where the request has masks, a payload has the rows of the tokens that are asked for alone: a scorer that knows no
+    masks scores all, and its other rows go no further. One that has not a row a token is for the pool to refuse.
 
     Raises:
         GradingFailed: a payload has another number of rows than the teacher was given tokens.
