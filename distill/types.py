@@ -177,7 +177,12 @@ class Weights(Protocol):
         ...
 
     def state_dict(self) -> Mapping[str, torch.Tensor]:
-        """The consolidated weights under Hugging Face names, on the CPU, in the model's dtype."""
+        """The consolidated weights under Hugging Face names, on the CPU, in the model's dtype; an adapter that is
+        trained is added in."""
+        ...
+
+    def adapter_state(self) -> Mapping[str, torch.Tensor]:
+        """Of a student that trains an adapter, that alone, by peft's names, on the CPU."""
         ...
 
 

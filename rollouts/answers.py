@@ -17,6 +17,9 @@ THOUGHTS = (
 )
 """Marks around a thought, of the families that write them into the text."""
 
+OPENED = (*THOUGHTS, ("<|start|>assistant", "<|channel|>final<|message|>"))
+"""What a prompt of a model that thinks ends in, and what its answer then comes after; the last is that of harmony."""
+
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)[ ]?\{")
 _CUT_BOX = re.compile(r"\\(?:boxed|fbox)\s*\Z")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -39,6 +42,40 @@ def after_thinking(text: str) -> str:
     for begin, end in THOUGHTS:
         rest = text.rpartition(end)[2]
         text = "" if begin in rest else rest
+    return text
+
+
+def opened_thought(prompt: str) -> str | None:
+    """What the answer to a prompt comes after, where the prompt ends inside of a thought; None where it does not."""
+    end = prompt.rstrip()
+    return next((close for begin, close in OPENED if end.endswith(begin)), None)
+
+
+def answer_part(text: str, *, prompt: str, after: str | None) -> str | None:
+    """The part of a completion that is its answer; None where it has none.
+
+    Args:
+        prompt: as the model was given it: one that ends inside of a thought wants that thought to be ended.
+        after: the answer is what follows the last occurrence of this text; ``auto``: what follows the thoughts;
+            None: all of the text.
+
+    Example:
+        ``answer_part("3 + 4 ... </think> 7", prompt="3+4?<think>", after="auto")`` is ``" 7"``, and of ``"3 + 4 ..."``
+        it is None.
+    """
+    if after is None:
+        return text
+    mark = opened_thought(prompt) if after == "auto" else after
+    if mark is not None:
+        _, ended, text = text.rpartition(mark)
+        if not ended:
+            return None
+    if after != "auto":
+        return text
+    for begin, end in THOUGHTS:
+        text = text.rpartition(end)[2]
+        if begin in text:
+            return None
     return text
 
 

@@ -10,7 +10,9 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.types import Metrics, Rollout, RunError, ScoredRollout, UserError
+from mopd.distill.recipe.schema import Truncated
+from mopd.distill.types import Grader, Metrics, Rollout, RunError, ScoredRollout, UserError
+from mopd.distill.verdicts import unjudged_counts
 from mopd.rollouts.tasks.base import Task
 from mopd.rollouts.tokenizer import completion_text
 
@@ -21,10 +23,11 @@ class RewardGrader:
     Args:
         tasks: by domain.
         tokenizer: the policy's; it turns a rollout's own tokens into text, without the closing EOS.
+        truncated: see `rollout.truncated`; with ``zero_reward`` a rollout that was cut at the limit earns nothing.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tasks, self._tokenizer = tasks, tokenizer
+    def __init__(self, tasks: Mapping[str, Task], tokenizer: PreTrainedTokenizerBase, *, truncated: Truncated) -> None:
+        self._tasks, self._tokenizer, self._truncated = tasks, tokenizer, truncated
         self._metrics: Metrics = {}
 
     def score(self, microbatches: Iterable[list[Rollout]]) -> list[ScoredRollout]:
@@ -39,12 +42,16 @@ class RewardGrader:
         for domain in dict.fromkeys(rollout.domain for rollout in rollouts):
             places = [place for place, rollout in enumerate(rollouts) if rollout.domain == domain]
             scored = self._verify(domain, [rollouts[p] for p in places])
-            rewards.update(zip(places, scored, strict=True))
+            rewards.update(zip(places, map(float, scored), strict=True))
             self._metrics[f"reward/{domain}"] = fmean(scored)
+            self._metrics |= unjudged_counts(scored, domain)
         return [ScoredRollout(rollout, reward=rewards[place]) for place, rollout in enumerate(rollouts)]
 
     def metrics(self) -> Metrics:
-        """By domain, the mean reward of what was scored last, 0..1. The loop itself waits, and counts that."""
+        """Of what was scored last, by domain: the mean reward, 0..1, and answers that no verifier looked at.
+
+        The loop itself waits, and counts that.
+        """
         metrics, self._metrics = self._metrics, {}
         return metrics
 
@@ -62,7 +69,42 @@ class RewardGrader:
         for rollout, reward in zip(rollouts, rewards, strict=True):
             if not (math.isfinite(reward) and 0.0 <= reward <= 1.0):
                 raise RunError(f"the verifier of {domain!r} scored {rollout.prompt.id} {reward}, not 0..1")
-        return [float(reward) for reward in rewards]
+        if self._truncated != "zero_reward":
+            return rewards
+        return [
+            0.0 if rollout.finish == "length" else reward for rollout, reward in zip(rollouts, rewards, strict=True)
+        ]
+
+
+class TruncatedRollouts:
+    """Counts the rollouts that were cut at the limit, and leaves them out of what is learnt from where so asked.
+
+    Args:
+        grader: grades all of them.
+        policy: `rollout.truncated`; ``mask`` leaves them out. Their rewards stay in the mean of their group.
+
+    Source: masking is the overlong filtering of DAPO, Yu et al., arXiv 2503.14476, section 3.4.
+    """
+
+    def __init__(self, grader: Grader, *, policy: Truncated) -> None:
+        self._grader, self._policy = grader, policy
+        self._metrics: Metrics = {}
+
+    def score(self, microbatches: Iterable[list[Rollout]]) -> list[ScoredRollout]:
+        """What the grader gives, in its order."""
+        batch = self._grader.score(microbatches)
+        cut: dict[str, list[float]] = defaultdict(list)
+        for scored in batch:
+            cut[scored.rollout.domain].append(float(scored.rollout.finish == "length"))
+        self._metrics = {f"truncated/{domain}": fmean(each) for domain, each in cut.items()}
+        if self._policy != "mask":
+            return batch
+        return [replace(scored, kept=scored.kept and scored.rollout.finish != "length") for scored in batch]
+
+    def metrics(self) -> Metrics:
+        """The grader's, and by domain the part of the rollouts that was cut, 0..1."""
+        metrics, self._metrics = self._metrics, {}
+        return self._grader.metrics() | metrics
 
 
 class VerifiedGrader:

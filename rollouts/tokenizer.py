@@ -6,7 +6,7 @@ are learnt within what lies between them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -46,15 +46,43 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """The token ids of a text, without special tokens."""
-    return tuple(cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"]))
+def encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, letters: Sequence[tuple[int, int]] = ()
+) -> tuple[int, ...]:
+    """The token ids of a text, without special tokens of the tokenizer's own accord.
+
+    Args:
+        letters: parts of the text, as (start, end) in their order, that are written as the letters they are even where
+            they spell a control token.
+
+    Raises:
+        ValueError: the tokenizer takes such a part for a control token all the same.
+    """
+    if not letters:
+        return tuple(cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"]))
+    ids: list[int] = []
+    reached = 0
+    for start, end in letters:
+        spelled = cast(
+            list[int], tokenizer(text[start:end], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        )
+        if control := [i for i in spelled if i in control_ids(tokenizer) and i != tokenizer.unk_token_id]:
+            raise ValueError(f"the tokenizer writes {text[start:end]!r} as the control token {control[0]} only")
+        ids += [*encode(tokenizer, text[reached:start]), *spelled]
+        reached = end
+    return (*ids, *encode(tokenizer, text[reached:]))
 
 
 def control_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens that are no text, ascending: EOS, padding, turns of a chat, calls of tools, whatever is marked so."""
     marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return tuple(sorted(marked.union(tokenizer.all_special_ids)))
+
+
+def control_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """:func:`control_ids` as they are written, longest first."""
+    texts = tokenizer.convert_ids_to_tokens(list(control_ids(tokenizer)))
+    return tuple(sorted((text for text in texts if text), key=lambda text: (-len(text), text)))
 
 
 def token_count(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -126,4 +154,5 @@ def completion_text(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str
 
 def to_prompt(tokenizer: PreTrainedTokenizerBase, *, domain: str, example: Example) -> Prompt:
     """An example as a prompt of ``domain``, with its token ids."""
-    return Prompt(domain, example.id, encode(tokenizer, example.text), example.text, example.answer)
+    token_ids = encode(tokenizer, example.text, letters=example.letters)
+    return Prompt(domain, example.id, token_ids, example.text, example.answer)

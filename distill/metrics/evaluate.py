@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mopd.distill.errors import RunError
+from mopd.distill.verdicts import UnjudgedScore
 
 if TYPE_CHECKING:  # whoever only reads answers doesn't wait for torch
     from mopd.distill.types import Metrics, Prompt, Rollout, Sampler
@@ -42,7 +44,8 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One model's answer to one question. The first six fields are a row of evaluations.jsonl.
+    """One model's answer to one question. The first six fields are a row of evaluations.jsonl, and those that say why
+    no verifier looked at the answer, where none did.
 
     Attributes:
         model: ``base``, ``teachers/NAME`` or ``student``.
@@ -52,6 +55,9 @@ class Evaluation:
         truncated: the completion was cut at the limit.
         repetition: see :func:`repetition`.
         text: the completion.
+        unjudged: ``no_answer`` or ``refused``, where no verifier looked at the answer; see
+            :mod:`distill.verdicts`.
+        reason: why none did.
     """
 
     model: str
@@ -64,11 +70,14 @@ class Evaluation:
     truncated: bool = False
     repetition: float = 0.0
     text: str = ""
+    unjudged: str = ""
+    reason: str = ""
 
     def record(self) -> dict[str, Any]:
         """The row of evaluations.jsonl; ``Evaluation(**record)`` reads it back."""
         keys = ("model", "step", "split", "domain", "prompt_id", "correct")
-        return {key: getattr(self, key) for key in keys}
+        why = ("unjudged", "reason") if self.unjudged else ()
+        return {key: getattr(self, key) for key in (*keys, *why)}
 
 
 def repetition(text: str) -> float:
@@ -136,6 +145,8 @@ def evaluate(
                 truncated=rollout.finish == "length",
                 repetition=repetition(text),
                 text=text,
+                unjudged=verdict.kind if isinstance(verdict, UnjudgedScore) else "",
+                reason=verdict.reason if isinstance(verdict, UnjudgedScore) else "",
             )
         )
     return rows
@@ -181,7 +192,8 @@ def health(rows: Iterable[Evaluation]) -> Metrics:
     """Metrics of one evaluation: ``score/D``, ``length/D`` (mean tokens), ``truncation/D`` and ``repetition/D``.
 
     The last three are early signs of collapse; truncation is the fraction of completions cut at the limit, and a
-    truncation above 0 caps the score.
+    truncation above 0 caps the score. ``no_answer/D`` and ``refused/D`` count answers that no verifier looked at, where
+    there are any.
     """
     metrics: Metrics = {}
     for domain, answers in _by_domain(rows).items():
@@ -189,4 +201,6 @@ def health(rows: Iterable[Evaluation]) -> Metrics:
         metrics[f"length/{domain}"] = fmean(row.tokens for row in answers)
         metrics[f"truncation/{domain}"] = fmean(row.truncated for row in answers)
         metrics[f"repetition/{domain}"] = fmean(row.repetition for row in answers)
+        for kind, count in Counter(row.unjudged for row in answers if row.unjudged).items():
+            metrics[f"{kind}/{domain}"] = float(count)
     return metrics

@@ -35,6 +35,7 @@ from mopd.distill.recipe.base import (
     Temperature,
     refusal,
 )
+from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import FullReverseKL, Loss
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.source import GYM, GymSource, Source
@@ -46,6 +47,9 @@ MethodName: TypeAlias = Annotated[
 
 EngineName: TypeAlias = Annotated[str, ShippedOrPlugin("in_process")]
 """A row of ENGINES (rollouts/engines)."""
+
+Truncated: TypeAlias = Literal["learn", "mask", "zero_reward"]
+"""What becomes of a rollout that was cut at the limit."""
 
 KindName: TypeAlias = Annotated[str, ShippedOrPlugin("checkpoint", "served", "custom")]
 """A row of KINDS (teachers/kinds)."""
@@ -186,6 +190,7 @@ class StudentRecipe(Strict):
     engine: Engine = Engine()
     optimizer: Optimizer = AdamW()
     updates_per_step: Count = Field(default=2, description="optimizer steps per batch of rollouts")
+    lora: LoRA | None = Field(default=None, description="train a low-rank adapter over `model`; none: the whole model")
 
 
 def _task_form(value: Any) -> str:
@@ -244,7 +249,8 @@ class TeacherRecipe(Strict):
         description="stage:NAME, a path (begins with ./ or /), a Hub id, or self: the student as it starts, frozen"
     )
     adapter: str | None = Field(
-        default=None, description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /)"
+        default=None,
+        description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /), or stage:NAME with `lora`",
     )
     scorer: str | None = Field(
         default=None, description="./file.py:NAME of a class of yours that scores, in the tokens of `model`"
@@ -342,6 +348,11 @@ class RolloutRecipe(Strict):
     )
     samples_per_prompt: Count = Field(default=1, description="rollouts per prompt; reward groups need at least 2")
     max_new_tokens: Count = Field(default=64, description="tokens of a completion at most, EOS included")
+    truncated: Truncated = Field(
+        default="learn",
+        description="rollouts cut at `max_new_tokens`: learn: as from all others; mask: nothing is learnt from them; "
+        "zero_reward: their verifier's reward is 0",
+    )
     temperature: Temperature = Field(default=1.0, description="of sampler, policy and teachers alike")
     batch_size: Count = Field(default=256, description="sequences of one generation batch on a rank")
     keep_verified: Count = Field(
@@ -460,6 +471,7 @@ class StageRecipe(Strict):
     steps: Count = Field(default=200, description="loop steps")
     save_every: Count = Field(default=100, description="steps between checkpoints")
     updates_per_step: Count = Field(default=1, description="optimizer steps per batch")
+    lora: LoRA | None = Field(default=None, description="train a low-rank adapter over `from`; none: the whole model")
     engine: Engine = Engine()
     optimizer: Optimizer = AdamW()
 

@@ -204,6 +204,18 @@ class Source(Strict):
         default=None,
         description="with python_tests, column of the code that an answer goes on from, where it is no whole program",
     )
+    answer_after: str | None = Field(
+        default="auto",
+        min_length=1,
+        description="text after whose last occurrence the answer begins, for example </think>; a completion without it "
+        "has no answer. auto: after the thoughts, where there are any or the prompt opens one; null: all of it",
+    )
+    control_tokens: Literal["auto", "refuse", "text", "tokens"] = Field(
+        default="auto",
+        description="control tokens that a row's text has, such as <|im_end|>: refuse: the row; text: written as the "
+        "letters they are; tokens: taken for what they stand for; auto: refuse in the turns of a chat, tokens in raw "
+        "text",
+    )
     verifier: VerifierName = Field(
         default="exact",
         description="how an answer is checked: a shipped verifier, or ./file.py:f of your own, (text, row) -> 0..1",

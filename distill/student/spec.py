@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mopd.distill.models.heads import HeadSource
-from mopd.distill.recipe import Engine, Loss, Optimizer
+from mopd.distill.recipe import Engine, LoRA, Loss, Optimizer
 from mopd.distill.types import ScoredRollout
 
 
@@ -25,6 +25,8 @@ class StudentSpec:
         vocabulary: how many ids the tokenizer has; the student's distribution is over these alone. None: over its head.
         heads: output heads of teachers that ship hidden states, held on every rank.
         trust_remote_code: whether Python code that lies in the folder of ``model`` may run.
+        lora: the adapter that is trained, where the weights of ``model`` stay as they are.
+        base: what an exported adapter names as its base: a Hub id, or a folder; empty: ``model``.
     """
 
     model: str
@@ -44,6 +46,8 @@ class StudentSpec:
     vocabulary: int | None = None
     heads: tuple[HeadSource, ...] = ()
     trust_remote_code: bool = False
+    lora: LoRA | None = None
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True)

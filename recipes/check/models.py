@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from mopd.distill.loss.registry import BoundLoss
-from mopd.distill.models.adapters import with_adapters
+from mopd.distill.models.adapters import adapter_targets, with_adapters
 from mopd.distill.models.families import family_of
 from mopd.distill.models.heads import head_problem
-from mopd.distill.recipe import Engine, StageRecipe, StudentRecipe
-from mopd.distill.recipe.model_names import is_path, stage_name
+from mopd.distill.recipe import Engine, ModelReference, StageRecipe, StudentRecipe
+from mopd.distill.recipe.messages import guess
+from mopd.distill.recipe.model_names import PREFIX, is_path, stage_name
 from mopd.distill.storage import Digest, digest_of
 from mopd.distill.student.engine import check_engine
 from mopd.distill.types import UserError
@@ -39,8 +40,8 @@ def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> li
         *_engines(recipe.student, recipe.stages, model_infos, resolved.device),
         *_teachers(resolved.teachers, resolved.loss, model_infos),
         *_support(resolved.loss, model_infos),
-        *_adapters(resolved.teachers, model_infos),
-        *(_heads(resolved.teachers, model_infos) if resolved.loss.payload == "hidden" else ()),
+        *_adapters(resolved.teachers, recipe.stages, model_infos),
+        *(_heads(resolved.teachers, recipe.student, model_infos) if resolved.loss.payload == "hidden" else ()),
     ]
 
 
@@ -75,8 +76,34 @@ def _packing(info: ModelInfo) -> str | None:
     return str(getattr(method, "value", method) or "of an unnamed method")
 
 
-def model_warnings(models: Mapping[str, ModelSource], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
-    """What becomes of a checkpoint's weights that are not loaded as they are, each a sentence."""
+def _unadapted(
+    student: StudentRecipe, stages: Mapping[str, StageRecipe], model_infos: Mapping[str, ModelInfo]
+) -> Iterator[str]:
+    """What an adapter that is trained leaves as it is, though its leaf might be read otherwise, each a sentence."""
+    trained = {"student": ("student.model", student.lora)}
+    trained |= {f"stages.{name}": (f"stages.{name}.from", stage.lora) for name, stage in stages.items()}
+    for section, (leaf, lora) in trained.items():
+        if lora is None or leaf not in model_infos:
+            continue
+        family = model_infos[leaf].config.model_type
+        targets = adapter_targets(model_infos[leaf].empty_model(), lora)
+        if targets.left_out:
+            yield (
+                f"`{section}.lora`: layers called {', '.join(targets.left_out)} are not adapted, because peft reads "
+                f"these names as the experts of a {family}"
+            )
+        if model_infos[leaf].routed_parameters and not lora.experts:
+            yield f"`{section}.lora`: the experts of the {family} are not adapted; `experts: true` adapts them"
+
+
+def model_warnings(
+    models: Mapping[str, ModelSource],
+    student: StudentRecipe,
+    stages: Mapping[str, StageRecipe],
+    model_infos: Mapping[str, ModelInfo],
+) -> Iterator[str]:
+    """What becomes of weights that are not loaded as they are, and what an adapter leaves as it is, each a sentence."""
+    yield from _unadapted(student, stages, model_infos)
     for leaf, info in model_infos.items():
         if info.unused:
             named = ", ".join(info.unused[:2]) + ", ..." * (len(info.unused) > 2)  # not per token
@@ -143,14 +170,20 @@ def _engines(
     model_infos: Mapping[str, ModelInfo],
     device: Literal["cpu", "cuda"],
 ) -> Iterator[str]:
-    trained = {"student": ("student.model", student.engine, student.optimizer)}
+    trained: dict[str, tuple[str, StudentRecipe | StageRecipe]] = {"student": ("student.model", student)}
     for name, stage in stages.items():
-        trained[f"stages.{name}"] = (f"stages.{name}.from", stage.engine, stage.optimizer)
-    for section, (leaf, engine, optimizer) in trained.items():
+        trained[f"stages.{name}"] = (f"stages.{name}.from", stage)
+    for section, (leaf, settings) in trained.items():
         if leaf not in model_infos:
             continue
+        engine = settings.engine
+        if settings.lora is not None:
+            try:
+                model_infos[leaf].parameters(settings.lora)
+            except UserError as error:
+                yield from (f"`{section}.lora` {problem}" for problem in error.problems)
         try:
-            check_engine(model_infos[leaf].config, engine, optimizer, device=device)
+            check_engine(model_infos[leaf].config, engine, settings.optimizer, device=device, lora=settings.lora)
         except UserError as error:
             yield from (f"`{section}.engine`: {problem}" for problem in error.problems)
         rate = engine.expert_bias_rate
@@ -200,13 +233,17 @@ def _support(loss: BoundLoss, model_infos: Mapping[str, ModelInfo]) -> Iterator[
         )
 
 
-def _adapters(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+def _adapters(
+    teachers: Mapping[str, ResolvedTeacher], stages: Mapping[str, StageRecipe], model_infos: Mapping[str, ModelInfo]
+) -> Iterator[str]:
     for name, teacher in teachers.items():
         if teacher.adapter is None:
             continue
         base = model_infos.get(f"teachers.{name}.model")
         where, given = f"`teachers.{name}.adapter`", teacher.settings.adapter
-        if given is not None and not is_path(given):
+        if (made := stage_name(given)) is not None:
+            yield from (f"{where} is {given}, {problem}" for problem in _stage_adapter(made, teacher.model, stages))
+        elif given is not None and not is_path(given):
             yield f"{where} is {given!r}; an adapter is a folder: write its path, which begins with ./ or /"
         elif base is not None:
             if (other := _other_base(teacher.adapter, base)) is not None:
@@ -218,6 +255,23 @@ def _adapters(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str,
                 )
             except UserError as error:
                 yield f"{where}: {error}"
+
+
+def _stage_adapter(name: str, model: ModelSource, stages: Mapping[str, StageRecipe]) -> Iterator[str]:
+    """Whether a stage makes an adapter over a teacher's model; a predicate where it does not."""
+    if name not in stages:
+        yield f"and no stage {name!r} is declared under `stages`; {guess(name, stages)}"
+    elif stages[name].lora is None:
+        yield f"and that stage trains a whole model; give it `lora`, or write `model: {PREFIX}{name}` alone"
+    elif stages[name].from_ != model.source:
+        yield (
+            f"which is trained over {_source_told(stages[name].from_)} (`stages.{name}.from`), and `model` is "
+            f"{_source_told(model.source)}; take the same base"
+        )
+
+
+def _source_told(source: ModelReference) -> str:
+    return source if isinstance(source, str) else f"a {source.architecture} made from scratch"
 
 
 def _other_base(adapter: str, base: ModelInfo) -> str | None:
@@ -256,9 +310,17 @@ def _digests(folder: Path) -> list[Digest]:
     return [digest_of(path) for path in weight_files(folder)]
 
 
-def _heads(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+def _heads(
+    teachers: Mapping[str, ResolvedTeacher], student: StudentRecipe, model_infos: Mapping[str, ModelInfo]
+) -> Iterator[str]:
     """Whether hidden states and a head say as much as logits, of the student and of every teacher."""
-    adapters = {"student.model": None} | {teacher.model.leaf: teacher.adapter for teacher in teachers.values()}
+    if student.lora is not None and student.lora.embeddings:
+        yield (
+            "`student.lora.embeddings` adapts the output head, and hidden states need a plain one; leave it out, or "
+            "take `loss: {estimator: full_reverse_kl, payload: full}`"
+        )
+    given = {t.model.leaf: None if stage_name(t.settings.adapter) else t.adapter for t in teachers.values()}
+    adapters = {"student.model": None} | given
     for leaf, folder in adapters.items():
         if leaf not in model_infos:
             continue

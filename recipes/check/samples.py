@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import DomainRecipe, GymSource, Source
 from mopd.distill.types import Prompt
-from mopd.recipes.check.tasks import has_gold_answers
+from mopd.recipes.check.tasks import as_written, has_gold_answers
 from mopd.rollouts.tasks import Example, Task
-from mopd.rollouts.tokenizer import control_ids, to_prompt
+from mopd.rollouts.tokenizer import control_texts, to_prompt
 from mopd.rollouts.verifiers import chosen_letter, last_number
 
 SHOWN_CHARS = 4000
@@ -63,7 +63,8 @@ def samples(questions: Questions) -> Iterable[Sample]:
             prompt = to_prompt(questions.tokenizer, domain=name, example=example)
             tokens = len(prompt.token_ids)
         answers = clothes(source, gold, task.wrong_answer(example), example)
-        scores = task.verify_many([prompt] * len(answers), answers)
+        prompts = [prompt] * len(answers)
+        scores = task.verify_many(prompts, as_written(task, prompts, answers))
         yield Sample(name, example.text, tokens, gold, tuple(zip(answers, scores, strict=True)))
 
 
@@ -87,7 +88,7 @@ def clothes(source: str | Source | GymSource, gold: str | None, wrong: str, exam
 
 def print_samples(questions: Questions, console: Console) -> None:
     """Print a prompt of each domain with its special tokens set apart, its gold, and the verifier's word on it."""
-    marks = () if questions.tokenizer is None else control_marks(questions.tokenizer)
+    marks = () if questions.tokenizer is None else control_texts(questions.tokenizer)
     for sample in samples(questions):
         size = "" if sample.tokens is None else f", {sample.tokens} tokens"
         console.print(Text(f"a prompt of {sample.domain}{size}", style="bold"))
@@ -97,12 +98,6 @@ def print_samples(questions: Questions, console: Console) -> None:
         console.print("its verifier says, of answers:")
         for answer, score in sample.verdicts:
             console.print(Text(f"  {score:g}  {_shown(answer)}"), soft_wrap=True)
-
-
-def control_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The tokens that are no text, as they are written, longest first."""
-    texts = tokenizer.convert_ids_to_tokens(list(control_ids(tokenizer)))
-    return tuple(sorted((text for text in texts if text), key=lambda text: (-len(text), text)))
 
 
 def _marked(prompt: str, marks: tuple[str, ...]) -> Text:

@@ -7,11 +7,12 @@ from typing import Any
 
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.payload_rows import payload_spec
-from mopd.distill.recipe import DomainRecipe, GymSource, RunRecipe, Source, StopRecipe, TeacherRecipe
+from mopd.distill.recipe import DomainRecipe, GymSource, RunRecipe, Source, StageRecipe, StopRecipe, TeacherRecipe
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import SELF
+from mopd.distill.recipe.schema import Truncated
 from mopd.recipes.check.teachers import WHAT_SCORES
-from mopd.recipes.resolve.methods import METHODS
+from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import stage_domains
 
@@ -112,6 +113,9 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
     recipe, method = resolved.recipe, resolved.method
     if not method.selects:
         yield from _set(recipe.rollout, "rollout", ("keep_verified",), "only expert_iteration keeps some")
+    cuts = recipe.rollout.truncated
+    if cuts != "learn" and not _cuts_count(cuts, method, recipe.trained_domains, recipe.stages):
+        yield f"`rollout.truncated` is set and changes nothing: {_CUTS_WHY[cuts]}"
     for name, stage in recipe.stages.items():
         if not METHODS[stage.method].samples:
             yield from _set(stage, f"stages.{name}", ("samples_per_prompt",), "it samples nothing it trains on")
@@ -155,8 +159,36 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         yield from _set(recipe.rollout, "rollout", ("gpus",), "the run is on the CPU")
         for name, stage in recipe.stages.items():
             yield from _set(stage.engine, f"stages.{name}.engine", ("gpus",), "the run is on the CPU")
+    for where, trained in {"student": recipe.student, **{f"stages.{n}": s for n, s in recipe.stages.items()}}.items():
+        if trained.lora is not None:
+            why = "under an adapter the routers' biases stay as they are"
+            yield from _set(trained.engine, f"{where}.engine", ("expert_bias_rate",), why)
+    for name in resolved.on_student:
+        leaves = ("replicas", "gpus", "device", "dtype", "resources")
+        why = "it is the student without its adapter, and scored by the student's own ranks"
+        yield from _set(recipe.teachers[name], f"teachers.{name}", leaves, why)
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
+
+
+_CUTS_WHY = {
+    "mask": "nothing that is sampled is trained on",
+    "zero_reward": "no verifier gives a reward",
+}
+
+
+def _cuts_count(
+    truncated: Truncated,
+    method: Method | MadeMethod,
+    trained: Mapping[str, DomainRecipe],
+    stages: Mapping[str, StageRecipe],
+) -> bool:
+    """Whether a run or a stage of it trains on rollouts that can be cut, or gives them a reward that can be 0."""
+    if any(METHODS[stage.method].samples for stage in stages.values()):
+        return True
+    if truncated == "mask":
+        return method.samples or method.teachers == "write"
+    return method.rewards and any(domain.reward for domain in trained.values())
 
 
 def _untrained(resolved: Resolved) -> Iterator[str]:
@@ -171,7 +203,7 @@ def _untrained(resolved: Resolved) -> Iterator[str]:
     why = f"a {recipe.method} trains no student"
     run = tuple(name for name in type(recipe.run).model_fields if name != "parallel_stages")
     yield from _set(recipe.run, "run", run, why)
-    yield from _set(recipe.student, "student", ("optimizer", "updates_per_step"), why)
+    yield from _set(recipe.student, "student", ("optimizer", "updates_per_step", "lora"), why)
     yield from _set(recipe.rollout, "rollout", ("samples_per_prompt", "temperature", "workers"), why)
     yield from _set(recipe, "", ("share_rule", "stop"), why)
 

@@ -91,9 +91,9 @@ def check(
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
     idle = (*idle_leaves(resolved), *engine_warnings(recipe.rollout))
-    warnings = (*idle, *model_warnings(resolved.models, model_infos), *doubtful)
+    of_models = model_warnings(resolved.models, recipe.student, recipe.stages, model_infos)
     asked = Questions(recipe.domains, tasks, tokenizer, recipe.seed)
-    plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked)
+    plan = replace(make_plan(resolved, model_infos, lengths), warnings=(*idle, *of_models, *doubtful), questions=asked)
     if not (offline or plan_only) and (problems := _lacks_room(resolved, plan, out, model_infos, lengths)):
         raise UserError(*problems)
     return plan

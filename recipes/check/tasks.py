@@ -235,9 +235,16 @@ def left_out(tasks: Mapping[str, Task]) -> Iterator[str]:
             yield from (f"`domains.{name}`: {sentence}" for sentence in task.left_out)
 
 
+def as_written(task: Task, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[str]:
+    """What a model would write that gives these answers: after its thought, where the prompt opens one."""
+    if not isinstance(task, DatasetTask):
+        return list(answers)
+    return [task.completion(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
 def _refused_golds(task: Task, prompts: list[Prompt]) -> list[Prompt]:
     """The prompts whose gold answer the verifier refuses."""
-    accepted = task.verify_many(prompts, [prompt.answer for prompt in prompts])
+    accepted = task.verify_many(prompts, as_written(task, prompts, [prompt.answer for prompt in prompts]))
     return [prompt for prompt, score in zip(prompts, accepted, strict=True) if score != 1.0]
 
 
@@ -263,7 +270,7 @@ def _about_golds(refused: list[Prompt], drawn: int) -> str:
 def _verifier(task: Task, prompts: list[Prompt], examples: list[Example]) -> Iterator[str]:
     """Whether the verifier refuses a wrong answer to each prompt."""
     wrong = [task.wrong_answer(example) for example in examples]
-    scores = task.verify_many(prompts, wrong)
+    scores = task.verify_many(prompts, as_written(task, prompts, wrong))
     passed = [(e, answer) for e, answer, score in zip(examples, wrong, scores, strict=True) if score > 0.0]
     if passed:
         example, answer = passed[0]

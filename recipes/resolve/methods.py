@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.loss.registry import LOSSES, BoundLoss
 from mopd.distill.payloads import Support
 from mopd.distill.recipe.plugins import is_plugin, load_plugin
+from mopd.distill.recipe.schema import Truncated
 from mopd.distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout, UserError
 from mopd.recipes.resolve.merge_and_cascade import MadeStudent, MakingJob, cascade, merge
 from mopd.rollouts.rewards import RewardGrader, VerifiedGrader
@@ -32,6 +33,7 @@ class Parts:
         taught: for each trained domain its teachers with their weights; empty where none grades it.
         rewarded: the trained domains whose verifier gives a reward.
         keep_verified: different right answers to a prompt that are learnt from at most.
+        truncated: what becomes of rollouts that were cut at the limit.
         student: makes the sampler of the student; for methods that act with it.
         teachers: makes the pool of teachers; for methods that grade with it.
         writers: makes the sampler of the teachers' frozen weights; for methods that learn from what they write.
@@ -42,6 +44,7 @@ class Parts:
     taught: Mapping[str, Mapping[str, float]]
     rewarded: frozenset[str]
     keep_verified: int
+    truncated: Truncated
     student: Callable[[], Sampler]
     teachers: Callable[[], Grader]
     writers: Callable[[], Sampler]
@@ -159,7 +162,7 @@ def _teachers(parts: Parts) -> Grader:
 
 
 def _rewards(parts: Parts) -> RewardGrader:
-    return RewardGrader(parts.tasks, parts.tokenizer)
+    return RewardGrader(parts.tasks, parts.tokenizer, truncated=parts.truncated)
 
 
 def _verified(parts: Parts) -> Grader:

@@ -13,18 +13,19 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.hosts import HOSTS
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
-from mopd.distill.recipe import DomainRecipe
+from mopd.distill.recipe import DomainRecipe, RolloutRecipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
-from mopd.distill.types import Prompt, Sampler
+from mopd.distill.types import Prompt, Sampler, Weights
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
 from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import named_base
 from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
@@ -33,6 +34,7 @@ from mopd.recipes.run.ranks import RayRanks
 from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.prompts import Prefetched
+from mopd.rollouts.rewards import TruncatedRollouts
 from mopd.rollouts.sampler import Samplers, sampler_settings
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import end_token_ids, token_count
@@ -82,7 +84,7 @@ class Training:
             closing.callback(progress.close)
             method = self.resolved.method
             assert isinstance(method, Method), "made_student.py makes the others"
-            teachers = self._teachers(context) if method.teachers == "grade" else None  # first: they load meanwhile
+            teachers = self._teachers(context, lambda: student.weights()) if method.teachers == "grade" else None
             if teachers is not None:
                 closing.callback(teachers.close)
             student = self._student(closing, context.progress.print)
@@ -90,7 +92,7 @@ class Training:
             if self.evaluator is not None:  # no stage comes after the run itself
                 HOSTS.clear()
             trained = recipe.trained_domains
-            parts = self._parts(samplers, teachers, trained, recipe.rollout.keep_verified)
+            parts = self._parts(samplers, teachers, trained, recipe.rollout)
             sampler = method.actor(parts)
             if method.samples or self.evaluator is not None:
                 samplers.check(student.weights(), named=f"`student.model` ({self.model})")
@@ -106,7 +108,7 @@ class Training:
             last = train(
                 student=student,
                 sampler=sampler,
-                grader=method.grader(parts),
+                grader=TruncatedRollouts(method.grader(parts), policy=recipe.rollout.truncated),
                 prompts=prompts,
                 steps=recipe.run.steps,
                 callbacks=RunCallbacks(
@@ -139,6 +141,7 @@ class Training:
                 recipe.rollout, self.tokenizer, model=self.model, seed=recipe.seed, support=support
             ),
             initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
+            lora=recipe.student.lora,
             device=self.resolved.device,
             dtype=self.resolved.dtype,
             gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
@@ -147,7 +150,7 @@ class Training:
         )
 
     def _parts(
-        self, samplers: Samplers, pool: TeacherPool | None, trained: Mapping[str, DomainRecipe], keep_verified: int
+        self, samplers: Samplers, pool: TeacherPool | None, trained: Mapping[str, DomainRecipe], rollout: RolloutRecipe
     ) -> Parts:
         """What the method's sampler and grader are made of."""
         routes = {name: domain.teacher_weights for name, domain in trained.items()}
@@ -161,7 +164,8 @@ class Training:
             self.tasks,
             taught=routes,
             rewarded=frozenset(name for name, domain in trained.items() if domain.reward),
-            keep_verified=keep_verified,
+            keep_verified=rollout.keep_verified,
+            truncated=rollout.truncated,
             student=lambda: samplers.train,
             teachers=teachers,
             writers=lambda: teachers_writing(samplers, self.resolved.teachers, self.frozen, routes),
@@ -233,6 +237,8 @@ class Training:
             end_token_ids=end_token_ids(self.tokenizer, self.model),
             vocabulary=token_count(self.tokenizer),
             trust_remote_code=recipe.student.trust_remote_code,
+            lora=recipe.student.lora,
+            base=named_base(recipe.student.model, self.model),
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
         ranks = RayRanks(spec, recipe.faults)
@@ -243,12 +249,13 @@ class Training:
             shares={name: domain.share for name, domain in recipe.trained_domains.items()},
             updates_per_step=recipe.student.updates_per_step,
             share_rule=recipe.share_rule,
-            selective=self.resolved.method.selects,
+            selective=self.resolved.method.selects or recipe.rollout.truncated == "mask",
             say=say,
             keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
         )
 
-    def _teachers(self, context: RunContext) -> TeacherPool | None:
+    def _teachers(self, context: RunContext, student: Callable[[], Weights]) -> TeacherPool | None:
+        """The teachers, which begin to load in their processes; ``student`` gives its weights once they are there."""
         if not self.teachers:
             return None
         recipe = self.resolved.recipe
@@ -278,4 +285,6 @@ class Training:
             faults=recipe.faults,
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
+            on_student=[name for name in specs if name in self.resolved.on_student],
+            student=student,
         )

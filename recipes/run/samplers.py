@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from mopd.distill.metrics.teacher_distance import OVERLAP_K
 from mopd.distill.payloads import Support
-from mopd.distill.recipe import Engine, RolloutRecipe
+from mopd.distill.recipe import Engine, LoRA, RolloutRecipe
 from mopd.distill.types import Sampler
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.engines import engine_of
@@ -21,6 +21,7 @@ def samplers_of_run(
     *,
     settings: SamplerSettings,
     initial: FrozenModel,
+    lora: LoRA | None,
     device: str,
     dtype: str,
     gpus: float,
@@ -33,6 +34,7 @@ def samplers_of_run(
         engine: of the student, whose ranks may be what samples.
         settings: how rollouts to learn from are written.
         initial: the checkpoint that the student starts from.
+        lora: the adapter that it trains over it, if any.
         dtype: of the student's weights, resolved.
         gpus: the part of a GPU that a process which holds a model takes.
         limit_seconds: after which one that does not answer is held to hang.
@@ -47,6 +49,7 @@ def samplers_of_run(
             initial,
             SamplerProcesses(rollout.workers, device, dtype, gpus, limit_seconds=limit_seconds),
             lockstep=engine.expert_parallel > 1 or engine.zero_stage == 3,
+            lora=lora,
         ),
         frozen=SamplerProcesses(measuring, device, dtype, gpus, limit_seconds=limit_seconds),
         measured_support=Support(OVERLAP_K, forced=()),

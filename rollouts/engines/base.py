@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 
 from mopd.distill.endpoint import Endpoint
 from mopd.distill.payloads import Support
-from mopd.distill.recipe import FaultRecipe
+from mopd.distill.recipe import FaultRecipe, LoRA
 from mopd.distill.types import Sampler, Weights
 
 
@@ -105,11 +105,14 @@ class StudentModel:
         initial: the checkpoint that it starts from; its architecture is the student's.
         processes: where an engine that shares no process with the student holds its weights.
         lockstep: all ranks of the student take equally many forwards, as expert parallelism and ZeRO-3 need.
+        lora: the adapter that is trained over ``initial``, whose weights alone change then; None: all do. An engine
+            that publishes ``Weights.state_dict()`` needs to know nothing of it: there the adapter is added in.
     """
 
     initial: FrozenModel
     processes: SamplerProcesses
     lockstep: bool = False
+    lora: LoRA | None = None
 
 
 MakeSampler: TypeAlias = Callable[[SamplerSettings], Sampler]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mopd.distill.models.adapters import adapter_state
 from mopd.distill.models.load import load_model
 from mopd.distill.types import Int32, Prompt, Rollout, Sampler, Weights
 from mopd.rollouts.engines.base import (
@@ -54,6 +55,10 @@ class InProcess:
     def state_dict(self) -> Mapping[str, torch.Tensor]:
         """The model's weights."""
         return self._model.state_dict()
+
+    def adapter_state(self) -> Mapping[str, torch.Tensor]:
+        """The weights of the adapter that is trained over the model, where there is one."""
+        return adapter_state(self._model)
 
 
 class StudentSampler:

@@ -27,11 +27,13 @@ class Example:
         id: ``task/split/seed-index-hash``, where the hash is that of the prompt text.
         text: the prompt, as the model is given it.
         answer: a gold answer; the verifier may accept others.
+        letters: parts of the text, as (start, end), whose control tokens are written as the letters they are.
     """
 
     id: str
     text: str
     answer: str
+    letters: tuple[tuple[int, int], ...] = ()
 
 
 class Task(Protocol):

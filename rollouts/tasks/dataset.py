@@ -13,12 +13,16 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.recipe import Source
 from mopd.distill.recipe.plugins import is_plugin, load_plugin, own_code
 from mopd.distill.types import Prompt, RunError, UserError
+from mopd.distill.verdicts import UnjudgedScore
+from mopd.rollouts.answers import THOUGHTS, answer_part, opened_thought
 from mopd.rollouts.programs import continued
 from mopd.rollouts.tasks.base import Example
 from mopd.rollouts.tasks.dataset_rows import CALL_SECONDS, DatasetRows, RowsReport, read_splits
-from mopd.rollouts.tasks.rendering import Renderer
+from mopd.rollouts.tasks.rendering import Renderer, Written
 from mopd.rollouts.tasks.row_meaning import LETTERS, Problem
 from mopd.rollouts.verifiers import chosen_letter, last_number, verify_many
+
+NO_ANSWER = "the thought was cut off, or the text that `answer_after` names is missing"
 
 
 class DatasetTask:
@@ -83,18 +87,20 @@ class DatasetTask:
             )
         place = _order(f"{seed}/{split}/{epoch}", len(rows))[place]
         problem = rows[place]
-        return Example(f"{self._domain}/{split}/{seed}-{index}-{rows.keys[place]}", self._text(problem), problem.answer)
+        written = self._written(problem)
+        example_id = f"{self._domain}/{split}/{seed}-{index}-{rows.keys[place]}"
+        return Example(example_id, written.text, problem.answer, written.letters)
 
     def texts(self, split: str) -> Iterator[tuple[str, str]]:
         """Prompt and gold answer of every row of a split, in the dataset's order."""
         rows = self._splits[split]
         for place in range(len(rows)):
             problem = rows[place]
-            yield self._text(problem), problem.answer
+            yield self._written(problem).text, problem.answer
 
-    def _text(self, problem: Problem) -> str:
+    def _written(self, problem: Problem) -> Written:
         try:
-            return self._renderer.text(problem)
+            return self._renderer.written(problem)
         except ValueError as error:
             raise UserError(f"dataset {self._source.path!r}: {error}") from error
 
@@ -105,9 +111,30 @@ class DatasetTask:
     def verify_many(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """:meth:`verify` of many answers, in one batch where verifying means executing.
 
+        A completion without an answer (see `answer_after`) scores 0, and no verifier is asked.
+
         Raises:
             RunError: a user's own verifier raises, or gives no number from 0 to 1.
         """
+        parts = [self._answer(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        answered = [(prompt, part) for prompt, part in zip(prompts, parts, strict=True) if part is not None]
+        verdicts = iter(self._verdicts([prompt for prompt, _ in answered], [part for _, part in answered]))
+        return [UnjudgedScore("no_answer", NO_ANSWER) if part is None else next(verdicts) for part in parts]
+
+    def _answer(self, prompt: Prompt, text: str) -> str | None:
+        """The part of a completion that is verified; None where it has none."""
+        after = self._source.answer_after
+        if after == "auto" and any(end in prompt.answer for _, end in THOUGHTS):
+            return text  # the answer is to have a thought
+        return answer_part(text, prompt=prompt.text, after=after)
+
+    def completion(self, prompt: Prompt, answer: str) -> str:
+        """What a model would write that answers so, with as little as an answer needs before it."""
+        after = self._source.answer_after
+        mark = opened_thought(prompt.text) if after == "auto" else after
+        return answer if mark is None or self._answer(prompt, answer) is not None else f"{mark}{answer}"
+
+    def _verdicts(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         if self._own_verifier is not None:
             return [self._own(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         pairs: list[tuple[str, str]] = []

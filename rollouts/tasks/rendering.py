@@ -1,5 +1,8 @@
 """How a problem becomes the text that a model is given: turns in the student's chat template, or the text alone.
 
+What a row says can spell a control token, such as the end of a turn. It is refused, or set between two marks that no
+text has, so that it is found again in what the template makes of it (`control_tokens`).
+
 Messages are handed to the template whole. What a template would leave out, or write as Python shows it, is refused: a
 role that it does not name, a call of a tool that it does not write, a message whose content does not come out.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.errors import UserError
 from mopd.distill.recipe import Source
 from mopd.rollouts.tasks.row_meaning import Message, Problem, plain_content, short, with_suffix
+from mopd.rollouts.tokenizer import control_texts, encode
 
 PLAIN_ROLES = ("system", "user", "assistant")
 """Roles that every chat template is taken to know; others must stand in its text."""
@@ -24,6 +29,16 @@ RESERVED = ("conversation", "messages", "tools", "tokenize", "add_generation_pro
 BETWEEN_SHOTS, BEFORE_ANSWER = "\n\n", " "
 """Between shots, and between a question and its answer, in raw text; as lm-evaluation-harness has it."""
 PROBE = "probe4711"
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+"""Characters that are in no text: Unicode keeps them for programs' own use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A prompt as text, and its parts, as (start, end), whose control tokens are written as the letters they are."""
+
+    text: str
+    letters: tuple[tuple[int, int], ...] = ()
 
 
 class Renderer:
@@ -44,6 +59,9 @@ class Renderer:
         self._template = _template_of(tokenizer)
         self.in_turns = self._template != "" if source.template == "auto" else source.template == "chat"
         self._bos = "" if tokenizer is None else own_bos(tokenizer)
+        self._control: re.Pattern[str] | None = None  # any control token as it is written
+        if tokenizer is not None and (texts := control_texts(tokenizer)):
+            self._control = re.compile("|".join(map(re.escape, texts)))
         self._takes_parts: bool | None = None
         self._text_is_checked = False
         if tokenizer is None:
@@ -54,7 +72,7 @@ class Renderer:
                 f"{where}: `template: chat`, and the student's tokenizer has no chat template; take a student that has "
                 "one, or `template: raw`"
             )
-        if problems := [f"{where}: {problem}" for problem in self._idle()]:
+        if problems := [f"{where}: {problem}" for problem in [*self._idle(), *self._unspelled()]]:
             raise UserError(*problems)
 
     def _idle(self) -> list[str]:
@@ -75,14 +93,27 @@ class Renderer:
             problems.append("`tools` is given, and the student's chat template writes no tools; remove it")
         return problems
 
+    def _unspelled(self) -> list[str]:
+        """Control tokens that the tokenizer writes as nothing else."""
+        if self._tokenizer is None or self._control_tokens != "text":
+            return []
+        try:
+            for text in control_texts(self._tokenizer):
+                encode(self._tokenizer, text, letters=[(0, len(text))])
+        except ValueError as error:
+            return [f"`control_tokens: text`, and {error}; take `refuse`"]
+        return []
+
     def check(self, problem: Problem) -> None:
         """Write a problem to see whether the student can be given it; of questions in plain text the first is enough.
 
         Raises:
             UserError: it is a chat, and there is no chat template for any.
-            ValueError: as :meth:`text`.
+            ValueError: as :meth:`written`.
         """
         if isinstance(problem.asked, str) and self._text_is_checked:
+            if self._control_tokens == "refuse":
+                self._guarded([problem.asked, problem.system])
             return
         if not isinstance(problem.asked, str) and self._tokenizer is not None and not self.in_turns:
             why = "`template: raw` writes none" if self._template else "the student's tokenizer has no chat template"
@@ -91,23 +122,45 @@ class Renderer:
                 f"student that has a chat template, or a column of plain text, for example "
                 f"`{self._source.prompt}.0.content`"
             )
-        self.text(problem)
+        self.written(problem)
         self._text_is_checked = self._text_is_checked or isinstance(problem.asked, str)
 
-    def text(self, problem: Problem) -> str:
+    def written(self, problem: Problem) -> Written:
         """The prompt as the model is given it, up to where it begins to write.
 
         Raises:
-            ValueError: the template refuses the problem or would leave a part of it out; the message is the end of a
-                sentence that begins with the row.
+            ValueError: the template refuses the problem or would leave a part of it out, or the row spells a control
+                token; the message is the end of a sentence that begins with the row.
         """
         question = with_suffix(self._source, problem)
         if self._tokenizer is None and not isinstance(question, str):
-            return "\n".join(plain_content(message) for message in self._turns(problem))
+            return Written("\n".join(plain_content(message) for message in self._turns(problem)))
         if self._tokenizer is None or not self.in_turns:
             assert isinstance(question, str)
-            return self._bos + self._bare(problem, question)
-        return self._in_template(self._turns(problem), problem.tools)
+            return _unmarked(self._bos + self._guarded(self._bare(problem, question)))
+        return _unmarked(self._in_template(self._guarded(self._turns(problem)), self._guarded(problem.tools)))
+
+    @property
+    def _control_tokens(self) -> str:
+        how = self._source.control_tokens
+        return ("refuse" if self.in_turns else "tokens") if how == "auto" else how
+
+    def _guarded(self, value: Any) -> Any:
+        """Text, or a message and what it is made of, without control tokens, or with each between marks."""
+        if self._control is None or self._control_tokens == "tokens":
+            return value
+        if isinstance(value, Mapping):
+            return {key: self._guarded(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._guarded(item) for item in value]
+        if not isinstance(value, str) or (match := self._control.search(value)) is None:
+            return value
+        if self._control_tokens == "refuse":
+            raise ValueError(
+                f"has the control token {match[0]!r} in the text {short(value[max(0, match.start() - 20) :])}; "
+                "`control_tokens: text` writes it as letters, `tokens` takes it for what it stands for"
+            )
+        return self._control.sub(rf"{_OPEN}\g<0>{_CLOSE}", value)
 
     def _bare(self, problem: Problem, question: str) -> str:
         parts = [] if problem.system is None else [problem.system]
@@ -189,6 +242,25 @@ class Renderer:
                 text = ""
             self._takes_parts = PROBE in text and not re.search(rf"['\"]{PROBE}['\"]", text)
         return self._takes_parts
+
+
+def _unmarked(marked: str) -> Written:
+    """A text without its marks, and the parts that stood between them.
+
+    Raises:
+        ValueError: the template wrote a mark in another way, or took a marked part apart.
+    """
+    parts = re.split(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}", marked)
+    text, letters = "", []
+    for place, part in enumerate(parts):
+        if place % 2:
+            letters.append((len(text), len(text) + len(part)))
+        text += part
+    if any(mark in text for mark in (_OPEN, _CLOSE, "\\ufdd0", "\\ufdd1")):
+        raise ValueError(
+            "has a control token in it, and the student's chat template takes that text apart; `control_tokens: refuse`"
+        )
+    return Written(text, tuple(letters))
 
 
 def _template_of(tokenizer: PreTrainedTokenizerBase | None) -> str:

@@ -65,7 +65,7 @@ def test_special_tokens_inside_an_answer_cost_the_reward() -> None:
     task = TASKS["arithmetic"]
     examples = [task.example(seed=1, split="train", index=i) for i in range(40)]
     tokenizer = build_tokenizer([text for e in examples for text in (e.text, e.answer)], 100)
-    grader = RewardGrader({"math": task}, tokenizer)
+    grader = RewardGrader({"math": task}, tokenizer, truncated="learn")
     for example in examples[:5]:
         prompt = to_prompt(tokenizer, domain="math", example=example)
         answer = list(encode(tokenizer, example.answer))

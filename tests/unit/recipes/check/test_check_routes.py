@@ -219,6 +219,8 @@ def samples(**base: Any) -> dict[str, Any]:
         ({"method": "supervised", "run": {"resident_teachers": 1}}, "run.resident_teachers"),
         ({"method": "off_policy", "run": {"resident_teachers": 1}}, "run.resident_teachers"),
         ({"rollout": {"keep_verified": 2}}, "rollout.keep_verified"),
+        ({"stages": {}, "rollout": {"truncated": "zero_reward"}}, "rollout.truncated"),
+        ({"method": "supervised", "rollout": {"truncated": "mask"}}, "rollout.truncated"),
         ({"stages": samples(samples_per_prompt=4)}, "stages.base.samples_per_prompt"),
         ({"stages": samples(method="mix_rl", samples_per_prompt=4, keep_verified=2)}, "stages.base.keep_verified"),
     ],
