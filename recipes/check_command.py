@@ -11,8 +11,8 @@ from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.study import Study
 from mopd.distill.types import UserError
 from mopd.recipes.check.offline import unchecked
-from mopd.recipes.check.plan_view import print_plan
-from mopd.recipes.check.room import room
+from mopd.recipes.check.plan.room import room
+from mopd.recipes.check.plan.view import print_plan
 from mopd.recipes.check.samples import print_samples
 from mopd.recipes.check.static import check
 from mopd.recipes.check.study import check_study, print_study_plan, refuse_changed_runs
@@ -54,7 +54,7 @@ def _show_recipe(
     left = unchecked(resolved) if offline else []
     # Models of the Hub are planned for other machines than the one that a plan is read on.
     print_samples(plan.questions, console)
-    print_plan(plan, console, room(out, elsewhere=bool(left)))
+    print_plan(plan, console, room(out, card_gib=recipe.run.card_gib, elsewhere=bool(left)))
     if deep:
         from mopd.recipes.run.check_deep import deep_findings  # loads what runs models
         from mopd.recipes.run.preflight import findings_table, refuse_unusable

@@ -1,7 +1,7 @@
-"""How many bytes a model takes while it learns, writes and scores, by role. All of it follows from its configuration.
+"""How many bytes a model takes while it learns, writes and scores, by role: what follows from its configuration.
 
-Shape legend of formulas: L layers, H hidden units, Q and K widths of all query heads and of all key-value heads, I width
-of a feed-forward layer, V vocabulary, k experts of a token, d bytes of a weight.
+Shape legend of formulas: L layers, H hidden units, Q and K widths of all query heads and of all key-value heads, I
+width of a feed-forward layer, V vocabulary, k experts of a token, d bytes of a weight.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ GATED_VALUES = 4
 """Times I: gate, its activation, the other factor, their product."""
 ATTENTION_VALUES = 4
 """Times Q and times K: before and after normalisation and rotation, and what comes out; with no normalisation, half."""
-ATTENTION_MAPS = 2.5
-"""Values kept per head and pair of tokens, by attention that stores its maps; Korthikanti et al., arXiv 2205.05198."""
+MAPS = {4: 1.5, 2: 3.0}
+"""Values kept per head and pair of tokens by attention that stores its maps, by the bytes of a weight: the softmax is in
+float32."""
 BUCKET_VALUES = 500_000_000
 """Gradients that ZeRO gathers in one buffer before it reduces them; DeepSpeed's `reduce_bucket_size`."""
+LIVE_VALUES = 1_000_000_000
+"""Weights that stage 3 gathers at most while it learns; DeepSpeed's `stage3_max_live_parameters`."""
 SCORED_ROWS = 4
-"""Float32 rows of V values that a loss holds of a trained token: its logits, log-probabilities, probabilities, gradient."""
+"""Float32 rows of V values that a loss holds of a trained token: logits, log-probabilities, probabilities, gradient."""
 DRAWN_BYTES = 32
 """Of each token of the vocabulary, to draw one: logits and log-probabilities in four bytes, three sums in eight."""
 
@@ -95,7 +98,7 @@ def layer_values(shape: ModelShape, itemsize: int, width: float) -> float:
     norms = NORM_VALUES + (WIDENED_VALUES if itemsize == 2 else 0) + 2 * shape.routed
     values = norms * shape.hidden + GATED_VALUES * shape.feed_forward
     values += ATTENTION_VALUES * (shape.queries + shape.keys_values)
-    return values + (ATTENTION_MAPS * shape.heads * width if shape.keeps_maps else 0.0)
+    return values + (MAPS[itemsize] * shape.heads * width if shape.keeps_maps else 0.0)
 
 
 def activation_bytes(shape: ModelShape, *, tokens: float, width: float, itemsize: int, recomputed: bool) -> float:
@@ -137,7 +140,7 @@ def passing_bytes(shape: ModelShape, *, tokens: float, width: float, itemsize: i
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Parameters of a rank that are spread alike: how many, over how many ranks they are sharded, and the trained ones."""
+    """Parameters of a rank that are spread alike: how many, how many of them are trained, and over how many ranks."""
 
     values: float
     trained: float
@@ -167,8 +170,10 @@ def training_bytes(
     return {"weights": weights, "gradients": gradients, "optimizer": optimizer}
 
 
-def gathered_bytes(parts: tuple[Held, ...], *, zero_stage: int, itemsize: int) -> float:
-    """Whole weights that a rank holds beside its shard while it writes or learns: under stage 3 alone."""
+def gathered_bytes(parts: tuple[Held, ...], *, zero_stage: int, itemsize: int, writing: bool) -> float:
+    """What a rank holds beside its own part of the weights, under stage 3: all others' while it writes, those of the
+    layers at hand while it learns."""
     if zero_stage < 3:
         return 0.0
-    return sum(part.values * itemsize * (1 - 1 / part.ranks) for part in parts)
+    others = sum(part.values * (1 - 1 / part.ranks) for part in parts)
+    return itemsize * (others if writing else min(others, LIVE_VALUES))

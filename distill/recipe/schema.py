@@ -408,6 +408,10 @@ class RunRecipe(Strict):
     parallel_stages: Count = Field(
         default=2, description="stages side by side at most, where none waits for another and GPUs suffice"
     )
+    card_gib: Positive | None = Field(
+        default=None,
+        description="GiB of a GPU that the plan is held against where this machine has none; none: it is not",
+    )
     niceness: int = Field(
         default=0, ge=0, le=19, description="of ranks, teachers and samplers: 0 competes with other work, 19 gives way"
     )
