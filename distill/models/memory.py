@@ -22,7 +22,7 @@ GATED_VALUES = 4
 ATTENTION_VALUES = 4
 """Times Q and times K: before and after normalisation and rotation, and what comes out; with no normalisation, half."""
 MAPS = {4: 1.5, 2: 3.0}
-"""Values kept per head and pair of tokens by attention that stores its maps, by the bytes of a weight: the softmax is in
+"""Values kept per head and pair of tokens by attention that stores its maps, by the bytes of a weight: softmax is in
 float32."""
 BUCKET_VALUES = 500_000_000
 """Gradients that ZeRO gathers in one buffer before it reduces them; DeepSpeed's `reduce_bucket_size`."""
