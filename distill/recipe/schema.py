@@ -35,13 +35,17 @@ from mopd.distill.recipe.base import (
     Temperature,
     refusal,
 )
+from mopd.distill.recipe.drafts import MTPRecipe
 from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import FullReverseKL, Loss
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.source import GYM, GymSource, Source
 
 MethodName: TypeAlias = Annotated[
-    str, ShippedOrPlugin("mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge")
+    str,
+    ShippedOrPlugin(
+        "mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "draft_heads", "cascade", "merge"
+    ),
 ]
 """A row of METHODS (recipes/resolve/methods.py); its name stands here too, so that reading a recipe loads no model."""
 
@@ -169,6 +173,11 @@ class Engine(Strict):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    attn_implementation: Literal["auto", "eager", "sdpa", "banded"] = Field(
+        default="auto",
+        description="how attention is computed; auto: as transformers does, but where that is eager and layers slide, "
+        "by blocks in forwards of at least 512 tokens and 4 windows; banded: by blocks; eager, sdpa: transformers'",
+    )
 
     @model_validator(mode="after")
     def _ranks_do_not_share_a_card(self) -> Self:
@@ -267,6 +276,9 @@ class TeacherRecipe(Strict):
         default=False, description="run Python code that lies in the folder of `model`; read it first"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
+    attn_implementation: Literal["auto", "eager", "sdpa", "banded"] = Field(
+        default="auto", description="how it computes attention, as `student.engine.attn_implementation` says"
+    )
     replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where it scores; auto: as the run's")
     gpus: PartOfGPU = Field(
@@ -463,9 +475,10 @@ class StageRecipe(Strict):
     trust_remote_code: bool = Field(
         default=False, description="run Python code that lies in the folder of `from`; read it first"
     )
-    method: Literal["supervised", "mix_rl", "expert_iteration"] = Field(
+    method: Literal["supervised", "mix_rl", "expert_iteration", "draft_heads"] = Field(
         default="supervised",
-        description="a row of recipes/resolve/methods.py; the last two learn by reward, without answers",
+        description="a row of recipes/resolve/methods.py; mix_rl and expert_iteration learn by reward, without "
+        "answers; draft_heads leaves the model as it is and teaches it `mtp.heads` on what it writes",
     )
     domains: tuple[str, ...] | None = Field(default=None, description="domains trained on; none: all that are trained")
     prompts: Count = Field(default=64, description="prompts per domain and step")
@@ -478,6 +491,7 @@ class StageRecipe(Strict):
     lora: LoRA | None = Field(default=None, description="train a low-rank adapter over `from`; none: the whole model")
     engine: Engine = Engine()
     optimizer: Optimizer = AdamW()
+    mtp: MTPRecipe = MTPRecipe()
 
 
 class Recipe(Strict):
@@ -511,6 +525,7 @@ class Recipe(Strict):
         "clip(KL_d / mean KL, 0.05, 20)",
     )
     rollout: RolloutRecipe = RolloutRecipe()
+    mtp: MTPRecipe = MTPRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
     stop: StopRecipe = StopRecipe()
     run: RunRecipe = RunRecipe()

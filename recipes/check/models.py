@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,8 @@ from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.models.adapters import adapter_targets, with_adapters
 from mopd.distill.models.families import family_of
 from mopd.distill.models.heads import head_problem
-from mopd.distill.recipe import Engine, ModelReference, StageRecipe, StudentRecipe
+from mopd.distill.models.mtp import count_heads, draft_family, is_head_tensor
+from mopd.distill.recipe import Engine, ModelReference, MTPRecipe, StageRecipe, StudentRecipe, TeacherRecipe
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import PREFIX, is_path, stage_name
 from mopd.distill.storage import Digest, digest_of
@@ -34,15 +36,72 @@ def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> li
         model_infos: by the leaf that names the model, see :func:`recipes.check.model_info.read_model_infos`.
     """
     recipe = resolved.recipe
+    heads = _heads_of(recipe.student, recipe.mtp, recipe.method, recipe.stages)
     return [
         *_unsampled(resolved.models, model_infos),
         *_packed(model_infos),
         *_engines(recipe.student, recipe.stages, model_infos, resolved.device),
+        *_attention(recipe.teachers, model_infos),
         *_teachers(resolved.teachers, resolved.loss, model_infos),
         *_support(resolved.loss, model_infos),
         *_adapters(resolved.teachers, recipe.stages, model_infos),
+        *_draft_heads(heads, resolved.models, model_infos),
+        *_heads_under_adapters(recipe.student, recipe.stages, heads_by_leaf(recipe.mtp, recipe.stages)),
         *(_heads(resolved.teachers, recipe.student, model_infos) if resolved.loss.payload == "hidden" else ()),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _HeadsOfRun:
+    """The draft heads of the run or of a stage; ``leaf`` names the model that it starts from."""
+
+    where: str
+    leaf: str
+    mtp: MTPRecipe
+    engine: Engine
+    method: str
+
+
+def _heads_of(
+    student: StudentRecipe, mtp: MTPRecipe, method: str, stages: Mapping[str, StageRecipe]
+) -> dict[str, _HeadsOfRun]:
+    """By name of the stage; the run's own has none."""
+    runs = {"": _HeadsOfRun("", "student.model", mtp, student.engine, method)}
+    for name, stage in stages.items():
+        where = f"stages.{name}."
+        runs[name] = _HeadsOfRun(where, f"{where}from", stage.mtp, stage.engine, stage.method)
+    return runs
+
+
+def _draft_heads(
+    runs: Mapping[str, _HeadsOfRun], models: Mapping[str, ModelSource], model_infos: Mapping[str, ModelInfo]
+) -> Iterator[str]:
+    """Whether run and stages can have the draft heads that they ask for."""
+    for run in runs.values():
+        where, leaf, mtp = run.where, run.leaf, run.mtp
+        if not mtp.heads:
+            if run.method == "draft_heads":
+                yield f"`{where}method` is draft_heads, and `{where}mtp.heads` is 0: set how many it is to teach"
+            continue
+        if run.engine.zero_stage == 3:
+            yield (
+                f"`{where}mtp.heads` is {mtp.heads}, and zero_stage 3 keeps a part of embedding and output head on "
+                f"each rank, which draft heads need whole; use zero_stage 2, or set `{where}mtp.heads: 0`"
+            )
+        info = model_infos.get(leaf)
+        if info is None:
+            continue
+        try:
+            draft_family(info.config.get_text_config())
+        except UserError as error:
+            yield f"`{where}mtp.heads` is {mtp.heads}: {error}"
+            continue
+        before = next(iter(models[leaf].stages), None)
+        text = info.config.get_text_config()
+        there = count_heads(info.unused, text) if before is None else runs[before].mtp.heads
+        if there not in (0, mtp.heads):
+            what = f"`{leaf}`: the checkpoint" if before is None else f"stage:{before}"
+            yield f"`{where}mtp.heads` is {mtp.heads}, and {what} has {there} draft layers; set it to {there}, or to 0"
 
 
 def _unsampled(models: Mapping[str, ModelSource], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
@@ -51,9 +110,9 @@ def _unsampled(models: Mapping[str, ModelSource], model_infos: Mapping[str, Mode
         info = model_infos.get(leaf)
         if info is not None and model.has_weights and not family_of(info.config).sampled:
             yield (
-                f"`{leaf}` is a {info.config.model_type}, whose recurrent states or cache the sampler of this version "
-                f"cannot keep for rows of unequal length, so that it would write from another distribution; take a "
-                f"model of another family (docs/families.md)"
+                f"`{leaf}` is a {info.config.model_type}, whose states, cache or positions the sampler of this "
+                f"version cannot keep for rows of unequal length, so that it would write from another distribution; "
+                f"take a model of another family (docs/families.md)"
             )
 
 
@@ -96,20 +155,46 @@ def _unadapted(
             yield f"`{section}.lora`: the experts of the {family} are not adapted; `experts: true` adapts them"
 
 
+def _heads_under_adapters(
+    student: StudentRecipe, stages: Mapping[str, StageRecipe], heads: Mapping[str, MTPRecipe]
+) -> Iterator[str]:
+    """Draft heads and an adapter of one model: the heads learn beside a whole one alone."""
+    trained: dict[str, StudentRecipe | StageRecipe] = {"student.model": student}
+    for leaf, settings in {**trained, **{f"stages.{name}.from": stage for name, stage in stages.items()}}.items():
+        if settings.lora is not None and heads[leaf].heads:
+            section = leaf.rpartition(".")[0]
+            where = "mtp" if section == "student" else f"{section}.mtp"
+            yield (
+                f"`{where}.heads` is {heads[leaf].heads}, and `{section}.lora` trains an adapter: draft heads learn "
+                f"beside a whole model alone in this version; take one of them away"
+            )
+
+
+def heads_by_leaf(mtp: MTPRecipe, stages: Mapping[str, StageRecipe]) -> dict[str, MTPRecipe]:
+    """The draft heads of the run and of its stages, by the leaf that names the model which gets them."""
+    return {"student.model": mtp, **{f"stages.{name}.from": stage.mtp for name, stage in stages.items()}}
+
+
 def model_warnings(
     models: Mapping[str, ModelSource],
+    model_infos: Mapping[str, ModelInfo],
+    mtp: MTPRecipe,
     student: StudentRecipe,
     stages: Mapping[str, StageRecipe],
-    model_infos: Mapping[str, ModelInfo],
 ) -> Iterator[str]:
     """What becomes of weights that are not loaded as they are, and what an adapter leaves as it is, each a sentence."""
+    heads = heads_by_leaf(mtp, stages)
     yield from _unadapted(student, stages, model_infos)
     for leaf, info in model_infos.items():
-        if info.unused:
-            named = ", ".join(info.unused[:2]) + ", ..." * (len(info.unused) > 2)  # not per token
+        text, kept = info.config.get_text_config(), leaf in heads and bool(heads[leaf].heads)
+        unused = [name for name in info.unused if not (kept and is_head_tensor(name, text))]
+        if unused:
+            named = ", ".join(unused[:2]) + ", ..." * (len(unused) > 2)  # not per token
+            count = count_heads(unused, text) if leaf in heads else 0
+            keep = f" (its {count} draft layers are kept with `mtp.heads: {count}`)" if count else ""
             yield (
-                f"`{leaf}`: the checkpoint has {len(info.unused)} weights that its {info.config.model_type} has no "
-                f"place for ({named}), such as draft heads; they are neither used, nor trained, nor exported"
+                f"`{leaf}`: the checkpoint has {len(unused)} weights that its {info.config.model_type} has no "
+                f"place for ({named}), such as draft heads; they are neither used, nor trained, nor exported{keep}"
             )
         if (method := _packing(info)) is not None and leaf.startswith("teachers.") and models[leaf].has_weights:
             yield (
@@ -186,6 +271,8 @@ def _engines(
             check_engine(model_infos[leaf].config, engine, settings.optimizer, device=device, lora=settings.lora)
         except UserError as error:
             yield from (f"`{section}.engine`: {problem}" for problem in error.problems)
+        if refusal := model_infos[leaf].attention.refused.get(engine.attn_implementation):
+            yield f"`{section}.engine.attn_implementation`: {refusal}"
         rate = engine.expert_bias_rate
         if (
             rate > 0
@@ -196,6 +283,13 @@ def _engines(
                 f"`{section}.engine.expert_bias_rate` is set and would change nothing (no router of "
                 f"{model_infos[leaf].config.model_type} has a correction bias); remove it"
             )
+
+
+def _attention(teachers: Mapping[str, TeacherRecipe], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+    for name, teacher in teachers.items():
+        info = model_infos.get(f"teachers.{name}.model")
+        if info is not None and (refusal := info.attention.refused.get(teacher.attn_implementation)):
+            yield f"`teachers.{name}.attn_implementation`: {refusal}"
 
 
 def _teachers(teachers: Iterable[str], loss: BoundLoss, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:

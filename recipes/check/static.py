@@ -98,10 +98,10 @@ def check(
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
-    idle = (*idle_leaves(resolved), *engine_warnings(recipe.rollout))
-    of_models = model_warnings(resolved.models, recipe.student, recipe.stages, model_infos)
+    doubtful = (*model_warnings(resolved.models, model_infos, recipe.mtp, recipe.student, recipe.stages), *doubtful)
+    warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout), *doubtful)
     asked = Questions(recipe.domains, tasks, tokenizer, recipe.seed)
-    plan = replace(make_plan(resolved, model_infos, lengths), warnings=(*idle, *of_models, *doubtful), questions=asked)
+    plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked)
     problems = [] if plan_only else lacks_cards(plan, card_here(recipe.run.card_gib, elsewhere=offline))
     problems += [] if offline or plan_only else _lacks_room(resolved, plan, out, model_infos, lengths)
     if problems:

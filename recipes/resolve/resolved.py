@@ -79,7 +79,8 @@ def resolve(recipe: Recipe) -> Resolved:
     }
     method = method_of(recipe.method)
     adapted = recipe.student.lora is not None and method.trains
-    on_student = tuple(name for name, teacher in teachers.items() if adapted and teacher.is_base(device, dtype))
+    how = device, dtype, recipe.student.engine.attn_implementation
+    on_student = tuple(name for name, teacher in teachers.items() if adapted and teacher.is_base(*how))
     groups = teacher_groups({name: teacher for name, teacher in teachers.items() if name not in on_student})
     loss = bind(recipe.loss)
     cascade = links(recipe.stages, recipe.student.model)

@@ -50,10 +50,10 @@ class ResolvedTeacher:
         """Whether it is the student as it starts."""
         return self.settings.model == SELF
 
-    def is_base(self, device: str, dtype: str) -> bool:
-        """Whether it is what a student on ``device`` in ``dtype`` is without the adapter that it trains."""
+    def is_base(self, device: str, dtype: str, attention: str) -> bool:
+        """Whether it is what a student that computes so is without the adapter that it trains."""
         plain = self.is_self and self.adapter is None and self.kind is CHECKPOINT
-        return plain and (self.device, self.dtype) == (device, dtype)
+        return plain and (self.device, self.dtype, self.settings.attn_implementation) == (device, dtype, attention)
 
     @property
     def takes(self) -> dict[str, float]:
@@ -113,7 +113,7 @@ def group_key(teacher: TeacherRecipe) -> tuple[object, ...]:
     """What scores, besides the base that teachers have in common: those that differ in it never share a process."""
     settings = tuple(sorted(teacher.settings.items()))
     scores = (teacher.kind_name, settings, teacher.scorer, teacher.endpoint, teacher.served_model, teacher.api_key_env)
-    return (teacher.dtype, *scores)
+    return (teacher.dtype, teacher.attn_implementation, *scores)
 
 
 def placement(teacher: TeacherRecipe) -> dict[str, object]:

@@ -140,7 +140,11 @@ class Training:
             settings=sampler_settings(
                 recipe.rollout, self.tokenizer, model=self.model, seed=recipe.seed, support=support
             ),
-            initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
+            initial=FrozenModel(
+                self.model,
+                trust_remote_code=recipe.student.trust_remote_code,
+                attention=recipe.student.engine.attn_implementation,
+            ),
             lora=recipe.student.lora,
             device=self.resolved.device,
             dtype=self.resolved.dtype,
@@ -237,6 +241,8 @@ class Training:
             end_token_ids=end_token_ids(self.tokenizer, self.model),
             vocabulary=token_count(self.tokenizer),
             trust_remote_code=recipe.student.trust_remote_code,
+            mtp=recipe.mtp,
+            heads_alone=self.resolved.method.heads_alone,
             lora=recipe.student.lora,
             base=named_base(recipe.student.model, self.model),
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),

@@ -166,6 +166,7 @@ def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closi
             dtype=processes.dtype,
             adapter=model.adapter,
             trust_remote_code=model.trust_remote_code,
+            attention=model.attention,
         )
         sampler = StudentSampler(
             settings.decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size

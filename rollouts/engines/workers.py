@@ -36,13 +36,18 @@ class _Worker:
         self.model: torch.nn.Module | None = None
         self.version: int | None = None
 
-    def load(self, path: str, adapter: str | None, trust_remote_code: bool, lora: LoRA | None = None) -> None:
-        """Hold the checkpoint at ``path``, with an adapter added into its weights, or one beside them that changes."""
+    def load(self, model: FrozenModel, lora: LoRA | None = None) -> None:
+        """Hold a checkpoint, with its adapter added into its weights, or one beside them that changes."""
         self.model = load_model(
-            path, device=self.device, dtype=self.dtype, adapter=adapter, trust_remote_code=trust_remote_code
+            model.path,
+            device=self.device,
+            dtype=self.dtype,
+            adapter=model.adapter,
+            trust_remote_code=model.trust_remote_code,
+            attention=model.attention,
         )
         if lora is not None:
-            self.model = with_trained_adapter(self.model, lora, base=path).eval()
+            self.model = with_trained_adapter(self.model, lora, base=model.path).eval()
 
     def publish(self, state: Mapping[str, tuple[torch.dtype, np.ndarray]], version: int, adapter: bool = False) -> int:
         """Take on ``state``, which must name every weight of the module, or of its adapter; answers with the version
@@ -87,7 +92,7 @@ class SamplerWorkers:
         """
         self._reusable = self._reusable and not model.trust_remote_code
         self._lora = lora
-        self._ask("load", [(model.path, model.adapter, model.trust_remote_code, lora)] * self.ranks)
+        self._ask("load", [(model, lora)] * self.ranks)
 
     def publish(self, weights: Weights, *, version: int) -> Weights:
         """Copy ``weights`` to every worker, each in its own dtype, under their version; the workers hold them then.

@@ -80,6 +80,7 @@ def _measure(folder: str, writes_much: bool, pipe: Any) -> None:
 def test_a_rank_takes_what_is_planned_within_15_percent(tmp_path: Path, writes_much: bool) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from mopd.distill.models.attention import attention_offer
     from mopd.distill.recipe import Engine, StudentRecipe
     from mopd.recipes.check.model_info import ModelInfo
     from mopd.recipes.check.plan.processes import Learning, Writing, rank_plan
@@ -96,7 +97,7 @@ def test_a_rank_takes_what_is_planned_within_15_percent(tmp_path: Path, writes_m
     process.join()
 
     model, cost = empty_model(config)
-    info = ModelInfo(Origin("student.model", "./model", None), model.config, None, cost, False)
+    info = ModelInfo(Origin("student.model", "./model", None), model.config, None, cost, False, attention_offer(model))
     tokens = WIDTH if writes_much else TOKENS
     writing = Writing(*WIDE) if writes_much else Writing(ROWS, PROMPT, NEW)
     scores = tokens * SIZES["vocab_size"] * 4.0

@@ -10,8 +10,10 @@ from typing import Literal
 import torch
 
 from mopd.distill.loss.registry import BoundLoss
+from mopd.distill.models.attention import AttnImplementation, by_blocks
 from mopd.distill.models.memory import (
     Held,
+    ModelShape,
     activation_bytes,
     cache_bytes,
     drawing_bytes,
@@ -187,7 +189,13 @@ def planned_processes(
                         recipe.run.resident_teachers, learning)  # fmt: skip
     if rollout.workers:
         value = model_dtype(engine, device).itemsize
-        sampler = _frozen(student, value, device, rollout.gpus, {"writing": writing_bytes(student, writing, value)})
+        sampler = _frozen(
+            student,
+            value,
+            device,
+            rollout.gpus,
+            {"writing": writing_bytes(student, writing, value, engine.attn_implementation)},
+        )
         yield replace(sampler, name="sampler", count=rollout.workers)
 
 
@@ -205,7 +213,7 @@ def rank_plan(
         writing: None where it does not.
     """
     value = model_dtype(engine, device).itemsize
-    shape, parts = shape_of(info.config), _held(info, trained, engine)
+    shape, parts = _shape(info, engine.attn_implementation, learning.width), _held(info, trained, engine)
     states = 8 if trained.optimizer.name == "adamw" else 0
     model = dict(training_bytes(parts, zero_stage=engine.zero_stage, itemsize=value, states=states,
                                 on_card=device == "cuda"))  # fmt: skip
@@ -225,15 +233,24 @@ def rank_plan(
     heads = {"teachers' heads": learns.pop("teachers' heads")} if "teachers' heads" in learns else {}
     moments: dict[str, Roles] = {"learning": learns | _gathered(gathered[False])}
     if writing is not None:
-        moments["writing"] = writing_bytes(info, writing, value) | _gathered(gathered[True])
+        moments["writing"] = writing_bytes(info, writing, value, engine.attn_implementation) | _gathered(gathered[True])
     host = {"process": RANK_BYTES, "rollouts and scores": learning.scores}
     gpus = engine.gpus if device == "cuda" else 0.0
     return ProcessPlan("run", "", engine.ranks, gpus, _context(gpus) | model | heads, moments, host)
 
 
-def writing_bytes(info: ModelInfo, writing: Writing, itemsize: int) -> dict[str, float]:
+def _shape(info: ModelInfo, implementation: AttnImplementation, width: float) -> ModelShape:
+    """The shape of a model as its attention is computed over so many tokens."""
+    shape = shape_of(info.config)
+    maps = shape.keeps_maps if implementation == "auto" else implementation == "eager"
+    return replace(shape, keeps_maps=maps and not by_blocks(info.config, implementation, width))
+
+
+def writing_bytes(
+    info: ModelInfo, writing: Writing, itemsize: int, implementation: AttnImplementation
+) -> dict[str, float]:
     """What generation holds of its sequences, by role."""
-    shape, rows = shape_of(info.config), writing.rows
+    shape, rows = _shape(info, implementation, writing.prompt), writing.rows
     length = writing.prompt + writing.new
     return {
         "KV cache": cache_bytes(shape, rows=rows, length=length, itemsize=itemsize),
@@ -328,16 +345,16 @@ def _measuring(
     """The processes that measure base and teachers before the run, of which the largest is in all of them."""
     value = model_dtype(engine, device).itemsize
     count = engine.ranks if device == "cuda" else max(2, engine.ranks)  # as recipes/run/samplers.py has it
-    measured = {"base": model_infos["student.model"]}
+    measured = {"base": (model_infos["student.model"], engine.attn_implementation)}
     measured |= {
-        f"teacher {name}": model_infos[teacher.model.leaf]
+        f"teacher {name}": (model_infos[teacher.model.leaf], teacher.settings.attn_implementation)
         for name, teacher in teachers.items()
         if teacher.model.has_weights and teacher.kind.can_write
     }
     plans = [
-        replace(_frozen(info, value, device, gpus, {"writing": writing_bytes(info, writing, value)}),
+        replace(_frozen(info, value, device, gpus, {"writing": writing_bytes(info, writing, value, attention)}),
                 phase="measuring", name=f"measuring {name}", count=count)
-        for name, info in measured.items()
+        for name, (info, attention) in measured.items()
     ]  # fmt: skip
     yield min(plans, key=_minus_bytes)
 
@@ -367,7 +384,7 @@ def _teacher(
     if not teacher.model.has_weights:
         return ProcessPlan("run", f"asking teacher {label}", replicas, 0.0, {}, host={"process": PROCESS_BYTES})
     info, value = model_infos[teacher.model.leaf], getattr(torch, teacher.dtype).itemsize
-    shape = shape_of(info.config)
+    shape = _shape(info, teacher.settings.attn_implementation, learning.width)
     scores = {"activations": passing_bytes(shape, tokens=learning.tokens, width=learning.width, itemsize=value)}
     if learning.comparing is None:
         # Logits in their own dtype, in float32 where that is another, divided by the temperature, their log-softmax.

@@ -18,7 +18,6 @@ from mopd.distill.recipe import (
     Recipe,
     RolloutRecipe,
     StageRecipe,
-    TeacherRecipe,
 )
 from mopd.distill.student.engine import model_dtype
 from mopd.recipes.check.model_info import ModelInfo
@@ -62,13 +61,15 @@ STEP_BYTES = 2_000
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """A model of the recipe: its name, the leaf that its architecture comes from, what makes it, its parameters."""
+    """A model of the recipe: its name, the leaf that its architecture comes from, what makes it, its parameters, and
+    how it computes attention (empty where a server does)."""
 
     name: str
     leaf: str
     made: str
     parameters: int
     active_parameters: int
+    attention: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
     adapter = _adapter(model_infos["student.model"], recipe.student.lora if resolved.method.trains else None)
     made = f"{recipe.method}{trained} from {_source(recipe.student.model)}{adapter}"
     return Plan(
-        models=tuple(_models(recipe.stages, recipe.teachers, made, model_infos)),
+        models=tuple(_models(recipe.stages, resolved.teachers, recipe.student.engine, made, model_infos)),
         processes=tuple(planned_processes(resolved, model_infos, lengths, shipped)),
         steps=steps,
         run_steps=recipe.run.steps,
@@ -145,21 +146,24 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
 
 def _models(
     stages: Mapping[str, StageRecipe],
-    teachers: Mapping[str, TeacherRecipe],
+    teachers: Mapping[str, ResolvedTeacher],
+    student: Engine,
     student_made: str,
     model_infos: Mapping[str, ModelInfo],
 ) -> Iterator[ModelPlan]:
     for name, stage in stages.items():
         info = model_infos[f"stages.{name}.from"]
         made = f"{stage.method}, {stage.steps} steps from {_source(stage.from_)}{_adapter(info, stage.lora)}"
-        yield _model(f"stage:{name}", info, made)
+        yield _model(f"stage:{name}", info, made, stage.engine.attn_implementation)
     for name, teacher in teachers.items():
-        yield _model(f"teacher {name}", model_infos[f"teachers.{name}.model"], describe(teacher))
-    yield _model("student", model_infos["student.model"], student_made)
+        attention = teacher.settings.attn_implementation if teacher.kind.has_weights else None
+        yield _model(f"teacher {name}", model_infos[f"teachers.{name}.model"], describe(teacher.settings), attention)
+    yield _model("student", model_infos["student.model"], student_made, student.attn_implementation)
 
 
-def _model(name: str, info: ModelInfo, made: str) -> ModelPlan:
-    return ModelPlan(name, info.origin.where, made, info.cost.total_parameters, info.cost.active_parameters)
+def _model(name: str, info: ModelInfo, made: str, attention: str | None) -> ModelPlan:
+    words = "" if attention is None else info.attention.offered[attention]
+    return ModelPlan(name, info.origin.where, made, info.cost.total_parameters, info.cost.active_parameters, words)
 
 
 def _adapter(info: ModelInfo, lora: LoRA | None) -> str:

@@ -276,7 +276,7 @@ def test_a_worker_takes_on_every_weight_in_the_students_dtype(tmp_path: Path, dt
     initial, later = (make_model(tmp_path / str(seed), "llama", seed=seed) for seed in (0, 1))
     student = load_model(later, device="cpu", dtype=dtype)
     worker = _Worker("cpu", dtype)
-    worker.load(initial, None, False)
+    worker.load(FrozenModel(initial))
     assert worker.publish({name: _as_array(tensor) for name, tensor in student.state_dict().items()}, 3) == 3
     assert worker.model is not None
     held = worker.model.state_dict()
@@ -294,7 +294,7 @@ def test_a_worker_takes_on_an_adapter_alone_and_answers_as_the_student(tmp_path:
             if weight.requires_grad:
                 weight.add_(0.1)
     worker = _Worker("cpu", "float32")
-    worker.load(base, None, False, lora)
+    worker.load(FrozenModel(base), lora)
     sent = {name: _as_array(tensor) for name, tensor in InProcess(student).adapter_state().items()}
     assert sum(array.size for _, array in sent.values()) < 0.2 * sum(w.numel() for w in student.parameters())
     assert worker.publish(sent, 3, True) == 3
