@@ -531,6 +531,21 @@ class Recipe(Strict):
     run: RunRecipe = RunRecipe()
     track: TrackRecipe = TrackRecipe()
     stages: dict[Name, StageRecipe] = Field(default_factory=dict, description="how base and specialists are made")
+    architectures: dict[str, Any] = Field(
+        default_factory=dict,
+        description="configurations of Hub models by their ids, for `mopd check --offline`: keys of config.json, or "
+        "the path of one (begins with ./ or /); nothing that is run reads them",
+    )
+
+    @field_validator("architectures")
+    @classmethod
+    def _configurations(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, given in value.items():
+            if not isinstance(given, dict) and not (isinstance(given, str) and given.startswith(("./", "/"))):
+                raise refusal(f"has {given!r:.60} for {name}; it needs keys of a config.json, or the path of one")
+            if isinstance(given, dict) and not isinstance(given.get("model_type"), str):
+                raise refusal(f"has no `model_type` for {name}, which says what its other keys mean")
+        return value
 
     @property
     def trained_domains(self) -> dict[str, DomainRecipe]:

@@ -109,7 +109,7 @@ class GymTask:
             entry = generator.entry(rng.getrandbits(31))
             problem = self._problem(entry)
             entries["last"] = entry
-            return self._renderer.text(problem), problem.answer, problem.canonical
+            return self._renderer.written(problem).text, problem.answer, problem.canonical
 
         try:
             example = draw_in_split(draw, task=self.name, seed=seed, split=split, index=index, easy=easy)

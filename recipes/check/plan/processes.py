@@ -224,8 +224,10 @@ def rank_plan(
     tokens = learning.tokens
     logits = {"logits": loss_bytes(shape, tokens=tokens, trained=tokens * learning.trained, itemsize=value,
                                    whole_teacher=learning.whole_teacher)}  # fmt: skip
+    # Stage 3 keeps its buffer of gradients; the others make theirs as they learn.
+    gradients = {} if engine.zero_stage == 3 else {"gradients": model.pop("gradients")}
     learns = {
-        "gradients": model.pop("gradients"),
+        **gradients,
         "activations": activation_bytes(shape, tokens=tokens, width=learning.width, itemsize=value,
                                         recomputed=engine.gradient_checkpointing),
         **(logits if learning.comparing is None else learning.comparing),

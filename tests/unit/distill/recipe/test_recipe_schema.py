@@ -32,6 +32,7 @@ EVERYTHING: dict[str, Any] = {
     "teachers": {"t": {"model": "stage:s"}, "u": {"model": "stage:s"}},
     "loss": {"estimator": "policy_gradient"},
     "stop": dict.fromkeys(("kl", "truncation", "repetition", "length"), 0.5),
+    "architectures": {"org/model": {"model_type": "llama"}},
     "stages": {"s": {"from": {"architecture": "llama"}}},
 }
 OTHER: dict[str, Any] = {
@@ -51,6 +52,8 @@ OTHER: dict[str, Any] = {
     "stages.*.domains": ["second"],
     "student.model.config": {"hidden_size": 16},
     "stages.*.from.config": {"hidden_size": 16},
+    "architectures": {"org/other": "./config.json"},
+    "run.card_gib": 24.0,
     "domains.*.task.config": {"max_terms": 3},
     "domains.*.task.easy": {"max_terms": 2},
     "domains.*.task.filter": {"level": [4, "5"]},
