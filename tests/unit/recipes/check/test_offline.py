@@ -20,7 +20,7 @@ from mopd.recipes.resolve.checkpoints import empty_model
 from mopd.recipes.resolve.placement import resource_requests
 from mopd.recipes.resolve.resolved import resolve
 
-REAL = {"qwen3_8gpu": (8, 64), "mimo_cluster": (64 + 8, 256)}
+REAL = {"qwen3_1gpu": (2, 32), "qwen3_8gpu": (8, 64), "mimo_cluster": (64 + 8, 256)}
 """Recipe -> its processes, and the prompts of a domain in a step."""
 
 
@@ -64,7 +64,7 @@ def test_a_recipe_of_real_models_is_planned_without_a_network(tmp_path: Path, na
         if process.phase == "run" and name != "mimo_cluster":  # which the plan shows not to fit
             assert process.card_bytes < 141e9, process  # what the recipe says such a GPU has
     most = PROMPT_TOKENS + made.rollout.max_new_tokens
-    assert [step.most_tokens for step in plan.steps] == [prompts * most, prompts * most]
+    assert [step.most_tokens for step in plan.steps] == [prompts * most] * len(plan.steps)
 
 
 def test_a_teacher_behind_a_server_takes_no_gpu_and_ships_its_support(tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ def test_a_teacher_behind_a_server_takes_no_gpu_and_ships_its_support(tmp_path: 
 def test_what_is_left_open_is_told() -> None:
     lines = unchecked(resolve(load_recipe("qwen3_8gpu", shipped=SHIPPED)))
     assert len(lines) == 3
-    assert "Qwen/Qwen3-30B-A3B, Qwen/Qwen3-32B" in lines[0]
-    assert "google-research-datasets/mbpp, openai/gsm8k" in lines[1]
+    assert "Qwen/Qwen3-30B-A3B, Qwen/Qwen3-30B-A3B-Instruct-2507, Qwen/Qwen3-Coder-30B-A3B-Instruct" in lines[0]
+    assert "EleutherAI/hendrycks_math, google-research-datasets/mbpp" in lines[1]
     assert unchecked(resolve(recipe())) == []
 
 
