@@ -123,7 +123,8 @@ def test_a_models_figures_can_be_given(tmp_path: Path, given: Any) -> None:
         given = str(tmp_path / "figures")
     made = recipe(student={"model": "lab/secret"}, architectures={"lab/secret": given}, stages={}, teachers={},
                   domains={"math": {"task": "arithmetic", "reward": True}}, method="mix_rl",
-                  loss={"estimator": "policy_gradient", "reward_weight": 1.0}, rollout={"samples_per_prompt": 2})  # fmt: skip
+                  loss={"estimator": "policy_gradient", "reward_weight": 1.0},
+                  rollout={"samples_per_prompt": 2})  # fmt: skip
     plan = check(made, tmp_path / "run", offline=True)
     layer = 64 * 16 * (4 + 2 + 2) + 16 * 4 * 64 + 3 * 64 * 128 + 2 * 64 + 2 * 16
     assert plan.models[-1].parameters == 2 * 1000 * 64 + 2 * layer + 64
