@@ -136,7 +136,7 @@ def _cached(model: torch.nn.Module, layer: int) -> int | None:
     rows = [
         parameter.shape[0]
         for name, parameter in model.named_parameters()
-        if (found := _CACHED.search(name)) and int(found[1]) == layer
+        if (matched := _CACHED.search(name)) and int(matched[1]) == layer
     ]
     return sum(rows) or None
 
