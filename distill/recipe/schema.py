@@ -35,12 +35,16 @@ from mopd.distill.recipe.base import (
     Temperature,
     refusal,
 )
+from mopd.distill.recipe.drafts import MTPRecipe
 from mopd.distill.recipe.loss import FullReverseKL, Loss
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.source import GYM, GymSource, Source
 
 MethodName: TypeAlias = Annotated[
-    str, ShippedOrPlugin("mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge")
+    str,
+    ShippedOrPlugin(
+        "mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "draft_heads", "cascade", "merge"
+    ),
 ]
 """A row of METHODS (recipes/resolve/methods.py); its name stands here too, so that reading a recipe loads no model."""
 
@@ -456,9 +460,10 @@ class StageRecipe(Strict):
     trust_remote_code: bool = Field(
         default=False, description="run Python code that lies in the folder of `from`; read it first"
     )
-    method: Literal["supervised", "mix_rl", "expert_iteration"] = Field(
+    method: Literal["supervised", "mix_rl", "expert_iteration", "draft_heads"] = Field(
         default="supervised",
-        description="a row of recipes/resolve/methods.py; the last two learn by reward, without answers",
+        description="a row of recipes/resolve/methods.py; mix_rl and expert_iteration learn by reward, without "
+        "answers; draft_heads leaves the model as it is and teaches it `mtp.heads` on what it writes",
     )
     domains: tuple[str, ...] | None = Field(default=None, description="domains trained on; none: all that are trained")
     prompts: Count = Field(default=64, description="prompts per domain and step")
@@ -470,6 +475,7 @@ class StageRecipe(Strict):
     updates_per_step: Count = Field(default=1, description="optimizer steps per batch")
     engine: Engine = Engine()
     optimizer: Optimizer = AdamW()
+    mtp: MTPRecipe = MTPRecipe()
 
 
 class Recipe(Strict):
@@ -503,6 +509,7 @@ class Recipe(Strict):
         "clip(KL_d / mean KL, 0.05, 20)",
     )
     rollout: RolloutRecipe = RolloutRecipe()
+    mtp: MTPRecipe = MTPRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
     stop: StopRecipe = StopRecipe()
     run: RunRecipe = RunRecipe()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,8 @@ from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.models.adapters import with_adapters
 from mopd.distill.models.families import family_of
 from mopd.distill.models.heads import head_problem
-from mopd.distill.recipe import Engine, StageRecipe, StudentRecipe
+from mopd.distill.models.mtp import count_heads, draft_family, is_head_tensor
+from mopd.distill.recipe import Engine, MTPRecipe, StageRecipe, StudentRecipe
 from mopd.distill.recipe.model_names import is_path, stage_name
 from mopd.distill.storage import Digest, digest_of
 from mopd.distill.student.engine import check_engine
@@ -33,6 +35,7 @@ def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> li
         model_infos: by the leaf that names the model, see :func:`recipes.check.model_info.read_model_infos`.
     """
     recipe = resolved.recipe
+    heads = _heads_of(recipe.student, recipe.mtp, recipe.method, recipe.stages)
     return [
         *_unsampled(resolved.models, model_infos),
         *_packed(model_infos),
@@ -40,8 +43,62 @@ def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> li
         *_teachers(resolved.teachers, resolved.loss, model_infos),
         *_support(resolved.loss, model_infos),
         *_adapters(resolved.teachers, model_infos),
+        *_draft_heads(heads, resolved.models, model_infos),
         *(_heads(resolved.teachers, model_infos) if resolved.loss.payload == "hidden" else ()),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _HeadsOfRun:
+    """The draft heads of the run or of a stage; ``leaf`` names the model that it starts from."""
+
+    where: str
+    leaf: str
+    mtp: MTPRecipe
+    engine: Engine
+    method: str
+
+
+def _heads_of(
+    student: StudentRecipe, mtp: MTPRecipe, method: str, stages: Mapping[str, StageRecipe]
+) -> dict[str, _HeadsOfRun]:
+    """By name of the stage; the run's own has none."""
+    runs = {"": _HeadsOfRun("", "student.model", mtp, student.engine, method)}
+    for name, stage in stages.items():
+        where = f"stages.{name}."
+        runs[name] = _HeadsOfRun(where, f"{where}from", stage.mtp, stage.engine, stage.method)
+    return runs
+
+
+def _draft_heads(
+    runs: Mapping[str, _HeadsOfRun], models: Mapping[str, ModelSource], model_infos: Mapping[str, ModelInfo]
+) -> Iterator[str]:
+    """Whether run and stages can have the draft heads that they ask for."""
+    for run in runs.values():
+        where, leaf, mtp = run.where, run.leaf, run.mtp
+        if not mtp.heads:
+            if run.method == "draft_heads":
+                yield f"`{where}method` is draft_heads, and `{where}mtp.heads` is 0: set how many it is to teach"
+            continue
+        if run.engine.zero_stage == 3:
+            yield (
+                f"`{where}mtp.heads` is {mtp.heads}, and zero_stage 3 keeps a part of embedding and output head on "
+                f"each rank, which draft heads need whole; use zero_stage 2, or set `{where}mtp.heads: 0`"
+            )
+        info = model_infos.get(leaf)
+        if info is None:
+            continue
+        try:
+            draft_family(info.config.get_text_config())
+        except UserError as error:
+            yield f"`{where}mtp.heads` is {mtp.heads}: {error}"
+            continue
+        before = next(iter(models[leaf].stages), None)
+        text = info.config.get_text_config()
+        there = count_heads(info.unused, text) if before is None else runs[before].mtp.heads
+        if there not in (0, mtp.heads):
+            what = f"`{leaf}`: the checkpoint" if before is None else f"stage:{before}"
+            yield f"`{where}mtp.heads` is {mtp.heads}, and {what} has {there} draft layers; set it to {there}, or to 0"
 
 
 def _unsampled(models: Mapping[str, ModelSource], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
@@ -75,14 +132,29 @@ def _packing(info: ModelInfo) -> str | None:
     return str(getattr(method, "value", method) or "of an unnamed method")
 
 
-def model_warnings(models: Mapping[str, ModelSource], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
-    """What becomes of a checkpoint's weights that are not loaded as they are, each a sentence."""
+def heads_by_leaf(mtp: MTPRecipe, stages: Mapping[str, StageRecipe]) -> dict[str, MTPRecipe]:
+    """The draft heads of the run and of its stages, by the leaf that names the model which gets them."""
+    return {"student.model": mtp, **{f"stages.{name}.from": stage.mtp for name, stage in stages.items()}}
+
+
+def model_warnings(
+    models: Mapping[str, ModelSource], model_infos: Mapping[str, ModelInfo], heads: Mapping[str, MTPRecipe]
+) -> Iterator[str]:
+    """What becomes of a checkpoint's weights that are not loaded as they are, each a sentence.
+
+    Args:
+        heads: by the leaf that names a model that is trained, the draft heads that it has there.
+    """
     for leaf, info in model_infos.items():
-        if info.unused:
-            named = ", ".join(info.unused[:2]) + ", ..." * (len(info.unused) > 2)  # not per token
+        text, kept = info.config.get_text_config(), leaf in heads and bool(heads[leaf].heads)
+        unused = [name for name in info.unused if not (kept and is_head_tensor(name, text))]
+        if unused:
+            named = ", ".join(unused[:2]) + ", ..." * (len(unused) > 2)  # not per token
+            count = count_heads(unused, text) if leaf in heads else 0
+            keep = f" (its {count} draft layers are kept with `mtp.heads: {count}`)" if count else ""
             yield (
-                f"`{leaf}`: the checkpoint has {len(info.unused)} weights that its {info.config.model_type} has no "
-                f"place for ({named}), such as draft heads; they are neither used, nor trained, nor exported"
+                f"`{leaf}`: the checkpoint has {len(unused)} weights that its {info.config.model_type} has no "
+                f"place for ({named}), such as draft heads; they are neither used, nor trained, nor exported{keep}"
             )
         if (method := _packing(info)) is not None and leaf.startswith("teachers.") and models[leaf].has_weights:
             yield (

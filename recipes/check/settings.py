@@ -7,9 +7,21 @@ from typing import Any
 
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.payload_rows import payload_spec
-from mopd.distill.recipe import DomainRecipe, GymSource, RunRecipe, Source, StageRecipe, StopRecipe, TeacherRecipe
+from mopd.distill.recipe import (
+    DomainRecipe,
+    Engine,
+    GymSource,
+    MTPRecipe,
+    RolloutRecipe,
+    RunRecipe,
+    Source,
+    StageRecipe,
+    StopRecipe,
+    TeacherRecipe,
+)
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import SELF
+from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.schema import Truncated
 from mopd.recipes.check.teachers import WHAT_SCORES
 from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
@@ -122,6 +134,12 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         if not METHODS[stage.method].selects:
             yield from _set(stage, f"stages.{name}", ("keep_verified",), "only expert_iteration keeps some")
     yield from _untrained(resolved)
+    yield from _drafts(recipe.mtp, recipe.student.engine, recipe.rollout, "")
+    for name, stage in recipe.stages.items():
+        if not METHODS[stage.method].samples:
+            yield from _set(stage.mtp, f"stages.{name}.mtp", ("drafts",), "it samples nothing it trains on")
+        if METHODS[stage.method].samples or not stage.mtp.heads:
+            yield from _drafts(stage.mtp, stage.engine, recipe.rollout, f"stages.{name}.")
     for name, domain in recipe.domains.items():
         if domain.evaluate_only:
             yield from _set(domain, f"domains.{name}", ("prompts", "share", "easy_share"), "it is evaluate_only")
@@ -163,6 +181,22 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
 
 
+def _drafts(mtp: MTPRecipe, engine: Engine, rollout: RolloutRecipe, where: str) -> Iterator[str]:
+    """Draft heads that are not there, or learn in a run whose sampler cannot use them."""
+    if not mtp.heads:
+        leaves = tuple(name for name in type(mtp).model_fields if name != "heads")
+        yield from _set(mtp, f"{where}mtp", leaves, f"`{where}mtp.heads` is 0")
+    if not mtp.heads or not mtp.drafts:
+        return
+    if engine.expert_parallel > 1 and not rollout.workers:
+        yield (
+            f"`{where}mtp.drafts` is {mtp.drafts} and changes nothing: ranks that share experts take equally many "
+            f"forwards, so the student writes without drafts; set `rollout.workers`, or `{where}mtp.drafts: 0`"
+        )
+    elif is_plugin(rollout.engine):
+        yield f"`{where}mtp.drafts` is {mtp.drafts} and changes nothing where `rollout.engine` is {rollout.engine}"
+
+
 _CUTS_WHY = {
     "mask": "nothing that is sampled is trained on",
     "zero_reward": "no verifier gives a reward",
@@ -197,7 +231,7 @@ def _untrained(resolved: Resolved) -> Iterator[str]:
     yield from _set(recipe.run, "run", run, why)
     yield from _set(recipe.student, "student", ("optimizer", "updates_per_step"), why)
     yield from _set(recipe.rollout, "rollout", ("samples_per_prompt", "temperature", "workers"), why)
-    yield from _set(recipe, "", ("share_rule", "stop"), why)
+    yield from _set(recipe, "", ("share_rule", "stop", "mtp"), why)
 
 
 def _set(section: Any, where: str, names: tuple[str, ...], why: str) -> Iterator[str]:
