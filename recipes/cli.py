@@ -11,8 +11,9 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -183,8 +184,13 @@ def evaluate(
         int | None, typer.Option(min=1, help="test prompts of each task; 200, or as many as the recipe says")
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=0, max=1000, help="answers that are sampled for each prompt, beside the greedy one")
-    ] = 0,
+        int | None,
+        typer.Option(min=0, max=1000, help="sampled answers to each prompt beside the greedy one"),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="of sampled answers")] = None,
+    top_p: Annotated[float | None, typer.Option(help="sampled from the likeliest tokens of this probability")] = None,
+    top_k: Annotated[int | None, typer.Option(help="sampled from so many of the likeliest tokens; 0: from all")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="a text that ends an answer; may be given again")] = None,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="write the scores as JSON; - is standard output")
     ] = None,
@@ -203,19 +209,42 @@ def evaluate(
     if domains is not None and recipe is None:
         raise UserError("--domains picks from the domains of a recipe; give --recipe, or name tasks with --tasks")
     questions = _of_tasks(tasks, prompts) if recipe is None else _of_recipe(recipe, domains, prompts)
+    questions = _asked_so(
+        questions,
+        {
+            "samples_per_prompt": samples,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "stop_strings": stop or None,
+        },
+    )
     # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
     is_folder = os.path.isdir(model) and not Path(model).is_absolute()
     folder = local_folder(f"./{model}" if is_folder else model)
     refuse_damaged(folder, "put it back as it was")
     read_checkpoint(folder, permit="give --trust-remote-code", trust_remote_code=trust_remote_code)
-    measured = evaluate_model(folder, questions, samples=samples, trust_remote_code=trust_remote_code)
+    measured = evaluate_model(folder, questions, trust_remote_code=trust_remote_code)
     if json_file is not None:
-        content = measured_json(folder, measured, questions, samples=samples)
+        content = measured_json(folder, measured, questions)
         if json_file == "-":
             typer.echo(content, nl=False)
             return
         Path(json_file).write_text(content)
-    Console().print(measured_table(folder, measured, samples=samples))
+    Console().print(measured_table(folder, measured, samples=questions.evaluate.samples_per_prompt))
+
+
+def _asked_so(questions: Any, given: Mapping[str, Any]) -> Any:
+    """Questions with what the command line says of how answers are written, checked as a recipe's `evaluate` is."""
+    from pydantic import ValidationError
+
+    from mopd.distill.errors import UserError
+
+    settings = {**questions.evaluate.model_dump(), **{key: value for key, value in given.items() if value is not None}}
+    try:
+        return replace(questions, evaluate=type(questions.evaluate).model_validate(settings))
+    except ValidationError as error:
+        raise UserError(*(f"--{'-'.join(str(p['loc'][0]).split('_'))}: {p['msg']}" for p in error.errors())) from error
 
 
 def _of_tasks(tasks: str | None, prompts: int | None) -> Any:
@@ -254,7 +283,9 @@ def _of_recipe(recipe: str, domains: str | None, prompts: int | None) -> Any:
         raise UserError(*(f"--domains: no domain is called {n!r}; {guess(n, resolved.domains)}" for n in unknown))
     chosen = {name: resolved.domains[name] for name in names}
     many = resolved.evaluate.test_prompts if prompts is None else prompts
-    return EvalQuestions(chosen, many, seed=resolved.evaluate.seed, rollout=resolved.rollout)
+    return EvalQuestions(
+        chosen, many, seed=resolved.evaluate.seed, rollout=resolved.rollout, evaluate=resolved.evaluate
+    )
 
 
 @app.command()

@@ -133,6 +133,9 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
             yield from _set(stage, f"stages.{name}", ("samples_per_prompt",), "it samples nothing it trains on")
         if not METHODS[stage.method].selects:
             yield from _set(stage, f"stages.{name}", ("keep_verified",), "only expert_iteration keeps some")
+    if not recipe.evaluate.samples_per_prompt:
+        leaves = ("temperature", "top_p", "top_k")
+        yield from _set(recipe.evaluate, "evaluate", leaves, "no answers are sampled (`evaluate.samples_per_prompt`)")
     yield from _untrained(resolved)
     yield from _drafts(recipe.mtp, recipe.student.engine, recipe.rollout, "")
     for name, stage in recipe.stages.items():

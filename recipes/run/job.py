@@ -137,7 +137,12 @@ class Training:
             recipe.rollout,
             recipe.student.engine,
             settings=sampler_settings(
-                recipe.rollout, self.tokenizer, model=self.model, seed=recipe.seed, support=support
+                recipe.rollout,
+                self.tokenizer,
+                model=self.model,
+                seed=recipe.seed,
+                support=support,
+                evaluate=recipe.evaluate,
             ),
             initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
             device=self.resolved.device,

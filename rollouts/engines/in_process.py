@@ -14,7 +14,9 @@ from torch import nn
 from mopd.distill.models.load import load_model
 from mopd.distill.types import Int32, Prompt, Rollout, Sampler, Weights
 from mopd.rollouts.engines.base import (
+    EXAM_STEP,
     Decoding,
+    ExamDecoding,
     FrozenModel,
     HoldCheckpoint,
     InPlace,
@@ -64,6 +66,7 @@ class StudentSampler:
 
     Args:
         transport: how the weights reach those processes; None: they hold them already.
+        exam: how answers of evaluations are written; None: greedily, with the rest of ``decoding``.
     """
 
     def __init__(
@@ -73,8 +76,10 @@ class StudentSampler:
         samples_per_prompt: int,
         batch_size: int,
         transport: WeightTransport | None = None,
+        exam: ExamDecoding | None = None,
     ) -> None:
         self._decoding = decoding
+        self._exam = exam
         self._samples = samples_per_prompt
         self._batch_size = batch_size
         self._transport = InPlace() if transport is None else transport
@@ -92,12 +97,33 @@ class StudentSampler:
         Raises:
             RuntimeError: no weights were loaded.
         """
-        if self._weights is None:
-            raise RuntimeError("the sampler has no weights; call load_weights first")
         # What is written greedily is verified and not graded.
         support = None if greedy else self._decoding.support
         decoding = replace(self._decoding, step=step, greedy=greedy, support=support)
-        samples = 1 if greedy else self._samples
+        yield from self._written(prompts, decoding, samples=1 if greedy else self._samples)
+
+    def examine(self, prompts: Sequence[Prompt], *, step: int, sample: int | None) -> Iterator[list[Rollout]]:
+        """Yield microbatches of one answer a prompt, in the order of ``prompts``, as evaluations want them.
+
+        Args:
+            sample: its number, which keys its randomness; None: greedily.
+
+        Raises:
+            RuntimeError: no weights were loaded.
+        """
+        exam = self._exam
+        decoding = replace(self._decoding, step=step, greedy=sample is None, support=None)
+        if exam is not None:
+            decoding = replace(decoding, stops=exam.stops)
+        if exam is not None and sample is not None:
+            decoding = replace(
+                decoding, step=EXAM_STEP + sample, temperature=exam.temperature, top_p=exam.top_p, top_k=exam.top_k
+            )
+        yield from self._written(prompts, decoding, samples=1)
+
+    def _written(self, prompts: Sequence[Prompt], decoding: Decoding, *, samples: int) -> Iterator[list[Rollout]]:
+        if self._weights is None:
+            raise RuntimeError("the sampler has no weights; call load_weights first")
         planned = [
             _Planned(prompt, index=group * samples + k, group=group)
             for group, prompt in enumerate(prompts)
@@ -146,7 +172,12 @@ def of_student(student: StudentModel, closing: ExitStack) -> MakeSampler:
 
     def make(settings: SamplerSettings) -> Sampler:
         decoding = replace(settings.decoding, lockstep=student.lockstep)
-        return StudentSampler(decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size)
+        return StudentSampler(
+            decoding,
+            samples_per_prompt=settings.samples_per_prompt,
+            batch_size=settings.batch_size,
+            exam=settings.exam,
+        )
 
     return make
 
@@ -163,7 +194,10 @@ def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closi
             trust_remote_code=model.trust_remote_code,
         )
         sampler = StudentSampler(
-            settings.decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size
+            settings.decoding,
+            samples_per_prompt=settings.samples_per_prompt,
+            batch_size=settings.batch_size,
+            exam=settings.exam,
         )
         sampler.load_weights(InProcess(module), version=0)
         return sampler
@@ -178,5 +212,6 @@ IN_PROCESS = RolloutEngine(
     records_support=True,
     takes_adapters=True,
     canary=check_sampler,
+    examines=True,
     shares_student=True,
 )
