@@ -172,6 +172,11 @@ class Engine(Strict):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    attn_implementation: Literal["auto", "eager", "sdpa", "banded"] = Field(
+        default="auto",
+        description="how attention is computed; auto: as transformers does, but where that is eager and layers slide, "
+        "by blocks in forwards of at least 512 tokens and 4 windows; banded: by blocks; eager, sdpa: transformers'",
+    )
 
     @model_validator(mode="after")
     def _ranks_do_not_share_a_card(self) -> Self:
@@ -268,6 +273,9 @@ class TeacherRecipe(Strict):
         default=False, description="run Python code that lies in the folder of `model`; read it first"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
+    attn_implementation: Literal["auto", "eager", "sdpa", "banded"] = Field(
+        default="auto", description="how it computes attention, as `student.engine.attn_implementation` says"
+    )
     replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where it scores; auto: as the run's")
     gpus: PartOfGPU = Field(

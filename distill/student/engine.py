@@ -128,7 +128,12 @@ def build(spec: StudentSpec, listener: socket.socket | None = None) -> tuple[Any
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     torch.manual_seed(spec.seed)
     dtype = model_dtype(spec.engine, spec.device)
-    model = load_whole(spec.model, dtype=dtype, trust_remote_code=spec.trust_remote_code)
+    model = load_whole(
+        spec.model,
+        dtype=dtype,
+        trust_remote_code=spec.trust_remote_code,
+        attention=spec.engine.attn_implementation,
+    )
     check_engine(model.config, spec.engine, spec.optimizer, device=spec.device)
     if spec.engine.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mopd.distill.models.attention import AttentionOffer, attention_offer
 from mopd.distill.models.families import experts_of
 from mopd.distill.models.flops import ModelCost
 from mopd.distill.recipe import Architecture
@@ -97,6 +98,7 @@ class ModelInfo:
             on the Hub, and no network is to be used.
         cost: its parameters, total and active, and what a token costs; counted without making a weight.
         correction_bias: whether its routers have the bias that levels the load of experts.
+        attention: how it can compute attention.
         own_code: whether it is made by Python code that lies in its folder, which its stanza trusts.
         unused: names of weights that the checkpoint holds and the model has no place for.
     """
@@ -106,6 +108,7 @@ class ModelInfo:
     tokenizer: PreTrainedTokenizerBase | None
     cost: ModelCost
     correction_bias: bool
+    attention: AttentionOffer
     own_code: bool = False
     unused: tuple[str, ...] = ()
 
@@ -231,7 +234,7 @@ def _look(
         tokenizer, model, cost, unused = checkpoint.tokenizer, checkpoint.model, checkpoint.cost, checkpoint.unused
         own_code = model_source.trusted and has_code(model.config, tokenizer)
     biased = any(bias is not None for bias in router_biases(model))
-    return ModelInfo(end, model.config, tokenizer, cost, biased, own_code, unused)
+    return ModelInfo(end, model.config, tokenizer, cost, biased, attention_offer(model), own_code, unused)
 
 
 def _about_code(model: ModelSource, info: ModelInfo) -> list[str]:

@@ -13,7 +13,7 @@ from mopd.distill.models.adapters import with_adapters
 from mopd.distill.models.families import family_of
 from mopd.distill.models.heads import head_problem
 from mopd.distill.models.mtp import count_heads, draft_family, is_head_tensor
-from mopd.distill.recipe import Engine, MTPRecipe, StageRecipe, StudentRecipe
+from mopd.distill.recipe import Engine, MTPRecipe, StageRecipe, StudentRecipe, TeacherRecipe
 from mopd.distill.recipe.model_names import is_path, stage_name
 from mopd.distill.storage import Digest, digest_of
 from mopd.distill.student.engine import check_engine
@@ -40,6 +40,7 @@ def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> li
         *_unsampled(resolved.models, model_infos),
         *_packed(model_infos),
         *_engines(recipe.student, recipe.stages, model_infos, resolved.device),
+        *_attention(recipe.teachers, model_infos),
         *_teachers(resolved.teachers, resolved.loss, model_infos),
         *_support(resolved.loss, model_infos),
         *_adapters(resolved.teachers, model_infos),
@@ -225,6 +226,8 @@ def _engines(
             check_engine(model_infos[leaf].config, engine, optimizer, device=device)
         except UserError as error:
             yield from (f"`{section}.engine`: {problem}" for problem in error.problems)
+        if refusal := model_infos[leaf].attention.refused.get(engine.attn_implementation):
+            yield f"`{section}.engine.attn_implementation`: {refusal}"
         rate = engine.expert_bias_rate
         if (
             rate > 0
@@ -235,6 +238,13 @@ def _engines(
                 f"`{section}.engine.expert_bias_rate` is set and would change nothing (no router of "
                 f"{model_infos[leaf].config.model_type} has a correction bias); remove it"
             )
+
+
+def _attention(teachers: Mapping[str, TeacherRecipe], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+    for name, teacher in teachers.items():
+        info = model_infos.get(f"teachers.{name}.model")
+        if info is not None and (refusal := info.attention.refused.get(teacher.attn_implementation)):
+            yield f"`teachers.{name}.attn_implementation`: {refusal}"
 
 
 def _teachers(teachers: Iterable[str], loss: BoundLoss, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:

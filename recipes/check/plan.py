@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from mopd.distill.loss.registry import BoundLoss
+from mopd.distill.models.attention import by_blocks
 from mopd.distill.payload_rows import RowSizes, payload_spec
 from mopd.distill.recipe import (
     DomainRecipe,
@@ -18,7 +19,6 @@ from mopd.distill.recipe import (
     Recipe,
     RolloutRecipe,
     StageRecipe,
-    TeacherRecipe,
 )
 from mopd.distill.student.engine import model_dtype
 from mopd.distill.student.forward import CHUNKS
@@ -149,6 +149,8 @@ def _rank_bytes(model_infos: ModelInfo, engine: Engine, optimizer: Optimizer, wi
 
 def _activation_values(config: Any, engine: Engine, width: float) -> float:
     text = config.get_text_config()
+    if by_blocks(config, engine.attn_implementation, width):
+        width = 0.0
     layer = ACTIVATIONS_PER_HIDDEN * text.hidden_size + ATTENTION_MAPS * text.num_attention_heads * width
     kept = text.num_hidden_layers * layer
     if engine.gradient_checkpointing:
@@ -226,13 +228,15 @@ STEP_BYTES = 2_000
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """A model of the recipe: its name, the leaf that its architecture comes from, what makes it, its parameters."""
+    """A model of the recipe: its name, the leaf that its architecture comes from, what makes it, its parameters, and
+    how it computes attention (empty where a server does)."""
 
     name: str
     leaf: str
     made: str
     parameters: int
     active_parameters: int
+    attention: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +290,7 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
     trained = f", {recipe.run.steps} steps" if resolved.method.trains else ""
     made = f"{recipe.method}{trained} from {_source(recipe.student.model)}"
     return Plan(
-        models=tuple(_models(recipe.stages, recipe.teachers, made, model_infos)),
+        models=tuple(_models(recipe.stages, resolved.teachers, recipe.student.engine, made, model_infos)),
         processes=tuple(processes(resolved, model_infos, lengths)),
         steps=steps,
         run_steps=recipe.run.steps,
@@ -297,20 +301,23 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
 
 def _models(
     stages: Mapping[str, StageRecipe],
-    teachers: Mapping[str, TeacherRecipe],
+    teachers: Mapping[str, ResolvedTeacher],
+    student: Engine,
     student_made: str,
     model_infos: Mapping[str, ModelInfo],
 ) -> Iterator[ModelPlan]:
     for name, stage in stages.items():
         made = f"{stage.method}, {stage.steps} steps from {_source(stage.from_)}"
-        yield _model(f"stage:{name}", model_infos[f"stages.{name}.from"], made)
+        yield _model(f"stage:{name}", model_infos[f"stages.{name}.from"], made, stage.engine.attn_implementation)
     for name, teacher in teachers.items():
-        yield _model(f"teacher {name}", model_infos[f"teachers.{name}.model"], describe(teacher))
-    yield _model("student", model_infos["student.model"], student_made)
+        attention = teacher.settings.attn_implementation if teacher.kind.has_weights else None
+        yield _model(f"teacher {name}", model_infos[f"teachers.{name}.model"], describe(teacher.settings), attention)
+    yield _model("student", model_infos["student.model"], student_made, student.attn_implementation)
 
 
-def _model(name: str, info: ModelInfo, made: str) -> ModelPlan:
-    return ModelPlan(name, info.origin.where, made, info.cost.total_parameters, info.cost.active_parameters)
+def _model(name: str, info: ModelInfo, made: str, attention: str | None) -> ModelPlan:
+    words = "" if attention is None else info.attention.offered[attention]
+    return ModelPlan(name, info.origin.where, made, info.cost.total_parameters, info.cost.active_parameters, words)
 
 
 def _source(model: ModelReference) -> str:

@@ -144,7 +144,11 @@ class Training:
                 support=support,
                 evaluate=recipe.evaluate,
             ),
-            initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
+            initial=FrozenModel(
+                self.model,
+                trust_remote_code=recipe.student.trust_remote_code,
+                attention=recipe.student.engine.attn_implementation,
+            ),
             device=self.resolved.device,
             dtype=self.resolved.dtype,
             gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,

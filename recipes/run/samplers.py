@@ -67,6 +67,7 @@ def frozen_teacher(teacher: ResolvedTeacher, folder: str) -> FrozenModel:
         trust_remote_code=teacher.model.trusted,
         endpoint=None if endpoint is None else endpoint(teacher.name, teacher.settings),
         faults=teacher.faults,
+        attention=teacher.settings.attn_implementation,
     )
 
 

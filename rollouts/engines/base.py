@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 import torch
 
 from mopd.distill.endpoint import Endpoint
+from mopd.distill.models.attention import AttnImplementation
 from mopd.distill.payloads import Support
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Sampler, Weights
@@ -98,6 +99,7 @@ class FrozenModel:
         trust_remote_code: run Python code that lies in the folder.
         endpoint: the server that holds the weights; None: an engine loads them from ``path``.
         faults: how often, and after what pause, a request that a server lost is made again.
+        attention: how attention is computed where an engine loads it.
     """
 
     path: str
@@ -105,6 +107,7 @@ class FrozenModel:
     trust_remote_code: bool = False
     endpoint: Endpoint | None = None
     faults: FaultRecipe = field(default_factory=FaultRecipe)
+    attention: AttnImplementation = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 import torch.distributed
 from torch import nn
-from transformers import DynamicCache
 
 from mopd.distill.models.heads import without_adapters
 from mopd.distill.payloads import likeliest
 from mopd.distill.types import Finish, Float32, Int32
 from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.cache import window_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class _Batch:
 
     def run(self) -> list[Completion]:
         config: Any = self.model.config
-        cache = DynamicCache(config=config)
+        cache = window_cache(config)
         argument = _cache_argument(self.model)
         held: dict[str, Any] = {argument: cache}
         inputs, positions = self.ids, (self.mask.cumsum(1) - 1).clamp(min=0)

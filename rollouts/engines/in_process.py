@@ -192,6 +192,7 @@ def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closi
             dtype=processes.dtype,
             adapter=model.adapter,
             trust_remote_code=model.trust_remote_code,
+            attention=model.attention,
         )
         sampler = StudentSampler(
             settings.decoding,

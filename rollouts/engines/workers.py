@@ -34,10 +34,15 @@ class _Worker:
         self.model: torch.nn.Module | None = None
         self.version: int | None = None
 
-    def load(self, path: str, adapter: str | None, trust_remote_code: bool) -> None:
-        """Hold the checkpoint at ``path``, with an adapter added into its weights."""
+    def load(self, model: FrozenModel) -> None:
+        """Hold a checkpoint, with its adapter added into its weights."""
         self.model = load_model(
-            path, device=self.device, dtype=self.dtype, adapter=adapter, trust_remote_code=trust_remote_code
+            model.path,
+            device=self.device,
+            dtype=self.dtype,
+            adapter=model.adapter,
+            trust_remote_code=model.trust_remote_code,
+            attention=model.attention,
         )
 
     def publish(self, state: Mapping[str, tuple[torch.dtype, np.ndarray]], version: int) -> int:
@@ -73,7 +78,7 @@ class SamplerWorkers:
     def load(self, model: FrozenModel) -> None:
         """Hold a checkpoint on every worker, with its adapter, if any, added into its weights."""
         self._reusable = self._reusable and not model.trust_remote_code
-        self._ask("load", [(model.path, model.adapter, model.trust_remote_code)] * self.ranks)
+        self._ask("load", [(model,)] * self.ranks)
 
     def publish(self, weights: Weights, *, version: int) -> Weights:
         """Copy ``weights`` to every worker, each in its own dtype, under their version; the workers hold them then.

@@ -275,7 +275,7 @@ def test_a_worker_takes_on_every_weight_in_the_students_dtype(tmp_path: Path, dt
     initial, later = (make_model(tmp_path / str(seed), "llama", seed=seed) for seed in (0, 1))
     student = load_model(later, device="cpu", dtype=dtype)
     worker = _Worker("cpu", dtype)
-    worker.load(initial, None, False)
+    worker.load(FrozenModel(initial))
     assert worker.publish({name: _as_array(tensor) for name, tensor in student.state_dict().items()}, 3) == 3
     assert worker.model is not None
     held = worker.model.state_dict()
