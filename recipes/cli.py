@@ -209,16 +209,8 @@ def evaluate(
     if domains is not None and recipe is None:
         raise UserError("--domains picks from the domains of a recipe; give --recipe, or name tasks with --tasks")
     questions = _of_tasks(tasks, prompts) if recipe is None else _of_recipe(recipe, domains, prompts)
-    questions = _asked_so(
-        questions,
-        {
-            "samples_per_prompt": samples,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "stop_strings": stop or None,
-        },
-    )
+    sampled = {"samples_per_prompt": samples, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    questions = _asked_so(questions, sampled | {"stop_strings": stop or None})
     # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
     is_folder = os.path.isdir(model) and not Path(model).is_absolute()
     folder = local_folder(f"./{model}" if is_folder else model)

@@ -10,6 +10,7 @@ from mopd.distill.payload_rows import payload_spec
 from mopd.distill.recipe import (
     DomainRecipe,
     Engine,
+    EvaluateRecipe,
     GymSource,
     MTPRecipe,
     RolloutRecipe,
@@ -133,9 +134,7 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
             yield from _set(stage, f"stages.{name}", ("samples_per_prompt",), "it samples nothing it trains on")
         if not METHODS[stage.method].selects:
             yield from _set(stage, f"stages.{name}", ("keep_verified",), "only expert_iteration keeps some")
-    if not recipe.evaluate.samples_per_prompt:
-        leaves = ("temperature", "top_p", "top_k")
-        yield from _set(recipe.evaluate, "evaluate", leaves, "no answers are sampled (`evaluate.samples_per_prompt`)")
+    yield from _unsampled(recipe.evaluate)
     yield from _untrained(resolved)
     yield from _drafts(recipe.mtp, recipe.student.engine, recipe.rollout, "")
     for name, stage in recipe.stages.items():
@@ -182,6 +181,12 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
             yield from _set(stage.engine, f"stages.{name}.engine", ("gpus",), "the run is on the CPU")
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
+
+
+def _unsampled(evaluate: EvaluateRecipe) -> Iterator[str]:
+    if not evaluate.samples_per_prompt:
+        why = "no answers are sampled (`evaluate.samples_per_prompt`)"
+        yield from _set(evaluate, "evaluate", ("temperature", "top_p", "top_k"), why)
 
 
 def _drafts(mtp: MTPRecipe, engine: Engine, rollout: RolloutRecipe, where: str) -> Iterator[str]:

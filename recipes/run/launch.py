@@ -167,8 +167,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
             teachers={name: domain.teacher_weights for name, domain in recipe.trained_domains.items()},
             written_with=(
                 *(rollout.max_new_tokens, rollout.batch_size, recipe.student.engine.dtype),
-                *plugin_digests(rollout.engine).items(),
-                *exam_settings(recipe.evaluate),
+                *(*plugin_digests(rollout.engine).items(), *exam_settings(recipe.evaluate)),
             ),
             source=source,
             tasks=job.tasks,
