@@ -122,7 +122,11 @@ class Training:
                     evaluator=self.evaluator,
                     eval_sampler=eval_sampler,
                     teacher_distance=self._teacher_distance(
-                        teachers, self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
+                        teachers,
+                        self.resolved.routes,
+                        self.resolved.loss,
+                        recipe.evaluate.graded_prompts,
+                        recipe.rollout.temperature,
                     ),
                 ),
             )
@@ -204,6 +208,7 @@ class Training:
         routes: Mapping[str, Mapping[str, float]],
         loss: BoundLoss,
         graded_prompts: int,
+        temperature: float,
     ) -> TeacherDistance | None:
         """What has teachers grade held-out prompts; None for a stage, without teachers, or where no prompt is asked."""
         if self.evaluator is None or pool is None or graded_prompts == 0:
@@ -211,7 +216,9 @@ class Training:
         questions = self.evaluator.prompts["validation"]
         prompts = [prompt for name, weights in routes.items() if weights for prompt in questions[name][:graded_prompts]]
         payload = payload_to_ask(loss)
-        return TeacherDistance(prompts, pool, payload=payload, tracker=self.tracker, costs=self.costs)
+        return TeacherDistance(
+            prompts, pool, payload=payload, temperature=temperature, tracker=self.tracker, costs=self.costs
+        )
 
     def _conclude(self, student: DeepSpeedStudent, eval_sampler: Sampler, progress: TaskHandle, last: int) -> None:
         """Go back to the selected step, if that is not the last; measure and export it."""
