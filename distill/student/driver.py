@@ -173,9 +173,9 @@ class DeepSpeedStudent:
             )
         self._all("load", step)
 
-    def export(self, path: str) -> None:
-        """Write a Hugging Face checkpoint with its tokenizer."""
-        self._all("export", path)
+    def export(self, path: str, card: str = "") -> None:
+        """Write a Hugging Face checkpoint with its tokenizer, and its model card unless that is empty."""
+        self._all("export", path, card)
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._ranks.call(method, [args] * self._ranks.size)

@@ -151,8 +151,12 @@ class StudentRank:
             state = self._drafts.heads.with_copies(state)
         return state if self.rank == 0 else None
 
-    def export(self, path: str) -> None:
-        """Write a Hugging Face checkpoint with its tokenizer into ``path``, replacing what is there."""
+    def export(self, path: str, card: str = "") -> None:
+        """Write a Hugging Face checkpoint with its tokenizer into ``path``, replacing what is there.
+
+        Args:
+            card: the text of its model card, README.md; empty: it gets none.
+        """
         state = self.state_dict()
         source, trusted = self.spec.model, self.spec.trust_remote_code
         temporary = Path(f"{path}.tmp-{self.spec.attempt}")
@@ -168,6 +172,8 @@ class StudentRank:
                 end_token_ids=self.spec.end_token_ids,
                 published={} if self._drafts is None else self._drafts.heads.published(),
             )
+            if card:
+                (temporary / checkpoint.CARD).write_text(card)
             storage.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
 
         self._on_first(publish)

@@ -17,6 +17,7 @@ from mopd.distill.metrics.power import Verdict
 from mopd.distill.metrics.quotients import Ends
 from mopd.distill.metrics.results import CurvePoint, UnjudgedAnswers
 from mopd.distill.metrics.selection import Selected
+from mopd.distill.recipe.model_names import stage_name
 
 PerDomain: TypeAlias = Mapping[str, float | None]
 """One number a domain; None where it is undefined."""
@@ -103,6 +104,14 @@ class RecordedRecipe:
     def teacher_weights(self) -> dict[str, Mapping[str, float]]:
         """Domain -> its teachers with their weights; empty where it has none."""
         return {name: domain.teachers for name, domain in self.domains.items()}
+
+    def origin(self, source: object) -> object:
+        """What a model was made from in the end: never a declared stage."""
+        seen: set[str] = set()
+        while (name := stage_name(source)) is not None and name in self.stages and name not in seen:
+            seen.add(name)
+            source = self.stages[name].start
+        return source
 
 
 def read_recipe(tree: Mapping[str, Any]) -> RecordedRecipe:
