@@ -67,6 +67,9 @@ RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes, for example run.steps=50")
 ]
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="write what is found as JSON; - is standard output")
+]
 OutOption = Annotated[Path | None, typer.Option(help="the run's folder; runs/NAME unless given")]
 
 
@@ -111,14 +114,16 @@ def check(
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="the plan for another machine: this one needs neither memory nor disk")
     ] = False,
+    json_file: JsonOption = None,
 ) -> None:
     """Check a recipe or a study without running it, and print what it would take."""
     gc.set_threshold(100_000, 50, 100)  # torch and transformers make a million objects that stay: a quarter of the time
     resolved, folder = _load(recipe, overrides, out)
     from mopd.recipes.check_command import show
 
-    with _blamed_on(overrides):
-        show(resolved, folder, Console(), deep=deep, offline=offline, plan_only=plan_only)
+    with _blamed_on(overrides), _console_beside(json_file) as console:
+        content = show(resolved, folder, console, deep=deep, offline=offline, plan_only=plan_only)
+    _write_json(json_file, content)
 
 
 @app.command()
@@ -138,6 +143,7 @@ def compare(
     validation: Annotated[
         bool, typer.Option("--validation", help="score validation prompts, by which settings are chosen")
     ] = False,
+    json_file: JsonOption = None,
 ) -> None:
     """Set the seesaw of several runs side by side: a table, a page, and JSON. Seeds of one recipe become one row.
 
@@ -154,9 +160,10 @@ def compare(
         from mopd.recipes.compare.markdown import write_markdown
 
         write_markdown(comparison, markdown)
-    console = Console()
-    console.print(console_tables(comparison))
-    console.print(Text(f"page: {page}"), soft_wrap=True)
+    with _console_beside(json_file) as console:
+        console.print(console_tables(comparison))
+        console.print(Text(f"page: {page}"), soft_wrap=True)
+    _write_json(json_file, comparison.record())
 
 
 @app.command()
@@ -191,16 +198,14 @@ def evaluate(
     top_p: Annotated[float | None, typer.Option(help="sampled from the likeliest tokens of this probability")] = None,
     top_k: Annotated[int | None, typer.Option(help="sampled from so many of the likeliest tokens; 0: from all")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="a text that ends an answer; may be given again")] = None,
-    json_file: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="write the scores as JSON; - is standard output")
-    ] = None,
+    json_file: JsonOption = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run Python code that lies in the folder; read it first")
     ] = False,
 ) -> None:
     """Measure a model on tasks: greedy and sampled answers to test prompts, with 95% intervals."""
     from mopd.distill.errors import UserError
-    from mopd.recipes.evaluation.command import evaluate_model, measured_json, measured_table
+    from mopd.recipes.evaluation.command import evaluate_model, measured_record, measured_table
     from mopd.recipes.resolve.checkpoints import local_folder, read_checkpoint
     from mopd.recipes.resolve.damage import refuse_damaged
 
@@ -217,13 +222,32 @@ def evaluate(
     refuse_damaged(folder, "put it back as it was")
     read_checkpoint(folder, permit="give --trust-remote-code", trust_remote_code=trust_remote_code)
     measured = evaluate_model(folder, questions, trust_remote_code=trust_remote_code)
-    if json_file is not None:
-        content = measured_json(folder, measured, questions)
-        if json_file == "-":
-            typer.echo(content, nl=False)
-            return
-        Path(json_file).write_text(content)
-    Console().print(measured_table(folder, measured, samples=questions.evaluate.samples_per_prompt))
+    with _console_beside(json_file) as console:
+        console.print(measured_table(folder, measured, samples=questions.evaluate.samples_per_prompt))
+    _write_json(json_file, measured_record(folder, measured, questions))
+
+
+@contextmanager
+def _console_beside(json_file: str | None) -> Iterator[Console]:
+    """The console; one that shows nothing where standard output is for JSON."""
+    with open(os.devnull, "w") as nowhere:
+        yield Console(file=nowhere) if json_file == "-" else Console()
+
+
+def _write_json(json_file: str | None, content: Any) -> None:
+    """What a command found as JSON, in a file or, of ``-``, on standard output; nothing of None."""
+    from mopd.distill.errors import UserError
+
+    if json_file is None:
+        return
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    if json_file == "-":
+        typer.echo(text, nl=False)
+        return
+    try:
+        Path(json_file).write_text(text)
+    except OSError as error:
+        raise UserError(f"--json: {json_file} cannot be written: {error.strerror}; name another file") from error
 
 
 def _asked_so(questions: Any, given: Mapping[str, Any]) -> Any:

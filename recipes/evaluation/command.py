@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -134,9 +133,9 @@ def measured_table(model: str, measured: Mapping[str, MeasuredTask], *, samples:
     return table
 
 
-def measured_json(model: str, measured: Mapping[str, MeasuredTask], questions: EvalQuestions) -> str:
-    """The same as JSON; scores are fractions in 0..1."""
-    content: dict[str, Any] = {
+def measured_record(model: str, measured: Mapping[str, MeasuredTask], questions: EvalQuestions) -> dict[str, Any]:
+    """The same as plain values; scores are fractions in 0..1."""
+    return {
         "format": 1,
         "model": model,
         "seed": questions.seed,
@@ -148,7 +147,6 @@ def measured_json(model: str, measured: Mapping[str, MeasuredTask], questions: E
         "samples": questions.evaluate.samples_per_prompt,
         "tasks": {task: asdict(scored) for task, scored in measured.items()},
     }
-    return json.dumps(content, indent=2) + "\n"
 
 
 def _words(score: Interval) -> tuple[str, str]:
