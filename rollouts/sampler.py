@@ -18,6 +18,7 @@ from mopd.distill.types import Prompt, Rollout, Sampler, Weights
 from mopd.rollouts.engines import ENGINES
 from mopd.rollouts.engines.base import (
     Decoding,
+    Drafts,
     ExamDecoding,
     FrozenModel,
     HoldCheckpoint,
@@ -153,6 +154,7 @@ def sampler_settings(
     model: str,
     seed: int,
     support: Support | None,
+    drafts: Drafts | None = None,
     evaluate: EvaluateRecipe | None = None,
 ) -> SamplerSettings:
     """How a recipe's student writes.
@@ -162,6 +164,7 @@ def sampler_settings(
         model: the checkpoint that it belongs to, whose generation settings say what ends a completion, too.
         seed: the recipe's.
         support: the tokens that its loss compares, if any; they are recorded where they are the student's likeliest.
+        drafts: how models with draft heads guess; None: they do not.
         evaluate: how answers of evaluations are written; None: greedily.
     """
     ends = end_token_ids(tokenizer, model)
@@ -176,6 +179,7 @@ def sampler_settings(
         pad_token_id=pad,
         support=support if support is not None and support.given else None,
         vocabulary=token_count(tokenizer),
+        drafts=drafts,
     )
     exam = None if evaluate is None or not asks_more(evaluate) else exam_decoding(evaluate, tokenizer)
     return SamplerSettings(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
 from mopd.distill.recipe import FaultRecipe
-from mopd.distill.types import Int32, Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore
+from mopd.distill.types import Int32, Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore, Weights
 from mopd.teachers.actor import ScoreRequest, ScoreResponse, TeacherGroup, TeacherSpec
 from mopd.teachers.dry_run import DryRun, dry_run, dry_run_payload
 from mopd.teachers.kinds.checkpoint import microbatches
+from mopd.teachers.shared_base import SharedBase
 from mopd.teachers.validate import Expected, check_answer, likeliest_of
 from mopd.teachers.worker_pool import WorkerPool
 
@@ -37,6 +38,8 @@ class TeacherPool:
         say: tells a person of it.
         resident: how many bases are held at a time, each in a process, where that is fewer than there are; each then
             takes the place of another at most once a call of :meth:`score`. None: all.
+        on_student: those that are the student without its adapter, which its own ranks score.
+        student: its weights; asked for whenever these score.
     """
 
     def __init__(
@@ -48,22 +51,29 @@ class TeacherPool:
         faults: FaultRecipe,
         say: Callable[[str], None],
         resident: int | None = None,
+        on_student: Collection[str] = (),
+        student: Callable[[], Weights] | None = None,
     ) -> None:
         self._specs = dict(specs)
         self._routes = {domain: dict(weights) for domain, weights in routes.items()}
         self._payload: PayloadName = payload
         over: dict[TeacherSpec, dict[str, str | None]] = {}
         for name, spec in specs.items():
-            over.setdefault(replace(spec, adapter=None), {})[name] = spec.adapter
+            if name not in on_student:
+                over.setdefault(replace(spec, adapter=None), {})[name] = spec.adapter
         groups = [TeacherGroup(base, adapters) for base, adapters in over.items()]
         turns = [] if resident is None else [group for group in groups if group.spec.has_weights]
         shared = [([group], group.spec.replicas) for group in groups if group not in turns]
         if resident is not None and turns:
             shared.append((turns, min(resident, len(turns))))
-        self._worker_pools: dict[str, WorkerPool] = {}
+        self._worker_pools: dict[str, WorkerPool | SharedBase] = {}
         for together, processes in shared:
             worker_pool = WorkerPool(together, processes, faults=faults, say=say)
             self._worker_pools |= {name: worker_pool for group in together for name in group.adapters}
+        if on_student:
+            assert student is not None, "who is scored by the student's ranks needs them"
+            base = SharedBase(on_student, student, specs[next(iter(on_student))].conditions)
+            self._worker_pools |= dict.fromkeys(on_student, base)
         self._seconds = dict.fromkeys(specs, 0.0)
 
     def wait_until_ready(self) -> dict[str, int]:
@@ -159,7 +169,7 @@ class TeacherPool:
         for worker_pool in self._each_worker_pool():
             worker_pool.close()
 
-    def _each_worker_pool(self) -> list[WorkerPool]:
+    def _each_worker_pool(self) -> list[WorkerPool | SharedBase]:
         return list(dict.fromkeys(self._worker_pools.values()))
 
     def _expected(self, teacher: str, payload: PayloadName) -> Expected:

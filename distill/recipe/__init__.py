@@ -1,7 +1,8 @@
 """What may be written in YAML, and how a recipe is read. Loads neither torch nor ray nor transformers.
 
-schema.py has every leaf, source.py those of a dataset or a generator, drafts.py those of draft heads, base.py the types
-of fields, loss.py the settings of the estimators; files.py reads and writes a recipe, study.py several of one file;
+schema.py has every leaf, source.py those of a dataset or a generator, drafts.py those of draft heads, lora.py those of
+an adapter, base.py the types of fields, loss.py the settings of the estimators; files.py reads and writes a recipe,
+study.py several of one file;
 model_names.py tells stages, paths and Hub ids apart; messages.py says what is wrong, json_schema.py is for editors,
 plugins.py loads `./file.py:NAME`.
 To add a leaf, write it in schema.py with default, unit and source, and read it where it matters.
@@ -13,6 +14,7 @@ from mopd.distill.recipe.base import (
     Strict,
 )
 from mopd.distill.recipe.drafts import MTPRecipe
+from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import (
     ESTIMATORS,
     JSD,
@@ -65,6 +67,7 @@ __all__ = [
     "ForwardKL",
     "FullReverseKL",
     "GymSource",
+    "LoRA",
     "Loss",
     "MTPRecipe",
     "MergeRecipe",

@@ -36,6 +36,7 @@ from mopd.distill.recipe.base import (
     refusal,
 )
 from mopd.distill.recipe.drafts import MTPRecipe
+from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import FullReverseKL, Loss
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.source import GYM, GymSource, Source
@@ -198,6 +199,7 @@ class StudentRecipe(Strict):
     engine: Engine = Engine()
     optimizer: Optimizer = AdamW()
     updates_per_step: Count = Field(default=2, description="optimizer steps per batch of rollouts")
+    lora: LoRA | None = Field(default=None, description="train a low-rank adapter over `model`; none: the whole model")
 
 
 def _task_form(value: Any) -> str:
@@ -256,7 +258,8 @@ class TeacherRecipe(Strict):
         description="stage:NAME, a path (begins with ./ or /), a Hub id, or self: the student as it starts, frozen"
     )
     adapter: str | None = Field(
-        default=None, description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /)"
+        default=None,
+        description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /), or stage:NAME with `lora`",
     )
     scorer: str | None = Field(
         default=None, description="./file.py:NAME of a class of yours that scores, in the tokens of `model`"
@@ -504,6 +507,7 @@ class StageRecipe(Strict):
     steps: Count = Field(default=200, description="loop steps")
     save_every: Count = Field(default=100, description="steps between checkpoints")
     updates_per_step: Count = Field(default=1, description="optimizer steps per batch")
+    lora: LoRA | None = Field(default=None, description="train a low-rank adapter over `from`; none: the whole model")
     engine: Engine = Engine()
     optimizer: Optimizer = AdamW()
     mtp: MTPRecipe = MTPRecipe()

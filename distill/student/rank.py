@@ -20,6 +20,8 @@ import torch.distributed as dist
 from mopd.distill import storage
 from mopd.distill.loss.microbatch import collate
 from mopd.distill.loss.registry import bind
+from mopd.distill.models.adapters import adapter_state, merged_state, save_adapter
+from mopd.distill.models.heads import without_adapters
 from mopd.distill.student import checkpoint, engine, moe
 from mopd.distill.student.drafts import DraftTrainer
 from mopd.distill.student.forward import Objective, forward, read_heads
@@ -27,6 +29,8 @@ from mopd.distill.student.spec import RankUpdate, StudentSpec
 from mopd.distill.student.update_metrics import UpdateTotals
 from mopd.distill.types import Metrics, NonFinite, RunError, UserError
 
+ADAPTER = "adapter"
+"""The folder of an exported adapter, beside that of the student that it was added into."""
 LAYOUT = "layout.json"
 """Says in a checkpoint what kind of ranks wrote it, after which step."""
 
@@ -144,19 +148,33 @@ class StudentRank:
             self._drafts.load(self._checkpoints / name)
 
     def state_dict(self) -> dict[str, torch.Tensor] | None:
-        """The consolidated weights under Hugging Face names, on the CPU; None on all ranks but the first."""
+        """The consolidated weights under Hugging Face names, on the CPU; None on all ranks but the first.
+
+        An adapter is added in.
+        """
         with self._whole():
+            if self.spec.lora is not None:
+                return merged_state(self.module) if self.rank == 0 else None
             state = moe.gather_state_dict(self.module)
         if self._drafts is not None:
             state = self._drafts.heads.with_copies(state)
         return state if self.rank == 0 else None
 
+    def adapter_state(self) -> dict[str, torch.Tensor] | None:
+        """The weights of the adapter alone, by peft's names, on the CPU; None on all ranks but the first."""
+        with self._whole():
+            return adapter_state(self.module) if self.rank == 0 else None
+
     def export(self, path: str, card: str = "") -> None:
         """Write a Hugging Face checkpoint with its tokenizer into ``path``, replacing what is there.
+
+        An adapter is added in, and written by itself into the folder ``adapter`` beside it, as peft does.
 
         Args:
             card: the text of its model card, README.md; empty: it gets none.
         """
+        if self.spec.lora is not None:
+            self._export_adapter(Path(path).with_name(ADAPTER))
         state = self.state_dict()
         source, trusted = self.spec.model, self.spec.trust_remote_code
         temporary = Path(f"{path}.tmp-{self.spec.attempt}")
@@ -166,7 +184,7 @@ class StudentRank:
             checkpoint.export_hf(
                 temporary,
                 state_dict=state or {},
-                model=self.module,
+                model=without_adapters(self.module),
                 source=source,
                 own_code=trusted,
                 end_token_ids=self.spec.end_token_ids,
@@ -177,6 +195,17 @@ class StudentRank:
             storage.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
 
         self._on_first(publish)
+
+    def _export_adapter(self, path: Path) -> None:
+        temporary = path.with_name(f"{path.name}.tmp-{self.spec.attempt}")
+
+        def publish() -> None:
+            storage.remove(temporary)
+            save_adapter(self.module, temporary)
+            storage.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
+
+        with self._whole():
+            self._on_first(publish)
 
     def close(self) -> None:
         """Leave the process group; the rank is of no use afterwards."""
@@ -247,6 +276,10 @@ class StudentRank:
                 "`mtp.heads` needs the student's embedding and output head whole on every rank, and zero_stage 3 "
                 "keeps a part of each; use zero_stage 2, or set `mtp.heads: 0`"
             )
+        if spec.lora is not None:
+            raise UserError(
+                "`mtp.heads` and `lora` are both set, and draft heads are not exported with an adapter; remove one"
+            )
         return DraftTrainer(
             self.module,
             spec.model,
@@ -269,6 +302,7 @@ class StudentRank:
             "optimizer": self.spec.optimizer.name,
             "device": self.spec.device,
             "dtype": str(engine.model_dtype(settings, self.spec.device)).removeprefix("torch."),
+            **({} if self.spec.lora is None else {"lora": self.spec.lora.model_dump_json()}),
         }
 
     def _whole(self) -> AbstractContextManager[Any]:

@@ -12,10 +12,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mopd.distill.models.adapters import ParameterCounts, parameter_counts
 from mopd.distill.models.attention import AttentionOffer, attention_offer
 from mopd.distill.models.families import experts_of
 from mopd.distill.models.flops import ModelCost
-from mopd.distill.recipe import Architecture
+from mopd.distill.recipe import Architecture, LoRA
 from mopd.distill.recipe.messages import guess, nearest
 from mopd.distill.recipe.model_names import is_path
 from mopd.distill.recipe.plugins import own_code
@@ -87,6 +88,10 @@ FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of a configuration that the stage's own tokenizer decides."""
 
 
+_COUNTED: dict[tuple[str, LoRA], ParameterCounts] = {}
+"""Of models with an adapter, by configuration: a plan asks often, and a large model takes a second to be made."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What is known of a model before it is loaded.
@@ -111,6 +116,23 @@ class ModelInfo:
     attention: AttentionOffer
     own_code: bool = False
     unused: tuple[str, ...] = ()
+
+    def empty_model(self) -> Any:
+        """The model once more, on the meta device."""
+        return empty_model(self.config, trust_remote_code=self.own_code)[0]
+
+    def parameters(self, lora: LoRA | None) -> ParameterCounts:
+        """How many of its parameters are trained and how many frozen, with an adapter or without (None).
+
+        Raises:
+            UserError: the adapter does not fit; see :func:`distill.models.adapters.with_trained_adapter`.
+        """
+        if lora is None:
+            return ParameterCounts(self.cost.total_parameters, 0)
+        key = (self.config.to_json_string(use_diff=False), lora)
+        if key not in _COUNTED:
+            _COUNTED[key] = parameter_counts(self.empty_model(), lora)
+        return _COUNTED[key]
 
     @property
     def routed_parameters(self) -> float:

@@ -18,6 +18,7 @@ from mopd.distill.recipe import (
     Source,
     StageRecipe,
     StopRecipe,
+    StudentRecipe,
     TeacherRecipe,
 )
 from mopd.distill.recipe.messages import guess
@@ -179,6 +180,7 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         yield from _set(recipe.rollout, "rollout", ("gpus",), "the run is on the CPU")
         for name, stage in recipe.stages.items():
             yield from _set(stage.engine, f"stages.{name}.engine", ("gpus",), "the run is on the CPU")
+    yield from _of_adapters(recipe.student, recipe.stages, {n: recipe.teachers[n] for n in resolved.on_student})
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
 
@@ -225,6 +227,21 @@ def _cuts_count(
     return method.rewards and any(domain.reward for domain in trained.values())
 
 
+def _of_adapters(
+    student: StudentRecipe, stages: Mapping[str, StageRecipe], on_student: Mapping[str, TeacherRecipe]
+) -> Iterator[str]:
+    """What is read of no model under an adapter, and of no teacher that is the student without its own."""
+    trained: dict[str, StudentRecipe | StageRecipe] = {"student": student}
+    for where, settings in {**trained, **{f"stages.{name}": stage for name, stage in stages.items()}}.items():
+        if settings.lora is not None:
+            why = "under an adapter the routers' biases stay as they are"
+            yield from _set(settings.engine, f"{where}.engine", ("expert_bias_rate",), why)
+    for name, teacher in on_student.items():
+        leaves = ("replicas", "gpus", "device", "dtype", "resources")
+        why = "it is the student without its adapter, and scored by the student's own ranks"
+        yield from _set(teacher, f"teachers.{name}", leaves, why)
+
+
 def _untrained(resolved: Resolved) -> Iterator[str]:
     """What only a run that trains its student reads, and what only a merge does."""
     recipe = resolved.recipe
@@ -237,7 +254,7 @@ def _untrained(resolved: Resolved) -> Iterator[str]:
     why = f"a {recipe.method} trains no student"
     run = tuple(name for name in type(recipe.run).model_fields if name != "parallel_stages")
     yield from _set(recipe.run, "run", run, why)
-    yield from _set(recipe.student, "student", ("optimizer", "updates_per_step"), why)
+    yield from _set(recipe.student, "student", ("optimizer", "updates_per_step", "lora"), why)
     yield from _set(recipe.rollout, "rollout", ("samples_per_prompt", "temperature", "workers"), why)
     yield from _set(recipe, "", ("share_rule", "stop", "mtp"), why)
 

@@ -11,7 +11,7 @@ from mopd.distill.recipe import Recipe, StageRecipe
 from mopd.distill.tracking.sinks import sink_problems
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo, read_model_infos
-from mopd.recipes.check.models import check_lengths, check_models, heads_by_leaf, model_warnings
+from mopd.recipes.check.models import check_lengths, check_models, model_warnings
 from mopd.recipes.check.offline import assumed_lengths, on_hub
 from mopd.recipes.check.plan import Plan, make_plan
 from mopd.recipes.check.plugins import check_engine, check_own_loss, engine_warnings
@@ -90,7 +90,7 @@ def check(
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
-    doubtful = (*model_warnings(resolved.models, model_infos, heads_by_leaf(recipe.mtp, recipe.stages)), *doubtful)
+    doubtful = (*model_warnings(resolved.models, model_infos, recipe.mtp, recipe.student, recipe.stages), *doubtful)
     warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout), *doubtful)
     asked = Questions(recipe.domains, tasks, tokenizer, recipe.seed)
     plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked)

@@ -52,6 +52,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
             engine=stage.engine,
             optimizer=stage.optimizer,
             updates_per_step=stage.updates_per_step,
+            lora=stage.lora,
         ),
         domains={
             domain: DomainRecipe(
@@ -100,6 +101,11 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
 def stage_folder(out: Path, name: str) -> Path:
     """Where a stage runs."""
     return out / "stages" / name
+
+
+def adapter_folder(out: Path, name: str) -> Path:
+    """Where the adapter lies that a stage with `lora` has trained."""
+    return (stage_folder(out, name) / "adapter").absolute()
 
 
 def model_path(source: str | Architecture, *, out: Path, folder: Path) -> str:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.metrics.evaluate import evaluate
 from mopd.distill.recipe import Architecture, ModelReference
-from mopd.distill.recipe.model_names import stage_name
+from mopd.distill.recipe.model_names import PREFIX, stage_name
 from mopd.distill.types import GradingFailed, Int32, Payload, PayloadName, Prompt, Rollout, RunError, Sampler, UserError
 from mopd.recipes.evaluation.evaluator import verify
 from mopd.recipes.resolve.data import prompt_source, tasks_of
@@ -21,6 +21,7 @@ from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import model_path
+from mopd.recipes.resolve.teachers import with_folders
 from mopd.recipes.run.launch import on_disk
 from mopd.recipes.run.preflight import (
     Candidate,
@@ -72,7 +73,8 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
         out: the run's folder, whose stages may be there.
     """
     recipe, out = resolved.recipe, Path(os.path.realpath(out))
-    to_examine = candidates(resolved.teachers, recipe.trained_domains)
+    teachers = with_folders(resolved.teachers, out)
+    to_examine = candidates(teachers, recipe.trained_domains)
     start = _folder(recipe.student.model, out)
     if start is None:
         return [finding for candidate in to_examine for finding in _later(candidate, recipe.student.model)]
@@ -97,7 +99,10 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     findings: list[Finding] = []
     for candidate in to_examine:
         name = candidate.name
-        teacher = resolved.teachers[name]
+        teacher = teachers[name]
+        if (made := stage_name(teacher.settings.adapter)) is not None and not Path(teacher.adapter or "").is_dir():
+            findings += _later(candidate, f"{PREFIX}{made}")
+            continue
         folder = _folder(teacher.model.source, out, weights=teacher.kind.has_weights)
         if folder is None:
             findings += _later(candidate, teacher.model.source)

@@ -72,14 +72,27 @@ class TeacherModel:
     ) -> None:
         how: Any = {"trust_remote_code": trust_remote_code, "attention": attention}
         base = load_model(path, device=device, dtype=dtype, **how)
-        self.model: Any = with_adapters(base, adapters, device=device)
-        self.device = torch.device(device)
+        conditions = Conditions(temperature, microbatch_tokens, support, vocabulary)
+        self._hold(with_adapters(base, adapters, device=device), conditions, device=torch.device(device), dtype=dtype)
+
+    @classmethod
+    def around(cls, model: Any, conditions: Conditions) -> TeacherModel:
+        """A model that is here already, on the device and in the dtype that it has."""
+        teacher = cls.__new__(cls)
+        weight = next(model.parameters())
+        dtype = str(weight.dtype).removeprefix("torch.")
+        teacher._hold(model, conditions, device=weight.device, dtype=dtype)
+        return teacher
+
+    def _hold(self, model: Any, conditions: Conditions, *, device: torch.device, dtype: str) -> None:
+        self.model: Any = model
+        self.device = device
         self.dtype = dtype
-        self.temperature = temperature
-        self.microbatch_tokens = microbatch_tokens
-        self.support = support
+        self.temperature = conditions.temperature
+        self.microbatch_tokens = conditions.microbatch_tokens
+        self.support = conditions.support
         rows = int(self.model.config.get_text_config().vocab_size)
-        self.vocabulary = rows if vocabulary is None else min(rows, vocabulary)
+        self.vocabulary = rows if conditions.vocabulary is None else min(rows, conditions.vocabulary)
         """How many output tokens it distributes over."""
 
     def digest(self) -> str:
