@@ -127,9 +127,7 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
     recipe, method = resolved.recipe, resolved.method
     if not method.selects:
         yield from _set(recipe.rollout, "rollout", ("keep_verified",), "only expert_iteration keeps some")
-    cuts = recipe.rollout.truncated
-    if cuts != "learn" and not _cuts_count(cuts, method, recipe.trained_domains, recipe.stages):
-        yield f"`rollout.truncated` is set and changes nothing: {_CUTS_WHY[cuts]}"
+    yield from _idle_cuts(recipe.rollout.truncated, method, recipe.trained_domains, recipe.stages)
     for name, stage in recipe.stages.items():
         if not METHODS[stage.method].samples:
             yield from _set(stage, f"stages.{name}", ("samples_per_prompt",), "it samples nothing it trains on")
@@ -213,18 +211,20 @@ _CUTS_WHY = {
 }
 
 
-def _cuts_count(
+def _idle_cuts(
     truncated: Truncated,
     method: Method | MadeMethod,
     trained: Mapping[str, DomainRecipe],
     stages: Mapping[str, StageRecipe],
-) -> bool:
-    """Whether a run or a stage of it trains on rollouts that can be cut, or gives them a reward that can be 0."""
-    if any(METHODS[stage.method].samples for stage in stages.values()):
-        return True
+) -> Iterator[str]:
+    """Where nothing trains on rollouts that can be cut, or gives them a reward that could be 0."""
+    counts = any(METHODS[stage.method].samples for stage in stages.values())
     if truncated == "mask":
-        return method.samples or method.teachers == "write"
-    return method.rewards and any(domain.reward for domain in trained.values())
+        counts = counts or method.samples or method.teachers == "write"
+    if truncated == "zero_reward":
+        counts = counts or (method.rewards and any(domain.reward for domain in trained.values()))
+    if truncated != "learn" and not counts:
+        yield f"`rollout.truncated` is set and changes nothing: {_CUTS_WHY[truncated]}"
 
 
 def _of_adapters(
