@@ -72,7 +72,7 @@ def check(
     shared = SharedChecks() if shared is None else shared
     if broken := list(check_own_loss(recipe.loss)):
         raise UserError(*broken)  # all else asks the loss what it needs
-    problems = [*check_routes(resolved, tasks=TASKS), *check_engine(recipe.rollout, resolved.loss)]
+    problems = [*check_routes(resolved, tasks=TASKS), *check_engine(recipe.rollout, resolved.loss, recipe.evaluate)]
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
     tasks, unusable = make_tasks(recipe.domains, None, seed=recipe.seed, without=far)
     model_infos, unreadable = read_model_infos(resolved, tasks, offline=offline, shared=shared.models)

@@ -92,6 +92,7 @@ BESIDES: dict[str, Any] = {
     "domains.*.task.answer_names": {"options": "choices"},
     "domains.*.task.shots_split": {"shots": 2},
     "domains.*.task.continues": {"verifier": "python_tests"},
+    "domains.*.task.function": {"verifier": "input_output", "tests": "cases"},
     "teachers.*.prompt.hint": {"template": "{hint} {prompt}"},
 }
 """What else has to change in the same section for the other value to be valid."""
