@@ -222,7 +222,9 @@ def starting_model(
     """
     path = model_path(source, out=out, folder=folder)
     if isinstance(source, Architecture):
-        make_initial(source, Path(path), domains=domains, seed=seed, run_dir=folder, attempt=attempt)
+        taken = source.tokenizer
+        of = None if taken is None else on_disk(model_path(taken, out=out, folder=folder), weights=False)
+        make_initial(source, Path(path), domains=domains, seed=seed, run_dir=folder, attempt=attempt, tokenizer_of=of)
         return path
     return on_disk(path)
 
