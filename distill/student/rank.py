@@ -271,6 +271,10 @@ class StudentRank:
                 "`mtp.heads` needs the student's embedding and output head whole on every rank, and zero_stage 3 "
                 "keeps a part of each; use zero_stage 2, or set `mtp.heads: 0`"
             )
+        if spec.lora is not None:
+            raise UserError(
+                "`mtp.heads` and `lora` are both set, and draft heads are not exported with an adapter; remove one"
+            )
         return DraftTrainer(
             self.module,
             spec.model,

@@ -60,16 +60,18 @@ class _HeadsOfRun:
     mtp: MTPRecipe
     engine: Engine
     method: str
+    lora: bool
 
 
 def _heads_of(
     student: StudentRecipe, mtp: MTPRecipe, method: str, stages: Mapping[str, StageRecipe]
 ) -> dict[str, _HeadsOfRun]:
     """By name of the stage; the run's own has none."""
-    runs = {"": _HeadsOfRun("", "student.model", mtp, student.engine, method)}
+    runs = {"": _HeadsOfRun("", "student.model", mtp, student.engine, method, student.lora is not None)}
     for name, stage in stages.items():
         where = f"stages.{name}."
-        runs[name] = _HeadsOfRun(where, f"{where}from", stage.mtp, stage.engine, stage.method)
+        adapter = stage.lora is not None
+        runs[name] = _HeadsOfRun(where, f"{where}from", stage.mtp, stage.engine, stage.method, adapter)
     return runs
 
 
@@ -83,6 +85,12 @@ def _draft_heads(
             if run.method == "draft_heads":
                 yield f"`{where}method` is draft_heads, and `{where}mtp.heads` is 0: set how many it is to teach"
             continue
+        if run.lora:
+            lora = f"{where}lora" if where else "student.lora"
+            yield (
+                f"`{where}mtp.heads` is {mtp.heads} and `{lora}` is set: draft heads are not exported with an adapter; "
+                "remove one of them"
+            )
         if run.engine.zero_stage == 3:
             yield (
                 f"`{where}mtp.heads` is {mtp.heads}, and zero_stage 3 keeps a part of embedding and output head on "

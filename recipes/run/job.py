@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.hosts import HOSTS
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
-from mopd.distill.recipe import DomainRecipe, RolloutRecipe
+from mopd.distill.recipe import DomainRecipe, MTPRecipe, RolloutRecipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
@@ -26,13 +26,14 @@ from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import named_base
+from mopd.recipes.resolve.teacher_prompts import teacher_reads
 from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
 from mopd.recipes.run.preflight import Candidate, candidates, passed, preflight, wait_for_teachers
 from mopd.recipes.run.ranks import RayRanks
 from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
-from mopd.rollouts.engines.base import FrozenModel
+from mopd.rollouts.engines.base import Drafts, FrozenModel
 from mopd.rollouts.prompts import Prefetched
 from mopd.rollouts.rewards import TruncatedRollouts
 from mopd.rollouts.sampler import Samplers, sampler_settings
@@ -42,6 +43,9 @@ from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds import make_source
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions
+
+DRAFT_COSTS = "draft_costs.json"
+"""In a run's folder: how long writing takes with and without guesses, as measured at its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,12 @@ class Training:
             recipe.rollout,
             recipe.student.engine,
             settings=sampler_settings(
-                recipe.rollout, self.tokenizer, model=self.model, seed=recipe.seed, support=support
+                recipe.rollout,
+                self.tokenizer,
+                model=self.model,
+                seed=recipe.seed,
+                support=support,
+                drafts=self._drafts(recipe.mtp),
             ),
             initial=FrozenModel(
                 self.model,
@@ -150,8 +159,15 @@ class Training:
             dtype=self.resolved.dtype,
             gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
             limit_seconds=recipe.faults.rank_seconds,
+            heads=recipe.mtp.heads > 0,
             closing=closing,
         )
+
+    def _drafts(self, mtp: MTPRecipe) -> Drafts | None:
+        """How the student and the models that it is measured against guess, with costs that a resumed run reads."""
+        if not mtp.heads or not mtp.drafts:
+            return None
+        return Drafts(mtp.drafts, measured=True, record=str(self.folder / DRAFT_COSTS))
 
     def _parts(
         self, samplers: Samplers, pool: TeacherPool | None, trained: Mapping[str, DomainRecipe], rollout: RolloutRecipe
@@ -291,6 +307,7 @@ class Training:
             faults=recipe.faults,
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
+            reads=teacher_reads(asked, self.tasks, self.tokenizer),
             on_student=[name for name in specs if name in self.resolved.on_student],
             student=student,
         )
