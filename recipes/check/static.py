@@ -84,14 +84,14 @@ def check(
     problems += check_lengths(model_infos, lengths, trained=trained, max_new_tokens=cap)
     problems += check_texts(resolved.teachers, recipe.trained_domains, tasks, tokenizer, model_infos, cap, recipe.seed)
     problems += [] if offline else check_device(resolved)
-    if not problems and not offline:
-        # Last: it asks others, and needs a sound recipe.
+    if not problems and not offline:  # last: it asks others, and needs a sound recipe
         problems += reach_teachers(resolved, tasks, tokenizer, lengths)
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
     doubtful = (*model_warnings(resolved.models, model_infos, recipe.mtp, recipe.student, recipe.stages), *doubtful)
-    warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout), *doubtful)
+    hints = hint_warnings(resolved.teachers, resolved.loss)
+    warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout), *doubtful, *hints)
     asked = Questions(recipe.domains, tasks, tokenizer, recipe.seed)
     plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked)
     if not (offline or plan_only) and (problems := _lacks_room(resolved, plan, out, model_infos, lengths)):
