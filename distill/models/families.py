@@ -75,6 +75,7 @@ FAMILIES: dict[str, Family] = {
             "openai-gpt",
             "recurrent_gemma",
             "rwkv",
+            "xlnet",
             "xlstm",
             "zamba2",
         ),
