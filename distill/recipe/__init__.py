@@ -28,6 +28,7 @@ from mopd.distill.recipe.loss import (
     PolicyGradient,
     SampledToken,
     TopKReverseKL,
+    WholeDistribution,
 )
 from mopd.distill.recipe.schema import (
     AdamW,
@@ -47,6 +48,7 @@ from mopd.distill.recipe.schema import (
     StageRecipe,
     StopRecipe,
     StudentRecipe,
+    TeacherPromptRecipe,
     TeacherRecipe,
     TrackRecipe,
     WandbRecipe,
@@ -88,8 +90,10 @@ __all__ = [
     "StopRecipe",
     "Strict",
     "StudentRecipe",
+    "TeacherPromptRecipe",
     "TeacherRecipe",
     "TopKReverseKL",
     "TrackRecipe",
     "WandbRecipe",
+    "WholeDistribution",
 ]

@@ -28,6 +28,9 @@ from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.tokenizer import control_ids
 from mopd.teachers.compatibility import compare_heads, compare_tokenizers
 
+NOT_EXPORTED = "they are neither used, nor trained, nor exported"
+"""Said of weights of the student's checkpoint before a run, and once more of its export."""
+
 
 def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> list[str]:
     """Every problem between the recipe and its models, each a sentence; models without facts are passed over.
@@ -60,16 +63,18 @@ class _HeadsOfRun:
     mtp: MTPRecipe
     engine: Engine
     method: str
+    lora: bool
 
 
 def _heads_of(
     student: StudentRecipe, mtp: MTPRecipe, method: str, stages: Mapping[str, StageRecipe]
 ) -> dict[str, _HeadsOfRun]:
     """By name of the stage; the run's own has none."""
-    runs = {"": _HeadsOfRun("", "student.model", mtp, student.engine, method)}
+    runs = {"": _HeadsOfRun("", "student.model", mtp, student.engine, method, student.lora is not None)}
     for name, stage in stages.items():
         where = f"stages.{name}."
-        runs[name] = _HeadsOfRun(where, f"{where}from", stage.mtp, stage.engine, stage.method)
+        adapter = stage.lora is not None
+        runs[name] = _HeadsOfRun(where, f"{where}from", stage.mtp, stage.engine, stage.method, adapter)
     return runs
 
 
@@ -83,6 +88,12 @@ def _draft_heads(
             if run.method == "draft_heads":
                 yield f"`{where}method` is draft_heads, and `{where}mtp.heads` is 0: set how many it is to teach"
             continue
+        if run.lora:
+            lora = f"{where}lora" if where else "student.lora"
+            yield (
+                f"`{where}mtp.heads` is {mtp.heads} and `{lora}` is set: draft heads are not exported with an adapter; "
+                "remove one of them"
+            )
         if run.engine.zero_stage == 3:
             yield (
                 f"`{where}mtp.heads` is {mtp.heads}, and zero_stage 3 keeps a part of embedding and output head on "
@@ -194,7 +205,7 @@ def model_warnings(
             keep = f" (its {count} draft layers are kept with `mtp.heads: {count}`)" if count else ""
             yield (
                 f"`{leaf}`: the checkpoint has {len(unused)} weights that its {info.config.model_type} has no "
-                f"place for ({named}), such as draft heads; they are neither used, nor trained, nor exported{keep}"
+                f"place for ({named}), such as draft heads; {NOT_EXPORTED}{keep}"
             )
         if (method := _packing(info)) is not None and leaf.startswith("teachers.") and models[leaf].has_weights:
             yield (

@@ -25,6 +25,7 @@ from mopd.recipes.check.teachers import check_teachers
 from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import ModelSource, chain
+from mopd.recipes.resolve.stages import stages_before
 from mopd.recipes.resolve.teachers import group_key, placement
 
 
@@ -120,7 +121,8 @@ def _anchors(
                 f"`teachers.{name}.model` is self, and the student is made from scratch: it would be held to its own "
                 f"noise; train it in a stage first, or name another model"
             )
-    if anchors == set(teachers) and anchors and not any(domain.reward for domain in domains.values()):
+    held = anchors == set(teachers) and all(teacher.own_prompt is None for teacher in teachers.values())
+    if held and anchors and not any(domain.reward for domain in domains.values()):
         yield (
             "`teachers`: every one is self, so the student would be held where it is and learn nothing; name a "
             "specialist for one domain at least"
@@ -201,7 +203,8 @@ def _stages(
     domains: Collection[str],
     teachers: Mapping[str, TeacherRecipe],
 ) -> Iterator[str]:
-    needed = {name for teacher in teachers.values() for name in chain(stages, teacher.adapter or "")}
+    taken = {before for stage in stages.values() for before in stages_before(stage)}
+    needed = taken | {name for teacher in teachers.values() for name in chain(stages, teacher.adapter or "")}
     for where, model in models.items():
         name = stage_name(model.source)
         if name is not None and name not in stages:

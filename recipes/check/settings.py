@@ -10,6 +10,7 @@ from mopd.distill.payload_rows import payload_spec
 from mopd.distill.recipe import (
     DomainRecipe,
     Engine,
+    EvaluateRecipe,
     GymSource,
     MTPRecipe,
     RolloutRecipe,
@@ -124,6 +125,11 @@ def _extrapolation(
             f"`loss.reference` is the teacher {name!r}, whose model is {teachers[name].model}; what the student "
             f"goes away from is where it starts: name a teacher whose model is self"
         )
+    elif teachers[name].own_prompt is not None:
+        yield (
+            f"`loss.reference` is the teacher {name!r}, which reads a prompt of its own; what the student goes away "
+            "from is itself on its own prompt: name a teacher without `prompt`"
+        )
     if not any(teacher != name for domain in trained.values() for teacher in domain.teacher_weights):
         yield (
             "`loss.extrapolation` goes beyond a teacher, and no domain has one; give a domain a `teacher`, or take "
@@ -139,9 +145,8 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
     recipe, method = resolved.recipe, resolved.method
     if not method.selects:
         yield from _set(recipe.rollout, "rollout", ("keep_verified",), "only expert_iteration keeps some")
-    cuts = recipe.rollout.truncated
-    if cuts != "learn" and not _cuts_count(cuts, method, recipe.trained_domains, recipe.stages):
-        yield f"`rollout.truncated` is set and changes nothing: {_CUTS_WHY[cuts]}"
+    yield from _idle_cuts(recipe.rollout.truncated, method, recipe.trained_domains, recipe.stages)
+    yield from _unsampled(recipe.evaluate)
     yield from _untrained(resolved)
     yield from _drafts(recipe.mtp, recipe.student.engine, recipe.rollout, "")
     for name, stage in recipe.stages.items():
@@ -202,6 +207,12 @@ def _of_stage(where: str, stage: StageRecipe, rollout: RolloutRecipe) -> Iterato
         yield from _drafts(stage.mtp, stage.engine, rollout, f"{where}.")
 
 
+def _unsampled(evaluate: EvaluateRecipe) -> Iterator[str]:
+    if not evaluate.samples_per_prompt:
+        why = "no answers are sampled (`evaluate.samples_per_prompt`)"
+        yield from _set(evaluate, "evaluate", ("temperature", "top_p", "top_k"), why)
+
+
 def _drafts(mtp: MTPRecipe, engine: Engine, rollout: RolloutRecipe, where: str) -> Iterator[str]:
     """Draft heads that are not there, or learn in a run whose sampler cannot use them."""
     if not mtp.heads:
@@ -224,18 +235,20 @@ _CUTS_WHY = {
 }
 
 
-def _cuts_count(
+def _idle_cuts(
     truncated: Truncated,
     method: Method | MadeMethod,
     trained: Mapping[str, DomainRecipe],
     stages: Mapping[str, StageRecipe],
-) -> bool:
-    """Whether a run or a stage of it trains on rollouts that can be cut, or gives them a reward that can be 0."""
-    if any(METHODS[stage.method].samples for stage in stages.values()):
-        return True
+) -> Iterator[str]:
+    """Where nothing trains on rollouts that can be cut, or gives them a reward that could be 0."""
+    counts = any(METHODS[stage.method].samples for stage in stages.values())
     if truncated == "mask":
-        return method.samples or method.teachers == "write"
-    return method.rewards and any(domain.reward for domain in trained.values())
+        counts = counts or method.samples or method.teachers == "write"
+    if truncated == "zero_reward":
+        counts = counts or (method.rewards and any(domain.reward for domain in trained.values()))
+    if truncated != "learn" and not counts:
+        yield f"`rollout.truncated` is set and changes nothing: {_CUTS_WHY[truncated]}"
 
 
 def _of_adapters(

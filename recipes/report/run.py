@@ -49,7 +49,8 @@ class NotedChart:
 
 
 def learning(data: RunData) -> list[NotedChart]:
-    """Loss, KL and entropy by domain, shares of tokens and of the gradient, and the stages' losses, where logged."""
+    """Loss, KL and entropy by domain, shares of tokens and of the gradient, the stages' losses, and who waited, where
+    logged."""
     css = css_of(data)
     note = "nats a token, on validation questions that it does not train on"
     overlap = "which part of the student’s likeliest tokens is among the teacher’s"
@@ -71,9 +72,27 @@ def learning(data: RunData) -> list[NotedChart]:
             data.train,
             css,
         ),
+        *_draft_heads(data.train, css),
         _lines("Stages before it: loss", "base and specialists, nats a token", stage_lines),
+        _lines(
+            "Idle share",
+            "part of a step in which a rank or a teacher computes nothing, mean over their processes",
+            [
+                Line(who, colour, _series(data.train, f"idle/{who}"))
+                for who, colour in (("ranks", "plain"), ("teachers", "d1"))
+            ],
+        ),
     ]
     return [chart for chart in charts if chart is not None]
+
+
+def _draft_heads(train: Sequence[StepMetrics], css: Mapping[str, str]) -> list[NotedChart | None]:
+    """How well draft heads guess, where the student has any."""
+    agree, written = "part of draws in which it can be the student’s token", "of what was written with guesses"
+    return [
+        _lines("Draft heads: first guess", agree, _by_domain("draft_overlap_1", train, css)),
+        _lines("Draft heads: tokens a forward", written, _by_domain("draft_tokens_per_forward", train, css)),
+    ]
 
 
 def _series(rows: Iterable[StepMetrics], name: str) -> list[tuple[float, float]]:

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from mopd.distill.loss.teacher_tensors import sampled_logprobs
+from mopd.distill.loss.teacher_tensors import sampled_logprobs, sampled_rows
+from mopd.distill.metrics.drafts import draft_metrics, stale_domains
 from mopd.distill.metrics.plateau import RunLength
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import RunRecipe, StopRecipe, StudentRecipe
@@ -54,6 +55,7 @@ class RunCallbacks:
         self._eval_sampler = eval_sampler
         self._teacher_distance = teacher_distance
         self._why: str | None = None
+        self._stale = set[str]()
 
     def resumed(self, step: int) -> None:
         """Void what was recorded of steps that are run again."""
@@ -77,7 +79,7 @@ class RunCallbacks:
         self._eval_sampler.load_weights(weights, version=step)
         # First: where a teacher fails, nothing is written of this evaluation, and the resumed run takes it again.
         distance = self._teacher_distance
-        metrics = {} if distance is None else distance.measure(step, self._eval_sampler)
+        metrics = {} if distance is None else distance.measure(step, self._eval_sampler, weights)
         metrics |= self._evaluator.evaluate("student", step=step, split="validation", sampler=self._eval_sampler)
         metrics |= self._evaluator.against_teachers()
         self._tracker.log("eval", step, metrics)
@@ -88,12 +90,27 @@ class RunCallbacks:
         """Log a finished step; where it is evaluated, keep a few of its rollouts."""
         self._step = step
         taken = {f"prompts/{domain}": len(places) for domain, places in self._mixture.places(step - 1).items()}
-        metrics = metrics | taken | self._costs.of_step(batch)
+        drafted = draft_metrics([scored.rollout for scored in batch])
+        metrics = metrics | taken | self._costs.of_step(batch) | drafted
         self._mixture.see(metrics)
         self._tracker.log("train", step, metrics)
+        self._warn_of_stale_heads(step, metrics)
         self._progress.advance(step, metrics)
         if self._evaluator is not None and self._measured(step):
             self._tracker.append_rows("rollouts", self._samples(self._evaluator, step, batch))
+
+    def _warn_of_stale_heads(self, step: int, metrics: Metrics) -> None:
+        """Say it once a domain where draft heads guess clearly worse than they did."""
+        asked = [d for d in self._length.domains if f"draft_overlap_1/{d}" in metrics and d not in self._stale]
+        if not asked or step % self._run.evaluate_every:
+            return
+        for domain, (best, now) in stale_domains(self._tracker.rows("train"), asked).items():
+            self._stale.add(domain)
+            self._progress.print(
+                f"warning: draft heads are stale in domain {domain}: their first guess agrees with the student in "
+                f"{now:.0%} of draws, and did in {best:.0%}. Rollouts are slower for it, and not different; raise "
+                "`mtp.share` or `mtp.lr`"
+            )
 
     def failed(self, step: int, metrics: Metrics, error: RunError) -> None:
         """Log what teachers lost in the step that is not finished, and that will be taken again: no time, no cost."""
@@ -171,8 +188,8 @@ def sampled_advantages(scored: ScoredRollout) -> list[float]:
     It is told with the sampler's log-probabilities: at these weights they are the policy's, up to rounding.
     """
     rollout = scored.rollout
-    untold = [score for _, score in scored.scores if score.payload.sampled_logprobs(rollout.token_ids) is None]
+    untold = [score for _, score in scored.scores if sampled_rows(score.payload, rollout) is None]
     if untold or not scored.scores:
         return []
-    gap_T = sampled_logprobs(scored) - rollout.sampler_logprobs
-    return [round(float(gap), 4) for gap in gap_T[rollout.loss_mask]]
+    gap_N = sampled_logprobs(scored) - rollout.sampler_logprobs[rollout.loss_mask]
+    return [round(float(gap), 4) for gap in gap_N]

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.hosts import HOSTS
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
-from mopd.distill.recipe import DomainRecipe, RolloutRecipe
+from mopd.distill.recipe import DomainRecipe, MTPRecipe, RolloutRecipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
@@ -22,17 +22,19 @@ from mopd.distill.types import Prompt, Sampler, Weights
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
+from mopd.recipes.report.card import run_card
 from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import named_base
+from mopd.recipes.resolve.teacher_prompts import teacher_reads
 from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks, run_length
 from mopd.recipes.run.preflight import Candidate, candidates, passed, preflight, wait_for_teachers
 from mopd.recipes.run.ranks import RayRanks
 from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
-from mopd.rollouts.engines.base import FrozenModel
+from mopd.rollouts.engines.base import Drafts, FrozenModel
 from mopd.rollouts.prompts import Prefetched
 from mopd.rollouts.rewards import TruncatedRollouts
 from mopd.rollouts.sampler import Samplers, sampler_settings
@@ -42,6 +44,9 @@ from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds import make_source
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions
+
+DRAFT_COSTS = "draft_costs.json"
+"""In a run's folder: how long writing takes with and without guesses, as measured at its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,8 @@ class Training:
                 wait_for_teachers(teachers, tokens=len(self.tokenizer))
                 to_examine = candidates(self.resolved.teachers, trained)
                 self._preflight(teachers, student, samplers.train, source(0), to_examine, context.progress.print)
+            routes, graded = self.resolved.routes, recipe.evaluate.graded_prompts
+            temperature = recipe.rollout.temperature
             prompts = Prefetched(source)
             closing.callback(prompts.close)
             last = train(
@@ -125,7 +132,7 @@ class Training:
                     stop=context.stop,
                     evaluator=self.evaluator,
                     eval_sampler=eval_sampler,
-                    teacher_distance=self._teacher_distance(teachers, self.resolved.routes, self.resolved.loss, graded),
+                    teacher_distance=self._teacher_distance(teachers, routes, self.resolved.loss, graded, temperature),
                 ),
             )
             self._conclude(student, eval_sampler, progress, last)
@@ -139,7 +146,13 @@ class Training:
             recipe.rollout,
             recipe.student.engine,
             settings=sampler_settings(
-                recipe.rollout, self.tokenizer, model=self.model, seed=recipe.seed, support=support
+                recipe.rollout,
+                self.tokenizer,
+                model=self.model,
+                seed=recipe.seed,
+                support=support,
+                evaluate=recipe.evaluate,
+                drafts=self._drafts(recipe.mtp),
             ),
             initial=FrozenModel(
                 self.model,
@@ -151,8 +164,15 @@ class Training:
             dtype=self.resolved.dtype,
             gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
             limit_seconds=recipe.faults.rank_seconds,
+            heads=recipe.mtp.heads > 0,
             closing=closing,
         )
+
+    def _drafts(self, mtp: MTPRecipe) -> Drafts | None:
+        """How the student and the models that it is measured against guess, with costs that a resumed run reads."""
+        if not mtp.heads or not mtp.drafts:
+            return None
+        return Drafts(mtp.drafts, measured=True, record=str(self.folder / DRAFT_COSTS))
 
     def _parts(
         self, samplers: Samplers, pool: TeacherPool | None, trained: Mapping[str, DomainRecipe], rollout: RolloutRecipe
@@ -202,6 +222,7 @@ class Training:
         routes: Mapping[str, Mapping[str, float]],
         loss: BoundLoss,
         graded_prompts: int,
+        temperature: float,
     ) -> TeacherDistance | None:
         """What has teachers grade held-out prompts; None for a stage, without teachers, or where no prompt is asked."""
         if self.evaluator is None or pool is None or graded_prompts == 0:
@@ -209,7 +230,9 @@ class Training:
         questions = self.evaluator.prompts["validation"]
         prompts = [prompt for name, weights in routes.items() if weights for prompt in questions[name][:graded_prompts]]
         payload = payload_to_ask(loss)
-        return TeacherDistance(prompts, pool, payload=payload, tracker=self.tracker, costs=self.costs)
+        return TeacherDistance(
+            prompts, pool, payload=payload, temperature=temperature, tracker=self.tracker, costs=self.costs
+        )
 
     def _conclude(self, student: DeepSpeedStudent, eval_sampler: Sampler, progress: TaskHandle, last: int) -> None:
         """Go back to the selected step, if that is not the last; measure and export it."""
@@ -220,7 +243,11 @@ class Training:
             progress.note("measuring the student on test prompts")
             eval_sampler.load_weights(student.weights(), version=step)
             self.evaluator.evaluate("student", step=step, split="test", sampler=eval_sampler)
-        student.export(str(self.folder / "student"))
+        student.export(str(self.folder / "student"), card=self.card())
+
+    def card(self) -> str:
+        """The model card of the student that was measured; a stage's has none."""
+        return "" if self.is_stage or self.evaluator is None else run_card(self.folder, self.evaluator.rows)
 
     def _student(self, closing: ExitStack, say: Callable[[str], None], steps: Callable[[], int]) -> DeepSpeedStudent:
         """The student in its ranks, which end with ``closing``; ``steps``: of the whole run, as far as is known."""
@@ -292,6 +319,7 @@ class Training:
             faults=recipe.faults,
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
+            reads=teacher_reads(asked, self.tasks, self.tokenizer),
             on_student=[name for name in specs if name in self.resolved.on_student],
             student=student,
         )

@@ -27,6 +27,7 @@ def samplers_of_run(
     gpus: float,
     limit_seconds: float,
     closing: ExitStack,
+    heads: bool = False,
 ) -> Samplers:
     """The samplers of a run or a stage.
 
@@ -39,6 +40,7 @@ def samplers_of_run(
         gpus: the part of a GPU that a process which holds a model takes.
         limit_seconds: after which one that does not answer is held to hang.
         closing: ends every process that is started.
+        heads: whether the student has draft heads.
     """
     # On a CPU two processes measure twice as fast; GPUs are only those that the run needs anyway.
     measuring = max(2, engine.ranks) if device == "cpu" else engine.ranks
@@ -48,7 +50,8 @@ def samplers_of_run(
         student=StudentModel(
             initial,
             SamplerProcesses(rollout.workers, device, dtype, gpus, limit_seconds=limit_seconds),
-            lockstep=engine.expert_parallel > 1 or engine.zero_stage == 3,
+            lockstep=engine.expert_parallel > 1,
+            heads=heads,
             lora=lora,
         ),
         frozen=SamplerProcesses(measuring, device, dtype, gpus, limit_seconds=limit_seconds),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,13 @@ from torch import nn
 
 from mopd.distill.models.adapters import adapter_state
 from mopd.distill.models.load import load_model
+from mopd.distill.models.mtp import attached
 from mopd.distill.types import Int32, Prompt, Rollout, Sampler, Weights
 from mopd.rollouts.engines.base import (
+    EXAM_STEP,
     Decoding,
+    Drafts,
+    ExamDecoding,
     FrozenModel,
     HoldCheckpoint,
     InPlace,
@@ -27,7 +32,8 @@ from mopd.rollouts.engines.base import (
     WeightTransport,
 )
 from mopd.rollouts.engines.canary import check_sampler
-from mopd.rollouts.engines.generate import Completion, generate
+from mopd.rollouts.engines.drafts import measure_costs, read_costs, write_costs
+from mopd.rollouts.engines.generate import Completion, generate, pick_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ class StudentSampler:
 
     Args:
         transport: how the weights reach those processes; None: they hold them already.
+        exam: how answers of evaluations are written; None: greedily, with the rest of ``decoding``.
     """
 
     def __init__(
@@ -78,8 +85,10 @@ class StudentSampler:
         samples_per_prompt: int,
         batch_size: int,
         transport: WeightTransport | None = None,
+        exam: ExamDecoding | None = None,
     ) -> None:
         self._decoding = decoding
+        self._exam = exam
         self._samples = samples_per_prompt
         self._batch_size = batch_size
         self._transport = InPlace() if transport is None else transport
@@ -97,20 +106,58 @@ class StudentSampler:
         Raises:
             RuntimeError: no weights were loaded.
         """
-        if self._weights is None:
-            raise RuntimeError("the sampler has no weights; call load_weights first")
         # What is written greedily is verified and not graded.
         support = None if greedy else self._decoding.support
-        decoding = replace(self._decoding, step=step, greedy=greedy, support=support)
-        samples = 1 if greedy else self._samples
+        drafts = self._decoding.drafts and self._with_costs(self._loaded(), self._decoding.drafts)
+        decoding = replace(self._decoding, step=step, greedy=greedy, support=support, drafts=drafts)
+        yield from self._written(prompts, decoding, samples=1 if greedy else self._samples)
+
+    def examine(self, prompts: Sequence[Prompt], *, step: int, sample: int | None) -> Iterator[list[Rollout]]:
+        """Yield microbatches of one answer a prompt, in the order of ``prompts``, as evaluations want them.
+
+        Args:
+            sample: its number, which keys its randomness; None: greedily.
+
+        Raises:
+            RuntimeError: no weights were loaded.
+        """
+        exam = self._exam
+        decoding = replace(self._decoding, step=step, greedy=sample is None, support=None, drafts=None)
+        if exam is not None:
+            decoding = replace(decoding, stops=exam.stops)
+        if exam is not None and sample is not None:
+            decoding = replace(
+                decoding, step=EXAM_STEP + sample, temperature=exam.temperature, top_p=exam.top_p, top_k=exam.top_k
+            )
+        yield from self._written(prompts, decoding, samples=1)
+
+    def _written(self, prompts: Sequence[Prompt], decoding: Decoding, *, samples: int) -> Iterator[list[Rollout]]:
+        weights = self._loaded()
         planned = [
             _Planned(prompt, index=group * samples + k, group=group)
             for group, prompt in enumerate(prompts)
             for k in range(samples)
         ]
-        size = self._batch_size * self._weights.ranks
+        size = self._batch_size * weights.ranks
         for start in range(0, len(planned), size):
-            yield self._microbatch(self._weights, planned[start : start + size], decoding)
+            yield self._microbatch(weights, planned[start : start + size], decoding)
+
+    def _loaded(self) -> Weights:
+        if self._weights is None:
+            raise RuntimeError("the sampler has no weights; call load_weights first")
+        return self._weights
+
+    def _with_costs(self, weights: Weights, drafts: Drafts) -> Drafts | None:
+        """How to guess, with what it costs here; None where the model has nothing to guess with. Asked once."""
+        if not drafts.measured or drafts.costs is not None:
+            return drafts
+        costs = read_costs(drafts.record)
+        if costs is None:
+            costs = weights.on_ranks(_measure, [(self._decoding,)] * weights.ranks)[0]
+            if costs is not None:
+                write_costs(drafts.record, costs)
+        self._decoding = replace(self._decoding, drafts=costs and replace(drafts, costs=costs))
+        return self._decoding.drafts
 
     def _microbatch(self, weights: Weights, planned: Sequence[_Planned], decoding: Decoding) -> list[Rollout]:
         # Dealt out like cards, so that every rank gets the same mixture of domains and none waits long for another.
@@ -136,7 +183,13 @@ class StudentSampler:
             group=plan.group,
             index=plan.index,
             support_ids=_with_prompt(len(prompt), completion.support_ids),
+            drafts=completion.drafts,
         )
+
+
+def _measure(model: nn.Module, decoding: Decoding) -> Any:
+    """What guesses cost in this process."""
+    return measure_costs(model, decoding, generate, partial(pick_tokens, greedy=decoding.greedy))
 
 
 def _with_prompt(length: int, support_ids: Int32 | None) -> Int32 | None:
@@ -151,7 +204,12 @@ def of_student(student: StudentModel, closing: ExitStack) -> MakeSampler:
 
     def make(settings: SamplerSettings) -> Sampler:
         decoding = replace(settings.decoding, lockstep=student.lockstep)
-        return StudentSampler(decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size)
+        return StudentSampler(
+            decoding,
+            samples_per_prompt=settings.samples_per_prompt,
+            batch_size=settings.batch_size,
+            exam=settings.exam,
+        )
 
     return make
 
@@ -168,8 +226,13 @@ def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closi
             trust_remote_code=model.trust_remote_code,
             attention=model.attention,
         )
+        if settings.decoding.drafts is not None:
+            attached(model.path, module)
         sampler = StudentSampler(
-            settings.decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size
+            settings.decoding,
+            samples_per_prompt=settings.samples_per_prompt,
+            batch_size=settings.batch_size,
+            exam=settings.exam,
         )
         sampler.load_weights(InProcess(module), version=0)
         return sampler
@@ -184,5 +247,6 @@ IN_PROCESS = RolloutEngine(
     records_support=True,
     takes_adapters=True,
     canary=check_sampler,
+    examines=True,
     shares_student=True,
 )

@@ -11,7 +11,9 @@ import torch
 
 from mopd.distill.hosts import HOSTS
 from mopd.distill.models.adapters import adapter_state, load_adapter_state, merged_state, with_trained_adapter
+from mopd.distill.models.heads import without_adapters
 from mopd.distill.models.load import load_model
+from mopd.distill.models.mtp import DraftHeads, attach, attached, count_heads, draft_heads, is_head_tensor
 from mopd.distill.recipe import LoRA
 from mopd.distill.types import RunError, Sampler, Weights
 from mopd.rollouts.engines.base import (
@@ -36,8 +38,9 @@ class _Worker:
         self.model: torch.nn.Module | None = None
         self.version: int | None = None
 
-    def load(self, model: FrozenModel, lora: LoRA | None = None) -> None:
-        """Hold a checkpoint, with its adapter added into its weights, or one beside them that changes."""
+    def load(self, model: FrozenModel, lora: LoRA | None = None, heads: bool = False) -> None:
+        """Hold a checkpoint, with its adapter added into its weights, or one beside them that changes; with its draft
+        ``heads``."""
         self.model = load_model(
             model.path,
             device=self.device,
@@ -46,6 +49,8 @@ class _Worker:
             trust_remote_code=model.trust_remote_code,
             attention=model.attention,
         )
+        if heads:
+            attached(model.path, self.model)
         if lora is not None:
             self.model = with_trained_adapter(self.model, lora, base=model.path).eval()
 
@@ -53,11 +58,18 @@ class _Worker:
         """Take on ``state``, which must name every weight of the module, or of its adapter; answers with the version
         now held."""
         assert self.model is not None
+        config: Any = without_adapters(self.model).config.get_text_config()
         tensors = {name: _as_tensor(dtype, array) for name, (dtype, array) in state.items()}
+        of_heads = {name: tensors.pop(name) for name in list(tensors) if is_head_tensor(name, config)}
         if adapter:
             load_adapter_state(self.model, tensors)
         else:
             self.model.load_state_dict(tensors, strict=True)
+        if of_heads:
+            heads = draft_heads(self.model) or DraftHeads(self.model, count_heads(of_heads, config))
+            heads.load(of_heads, named=f"of step {version}")
+            parameter = next(self.model.parameters())
+            attach(self.model, heads.to(device=parameter.device, dtype=parameter.dtype).eval())
         self.version = version
         return version
 
@@ -71,7 +83,9 @@ class SamplerWorkers:
     Satisfies :class:`distill.types.Weights` and :class:`rollouts.engines.base.WeightTransport`.
     """
 
-    def __init__(self, processes: SamplerProcesses) -> None:
+    def __init__(self, processes: SamplerProcesses, *, heads: bool = False) -> None:
+        """``heads``: a checkpoint's draft heads are held beside its model."""
+        self._heads = heads
         self._limit_seconds = processes.limit_seconds
         self._lora: LoRA | None = None
         self._reusable = processes.device == "cpu" and not processes.gpus and not processes.resources
@@ -92,7 +106,7 @@ class SamplerWorkers:
         """
         self._reusable = self._reusable and not model.trust_remote_code
         self._lora = lora
-        self._ask("load", [(model, lora)] * self.ranks)
+        self._ask("load", [(model, lora, self._heads)] * self.ranks)
 
     def publish(self, weights: Weights, *, version: int) -> Weights:
         """Copy ``weights`` to every worker, each in its own dtype, under their version; the workers hold them then.
@@ -171,7 +185,7 @@ def _as_tensor(dtype: torch.dtype, array: np.ndarray) -> torch.Tensor:
 
 def of_student(student: StudentModel, closing: ExitStack) -> MakeSampler:
     """Samplers in processes of their own, to which every loading of weights copies the student's."""
-    workers = SamplerWorkers(student.processes)
+    workers = SamplerWorkers(student.processes, heads=student.heads)
     closing.callback(workers.close)
     workers.load(student.initial, student.lora)
 
@@ -181,6 +195,7 @@ def of_student(student: StudentModel, closing: ExitStack) -> MakeSampler:
             samples_per_prompt=settings.samples_per_prompt,
             batch_size=settings.batch_size,
             transport=workers,
+            exam=settings.exam,
         )
 
     return make
@@ -188,10 +203,13 @@ def of_student(student: StudentModel, closing: ExitStack) -> MakeSampler:
 
 def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closing: ExitStack) -> HoldCheckpoint:
     """Processes that hold one checkpoint after another."""
-    workers = SamplerWorkers(processes)
+    workers = SamplerWorkers(processes, heads=settings.decoding.drafts is not None)
     closing.callback(workers.close)
     sampler = StudentSampler(
-        settings.decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size
+        settings.decoding,
+        samples_per_prompt=settings.samples_per_prompt,
+        batch_size=settings.batch_size,
+        exam=settings.exam,
     )
 
     def hold(model: FrozenModel) -> Sampler:
@@ -209,4 +227,5 @@ WORKERS = RolloutEngine(
     records_support=True,
     takes_adapters=True,
     canary=check_sampler,
+    examines=True,
 )

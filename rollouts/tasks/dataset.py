@@ -12,14 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import Source
 from mopd.distill.recipe.plugins import is_plugin, load_plugin, own_code
+from mopd.distill.recipe.source import RUNS_PROGRAMS
 from mopd.distill.types import Prompt, RunError, UserError
 from mopd.distill.verdicts import UnjudgedScore
 from mopd.rollouts.answers import THOUGHTS, answer_part, opened_thought
 from mopd.rollouts.programs import continued
 from mopd.rollouts.tasks.base import Example
 from mopd.rollouts.tasks.dataset_rows import CALL_SECONDS, DatasetRows, RowsReport, read_splits
-from mopd.rollouts.tasks.rendering import Renderer, Written
-from mopd.rollouts.tasks.row_meaning import LETTERS, Problem
+from mopd.rollouts.tasks.rendering import Renderer, Reworded, Written
+from mopd.rollouts.tasks.row_meaning import LETTERS, Problem, cell, text_of
 from mopd.rollouts.verifiers import chosen_letter, last_number, verify_many
 
 NO_ANSWER = "the thought was cut off, or the text that `answer_after` names is missing"
@@ -39,10 +40,11 @@ class DatasetTask:
     """
 
     def __init__(self, source: Source, tokenizer: PreTrainedTokenizerBase | None, *, domain: str) -> None:
-        if source.tests is not None and source.verifier != "python_tests":
+        if source.tests is not None and source.verifier not in RUNS_PROGRAMS:
             raise UserError(
                 f"dataset {source.path!r} names a column of unit tests, {source.tests!r}, for verifier "
-                f"{source.verifier!r}, which runs none; take `verifier: python_tests`, or leave `tests` out"
+                f"{source.verifier!r}, which runs none; take `verifier: python_tests` or `input_output`, or leave "
+                "`tests` out"
             )
         self._source, self._domain = source, domain
         self._own_verifier = own_verifier(source, where=f"domains.{domain}.task.verifier")
@@ -104,6 +106,34 @@ class DatasetTask:
         except ValueError as error:
             raise UserError(f"dataset {self._source.path!r}: {error}") from error
 
+    def reworded(self, prompt: Prompt, how: Reworded) -> Written:
+        """The problem of a prompt as another reader is asked it, up to where an answer begins.
+
+        Raises:
+            UserError: the prompt is not of this dataset, or the chat template refuses it.
+        """
+        rows, place = self._placed(prompt)
+        try:
+            return self._renderer.reworded(rows[place], how)
+        except ValueError as error:
+            raise UserError(f"dataset {self._source.path!r}: {error}") from error
+
+    def column(self, prompt: Prompt, path: str) -> str:
+        """What the row of a prompt holds in a column, as text; the path may lead into nested cells.
+
+        Raises:
+            UserError: the prompt is not of this dataset.
+            ValueError: its row has no such column, or nothing that is text.
+        """
+        rows, place = self._placed(prompt)
+        return text_of(cell(rows.cells(place), path), path, lines=True)
+
+    def _placed(self, prompt: Prompt) -> tuple[DatasetRows, int]:
+        row = self._row(prompt.id)
+        if row is None:
+            raise UserError(f"prompt {prompt.id} is none of dataset {self._source.path!r}")
+        return row
+
     def verify(self, prompt: Prompt, text: str) -> float:
         """1 if the source's verifier accepts ``text``; 0..1 where it is a user's own."""
         return self.verify_many([prompt], [text])[0]
@@ -159,7 +189,7 @@ class DatasetTask:
             return next(letter for letter in LETTERS if letter not in letters)
         if verifier == "math":
             return next(number for number in map(str, range(271828, 10**9)) if not any(number in g for g in golds))
-        return "pass" if verifier == "python_tests" else f"not {example.answer}"
+        return "pass" if verifier in RUNS_PROGRAMS else f"not {example.answer}"
 
     def _row(self, prompt_id: str) -> tuple[DatasetRows, int] | None:
         return self._places.get(prompt_id.rpartition("-")[2])
