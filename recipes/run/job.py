@@ -93,7 +93,7 @@ class Training:
             teachers = self._teachers(context, lambda: student.weights()) if method.teachers == "grade" else None
             if teachers is not None:
                 closing.callback(teachers.close)
-            trained, graded = recipe.trained_domains, recipe.evaluate.graded_prompts
+            trained = recipe.trained_domains
             length = run_length(recipe.run, recipe.student, tuple(trained))
             student = self._student(closing, context.progress.print, lambda: length.steps)
             samplers = self.samplers(context, closing)
