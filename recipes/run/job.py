@@ -88,12 +88,11 @@ class Training:
         with ExitStack() as closing:
             progress = context.progress.task(title, recipe.run.steps)
             closing.callback(progress.close)
-            method = self.resolved.method
+            method, trained = self.resolved.method, recipe.trained_domains
             assert isinstance(method, Method), "made_student.py makes the others"
             teachers = self._teachers(context, lambda: student.weights()) if method.teachers == "grade" else None
             if teachers is not None:
                 closing.callback(teachers.close)
-            trained = recipe.trained_domains
             length = run_length(recipe.run, recipe.student, tuple(trained))
             student = self._student(closing, context.progress.print, lambda: length.steps)
             samplers = self.samplers(context, closing)
@@ -110,8 +109,7 @@ class Training:
                 wait_for_teachers(teachers, tokens=len(self.tokenizer))
                 to_examine = candidates(self.resolved.teachers, trained)
                 self._preflight(teachers, student, samplers.train, source(0), to_examine, context.progress.print)
-            routes, graded = self.resolved.routes, recipe.evaluate.graded_prompts
-            temperature = recipe.rollout.temperature
+            routes, loss, graded = self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
             prompts = Prefetched(source)
             closing.callback(prompts.close)
             last = train(
@@ -132,7 +130,7 @@ class Training:
                     stop=context.stop,
                     evaluator=self.evaluator,
                     eval_sampler=eval_sampler,
-                    teacher_distance=self._teacher_distance(teachers, routes, self.resolved.loss, graded, temperature),
+                    teacher_distance=self._teacher_distance(teachers, routes, loss, graded, recipe.rollout.temperature),
                 ),
             )
             self._conclude(student, eval_sampler, progress, last)
