@@ -21,7 +21,7 @@ help:
 	@echo "make lint         ruff, types, import contracts"
 	@echo "make bench        what a step of the quickstart takes, and what teachers cost, as JSON and tables"
 	@echo "make coverage     how often intervals hold the truth, by simulation (minutes); the tables of docs/statistics.md"
-	@echo "make chaos        kills, full disks and the like, 20 of each; hours (CHAOS_KILLS=2 CHAOS_STORMS=1: fewer)"
+	@echo "make chaos        kills, full disks and the like, 20 of each; hours (CHAOS_KILLS=4 CHAOS_STORMS=1: fewer)"
 	@echo "make mutate       a hundred recipes that check accepts, changed at random, are run"
 
 install: $(INSTALLED)

@@ -28,7 +28,13 @@ from mopd.recipes.resolve.damage import note_adapters, read_marker, refuse_damag
 from mopd.recipes.resolve.data import DATA, note_data, prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
 from mopd.recipes.resolve.methods import MadeMethod
-from mopd.recipes.resolve.placement import check_cluster, cluster_gpus, stage_requests, stages_at_a_time
+from mopd.recipes.resolve.placement import (
+    check_cluster,
+    cluster_gpus,
+    resource_requests,
+    stage_requests,
+    stages_at_a_time,
+)
 from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import kept, move_aside, note_environment, note_recipe, refuse_changed_recipe
 from mopd.recipes.resolve.sources import trusted_leaves
@@ -105,7 +111,7 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
         if not finished(context.out, name, stage_fingerprint(recipe, name))
         or result_damage(stage_folder(context.out, name))
     }
-    prepare_processes(resolved.device, stages=len(todo), parallel=recipe.run.parallel_stages)
+    prepare_processes(resolved, stages=len(todo))
     run_stages(
         todo,
         lambda name: make_stage(resolved, name, context),
@@ -116,10 +122,16 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
     write_marker(context.out, steps=recipe.run.steps)
 
 
-def prepare_processes(device: str, *, stages: int, parallel: int) -> None:
-    """Start as many processes as will be wanted at a time, so that the later ones import while the first one works."""
-    if device == "cpu":
-        HOSTS.prepare(max(2, min(stages, parallel)), import_libraries, device)
+def prepare_processes(resolved: Resolved, *, stages: int) -> None:
+    """Start as many processes as stages will want at a time, so that the later ones import while the first one works;
+    while a stage trains, those that the run itself will want besides."""
+    if resolved.device != "cpu":
+        return
+    now = max(2, min(stages, resolved.recipe.run.parallel_stages))
+    ranks, *others = resource_requests(resolved)
+    anywhere = [request.count for request in others if not request.each]
+    wanted = sum(anywhere) + (ranks.count if ranks.count == 1 else 0)  # several ranks are processes of their own
+    HOSTS.prepare(now, import_libraries, resolved.device, later=max(0, wanted - now))
 
 
 def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str | None = None) -> None:
@@ -188,6 +200,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
             else model
         )
         frozen = {"base": FrozenModel(base, trust_remote_code=recipe.student.trust_remote_code)} | frozen
+        HOSTS.prepare_later()
         measure_frozen(frozen, context, evaluator, partial(job.samplers, context))
         job = replace(job, evaluator=evaluator)
         method = resolved.method
