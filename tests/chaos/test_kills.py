@@ -1,8 +1,9 @@
 """`make chaos`: processes of a run are killed at random moments; all ends bitwise as undisturbed, with every step once.
 
-KILLS of each kind, seeded, at moments of the seconds that the undisturbed run takes. A kill ends the run in plain words
-and leaves no process of it (a teacher's death does not even end it); the same command goes on, and is killed again,
-A_RUN times in one folder, before it may end. `CHAOS_KILLS=4 make chaos` tries fewer; what was tried is printed.
+KILLS of each kind, seeded, at moments of the processor seconds that the undisturbed run's own process takes. A kill ends
+the run in plain words and leaves no process of it; the same command goes on, and is killed again, A_RUN times in one
+folder, before it may end. A teacher's death does not even end it, and another one dies later in the same run.
+`CHAOS_KILLS=4 make chaos` tries fewer; what was tried is printed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,20 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "integration"))
 
-from runs import assert_whole, finish, kill, left, mark, mopd, processes, rest, retries, run, undisturbed, weights
+from runs import (
+    assert_whole,
+    finish,
+    left,
+    mark,
+    mopd,
+    processes,
+    retries,
+    run,
+    undisturbed,
+    wait_until,
+    weights,
+    work_of,
+)
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "20"))
 A_RUN = 4
@@ -34,7 +48,7 @@ NAMES = {
     "gcs": "gcs_server",
 }
 OF_THE_RUN = ("rank", "sampler", "teacher")
-"""They live for the second half of a run; a moment counts from when the first of them is there."""
+"""They live for a part of a run; a moment counts from when the first of them is there."""
 
 
 def victims(alive: list[psutil.Process], target: str) -> list[psutil.Process]:
@@ -50,37 +64,35 @@ def victims(alive: list[psutil.Process], target: str) -> list[psutil.Process]:
     return sorted(chosen, key=lambda process: process.pid)
 
 
-def killed(command: tuple[str | Path, ...], target: str, seconds: float, rng: random.Random) -> tuple[bool, int]:
-    """Start a command and kill at a random moment; whether it was in time, and the exit code."""
+def killed(
+    command: tuple[str | Path, ...], target: str, work: float, rng: random.Random, *, times: int
+) -> tuple[int, int]:
+    """Start a command and kill at so many random moments, until it ends; how often that was in time, and the exit code."""
     process = mopd(*command)
-    running = mark(process)
-    moment = rng.uniform(0, seconds)
+    running, begin, kills = mark(process), 0.0, 0
     if target in OF_THE_RUN:
-        moment /= 2
         while not victims(processes(process), target) and process.poll() is None:
             time.sleep(0.05)
-    rest(moment)
-    if target == "driver":
-        in_time = process.poll() is None
-        kill(process)
-        code, printed = process.returncode, ""
-    else:
-        while not (alive := victims(processes(process), target) if process.poll() is None else []):
-            if process.poll() is not None:
-                break
+        begin = min(work, work_of(process))
+    moments = sorted(rng.uniform(begin, work) for _ in range(times))
+    for moment in moments:
+        wait_until(process, moment)
+        alive: list[psutil.Process] = [psutil.Process(process.pid)] if target == "driver" else []
+        while process.poll() is None and not (alive := alive or victims(processes(process), target)):
             time.sleep(0.02)
-        in_time = bool(alive)
-        if alive:
+        if process.poll() is None:
             rng.choice(alive).kill()
-        code, printed = finish(process)
+            kills += 1
+    code, printed = finish(process)
+    if target != "driver":
         assert "Traceback" not in printed, printed
         assert code in (0, 1), printed
         assert code == 0 or "the last checkpoint resumes" in " ".join(printed.lower().split()), printed
     assert left(running) == []
-    words = next((line.strip() for line in printed.splitlines() if " died" in line or " failed" in line), "")
-    late = "" if in_time else " too late"
-    print(f"chaos: {target} killed{late} at {moment:.1f} of {seconds:.1f} s, exit {code}. {words}", flush=True)
-    return in_time, code
+    said = [line.strip() for line in printed.splitlines() if " died" in line or " failed" in line]
+    at = ", ".join(f"{moment:.1f}" for moment in moments)
+    print(f"chaos: {target} killed {kills} times of {times} at {at} of {work:.1f} s, exit {code}. {said}", flush=True)
+    return kills, code
 
 
 @pytest.mark.timeout(2400)
@@ -90,7 +102,7 @@ def test_killed_at_random_moments(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, target: str, number: int
 ) -> None:
     settings = ["track.wandb.mode=disabled", *SETTINGS.get(target, [])]
-    finished, seconds = undisturbed(*settings, fresh=tmp_path_factory.getbasetemp() / "undisturbed")
+    finished, work = undisturbed(*settings, fresh=tmp_path_factory.getbasetemp() / "undisturbed")
     rng = random.Random(f"{target} {number}")
     left_to_do, run_number = min(A_RUN, KILLS - A_RUN * number), 0
     while left_to_do:
@@ -101,8 +113,8 @@ def test_killed_at_random_moments(
             shutil.copytree(finished / "stages", out / "stages")
         code = 1
         while left_to_do and code:
-            in_time, code = killed(command, target, seconds, rng)
-            left_to_do -= in_time
+            kills, code = killed(command, target, work, rng, times=left_to_do if target == "teacher" else 1)
+            left_to_do -= kills
         if code:
             run(*command)
         assert_whole(out, steps=STEPS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from deadline_kit import CLOCK, Deadline
+from deadline_kit import Deadline
 
 MARK = "MOPD_TEST"
 """In the environment of a command and of every process that it starts, whoever its parent is by now."""
@@ -61,34 +61,50 @@ def run(*args: str | Path) -> str:
 
 
 def undisturbed(*settings: str, fresh: Path) -> tuple[Path, float]:
-    """A smoke run with these overrides that nobody disturbed, and the quiet seconds that it takes with its stages made.
+    """A smoke run with these overrides that nobody disturbed, and the processor seconds of its driver, stages made.
 
     Args:
         fresh: where it is made, unless the environment's CHAOS_UNDISTURBED names a folder that keeps such runs: then
             they are of the code that made them, and it goes when the code changes.
     """
     folder = Path(os.environ.get("CHAOS_UNDISTURBED") or fresh) / "-".join(["smoke", *settings])
-    out, seconds = folder / "smoke", folder / "seconds.json"
-    if not seconds.exists():
+    out, noted = folder / "smoke", folder / "work.json"
+    if not noted.exists():
         shutil.rmtree(folder, ignore_errors=True)
         run("run", "smoke", *settings, "--out", folder / "first")
         shutil.copytree(folder / "first" / "stages", out / "stages")
-        begin = CLOCK.seconds()
-        run("run", "smoke", *settings, "--out", out)
-        seconds.write_text(json.dumps(CLOCK.seconds() - begin))
-    return out, json.loads(seconds.read_text())
+        process = mopd("run", "smoke", *settings, "--out", out)
+        work = 0.0
+        while process.poll() is None:
+            work = max(work, work_of(process))
+            time.sleep(0.05)
+        code, output = finish(process)
+        assert code == 0, output
+        noted.write_text(json.dumps(work))
+    return out, json.loads(noted.read_text())
+
+
+def work_of(process: subprocess.Popen[str]) -> float:
+    """Processor seconds of a command's own process so far; 0 once it has ended.
+
+    A moment in them is about the same place of a run on any machine, whatever else that does.
+    """
+    try:
+        times = psutil.Process(process.pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system
+
+
+def wait_until(process: subprocess.Popen[str], work: float) -> None:
+    """Until a command's own process has used so many processor seconds, or has ended."""
+    while process.poll() is None and work_of(process) < work:
+        time.sleep(0.02)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def rest(seconds: float) -> None:
-    """Sleep so many seconds of a quiet machine."""
-    deadline = Deadline(seconds)
-    while deadline.waits():
-        pass
 
 
 def wait_for(process: subprocess.Popen[str], path: Path, lines: int) -> None:
