@@ -1,8 +1,8 @@
 """`make chaos`: processes of a run are killed at random moments; all ends bitwise as undisturbed, with every step once.
 
-KILLS of each kind, seeded, at moments of the processor seconds that the undisturbed run's own process takes. A kill ends
-the run in plain words and leaves no process of it; the same command goes on, and is killed again, A_RUN times in one
-folder, before it may end. A teacher's death does not even end it, and another one dies later in the same run.
+KILLS of each kind, seeded, at moments of the processor seconds that the undisturbed run's own process takes. A kill
+ends the run in plain words and leaves no process of it; the same command goes on, and is killed again, A_RUN times in
+one folder, before it may end. A teacher's death does not even end it, and another one dies later in the same run.
 `CHAOS_KILLS=4 make chaos` tries fewer; what was tried is printed.
 """
 
@@ -67,7 +67,7 @@ def victims(alive: list[psutil.Process], target: str) -> list[psutil.Process]:
 def killed(
     command: tuple[str | Path, ...], target: str, work: float, rng: random.Random, *, times: int
 ) -> tuple[int, int]:
-    """Start a command and kill at so many random moments, until it ends; how often that was in time, and the exit code."""
+    """Start a command and kill at so many random moments; how often that was in time, and the exit code."""
     process = mopd(*command)
     running, begin, kills = mark(process), 0.0, 0
     if target in OF_THE_RUN:
