@@ -87,7 +87,6 @@ class Training:
             if teachers is not None:
                 closing.callback(teachers.close)
             student = self._student(closing, context.progress.print)
-            HOSTS.prepare_later()  # this one's processes are up
             samplers = self.samplers(context, closing)
             if self.evaluator is not None:  # no stage comes after the run itself
                 HOSTS.clear()
@@ -240,6 +239,7 @@ class Training:
         )
         ranks = RayRanks(spec, recipe.faults)
         closing.callback(ranks.close)
+        HOSTS.prepare_later()  # the student's are up
         return DeepSpeedStudent(
             ranks,
             spec,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from mopd.recipes.resolve.data import DATA, note_data, prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
 from mopd.recipes.resolve.methods import MadeMethod
 from mopd.recipes.resolve.placement import (
+    ResourceRequest,
     check_cluster,
     cluster_gpus,
     resource_requests,
@@ -111,27 +112,30 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
         if not finished(context.out, name, stage_fingerprint(recipe, name))
         or result_damage(stage_folder(context.out, name))
     }
-    prepare_processes(resolved, stages=len(todo))
+    prepare_processes(
+        resolved.device, resource_requests(resolved), stages=len(todo), parallel=recipe.run.parallel_stages
+    )
     run_stages(
         todo,
         lambda name: make_stage(resolved, name, context),
         parallel=stages_at_a_time(stage_requests(resolved), most=recipe.run.parallel_stages, gpus=cluster_gpus()),
         stop=context.stop.set,
     )
+    HOSTS.prepare_later()  # unless a stage has trained
     distill(resolved, context, attempt)
     write_marker(context.out, steps=recipe.run.steps)
 
 
-def prepare_processes(resolved: Resolved, *, stages: int) -> None:
+def prepare_processes(device: str, requests: Iterable[ResourceRequest], *, stages: int, parallel: int) -> None:
     """Start as many processes as stages will want at a time, so that the later ones import while the first one works;
-    while a stage trains, those that the run itself will want besides."""
-    if resolved.device != "cpu":
+    those that the run itself will want besides (``requests``) are left for when a stage trains."""
+    if device != "cpu":
         return
-    now = max(2, min(stages, resolved.recipe.run.parallel_stages))
-    ranks, *others = resource_requests(resolved)
+    now = max(2, min(stages, parallel))
+    ranks, *others = requests
     anywhere = [request.count for request in others if not request.each]
     wanted = sum(anywhere) + (ranks.count if ranks.count == 1 else 0)  # several ranks are processes of their own
-    HOSTS.prepare(now, import_libraries, resolved.device, later=max(0, wanted - now))
+    HOSTS.prepare(now, import_libraries, device, later=max(0, wanted - now))
 
 
 def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str | None = None) -> None:
@@ -200,7 +204,6 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
             else model
         )
         frozen = {"base": FrozenModel(base, trust_remote_code=recipe.student.trust_remote_code)} | frozen
-        HOSTS.prepare_later()
         measure_frozen(frozen, context, evaluator, partial(job.samplers, context))
         job = replace(job, evaluator=evaluator)
         method = resolved.method
