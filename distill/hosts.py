@@ -31,7 +31,7 @@ class Host:
         """Make an object in the place of the one that is here, whose memory is freed first."""
         self._held = None
         gc.collect()
-        self.__class__ = type(make.__name__, (Host,), {})  # Ray shows it between calls
+        self._become(type(make.__name__, (Host,), {}))
         self._held = make(*args)
 
     def warm(self, prepare: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -46,9 +46,14 @@ class Host:
     def drop(self) -> bool:
         """Free what is held; answers that the process is there."""
         self._held = None
-        self.__class__ = Host
+        self._become(Host)
         gc.collect()
         return True
+
+    def _become(self, kind: type[Host]) -> None:
+        """Ray shows the class of an actor between its calls."""
+        this: Any = self
+        this.__class__ = kind
 
 
 @dataclass(slots=True)

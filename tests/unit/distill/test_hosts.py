@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
 import ray
+import ray.cloudpickle
 from deadline_kit import Deadline
 
 from mopd.distill.hosts import Hosts
@@ -39,8 +41,8 @@ def classes_of_this_file() -> Iterator[None]:
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-def held(host: object, method: str) -> object:
-    return ray.get(host.ask.remote(method, ()))  # type: ignore[attr-defined]
+def held(host: Any, method: str) -> Any:
+    return ray.get(host.ask.remote(method, ()))
 
 
 def test_a_process_is_handed_on_and_shows_what_it_holds() -> None:
