@@ -75,6 +75,23 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftCounts:
+    """What the guesses of draft heads did for a rollout.
+
+    Attributes:
+        forwards: of the model that checked guesses; the rest of the rollout was written a token at a time.
+        tokens: written by them.
+        offered: how often a guess was made at each position of a round, and all before it were right.
+        accepted: how often it was right itself.
+    """
+
+    forwards: int
+    tokens: int
+    offered: tuple[int, ...]
+    accepted: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """A prompt and what the policy wrote after it. All arrays have length ``T = len(token_ids)``.
 
@@ -91,6 +108,7 @@ class Rollout:
         routed_experts: ``(T, moe layers, experts per token)`` where routing was recorded.
         support_ids: ``(T, K)`` the sampler's likeliest tokens, where the loss asks its teachers for those; anything at
             masked positions. See :func:`distill.payloads.likeliest`.
+        drafts: where it was written with guesses of draft heads.
     """
 
     prompt: Prompt
@@ -103,6 +121,7 @@ class Rollout:
     index: int
     routed_experts: Int32 | None = None
     support_ids: Int32 | None = None
+    drafts: DraftCounts | None = None
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)
@@ -177,7 +196,12 @@ class Weights(Protocol):
         ...
 
     def state_dict(self) -> Mapping[str, torch.Tensor]:
-        """The consolidated weights under Hugging Face names, on the CPU, in the model's dtype."""
+        """The consolidated weights under Hugging Face names, on the CPU, in the model's dtype; an adapter that is
+        trained is added in."""
+        ...
+
+    def adapter_state(self) -> Mapping[str, torch.Tensor]:
+        """Of a student that trains an adapter, that alone, by peft's names, on the CPU."""
         ...
 
 

@@ -91,7 +91,7 @@ def _runs_of(folder: Path) -> list[Path]:
 
 
 def _run(run: Path, top: Path) -> Iterator[Audited]:
-    patterns = ("checkpoints/*", "candidates/*", "initial*", "student*")
+    patterns = ("checkpoints/*", "candidates/*", "initial*", "student*", "adapter", "adapter.*")
     for path in (path for pattern in patterns for path in sorted(run.glob(pattern))):
         if path.is_dir():
             yield _folder(path, str(path.relative_to(top)))

@@ -1,4 +1,4 @@
-"""The command line: ``mopd run | check | compare | audit | eval | schema``, and where exit codes are decided.
+"""The command line: ``mopd run | check | compare | audit | eval | schema ...``, and where exit codes are decided.
 
 0: done, by the recipe's stop rule too. 1: the run broke, the last checkpoint resumes. 2: the user can fix it.
 130: interrupted.
@@ -156,6 +156,23 @@ def compare(
     console = Console()
     console.print(console_tables(comparison))
     console.print(Text(f"page: {page}"), soft_wrap=True)
+
+
+@app.command("compare-architectures")
+def compare_architectures(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="shipped Hub ids, or paths to a config.json")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON")] = False,
+) -> None:
+    """Show what architectures hold, cache and compute a token, from their configurations alone."""
+    from mopd.recipes import architectures_command
+
+    rows = architectures_command.rows_of(names or [])
+    if as_json:
+        print(json.dumps(architectures_command.as_json(rows), indent=2))
+    else:
+        architectures_command.show(rows, Console())
 
 
 @app.command()

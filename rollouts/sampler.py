@@ -18,6 +18,7 @@ from mopd.distill.types import Prompt, Rollout, Sampler, Weights
 from mopd.rollouts.engines import ENGINES
 from mopd.rollouts.engines.base import (
     Decoding,
+    Drafts,
     FrozenModel,
     HoldCheckpoint,
     MakeSampler,
@@ -146,7 +147,13 @@ def make_samplers(
 
 
 def sampler_settings(
-    rollout: RolloutRecipe, tokenizer: PreTrainedTokenizerBase, *, model: str, seed: int, support: Support | None
+    rollout: RolloutRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    model: str,
+    seed: int,
+    support: Support | None,
+    drafts: Drafts | None = None,
 ) -> SamplerSettings:
     """How a recipe's student writes.
 
@@ -155,6 +162,7 @@ def sampler_settings(
         model: the checkpoint that it belongs to, whose generation settings say what ends a completion, too.
         seed: the recipe's.
         support: the tokens that its loss compares, if any; they are recorded where they are the student's likeliest.
+        drafts: how models with draft heads guess; None: they do not.
     """
     ends = end_token_ids(tokenizer, model)
     pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else ends[0]
@@ -168,6 +176,7 @@ def sampler_settings(
         pad_token_id=pad,
         support=support if support is not None and support.given else None,
         vocabulary=token_count(tokenizer),
+        drafts=drafts,
     )
     return SamplerSettings(decoding, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mopd.distill.models.adapters import merged
+from mopd.distill.models.attention import AttnImplementation, set_attention
 from mopd.distill.types import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,13 @@ SHOWN = 3
 
 
 def load_model(
-    path: str | Path, *, device: str, dtype: str, adapter: str | None = None, trust_remote_code: bool = False
+    path: str | Path,
+    *,
+    device: str,
+    dtype: str,
+    adapter: str | None = None,
+    trust_remote_code: bool = False,
+    attention: AttnImplementation = "auto",
 ) -> PreTrainedModel:
     """A frozen checkpoint, in eval mode.
 
@@ -30,23 +37,31 @@ def load_model(
         dtype: ``"float32"`` or ``"bfloat16"``.
         adapter: folder of a LoRA adapter that is added into its weights.
         trust_remote_code: whether Python code that lies in its folder may run.
+        attention: how attention is computed; see :func:`distill.models.attention.set_attention`.
 
     Raises:
         OSError: there is no checkpoint, or it cannot be read.
-        UserError: it lacks weights, or has some of other shapes; or the adapter does.
+        UserError: it lacks weights, or has some of other shapes; or the adapter does; or it has no such attention.
     """
-    model: Any = load_whole(path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
+    how: Any = {"trust_remote_code": trust_remote_code, "attention": attention}
+    model: Any = load_whole(path, dtype=getattr(torch, dtype), **how)
     if adapter is not None:
         model = merged(model, adapter)
     return model.to(device).eval()
 
 
-def load_whole(path: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_whole(
+    path: str | Path,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    attention: AttnImplementation = "auto",
+) -> PreTrainedModel:
     """A checkpoint as transformers loads it; with Python code that lies in its folder only where that is trusted.
 
     Raises:
         OSError: there is no checkpoint, or it cannot be read.
-        UserError: it lacks weights, or has some of other shapes.
+        UserError: it lacks weights, or has some of other shapes, or has no such attention.
     """
     from transformers import AutoModelForCausalLM  # seconds that the driver, which loads no model, does not spend
     from transformers.utils.logging import disable_progress_bar
@@ -54,7 +69,9 @@ def load_whole(path: str | Path, *, dtype: torch.dtype, trust_remote_code: bool 
     disable_progress_bar()  # it would run through the console of who asked
 
     # Said even where it is no: transformers would ask whoever sits at the terminal.
-    return from_pretrained(AutoModelForCausalLM, path, named=path, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = from_pretrained(AutoModelForCausalLM, path, named=path, dtype=dtype, trust_remote_code=trust_remote_code)
+    set_attention(model, attention, named=f"checkpoint {path}")
+    return model
 
 
 def from_pretrained(model_class: Any, source: str | Path | None, *, named: str | Path, **settings: Any) -> Any:

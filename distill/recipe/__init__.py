@@ -1,9 +1,10 @@
 """What may be written in YAML, and how a recipe is read. Loads neither torch nor ray nor transformers.
 
-schema.py has every leaf, source.py those of a dataset or a generator, base.py the types of fields, loss.py the settings
-of the estimators; files.py reads and writes a recipe, study.py several of one file; model_names.py tells stages, paths
-and Hub ids apart;
-messages.py says what is wrong, json_schema.py is for editors, plugins.py loads `./file.py:NAME`.
+schema.py has every leaf, source.py those of a dataset or a generator, drafts.py those of draft heads, lora.py those of
+an adapter, base.py the types of fields, loss.py the settings of the estimators; files.py reads and writes a recipe,
+study.py several of one file;
+model_names.py tells stages, paths and Hub ids apart; messages.py says what is wrong, json_schema.py is for editors,
+plugins.py loads `./file.py:NAME`.
 To add a leaf, write it in schema.py with default, unit and source, and read it where it matters.
 To add a shipped method, engine or kind of teacher, put its name into schema.py, beside its row elsewhere.
 """
@@ -12,6 +13,8 @@ from mopd.distill.recipe.base import (
     NonNegative,
     Strict,
 )
+from mopd.distill.recipe.drafts import MTPRecipe
+from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import (
     ESTIMATORS,
     JSD,
@@ -25,6 +28,7 @@ from mopd.distill.recipe.loss import (
     PolicyGradient,
     SampledToken,
     TopKReverseKL,
+    WholeDistribution,
 )
 from mopd.distill.recipe.schema import (
     AdamW,
@@ -43,6 +47,7 @@ from mopd.distill.recipe.schema import (
     StageRecipe,
     StopRecipe,
     StudentRecipe,
+    TeacherPromptRecipe,
     TeacherRecipe,
     TrackRecipe,
     WandbRecipe,
@@ -64,7 +69,9 @@ __all__ = [
     "ForwardKL",
     "FullReverseKL",
     "GymSource",
+    "LoRA",
     "Loss",
+    "MTPRecipe",
     "MergeRecipe",
     "ModelReference",
     "NegativeLogLikelihood",
@@ -81,8 +88,10 @@ __all__ = [
     "StopRecipe",
     "Strict",
     "StudentRecipe",
+    "TeacherPromptRecipe",
     "TeacherRecipe",
     "TopKReverseKL",
     "TrackRecipe",
     "WandbRecipe",
+    "WholeDistribution",
 ]

@@ -35,12 +35,17 @@ from mopd.distill.recipe.base import (
     Temperature,
     refusal,
 )
+from mopd.distill.recipe.drafts import MTPRecipe
+from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import FullReverseKL, Loss
 from mopd.distill.recipe.plugins import is_plugin
-from mopd.distill.recipe.source import GYM, GymSource, Source
+from mopd.distill.recipe.source import GYM, GymSource, Source, columns_of, is_template
 
 MethodName: TypeAlias = Annotated[
-    str, ShippedOrPlugin("mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "cascade", "merge")
+    str,
+    ShippedOrPlugin(
+        "mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "draft_heads", "cascade", "merge"
+    ),
 ]
 """A row of METHODS (recipes/resolve/methods.py); its name stands here too, so that reading a recipe loads no model."""
 
@@ -168,6 +173,11 @@ class Engine(Strict):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    attn_implementation: Literal["auto", "eager", "sdpa", "banded"] = Field(
+        default="auto",
+        description="how attention is computed; auto: as transformers does, but where that is eager and layers slide, "
+        "by blocks in forwards of at least 512 tokens and 4 windows; banded: by blocks; eager, sdpa: transformers'",
+    )
 
     @model_validator(mode="after")
     def _ranks_do_not_share_a_card(self) -> Self:
@@ -189,6 +199,7 @@ class StudentRecipe(Strict):
     engine: Engine = Engine()
     optimizer: Optimizer = AdamW()
     updates_per_step: Count = Field(default=2, description="optimizer steps per batch of rollouts")
+    lora: LoRA | None = Field(default=None, description="train a low-rank adapter over `model`; none: the whole model")
 
 
 def _task_form(value: Any) -> str:
@@ -234,6 +245,43 @@ class DomainRecipe(Strict):
         return {self.teacher: 1.0} if self.teacher is not None else dict(self.teachers)
 
 
+class TeacherPromptRecipe(Strict):
+    """What a teacher reads before the student's completion, in the place of the student's own prompt."""
+
+    system: str | None = Field(
+        default=None,
+        description="text before the question: the system message of a chat, in the place of its own; of plain text "
+        "what stands before it, as it is",
+    )
+    template: str = Field(
+        default="{prompt}",
+        description="the question as this teacher reads it: text with {prompt}, and {hint} where there is one; a brace "
+        "that is meant is written twice",
+    )
+    hint: str | None = Field(
+        default=None,
+        description="what it sees and the student does not: answer, the gold answer; or a column of the domain's "
+        "dataset",
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="path (begins with ./ or /) of a chat template in Jinja, in the place of the tokenizer's own",
+    )
+
+    @model_validator(mode="after")
+    def _template_and_hint_agree(self) -> Self:
+        try:
+            named = columns_of(self.template) if is_template(self.template) else []
+        except ValueError as error:
+            raise refusal(f"has a `template` that {error}") from error
+        wanted = ["prompt"] if self.hint is None else ["hint", "prompt"]
+        if sorted(named) != wanted:
+            braces = " and ".join(f"{{{name}}}" for name in reversed(wanted))
+            without = " (it has no `hint`)" if self.hint is None else ""
+            raise refusal(f"has `template` {self.template!r:.80}; it needs {braces}, once each, and no others{without}")
+        return self
+
+
 class TeacherRecipe(Strict):
     """A specialist."""
 
@@ -247,7 +295,8 @@ class TeacherRecipe(Strict):
         description="stage:NAME, a path (begins with ./ or /), a Hub id, or self: the student as it starts, frozen"
     )
     adapter: str | None = Field(
-        default=None, description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /)"
+        default=None,
+        description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /), or stage:NAME with `lora`",
     )
     scorer: str | None = Field(
         default=None, description="./file.py:NAME of a class of yours that scores, in the tokens of `model`"
@@ -264,6 +313,9 @@ class TeacherRecipe(Strict):
         default=False, description="run Python code that lies in the folder of `model`; read it first"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: as the student's")
+    attn_implementation: Literal["auto", "eager", "sdpa", "banded"] = Field(
+        default="auto", description="how it computes attention, as `student.engine.attn_implementation` says"
+    )
     replicas: Count = Field(default=1, description="processes; a microbatch goes to whichever is free")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where it scores; auto: as the run's")
     gpus: PartOfGPU = Field(
@@ -273,9 +325,16 @@ class TeacherRecipe(Strict):
         default_factory=dict, description="of Ray, by name, that each process takes of its node: where it is placed"
     )
 
+    prompt: TeacherPromptRecipe = TeacherPromptRecipe()
+
     settings: dict[Name, float | str | int | bool] = Field(
         default_factory=dict, description="what a `kind` of your own reads, by name"
     )
+
+    @property
+    def own_prompt(self) -> TeacherPromptRecipe | None:
+        """What it reads in the place of the student's prompt; None where it reads that."""
+        return None if self.prompt == TeacherPromptRecipe() else self.prompt
 
     @property
     def kind_name(self) -> str:
@@ -456,9 +515,10 @@ class StageRecipe(Strict):
     trust_remote_code: bool = Field(
         default=False, description="run Python code that lies in the folder of `from`; read it first"
     )
-    method: Literal["supervised", "mix_rl", "expert_iteration"] = Field(
+    method: Literal["supervised", "mix_rl", "expert_iteration", "draft_heads"] = Field(
         default="supervised",
-        description="a row of recipes/resolve/methods.py; the last two learn by reward, without answers",
+        description="a row of recipes/resolve/methods.py; mix_rl and expert_iteration learn by reward, without "
+        "answers; draft_heads leaves the model as it is and teaches it `mtp.heads` on what it writes",
     )
     domains: tuple[str, ...] | None = Field(default=None, description="domains trained on; none: all that are trained")
     prompts: Count = Field(default=64, description="prompts per domain and step")
@@ -468,8 +528,10 @@ class StageRecipe(Strict):
     steps: Count = Field(default=200, description="loop steps")
     save_every: Count = Field(default=100, description="steps between checkpoints")
     updates_per_step: Count = Field(default=1, description="optimizer steps per batch")
+    lora: LoRA | None = Field(default=None, description="train a low-rank adapter over `from`; none: the whole model")
     engine: Engine = Engine()
     optimizer: Optimizer = AdamW()
+    mtp: MTPRecipe = MTPRecipe()
 
 
 class Recipe(Strict):
@@ -503,6 +565,7 @@ class Recipe(Strict):
         "clip(KL_d / mean KL, 0.05, 20)",
     )
     rollout: RolloutRecipe = RolloutRecipe()
+    mtp: MTPRecipe = MTPRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
     stop: StopRecipe = StopRecipe()
     run: RunRecipe = RunRecipe()

@@ -58,6 +58,7 @@ def export_hf(
     source: str | Path,
     own_code: bool = False,
     end_token_ids: Sequence[int] = (),
+    published: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a Hugging Face checkpoint into the folder ``path``: weights, configuration, generation config, tokenizer.
 
@@ -68,11 +69,14 @@ def export_hf(
         source: the checkpoint that the tokenizer is taken from; one without a tokenizer exports none.
         own_code: whether Python code that lies in the folder ``source`` may run; it is exported too.
         end_token_ids: what ends a completion; the generation config gets those that it lacks.
+        published: keys that the configuration gets.
     """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(model.config, trust_remote_code=own_code)
+        shell = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), trust_remote_code=own_code)
+    for name, value in (published or {}).items():
+        setattr(shell.config, name, value)
     shell.generation_config = model.generation_config
     declared = model.generation_config.eos_token_id
     known = declared if isinstance(declared, list) else [declared] if isinstance(declared, int) else []

@@ -51,8 +51,12 @@ class LiveWeights:
         return self._ranks.call("call", [(fn, args) for args in per_rank])
 
     def state_dict(self) -> Mapping[str, torch.Tensor]:
-        """The consolidated weights under Hugging Face names, on the CPU."""
+        """The consolidated weights under Hugging Face names, on the CPU; an adapter is added in."""
         return self._ranks.call("state_dict", [()] * self._ranks.size)[0]
+
+    def adapter_state(self) -> Mapping[str, torch.Tensor]:
+        """The weights of the adapter alone, by peft's names, on the CPU, where one is trained."""
+        return self._ranks.call("adapter_state", [()] * self._ranks.size)[0]
 
 
 class DeepSpeedStudent:
@@ -174,7 +178,7 @@ class DeepSpeedStudent:
         self._all("load", step)
 
     def export(self, path: str) -> None:
-        """Write a Hugging Face checkpoint with its tokenizer."""
+        """Write a Hugging Face checkpoint with its tokenizer; an adapter is added in, and lies beside it."""
         self._all("export", path)
 
     def _all(self, method: str, *args: Any) -> list[Any]:

@@ -16,12 +16,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
+from mopd.distill.models.adapters import with_trained_adapter
 from mopd.distill.models.load import load_whole
-from mopd.distill.recipe import Engine, Optimizer, PlainSGD
+from mopd.distill.recipe import Engine, LoRA, Optimizer, PlainSGD
 from mopd.distill.storage import Digest
 from mopd.distill.student import moe
 from mopd.distill.student.spec import StudentSpec
-from mopd.distill.types import UserError
+from mopd.distill.types import RunError, UserError
 
 
 def environment(rank: int, ranks: int, *, address: str, port: int, device: str) -> dict[str, str]:
@@ -93,7 +94,7 @@ def model_dtype(settings: Engine, device: str) -> torch.dtype:
     return getattr(torch, settings.dtype)
 
 
-def check_engine(config: Any, settings: Engine, optimizer: Optimizer, *, device: str) -> None:
+def check_engine(config: Any, settings: Engine, optimizer: Optimizer, *, device: str, lora: LoRA | None = None) -> None:
     """Refuse what DeepSpeed gets wrong or cannot do.
 
     Raises:
@@ -110,6 +111,11 @@ def check_engine(config: Any, settings: Engine, optimizer: Optimizer, *, device:
     if settings.zero_stage < 2 and model_dtype(settings, device) == torch.bfloat16:
         kept = "float32 weights" if settings.zero_stage == 0 else "float32 gradients over microbatches"
         problems.append(f"zero_stage {settings.zero_stage} keeps no {kept} in bfloat16 training; use zero_stage 2")
+    if lora is not None and settings.expert_parallel > 1:
+        problems.append(
+            f"expert_parallel is {settings.expert_parallel}, and AutoEP replaces the layers that an adapter (`lora`) "
+            "lies on; set it to 1"
+        )
     if problems:
         raise UserError(*problems)
 
@@ -128,11 +134,19 @@ def build(spec: StudentSpec, listener: socket.socket | None = None) -> tuple[Any
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     torch.manual_seed(spec.seed)
     dtype = model_dtype(spec.engine, spec.device)
-    model = load_whole(spec.model, dtype=dtype, trust_remote_code=spec.trust_remote_code)
-    check_engine(model.config, spec.engine, spec.optimizer, device=spec.device)
+    model = load_whole(
+        spec.model,
+        dtype=dtype,
+        trust_remote_code=spec.trust_remote_code,
+        attention=spec.engine.attn_implementation,
+    )
+    check_engine(model.config, spec.engine, spec.optimizer, device=spec.device, lora=spec.lora)
     if spec.engine.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     biases = moe.router_biases(model)
+    if spec.lora is not None:
+        torch.manual_seed(spec.seed)  # again: what loading draws is no part of it
+        model = with_trained_adapter(model, spec.lora, base=spec.base or spec.model)
     if spec.engine.expert_parallel > 1:
         moe.prepare_autoep()
     engine, *_ = deepspeed.initialize(
@@ -141,7 +155,8 @@ def build(spec: StudentSpec, listener: socket.socket | None = None) -> tuple[Any
     engine._copy_recovery_script = lambda _folder: None  # scripts that cannot read experts spread over ranks
     engine.checkpoint_engine = _plain_files()
     moe.keep_router_float32(engine.module, biases)
-    return engine, moe.LoadBalance(engine.module, spec.engine.expert_bias_rate)
+    # A base under an adapter keeps every bit, the biases of its routers too.
+    return engine, moe.LoadBalance(engine.module, 0.0 if spec.lora is not None else spec.engine.expert_bias_rate)
 
 
 def learning_rate(optimizer: Optimizer, k: int, total: int) -> float:
@@ -191,9 +206,12 @@ def step(engine: Any, lr: float) -> float | None:
 
 
 def save(engine: Any, folder: Path, name: str) -> dict[str, Digest]:
-    """Write DeepSpeed's files into ``folder/name``; returns digests of those that this rank wrote, by name."""
+    """Write DeepSpeed's files into ``folder/name``; returns digests of those that this rank wrote, by name.
+
+    Frozen parameters are left out: they are those of the checkpoint that the student was made from.
+    """
     engine.checkpoint_engine.digests.clear()
-    engine.save_checkpoint(str(folder), tag=name, save_latest=False)
+    engine.save_checkpoint(str(folder), tag=name, save_latest=False, exclude_frozen_parameters=_has_frozen(engine))
     digests: dict[Path, Digest] = engine.checkpoint_engine.digests
     return {path.relative_to(folder / name).as_posix(): digest for path, digest in digests.items()}
 
@@ -204,7 +222,21 @@ def load(engine: Any, folder: Path, name: str) -> None:
     Raises:
         RunError: a file holds anything but tensors and plain values; nothing in it was run.
     """
-    engine.load_checkpoint(str(folder), tag=name)
+    engine.load_checkpoint(str(folder), tag=name, custom_load_fn=_load_trained if _has_frozen(engine) else None)
+
+
+def _has_frozen(engine: Any) -> bool:
+    return any(not parameter.requires_grad for parameter in engine.module.parameters())
+
+
+def _load_trained(src: Any, dst: torch.nn.Module) -> None:
+    """Take on all that was trained, and the buffers; frozen parameters are in no checkpoint."""
+    frozen = {name for name, parameter in dst.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    result = dst.load_state_dict(src, strict=False)
+    if wrong := sorted({*result.missing_keys} - frozen) + sorted(result.unexpected_keys):
+        raise RunError(
+            f"the checkpoint's weights are not those of the student ({len(wrong)} differ, such as {wrong[0]})"
+        )
 
 
 def gathered(engine: Any) -> AbstractContextManager[Any]:
@@ -253,7 +285,8 @@ def _optimizer(recipe: Optimizer, settings: Engine, device: str) -> Callable[[It
     """A callable, because spread experts do not exist before DeepSpeed has replaced their layers."""
 
     def make(parameters: Iterable[Any]) -> torch.optim.Optimizer:
-        groups: Any = list(parameters) if device == "cpu" else aligned(parameters)
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        groups: Any = trained if device == "cpu" else aligned(trained)
         if settings.expert_parallel > 1:
             from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer as split
 

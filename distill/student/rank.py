@@ -20,12 +20,17 @@ import torch.distributed as dist
 from mopd.distill import storage
 from mopd.distill.loss.microbatch import collate
 from mopd.distill.loss.registry import bind
+from mopd.distill.models.adapters import adapter_state, merged_state, save_adapter
+from mopd.distill.models.heads import without_adapters
 from mopd.distill.student import checkpoint, engine, moe
+from mopd.distill.student.drafts import DraftTrainer
 from mopd.distill.student.forward import Objective, forward, read_heads
 from mopd.distill.student.spec import RankUpdate, StudentSpec
 from mopd.distill.student.update_metrics import UpdateTotals
 from mopd.distill.types import Metrics, NonFinite, RunError, UserError
 
+ADAPTER = "adapter"
+"""The folder of an exported adapter, beside that of the student that it was added into."""
 LAYOUT = "layout.json"
 """Says in a checkpoint what kind of ranks wrote it, after which step."""
 
@@ -51,6 +56,7 @@ class StudentRank:
         self.device = self.engine.device
         heads = read_heads(spec.heads, self.device, vocabulary=spec.vocabulary)
         self._objective = Objective(self._loss, spec.temperature, heads, spec.vocabulary)
+        self._drafts = self._draft_trainer() if spec.mtp.heads else None
         self._checkpoints = Path(spec.run_dir) / "checkpoints"
         self._pad_id: int = getattr(self.module.config, "pad_token_id", None) or 0
         self.progressed: Callable[[], None] = lambda: None
@@ -64,7 +70,8 @@ class StudentRank:
         """
         self.module.train()
         metrics = [self._optimizer_step(update) for update in updates]
-        return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[-1]}
+        having = {name: [m[name] for m in metrics if name in m] for name in metrics[-1]}
+        return {name: sum(values) / len(values) for name, values in having.items()}
 
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """``fn(module, *args)`` with the live module, whose parameters are whole."""
@@ -95,6 +102,8 @@ class StudentRank:
         def publish() -> None:
             folder = self._checkpoints / temporary
             storage.write_atomic(folder / LAYOUT, json.dumps({**self._layout(), "step": step}))
+            if self._drafts is not None:
+                self._drafts.save(folder)
             digests = {name: digest for files in written for name, digest in files.items()}
             storage.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name, digests)
             checkpoint.prune(
@@ -135,15 +144,34 @@ class StudentRank:
                 "resume with the old settings, or start from scratch with --restart"
             )
         engine.load(self.engine, self._checkpoints, name)
+        if self._drafts is not None:
+            self._drafts.load(self._checkpoints / name)
 
     def state_dict(self) -> dict[str, torch.Tensor] | None:
-        """The consolidated weights under Hugging Face names, on the CPU; None on all ranks but the first."""
+        """The consolidated weights under Hugging Face names, on the CPU; None on all ranks but the first.
+
+        An adapter is added in.
+        """
         with self._whole():
+            if self.spec.lora is not None:
+                return merged_state(self.module) if self.rank == 0 else None
             state = moe.gather_state_dict(self.module)
+        if self._drafts is not None:
+            state = self._drafts.heads.with_copies(state)
         return state if self.rank == 0 else None
 
+    def adapter_state(self) -> dict[str, torch.Tensor] | None:
+        """The weights of the adapter alone, by peft's names, on the CPU; None on all ranks but the first."""
+        with self._whole():
+            return adapter_state(self.module) if self.rank == 0 else None
+
     def export(self, path: str) -> None:
-        """Write a Hugging Face checkpoint with its tokenizer into ``path``, replacing what is there."""
+        """Write a Hugging Face checkpoint with its tokenizer into ``path``, replacing what is there.
+
+        An adapter is added in, and written by itself into the folder ``adapter`` beside it, as peft does.
+        """
+        if self.spec.lora is not None:
+            self._export_adapter(Path(path).with_name(ADAPTER))
         state = self.state_dict()
         source, trusted = self.spec.model, self.spec.trust_remote_code
         temporary = Path(f"{path}.tmp-{self.spec.attempt}")
@@ -153,14 +181,26 @@ class StudentRank:
             checkpoint.export_hf(
                 temporary,
                 state_dict=state or {},
-                model=self.module,
+                model=without_adapters(self.module),
                 source=source,
                 own_code=trusted,
                 end_token_ids=self.spec.end_token_ids,
+                published={} if self._drafts is None else self._drafts.heads.published(),
             )
             storage.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
 
         self._on_first(publish)
+
+    def _export_adapter(self, path: Path) -> None:
+        temporary = path.with_name(f"{path.name}.tmp-{self.spec.attempt}")
+
+        def publish() -> None:
+            storage.remove(temporary)
+            save_adapter(self.module, temporary)
+            storage.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
+
+        with self._whole():
+            self._on_first(publish)
 
     def close(self) -> None:
         """Leave the process group; the rank is of no use afterwards."""
@@ -180,11 +220,17 @@ class StudentRank:
         if bad:
             raise NonFinite(f"loss of domain {', '.join(bad)} is NaN or infinite {where}")
         lr = engine.learning_rate(self.spec.optimizer, update.number, self.spec.total_optimizer_steps)
-        norm = engine.step(self.engine, lr)
+        if self._drafts is not None and not self._drafts.gather():
+            self._drafts.drop()
+            raise NonFinite(f"gradient of the draft heads is NaN or infinite {where}")
+        norm = 0.0 if self.spec.heads_alone else engine.step(self.engine, lr)
         if norm is None:
             domains = ", ".join(self.spec.domains)
             raise NonFinite(f"gradient is NaN or infinite, though the loss of every domain ({domains}) is not, {where}")
-        return {**totals.metrics(), "grad_norm": norm, "lr": lr, **self.load_balance.apply(counts_LE)}
+        moved = {**totals.metrics(), "grad_norm": norm, "lr": lr, **self.load_balance.apply(counts_LE)}
+        if self._drafts is None:
+            return moved
+        return moved | self._drafts.step(lr / self.spec.optimizer.lr * self.spec.mtp.lr)
 
     def _forward_backward(self, update: RankUpdate, i: int, totals: UpdateTotals) -> None:
         microbatch = collate(
@@ -198,25 +244,60 @@ class StudentRank:
             needs_each_teacher=self._loss.spec.needs_each_teacher,
             reference=self._loss.reference,
         )
-        if update.microbatches[i]:
+        if update.microbatches[i] and not self.spec.heads_alone:
             self.load_balance.count(microbatch.attention_mask_BT)
-        token_loss = forward(self.engine, microbatch, self._objective, totals)
+        drafts = self._drafts
+        with nullcontext() if drafts is None else drafts.watching(), torch.set_grad_enabled(not self.spec.heads_alone):
+            token_loss = forward(self.engine, microbatch, self._objective, totals)
         self.load_balance.pause()
         totals.add(microbatch, token_loss)
         # DeepSpeed averages gradients over ranks; the weights g_d / N_d already hold the whole batch's denominator.
         loss = (token_loss.loss_BT * microbatch.weights_BT).sum() * self.world
-        self.engine.backward(loss)
+        if not self.spec.heads_alone:
+            self.engine.backward(loss)
+        if drafts is not None:
+            drafts.learn(microbatch, tuple(s.rollout.index for s in update.microbatches[i]), step=update.step)
         self.progressed()
+
+    def _draft_trainer(self) -> DraftTrainer:
+        """The student's draft heads, with their optimizer.
+
+        Raises:
+            UserError: it cannot have them, or its ranks hold no layer whole.
+        """
+        spec = self.spec
+        if spec.engine.zero_stage == 3:
+            raise UserError(
+                "`mtp.heads` needs the student's embedding and output head whole on every rank, and zero_stage 3 "
+                "keeps a part of each; use zero_stage 2, or set `mtp.heads: 0`"
+            )
+        if spec.lora is not None:
+            raise UserError(
+                "`mtp.heads` and `lora` are both set, and draft heads are not exported with an adapter; remove one"
+            )
+        return DraftTrainer(
+            self.module,
+            spec.model,
+            spec.mtp,
+            domains=spec.domains,
+            temperature=spec.temperature,
+            vocabulary=spec.vocabulary,
+            seed=spec.seed,
+            device=self.device,
+        )
 
     def _layout(self) -> dict[str, int | str]:
         settings = self.spec.engine
+        heads = {"draft_heads": self.spec.mtp.heads} if self.spec.mtp.heads else {}
         return {
+            **heads,
             "ranks": self.world,
             "zero_stage": settings.zero_stage,
             "expert_parallel": settings.expert_parallel,
             "optimizer": self.spec.optimizer.name,
             "device": self.spec.device,
             "dtype": str(engine.model_dtype(settings, self.spec.device)).removeprefix("torch."),
+            **({} if self.spec.lora is None else {"lora": self.spec.lora.model_dump_json()}),
         }
 
     def _whole(self) -> AbstractContextManager[Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mopd.distill.models.heads import HeadSource
-from mopd.distill.recipe import Engine, Loss, Optimizer
+from mopd.distill.recipe import Engine, LoRA, Loss, MTPRecipe, Optimizer
 from mopd.distill.types import ScoredRollout
 
 
@@ -24,7 +24,11 @@ class StudentSpec:
         end_token_ids: what ends a completion; the exported generation config names them.
         vocabulary: how many ids the tokenizer has; the student's distribution is over these alone. None: over its head.
         heads: output heads of teachers that ship hidden states, held on every rank.
+        mtp: its draft heads.
+        heads_alone: the model itself stays as it is; only its draft heads learn.
         trust_remote_code: whether Python code that lies in the folder of ``model`` may run.
+        lora: the adapter that is trained, where the weights of ``model`` stay as they are.
+        base: what an exported adapter names as its base: a Hub id, or a folder; empty: ``model``.
     """
 
     model: str
@@ -44,6 +48,10 @@ class StudentSpec:
     vocabulary: int | None = None
     heads: tuple[HeadSource, ...] = ()
     trust_remote_code: bool = False
+    mtp: MTPRecipe = field(default_factory=MTPRecipe)
+    heads_alone: bool = False
+    lora: LoRA | None = None
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True)

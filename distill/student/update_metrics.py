@@ -69,9 +69,10 @@ class UpdateTotals:
         self._sums.index_add_(0, index, by_domain)
 
     def watch_gradient(self, logits_BTV: torch.Tensor, microbatch: Microbatch) -> None:
-        """Add the norms of the gradient at ``logits_BTV`` when the backward passes there."""
+        """Add the norms of the gradient at ``logits_BTV`` when the backward passes there, if it does."""
 
-        logits_BTV.register_hook(lambda gradient_BTV: self.add_gradient(gradient_BTV.norm(dim=-1), microbatch))
+        if logits_BTV.requires_grad:
+            logits_BTV.register_hook(lambda gradient_BTV: self.add_gradient(gradient_BTV.norm(dim=-1), microbatch))
 
     def add_gradient(self, norms_BT: torch.Tensor, microbatch: Microbatch) -> None:
         """Add the norms of the gradient at each token's logits."""

@@ -45,6 +45,10 @@ class TaskHandle:
         scored = any(name.startswith("score/") for name in metrics)
         self._progress._show(self, at_once=scored or bool(note))
 
+    def print(self, *objects: Any) -> None:
+        """Show something above the bars, for good."""
+        self._progress.print(*objects)
+
     def note(self, text: str) -> None:
         """Say what is being done between or after the steps."""
         self._note = text

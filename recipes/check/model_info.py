@@ -12,9 +12,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mopd.distill.models.adapters import ParameterCounts, parameter_counts
+from mopd.distill.models.attention import AttentionOffer, attention_offer
 from mopd.distill.models.families import experts_of
 from mopd.distill.models.flops import ModelCost
-from mopd.distill.recipe import Architecture
+from mopd.distill.recipe import Architecture, LoRA
 from mopd.distill.recipe.messages import guess, nearest
 from mopd.distill.recipe.model_names import is_path
 from mopd.distill.recipe.plugins import own_code
@@ -86,6 +88,10 @@ FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of a configuration that the stage's own tokenizer decides."""
 
 
+_COUNTED: dict[tuple[str, LoRA], ParameterCounts] = {}
+"""Of models with an adapter, by configuration: a plan asks often, and a large model takes a second to be made."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What is known of a model before it is loaded.
@@ -97,6 +103,7 @@ class ModelInfo:
             on the Hub, and no network is to be used.
         cost: its parameters, total and active, and what a token costs; counted without making a weight.
         correction_bias: whether its routers have the bias that levels the load of experts.
+        attention: how it can compute attention.
         own_code: whether it is made by Python code that lies in its folder, which its stanza trusts.
         unused: names of weights that the checkpoint holds and the model has no place for.
     """
@@ -106,8 +113,26 @@ class ModelInfo:
     tokenizer: PreTrainedTokenizerBase | None
     cost: ModelCost
     correction_bias: bool
+    attention: AttentionOffer
     own_code: bool = False
     unused: tuple[str, ...] = ()
+
+    def empty_model(self) -> Any:
+        """The model once more, on the meta device."""
+        return empty_model(self.config, trust_remote_code=self.own_code)[0]
+
+    def parameters(self, lora: LoRA | None) -> ParameterCounts:
+        """How many of its parameters are trained and how many frozen, with an adapter or without (None).
+
+        Raises:
+            UserError: the adapter does not fit; see :func:`distill.models.adapters.with_trained_adapter`.
+        """
+        if lora is None:
+            return ParameterCounts(self.cost.total_parameters, 0)
+        key = (self.config.to_json_string(use_diff=False), lora)
+        if key not in _COUNTED:
+            _COUNTED[key] = parameter_counts(self.empty_model(), lora)
+        return _COUNTED[key]
 
     @property
     def routed_parameters(self) -> float:
@@ -231,7 +256,7 @@ def _look(
         tokenizer, model, cost, unused = checkpoint.tokenizer, checkpoint.model, checkpoint.cost, checkpoint.unused
         own_code = model_source.trusted and has_code(model.config, tokenizer)
     biased = any(bias is not None for bias in router_biases(model))
-    return ModelInfo(end, model.config, tokenizer, cost, biased, own_code, unused)
+    return ModelInfo(end, model.config, tokenizer, cost, biased, attention_offer(model), own_code, unused)
 
 
 def _about_code(model: ModelSource, info: ModelInfo) -> list[str]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from mopd.distill.loss.registry import BoundLoss
-from mopd.distill.models.adapters import with_adapters
+from mopd.distill.models.adapters import adapter_targets, with_adapters
 from mopd.distill.models.families import family_of
 from mopd.distill.models.heads import head_problem
-from mopd.distill.recipe import Engine, StageRecipe, StudentRecipe
-from mopd.distill.recipe.model_names import is_path, stage_name
+from mopd.distill.models.mtp import count_heads, draft_family, is_head_tensor
+from mopd.distill.recipe import Engine, ModelReference, MTPRecipe, StageRecipe, StudentRecipe, TeacherRecipe
+from mopd.distill.recipe.messages import guess
+from mopd.distill.recipe.model_names import PREFIX, is_path, stage_name
 from mopd.distill.storage import Digest, digest_of
 from mopd.distill.student.engine import check_engine
 from mopd.distill.types import UserError
@@ -33,15 +36,80 @@ def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> li
         model_infos: by the leaf that names the model, see :func:`recipes.check.model_info.read_model_infos`.
     """
     recipe = resolved.recipe
+    heads = _heads_of(recipe.student, recipe.mtp, recipe.method, recipe.stages)
     return [
         *_unsampled(resolved.models, model_infos),
         *_packed(model_infos),
         *_engines(recipe.student, recipe.stages, model_infos, resolved.device),
+        *_attention(recipe.teachers, model_infos),
         *_teachers(resolved.teachers, resolved.loss, model_infos),
         *_support(resolved.loss, model_infos),
-        *_adapters(resolved.teachers, model_infos),
-        *(_heads(resolved.teachers, model_infos) if resolved.loss.payload == "hidden" else ()),
+        *_adapters(resolved.teachers, recipe.stages, model_infos),
+        *_draft_heads(heads, resolved.models, model_infos),
+        *_heads_under_adapters(recipe.student, recipe.stages, heads_by_leaf(recipe.mtp, recipe.stages)),
+        *(_heads(resolved.teachers, recipe.student, model_infos) if resolved.loss.payload == "hidden" else ()),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _HeadsOfRun:
+    """The draft heads of the run or of a stage; ``leaf`` names the model that it starts from."""
+
+    where: str
+    leaf: str
+    mtp: MTPRecipe
+    engine: Engine
+    method: str
+    lora: bool
+
+
+def _heads_of(
+    student: StudentRecipe, mtp: MTPRecipe, method: str, stages: Mapping[str, StageRecipe]
+) -> dict[str, _HeadsOfRun]:
+    """By name of the stage; the run's own has none."""
+    runs = {"": _HeadsOfRun("", "student.model", mtp, student.engine, method, student.lora is not None)}
+    for name, stage in stages.items():
+        where = f"stages.{name}."
+        adapter = stage.lora is not None
+        runs[name] = _HeadsOfRun(where, f"{where}from", stage.mtp, stage.engine, stage.method, adapter)
+    return runs
+
+
+def _draft_heads(
+    runs: Mapping[str, _HeadsOfRun], models: Mapping[str, ModelSource], model_infos: Mapping[str, ModelInfo]
+) -> Iterator[str]:
+    """Whether run and stages can have the draft heads that they ask for."""
+    for run in runs.values():
+        where, leaf, mtp = run.where, run.leaf, run.mtp
+        if not mtp.heads:
+            if run.method == "draft_heads":
+                yield f"`{where}method` is draft_heads, and `{where}mtp.heads` is 0: set how many it is to teach"
+            continue
+        if run.lora:
+            lora = f"{where}lora" if where else "student.lora"
+            yield (
+                f"`{where}mtp.heads` is {mtp.heads} and `{lora}` is set: draft heads are not exported with an adapter; "
+                "remove one of them"
+            )
+        if run.engine.zero_stage == 3:
+            yield (
+                f"`{where}mtp.heads` is {mtp.heads}, and zero_stage 3 keeps a part of embedding and output head on "
+                f"each rank, which draft heads need whole; use zero_stage 2, or set `{where}mtp.heads: 0`"
+            )
+        info = model_infos.get(leaf)
+        if info is None:
+            continue
+        try:
+            draft_family(info.config.get_text_config())
+        except UserError as error:
+            yield f"`{where}mtp.heads` is {mtp.heads}: {error}"
+            continue
+        before = next(iter(models[leaf].stages), None)
+        text = info.config.get_text_config()
+        there = count_heads(info.unused, text) if before is None else runs[before].mtp.heads
+        if there not in (0, mtp.heads):
+            what = f"`{leaf}`: the checkpoint" if before is None else f"stage:{before}"
+            yield f"`{where}mtp.heads` is {mtp.heads}, and {what} has {there} draft layers; set it to {there}, or to 0"
 
 
 def _unsampled(models: Mapping[str, ModelSource], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
@@ -50,9 +118,9 @@ def _unsampled(models: Mapping[str, ModelSource], model_infos: Mapping[str, Mode
         info = model_infos.get(leaf)
         if info is not None and model.has_weights and not family_of(info.config).sampled:
             yield (
-                f"`{leaf}` is a {info.config.model_type}, whose recurrent states or cache the sampler of this version "
-                f"cannot keep for rows of unequal length, so that it would write from another distribution; take a "
-                f"model of another family (docs/families.md)"
+                f"`{leaf}` is a {info.config.model_type}, whose states, cache or positions the sampler of this "
+                f"version cannot keep for rows of unequal length, so that it would write from another distribution; "
+                f"take a model of another family (docs/families.md)"
             )
 
 
@@ -75,14 +143,66 @@ def _packing(info: ModelInfo) -> str | None:
     return str(getattr(method, "value", method) or "of an unnamed method")
 
 
-def model_warnings(models: Mapping[str, ModelSource], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
-    """What becomes of a checkpoint's weights that are not loaded as they are, each a sentence."""
-    for leaf, info in model_infos.items():
-        if info.unused:
-            named = ", ".join(info.unused[:2]) + ", ..." * (len(info.unused) > 2)  # not per token
+def _unadapted(
+    student: StudentRecipe, stages: Mapping[str, StageRecipe], model_infos: Mapping[str, ModelInfo]
+) -> Iterator[str]:
+    """What an adapter that is trained leaves as it is, though its leaf might be read otherwise, each a sentence."""
+    trained = {"student": ("student.model", student.lora)}
+    trained |= {f"stages.{name}": (f"stages.{name}.from", stage.lora) for name, stage in stages.items()}
+    for section, (leaf, lora) in trained.items():
+        if lora is None or leaf not in model_infos:
+            continue
+        family = model_infos[leaf].config.model_type
+        targets = adapter_targets(model_infos[leaf].empty_model(), lora)
+        if targets.left_out:
             yield (
-                f"`{leaf}`: the checkpoint has {len(info.unused)} weights that its {info.config.model_type} has no "
-                f"place for ({named}), such as draft heads; they are neither used, nor trained, nor exported"
+                f"`{section}.lora`: layers called {', '.join(targets.left_out)} are not adapted, because peft reads "
+                f"these names as the experts of a {family}"
+            )
+        if model_infos[leaf].routed_parameters and not lora.experts:
+            yield f"`{section}.lora`: the experts of the {family} are not adapted; `experts: true` adapts them"
+
+
+def _heads_under_adapters(
+    student: StudentRecipe, stages: Mapping[str, StageRecipe], heads: Mapping[str, MTPRecipe]
+) -> Iterator[str]:
+    """Draft heads and an adapter of one model: the heads learn beside a whole one alone."""
+    trained: dict[str, StudentRecipe | StageRecipe] = {"student.model": student}
+    for leaf, settings in {**trained, **{f"stages.{name}.from": stage for name, stage in stages.items()}}.items():
+        if settings.lora is not None and heads[leaf].heads:
+            section = leaf.rpartition(".")[0]
+            where = "mtp" if section == "student" else f"{section}.mtp"
+            yield (
+                f"`{where}.heads` is {heads[leaf].heads}, and `{section}.lora` trains an adapter: draft heads learn "
+                f"beside a whole model alone in this version; take one of them away"
+            )
+
+
+def heads_by_leaf(mtp: MTPRecipe, stages: Mapping[str, StageRecipe]) -> dict[str, MTPRecipe]:
+    """The draft heads of the run and of its stages, by the leaf that names the model which gets them."""
+    return {"student.model": mtp, **{f"stages.{name}.from": stage.mtp for name, stage in stages.items()}}
+
+
+def model_warnings(
+    models: Mapping[str, ModelSource],
+    model_infos: Mapping[str, ModelInfo],
+    mtp: MTPRecipe,
+    student: StudentRecipe,
+    stages: Mapping[str, StageRecipe],
+) -> Iterator[str]:
+    """What becomes of weights that are not loaded as they are, and what an adapter leaves as it is, each a sentence."""
+    heads = heads_by_leaf(mtp, stages)
+    yield from _unadapted(student, stages, model_infos)
+    for leaf, info in model_infos.items():
+        text, kept = info.config.get_text_config(), leaf in heads and bool(heads[leaf].heads)
+        unused = [name for name in info.unused if not (kept and is_head_tensor(name, text))]
+        if unused:
+            named = ", ".join(unused[:2]) + ", ..." * (len(unused) > 2)  # not per token
+            count = count_heads(unused, text) if leaf in heads else 0
+            keep = f" (its {count} draft layers are kept with `mtp.heads: {count}`)" if count else ""
+            yield (
+                f"`{leaf}`: the checkpoint has {len(unused)} weights that its {info.config.model_type} has no "
+                f"place for ({named}), such as draft heads; they are neither used, nor trained, nor exported{keep}"
             )
         if (method := _packing(info)) is not None and leaf.startswith("teachers.") and models[leaf].has_weights:
             yield (
@@ -143,16 +263,24 @@ def _engines(
     model_infos: Mapping[str, ModelInfo],
     device: Literal["cpu", "cuda"],
 ) -> Iterator[str]:
-    trained = {"student": ("student.model", student.engine, student.optimizer)}
+    trained: dict[str, tuple[str, StudentRecipe | StageRecipe]] = {"student": ("student.model", student)}
     for name, stage in stages.items():
-        trained[f"stages.{name}"] = (f"stages.{name}.from", stage.engine, stage.optimizer)
-    for section, (leaf, engine, optimizer) in trained.items():
+        trained[f"stages.{name}"] = (f"stages.{name}.from", stage)
+    for section, (leaf, settings) in trained.items():
         if leaf not in model_infos:
             continue
+        engine = settings.engine
+        if settings.lora is not None:
+            try:
+                model_infos[leaf].parameters(settings.lora)
+            except UserError as error:
+                yield from (f"`{section}.lora` {problem}" for problem in error.problems)
         try:
-            check_engine(model_infos[leaf].config, engine, optimizer, device=device)
+            check_engine(model_infos[leaf].config, engine, settings.optimizer, device=device, lora=settings.lora)
         except UserError as error:
             yield from (f"`{section}.engine`: {problem}" for problem in error.problems)
+        if refusal := model_infos[leaf].attention.refused.get(engine.attn_implementation):
+            yield f"`{section}.engine.attn_implementation`: {refusal}"
         rate = engine.expert_bias_rate
         if (
             rate > 0
@@ -163,6 +291,13 @@ def _engines(
                 f"`{section}.engine.expert_bias_rate` is set and would change nothing (no router of "
                 f"{model_infos[leaf].config.model_type} has a correction bias); remove it"
             )
+
+
+def _attention(teachers: Mapping[str, TeacherRecipe], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+    for name, teacher in teachers.items():
+        info = model_infos.get(f"teachers.{name}.model")
+        if info is not None and (refusal := info.attention.refused.get(teacher.attn_implementation)):
+            yield f"`teachers.{name}.attn_implementation`: {refusal}"
 
 
 def _teachers(teachers: Iterable[str], loss: BoundLoss, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
@@ -200,13 +335,17 @@ def _support(loss: BoundLoss, model_infos: Mapping[str, ModelInfo]) -> Iterator[
         )
 
 
-def _adapters(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+def _adapters(
+    teachers: Mapping[str, ResolvedTeacher], stages: Mapping[str, StageRecipe], model_infos: Mapping[str, ModelInfo]
+) -> Iterator[str]:
     for name, teacher in teachers.items():
         if teacher.adapter is None:
             continue
         base = model_infos.get(f"teachers.{name}.model")
         where, given = f"`teachers.{name}.adapter`", teacher.settings.adapter
-        if given is not None and not is_path(given):
+        if (made := stage_name(given)) is not None:
+            yield from (f"{where} is {given}, {problem}" for problem in _stage_adapter(made, teacher.model, stages))
+        elif given is not None and not is_path(given):
             yield f"{where} is {given!r}; an adapter is a folder: write its path, which begins with ./ or /"
         elif base is not None:
             if (other := _other_base(teacher.adapter, base)) is not None:
@@ -218,6 +357,23 @@ def _adapters(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str,
                 )
             except UserError as error:
                 yield f"{where}: {error}"
+
+
+def _stage_adapter(name: str, model: ModelSource, stages: Mapping[str, StageRecipe]) -> Iterator[str]:
+    """Whether a stage makes an adapter over a teacher's model; a predicate where it does not."""
+    if name not in stages:
+        yield f"and no stage {name!r} is declared under `stages`; {guess(name, stages)}"
+    elif stages[name].lora is None:
+        yield f"and that stage trains a whole model; give it `lora`, or write `model: {PREFIX}{name}` alone"
+    elif stages[name].from_ != model.source:
+        yield (
+            f"which is trained over {_source_told(stages[name].from_)} (`stages.{name}.from`), and `model` is "
+            f"{_source_told(model.source)}; take the same base"
+        )
+
+
+def _source_told(source: ModelReference) -> str:
+    return source if isinstance(source, str) else f"a {source.architecture} made from scratch"
 
 
 def _other_base(adapter: str, base: ModelInfo) -> str | None:
@@ -256,9 +412,17 @@ def _digests(folder: Path) -> list[Digest]:
     return [digest_of(path) for path in weight_files(folder)]
 
 
-def _heads(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+def _heads(
+    teachers: Mapping[str, ResolvedTeacher], student: StudentRecipe, model_infos: Mapping[str, ModelInfo]
+) -> Iterator[str]:
     """Whether hidden states and a head say as much as logits, of the student and of every teacher."""
-    adapters = {"student.model": None} | {teacher.model.leaf: teacher.adapter for teacher in teachers.values()}
+    if student.lora is not None and student.lora.embeddings:
+        yield (
+            "`student.lora.embeddings` adapts the output head, and hidden states need a plain one; leave it out, or "
+            "take `loss: {estimator: full_reverse_kl, payload: full}`"
+        )
+    given = {t.model.leaf: None if stage_name(t.settings.adapter) else t.adapter for t in teachers.values()}
+    adapters = {"student.model": None} | given
     for leaf, folder in adapters.items():
         if leaf not in model_infos:
             continue

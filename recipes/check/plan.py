@@ -9,16 +9,18 @@ from typing import Any, Literal
 import torch
 
 from mopd.distill.loss.registry import BoundLoss
+from mopd.distill.models.attention import by_blocks
 from mopd.distill.payload_rows import RowSizes, payload_spec
 from mopd.distill.recipe import (
     DomainRecipe,
     Engine,
+    LoRA,
     ModelReference,
     Optimizer,
     Recipe,
     RolloutRecipe,
     StageRecipe,
-    TeacherRecipe,
+    StudentRecipe,
 )
 from mopd.distill.student.engine import model_dtype
 from mopd.distill.student.forward import CHUNKS
@@ -71,7 +73,7 @@ def processes(
         trained = [lengths[domain] for domain in stage_domains(stage, recipe.trained_domains)]
         info, most = model_infos[f"stages.{name}.from"], _most_tokens_of(stage, trained, recipe.rollout.max_new_tokens)
         engine = _at_once(stage.engine, most)
-        each = _rank_bytes(info, engine, stage.optimizer, width, device) + logits_bytes(info, engine, device=device)
+        each = _rank_bytes(info, stage, engine, width, device) + logits_bytes(info, engine, device=device)
         stages.append(ProcessPlan("stages", f"rank of stage:{name}", engine.ranks, each + most * ROLLOUT_BYTES))
     # Which stages meet depends on how long they take; the largest ones are the most that can.
     yield from sorted(stages, key=_minus_bytes)[: recipe.run.parallel_stages]
@@ -82,7 +84,7 @@ def processes(
         "run",
         "rank of the student",
         engine.ranks,
-        _rank_bytes(student, engine, recipe.student.optimizer, width, device)
+        _rank_bytes(student, recipe.student, engine, width, device)
         + comparing_bytes(resolved.loss, resolved.teachers.values(), engine, model_infos, device=device),
     )
     turns = resolved.turn_takers
@@ -131,10 +133,21 @@ def _minus_bytes(process: ProcessPlan) -> float:
     return -process.count * process.bytes_each
 
 
-def _rank_bytes(model_infos: ModelInfo, engine: Engine, optimizer: Optimizer, width: float, device: str) -> float:
-    """Bytes of one rank without its logits: weights, gradients, the optimizer's part by ZeRO stage, activations."""
+def _rank_bytes(
+    model_infos: ModelInfo, trained: StudentRecipe | StageRecipe, engine: Engine, width: float, device: str
+) -> float:
+    """Bytes of one rank without its logits: weights, gradients, the optimizer's part by ZeRO stage, activations.
+
+    Args:
+        engine: that of ``trained``, with the microbatches that there are.
+    """
     value = model_dtype(engine, device).itemsize
-    states = 8 if optimizer.name == "adamw" else 0
+    states = 8 if trained.optimizer.name == "adamw" else 0
+    if trained.lora is not None:  # experts are not spread then
+        counts, whole = model_infos.parameters(trained.lora), engine.ranks if engine.zero_stage == 3 else 1
+        weights = (counts.frozen + 2 * counts.trained) * value / whole
+        updates = counts.trained * (4 + 4 + states) / (engine.ranks if engine.zero_stage >= 1 else 1)
+        return RANK_BYTES + weights + updates + _activation_values(model_infos.config, engine, width) * value
     # Experts are spread over the expert-parallel group, and ZeRO shards them over what is left of the ranks.
     spread = engine.expert_parallel
     dense = model_infos.cost.total_parameters - model_infos.routed_parameters
@@ -149,6 +162,8 @@ def _rank_bytes(model_infos: ModelInfo, engine: Engine, optimizer: Optimizer, wi
 
 def _activation_values(config: Any, engine: Engine, width: float) -> float:
     text = config.get_text_config()
+    if by_blocks(config, engine.attn_implementation, width):
+        width = 0.0
     layer = ACTIVATIONS_PER_HIDDEN * text.hidden_size + ATTENTION_MAPS * text.num_attention_heads * width
     kept = text.num_hidden_layers * layer
     if engine.gradient_checkpointing:
@@ -226,13 +241,15 @@ STEP_BYTES = 2_000
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """A model of the recipe: its name, the leaf that its architecture comes from, what makes it, its parameters."""
+    """A model of the recipe: its name, the leaf that its architecture comes from, what makes it, its parameters, and
+    how it computes attention (empty where a server does)."""
 
     name: str
     leaf: str
     made: str
     parameters: int
     active_parameters: int
+    attention: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,9 +301,10 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
     shipped = {name: shipped_bytes(resolved.loss, teacher, model_infos) for name, teacher in resolved.teachers.items()}
     steps = tuple(_steps(recipe.trained_domains, recipe.rollout, lengths, shipped))
     trained = f", {recipe.run.steps} steps" if resolved.method.trains else ""
-    made = f"{recipe.method}{trained} from {_source(recipe.student.model)}"
+    adapter = _adapter(model_infos["student.model"], recipe.student.lora if resolved.method.trains else None)
+    made = f"{recipe.method}{trained} from {_source(recipe.student.model)}{adapter}"
     return Plan(
-        models=tuple(_models(recipe.stages, recipe.teachers, made, model_infos)),
+        models=tuple(_models(recipe.stages, resolved.teachers, recipe.student.engine, made, model_infos)),
         processes=tuple(processes(resolved, model_infos, lengths)),
         steps=steps,
         run_steps=recipe.run.steps,
@@ -297,20 +315,29 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
 
 def _models(
     stages: Mapping[str, StageRecipe],
-    teachers: Mapping[str, TeacherRecipe],
+    teachers: Mapping[str, ResolvedTeacher],
+    student: Engine,
     student_made: str,
     model_infos: Mapping[str, ModelInfo],
 ) -> Iterator[ModelPlan]:
     for name, stage in stages.items():
-        made = f"{stage.method}, {stage.steps} steps from {_source(stage.from_)}"
-        yield _model(f"stage:{name}", model_infos[f"stages.{name}.from"], made)
+        info = model_infos[f"stages.{name}.from"]
+        made = f"{stage.method}, {stage.steps} steps from {_source(stage.from_)}{_adapter(info, stage.lora)}"
+        yield _model(f"stage:{name}", info, made, stage.engine.attn_implementation)
     for name, teacher in teachers.items():
-        yield _model(f"teacher {name}", model_infos[f"teachers.{name}.model"], describe(teacher))
-    yield _model("student", model_infos["student.model"], student_made)
+        attention = teacher.settings.attn_implementation if teacher.kind.has_weights else None
+        yield _model(f"teacher {name}", model_infos[f"teachers.{name}.model"], describe(teacher.settings), attention)
+    yield _model("student", model_infos["student.model"], student_made, student.attn_implementation)
 
 
-def _model(name: str, info: ModelInfo, made: str) -> ModelPlan:
-    return ModelPlan(name, info.origin.where, made, info.cost.total_parameters, info.cost.active_parameters)
+def _model(name: str, info: ModelInfo, made: str, attention: str | None) -> ModelPlan:
+    words = "" if attention is None else info.attention.offered[attention]
+    return ModelPlan(name, info.origin.where, made, info.cost.total_parameters, info.cost.active_parameters, words)
+
+
+def _adapter(info: ModelInfo, lora: LoRA | None) -> str:
+    """An adapter that is trained, in words that follow on its base."""
+    return "" if lora is None else f", an adapter of {info.parameters(lora).trained:,} parameters"
 
 
 def _source(model: ModelReference) -> str:
@@ -357,16 +384,17 @@ def _flops(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Ma
 def _disk(recipe: Recipe, model_infos: Mapping[str, ModelInfo], device: str) -> float:
     """Bytes of a whole run's folder at its largest: the checkpoints that are kept, one that is spared because it is the
     best so far, and one more while it is written."""
-    student = model_infos["student.model"].cost.total_parameters
-    engine = recipe.student.engine
+    student, engine = model_infos["student.model"], recipe.student.engine
     kept = recipe.run.keep_checkpoints + 1 + (recipe.evaluate.select != "last")
     checkpoints = kept * _checkpoint_bytes(engine, recipe.student.optimizer, device)
-    total = student * (checkpoints + 2 * model_dtype(engine, device).itemsize)
+    total = student.parameters(recipe.student.lora).trained * checkpoints
+    total += student.cost.total_parameters * 2.0 * model_dtype(engine, device).itemsize
     for name, stage in recipe.stages.items():
-        parameters = model_infos[f"stages.{name}.from"].cost.total_parameters
+        info = model_infos[f"stages.{name}.from"]
         # The checkpoint that is kept, one being written, the initial model and the export.
-        each = 2 * _checkpoint_bytes(stage.engine, stage.optimizer, device) + 2 * 4
-        total += parameters * each + stage.steps * STEP_BYTES
+        checkpoints = 2 * _checkpoint_bytes(stage.engine, stage.optimizer, device)
+        total += info.parameters(stage.lora).trained * checkpoints + info.cost.total_parameters * 2 * 4
+        total += stage.steps * STEP_BYTES
     evaluations = recipe.run.steps // recipe.run.evaluate_every + 1 + 1 + len(recipe.teachers)
     tests = 2 + len(recipe.teachers)
     rows = evaluations * recipe.evaluate.validation_prompts + tests * recipe.evaluate.test_prompts

@@ -16,6 +16,8 @@ from mopd.recipes.resolve.run_folder import size
 def print_plan(plan: Plan, console: Console, there: Room) -> None:
     """Print models, processes, tokens of a step, memory and disk."""
     console.print(_models(plan))
+    for words, names in _attention(plan).items():
+        console.print(Text(f"attention: {words} ({', '.join(names)})"), soft_wrap=True)
     console.print(_processes(plan))
     console.print(_steps(plan))
     console.print(
@@ -45,6 +47,15 @@ def _models(plan: Plan) -> Table:
     for model in plan.models:
         table.add_row(Text(model.name), Text(model.made), _count(model.parameters), _count(model.active_parameters))
     return table
+
+
+def _attention(plan: Plan) -> dict[str, list[str]]:
+    """Models by how they compute attention."""
+    names: dict[str, list[str]] = {}
+    for model in plan.models:
+        if model.attention:
+            names.setdefault(model.attention, []).append(model.name)
+    return names
 
 
 def _processes(plan: Plan) -> Table:

@@ -41,7 +41,7 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
         *_rewards(resolved.method, resolved.loss, recipe.domains, recipe.rollout.samples_per_prompt),
         *check_loss(resolved),
         *check_teachers(resolved),
-        *_stages(resolved.models, recipe.stages, recipe.domains),
+        *_stages(resolved.models, recipe.stages, recipe.domains, recipe.teachers),
         *_updates(recipe.student, recipe.run.steps, recipe.trained_domains, recipe.rollout, resolved.method),
         *_stage_updates(recipe.stages),
         *_kept(recipe.rollout, recipe.stages, resolved.method),
@@ -118,7 +118,8 @@ def _anchors(
                 f"`teachers.{name}.model` is self, and the student is made from scratch: it would be held to its own "
                 f"noise; train it in a stage first, or name another model"
             )
-    if anchors == set(teachers) and anchors and not any(domain.reward for domain in domains.values()):
+    held = anchors == set(teachers) and all(teacher.own_prompt is None for teacher in teachers.values())
+    if held and anchors and not any(domain.reward for domain in domains.values()):
         yield (
             "`teachers`: every one is self, so the student would be held where it is and learn nothing; name a "
             "specialist for one domain at least"
@@ -194,9 +195,12 @@ def _unweighted(rewarded: Iterable[str]) -> Iterator[str]:
 
 
 def _stages(
-    models: Mapping[str, ModelSource], stages: Mapping[str, StageRecipe], domains: Collection[str]
+    models: Mapping[str, ModelSource],
+    stages: Mapping[str, StageRecipe],
+    domains: Collection[str],
+    teachers: Mapping[str, TeacherRecipe],
 ) -> Iterator[str]:
-    needed: set[str] = set()
+    needed = {name for teacher in teachers.values() for name in chain(stages, teacher.adapter or "")}
     for where, model in models.items():
         name = stage_name(model.source)
         if name is not None and name not in stages:

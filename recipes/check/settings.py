@@ -7,9 +7,22 @@ from typing import Any
 
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.payload_rows import payload_spec
-from mopd.distill.recipe import DomainRecipe, GymSource, RunRecipe, Source, StageRecipe, StopRecipe, TeacherRecipe
+from mopd.distill.recipe import (
+    DomainRecipe,
+    Engine,
+    GymSource,
+    MTPRecipe,
+    RolloutRecipe,
+    RunRecipe,
+    Source,
+    StageRecipe,
+    StopRecipe,
+    StudentRecipe,
+    TeacherRecipe,
+)
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import SELF
+from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.schema import Truncated
 from mopd.recipes.check.teachers import WHAT_SCORES
 from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
@@ -98,6 +111,11 @@ def _extrapolation(
             f"`loss.reference` is the teacher {name!r}, whose model is {teachers[name].model}; what the student "
             f"goes away from is where it starts: name a teacher whose model is self"
         )
+    elif teachers[name].own_prompt is not None:
+        yield (
+            f"`loss.reference` is the teacher {name!r}, which reads a prompt of its own; what the student goes away "
+            "from is itself on its own prompt: name a teacher without `prompt`"
+        )
     if not any(teacher != name for domain in trained.values() for teacher in domain.teacher_weights):
         yield (
             "`loss.extrapolation` goes beyond a teacher, and no domain has one; give a domain a `teacher`, or take "
@@ -122,6 +140,12 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         if not METHODS[stage.method].selects:
             yield from _set(stage, f"stages.{name}", ("keep_verified",), "only expert_iteration keeps some")
     yield from _untrained(resolved)
+    yield from _drafts(recipe.mtp, recipe.student.engine, recipe.rollout, "")
+    for name, stage in recipe.stages.items():
+        if not METHODS[stage.method].samples:
+            yield from _set(stage.mtp, f"stages.{name}.mtp", ("drafts",), "it samples nothing it trains on")
+        if METHODS[stage.method].samples or not stage.mtp.heads:
+            yield from _drafts(stage.mtp, stage.engine, recipe.rollout, f"stages.{name}.")
     for name, domain in recipe.domains.items():
         if domain.evaluate_only:
             yield from _set(domain, f"domains.{name}", ("prompts", "share", "easy_share"), "it is evaluate_only")
@@ -159,8 +183,25 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         yield from _set(recipe.rollout, "rollout", ("gpus",), "the run is on the CPU")
         for name, stage in recipe.stages.items():
             yield from _set(stage.engine, f"stages.{name}.engine", ("gpus",), "the run is on the CPU")
+    yield from _of_adapters(recipe.student, recipe.stages, {n: recipe.teachers[n] for n in resolved.on_student})
     if not recipe.stages:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
+
+
+def _drafts(mtp: MTPRecipe, engine: Engine, rollout: RolloutRecipe, where: str) -> Iterator[str]:
+    """Draft heads that are not there, or learn in a run whose sampler cannot use them."""
+    if not mtp.heads:
+        leaves = tuple(name for name in type(mtp).model_fields if name != "heads")
+        yield from _set(mtp, f"{where}mtp", leaves, f"`{where}mtp.heads` is 0")
+    if not mtp.heads or not mtp.drafts:
+        return
+    if engine.expert_parallel > 1 and not rollout.workers:
+        yield (
+            f"`{where}mtp.drafts` is {mtp.drafts} and changes nothing: ranks that share experts take equally many "
+            f"forwards, so the student writes without drafts; set `rollout.workers`, or `{where}mtp.drafts: 0`"
+        )
+    elif is_plugin(rollout.engine):
+        yield f"`{where}mtp.drafts` is {mtp.drafts} and changes nothing where `rollout.engine` is {rollout.engine}"
 
 
 _CUTS_WHY = {
@@ -183,6 +224,21 @@ def _cuts_count(
     return method.rewards and any(domain.reward for domain in trained.values())
 
 
+def _of_adapters(
+    student: StudentRecipe, stages: Mapping[str, StageRecipe], on_student: Mapping[str, TeacherRecipe]
+) -> Iterator[str]:
+    """What is read of no model under an adapter, and of no teacher that is the student without its own."""
+    trained: dict[str, StudentRecipe | StageRecipe] = {"student": student}
+    for where, settings in {**trained, **{f"stages.{name}": stage for name, stage in stages.items()}}.items():
+        if settings.lora is not None:
+            why = "under an adapter the routers' biases stay as they are"
+            yield from _set(settings.engine, f"{where}.engine", ("expert_bias_rate",), why)
+    for name, teacher in on_student.items():
+        leaves = ("replicas", "gpus", "device", "dtype", "resources")
+        why = "it is the student without its adapter, and scored by the student's own ranks"
+        yield from _set(teacher, f"teachers.{name}", leaves, why)
+
+
 def _untrained(resolved: Resolved) -> Iterator[str]:
     """What only a run that trains its student reads, and what only a merge does."""
     recipe = resolved.recipe
@@ -195,9 +251,9 @@ def _untrained(resolved: Resolved) -> Iterator[str]:
     why = f"a {recipe.method} trains no student"
     run = tuple(name for name in type(recipe.run).model_fields if name != "parallel_stages")
     yield from _set(recipe.run, "run", run, why)
-    yield from _set(recipe.student, "student", ("optimizer", "updates_per_step"), why)
+    yield from _set(recipe.student, "student", ("optimizer", "updates_per_step", "lora"), why)
     yield from _set(recipe.rollout, "rollout", ("samples_per_prompt", "temperature", "workers"), why)
-    yield from _set(recipe, "", ("share_rule", "stop"), why)
+    yield from _set(recipe, "", ("share_rule", "stop", "mtp"), why)
 
 
 def _set(section: Any, where: str, names: tuple[str, ...], why: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mopd.distill.metrics.results import curve
-from mopd.distill.recipe.model_names import PREFIX, SELF
+from mopd.distill.recipe.model_names import PREFIX, SELF, stage_name
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.ledger import Ledger, Spent, read_ledger, total_of
@@ -61,11 +61,14 @@ def run_cost(run: Run) -> RunCost:
     links = cascade_links(recipe)
     base_stages = {stage for stage in _stages(recipe, recipe.student_model) if stage not in links}
     used_teachers = [recipe.teachers[name] for name in used]
-    sources = [teacher.model for teacher in used_teachers]
+    sources = [teacher.adapter if stage_name(teacher.adapter) else teacher.model for teacher in used_teachers]
     made = {stage: None for source in sources for stage in _stages(recipe, source) if stage not in base_stages}
     training = _sum([_total({r: s for r, s in own.items() if r != "evaluation"}), _of_stages(spent, links)])
-    # What an adapter, a user's own class or kind cost, nothing tells.
-    elsewhere = any(teacher.adapter or teacher.scorer or is_plugin(teacher.kind) for teacher in used_teachers)
+    # What an adapter from elsewhere, a user's own class or kind cost, nothing tells.
+    elsewhere = any(
+        (teacher.adapter and not stage_name(teacher.adapter)) or teacher.scorer or is_plugin(teacher.kind)
+        for teacher in used_teachers
+    )
     models = [None] if elsewhere else [_elsewhere(source) for source in dict.fromkeys(sources)]
     teachers = _sum([_of_stages(spent, made), *models])
     return RunCost(

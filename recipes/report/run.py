@@ -71,9 +71,19 @@ def learning(data: RunData) -> list[NotedChart]:
             data.train,
             css,
         ),
+        *_draft_heads(data.train, css),
         _lines("Stages before it: loss", "base and specialists, nats a token", stage_lines),
     ]
     return [chart for chart in charts if chart is not None]
+
+
+def _draft_heads(train: Sequence[StepMetrics], css: Mapping[str, str]) -> list[NotedChart | None]:
+    """How well draft heads guess, where the student has any."""
+    agree, written = "part of draws in which it can be the student’s token", "of what was written with guesses"
+    return [
+        _lines("Draft heads: first guess", agree, _by_domain("draft_overlap_1", train, css)),
+        _lines("Draft heads: tokens a forward", written, _by_domain("draft_tokens_per_forward", train, css)),
+    ]
 
 
 def _series(rows: Iterable[StepMetrics], name: str) -> list[tuple[float, float]]:

@@ -13,7 +13,10 @@ from mopd.distill.errors import UserError
 from mopd.distill.storage import damage, digest_of, is_sealed, seal_of, write_atomic
 
 FINISHED = "finished.json"
-"""Lies in the folder of a run or a stage whose every result is there, and names the seal of its student."""
+"""Lies in the folder of a run or a stage whose every result is there, and names the seals of its student and, where one
+was trained, of its adapter."""
+RESULTS = ("student", "adapter")
+"""The folders of weights that a run or a stage ends with."""
 ADAPTERS = "adapters.json"
 """Digests of the teachers' adapters, which lie elsewhere, as the run began: of the files that peft names adapter_*."""
 
@@ -29,18 +32,25 @@ def read_marker(folder: Path) -> dict[str, Any]:
 
 def write_marker(folder: Path, **content: Any) -> None:
     """Note that the results of a run or a stage are whole."""
-    write_atomic(folder / FINISHED, json.dumps({**content, "student": seal_of(folder / "student")}, indent=2) + "\n")
+    seals = {name: seal_of(folder / name) for name in RESULTS if name == "student" or (folder / name).is_dir()}
+    write_atomic(folder / FINISHED, json.dumps({**content, **seals}, indent=2) + "\n")
 
 
 def result_damage(folder: Path) -> tuple[str, ...]:
-    """What is wrong with the student of a finished run or stage; nothing where it is whole, or not finished."""
-    marker, student = read_marker(folder), folder / "student"
+    """What is wrong with the student of a finished run or stage, or with its adapter; nothing where all is whole, or
+    not finished."""
+    marker = read_marker(folder)
     if not marker:
         return ()
-    if problems := _damage(student):
-        return problems
-    noted = marker.get("student")  # an earlier version noted none
-    return ("it is not the one that finished.json names",) if noted and noted != seal_of(student) else ()
+    for name in RESULTS:
+        if name != "student" and name not in marker:
+            continue
+        if problems := _damage(folder / name):
+            return problems if name == "student" else tuple(f"{name}: {problem}" for problem in problems)
+        noted = marker.get(name)  # an earlier version noted none
+        if noted and noted != seal_of(folder / name):
+            return (f"{'it' if name == 'student' else name} is not the one that finished.json names",)
+    return ()
 
 
 def refuse_damaged(folder: str | Path, remedy: str) -> None:

@@ -62,6 +62,7 @@ class Method:
         teachers: what the teachers of the recipe do, if it may have any.
         rewards: whether verifiers may grade.
         selects: whether the grader selects what is learnt from; see :func:`distill.student.plan.plan_updates`.
+        heads_alone: whether only draft heads learn, and the model beside them stays as it is.
     """
 
     actor: Callable[[Parts], Sampler]
@@ -71,6 +72,7 @@ class Method:
     teachers: Literal["grade", "write", "none"] = "none"
     rewards: bool = False
     selects: bool = False
+    heads_alone: bool = False
     trains: ClassVar[bool] = True
 
 
@@ -89,6 +91,7 @@ class MadeMethod:
     samples: ClassVar[bool] = False
     rewards: ClassVar[bool] = False
     selects: ClassVar[bool] = False
+    heads_alone: ClassVar[bool] = False
     trains: ClassVar[bool] = False
 
 
@@ -185,6 +188,8 @@ METHODS: dict[str, Method | MadeMethod] = {
     "off_policy": Method(_writers, _ungraded, losses=frozenset({"nll"}), samples=False, teachers="write"),
     # Fine-tuning on gold answers: an oracle, which sees what no distillation sees.
     "supervised": Method(_gold, _ungraded, losses=frozenset({"nll"}), samples=False),
+    # The model stays as it is and gets draft heads, which learn what it would write: EAGLE-3, arXiv 2503.01840.
+    "draft_heads": Method(_student, _ungraded, losses=frozenset({"nll"}), samples=True, heads_alone=True),
     # One domain after the other: the student is the end of a chain of stages, of which every link is measured.
     "cascade": MadeMethod(cascade),
     # The teachers' weights added up: arXiv 2203.05482, 2212.04089.

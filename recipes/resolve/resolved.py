@@ -32,7 +32,8 @@ class Resolved:
         loss: bound to its settings.
         models: every model that the recipe names, by the leaf that names it.
         teachers: by name.
-        groups: teachers that share processes: those of one base and placement.
+        on_student: teachers that are the student without the adapter that it trains: its own ranks score for them.
+        groups: teachers that share processes: those of one base and placement; not those on the student.
         turn_takers: the groups that share the processes of ``run.resident_teachers``; none where that is not set.
         routes: who is asked about each trained domain's rollouts, see :func:`routes`.
         links: the stages of a cascade, first to last.
@@ -47,6 +48,7 @@ class Resolved:
     loss: BoundLoss
     models: Mapping[str, ModelSource]
     teachers: Mapping[str, ResolvedTeacher]
+    on_student: tuple[str, ...]
     groups: list[list[str]]
     turn_takers: list[list[str]]
     routes: Mapping[str, Mapping[str, float]]
@@ -75,17 +77,22 @@ def resolve(recipe: Recipe) -> Resolved:
         )
         for name, settings in recipe.teachers.items()
     }
-    groups = teacher_groups(teachers)
+    method = method_of(recipe.method)
+    adapted = recipe.student.lora is not None and method.trains
+    how = device, dtype, recipe.student.engine.attn_implementation
+    on_student = tuple(name for name, teacher in teachers.items() if adapted and teacher.is_base(*how))
+    groups = teacher_groups({name: teacher for name, teacher in teachers.items() if name not in on_student})
     loss = bind(recipe.loss)
     cascade = links(recipe.stages, recipe.student.model)
     return Resolved(
         recipe=recipe,
         device=device,
         dtype=dtype,
-        method=method_of(recipe.method),
+        method=method,
         loss=loss,
         models=models,
         teachers=teachers,
+        on_student=on_student,
         groups=groups,
         turn_takers=[] if recipe.run.resident_teachers is None else turn_takers(groups, teachers),
         routes=routes(recipe.trained_domains, loss.reference),

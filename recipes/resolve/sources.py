@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mopd.distill.recipe import Architecture, ModelReference, StageRecipe, StudentRecipe, TeacherRecipe
-from mopd.distill.recipe.model_names import SELF, stage_name
+from mopd.distill.recipe.model_names import SELF, is_path, stage_name
 from mopd.teachers.kinds import kind_of
 
 
@@ -96,6 +96,12 @@ def model_sources(
         section = f"stages.{name}"
         models.append(model(f"{section}.from", stage.from_, f"{section}.trust_remote_code", stage.trust_remote_code))
     return {source.leaf: source for source in models}
+
+
+def named_base(source: ModelReference, folder: str) -> str:
+    """What an adapter over a model names as its base: its Hub id, or the folder of its checkpoint."""
+    on_hub = isinstance(source, str) and stage_name(source) is None and not is_path(source)
+    return source if isinstance(source, str) and on_hub else folder
 
 
 def trusted_leaves(models: Iterable[ModelSource]) -> frozenset[str]:

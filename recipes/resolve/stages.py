@@ -24,6 +24,9 @@ from mopd.distill.recipe.model_names import PREFIX, stage_name
 from mopd.distill.recipe.plugins import plugin_digests
 from mopd.recipes.resolve.damage import read_marker, write_marker
 
+LEARN_BY_REWARD = ("mix_rl", "expert_iteration")
+"""Methods of a stage whose answers are verified."""
+
 
 def stage_seed(seed: int, name: str) -> int:
     """A stage's own seed, so that no two stages of a run draw the same prompts: 31 bits of a hash of both."""
@@ -49,11 +52,12 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
             engine=stage.engine,
             optimizer=stage.optimizer,
             updates_per_step=stage.updates_per_step,
+            lora=stage.lora,
         ),
         domains={
             domain: DomainRecipe(
                 task=recipe.domains[domain].task,
-                reward=stage.method != "supervised",
+                reward=stage.method in LEARN_BY_REWARD,
                 prompts=stage.prompts,
                 easy_share=stage.easy_share,
             )
@@ -67,6 +71,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
         else recipe.rollout.model_copy(
             update={"samples_per_prompt": stage.samples_per_prompt, "keep_verified": stage.keep_verified}
         ),
+        mtp=stage.mtp,
         evaluate=recipe.evaluate,
         faults=recipe.faults,
         run=RunRecipe(steps=stage.steps, save_every=stage.save_every, keep_checkpoints=1, evaluate_every=stage.steps),
@@ -84,6 +89,8 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
     tasks = {domain: settings.task for domain, settings in recipe.domains.items()}
     # Not what no weight depends on: names, exams, faults, and how a student writes where it writes no answers.
     own = stage_recipe(recipe, name).model_dump(mode="json", by_alias=True, exclude={"name", "evaluate", "faults"})
+    if not own["mtp"]["heads"]:
+        del own["mtp"]  # so that stages made before there were draft heads are still known as finished
     if not METHODS[recipe.stages[name].method].samples:
         own["rollout"] = {"temperature": recipe.rollout.temperature}
     texts = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}
@@ -94,6 +101,11 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
 def stage_folder(out: Path, name: str) -> Path:
     """Where a stage runs."""
     return out / "stages" / name
+
+
+def adapter_folder(out: Path, name: str) -> Path:
+    """Where the adapter lies that a stage with `lora` has trained."""
+    return (stage_folder(out, name) / "adapter").absolute()
 
 
 def model_path(source: str | Architecture, *, out: Path, folder: Path) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from mopd.distill.models.heads import HeadSource
-from mopd.distill.recipe import FaultRecipe, TeacherRecipe
-from mopd.distill.recipe.model_names import SELF
+from mopd.distill.recipe import FaultRecipe, TeacherPromptRecipe, TeacherRecipe
+from mopd.distill.recipe.model_names import SELF, stage_name
 from mopd.recipes.resolve.sources import ModelSource
+from mopd.recipes.resolve.stages import adapter_folder
 from mopd.teachers.kinds import TeacherKind, TeacherSetup, kind_of
+from mopd.teachers.kinds.checkpoint import CHECKPOINT
 
 Device = Literal["cpu", "cuda"]
 
@@ -27,7 +30,8 @@ class ResolvedTeacher:
         device: where it computes; a process without weights only asks, on the CPU.
         dtype: ``float32`` or ``bfloat16``; never auto.
         gpus: part of a GPU that each of its processes takes.
-        adapter: absolute folder of its LoRA adapter, wherever a process' working folder is.
+        adapter: absolute folder of its LoRA adapter, wherever a process' working folder is; ``stage:NAME`` until it is
+            known where the stage's result lies (:func:`with_folders`).
         faults: how often, and after what pause, it is asked again where an answer was lost; the run's.
     """
 
@@ -46,16 +50,22 @@ class ResolvedTeacher:
         """Whether it is the student as it starts."""
         return self.settings.model == SELF
 
+    def is_base(self, device: str, dtype: str, attention: str) -> bool:
+        """Whether it is what a student that computes so is without the adapter that it trains."""
+        plain = self.is_self and self.adapter is None and self.kind is CHECKPOINT
+        return plain and (self.device, self.dtype, self.settings.attn_implementation) == (device, dtype, attention)
+
     @property
     def takes(self) -> dict[str, float]:
         """What each of its processes takes of its node, by Ray's names of resources."""
         return ({"GPU": self.gpus} if self.gpus else {}) | self.settings.resources
 
     def setup(self, folder: str) -> TeacherSetup:
-        """What its source is made from, where ``folder`` has its model."""
+        """What its source is made from, where ``folder`` has its model. A prompt of its own is no part of that:
+        teachers that differ in nothing else share processes."""
         return TeacherSetup(
             self.name, folder, self.device, self.dtype, self.adapter, self.model.trusted,
-            self.faults.microbatch_seconds, self.settings,
+            self.faults.microbatch_seconds, self.settings.model_copy(update={"prompt": TeacherPromptRecipe()}),
         )  # fmt: skip
 
 
@@ -75,9 +85,22 @@ def resolve_teacher(
         device=where,
         dtype=resolve_dtype(dtype if settings.dtype == "auto" else settings.dtype, device),
         gpus=settings.gpus if where == "cuda" else 0.0,
-        adapter=None if settings.adapter is None else os.path.realpath(settings.adapter),
+        adapter=_adapter(settings.adapter),
         faults=faults,
     )
+
+
+def _adapter(named: str | None) -> str | None:
+    return named if named is None or stage_name(named) is not None else os.path.realpath(named)
+
+
+def with_folders(teachers: Mapping[str, ResolvedTeacher], out: Path) -> dict[str, ResolvedTeacher]:
+    """The teachers of a run in the folder ``out``, with the folders of adapters that its stages have made."""
+    folders = {name: stage_name(teacher.adapter) for name, teacher in teachers.items()}
+    return {
+        name: teacher if (stage := folders[name]) is None else replace(teacher, adapter=str(adapter_folder(out, stage)))
+        for name, teacher in teachers.items()
+    }
 
 
 def resolve_dtype(dtype: str, device: Device) -> str:
@@ -91,7 +114,7 @@ def group_key(teacher: TeacherRecipe) -> tuple[object, ...]:
     """What scores, besides the base that teachers have in common: those that differ in it never share a process."""
     settings = tuple(sorted(teacher.settings.items()))
     scores = (teacher.kind_name, settings, teacher.scorer, teacher.endpoint, teacher.served_model, teacher.api_key_env)
-    return (teacher.dtype, *scores)
+    return (teacher.dtype, teacher.attn_implementation, *scores)
 
 
 def placement(teacher: TeacherRecipe) -> dict[str, object]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from mopd.distill.loss.teacher_tensors import sampled_logprobs
+from mopd.distill.metrics.drafts import draft_metrics, stale_domains
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import RunRecipe, StopRecipe
 from mopd.distill.tracking.console import TaskHandle
@@ -48,6 +49,7 @@ class RunCallbacks:
         self._eval_sampler = eval_sampler
         self._teacher_distance = teacher_distance
         self._why: str | None = None
+        self._stale = set[str]()
 
     def resumed(self, step: int) -> None:
         """Void what was recorded of steps that are run again."""
@@ -78,12 +80,26 @@ class RunCallbacks:
 
     def record(self, step: int, batch: Sequence[ScoredRollout], metrics: Metrics) -> None:
         """Log a finished step; where it is evaluated, keep a few of its rollouts."""
-        metrics = metrics | self._costs.of_step(batch)
+        metrics = metrics | self._costs.of_step(batch) | draft_metrics([scored.rollout for scored in batch])
         self._tracker.log("train", step, metrics)
+        self._warn_of_stale_heads(step, metrics)
         self._progress.advance(step, metrics)
         measured = step % self._run.evaluate_every == 0 or step == self._run.steps
         if self._evaluator is not None and measured:
             self._tracker.append_rows("rollouts", self._samples(self._evaluator, step, batch))
+
+    def _warn_of_stale_heads(self, step: int, metrics: Metrics) -> None:
+        """Say it once a domain where draft heads guess clearly worse than they did."""
+        asked = [d for d in self._domains if f"draft_overlap_1/{d}" in metrics and d not in self._stale]
+        if not asked or step % self._run.evaluate_every:
+            return
+        for domain, (best, now) in stale_domains(self._tracker.rows("train"), asked).items():
+            self._stale.add(domain)
+            self._progress.print(
+                f"warning: draft heads are stale in domain {domain}: their first guess agrees with the student in "
+                f"{now:.0%} of draws, and did in {best:.0%}. Rollouts are slower for it, and not different; raise "
+                "`mtp.share` or `mtp.lr`"
+            )
 
     def failed(self, step: int, metrics: Metrics, error: RunError) -> None:
         """Log what teachers lost in the step that is not finished, and that will be taken again: no time, no cost."""

@@ -13,25 +13,27 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.hosts import HOSTS
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
-from mopd.distill.recipe import DomainRecipe, RolloutRecipe
+from mopd.distill.recipe import DomainRecipe, MTPRecipe, RolloutRecipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
-from mopd.distill.types import Prompt, Sampler
+from mopd.distill.types import Prompt, Sampler, Weights
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
 from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
+from mopd.recipes.resolve.sources import named_base
+from mopd.recipes.resolve.teacher_prompts import teacher_reads
 from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
 from mopd.recipes.run.preflight import Candidate, candidates, passed, preflight, wait_for_teachers
 from mopd.recipes.run.ranks import RayRanks
 from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
-from mopd.rollouts.engines.base import FrozenModel
+from mopd.rollouts.engines.base import Drafts, FrozenModel
 from mopd.rollouts.prompts import Prefetched
 from mopd.rollouts.rewards import TruncatedRollouts
 from mopd.rollouts.sampler import Samplers, sampler_settings
@@ -41,6 +43,9 @@ from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds import make_source
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import Conditions
+
+DRAFT_COSTS = "draft_costs.json"
+"""In a run's folder: how long writing takes with and without guesses, as measured at its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,7 @@ class Training:
             closing.callback(progress.close)
             method = self.resolved.method
             assert isinstance(method, Method), "made_student.py makes the others"
-            teachers = self._teachers(context) if method.teachers == "grade" else None  # first: they load meanwhile
+            teachers = self._teachers(context, lambda: student.weights()) if method.teachers == "grade" else None
             if teachers is not None:
                 closing.callback(teachers.close)
             student = self._student(closing, context.progress.print)
@@ -137,15 +142,32 @@ class Training:
             recipe.rollout,
             recipe.student.engine,
             settings=sampler_settings(
-                recipe.rollout, self.tokenizer, model=self.model, seed=recipe.seed, support=support
+                recipe.rollout,
+                self.tokenizer,
+                model=self.model,
+                seed=recipe.seed,
+                support=support,
+                drafts=self._drafts(recipe.mtp),
             ),
-            initial=FrozenModel(self.model, trust_remote_code=recipe.student.trust_remote_code),
+            initial=FrozenModel(
+                self.model,
+                trust_remote_code=recipe.student.trust_remote_code,
+                attention=recipe.student.engine.attn_implementation,
+            ),
+            lora=recipe.student.lora,
             device=self.resolved.device,
             dtype=self.resolved.dtype,
             gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
             limit_seconds=recipe.faults.rank_seconds,
+            heads=recipe.mtp.heads > 0,
             closing=closing,
         )
+
+    def _drafts(self, mtp: MTPRecipe) -> Drafts | None:
+        """How the student and the models that it is measured against guess, with costs that a resumed run reads."""
+        if not mtp.heads or not mtp.drafts:
+            return None
+        return Drafts(mtp.drafts, measured=True, record=str(self.folder / DRAFT_COSTS))
 
     def _parts(
         self, samplers: Samplers, pool: TeacherPool | None, trained: Mapping[str, DomainRecipe], rollout: RolloutRecipe
@@ -235,6 +257,10 @@ class Training:
             end_token_ids=end_token_ids(self.tokenizer, self.model),
             vocabulary=token_count(self.tokenizer),
             trust_remote_code=recipe.student.trust_remote_code,
+            mtp=recipe.mtp,
+            heads_alone=self.resolved.method.heads_alone,
+            lora=recipe.student.lora,
+            base=named_base(recipe.student.model, self.model),
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
         ranks = RayRanks(spec, recipe.faults)
@@ -251,7 +277,8 @@ class Training:
             keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
         )
 
-    def _teachers(self, context: RunContext) -> TeacherPool | None:
+    def _teachers(self, context: RunContext, student: Callable[[], Weights]) -> TeacherPool | None:
+        """The teachers, which begin to load in their processes; ``student`` gives its weights once they are there."""
         if not self.teachers:
             return None
         recipe = self.resolved.recipe
@@ -281,4 +308,7 @@ class Training:
             faults=recipe.faults,
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
+            reads=teacher_reads(asked, self.tasks, self.tokenizer),
+            on_student=[name for name in specs if name in self.resolved.on_student],
+            student=student,
         )

@@ -13,6 +13,7 @@ from mopd.distill.hosts import HOSTS
 from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import Architecture, DomainRecipe, ModelReference, Recipe
+from mopd.distill.recipe.model_names import stage_name
 from mopd.distill.recipe.plugins import plugin_digests
 from mopd.distill.storage import check_current, claim, write_atomic
 from mopd.distill.student.rank import import_libraries
@@ -48,7 +49,7 @@ from mopd.recipes.resolve.stages import (
     stage_folder,
     stage_recipe,
 )
-from mopd.recipes.resolve.teachers import ResolvedTeacher
+from mopd.recipes.resolve.teachers import ResolvedTeacher, with_folders
 from mopd.recipes.run.baselines import measure_frozen
 from mopd.recipes.run.cluster import ray_cluster
 from mopd.recipes.run.context import RunContext, quieten_libraries, stopping
@@ -122,7 +123,7 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
         stop=context.stop.set,
     )
     HOSTS.prepare_later()  # unless a stage has trained
-    distill(resolved, context, attempt)
+    distill(replace(resolved, teachers=with_folders(resolved.teachers, context.out)), context, attempt)
     write_marker(context.out, steps=recipe.run.steps)
 
 
@@ -247,7 +248,11 @@ def teacher_folders(
 ) -> dict[str, str]:
     """The checkpoint of every teacher that is asked, by name; their adapters are those that the run began with."""
     used = {teacher for weights in routes.values() for teacher in weights}
-    note_adapters([teacher.adapter for name, teacher in teachers.items() if name in used and teacher.adapter], out)
+    asked = [teacher for name, teacher in teachers.items() if name in used and teacher.adapter is not None]
+    given = {teacher.adapter for teacher in asked if stage_name(teacher.settings.adapter) is None}
+    note_adapters([folder for folder in given if folder is not None], out)
+    for teacher in asked:  # a stage's is sealed
+        refuse_damaged(teacher.adapter or "", "remove the stage's folder, and the same command makes it again")
     models = {name: teacher.model for name, teacher in teachers.items() if name in used}
     return {
         name: on_disk(model_path(model.source, out=out, folder=out), weights=model.has_weights)

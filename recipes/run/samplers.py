@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from mopd.distill.metrics.teacher_distance import OVERLAP_K
 from mopd.distill.payloads import Support
-from mopd.distill.recipe import Engine, RolloutRecipe
+from mopd.distill.recipe import Engine, LoRA, RolloutRecipe
 from mopd.distill.types import Sampler
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.engines import engine_of
@@ -21,11 +21,13 @@ def samplers_of_run(
     *,
     settings: SamplerSettings,
     initial: FrozenModel,
+    lora: LoRA | None,
     device: str,
     dtype: str,
     gpus: float,
     limit_seconds: float,
     closing: ExitStack,
+    heads: bool = False,
 ) -> Samplers:
     """The samplers of a run or a stage.
 
@@ -33,10 +35,12 @@ def samplers_of_run(
         engine: of the student, whose ranks may be what samples.
         settings: how rollouts to learn from are written.
         initial: the checkpoint that the student starts from.
+        lora: the adapter that it trains over it, if any.
         dtype: of the student's weights, resolved.
         gpus: the part of a GPU that a process which holds a model takes.
         limit_seconds: after which one that does not answer is held to hang.
         closing: ends every process that is started.
+        heads: whether the student has draft heads.
     """
     # On a CPU two processes measure twice as fast; GPUs are only those that the run needs anyway.
     measuring = max(2, engine.ranks) if device == "cpu" else engine.ranks
@@ -47,6 +51,8 @@ def samplers_of_run(
             initial,
             SamplerProcesses(rollout.workers, device, dtype, gpus, limit_seconds=limit_seconds),
             lockstep=engine.expert_parallel > 1 or engine.zero_stage == 3,
+            heads=heads,
+            lora=lora,
         ),
         frozen=SamplerProcesses(measuring, device, dtype, gpus, limit_seconds=limit_seconds),
         measured_support=Support(OVERLAP_K, forced=()),
@@ -67,6 +73,7 @@ def frozen_teacher(teacher: ResolvedTeacher, folder: str) -> FrozenModel:
         trust_remote_code=teacher.model.trusted,
         endpoint=None if endpoint is None else endpoint(teacher.name, teacher.settings),
         faults=teacher.faults,
+        attention=teacher.settings.attn_implementation,
     )
 
 

@@ -1,7 +1,8 @@
 """Engines: who computes the next token. A row of :data:`ENGINES` says what an engine can do and makes its samplers.
 
 base.py has the row's type and what an engine is given; generate.py writes completions with a model of this process,
-and canary.py checks that it does so rightly.
+cache.py has what it keeps of the tokens before, drafts.py goes on with several tokens a forward where it has draft
+heads, and canary.py checks that it does so rightly.
 in_process.py samples in the student's own ranks, workers.py in processes with weights of their own, and served.py asks
 a server. To add an engine: a file with its :class:`RolloutEngine`, and a row here; or `rollout.engine: ./file.py:NAME`
 in a recipe. Recipes reach engines through :func:`rollouts.sampler.make_samplers` alone.

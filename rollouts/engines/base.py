@@ -2,15 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+import numpy as np
+
 from mopd.distill.endpoint import Endpoint
+from mopd.distill.models.attention import AttnImplementation
 from mopd.distill.payloads import Support
-from mopd.distill.recipe import FaultRecipe
+from mopd.distill.recipe import FaultRecipe, LoRA
 from mopd.distill.types import Sampler, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCosts:
+    """How long writing takes with and without guesses, measured.
+
+    Attributes:
+        rows: of a batch, ascending.
+        plain: seconds of one token of every row, without guesses.
+        rounds: seconds of a round with 1, 2, ... guesses a row.
+    """
+
+    rows: tuple[int, ...]
+    plain: tuple[float, ...]
+    rounds: tuple[tuple[float, ...], ...]
+
+    def best(self, rows: int, acceptance: Sequence[float]) -> int:
+        """The number of guesses with which so many rows are written fastest; 0: none.
+
+        Args:
+            acceptance: of the guess at each position, where those before it were accepted.
+        """
+        seconds = np.interp(np.log(rows), np.log(self.rows), self.plain)
+        best, fastest, tokens, survives = 0, 1.0 / seconds, 1.0, 1.0
+        for k, rate in enumerate(acceptance, start=1):
+            survives *= rate
+            tokens += survives
+            took = np.interp(np.log(rows), np.log(self.rows), [by_k[k - 1] for by_k in self.rounds])
+            if tokens / took > fastest:
+                best, fastest = k, tokens / took
+        return best
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """How a model with draft heads writes.
+
+    Attributes:
+        limit: tokens guessed a forward, at most.
+        costs: by which it is decided how many are for so many rows; None: always ``limit``, unless ``measured``.
+        measured: costs are measured when first something is written.
+        record: the file in which measured costs are kept, so that a resumed run decides alike.
+    """
+
+    limit: int
+    costs: DraftCosts | None = None
+    measured: bool = False
+    record: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +79,7 @@ class Decoding:
         lockstep: all ranks take equally many forwards, as expert parallelism and ZeRO-3 need.
         support: which likeliest tokens to record at each position; None: none.
         vocabulary: ids from here on are not the tokenizer's, and are never written; None: the output head has no more.
+        drafts: how a model with draft heads guesses; None: it does not.
     """
 
     max_new_tokens: int
@@ -40,6 +92,7 @@ class Decoding:
     lockstep: bool = False
     support: Support | None = None
     vocabulary: int | None = None
+    drafts: Drafts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +120,7 @@ class FrozenModel:
         trust_remote_code: run Python code that lies in the folder.
         endpoint: the server that holds the weights; None: an engine loads them from ``path``.
         faults: how often, and after what pause, a request that a server lost is made again.
+        attention: how attention is computed where an engine loads it.
     """
 
     path: str
@@ -74,6 +128,7 @@ class FrozenModel:
     trust_remote_code: bool = False
     endpoint: Endpoint | None = None
     faults: FaultRecipe = field(default_factory=FaultRecipe)
+    attention: AttnImplementation = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +160,16 @@ class StudentModel:
         initial: the checkpoint that it starts from; its architecture is the student's.
         processes: where an engine that shares no process with the student holds its weights.
         lockstep: all ranks of the student take equally many forwards, as expert parallelism and ZeRO-3 need.
+        heads: whether it has draft heads, which processes of the engine hold beside it.
+        lora: the adapter that is trained over ``initial``, whose weights alone change then; None: all do. An engine
+            that publishes ``Weights.state_dict()`` needs to know nothing of it: there the adapter is added in.
     """
 
     initial: FrozenModel
     processes: SamplerProcesses
     lockstep: bool = False
+    heads: bool = False
+    lora: LoRA | None = None
 
 
 MakeSampler: TypeAlias = Callable[[SamplerSettings], Sampler]

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from mopd.distill.types import UserError, Weights, align_logits
-from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.base import Decoding, Drafts
+from mopd.rollouts.engines.drafts import can_draft
 from mopd.rollouts.engines.generate import Completion, generate
 
 LENGTHS = (3, 11, 25, 1)
@@ -61,11 +62,18 @@ def _canary(model: nn.Module, decoding: Decoding) -> tuple[float, float] | str:
     decoding = replace(
         decoding, max_new_tokens=min(NEW_TOKENS, room), greedy=False, support=None, step=0, end_token_ids=(-1,)
     )
+    with_guesses, decoding = decoding, replace(decoding, drafts=None)
     try:
         alone = generate(model, prompts[:1], [0], decoding)[0]
         early = replace(decoding, end_token_ids=(int(alone.token_ids[min(EARLY, len(alone.token_ids) - 1)]),))
         written = generate(model, prompts, range(len(prompts)), early)
-        worst = max(_difference(model, prompt, row, decoding) for prompt, row in zip(prompts, written, strict=True))
+        rows = [*zip(prompts, written, strict=True)]
+        if can_draft(model, with_guesses) and with_guesses.drafts is not None:
+            guessed = generate(
+                model, prompts, range(len(prompts)), replace(early, drafts=Drafts(with_guesses.drafts.limit))
+            )
+            rows += zip(prompts, guessed, strict=True)
+        worst = max(_difference(model, prompt, row, decoding) for prompt, row in rows)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
         return f"{type(error).__name__}: {error!s:.200}"
     return worst, TOLERANCE.get(next(model.parameters()).dtype, TOLERANCE[torch.bfloat16])

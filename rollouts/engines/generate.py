@@ -15,25 +15,28 @@ import numpy as np
 import torch
 import torch.distributed
 from torch import nn
-from transformers import DynamicCache
 
 from mopd.distill.models.heads import without_adapters
 from mopd.distill.payloads import likeliest
-from mopd.distill.types import Finish, Float32, Int32
+from mopd.distill.types import DraftCounts, Finish, Float32, Int32
 from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.cache import window_cache
+from mopd.rollouts.engines.drafts import Speculation, can_draft, pays
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What was written after one prompt: ``token_ids`` and their natural log-probabilities, both ``(N,)``.
 
-    ``support_ids`` are the likeliest tokens at each position, ``(N, K)``, where they were asked for.
+    ``support_ids`` are the likeliest tokens at each position, ``(N, K)``, where they were asked for; ``drafts`` says
+    what guesses did, where there were any.
     """
 
     token_ids: Int32
     logprobs: Float32
     finish: Finish
     support_ids: Int32 | None = None
+    drafts: DraftCounts | None = None
 
 
 def keyed_uniforms(*, seed: int, step: int, rollout: int, n: int) -> np.ndarray:
@@ -93,6 +96,7 @@ class _Batch:
         for b, row in enumerate(rows):
             ids[b, width - len(row) :] = torch.tensor(row)
             mask[b, width - len(row) :] = 1
+        self.prompts = rows
         self.ids = ids.to(self.device)
         self.mask = mask.to(self.device)
         self.uniforms = np.stack(
@@ -104,17 +108,23 @@ class _Batch:
         self.support: Int32 | None = None  # its width is known with the first logits
         self.lengths = np.zeros(len(rows), dtype=np.int64)
         self.live = np.arange(len(rows))
+        self.drafts: dict[int, DraftCounts] = {}
+        """By row, where it was written with guesses."""
 
     def run(self) -> list[Completion]:
         config: Any = self.model.config
-        cache = DynamicCache(config=config)
+        cache = window_cache(config)
         argument = _cache_argument(self.model)
         held: dict[str, Any] = {argument: cache}
         inputs, positions = self.ids, (self.mask.cumsum(1) - 1).clamp(min=0)
         done = np.zeros(self.n or 1, dtype=bool)
         done[self.n :] = True
         mask_free = argument == RECURRENT
+        guesses = self.decoding.drafts if can_draft(self.model, self.decoding) else None
         for t in range(self.decoding.max_new_tokens):
+            if guesses is not None and pays(guesses, len(self.live)):
+                self._write_on(done)
+                break
             logits_BV = self.model(
                 input_ids=inputs, attention_mask=None if t > 0 and mask_free else self.mask, position_ids=positions,
                 use_cache=True, logits_to_keep=1, **held,
@@ -145,19 +155,42 @@ class _Batch:
             positions = positions[:, -1:] + 1  # not per token: the place of the one that comes next
         return [self._completion(row, done[row]) for row in range(self.n)]
 
+    def _write_on(self, done: np.ndarray) -> None:
+        """Write the rest of the live rows with guesses; what is written is the same."""
+        rows = self.live
+        known = [[*self.prompts[row], *self.tokens[row, : self.lengths[row]].tolist()] for row in rows]
+        room = self.decoding.max_new_tokens - self.lengths[rows]
+        uniforms = np.zeros((len(rows), int(room.max())))
+        for i, row in enumerate(rows):
+            uniforms[i, : room[i]] = self.uniforms[row, self.lengths[row] :]  # not per token: the positions to come
+        speculation = Speculation(self.model, known, room.tolist(), uniforms, self.decoding, self._pick)
+        while len(speculation.rows):
+            writing = rows[speculation.rows]
+            tokens, counts, logprobs_BKV, ended = speculation.round(speculation.guesses())
+            index = torch.from_numpy(tokens).to(logprobs_BKV.device).unsqueeze(-1)
+            logprobs = logprobs_BKV.gather(2, index).squeeze(-1).cpu().numpy()
+            support = self.decoding.support
+            likely = None if support is None else likeliest(logprobs_BKV, support).cpu().numpy()
+            for i, row in enumerate(writing):
+                at, n = int(self.lengths[row]), int(counts[i])
+                self.tokens[row, at : at + n] = tokens[i, :n]
+                self.logprobs[row, at : at + n] = logprobs[i, :n]
+                for j in range(n if likely is not None else 0):
+                    self._note_support(likely[[i], j], np.array([row]), at + j)
+                self.lengths[row] = at + n
+                done[row] = bool(np.isin(tokens[i, n - 1], self.decoding.end_token_ids))
+            speculation.drop(ended)
+        self.drafts = {int(row): speculation.counts(i) for i, row in enumerate(rows)}
+
     def _choose(self, logprobs_BV: torch.Tensor, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token and log-probability per live row: the mode, or the inverse distribution function."""
-        if self.decoding.greedy:
-            token_B = logprobs_BV.argmax(-1)
-        else:
-            cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
-            uniform_B = torch.from_numpy(self.uniforms[self.live, t]).to(self.device)
-            # Scaled by the total, which rounding leaves a hair off 1, so that no draw falls beyond the last token.
-            target_B1 = (uniform_B * cumulative_BV[:, -1]).unsqueeze(1)
-            token_B = torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(1)
-            token_B = token_B.clamp(max=logprobs_BV.shape[-1] - 1)
+        """Token and log-probability per live row."""
+        token_B = self._pick(logprobs_BV, self.uniforms[self.live, t])
         logprob_B = logprobs_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
         return token_B.cpu().numpy().astype(np.int32), logprob_B.cpu().numpy()
+
+    def _pick(self, logprobs: torch.Tensor, uniforms: np.ndarray) -> torch.Tensor:
+        """A token a distribution: the mode, or the inverse distribution function at a uniform number."""
+        return pick_tokens(logprobs, uniforms, greedy=self.decoding.greedy)
 
     def _note_support(self, ids_BK: np.ndarray, rows: np.ndarray, t: int) -> None:
         if self.support is None:
@@ -176,4 +209,23 @@ class _Batch:
         n = int(self.lengths[row])
         support = None if self.support is None else self.support[row, :n].copy()
         finish: Finish = "eos" if ended else "length"
-        return Completion(self.tokens[row, :n].copy(), self.logprobs[row, :n].copy(), finish, support)
+        return Completion(
+            self.tokens[row, :n].copy(), self.logprobs[row, :n].copy(), finish, support, self.drafts.get(row)
+        )
+
+
+def pick_tokens(logprobs: torch.Tensor, uniforms: np.ndarray, *, greedy: bool) -> torch.Tensor:
+    """A token a distribution: the mode, or the inverse distribution function at a uniform number.
+
+    Args:
+        logprobs: ``(..., V)``.
+        uniforms: ``(...)``, in [0, 1).
+    """
+    if greedy:
+        return logprobs.argmax(-1)
+    cumulative = logprobs.double().exp().cumsum(-1)
+    uniform = torch.from_numpy(uniforms).to(logprobs.device)
+    # Scaled by the total, which rounding leaves a hair off 1, so that no draw falls beyond the last token.
+    target = (uniform * cumulative[..., -1]).unsqueeze(-1)
+    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return tokens.clamp(max=logprobs.shape[-1] - 1)

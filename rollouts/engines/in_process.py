@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from mopd.distill.models.adapters import adapter_state
 from mopd.distill.models.load import load_model
+from mopd.distill.models.mtp import attached
 from mopd.distill.types import Int32, Prompt, Rollout, Sampler, Weights
 from mopd.rollouts.engines.base import (
     Decoding,
+    Drafts,
     FrozenModel,
     HoldCheckpoint,
     InPlace,
@@ -26,7 +30,8 @@ from mopd.rollouts.engines.base import (
     WeightTransport,
 )
 from mopd.rollouts.engines.canary import check_sampler
-from mopd.rollouts.engines.generate import Completion, generate
+from mopd.rollouts.engines.drafts import measure_costs, read_costs, write_costs
+from mopd.rollouts.engines.generate import Completion, generate, pick_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,10 @@ class InProcess:
     def state_dict(self) -> Mapping[str, torch.Tensor]:
         """The model's weights."""
         return self._model.state_dict()
+
+    def adapter_state(self) -> Mapping[str, torch.Tensor]:
+        """The weights of the adapter that is trained over the model, where there is one."""
+        return adapter_state(self._model)
 
 
 class StudentSampler:
@@ -96,7 +105,8 @@ class StudentSampler:
             raise RuntimeError("the sampler has no weights; call load_weights first")
         # What is written greedily is verified and not graded.
         support = None if greedy else self._decoding.support
-        decoding = replace(self._decoding, step=step, greedy=greedy, support=support)
+        drafts = self._decoding.drafts and self._with_costs(self._weights, self._decoding.drafts)
+        decoding = replace(self._decoding, step=step, greedy=greedy, support=support, drafts=drafts)
         samples = 1 if greedy else self._samples
         planned = [
             _Planned(prompt, index=group * samples + k, group=group)
@@ -106,6 +116,18 @@ class StudentSampler:
         size = self._batch_size * self._weights.ranks
         for start in range(0, len(planned), size):
             yield self._microbatch(self._weights, planned[start : start + size], decoding)
+
+    def _with_costs(self, weights: Weights, drafts: Drafts) -> Drafts | None:
+        """How to guess, with what it costs here; None where the model has nothing to guess with. Asked once."""
+        if not drafts.measured or drafts.costs is not None:
+            return drafts
+        costs = read_costs(drafts.record)
+        if costs is None:
+            costs = weights.on_ranks(_measure, [(self._decoding,)] * weights.ranks)[0]
+            if costs is not None:
+                write_costs(drafts.record, costs)
+        self._decoding = replace(self._decoding, drafts=costs and replace(drafts, costs=costs))
+        return self._decoding.drafts
 
     def _microbatch(self, weights: Weights, planned: Sequence[_Planned], decoding: Decoding) -> list[Rollout]:
         # Dealt out like cards, so that every rank gets the same mixture of domains and none waits long for another.
@@ -131,7 +153,13 @@ class StudentSampler:
             group=plan.group,
             index=plan.index,
             support_ids=_with_prompt(len(prompt), completion.support_ids),
+            drafts=completion.drafts,
         )
+
+
+def _measure(model: nn.Module, decoding: Decoding) -> Any:
+    """What guesses cost in this process."""
+    return measure_costs(model, decoding, generate, partial(pick_tokens, greedy=decoding.greedy))
 
 
 def _with_prompt(length: int, support_ids: Int32 | None) -> Int32 | None:
@@ -161,7 +189,10 @@ def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closi
             dtype=processes.dtype,
             adapter=model.adapter,
             trust_remote_code=model.trust_remote_code,
+            attention=model.attention,
         )
+        if settings.decoding.drafts is not None:
+            attached(model.path, module)
         sampler = StudentSampler(
             settings.decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size
         )

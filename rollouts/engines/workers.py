@@ -10,7 +10,11 @@ import numpy as np
 import torch
 
 from mopd.distill.hosts import HOSTS
+from mopd.distill.models.adapters import adapter_state, load_adapter_state, merged_state, with_trained_adapter
+from mopd.distill.models.heads import without_adapters
 from mopd.distill.models.load import load_model
+from mopd.distill.models.mtp import DraftHeads, attach, attached, count_heads, draft_heads, is_head_tensor
+from mopd.distill.recipe import LoRA
 from mopd.distill.types import RunError, Sampler, Weights
 from mopd.rollouts.engines.base import (
     FrozenModel,
@@ -34,17 +38,38 @@ class SamplerWorker:
         self.model: torch.nn.Module | None = None
         self.version: int | None = None
 
-    def load(self, path: str, adapter: str | None, trust_remote_code: bool) -> None:
-        """Hold the checkpoint at ``path``, with an adapter added into its weights."""
+    def load(self, model: FrozenModel, lora: LoRA | None = None, heads: bool = False) -> None:
+        """Hold a checkpoint, with its adapter added into its weights, or one beside them that changes; with its draft
+        ``heads``."""
         self.model = load_model(
-            path, device=self.device, dtype=self.dtype, adapter=adapter, trust_remote_code=trust_remote_code
+            model.path,
+            device=self.device,
+            dtype=self.dtype,
+            adapter=model.adapter,
+            trust_remote_code=model.trust_remote_code,
+            attention=model.attention,
         )
+        if heads:
+            attached(model.path, self.model)
+        if lora is not None:
+            self.model = with_trained_adapter(self.model, lora, base=model.path).eval()
 
-    def publish(self, state: Mapping[str, tuple[torch.dtype, np.ndarray]], version: int) -> int:
-        """Take on ``state``, which must name every weight of the module; answers with the version now held."""
+    def publish(self, state: Mapping[str, tuple[torch.dtype, np.ndarray]], version: int, adapter: bool = False) -> int:
+        """Take on ``state``, which must name every weight of the module, or of its adapter; answers with the version
+        now held."""
         assert self.model is not None
+        config: Any = without_adapters(self.model).config.get_text_config()
         tensors = {name: _as_tensor(dtype, array) for name, (dtype, array) in state.items()}
-        self.model.load_state_dict(tensors, strict=True)
+        of_heads = {name: tensors.pop(name) for name in list(tensors) if is_head_tensor(name, config)}
+        if adapter:
+            load_adapter_state(self.model, tensors)
+        else:
+            self.model.load_state_dict(tensors, strict=True)
+        if of_heads:
+            heads = draft_heads(self.model) or DraftHeads(self.model, count_heads(of_heads, config))
+            heads.load(of_heads, named=f"of step {version}")
+            parameter = next(self.model.parameters())
+            attach(self.model, heads.to(device=parameter.device, dtype=parameter.dtype).eval())
         self.version = version
         return version
 
@@ -59,8 +84,11 @@ class SamplerWorkers:
     Satisfies :class:`distill.types.Weights` and :class:`rollouts.engines.base.WeightTransport`.
     """
 
-    def __init__(self, processes: SamplerProcesses) -> None:
+    def __init__(self, processes: SamplerProcesses, *, heads: bool = False) -> None:
+        """``heads``: a checkpoint's draft heads are held beside its model."""
+        self._heads = heads
         self._limit_seconds = processes.limit_seconds
+        self._lora: LoRA | None = None
         self._reusable = processes.device == "cpu" and not processes.gpus and not processes.resources
         self._hosts = [HOSTS.take(gpus=processes.gpus, resources=processes.resources) for _ in range(processes.count)]
         for host in self._hosts:
@@ -71,21 +99,30 @@ class SamplerWorkers:
         """How many processes there are."""
         return len(self._hosts)
 
-    def load(self, model: FrozenModel) -> None:
-        """Hold a checkpoint on every worker, with its adapter, if any, added into its weights."""
+    def load(self, model: FrozenModel, lora: LoRA | None = None) -> None:
+        """Hold a checkpoint on every worker, with its adapter, if any, added into its weights.
+
+        Args:
+            lora: of a student that trains an adapter over it: that alone is published.
+        """
         self._reusable = self._reusable and not model.trust_remote_code
-        self._ask("load", [(model.path, model.adapter, model.trust_remote_code)] * self.ranks)
+        self._lora = lora
+        self._ask("load", [(model, lora, self._heads)] * self.ranks)
 
     def publish(self, weights: Weights, *, version: int) -> Weights:
         """Copy ``weights`` to every worker, each in its own dtype, under their version; the workers hold them then.
+
+        Of a student that trains an adapter, that alone is copied.
 
         Raises:
             RunError: a worker died, hangs, or holds another version afterwards.
         """
         import ray
 
-        state = ray.put({name: _as_array(tensor) for name, tensor in weights.state_dict().items()})
-        held = self._ask("publish", [(version,)] * self.ranks, state)
+        adapter = self._lora is not None
+        tensors = weights.adapter_state() if adapter else weights.state_dict()
+        state = ray.put({name: _as_array(tensor) for name, tensor in tensors.items()})
+        held = self._ask("publish", [(version, adapter)] * self.ranks, state)
         if held != [version] * self.ranks:
             raise RunError(f"sampler workers hold versions {held} after publishing version {version}")
         return self
@@ -97,6 +134,10 @@ class SamplerWorkers:
     def state_dict(self) -> Mapping[str, torch.Tensor]:
         """The weights that the workers hold."""
         return self.on_ranks(_state_dict, [()] * self.ranks)[0]
+
+    def adapter_state(self) -> Mapping[str, torch.Tensor]:
+        """The weights of the adapter that the workers hold beside a student's base."""
+        return self.on_ranks(adapter_state, [()] * self.ranks)[0]
 
     def close(self) -> None:
         """End the processes, or keep them for who needs some next."""
@@ -126,6 +167,8 @@ class SamplerWorkers:
 
 
 def _state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    if hasattr(model, "peft_config"):
+        return merged_state(model)
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
@@ -143,9 +186,9 @@ def _as_tensor(dtype: torch.dtype, array: np.ndarray) -> torch.Tensor:
 
 def of_student(student: StudentModel, closing: ExitStack) -> MakeSampler:
     """Samplers in processes of their own, to which every loading of weights copies the student's."""
-    workers = SamplerWorkers(student.processes)
+    workers = SamplerWorkers(student.processes, heads=student.heads)
     closing.callback(workers.close)
-    workers.load(student.initial)
+    workers.load(student.initial, student.lora)
 
     def make(settings: SamplerSettings) -> Sampler:
         return StudentSampler(
@@ -160,7 +203,7 @@ def of_student(student: StudentModel, closing: ExitStack) -> MakeSampler:
 
 def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closing: ExitStack) -> HoldCheckpoint:
     """Processes that hold one checkpoint after another."""
-    workers = SamplerWorkers(processes)
+    workers = SamplerWorkers(processes, heads=settings.decoding.drafts is not None)
     closing.callback(workers.close)
     sampler = StudentSampler(
         settings.decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size

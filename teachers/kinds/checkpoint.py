@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from mopd.distill.models.adapters import active, with_adapters
+from mopd.distill.models.attention import AttnImplementation
 from mopd.distill.models.heads import fingerprint, in_place_of_head, plain_head
 from mopd.distill.models.load import load_model
 from mopd.distill.payload_rows import AskedSupport, payload_spec
@@ -52,6 +53,7 @@ class TeacherModel:
         adapters: folders of LoRA adapters over this one base; each makes another teacher of it.
         vocabulary: its distributions are over this many ids, see :class:`teachers.scorer.Conditions`.
         trust_remote_code: whether Python code that lies in the checkpoint's folder may run.
+        attention: how it computes attention.
     """
 
     def __init__(
@@ -66,16 +68,31 @@ class TeacherModel:
         adapters: Sequence[str] = (),
         vocabulary: int | None = None,
         trust_remote_code: bool = False,
+        attention: AttnImplementation = "auto",
     ) -> None:
-        base = load_model(path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        self.model: Any = with_adapters(base, adapters, device=device)
-        self.device = torch.device(device)
+        how: Any = {"trust_remote_code": trust_remote_code, "attention": attention}
+        base = load_model(path, device=device, dtype=dtype, **how)
+        conditions = Conditions(temperature, microbatch_tokens, support, vocabulary)
+        self._hold(with_adapters(base, adapters, device=device), conditions, device=torch.device(device), dtype=dtype)
+
+    @classmethod
+    def around(cls, model: Any, conditions: Conditions) -> TeacherModel:
+        """A model that is here already, on the device and in the dtype that it has."""
+        teacher = cls.__new__(cls)
+        weight = next(model.parameters())
+        dtype = str(weight.dtype).removeprefix("torch.")
+        teacher._hold(model, conditions, device=weight.device, dtype=dtype)
+        return teacher
+
+    def _hold(self, model: Any, conditions: Conditions, *, device: torch.device, dtype: str) -> None:
+        self.model: Any = model
+        self.device = device
         self.dtype = dtype
-        self.temperature = temperature
-        self.microbatch_tokens = microbatch_tokens
-        self.support = support
+        self.temperature = conditions.temperature
+        self.microbatch_tokens = conditions.microbatch_tokens
+        self.support = conditions.support
         rows = int(self.model.config.get_text_config().vocab_size)
-        self.vocabulary = rows if vocabulary is None else min(rows, vocabulary)
+        self.vocabulary = rows if conditions.vocabulary is None else min(rows, conditions.vocabulary)
         """How many output tokens it distributes over."""
 
     def digest(self) -> str:
@@ -171,6 +188,7 @@ class Checkpoint:
     device: str
     dtype: str
     trust_remote_code: bool = False
+    attention: AttnImplementation = "auto"
 
     def open(self, conditions: Conditions, adapters: Sequence[str]) -> TeacherModel:
         """Load it, with adapters beside it; see :class:`TeacherModel`."""
@@ -184,6 +202,7 @@ class Checkpoint:
             support=conditions.support,
             vocabulary=conditions.vocabulary,
             trust_remote_code=self.trust_remote_code,
+            attention=self.attention,
         )
 
     def __str__(self) -> str:
@@ -191,14 +210,15 @@ class Checkpoint:
 
 
 def _source(setup: TeacherSetup) -> Checkpoint:
-    return Checkpoint(setup.folder, setup.device, setup.dtype, setup.trust_remote_code)
+    how = setup.stanza.attn_implementation
+    return Checkpoint(setup.folder, setup.device, setup.dtype, setup.trust_remote_code, how)
 
 
 CHECKPOINT = TeacherKind(
     "checkpoint",
     _source,
     payloads=("sampled", "topk", "full", "hidden"),
-    reads=frozenset({"adapter", "dtype", "device", "gpus"}),
+    reads=frozenset({"adapter", "dtype", "device", "gpus", "attn_implementation"}),
     unread=dict.fromkeys(("served_model", "api_key_env"), "no `endpoint` is asked"),
     can_write=True,
 )

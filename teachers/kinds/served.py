@@ -287,7 +287,9 @@ SERVED = TeacherKind(
     _source,
     payloads=("sampled", "topk"),
     reads=frozenset({"endpoint", "served_model", "api_key_env"}),
-    unread=dict.fromkeys(("dtype", "device", "gpus", "scorer"), "the server at {endpoint} decides")
+    unread=dict.fromkeys(
+        ("dtype", "device", "gpus", "attn_implementation", "scorer"), "the server at {endpoint} decides"
+    )
     | {
         "adapter": "a server is not given any: start it with the adapter, vLLM's --lora-modules, and name that in "
         "`served_model`"

@@ -1,4 +1,4 @@
-"""`make bench`: what a step of the quickstart takes, and what teachers and the sandbox cost. Prints JSON, then tables.
+"""`make bench`: what a step of the quickstart takes; attention, teachers and the sandbox. Prints JSON, then tables.
 
 Every figure is measured in this run, on this machine, as the median over steps; compare ratios within one run only. The
 student is trained for a few steps first, so that its rollouts have the lengths of real ones.
@@ -29,7 +29,7 @@ from mopd.recipes.run.launch import run
 from mopd.rollouts.sampler import GoldSampler
 from mopd.rollouts.tokenizer import completion_ids
 from mopd.teachers.kinds.checkpoint import TeacherModel
-from tests.benchmarks import hidden, sandbox, teachers
+from tests.benchmarks import attention, hidden, sandbox, teachers
 
 ROLES = ("generation", "scoring", "update")
 WARM_UP_STEPS = 4
@@ -101,6 +101,7 @@ def main() -> None:
         figures["scoring_tokens_per_second"] = scoring_tokens_per_second(Path(folder) / "ranks-1")
     one, two = figures["ranks_1"], figures["ranks_2"]
     figures["divergence_from_hidden_states"] = hidden.measure()
+    figures["attention"] = attention.measure()
     figures["teachers"] = teachers.measure()
     figures["sandbox"] = sandbox.measure()
     figures["ratios"] = {f"{name}_two_ranks_over_one": two[name] / one[name] for name in one}
@@ -119,7 +120,9 @@ def main() -> None:
         alone, crowded = figures["sandbox"][kind], figures["sandbox"][f"{kind}_beside_hostile_ones"]
         verified.add_row(kind, f"{alone:.3g}", f"{crowded:.3g}")
     print()
-    Console().print(table, beside, verified, *teachers.tables(figures["teachers"]))
+    Console().print(
+        table, beside, attention.table(figures["attention"]), verified, *teachers.tables(figures["teachers"])
+    )
 
 
 if __name__ == "__main__":

@@ -147,18 +147,18 @@ def test_a_planted_fault_is_refused(monkeypatch: pytest.MonkeyPatch, plant: Any)
 
 def test_a_window_that_is_one_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sampler's cache keeps one position less than the model's window sees."""
-    from transformers.cache_utils import DynamicSlidingWindowLayer
+    from mopd.rollouts.engines.cache import WindowLayer
 
     model = built("mistral", sliding_window=6, initializer_range=0.3)
     assert check_sampler(InProcess(model), DECODING, named="it") < 1e-3
-    update = DynamicSlidingWindowLayer.update
+    update = WindowLayer.update
 
     def short(self: Any, *args: Any, **kwargs: Any) -> Any:
         answer = update(self, *args, **kwargs)
         self.keys[:, :, :1], self.values[:, :, :1] = 0, 0
         return answer
 
-    monkeypatch.setattr(DynamicSlidingWindowLayer, "update", short)
+    monkeypatch.setattr(WindowLayer, "update", short)
     with pytest.raises(UserError, match="sampled wrongly"):
         check_sampler(InProcess(model), DECODING, named="it")
 

@@ -17,9 +17,10 @@ import torch
 from check_kit import recipe, save_model, tokenizer_of
 from student_kit import VOCABULARY, make_model
 
+from mopd.distill.models.adapters import with_trained_adapter
 from mopd.distill.models.load import load_model
 from mopd.distill.payloads import Support
-from mopd.distill.recipe import RolloutRecipe
+from mopd.distill.recipe import LoRA, RolloutRecipe
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Prompt, Rollout, Sampler, UserError
@@ -275,7 +276,7 @@ def test_a_worker_takes_on_every_weight_in_the_students_dtype(tmp_path: Path, dt
     initial, later = (make_model(tmp_path / str(seed), "llama", seed=seed) for seed in (0, 1))
     student = load_model(later, device="cpu", dtype=dtype)
     worker = SamplerWorker("cpu", dtype)
-    worker.load(initial, None, False)
+    worker.load(FrozenModel(initial))
     assert worker.publish({name: _as_array(tensor) for name, tensor in student.state_dict().items()}, 3) == 3
     assert worker.model is not None
     held = worker.model.state_dict()
@@ -283,3 +284,22 @@ def test_a_worker_takes_on_every_weight_in_the_students_dtype(tmp_path: Path, dt
         assert torch.equal(held[name], tensor), name
     with pytest.raises(RuntimeError, match="Missing key"):
         worker.publish({}, 4)
+
+
+def test_a_worker_takes_on_an_adapter_alone_and_answers_as_the_student(tmp_path: Path) -> None:
+    base, lora = make_model(tmp_path, "qwen3"), LoRA(rank=2)
+    student = with_trained_adapter(load_model(base, device="cpu", dtype="float32"), lora, base=base).eval()
+    with torch.no_grad():
+        for weight in student.parameters():
+            if weight.requires_grad:
+                weight.add_(0.1)
+    worker = _Worker("cpu", "float32")
+    worker.load(FrozenModel(base), lora)
+    sent = {name: _as_array(tensor) for name, tensor in InProcess(student).adapter_state().items()}
+    assert sum(array.size for _, array in sent.values()) < 0.2 * sum(w.numel() for w in student.parameters())
+    assert worker.publish(sent, 3, True) == 3
+    ids = torch.arange(12)[None]
+    assert worker.model is not None
+    assert torch.equal(worker.model(input_ids=ids).logits, student(input_ids=ids).logits)
+    with pytest.raises(ValueError, match="weights"):
+        worker.publish({}, 4, True)
