@@ -293,7 +293,7 @@ def test_a_worker_takes_on_an_adapter_alone_and_answers_as_the_student(tmp_path:
         for weight in student.parameters():
             if weight.requires_grad:
                 weight.add_(0.1)
-    worker = _Worker("cpu", "float32")
+    worker = SamplerWorker("cpu", "float32")
     worker.load(FrozenModel(base), lora)
     sent = {name: _as_array(tensor) for name, tensor in InProcess(student).adapter_state().items()}
     assert sum(array.size for _, array in sent.values()) < 0.2 * sum(w.numel() for w in student.parameters())
