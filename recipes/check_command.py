@@ -14,9 +14,9 @@ from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.study import Study
 from mopd.distill.types import UserError
 from mopd.recipes.check.offline import unchecked
-from mopd.recipes.check.plan import Plan
-from mopd.recipes.check.plan_view import print_plan
-from mopd.recipes.check.room import room
+from mopd.recipes.check.plan.room import room
+from mopd.recipes.check.plan.totals import Plan
+from mopd.recipes.check.plan.view import print_plan
 from mopd.recipes.check.samples import print_samples
 from mopd.recipes.check.static import check
 from mopd.recipes.check.study import check_study, print_study_plan, refuse_changed_runs
@@ -61,7 +61,7 @@ def _show_recipe(
     left = unchecked(resolved) if offline else []
     # Models of the Hub are planned for other machines than the one that a plan is read on.
     print_samples(plan.questions, console)
-    print_plan(plan, console, room(out, elsewhere=bool(left)))
+    print_plan(plan, console, room(out, card_gib=recipe.run.card_gib, elsewhere=bool(left)))
     shown = {"plan": plan_record(plan), "findings": []}
     if deep:
         from mopd.recipes.run.check_deep import deep_findings  # loads what runs models
@@ -96,7 +96,10 @@ def _show_study(
 def plan_record(plan: Plan) -> dict[str, Any]:
     """A plan as plain values: every field but the questions, which are shown."""
     values = {each.name: getattr(plan, each.name) for each in fields(plan) if each.name != "questions"}
-    return {name: _plain(value) for name, value in values.items()} | {"memory_bytes": plan.memory_bytes}
+    return {name: _plain(value) for name, value in values.items()} | {
+        "memory_bytes": plan.memory_bytes,
+        "card_bytes": plan.card_bytes,
+    }
 
 
 def _plain(value: Any) -> Any:

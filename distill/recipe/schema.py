@@ -497,6 +497,10 @@ class RunRecipe(Strict):
     parallel_stages: Count = Field(
         default=2, description="stages side by side at most, where none waits for another and GPUs suffice"
     )
+    card_gib: Positive | None = Field(
+        default=None,
+        description="GiB of a GPU that the plan is held against where this machine has none; none: it is not",
+    )
     niceness: int = Field(
         default=0, ge=0, le=19, description="of ranks, teachers and samplers: 0 competes with other work, 19 gives way"
     )
@@ -604,6 +608,21 @@ class Recipe(Strict):
     run: RunRecipe = RunRecipe()
     track: TrackRecipe = TrackRecipe()
     stages: dict[Name, StageRecipe] = Field(default_factory=dict, description="how base and specialists are made")
+    architectures: dict[str, Any] = Field(
+        default_factory=dict,
+        description="configurations of Hub models by their ids, for `mopd check --offline`: keys of config.json, or "
+        "the path of one (begins with ./ or /); nothing that is run reads them",
+    )
+
+    @field_validator("architectures")
+    @classmethod
+    def _configurations(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, given in value.items():
+            if not isinstance(given, dict) and not (isinstance(given, str) and given.startswith(("./", "/"))):
+                raise refusal(f"has {given!r:.60} for {name}; it needs keys of a config.json, or the path of one")
+            if isinstance(given, dict) and not isinstance(given.get("model_type"), str):
+                raise refusal(f"has no `model_type` for {name}, which says what its other keys mean")
+        return value
 
     @property
     def trained_domains(self) -> dict[str, DomainRecipe]:
