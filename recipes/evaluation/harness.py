@@ -63,7 +63,7 @@ def run_harness(
             raise UserError(
                 f"--harness: lm-evaluation-harness has no task {unknown[0]!r}; `lm-eval ls tasks` names all"
             )
-        found = simple_evaluate(
+        results = simple_evaluate(
             model="hf",
             model_args=settings,
             tasks=names,
@@ -79,7 +79,7 @@ def run_harness(
     except Exception as error:  # the harness, and what it loads, raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"--harness: {', '.join(names)} cannot be run: {reason}") from error
-    return harness_scores(found["results"])
+    return harness_scores(results["results"])
 
 
 def _name_of(file: Path) -> str:
