@@ -56,6 +56,16 @@ class Resolved:
     start: ModelReference
     niceness: int
 
+    @property
+    def rank_gpus(self) -> float:
+        """Part of a GPU that each of the student's ranks takes of its node; 0 where the run is on a CPU."""
+        return self.recipe.student.engine.gpus if self.device == "cuda" else 0.0
+
+    @property
+    def sampler_gpus(self) -> float:
+        """The same of each process that holds a model to sample."""
+        return self.recipe.rollout.gpus if self.device == "cuda" else 0.0
+
 
 def resolve(recipe: Recipe) -> Resolved:
     """Work out what a recipe means here. Nothing is started, downloaded or loaded, but the user's own Python files.
