@@ -38,6 +38,7 @@ from mopd.distill.recipe.base import (
 from mopd.distill.recipe.drafts import MTPRecipe
 from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import FullReverseKL, Loss
+from mopd.distill.recipe.model_names import is_path
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.source import GYM, GymSource, Source, columns_of, is_template
 
@@ -58,6 +59,9 @@ Truncated: TypeAlias = Literal["learn", "mask", "zero_reward"]
 KindName: TypeAlias = Annotated[str, ShippedOrPlugin("checkpoint", "served", "custom")]
 """A row of KINDS (teachers/kinds)."""
 
+CHATML = "chatml"
+"""A chat template that is shipped (rollouts/tokenizer.py): `<|im_start|>role ... <|im_end|>`, as Qwen writes turns."""
+
 OPTIMIZER = "which optimizer: adamw, or sgd (without momentum)"
 
 OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
@@ -65,11 +69,28 @@ OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
 
 
 class Architecture(Strict):
-    """A model made from scratch: a transformers configuration and a tokenizer trained on the stage's own prompts."""
+    """A model made from scratch: a transformers configuration, and a tokenizer: one trained here, or another's."""
 
     architecture: str = Field(description="transformers model type, for example mimo_v2_flash, qwen3_moe, llama")
     config: FiniteMapping = Field(default_factory=dict, description="keys of that model's configuration class")
     vocabulary: int = Field(default=160, ge=40, le=1_000_000, description="size of the byte-pair vocabulary, in tokens")
+    tokenizer: str | None = Field(
+        default=None,
+        description="whose tokenizer it takes: stage:NAME, a path (./ or /) or a Hub id; none: one is trained",
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="turns of a chat: chatml, or the path of a Jinja file (begins with ./ or /); none: that of "
+        "`tokenizer`, if it has one",
+    )
+
+    @model_validator(mode="after")
+    def _one_vocabulary(self) -> Self:
+        if self.tokenizer is not None and "vocabulary" in self.model_fields_set:
+            raise refusal("has both `tokenizer` and `vocabulary`, which a tokenizer has already; give one of them")
+        if self.chat_template is not None and self.chat_template != CHATML and not is_path(self.chat_template):
+            raise refusal(f"has `chat_template` {self.chat_template!r}; write chatml, or a path (./ or /)")
+        return self
 
 
 def _name_or_mapping(value: Any) -> str:

@@ -39,6 +39,8 @@ class Resolved:
         links: the stages of a cascade, first to last.
         start: what the student is before distillation, which results call the base: a cascade's is where it begins.
         niceness: of the run's processes.
+        rank_gpus, sampler_gpus: part of a GPU that each of the student's ranks takes of its node, and each process that
+            holds a model to sample; 0 on a CPU.
     """
 
     recipe: Recipe
@@ -55,16 +57,8 @@ class Resolved:
     links: list[str]
     start: ModelReference
     niceness: int
-
-    @property
-    def rank_gpus(self) -> float:
-        """Part of a GPU that each of the student's ranks takes of its node; 0 where the run is on a CPU."""
-        return self.recipe.student.engine.gpus if self.device == "cuda" else 0.0
-
-    @property
-    def sampler_gpus(self) -> float:
-        """The same of each process that holds a model to sample."""
-        return self.recipe.rollout.gpus if self.device == "cuda" else 0.0
+    rank_gpus: float
+    sampler_gpus: float
 
 
 def resolve(recipe: Recipe) -> Resolved:
@@ -109,6 +103,8 @@ def resolve(recipe: Recipe) -> Resolved:
         links=cascade,
         start=recipe.stages[cascade[0]].from_ if recipe.method == "cascade" and cascade else recipe.student.model,
         niceness=recipe.run.niceness,
+        rank_gpus=recipe.student.engine.gpus if device == "cuda" else 0.0,
+        sampler_gpus=recipe.rollout.gpus if device == "cuda" else 0.0,
     )
 
 
