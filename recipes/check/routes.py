@@ -24,6 +24,7 @@ from mopd.recipes.check.teachers import check_teachers
 from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import ModelSource, chain
+from mopd.recipes.resolve.stages import stages_before
 from mopd.recipes.resolve.teachers import group_key, placement
 
 
@@ -200,7 +201,8 @@ def _stages(
     domains: Collection[str],
     teachers: Mapping[str, TeacherRecipe],
 ) -> Iterator[str]:
-    needed = {name for teacher in teachers.values() for name in chain(stages, teacher.adapter or "")}
+    taken = {before for stage in stages.values() for before in stages_before(stage)}
+    needed = taken | {name for teacher in teachers.values() for name in chain(stages, teacher.adapter or "")}
     for where, model in models.items():
         name = stage_name(model.source)
         if name is not None and name not in stages:
