@@ -24,7 +24,7 @@ help:
 	@echo "make window       the window study of docs/architecture.md, hours in parts: it goes on where it stopped (MINUTES=30)"
 	@echo "make coverage     how often intervals hold the truth, by simulation (minutes); the tables of docs/statistics.md"
 	@echo "make families     every causal family of transformers, made tiny: sampled right, or refused; docs/families.md"
-	@echo "make chaos        kills, full disks and the like, 20 of each; hours (CHAOS_KILLS=2 CHAOS_STORMS=1: fewer)"
+	@echo "make chaos        kills, full disks and the like, 20 of each; hours (CHAOS_KILLS=4 CHAOS_STORMS=1: fewer)"
 	@echo "make mutate       a hundred recipes that check accepts, changed at random, are run"
 
 install: $(INSTALLED)
