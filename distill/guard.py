@@ -24,8 +24,9 @@ MARK = "MOPD_CLUSTER"
 whoever its parent is by now, and a killed run's can be known by the next."""
 
 LOOK_SECONDS = 0.1
-CHILDREN_SECONDS = 1.0
-"""Between two looks at who the run's processes are: each reads all of /proc. A death of Ray's is told at once."""
+LIST_SECONDS = 1.0
+"""Between two looks at what the run has started, which goes through all processes of the machine. That one of Ray's has
+died is heard of at once."""
 END_SECONDS = 30.0
 """How long the end of killed processes is waited for."""
 
@@ -87,12 +88,14 @@ def _guard(folder: Path, run: int, ray: Mapping[str, int]) -> None:
     ends = [descriptor for pid in ray.values() if (descriptor := _end_of(pid)) is not None]
     dead: str | None = None
     while dead is None:
-        if sys.stdin in select.select([sys.stdin, *ends], [], [], CHILDREN_SECONDS)[0]:
+        if sys.stdin in select.select([sys.stdin, *ends], [], [], LIST_SECONDS)[0]:
             if sys.stdin.readline():
                 return
             break  # the run is dead, and its end of the pipe with it
-        with suppress(psutil.Error):
-            children = psutil.Process(run).children(recursive=True)
+        if time.monotonic() >= listed + LIST_SECONDS:
+            with suppress(psutil.Error):
+                children = psutil.Process(run).children(recursive=True)
+            listed = time.monotonic()
         dead = next((name for name, process in watched.items() if not _lives(process)), None)
     # Ray takes a run with it after a while, and a killed run takes Ray with it at once: where both are dead by now,
     # nobody can tell which was first.

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from mopd.distill.errors import UserError
 from mopd.distill.models.flops import ModelCost
 from mopd.distill.recipe.model_names import is_path
-from mopd.recipes.check.offline import shipped_config
+from mopd.recipes.check.offline import known_config
 from mopd.recipes.resolve.checkpoints import empty_model
 
 COMPARED = (
@@ -79,7 +79,7 @@ def config_of(name: str) -> Any:
         UserError: there is none.
     """
     if not is_path(name):
-        return shipped_config(name)
+        return known_config(name, {})
     path = Path(name)
     if not (path if path.suffix == ".json" else path / "config.json").is_file():
         raise UserError(f"there is no configuration at {name}; give a config.json, or a folder that has one")

@@ -103,6 +103,10 @@ ModelReference: TypeAlias = Annotated[
 """stage:NAME, a path (begins with ./ or /), a Hub id, or an architecture to initialise."""
 
 
+MOST_WARMUP_STEPS = 20
+"""Where a recipe does not say how many."""
+
+
 class _Schedule(Strict):
     """What optimizers share: the learning rate over the optimizer steps, and the bound of a gradient."""
 
@@ -111,10 +115,16 @@ class _Schedule(Strict):
         default="cosine",
         description="after the warm-up; wsd: the peak, then linear over the last `decay_steps` (arXiv 2405.18392)",
     )
-    warmup_steps: CountOrNone = Field(default=20, description="optimizer steps of linear warm-up")
+    warmup_steps: CountOrNone | None = Field(
+        default=None, description="optimizer steps of linear warm-up; none: a tenth of the training's, and 20 at most"
+    )
     final_lr_fraction: float = Field(default=0.1, ge=0, le=1, description="learning rate at the end, over the peak")
     decay_steps: CountOrNone = Field(default=0, description="optimizer steps of the decay of schedule wsd")
     clip: Clip = Field(default=1.0, description="global gradient norm above which it is scaled down; 0 is off")
+
+    def warm_up(self, total: int) -> int:
+        """Optimizer steps of warm-up of a training of ``total`` optimizer steps."""
+        return min(MOST_WARMUP_STEPS, total // 10) if self.warmup_steps is None else self.warmup_steps
 
     @model_validator(mode="after")
     def _a_decay_of_its_own_with_wsd(self) -> Self:

@@ -173,9 +173,10 @@ def learning_rate(optimizer: Optimizer, k: int, total: int) -> float:
         k: number of the optimizer step in the run, from 0.
         total: optimizer steps of the whole run.
     """
-    if k < optimizer.warmup_steps:
-        return optimizer.lr * (k + 1) / optimizer.warmup_steps
-    progress = min(1.0, (k - optimizer.warmup_steps) / max(1, total - 1 - optimizer.warmup_steps))
+    warmup_steps = optimizer.warm_up(total)
+    if k < warmup_steps:
+        return optimizer.lr * (k + 1) / warmup_steps
+    progress = min(1.0, (k - warmup_steps) / max(1, total - 1 - warmup_steps))
     match optimizer.schedule:
         case "constant":
             remaining = 1.0

@@ -307,8 +307,8 @@ def _more_than_written(where: str, kept: int, written: int) -> str:
 
 
 def _warm_up(where: str, optimizer: Optimizer, steps: str, total: int) -> Iterator[str]:
-    if optimizer.warmup_steps >= total:
+    if (warmup_steps := optimizer.warm_up(total)) >= total:
         yield (
-            f"`{where}.optimizer.warmup_steps` is {optimizer.warmup_steps}, and the training has {total} optimizer "
+            f"`{where}.optimizer.warmup_steps` is {warmup_steps}, and the training has {total} optimizer "
             f"steps: the schedule would never begin; lower it, or raise `{steps}`"
         )

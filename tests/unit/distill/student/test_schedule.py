@@ -45,3 +45,11 @@ def test_until_its_decay_wsd_does_not_depend_on_how_long_the_run_is() -> None:
 def test_a_decay_of_its_own_and_wsd_go_together(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="decay_steps"):
         AdamW.model_validate(settings)
+
+
+@pytest.mark.parametrize(("total", "steps"), [(1, 0), (9, 0), (10, 1), (57, 5), (200, 20), (5000, 20)])
+def test_a_warm_up_that_nobody_asked_for_is_a_tenth_and_20_at_most(total: int, steps: int) -> None:
+    asked, unasked = AdamW(lr=1.0, warmup_steps=steps), AdamW(lr=1.0)
+    assert [learning_rate(unasked, k, total) for k in range(total)] == [
+        learning_rate(asked, k, total) for k in range(total)
+    ]
