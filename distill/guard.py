@@ -92,10 +92,8 @@ def _guard(folder: Path, run: int, ray: Mapping[str, int]) -> None:
             if sys.stdin.readline():
                 return
             break  # the run is dead, and its end of the pipe with it
-        if time.monotonic() >= listed + LIST_SECONDS:
-            with suppress(psutil.Error):
-                children = psutil.Process(run).children(recursive=True)
-            listed = time.monotonic()
+        with suppress(psutil.Error):
+            children = psutil.Process(run).children(recursive=True)
         dead = next((name for name, process in watched.items() if not _lives(process)), None)
     # Ray takes a run with it after a while, and a killed run takes Ray with it at once: where both are dead by now,
     # nobody can tell which was first.
