@@ -63,6 +63,7 @@ _MODULE_OF = {
     "TeacherSetup": "mopd.teachers.kinds.base",
     "TeacherSource": "mopd.teachers.scorer",
     "TeacherUse": "mopd.teachers.kinds.base",
+    "TeacherView": "mopd.teachers.views",
     # an engine of rollouts
     "Decoding": "mopd.rollouts.engines.base",
     "FrozenModel": "mopd.rollouts.engines.base",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from mopd.distill.types import Float32, Int32, Payload, PayloadName, Sampled
+from mopd.distill.types import Float32, Payload, Sampled
 from mopd.teachers.dry_run import reference_of
 from mopd.teachers.scorer import TOLERANCE, Conditions, Scorer, TeacherSource
+from mopd.teachers.views import ScoreRequest, TeacherView, score_views
 
 CANARY_TOKENS = 32
 
@@ -55,15 +56,6 @@ class TeacherGroup:
     def folders(self) -> list[str]:
         """Of the adapters."""
         return [folder for folder in self.adapters.values() if folder]
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
-    """What a process is asked of a microbatch; see :meth:`teachers.scorer.Scorer.score`."""
-
-    token_ids: Sequence[Int32]
-    payload: PayloadName
-    given: Sequence[Int32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +136,15 @@ class TeacherProcess:
         )
 
     def score(self, request: ScoreRequest, adapter: str | None) -> ScoreResponse:
-        """A microbatch, by :meth:`teachers.scorer.Scorer.score`."""
+        """A microbatch, by :func:`teachers.views.score_views`."""
         start = time.perf_counter()
-        payloads = self.scorer.score(request.token_ids, request.payload, adapter, request.given)
+        payloads = score_views(self.scorer, request, adapter)
         return ScoreResponse(payloads, time.perf_counter() - start)
 
-    def reference(self, ids_T: Int32, adapter: str | None) -> Float32 | None:
-        """The tokens' log-probabilities by the scorer's own reference, ``(T,)``; None where its kind has none."""
-        return reference_of(self.scorer, ids_T, adapter)
+    def reference(self, request: ScoreRequest, adapter: str | None) -> Float32 | None:
+        """The log-probabilities of the first rollout's tokens by the scorer's own reference, ``(T,)``; None where its
+        kind has none."""
+        return reference_of(self.scorer, request, adapter)
 
 
 def canary(scorer: Scorer, adapter: str | None, conditions: Conditions) -> Float32 | None:
@@ -164,7 +157,8 @@ def canary(scorer: Scorer, adapter: str | None, conditions: Conditions) -> Float
     given = None
     if support is not None and support.given:  # a kind that has nothing but its top k needs them
         given = [np.tile(np.arange(min(support.k, scorer.vocabulary), dtype=np.int32), (CANARY_TOKENS, 1))]
-    payloads = scorer.score([ids_T], "sampled", adapter, given)
+    view = TeacherView("", "", None, np.arange(CANARY_TOKENS) > 0)
+    payloads = score_views(scorer, ScoreRequest([ids_T], "sampled", given, [view]), adapter)
     if len(payloads) != 1 or not isinstance(payloads[0], Sampled) or payloads[0].logprobs_T.shape != ids_T.shape:
         return None
     logprobs_T = payloads[0].logprobs_T.copy()

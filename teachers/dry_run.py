@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from mopd.distill.types import Float32, Full, Int32, Payload, PayloadName, Rollout
+from mopd.distill.types import Float32, Full, Payload, PayloadName, Rollout
 from mopd.teachers.kinds.checkpoint import microbatches
 from mopd.teachers.scorer import Scorer
 from mopd.teachers.validate import Expected, check_answer, likeliest_of, sampled_of
+from mopd.teachers.views import HintCount, Reads, ScoreRequest, length, view_of
 
-Ask: TypeAlias = Callable[[Sequence[Int32], Sequence[Int32] | None], Sequence[Sequence[Payload]]]
+Ask: TypeAlias = Callable[[ScoreRequest], Sequence[Sequence[Payload]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +22,12 @@ class DryRun:
     Attributes:
         answers: of every process, twice: the tokens' log-probabilities ``(T,)`` of each rollout, in order.
         reference: what those of the first rollout must be; None where the teacher's kind has no reference.
+        hint: how much of what it likes better than the student did repeats its hint; None where it sees none.
     """
 
     answers: tuple[tuple[Float32, ...], ...]
     reference: Float32 | None
+    hint: HintCount | None = None
 
 
 def dry_run_payload(payload: PayloadName | None) -> PayloadName:
@@ -39,34 +42,49 @@ def dry_run(
     expected: Expected,
     *,
     tokens: int,
-    reference: Callable[[Int32], Float32 | None],
+    reference: Callable[[ScoreRequest], Float32 | None],
+    reads: Reads | None = None,
 ) -> DryRun:
     """Have rollouts scored by everyone who answers for a teacher, and check every answer.
 
     Args:
-        ask: for a microbatch's token ids and the student's likeliest tokens where the support asks for them; returns
-            the payloads of each answer, as many answers each time.
+        ask: for a microbatch; returns the payloads of each answer, as many answers each time.
         tokens: padded tokens of a microbatch at most.
-        reference: what the scores of a rollout's tokens must equal, ``(T,)``; None where the kind cannot say.
+        reference: what the scores of the first rollout's tokens must equal, ``(T,)``; None where the kind cannot say.
+        reads: what the teacher reads in the place of a prompt; None: the student's.
 
     Raises:
         NonFinite, GradingFailed: see :func:`teachers.validate.check_answer`.
     """
     logprobs_by_answer: list[dict[int, Float32]] = []
-    for members in microbatches([len(rollout.token_ids) for rollout in rollouts], tokens):
+    views = [view_of(rollout, None if reads is None else reads(rollout.prompt)) for rollout in rollouts]
+    for members in microbatches([length(*pair) for pair in zip(rollouts, views, strict=True)], tokens):
         microbatch = [rollouts[i] for i in members]
         given = likeliest_of(microbatch) if expected.support is not None and expected.support.given else None
-        answers = ask([rollout.token_ids for rollout in microbatch], given)
+        token_ids = [rollout.token_ids for rollout in microbatch]
+        answers = ask(ScoreRequest(token_ids, expected.payload, given, [views[i] for i in members]))
         logprobs_by_answer = logprobs_by_answer or [{} for _ in answers]
         for logprobs, payloads in zip(logprobs_by_answer, answers, strict=True):
             check_answer(name, microbatch, payloads, expected)
             for i, payload in zip(members, payloads, strict=True):
                 logprobs[i] = sampled_of(payload, rollouts[i].token_ids)
     scored = tuple(tuple(logprobs[i] for i in range(len(rollouts))) for logprobs in logprobs_by_answer)
-    return DryRun(scored, reference(rollouts[0].token_ids))
+    hint = HintCount() if any(view.hint is not None for view in views) else None
+    for rollout, view, logprobs_T in zip(rollouts, views, scored[0], strict=True):
+        if hint is not None:
+            hint.add(rollout, view, logprobs_T)
+    first = ScoreRequest([rollouts[0].token_ids], "full", views=views[:1])  # not per token
+    return DryRun(scored, reference(first), hint)
 
 
-def reference_of(scorer: Scorer, ids_T: Int32, adapter: str | None = None) -> Float32 | None:
-    """The tokens' log-probabilities by the scorer's own reference, ``(T,)``; None where its kind has none."""
+def reference_of(scorer: Scorer, request: ScoreRequest, adapter: str | None = None) -> Float32 | None:
+    """The log-probabilities of the first rollout's tokens by the scorer's own reference, ``(T,)``; None where its kind
+    has none."""
     reference = getattr(scorer, "reference", None)
-    return None if reference is None else sampled_of(Full(reference(ids_T, adapter)), ids_T)
+    if reference is None:
+        return None
+    ids_T = request.token_ids[0]
+    if not request.views:
+        return sampled_of(Full(reference(ids_T, adapter)), ids_T)
+    view = request.views[0]
+    return sampled_of(view.payload(Full(reference(view.ids(ids_T), adapter)), ids_T), ids_T)

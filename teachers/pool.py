@@ -9,21 +9,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from mopd.distill.recipe import FaultRecipe
-from mopd.distill.types import Int32, Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore, Weights
-from mopd.teachers.actor import ScoreRequest, ScoreResponse, TeacherGroup, TeacherSpec
+from mopd.distill.types import Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore, Weights
+from mopd.teachers.actor import ScoreResponse, TeacherGroup, TeacherSpec
 from mopd.teachers.dry_run import DryRun, dry_run, dry_run_payload
 from mopd.teachers.kinds.checkpoint import microbatches
 from mopd.teachers.shared_base import SharedBase
 from mopd.teachers.validate import Expected, check_answer, likeliest_of
+from mopd.teachers.views import HintCount, Reads, ScoreRequest, TeacherView, length, view_of
 from mopd.teachers.worker_pool import WorkerPool
 
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """A microbatch on its way: whom it was given to, its rollouts' places in the step, the response to come."""
+    """A microbatch on its way: whom it was given to, its rollouts' places in the step, what the teacher reads of each,
+    the response to come."""
 
     teacher: str
     places: list[int]
+    views: list[TeacherView]
     response: Future[ScoreResponse]
 
 
@@ -40,6 +43,7 @@ class TeacherPool:
             takes the place of another at most once a call of :meth:`score`. None: all.
         on_student: those that are the student without its adapter, which its own ranks score.
         student: its weights; asked for whenever these score.
+        reads: what a teacher reads in the place of a prompt, by its name; the others read the student's.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class TeacherPool:
         resident: int | None = None,
         on_student: Collection[str] = (),
         student: Callable[[], Weights] | None = None,
+        reads: Mapping[str, Reads] | None = None,
     ) -> None:
         self._specs = dict(specs)
         self._routes = {domain: dict(weights) for domain, weights in routes.items()}
@@ -75,6 +80,8 @@ class TeacherPool:
             base = SharedBase(on_student, student, specs[next(iter(on_student))].conditions)
             self._worker_pools |= dict.fromkeys(on_student, base)
         self._seconds = dict.fromkeys(specs, 0.0)
+        self._reads = dict(reads or {})
+        self._hints: dict[str, HintCount] = {}
 
     def wait_until_ready(self) -> dict[str, int]:
         """Wait until every teacher has loaded; returns the size of each one's output vocabulary.
@@ -123,6 +130,7 @@ class TeacherPool:
             check_answer(request.teacher, [rollouts[place] for place in request.places], response.payloads, expected)
             for place, payload in zip(request.places, response.payloads, strict=True):
                 payloads[place, request.teacher] = payload
+            self._count_hints(request, rollouts, response.payloads)
         return [
             ScoredRollout(
                 rollout,
@@ -141,19 +149,20 @@ class TeacherPool:
         worker_pool = self._worker_pools[teacher]
         wanted = dry_run_payload(self._payload)
 
-        def ask(token_ids: Sequence[Int32], given: Sequence[Int32] | None) -> list[list[Payload]]:
-            request = ScoreRequest(token_ids, wanted, given)
+        def ask(request: ScoreRequest) -> list[list[Payload]]:
             return [response.payloads for _ in range(2) for response in worker_pool.ask_all(teacher, request)]
 
         tokens = self._specs[teacher].conditions.microbatch_tokens
         expected = self._expected(teacher, wanted)
         return dry_run(
-            teacher, ask, rollouts, expected, tokens=tokens, reference=partial(worker_pool.reference, teacher)
-        )
+            teacher, ask, rollouts, expected, tokens=tokens, reference=partial(worker_pool.reference, teacher),
+            reads=self._reads.get(teacher),
+        )  # fmt: skip
 
     def metrics(self) -> Metrics:
         """By teacher, since the last call: microbatches that were lost and asked again, the seconds that its own
-        processes worked, and, where not all are resident, how often it was loaded in the place of another."""
+        processes worked, and, where not all are resident, how often it was loaded in the place of another; of one that
+        sees a hint, what :class:`teachers.views.HintCount` counted."""
         metrics: Metrics = {
             f"teacher_retries/{name}": worker_pool.take_retries(name)
             for name, worker_pool in self._worker_pools.items()
@@ -162,6 +171,9 @@ class TeacherPool:
         metrics |= {f"teacher_swaps/{name}": worker_pool.take_swaps(name) for name, worker_pool in turns.items()}
         metrics |= {f"seconds/teacher/{name}": seconds for name, seconds in self._seconds.items()}
         self._seconds = dict.fromkeys(self._seconds, 0.0)
+        for name, hint in self._hints.items():
+            metrics |= hint.metrics(name)
+        self._hints = {}
         return metrics
 
     def close(self) -> None:
@@ -181,11 +193,22 @@ class TeacherPool:
         """Hand rollouts out to a teacher, forward by forward."""
         pending = []
         support = self._specs[teacher].conditions.support
-        lengths = [len(rollouts[place].token_ids) for place in places]
+        reads = self._reads.get(teacher)
+        views = [view_of(rollouts[place], None if reads is None else reads(rollouts[place].prompt)) for place in places]
+        lengths = [length(rollouts[place], view) for place, view in zip(places, views, strict=True)]
         for members in microbatches(lengths, self._specs[teacher].conditions.microbatch_tokens):
             taken = [places[member] for member in members]
             token_ids = [rollouts[place].token_ids for place in taken]
             given = likeliest_of([rollouts[place] for place in taken]) if support and support.given else None
-            response = self._worker_pools[teacher].ask(teacher, ScoreRequest(token_ids, payload, given))
-            pending.append(_Pending(teacher, taken, response))
+            taken_views = [views[member] for member in members]
+            request = ScoreRequest(token_ids, payload, given, taken_views)
+            pending.append(_Pending(teacher, taken, taken_views, self._worker_pools[teacher].ask(teacher, request)))
         return pending
+
+    def _count_hints(self, request: _Pending, rollouts: list[Rollout], payloads: Sequence[Payload]) -> None:
+        """Count where a teacher's gain is, of payloads that tell the log-probability of the tokens."""
+        for place, view, payload in zip(request.places, request.views, payloads, strict=True):
+            rollout = rollouts[place]
+            logprobs_T = None if view.hint is None else payload.sampled_logprobs(rollout.token_ids)
+            if logprobs_T is not None:
+                self._hints.setdefault(request.teacher, HintCount()).add(rollout, view, logprobs_T)

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from mopd.distill.types import Float32, Int32, Weights
-from mopd.teachers.actor import ScoreRequest, ScoreResponse
+from mopd.distill.types import Float32, Weights
+from mopd.teachers.actor import ScoreResponse
 from mopd.teachers.dry_run import reference_of
 from mopd.teachers.kinds.checkpoint import TeacherModel
 from mopd.teachers.scorer import Conditions
+from mopd.teachers.views import ScoreRequest, score_views
 
 
 class SharedBase:
@@ -48,7 +49,7 @@ class SharedBase:
     def wait_until_ready(self) -> dict[str, int]:
         """The size of each teacher's output vocabulary; the student is there already."""
         weights = self._weights()
-        self._vocabulary = weights.on_ranks(_vocabulary, [(self._conditions,)] * weights.ranks)[0]
+        self._vocabulary = int(weights.on_ranks(_vocabulary, [(self._conditions,)] * weights.ranks)[0])
         return dict.fromkeys(self._names, self._vocabulary)
 
     @contextmanager
@@ -74,10 +75,10 @@ class SharedBase:
         weights = self._weights()
         return [answers[0] for answers in self._on_ranks(weights, [[request]] * weights.ranks)]
 
-    def reference(self, teacher: str, ids_T: Int32) -> Float32 | None:
-        """What the scores of a rollout's tokens must equal, ``(T,)``."""
+    def reference(self, teacher: str, request: ScoreRequest) -> Float32 | None:
+        """What the scores of the first rollout's tokens must equal, ``(T,)``."""
         weights = self._weights()
-        return weights.on_ranks(_reference, [(ids_T, self._conditions)] * weights.ranks)[0]
+        return weights.on_ranks(_reference, [(request, self._conditions)] * weights.ranks)[0]
 
     def take_retries(self, teacher: str) -> int:
         """None: a rank that is lost ends the run."""
@@ -126,9 +127,9 @@ def _vocabulary(module: Any, conditions: Conditions) -> int:
         return teacher.vocabulary
 
 
-def _reference(module: Any, ids_T: Int32, conditions: Conditions) -> Float32 | None:
+def _reference(module: Any, request: ScoreRequest, conditions: Conditions) -> Float32 | None:
     with _teacher(module, conditions) as teacher:
-        return reference_of(teacher, ids_T)
+        return reference_of(teacher, request)
 
 
 def _answers(module: Any, requests: Sequence[ScoreRequest], conditions: Conditions) -> list[ScoreResponse]:
@@ -137,6 +138,6 @@ def _answers(module: Any, requests: Sequence[ScoreRequest], conditions: Conditio
     with _teacher(module, conditions) as teacher:
         for request in requests:
             start = time.perf_counter()
-            payloads = teacher.score(request.token_ids, request.payload, None, request.given)
+            payloads = score_views(teacher, request, None)
             answers.append(ScoreResponse(payloads, time.perf_counter() - start))
     return answers

@@ -16,8 +16,9 @@ import ray.exceptions
 
 from mopd.distill.endpoint import EndpointLost
 from mopd.distill.recipe import FaultRecipe
-from mopd.distill.types import Float32, GradingFailed, Int32
-from mopd.teachers.actor import Loaded, ScoreRequest, ScoreResponse, TeacherGroup, TeacherProcess
+from mopd.distill.types import Float32, GradingFailed
+from mopd.teachers.actor import Loaded, ScoreResponse, TeacherGroup, TeacherProcess
+from mopd.teachers.views import ScoreRequest
 
 
 @dataclass(slots=True, eq=False)
@@ -195,8 +196,8 @@ class WorkerPool:
         """
         return [response.result() for response in self._ask_everywhere(teacher, teacher, request)]
 
-    def reference(self, teacher: str, ids_T: Int32) -> Float32 | None:
-        """What the scores of a rollout's tokens must equal, ``(T,)``; None where the teacher's kind cannot say.
+    def reference(self, teacher: str, request: ScoreRequest) -> Float32 | None:
+        """What the scores of the first rollout's tokens must equal, ``(T,)``; None where its kind cannot say.
 
         Raises:
             GradingFailed: where the fault policy ends.
@@ -204,7 +205,7 @@ class WorkerPool:
         group = self._group_of[teacher]
         folder = group.adapters[teacher]
         job = Job(
-            teacher, teacher, group, "its reference was lost", lambda actor: actor.reference.remote(ids_T, folder)
+            teacher, teacher, group, "its reference was lost", lambda actor: actor.reference.remote(request, folder)
         )
         return self._submit(job).result()
 

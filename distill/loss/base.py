@@ -131,6 +131,23 @@ def each_teacher(microbatch: Microbatch, one_loss: Callable[[TeacherRows, Tensor
     return total
 
 
+def bounded(loss: TokenLoss, bound: float | None) -> TokenLoss:
+    """The loss with no token above ``bound`` nats: what is above it is scaled down to it, and its gradient with it.
+
+    A teacher that sees more than the student may be certain where the student cannot be, and one such token would
+    outweigh the others. A NaN is not bounded, so that it is found.
+
+    Example:
+        With ``bound`` 2 a token of 8 nats keeps a quarter of its loss and of its gradient, and ``clipped`` is 1 there.
+    """
+    if bound is None:
+        return loss
+    value_BT = loss.loss_BT.detach()
+    over_BT = value_BT > bound
+    part_BT = torch.where(over_BT, bound / value_BT, 1.0)
+    return TokenLoss(loss.loss_BT * part_BT, loss.stats | {"clipped": over_BT.to(value_BT.dtype)})
+
+
 def divergence_loss(
     logits_BTV: Tensor,
     microbatch: Microbatch,

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mopd.distill.loss.base import GradedTokens, TokenLoss, gap_to_teacher
+from mopd.distill.loss.base import GradedTokens, TokenLoss, bounded, gap_to_teacher
 from mopd.distill.loss.divergences import forward_kl, full_reverse_kl, jsd
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.sampled import k2, nll, policy_gradient, token_advantage
@@ -38,6 +38,7 @@ from mopd.distill.recipe import (
     SampledToken,
     Strict,
     TopKReverseKL,
+    WholeDistribution,
 )
 from mopd.distill.recipe.plugins import load_plugin, located_plugin
 from mopd.distill.types import PayloadName, UserError
@@ -96,6 +97,7 @@ class BoundLoss:
         takes_reward: whether its settings have a weight of the reward at all.
         reward_weight: alpha, 0 where it uses no reward.
         support: which tokens it is computed on, without the forced ones; None where it is on other ones.
+        token_bound: nats that a token's loss has at most; None: any.
     """
 
     settings: Loss
@@ -110,6 +112,7 @@ class BoundLoss:
     takes_reward: bool
     reward_weight: float
     support: Support | None
+    token_bound: float | None = None
 
     @property
     def custom_payload(self) -> bool:
@@ -122,7 +125,7 @@ class BoundLoss:
 
     def token_loss(self, logits_BTV: Tensor, microbatch: Microbatch) -> TokenLoss:
         """The loss of each token of a microbatch; ``logits_BTV`` are raw, aligned and divided by the temperature."""
-        return self.spec.token_loss(logits_BTV, microbatch, self.arguments)
+        return bounded(self.spec.token_loss(logits_BTV, microbatch, self.arguments), self.token_bound)
 
     def token_advantage(self, tokens: GradedTokens) -> Tensor:
         """How hard the loss pulls at sampled tokens, ``(N,)``, nats; see :class:`LossSpec`."""
@@ -153,6 +156,7 @@ def bind(settings: Loss) -> BoundLoss:
         takes_reward=rewarded is not None,
         reward_weight=0.0 if rewarded is None else rewarded.reward_weight,
         support=Support(settings.k, (), settings.support) if isinstance(settings, TopKReverseKL) else None,
+        token_bound=settings.token_bound if isinstance(settings, WholeDistribution) else None,
     )
 
 

@@ -28,6 +28,7 @@ from mopd.distill.recipe.loss import (
     PolicyGradient,
     SampledToken,
     TopKReverseKL,
+    WholeDistribution,
 )
 from mopd.distill.recipe.schema import (
     AdamW,
@@ -46,6 +47,7 @@ from mopd.distill.recipe.schema import (
     StageRecipe,
     StopRecipe,
     StudentRecipe,
+    TeacherPromptRecipe,
     TeacherRecipe,
     TrackRecipe,
     WandbRecipe,
@@ -86,8 +88,10 @@ __all__ = [
     "StopRecipe",
     "Strict",
     "StudentRecipe",
+    "TeacherPromptRecipe",
     "TeacherRecipe",
     "TopKReverseKL",
     "TrackRecipe",
     "WandbRecipe",
+    "WholeDistribution",
 ]

@@ -23,7 +23,17 @@ TRAPS: dict[str, str] = {
 WHICH = "which loss: full_reverse_kl, forward_kl, jsd, topk_reverse_kl, policy_gradient, k2, nll or ./file.py:NAME"
 
 
-class FullReverseKL(Strict):
+class WholeDistribution(Strict):
+    """What estimators on more than the sampled token share."""
+
+    token_bound: Bound | None = Field(
+        default=None,
+        description="nats; a token whose loss is above it is scaled down to it, its gradient with it; null: none is. "
+        "For teachers that see a hint",
+    )
+
+
+class FullReverseKL(WholeDistribution):
     """Exact reverse KL over the whole vocabulary; MiMo-V2-Flash report, eq 6, without the sampling noise."""
 
     estimator: Literal["full_reverse_kl"] = Field(default="full_reverse_kl", description=WHICH)
@@ -34,13 +44,13 @@ class FullReverseKL(Strict):
     )
 
 
-class ForwardKL(Strict):
+class ForwardKL(WholeDistribution):
     """Exact forward KL over the whole vocabulary: the student must cover all that the teacher does."""
 
     estimator: Literal["forward_kl"] = Field(default="forward_kl", description=WHICH)
 
 
-class JSD(Strict):
+class JSD(WholeDistribution):
     """Generalised Jensen-Shannon divergence over the whole vocabulary; GKD, arXiv 2306.13649, eq 1."""
 
     estimator: Literal["jsd"] = Field(default="jsd", description=WHICH)
@@ -49,7 +59,7 @@ class JSD(Strict):
     )
 
 
-class TopKReverseKL(Strict):
+class TopKReverseKL(WholeDistribution):
     """Reverse KL on the likeliest tokens, which are all that a teacher ships; arXiv 2606.30406, eq 5."""
 
     estimator: Literal["topk_reverse_kl"] = Field(default="topk_reverse_kl", description=WHICH)

@@ -39,7 +39,7 @@ from mopd.distill.recipe.drafts import MTPRecipe
 from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import FullReverseKL, Loss
 from mopd.distill.recipe.plugins import is_plugin
-from mopd.distill.recipe.source import GYM, GymSource, Source
+from mopd.distill.recipe.source import GYM, GymSource, Source, columns_of, is_template
 
 MethodName: TypeAlias = Annotated[
     str,
@@ -245,6 +245,43 @@ class DomainRecipe(Strict):
         return {self.teacher: 1.0} if self.teacher is not None else dict(self.teachers)
 
 
+class TeacherPromptRecipe(Strict):
+    """What a teacher reads before the student's completion, in the place of the student's own prompt."""
+
+    system: str | None = Field(
+        default=None,
+        description="text before the question: the system message of a chat, in the place of its own; of plain text "
+        "what stands before it, as it is",
+    )
+    template: str = Field(
+        default="{prompt}",
+        description="the question as this teacher reads it: text with {prompt}, and {hint} where there is one; a brace "
+        "that is meant is written twice",
+    )
+    hint: str | None = Field(
+        default=None,
+        description="what it sees and the student does not: answer, the gold answer; or a column of the domain's "
+        "dataset",
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="path (begins with ./ or /) of a chat template in Jinja, in the place of the tokenizer's own",
+    )
+
+    @model_validator(mode="after")
+    def _template_and_hint_agree(self) -> Self:
+        try:
+            named = columns_of(self.template) if is_template(self.template) else []
+        except ValueError as error:
+            raise refusal(f"has a `template` that {error}") from error
+        wanted = ["prompt"] if self.hint is None else ["hint", "prompt"]
+        if sorted(named) != wanted:
+            braces = " and ".join(f"{{{name}}}" for name in reversed(wanted))
+            without = " (it has no `hint`)" if self.hint is None else ""
+            raise refusal(f"has `template` {self.template!r:.80}; it needs {braces}, once each, and no others{without}")
+        return self
+
+
 class TeacherRecipe(Strict):
     """A specialist."""
 
@@ -288,9 +325,16 @@ class TeacherRecipe(Strict):
         default_factory=dict, description="of Ray, by name, that each process takes of its node: where it is placed"
     )
 
+    prompt: TeacherPromptRecipe = TeacherPromptRecipe()
+
     settings: dict[Name, float | str | int | bool] = Field(
         default_factory=dict, description="what a `kind` of your own reads, by name"
     )
+
+    @property
+    def own_prompt(self) -> TeacherPromptRecipe | None:
+        """What it reads in the place of the student's prompt; None where it reads that."""
+        return None if self.prompt == TeacherPromptRecipe() else self.prompt
 
     @property
     def kind_name(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mopd.distill.loss.base import TokenLoss, spread, teacher_gap
+from mopd.distill.loss.base import TokenLoss, bounded, spread, teacher_gap
 from mopd.distill.loss.hidden import Chunks, TeacherHidden, hidden_reverse_kl
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.registry import BoundLoss
@@ -122,7 +122,7 @@ def _from_hidden(
         "advantage": teacher_gap(teacher_logprobs_N=teacher_logprobs_N, student_logprobs_N=logprobs_N),
         "ratio": (logprobs_N - microbatch.sampler_logprobs_BT[mask_BT]).exp(),
     }
-    return spread(kl_N, stats, mask_BT)
+    return bounded(spread(kl_N, stats, mask_BT), objective.loss.token_bound)
 
 
 def _held(heads: Mapping[str, Tensor], name: str) -> Tensor:

@@ -118,7 +118,8 @@ def _anchors(
                 f"`teachers.{name}.model` is self, and the student is made from scratch: it would be held to its own "
                 f"noise; train it in a stage first, or name another model"
             )
-    if anchors == set(teachers) and anchors and not any(domain.reward for domain in domains.values()):
+    held = anchors == set(teachers) and all(teacher.own_prompt is None for teacher in teachers.values())
+    if held and anchors and not any(domain.reward for domain in domains.values()):
         yield (
             "`teachers`: every one is self, so the student would be held where it is and learn nothing; name a "
             "specialist for one domain at least"

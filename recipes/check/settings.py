@@ -111,6 +111,11 @@ def _extrapolation(
             f"`loss.reference` is the teacher {name!r}, whose model is {teachers[name].model}; what the student "
             f"goes away from is where it starts: name a teacher whose model is self"
         )
+    elif teachers[name].own_prompt is not None:
+        yield (
+            f"`loss.reference` is the teacher {name!r}, which reads a prompt of its own; what the student goes away "
+            "from is itself on its own prompt: name a teacher without `prompt`"
+        )
     if not any(teacher != name for domain in trained.values() for teacher in domain.teacher_weights):
         yield (
             "`loss.extrapolation` goes beyond a teacher, and no domain has one; give a domain a `teacher`, or take "

@@ -20,7 +20,7 @@ from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.settings import idle_leaves
 from mopd.recipes.check.tasks import Lengths, TaskChecks, check_gold_answers, check_tasks, make_tasks
-from mopd.recipes.check.teachers import reach_teachers
+from mopd.recipes.check.teachers import check_texts, hint_warnings, reach_teachers
 from mopd.recipes.resolve.placement import check_device
 from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import check_folder
@@ -79,19 +79,19 @@ def check(
     )  # fmt: skip
     lengths = assumed_lengths(recipe.domains, cap, lengths) if offline else lengths
     trained = _supervised(recipe.method, tuple(recipe.trained_domains), recipe.stages)
-    unsound += check_gold_answers(recipe.domains, trained)
-    problems += [*unusable, *unreadable, *unsound, *sink_problems(recipe.track.sinks)]
-    problems += check_models(resolved, model_infos)
+    problems += [*unusable, *unreadable, *unsound, *check_gold_answers(recipe.domains, trained)]
+    problems += [*sink_problems(recipe.track.sinks), *check_models(resolved, model_infos)]
     problems += check_lengths(model_infos, lengths, trained=trained, max_new_tokens=cap)
+    problems += check_texts(resolved.teachers, recipe.trained_domains, tasks, tokenizer, model_infos, cap, recipe.seed)
     problems += [] if offline else check_device(resolved)
-    if not problems and not offline:
-        # Last: it asks others, and needs a sound recipe.
+    if not problems and not offline:  # last: it asks others, and needs a sound recipe
         problems += reach_teachers(resolved, tasks, tokenizer, lengths)
     if problems:
         # The plan would need sound routes; the folder can be asked about without one.
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
     doubtful = (*model_warnings(resolved.models, model_infos, recipe.mtp, recipe.student, recipe.stages), *doubtful)
-    warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout), *doubtful)
+    hints = hint_warnings(resolved.teachers, resolved.loss)
+    warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout), *doubtful, *hints)
     asked = Questions(recipe.domains, tasks, tokenizer, recipe.seed)
     plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked)
     if not (offline or plan_only) and (problems := _lacks_room(resolved, plan, out, model_infos, lengths)):

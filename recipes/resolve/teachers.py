@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mopd.distill.models.heads import HeadSource
-from mopd.distill.recipe import FaultRecipe, TeacherRecipe
+from mopd.distill.recipe import FaultRecipe, TeacherPromptRecipe, TeacherRecipe
 from mopd.distill.recipe.model_names import SELF, stage_name
 from mopd.recipes.resolve.sources import ModelSource
 from mopd.recipes.resolve.stages import adapter_folder
@@ -61,10 +61,11 @@ class ResolvedTeacher:
         return ({"GPU": self.gpus} if self.gpus else {}) | self.settings.resources
 
     def setup(self, folder: str) -> TeacherSetup:
-        """What its source is made from, where ``folder`` has its model."""
+        """What its source is made from, where ``folder`` has its model. A prompt of its own is no part of that:
+        teachers that differ in nothing else share processes."""
         return TeacherSetup(
             self.name, folder, self.device, self.dtype, self.adapter, self.model.trusted,
-            self.faults.microbatch_seconds, self.settings,
+            self.faults.microbatch_seconds, self.settings.model_copy(update={"prompt": TeacherPromptRecipe()}),
         )  # fmt: skip
 
 

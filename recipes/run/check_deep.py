@@ -14,13 +14,14 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.metrics.evaluate import evaluate
 from mopd.distill.recipe import Architecture, ModelReference
 from mopd.distill.recipe.model_names import PREFIX, stage_name
-from mopd.distill.types import GradingFailed, Int32, Payload, PayloadName, Prompt, Rollout, RunError, Sampler, UserError
+from mopd.distill.types import GradingFailed, Payload, PayloadName, Prompt, Rollout, RunError, Sampler, UserError
 from mopd.recipes.evaluation.evaluator import verify
 from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import model_path
+from mopd.recipes.resolve.teacher_prompts import teacher_reads
 from mopd.recipes.resolve.teachers import with_folders
 from mopd.recipes.run.launch import on_disk
 from mopd.recipes.run.preflight import (
@@ -42,6 +43,7 @@ from mopd.teachers.dry_run import DryRun, dry_run, dry_run_payload, reference_of
 from mopd.teachers.kinds import TeacherSetup, make_source
 from mopd.teachers.scorer import Conditions
 from mopd.teachers.validate import Expected
+from mopd.teachers.views import Reads, ScoreRequest, score_views
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
         recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support, token_count(tokenizer)
     )
     payload = dry_run_payload(resolved.loss.payload)
+    reads = teacher_reads(resolved.teachers, tasks, tokenizer)
     findings: list[Finding] = []
     for candidate in to_examine:
         name = candidate.name
@@ -114,7 +117,7 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
                 with _one_model(engine, settings, teacher.device, teacher.dtype) as sampler_of:
                     model = frozen_teacher(teacher, folder)
                     verdicts = validation.verdicts(f"teachers/{name}", sampler_of(model))
-            trial = _open(setup, conditions, payload)
+            trial = _open(setup, conditions, payload, reads.get(name))
         except RunError as error:
             findings += [unanswering(name, domain, str(error)) for domain in candidate.domains]
             continue
@@ -149,8 +152,10 @@ def _one_model(
         ).of
 
 
-def _open(setup: TeacherSetup, conditions: Conditions, payload: PayloadName) -> Callable[[Sequence[Rollout]], DryRun]:
-    """Open a teacher in this process; returns what has it scored twice.
+def _open(
+    setup: TeacherSetup, conditions: Conditions, payload: PayloadName, reads: Reads | None
+) -> Callable[[Sequence[Rollout]], DryRun]:
+    """Open a teacher in this process; returns what has it scored twice. ``reads``: in the place of a prompt.
 
     Raises:
         RunError: it cannot be opened.
@@ -160,9 +165,9 @@ def _open(setup: TeacherSetup, conditions: Conditions, payload: PayloadName) -> 
         scorer = make_source(setup).open(conditions, adapters)
         expected = Expected(payload, scorer.vocabulary, conditions.support)
 
-    def ask(token_ids: Sequence[Int32], given: Sequence[Int32] | None) -> list[list[Payload]]:
+    def ask(request: ScoreRequest) -> list[list[Payload]]:
         with _named_failures():
-            return [scorer.score(token_ids, payload, setup.adapter, given) for _ in range(2)]
+            return [score_views(scorer, request, setup.adapter) for _ in range(2)]
 
     return partial(
         dry_run,
@@ -171,6 +176,7 @@ def _open(setup: TeacherSetup, conditions: Conditions, payload: PayloadName) -> 
         expected=expected,
         tokens=conditions.microbatch_tokens,
         reference=partial(reference_of, scorer, adapter=setup.adapter),
+        reads=reads,
     )
 
 

@@ -26,6 +26,7 @@ from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import named_base
+from mopd.recipes.resolve.teacher_prompts import teacher_reads
 from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks
@@ -306,6 +307,7 @@ class Training:
             faults=recipe.faults,
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
+            reads=teacher_reads(asked, self.tasks, self.tokenizer),
             on_student=[name for name in specs if name in self.resolved.on_student],
             student=student,
         )

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +44,10 @@ origin. Source: shared method notes, section 6."""
 POINTS = 0.02
 """A teacher's gain over the student that is worth teaching, at least, if it is above 3 standard errors; section 5."""
 
+COPIED = 0.8
+"""A teacher of whose gain more than this part repeats its hint teaches to copy what the student never sees; our choice.
+"""
+
 Verdict = Literal["usable", "warning", "unusable", "later"]
 ByDomain = Mapping[str, Sequence[float]]
 """Verdicts on the validation prompts of each domain, 0..1, in the order of the prompts' ids."""
@@ -69,6 +73,7 @@ class Candidate:
         dtype: what it computes in: its scores may be off by :data:`teachers.scorer.TOLERANCE`.
         is_student: whether it is the student itself, as an anchor.
         can_write: whether it answers the validation prompts.
+        own_prompt: whether it reads another prompt than the student, so that what it answers without says little.
     """
 
     name: str
@@ -76,6 +81,7 @@ class Candidate:
     dtype: str
     is_student: bool
     can_write: bool
+    own_prompt: bool = False
 
 
 def candidates(teachers: Mapping[str, ResolvedTeacher], trained: Mapping[str, DomainRecipe]) -> list[Candidate]:
@@ -86,8 +92,9 @@ def candidates(teachers: Mapping[str, ResolvedTeacher], trained: Mapping[str, Do
             name,
             graded[name],
             teacher.dtype,
-            is_student=teacher.is_self and teacher.adapter is None,
+            is_student=teacher.is_self and teacher.adapter is None and teacher.settings.own_prompt is None,
             can_write=teacher.kind.can_write,
+            own_prompt=teacher.settings.own_prompt is not None,
         )
         for name, teacher in teachers.items()
         if graded[name]
@@ -138,7 +145,8 @@ def examine(
     """
     findings = []
     for domain in candidate.domains:
-        gave = None if not candidate.can_write else [] if candidate.is_student else teacher.get(domain, [])
+        asked = candidate.can_write and not candidate.own_prompt
+        gave = None if not asked else [] if candidate.is_student else teacher.get(domain, [])
         try:
             trial = dry_run(rollouts[domain])
         except RunError as error:
@@ -149,7 +157,8 @@ def examine(
             findings.append(Finding(candidate.name, domain, "unusable", *problem))
             continue
         kl, error = distance(trial, rollouts[domain])
-        findings.append(judge(candidate.name, domain, kl, student.get(domain, []), gave, error=error))
+        finding = judge(candidate.name, domain, kl, student.get(domain, []), gave, error=error)
+        findings.append(with_hint(finding, trial) if candidate.own_prompt else finding)
     return findings
 
 
@@ -234,6 +243,20 @@ def judge(
     else:
         reasons.append("it only scores, so it was not asked" if teacher is None else "the student itself, as an anchor")
     return Finding(name, domain, "warning" if remedies else "usable", "; ".join(reasons), "; ".join(remedies))
+
+
+def with_hint(finding: Finding, trial: DryRun) -> Finding:
+    """A finding on a teacher that reads a prompt of its own: what its gain is made of in the place of a score."""
+    reason = finding.reason.replace("it only scores, so it was not asked", "it reads a prompt of its own")
+    if trial.hint is None:
+        return replace(finding, reason=reason)
+    part = trial.hint.copied
+    reason += f"; {100 * part:.0f}% of what it likes better than the student did repeats its hint"
+    if part <= COPIED:
+        return replace(finding, reason=reason)
+    remedy = "give a hint that is no answer to be copied, or bound a token's part (loss.token_bound)"
+    remedy = "; ".join(filter(None, [finding.remedy, remedy]))
+    return replace(finding, reason=reason, verdict="warning", remedy=remedy)
 
 
 def unanswering(teacher: str, domain: str, why: str) -> Finding:

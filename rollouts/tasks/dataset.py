@@ -18,8 +18,8 @@ from mopd.rollouts.answers import THOUGHTS, answer_part, opened_thought
 from mopd.rollouts.programs import continued
 from mopd.rollouts.tasks.base import Example
 from mopd.rollouts.tasks.dataset_rows import CALL_SECONDS, DatasetRows, RowsReport, read_splits
-from mopd.rollouts.tasks.rendering import Renderer, Written
-from mopd.rollouts.tasks.row_meaning import LETTERS, Problem
+from mopd.rollouts.tasks.rendering import Renderer, Reworded, Written
+from mopd.rollouts.tasks.row_meaning import LETTERS, Problem, cell, text_of
 from mopd.rollouts.verifiers import chosen_letter, last_number, verify_many
 
 NO_ANSWER = "the thought was cut off, or the text that `answer_after` names is missing"
@@ -103,6 +103,34 @@ class DatasetTask:
             return self._renderer.written(problem)
         except ValueError as error:
             raise UserError(f"dataset {self._source.path!r}: {error}") from error
+
+    def reworded(self, prompt: Prompt, how: Reworded) -> Written:
+        """The problem of a prompt as another reader is asked it, up to where an answer begins.
+
+        Raises:
+            UserError: the prompt is not of this dataset, or the chat template refuses it.
+        """
+        rows, place = self._placed(prompt)
+        try:
+            return self._renderer.reworded(rows[place], how)
+        except ValueError as error:
+            raise UserError(f"dataset {self._source.path!r}: {error}") from error
+
+    def column(self, prompt: Prompt, path: str) -> str:
+        """What the row of a prompt holds in a column, as text; the path may lead into nested cells.
+
+        Raises:
+            UserError: the prompt is not of this dataset.
+            ValueError: its row has no such column, or nothing that is text.
+        """
+        rows, place = self._placed(prompt)
+        return text_of(cell(rows.cells(place), path), path, lines=True)
+
+    def _placed(self, prompt: Prompt) -> tuple[DatasetRows, int]:
+        row = self._row(prompt.id)
+        if row is None:
+            raise UserError(f"prompt {prompt.id} is none of dataset {self._source.path!r}")
+        return row
 
     def verify(self, prompt: Prompt, text: str) -> float:
         """1 if the source's verifier accepts ``text``; 0..1 where it is a user's own."""

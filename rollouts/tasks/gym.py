@@ -20,7 +20,7 @@ from mopd.distill.recipe import GymSource, Source
 from mopd.distill.recipe.messages import guess
 from mopd.distill.types import Prompt, UserError
 from mopd.rollouts.tasks.base import Example, draw_in_split
-from mopd.rollouts.tasks.rendering import Renderer
+from mopd.rollouts.tasks.rendering import Renderer, Reworded, Written
 from mopd.rollouts.tasks.row_meaning import Problem
 
 EXTRA = "pip install 'mopd[reasoning-gym]'"
@@ -91,6 +91,17 @@ class GymTask:
         others = [str(generator.entry(number)["answer"]) for number in range(4)]
         return min([*others, f"{example.answer}?", "?"], key=lambda answer: generator.score(answer, entry))
 
+    def reworded(self, prompt: Prompt, how: Reworded) -> Written:
+        """See :meth:`rollouts.tasks.dataset.DatasetTask.reworded`.
+
+        Raises:
+            UserError: the chat template refuses it.
+        """
+        try:
+            return self._renderer.reworded(self._problem(self._entry(prompt)[1]), how)
+        except ValueError as error:
+            raise UserError(f"{self.name}: {error}") from error
+
     def _entry(self, prompt: Prompt) -> tuple[_Generator, dict[str, Any]]:
         """The entry that a prompt was made from: drawn again by the key in its id."""
         name, split, key = prompt.id.rsplit("/", 2)
@@ -109,7 +120,7 @@ class GymTask:
             entry = generator.entry(rng.getrandbits(31))
             problem = self._problem(entry)
             entries["last"] = entry
-            return self._renderer.text(problem), problem.answer, problem.canonical
+            return self._renderer.written(problem).text, problem.answer, problem.canonical
 
         try:
             example = draw_in_split(draw, task=self.name, seed=seed, split=split, index=index, easy=easy)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -39,6 +39,21 @@ class Written:
 
     text: str
     letters: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reworded:
+    """How a problem is put to a reader who is asked it otherwise than the student.
+
+    Attributes:
+        question: what is made of the question's text.
+        system: the system message in the place of the problem's own; None: its own.
+        tokenizer: whose chat template writes the turns.
+    """
+
+    question: Callable[[str], str]
+    system: str | None
+    tokenizer: PreTrainedTokenizerBase
 
 
 class Renderer:
@@ -125,8 +140,22 @@ class Renderer:
         self.written(problem)
         self._text_is_checked = self._text_is_checked or isinstance(problem.asked, str)
 
-    def written(self, problem: Problem) -> Written:
+    def reworded(self, problem: Problem, how: Reworded) -> Written:
+        """The prompt as another reader is given it.
+
+        Raises:
+            ValueError: as :meth:`written`.
+        """
+        problem = problem if how.system is None else replace(problem, system=how.system)
+        same = how.tokenizer is self._tokenizer
+        renderer = self if same else Renderer(self._source, how.tokenizer, self._shots)
+        return renderer.written(problem, how.question)
+
+    def written(self, problem: Problem, reword: Callable[[str], str] | None = None) -> Written:
         """The prompt as the model is given it, up to where it begins to write.
+
+        Args:
+            reword: what is made of the question, the text of a chat's last message; None: nothing.
 
         Raises:
             ValueError: the template refuses the problem or would leave a part of it out, or the row spells a control
@@ -137,8 +166,15 @@ class Renderer:
             return Written("\n".join(plain_content(message) for message in self._turns(problem)))
         if self._tokenizer is None or not self.in_turns:
             assert isinstance(question, str)
-            return _unmarked(self._bos + self._guarded(self._bare(problem, question)))
-        return _unmarked(self._in_template(self._guarded(self._turns(problem)), self._guarded(problem.tools)))
+            bare = self._bare(problem, question if reword is None else reword(question))
+            return _unmarked(self._bos + self._guarded(bare))
+        turns = self._turns(problem)
+        if reword is not None:
+            asked = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
+            if asked is None:
+                raise ValueError("has no message of a user, whose question could be put in other words")
+            turns = [{**turn, "content": reword(plain_content(turn))} if turn is asked else turn for turn in turns]
+        return _unmarked(self._in_template(self._guarded(turns), self._guarded(problem.tools)))
 
     @property
     def _control_tokens(self) -> str:

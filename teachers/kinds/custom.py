@@ -25,6 +25,7 @@ from mopd.teachers.kinds.base import TeacherKind, TeacherSetup, TeacherUse
 from mopd.teachers.kinds.plugin import refuse_changed_file
 from mopd.teachers.scorer import Conditions, Scorer
 from mopd.teachers.validate import sampled_of
+from mopd.teachers.views import TeacherView, with_views
 
 MORE: dict[PayloadName, tuple[PayloadName, ...]] = {
     "sampled": ("sampled", "topk", "full"),
@@ -71,8 +72,9 @@ class CustomScorer:
         payload: PayloadName,
         adapter: str | None = None,
         given: Sequence[Int32] | None = None,
+        views: Sequence[TeacherView] = (),
     ) -> list[Payload]:
-        """See :meth:`teachers.scorer.Scorer.score`.
+        """See :meth:`teachers.scorer.Scorer.score`; ``views`` are handed to a class that takes them.
 
         Raises:
             GradingFailed: it does not give this payload, nor one that holds it.
@@ -82,7 +84,8 @@ class CustomScorer:
         request = asked_instead(payload, self._gives, support=self._support is not None)
         if request is None:
             raise GradingFailed(f"it gives {', '.join(self._gives) or 'nothing'}, and {payload} is needed")
-        answers = [_within(answer, self._limit) for answer in self._scorer.score(token_ids, request, adapter, given)]
+        answers = with_views(self._scorer, views)(token_ids, request, adapter, given)
+        answers = [_within(answer, self._limit) for answer in answers]
         if request == payload or len(answers) != len(token_ids):
             return answers  # what is wrong with it, the pool says
         if payload == "sampled":

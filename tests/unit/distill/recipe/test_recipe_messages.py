@@ -61,7 +61,7 @@ from mopd.distill.types import UserError
         ("loss={estimator: topk_reverse_kl, k: 0}", "`loss.k` must be at least 1; it is 0"),
         ("loss={estimator: topk_reverse_kl, support: both}", "known: teacher, student, union"),
         ("loss={estimator: k2, gate: [5, 0.2]}", "`loss.gate` is inverted: [5, 0.2]"),
-        ("loss={estimator: full_reverse_kl, gate: [1, 2]}", "unknown key `loss.gate`; known here: estimator, payload"),
+        ("loss={estimator: full_reverse_kl, gate: [1, 2]}", "`loss.gate`; known here: token_bound, estimator, payload"),
         ("name=a/b", "`name` is not a usable name"),
     ],
 )

@@ -65,12 +65,18 @@ OTHER: dict[str, Any] = {
     "domains.*.task.answer_names": "index",
     "domains.*.task.labels": {"0": "no"},
     "domains.*.task.verifier": "number",
+    "loss.token_bound": 2.0,
+    "teachers.*.prompt.template": "Q: {prompt}",
 }
-LOSS_OF: dict[str, str] = {
-    "loss.beta": "jsd",
-    "loss.payload": "full_reverse_kl",
-    "loss.settings": "./loss.py:LOSS",
-} | dict.fromkeys(("loss.k", "loss.support", "loss.outside"), "topk_reverse_kl")
+LOSS_OF: dict[str, str] = (
+    {
+        "loss.beta": "jsd",
+        "loss.payload": "full_reverse_kl",
+        "loss.settings": "./loss.py:LOSS",
+    }
+    | dict.fromkeys(("loss.k", "loss.support", "loss.outside"), "topk_reverse_kl")
+    | {"loss.token_bound": "jsd"}
+)
 """The estimator of a setting that the one of EVERYTHING does not have."""
 BESIDES: dict[str, Any] = {
     "domains.*.teacher": {"teachers": {}},
@@ -81,6 +87,7 @@ BESIDES: dict[str, Any] = {
     "domains.*.task.answer_names": {"options": "choices"},
     "domains.*.task.shots_split": {"shots": 2},
     "domains.*.task.continues": {"verifier": "python_tests"},
+    "teachers.*.prompt.hint": {"template": "{hint} {prompt}"},
 }
 """What else has to change in the same section for the other value to be valid."""
 
