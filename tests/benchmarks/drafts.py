@@ -1,7 +1,7 @@
 """What draft heads save: tokens a forward by domain, and the time of exams and of rollouts with few rows and with many.
 
-`python -m tests.benchmarks.drafts CHECKPOINT` measures a student of the quickstart. Heads learn from its own rollouts
-first. With and without guesses take turns, and CPU seconds of this process of one thread are compared: other work on
+`python -m tests.benchmarks.drafts CHECKPOINT [learn_steps=300] [rollouts=1280]` measures a student of the quickstart.
+Heads learn from its own rollouts first. With and without guesses take turns, and CPU seconds of this process of one thread are compared: other work on
 the machine lengthens wall time, and those hardly.
 """
 
@@ -38,8 +38,8 @@ from mopd.rollouts.engines.in_process import InProcess, StudentSampler
 from mopd.rollouts.sampler import sampler_settings
 
 HEADS = MTPRecipe(heads=1, share=1.0, lr=3e-3)
-BATCH = 64
-ROUNDS = 5
+BATCH = 48
+TURNS = 3
 
 
 def learn(
@@ -85,7 +85,7 @@ def speed_up(
 ) -> dict[str, float]:
     """How many times as fast guesses make it: the median over pairs that take turns."""
     ratios, same = list[float](), True
-    for turn in range(ROUNDS):
+    for turn in range(TURNS):
         how = replace(decoding, step=turn)
         plain, seconds = written(model, prompts, how, batch_size)
         guessed, seconds_guessed = written(model, prompts, replace(how, drafts=drafts), batch_size)
@@ -94,8 +94,8 @@ def speed_up(
     return {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios), "same_tokens": float(same)}
 
 
-def measure(path: str, *, learn_steps: int = 400, rollouts: int = 1280) -> dict[str, Any]:
-    """Figures of a student of the quickstart."""
+def measure(path: str, *, learn_steps: int = 300, rollouts: int = 1280) -> dict[str, Any]:
+    """Figures of a student of the quickstart; each is printed to stderr as soon as it is there."""
     recipe = load_recipe("quickstart", [], shipped=SHIPPED)
     tokenizer = load_tokenizer(path)
     source = prompt_source(recipe.trained_domains, tasks_of(recipe.domains, tokenizer), tokenizer, seed=101)
@@ -107,24 +107,32 @@ def measure(path: str, *, learn_steps: int = 400, rollouts: int = 1280) -> dict[
     domains = tuple(recipe.trained_domains)
     took = learn(model, path, [own[i] for i in order], domains, decoding.vocabulary, learn_steps)
     fresh = source(len(steps) + 1)
-    figures: dict[str, Any] = {"learning_cpu_seconds": took, "rollouts": len(own)}
+    figures: dict[str, Any] = {"learning_cpu_seconds": took, "rollouts": len(own), "learning_steps": learn_steps}
+    print(figures, file=sys.stderr, flush=True)
     heads = draft_heads(model)
     always, measured = Drafts(3), replace(decoding, drafts=Drafts(3))
+    for name, greedy in (("sampled", False), ("greedy", True)):
+        rows, _ = written(model, fresh, replace(decoding, drafts=always, greedy=greedy, step=5000), 64)
+        figures[f"tokens_per_forward_{name}"] = {k: v for k, v in draft_metrics(rows).items() if "accepted" not in k}
+        figures[f"accepted_{name}"] = {k: v for k, v in draft_metrics(rows).items() if "accepted" in k}
+        print(figures, file=sys.stderr, flush=True)
     costs = measure_costs(model, measured, generate, partial(pick_tokens, greedy=False))
     assert isinstance(costs, DraftCosts)
     adaptive = Drafts(3, costs)
     figures["guesses_by_rows"] = {str(n): costs.best(n, [0.9, 0.9, 0.9]) for n in (1, 4, 8, 16, 32, 64, 128, 192, 256)}
     figures["costs"] = {"rows": costs.rows, "plain": costs.plain, "rounds": costs.rounds}
-    for name, greedy in (("sampled", False), ("greedy", True)):
-        rows, _ = written(model, fresh, replace(decoding, drafts=always, greedy=greedy, step=5000), 64)
-        figures[f"tokens_per_forward_{name}"] = {k: v for k, v in draft_metrics(rows).items() if "accepted" not in k}
-        figures[f"accepted_{name}"] = {k: v for k, v in draft_metrics(rows).items() if "accepted" in k}
+    print(figures, file=sys.stderr, flush=True)
     by_domain = [[p for p in fresh if p.domain == d] for d in domains]
     mixed = [prompt for group in zip(*by_domain, strict=False) for prompt in group]
-    figures["rollouts_of_8_rows"] = speed_up(model, mixed[:48], decoding, adaptive, 8)
-    figures["rollouts_of_192_rows"] = speed_up(model, mixed[:192], decoding, adaptive, 192)
-    figures["exam_of_64_rows"] = speed_up(model, mixed[:192], replace(decoding, greedy=True), adaptive, 64)
-    figures["exam_of_8_rows"] = speed_up(model, mixed[:48], replace(decoding, greedy=True), adaptive, 8)
+    exam = replace(decoding, greedy=True)
+    for name, how, asked, size in (
+        ("rollouts_of_8_rows", decoding, mixed[:24], 8),
+        ("exam_of_8_rows", exam, mixed[:24], 8),
+        ("rollouts_of_192_rows", decoding, mixed[:192], 192),
+        ("exam_of_64_rows", exam, mixed[:128], 64),
+    ):
+        figures[name] = speed_up(model, asked, how, adaptive, size)
+        print(name, figures[name], file=sys.stderr, flush=True)
     attach(model, None)
     assert heads is not None
     return figures
@@ -144,4 +152,5 @@ def tables(figures: dict[str, Any]) -> list[Table]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    json.dump(measure(str(Path(sys.argv[1]))), sys.stdout, indent=1)
+    sizes = {name: int(value) for name, value in (argument.split("=") for argument in sys.argv[2:])}
+    json.dump(measure(str(Path(sys.argv[1])), **sizes), sys.stdout, indent=1)
