@@ -35,7 +35,7 @@ from mopd.distill.payloads import TopK as TopK
 from mopd.distill.payloads import UInt16 as UInt16
 
 Bool: TypeAlias = npt.NDArray[np.bool_]
-Finish: TypeAlias = Literal["eos", "length"]
+Finish: TypeAlias = Literal["eos", "length", "stop"]
 Metrics: TypeAlias = dict[str, float]
 
 
@@ -100,7 +100,8 @@ class Rollout:
         loss_mask: True where the token is the policy's own and is trained.
         sampler_logprobs: natural log-probability under the sampler's distribution of each trained token; anything
             (zero by convention) at masked positions.
-        finish: ``"eos"``, or ``"length"`` where the completion was cut at the limit.
+        finish: ``"eos"``, or ``"length"`` where the completion was cut at the limit; in evaluations also ``"stop"``,
+            where it wrote a stop string, which is still in it.
         version: the steps of the oldest and of the newest weights that wrote it; equal where no weights were loaded
             while it was written.
         group: number of the prompt within its step; samples of one prompt share it.

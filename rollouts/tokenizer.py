@@ -7,8 +7,10 @@ are learnt within what lies between them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -131,6 +133,23 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: str) -> tuple[int, 
     closing = closing_id(tokenizer)
     ids: list[Any] = [tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])]
     return closing, *sorted({i for i in ids if isinstance(i, int)} - {closing})
+
+
+@dataclass(frozen=True, slots=True)
+class StopStrings:
+    """Whether what is written so far has a stop string at its end; to be asked after every token.
+
+    The end of a text is decoded, so it holds for every tokenizer, wherever in a token a string begins or ends.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    strings: tuple[str, ...]
+
+    def __call__(self, ids_BN: torch.Tensor, scores: None) -> torch.Tensor:
+        """For token ids of B texts, which of them have one: booleans ``(B,)``."""
+        longest = max(len(string.encode()) for string in self.strings) + 4  # a token has a byte at least
+        texts = self.tokenizer.batch_decode(ids_BN[:, -longest:].tolist(), skip_special_tokens=False)  # not per token
+        return torch.tensor([any(string in text for string in self.strings) for text in texts])
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, answer: str, *, closing: int | None = None) -> tuple[int, ...]:

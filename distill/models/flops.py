@@ -18,12 +18,25 @@ from mopd.distill.models.families import experts_of, family_of
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """One layer's attention: query heads, width of a query and of a value, and how many tokens it sees (None: all)."""
+    """One layer's attention.
+
+    Attributes:
+        heads: of queries.
+        query_dim, value_dim: width of a query and of a value.
+        window: tokens that a query sees, itself included; None: all.
+        cached: values that a cache keeps of a token: keys and values of all their heads, or what they are made of
+            (multi-head latent attention); None: not known of this family.
+    """
 
     heads: int
     query_dim: int
     value_dim: int
     window: int | None
+    cached: int | None = None
+
+    def cached_values(self, tokens: int) -> int | None:
+        """What a cache keeps after so many tokens: in a sliding layer what the next one sees besides itself."""
+        return None if self.cached is None else self.cached * min(tokens, (self.window or tokens + 1) - 1)
 
     def forward_flops(self, length: int) -> int:
         """Scores and weighted values of a causal sequence: ``2 heads (d_query + d_value) sum_t min(t + 1, window)``."""
@@ -61,6 +74,16 @@ class ModelCost:
         """Writing sequences of these lengths, prompts included, with a cache: the last token is never fed back."""
         return self.forward(length - 1 for length in lengths)
 
+    def next_token(self, length: int) -> int:
+        """Writing one token after ``length - 1`` others that lie in a cache."""
+        return self.forward([length]) - self.forward([length - 1])
+
+    def cached_bytes(self, tokens: int, *, value_bytes: int = 2) -> int | None:
+        """Bytes of a sequence's keys and values after so many tokens; None where a layer's are not known."""
+        layers = [layer.cached_values(tokens) for layer in self.attention]
+        known = [values for values in layers if values is not None]
+        return sum(known) * value_bytes if len(known) == len(layers) else None
+
     def train(self, lengths: Iterable[int]) -> int:
         """Forward and backward over sequences of these lengths: three times the forward."""
         return 3 * self.forward(lengths)
@@ -89,7 +112,7 @@ def model_cost(model: torch.nn.Module) -> ModelCost:
         total_parameters=int(total),
         active_parameters=round(active),
         matmul_parameters=round(matmul),
-        attention=tuple(_attention(config, layer) for layer in range(config.num_hidden_layers)),
+        attention=tuple(_attention(config, layer, _cached(model, layer)) for layer in range(config.num_hidden_layers)),
     )
 
 
@@ -104,7 +127,21 @@ def _routed_share(config: Any, name: str) -> float:
     return chosen / experts
 
 
-def _attention(config: Any, layer: int) -> AttentionShape:
+_CACHED = re.compile(r"\.layers\.(\d+)\.self_attn\.(k_proj|v_proj|kv_a_proj_with_mqa)\.weight$")
+"""Projections whose outputs a cache keeps; the last are the latents of DeepSeek-V2, arXiv 2405.04434, section 2.1.3."""
+
+
+def _cached(model: torch.nn.Module, layer: int) -> int | None:
+    """Values that a layer's cache keeps of a token: as many as these projections have rows."""
+    rows = [
+        parameter.shape[0]
+        for name, parameter in model.named_parameters()
+        if (matched := _CACHED.search(name)) and int(matched[1]) == layer
+    ]
+    return sum(rows) or None
+
+
+def _attention(config: Any, layer: int, cached: int | None) -> AttentionShape:
     """A layer's shape; one of a kind that is not named full or sliding is counted as seeing all tokens."""
     heads, family = config.num_attention_heads, family_of(config)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -116,4 +153,5 @@ def _attention(config: Any, layer: int) -> AttentionShape:
         query_dim=getattr(config, family.query_width, None) or width,
         value_dim=getattr(config, family.value_width, None) or width,
         window=window if slides else None,
+        cached=cached,
     )

@@ -415,6 +415,18 @@ class RolloutRecipe(Strict):
         default=1, description="expert_iteration: different right answers to a prompt that are learnt from at most"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_the_whole_distribution(cls, values: Any) -> Any:
+        """The loss compares distributions that rollouts were drawn from; a sampler that cuts them draws from others."""
+        for key in ("top_p", "top_k", "stop_strings") if isinstance(values, dict) else ():
+            if key in values:
+                raise refusal(
+                    f"has `{key}`, and training samples the student's whole distribution, which the loss compares; "
+                    f"for evaluations there is `evaluate.{key}`"
+                )
+        return values
+
     @field_validator("engine", mode="before")
     @classmethod
     def _older_spelling(cls, engine: Any) -> Any:
@@ -423,7 +435,7 @@ class RolloutRecipe(Strict):
 
 
 class EvaluateRecipe(Strict):
-    """What is measured; greedy decoding."""
+    """What is measured: greedy answers, and sampled ones beside them where they are asked for."""
 
     validation_prompts: Count = Field(default=200, description="per domain, for curves")
     test_prompts: Count = Field(default=1000, description="per domain, for final tables")
@@ -431,6 +443,17 @@ class EvaluateRecipe(Strict):
         default=16,
         description="of the validation ones, per taught domain, written as in training and graded by "
         "the teachers: held-out KL, entropy, overlap",
+    )
+    samples_per_prompt: CountOrNone = Field(
+        default=0, description="answers to each held-out prompt that are sampled beside the greedy one; 0: none"
+    )
+    temperature: Temperature = Field(default=1.0, description="of the sampled answers")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="sampled from the likeliest tokens that have this probability together; 1: from all"
+    )
+    top_k: CountOrNone = Field(default=0, description="sampled from so many of the likeliest tokens; 0: from all")
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="texts that end an answer of an evaluation, and are no part of it"
     )
     seed: Seed = Field(default=0, description="of the held-out prompts; the same for every run that is compared")
     select: Literal["worst_recovery", "last"] = Field(
@@ -463,6 +486,10 @@ class RunRecipe(Strict):
     keep_checkpoints: Count = Field(default=2, description="whole checkpoints kept")
     parallel_stages: Count = Field(
         default=2, description="stages side by side at most, where none waits for another and GPUs suffice"
+    )
+    card_gib: Positive | None = Field(
+        default=None,
+        description="GiB of a GPU that the plan is held against where this machine has none; none: it is not",
     )
     niceness: int = Field(
         default=0, ge=0, le=19, description="of ranks, teachers and samplers: 0 competes with other work, 19 gives way"
@@ -571,6 +598,21 @@ class Recipe(Strict):
     run: RunRecipe = RunRecipe()
     track: TrackRecipe = TrackRecipe()
     stages: dict[Name, StageRecipe] = Field(default_factory=dict, description="how base and specialists are made")
+    architectures: dict[str, Any] = Field(
+        default_factory=dict,
+        description="configurations of Hub models by their ids, for `mopd check --offline`: keys of config.json, or "
+        "the path of one (begins with ./ or /); nothing that is run reads them",
+    )
+
+    @field_validator("architectures")
+    @classmethod
+    def _configurations(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, given in value.items():
+            if not isinstance(given, dict) and not (isinstance(given, str) and given.startswith(("./", "/"))):
+                raise refusal(f"has {given!r:.60} for {name}; it needs keys of a config.json, or the path of one")
+            if isinstance(given, dict) and not isinstance(given.get("model_type"), str):
+                raise refusal(f"has no `model_type` for {name}, which says what its other keys mean")
+        return value
 
     @property
     def trained_domains(self) -> dict[str, DomainRecipe]:

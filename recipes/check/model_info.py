@@ -22,7 +22,7 @@ from mopd.distill.recipe.model_names import is_path
 from mopd.distill.recipe.plugins import own_code
 from mopd.distill.student.moe import router_biases
 from mopd.distill.types import UserError
-from mopd.recipes.check.offline import shipped_config
+from mopd.recipes.check.offline import known_config
 from mopd.recipes.resolve.checkpoints import empty_model, has_code, local_folder, needs_code, read_checkpoint
 from mopd.recipes.resolve.initial import training_texts
 from mopd.recipes.resolve.resolved import Resolved
@@ -157,7 +157,7 @@ def read_model_infos(
     Args:
         tasks: by domain; a stage's tokenizer is trained on all of them. Where one is missing (it could not be made),
             models made from scratch are left out.
-        offline: of a model on the Hub nothing is asked but its shipped configuration.
+        offline: of a model on the Hub nothing is asked, but the configuration that is shipped or that the recipe gives.
         shared: what is known of models already, from recipes that name the same ones; it grows.
     """
     shared = {} if shared is None else shared
@@ -166,6 +166,7 @@ def read_model_infos(
     problems: list[str] = []
     whole = tasks if set(tasks) == set(resolved.recipe.domains) else None
     looked_at: dict[tuple[str, bool, bool], ModelInfo | None] = {}
+    without_hub = resolved.recipe.architectures if offline else None
     for leaf, model in resolved.models.items():
         if model.origin is None:
             continue  # an undeclared stage or a cycle, which check_routes names
@@ -174,11 +175,11 @@ def read_model_infos(
         key = named, first.trusted, first.has_weights
         if key not in looked_at:
             # All that it depends on: an architecture's tokenizer is trained on every task, in its stage's own order.
-            depends_on = (repr(model.origin), drawn_from, whole is None, resolved.recipe.seed, offline, *key)
+            depends_on = (repr(model.origin), drawn_from, whole is None, resolved.recipe.seed, repr(without_hub), *key)
             try:
                 if depends_on in shared:
                     looked_at[key] = shared[depends_on]
-                elif (info := _look(model.origin, first, whole, resolved.recipe.seed, offline)) is not None:
+                elif (info := _look(model.origin, first, whole, resolved.recipe.seed, without_hub)) is not None:
                     looked_at[key] = shared[depends_on] = info
                 else:
                     looked_at[key] = None
@@ -229,9 +230,17 @@ def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokeniz
 
 
 def _look(
-    end: Origin, model_source: ModelSource, tasks: Mapping[str, Task] | None, run_seed: int, offline: bool
+    end: Origin,
+    model_source: ModelSource,
+    tasks: Mapping[str, Task] | None,
+    run_seed: int,
+    without_hub: Mapping[str, Any] | None,
 ) -> ModelInfo | None:
-    """What is known of one model; None where it is initialised here and not every domain has a task."""
+    """What is known of one model; None where it is initialised here and not every domain has a task.
+
+    Args:
+        without_hub: the configurations that the recipe gives; None: the Hub may be asked.
+    """
     unused: tuple[str, ...] = ()
     if isinstance(end.source, Architecture):
         if tasks is None:
@@ -242,9 +251,9 @@ def _look(
         model, cost = empty_model(config)
         probe(config, cost.total_parameters)
         own_code = False
-    elif offline and not is_path(end.source):
+    elif without_hub is not None and not is_path(end.source):
         tokenizer, own_code = None, False
-        model, cost = empty_model(shipped_config(end.source))
+        model, cost = empty_model(known_config(end.source, without_hub))
     else:
         weights = model_source.has_weights
         checkpoint = read_checkpoint(

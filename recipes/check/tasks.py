@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, GymSource, Source
 from mopd.distill.recipe.plugins import is_plugin, own_code
+from mopd.distill.recipe.source import RUNS_PROGRAMS
 from mopd.distill.types import Prompt, RunError, UserError
 from mopd.recipes.check.plugins import HOSTILE, check_own_task
 from mopd.rollouts.tasks import Example, Task, make_task
@@ -224,7 +225,7 @@ def _held_out(evaluate: EvaluateRecipe, task: Task) -> Iterator[str]:
 def has_gold_answers(task: str | Source | GymSource) -> bool:
     """Whether a task says what a right answer is; a dataset of unit tests alone doesn't."""
     return not isinstance(task, Source) or (
-        task.answer is not None and (task.verifier != "python_tests" or task.tests is not None)
+        task.answer is not None and (task.verifier not in RUNS_PROGRAMS or task.tests is not None)
     )
 
 

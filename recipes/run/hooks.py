@@ -71,7 +71,7 @@ class RunCallbacks:
         self._eval_sampler.load_weights(weights, version=step)
         # First: where a teacher fails, nothing is written of this evaluation, and the resumed run takes it again.
         distance = self._teacher_distance
-        metrics = {} if distance is None else distance.measure(step, self._eval_sampler)
+        metrics = {} if distance is None else distance.measure(step, self._eval_sampler, weights)
         metrics |= self._evaluator.evaluate("student", step=step, split="validation", sampler=self._eval_sampler)
         metrics |= self._evaluator.against_teachers()
         self._tracker.log("eval", step, metrics)

@@ -22,6 +22,7 @@ from mopd.distill.types import Prompt, Sampler, Weights
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
+from mopd.recipes.report.card import run_card
 from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
@@ -107,6 +108,8 @@ class Training:
                 wait_for_teachers(teachers, tokens=len(self.tokenizer))
                 to_examine = candidates(self.resolved.teachers, trained)
                 self._preflight(teachers, student, samplers.train, source(0), to_examine, context.progress.print)
+            routes, graded = self.resolved.routes, recipe.evaluate.graded_prompts
+            temperature = recipe.rollout.temperature
             prompts = Prefetched(source)
             closing.callback(prompts.close)
             last = train(
@@ -126,9 +129,7 @@ class Training:
                     stop=context.stop,
                     evaluator=self.evaluator,
                     eval_sampler=eval_sampler,
-                    teacher_distance=self._teacher_distance(
-                        teachers, self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
-                    ),
+                    teacher_distance=self._teacher_distance(teachers, routes, self.resolved.loss, graded, temperature),
                 ),
             )
             self._conclude(student, eval_sampler, progress, last)
@@ -147,6 +148,7 @@ class Training:
                 model=self.model,
                 seed=recipe.seed,
                 support=support,
+                evaluate=recipe.evaluate,
                 drafts=self._drafts(recipe.mtp),
             ),
             initial=FrozenModel(
@@ -217,6 +219,7 @@ class Training:
         routes: Mapping[str, Mapping[str, float]],
         loss: BoundLoss,
         graded_prompts: int,
+        temperature: float,
     ) -> TeacherDistance | None:
         """What has teachers grade held-out prompts; None for a stage, without teachers, or where no prompt is asked."""
         if self.evaluator is None or pool is None or graded_prompts == 0:
@@ -224,7 +227,9 @@ class Training:
         questions = self.evaluator.prompts["validation"]
         prompts = [prompt for name, weights in routes.items() if weights for prompt in questions[name][:graded_prompts]]
         payload = payload_to_ask(loss)
-        return TeacherDistance(prompts, pool, payload=payload, tracker=self.tracker, costs=self.costs)
+        return TeacherDistance(
+            prompts, pool, payload=payload, temperature=temperature, tracker=self.tracker, costs=self.costs
+        )
 
     def _conclude(self, student: DeepSpeedStudent, eval_sampler: Sampler, progress: TaskHandle, last: int) -> None:
         """Go back to the selected step, if that is not the last; measure and export it."""
@@ -235,7 +240,11 @@ class Training:
             progress.note("measuring the student on test prompts")
             eval_sampler.load_weights(student.weights(), version=step)
             self.evaluator.evaluate("student", step=step, split="test", sampler=eval_sampler)
-        student.export(str(self.folder / "student"))
+        student.export(str(self.folder / "student"), card=self.card())
+
+    def card(self) -> str:
+        """The model card of the student that was measured; a stage's has none."""
+        return "" if self.evaluator is None else run_card(self.folder, self.evaluator.rows)
 
     def _student(self, closing: ExitStack, say: Callable[[str], None]) -> DeepSpeedStudent:
         """The student in its ranks, which end with ``closing``."""

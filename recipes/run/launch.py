@@ -22,7 +22,7 @@ from mopd.distill.tracking.ledger import ledger_from_rows, read_ledger
 from mopd.distill.tracking.tracker import Tracker, read_jsonl
 from mopd.recipes.check.static import check
 from mopd.recipes.evaluation.costs import Costs
-from mopd.recipes.evaluation.evaluator import Evaluator
+from mopd.recipes.evaluation.evaluator import Evaluator, exam_settings
 from mopd.recipes.report.page import summary_table, write_report
 from mopd.recipes.resolve.checkpoints import local_folder
 from mopd.recipes.resolve.damage import note_adapters, read_marker, refuse_damaged, result_damage, write_marker
@@ -168,7 +168,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
             teachers={name: domain.teacher_weights for name, domain in recipe.trained_domains.items()},
             written_with=(
                 *(rollout.max_new_tokens, rollout.batch_size, recipe.student.engine.dtype),
-                *plugin_digests(rollout.engine).items(),
+                *(*plugin_digests(rollout.engine).items(), *exam_settings(recipe.evaluate)),
             ),
             source=source,
             tasks=job.tasks,

@@ -78,6 +78,26 @@ def _cache_argument(model: nn.Module) -> str:
     return RECURRENT if RECURRENT in arguments and "past_key_values" not in arguments else "past_key_values"
 
 
+def likely_part(logprobs_BV: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+    """Log-probabilities with those of tokens that `top_k` and `top_p` leave out at minus infinity; not normalised.
+
+    Of tokens as likely as the last that is kept all are kept by `top_k`; `top_p` keeps the fewest of the likeliest that
+    have the probability together, after `top_k` and normalised to it.
+
+    Source: Holtzman et al., arXiv 1904.09751, section 3.1 (top-p); Fan et al., arXiv 1805.04833 (top-k).
+    """
+    if decoding.top_k is not None and decoding.top_k < logprobs_BV.shape[-1]:
+        least_B1 = logprobs_BV.topk(decoding.top_k, dim=-1).values[:, -1:]  # not per token
+        logprobs_BV = logprobs_BV.masked_fill(logprobs_BV < least_B1, -torch.inf)
+    if decoding.top_p is not None:
+        sorted_BV, order_BV = logprobs_BV.sort(dim=-1, descending=True, stable=True)
+        likely_BV = sorted_BV.softmax(-1)
+        beyond_BV = likely_BV.cumsum(-1) - likely_BV >= decoding.top_p
+        beyond_BV[:, 0] = False
+        logprobs_BV = logprobs_BV.masked_fill(beyond_BV.gather(1, order_BV.argsort(-1)), -torch.inf)
+    return logprobs_BV
+
+
 class _Batch:
     """One batch under way: left-padded prompts, a key-value cache, and the rows that have not finished."""
 
@@ -107,6 +127,7 @@ class _Batch:
         self.logprobs = np.zeros((len(rows), decoding.max_new_tokens), dtype=np.float32)
         self.support: Int32 | None = None  # its width is known with the first logits
         self.lengths = np.zeros(len(rows), dtype=np.int64)
+        self.stopped = np.zeros(len(rows), dtype=bool)  # by a stop string
         self.live = np.arange(len(rows))
         self.drafts: dict[int, DraftCounts] = {}
         """By row, where it was written with guesses."""
@@ -139,6 +160,9 @@ class _Batch:
                 self._note_support(likeliest(logprobs_BV, self.decoding.support).cpu().numpy()[unfinished], rows, t)
             self.lengths[rows] = t + 1
             done[rows] = np.isin(token_B[unfinished], self.decoding.end_token_ids)
+            if self.decoding.stops is not None:
+                self._note_stops(rows, t)
+                done |= self.stopped
             if not self._anyone(bool((~done).any())) or t + 1 == self.decoding.max_new_tokens:
                 break
             keep = np.flatnonzero(~done[self.live])
@@ -184,7 +208,7 @@ class _Batch:
 
     def _choose(self, logprobs_BV: torch.Tensor, t: int) -> tuple[np.ndarray, np.ndarray]:
         """Token and log-probability per live row."""
-        token_B = self._pick(logprobs_BV, self.uniforms[self.live, t])
+        token_B = self._pick(likely_part(logprobs_BV, self.decoding), self.uniforms[self.live, t])
         logprob_B = logprobs_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
         return token_B.cpu().numpy().astype(np.int32), logprob_B.cpu().numpy()
 
@@ -197,6 +221,14 @@ class _Batch:
             self.support = np.zeros((*self.tokens.shape, ids_BK.shape[1]), dtype=np.int32)
         self.support[rows, t] = ids_BK
 
+    def _note_stops(self, rows: np.ndarray, t: int) -> None:
+        """Which of the rows end in a stop string, of those that no end token ends."""
+        assert self.decoding.stops is not None
+        if len(rows):
+            written = torch.from_numpy(self.tokens[rows, : t + 1]).long()
+            ended = np.isin(self.tokens[rows, t], self.decoding.end_token_ids)
+            self.stopped[rows] = self.decoding.stops(written, None).numpy() & ~ended
+
     def _anyone(self, unfinished: bool) -> bool:
         """Whether any rank still has a row to write; every rank asks equally often."""
         if not self.decoding.lockstep:
@@ -208,7 +240,7 @@ class _Batch:
     def _completion(self, row: int, ended: bool) -> Completion:
         n = int(self.lengths[row])
         support = None if self.support is None else self.support[row, :n].copy()
-        finish: Finish = "eos" if ended else "length"
+        finish: Finish = "stop" if self.stopped[row] else "eos" if ended else "length"
         return Completion(
             self.tokens[row, :n].copy(), self.logprobs[row, :n].copy(), finish, support, self.drafts.get(row)
         )

@@ -1,8 +1,8 @@
 """What draft heads save: tokens a forward by domain, and the time of exams and of rollouts with few rows and with many.
 
 `python -m tests.benchmarks.drafts CHECKPOINT [learn_steps=300] [rollouts=1280]` measures a student of the quickstart.
-Heads learn from its own rollouts first. With and without guesses take turns, and CPU seconds of this process of one thread are compared: other work on
-the machine lengthens wall time, and those hardly.
+Heads learn from its own rollouts first. With and without guesses take turns, and CPU seconds of this process of one
+thread are compared: other work on the machine lengthens wall time, and those hardly.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from mopd.distill.payloads import Support, likeliest, payload_bytes
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Payload, PayloadName, Rollout, ScoredRollout, TeacherScore
 from mopd.recipes.check.model_info import read_model_infos
-from mopd.recipes.check.plan import shipped_bytes
+from mopd.recipes.check.plan.totals import shipped_bytes
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import resolve

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[4]
 
 EVERYTHING: dict[str, Any] = {
     "name": "everything",
-    "student": {"model": {"architecture": "llama", "config": {"hidden_size": 8}}},
+    "student": {"model": {"architecture": "llama", "config": {"hidden_size": 8}}, "lora": {}},
     "domains": {
         "first": {"task": {"path": "./data.jsonl"}, "prompts": 8},
         "second": {"task": "arithmetic", "teachers": {"t": 0.5, "u": 0.5}},
@@ -32,7 +32,8 @@ EVERYTHING: dict[str, Any] = {
     "teachers": {"t": {"model": "stage:s"}, "u": {"model": "stage:s"}},
     "loss": {"estimator": "policy_gradient"},
     "stop": dict.fromkeys(("kl", "truncation", "repetition", "length"), 0.5),
-    "stages": {"s": {"from": {"architecture": "llama"}}},
+    "architectures": {"org/model": {"model_type": "llama"}},
+    "stages": {"s": {"from": {"architecture": "llama"}, "lora": {}}},
 }
 OTHER: dict[str, Any] = {
     "loss.settings": {"strength": 2.0},  # leaves whose other value has to be said, because most values would be refused
@@ -51,6 +52,10 @@ OTHER: dict[str, Any] = {
     "stages.*.domains": ["second"],
     "student.model.config": {"hidden_size": 16},
     "stages.*.from.config": {"hidden_size": 16},
+    **{f"{section}.lora": None for section in ("student", "stages.*")},
+    **{f"{section}.lora.targets": ["q_proj"] for section in ("student", "stages.*")},
+    "architectures": {"org/other": "./config.json"},
+    "run.card_gib": 24.0,
     "domains.*.task.config": {"max_terms": 3},
     "domains.*.task.easy": {"max_terms": 2},
     "domains.*.task.filter": {"level": [4, "5"]},
@@ -87,6 +92,7 @@ BESIDES: dict[str, Any] = {
     "domains.*.task.answer_names": {"options": "choices"},
     "domains.*.task.shots_split": {"shots": 2},
     "domains.*.task.continues": {"verifier": "python_tests"},
+    "domains.*.task.function": {"verifier": "input_output", "tests": "cases"},
     "teachers.*.prompt.hint": {"template": "{hint} {prompt}"},
 }
 """What else has to change in the same section for the other value to be valid."""
