@@ -77,8 +77,7 @@ def check(
     tasks, unusable = make_tasks(recipe.domains, None, seed=recipe.seed, without=far)
     model_infos, unreadable = read_model_infos(resolved, tasks, offline=offline, shared=shared.models)
     tokenizer = student.tokenizer if (student := model_infos.get("student.model")) is not None else None
-    if tokenizer is not None:
-        # Once more with the student's tokenizer, which renders a dataset's chat messages.
+    if tokenizer is not None:  # once more with the student's, which renders a dataset's chat messages
         tasks, unusable = make_tasks(recipe.domains, tokenizer, seed=recipe.seed, without=far)
     cap = recipe.rollout.max_new_tokens
     lengths, unsound, doubtful = check_tasks(
@@ -94,8 +93,7 @@ def check(
     problems += [] if offline else check_device(resolved)
     if not problems and not offline:  # last: it asks others, and needs a sound recipe
         problems += reach_teachers(resolved, tasks, tokenizer, lengths)
-    if problems:
-        # The plan would need sound routes; the folder can be asked about without one.
+    if problems:  # the plan would need sound routes; the folder can be asked about without one
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
     doubtful = (*model_warnings(resolved.models, model_infos, recipe.mtp, recipe.student, recipe.stages), *doubtful)
     hints = hint_warnings(resolved.teachers, resolved.loss)
