@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-vllm lint bench coverage chaos mutate
+.PHONY: help install quickstart test test-vllm lint bench families coverage chaos mutate
 
 help:
 	@echo "make quickstart   the environment, then the quickstart recipe: three specialists into one student"
@@ -21,6 +21,7 @@ help:
 	@echo "make lint         ruff, types, import contracts"
 	@echo "make bench        what a step of the quickstart takes, and what teachers cost, as JSON and tables"
 	@echo "make coverage     how often intervals hold the truth, by simulation (minutes); the tables of docs/statistics.md"
+	@echo "make families     every causal family of transformers, made tiny: sampled right, or refused; docs/families.md"
 	@echo "make chaos        kills, full disks and the like, 20 of each; hours (CHAOS_KILLS=2 CHAOS_STORMS=1: fewer)"
 	@echo "make mutate       a hundred recipes that check accepts, changed at random, are run"
 
@@ -68,6 +69,10 @@ chaos: install
 
 mutate: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/chaos/test_accepted.py
+
+# The table of docs/families.md; `make families WRITE=--write` writes it there.
+families: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families.every_family $(WRITE)
 
 # The tables of docs/statistics.md; `make coverage WRITE=--write` writes them there.
 WRITE ?=

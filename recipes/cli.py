@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -244,6 +244,13 @@ def evaluate(
     top_p: Annotated[float | None, typer.Option(help="sampled from the likeliest tokens of this probability")] = None,
     top_k: Annotated[int | None, typer.Option(help="sampled from so many of the likeliest tokens; 0: from all")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="a text that ends an answer; may be given again")] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="tasks of lm-evaluation-harness instead, or ./file.yaml of your own"),
+    ] = None,
+    runs_code: Annotated[
+        bool, typer.Option("--runs-code", help="with --harness: let tasks run the model's programs, in no sandbox")
+    ] = False,
     json_file: JsonOption = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run Python code that lies in the folder; read it first")
@@ -252,25 +259,65 @@ def evaluate(
     """Measure a model on tasks: greedy and sampled answers to test prompts, with 95% intervals."""
     from mopd.distill.errors import UserError
     from mopd.recipes.evaluation.command import evaluate_model, measured_record, measured_table
-    from mopd.recipes.resolve.checkpoints import local_folder, read_checkpoint
-    from mopd.recipes.resolve.damage import refuse_damaged
 
-    if (tasks is None) == (recipe is None):
-        raise UserError("give --tasks, or --recipe: which questions the model is asked")
+    if [tasks, recipe, harness].count(None) != 2:
+        raise UserError("give --tasks, or --recipe, or --harness: which questions the model is asked")
     if domains is not None and recipe is None:
         raise UserError("--domains picks from the domains of a recipe; give --recipe, or name tasks with --tasks")
-    questions = _of_tasks(tasks, prompts) if recipe is None else _of_recipe(recipe, domains, prompts)
     sampled = {"samples_per_prompt": samples, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    if harness is not None:
+        _refuse_with_harness(sampled | {"stop": stop})
+        folder, tokenizer = _checkpoint(model, trust_remote_code)
+        _show_harness(folder, harness, prompts, bool(tokenizer.chat_template), trust_remote_code, runs_code, json_file)
+        return
+    questions = _of_tasks(tasks, prompts) if recipe is None else _of_recipe(recipe, domains, prompts)
     questions = _asked_so(questions, sampled | {"stop_strings": stop or None})
-    # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
-    is_folder = os.path.isdir(model) and not Path(model).is_absolute()
-    folder = local_folder(f"./{model}" if is_folder else model)
-    refuse_damaged(folder, "put it back as it was")
-    read_checkpoint(folder, permit="give --trust-remote-code", trust_remote_code=trust_remote_code)
+    folder, _ = _checkpoint(model, trust_remote_code)
     measured = evaluate_model(folder, questions, trust_remote_code=trust_remote_code)
     with _console_beside(json_file) as console:
         console.print(measured_table(folder, measured, samples=questions.evaluate.samples_per_prompt))
     _write_json(json_file, measured_record(folder, measured, questions))
+
+
+def _checkpoint(model: str, trust_remote_code: bool) -> tuple[str, Any]:
+    """The folder of a checkpoint that can be loaded, and its tokenizer."""
+    from mopd.recipes.resolve.checkpoints import local_folder, read_checkpoint
+    from mopd.recipes.resolve.damage import refuse_damaged
+
+    # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
+    is_folder = os.path.isdir(model) and not Path(model).is_absolute()
+    folder = local_folder(f"./{model}" if is_folder else model)
+    refuse_damaged(folder, "put it back as it was")
+    read = read_checkpoint(folder, permit="give --trust-remote-code", trust_remote_code=trust_remote_code)
+    return folder, read.tokenizer
+
+
+def _refuse_with_harness(options: Mapping[str, Any]) -> None:
+    from mopd.distill.errors import UserError
+
+    given = [f"--{name.partition('_per')[0].replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise UserError(f"{given[0]} is set by the tasks of --harness themselves; leave it out")
+
+
+def _show_harness(
+    folder: str,
+    harness: str,
+    prompts: int | None,
+    chat: bool,
+    trust_remote_code: bool,
+    runs_code: bool,
+    json_file: str | None,
+) -> None:
+    from mopd.recipes.evaluation.harness import harness_table, run_harness
+
+    names = list(dict.fromkeys(name.strip() for name in harness.split(",")))
+    scores = run_harness(
+        folder, names, prompts=prompts, chat=chat, trust_remote_code=trust_remote_code, runs_code=runs_code
+    )
+    with _console_beside(json_file) as console:
+        console.print(harness_table(folder, scores))
+    _write_json(json_file, {"format": 1, "model": folder, "prompts": prompts, "scores": [asdict(s) for s in scores]})
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mopd.distill.loss.teacher_tensors import sampled_logprobs
-from mopd.distill.types import Full, Int32, Metrics, ScoredRollout, TopK, align_logits
+from mopd.distill.types import Full, Int32, Metrics, ScoredRollout, TopK, align_logits, trained_rows
 
 OVERLAP_K = 8
 """Likeliest tokens that student and teacher are compared on."""
@@ -54,7 +54,7 @@ def _whole_distance(model: Any, scored: ScoredRollout, temperature: float, devic
     kl, logp_NV = 0.0, torch.empty(0)
     for weight, score in scored.scores:
         assert isinstance(score.payload, Full), "asked for"
-        teacher_NV = torch.from_numpy(score.payload.logprobs_TV[rollout.loss_mask]).to(device)
+        teacher_NV = torch.from_numpy(trained_rows(score.payload.logprobs_TV, rollout)).to(device)
         # Rows beyond the tokenizer's ids stand for no token, and a teacher ships none of them.
         logp_NV = torch.log_softmax(logits_TV[mask_T][:, : teacher_NV.shape[1]].float() / temperature, dim=-1)
         # Where the student has no probability the term is 0, whatever the teacher says.
@@ -82,7 +82,7 @@ def distance_metrics(batch: Sequence[ScoredRollout], whole: Mapping[int, WholeDi
             continue
         rollout = scored.rollout
         said_N = rollout.sampler_logprobs[rollout.loss_mask].astype(np.float64)
-        gap_N = said_N - sampled_logprobs(scored)[rollout.loss_mask]
+        gap_N = said_N - sampled_logprobs(scored)
         overlap = _overlap(scored)
         parts = {"held_out_kl": float(gap_N.sum()), "held_out_entropy": -float(said_N.sum())}
         if whole is not None:
@@ -105,10 +105,10 @@ def _overlap(scored: ScoredRollout) -> float | None:
     for weight, score in scored.scores:
         match score.payload:
             case Full(logprobs_TV):
-                theirs_NK = _top(logprobs_TV[rollout.loss_mask], own_NK.shape[1])
+                theirs_NK = _top(trained_rows(logprobs_TV, rollout), own_NK.shape[1])
             case TopK(ids_TK, logprobs_TK) if ids_TK.shape[1] >= own_NK.shape[1]:
-                places_NK = _top(logprobs_TK[rollout.loss_mask], own_NK.shape[1])
-                theirs_NK = np.take_along_axis(ids_TK[rollout.loss_mask], places_NK, axis=1)
+                places_NK = _top(trained_rows(logprobs_TK, rollout), own_NK.shape[1])
+                theirs_NK = np.take_along_axis(trained_rows(ids_TK, rollout), places_NK, axis=1)
             case _:
                 return None
         shared_NK = (own_NK[:, :, None] == theirs_NK[:, None, :]).any(axis=2)

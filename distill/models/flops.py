@@ -15,6 +15,9 @@ import torch
 
 from mopd.distill.models.families import experts_of, family_of
 
+_NOT_TEXT = re.compile(r"(?:^|\.)(?:vision|visual|vit|image|audio|sound|multi_modal|multimodal|mm_|embed_vision)")
+"""Names of what a model has for images and sounds."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
@@ -98,14 +101,15 @@ def model_cost(model: torch.nn.Module) -> ModelCost:
     Raises:
         ValueError: it has experts and its configuration doesn't say how many a token is routed to.
     """
-    config: Any = model.config
+    whole: Any = model.config
+    config = whole.get_text_config()
     total = active = matmul = 0.0
     for name, parameter in model.named_parameters():
         size = parameter.numel()
         used = size * _routed_share(config, name)
         total, active = total + size, active + used
         # Tied weights come once, under the embedding's name; as the head they multiply.
-        is_lookup = "embed" in name and not config.tie_word_embeddings
+        is_lookup = "embed" in name and not getattr(config, "tie_word_embeddings", False)
         if parameter.ndim >= 2 and not is_lookup:
             matmul += used
     return ModelCost(
@@ -117,7 +121,10 @@ def model_cost(model: torch.nn.Module) -> ModelCost:
 
 
 def _routed_share(config: Any, name: str) -> float:
-    """The part of a parameter that one token passes: chosen experts over all of them, 1 outside of experts."""
+    """The part of a parameter that one token of text passes: chosen experts over all of them, none of what reads images
+    or sounds, else 1."""
+    if _NOT_TEXT.search(name):
+        return 0.0
     if not re.search(r"(?:^|\.)experts\.", name):
         return 1.0
     experts = experts_of(config)
@@ -141,9 +148,15 @@ def _cached(model: torch.nn.Module, layer: int) -> int | None:
     return sum(rows) or None
 
 
-def _attention(config: Any, layer: int, cached: int | None) -> AttentionShape:
-    """A layer's shape; one of a kind that is not named full or sliding is counted as seeing all tokens."""
-    heads, family = config.num_attention_heads, family_of(config)
+def _attention(whole: Any, layer: int, cached: int | None) -> AttentionShape:
+    """A layer's shape; one of a kind that is not named full or sliding is counted as seeing all tokens.
+
+    A family without attention heads has no attention: all that its layers multiply by are their parameters.
+    """
+    config = whole.per_layer_config[layer] if getattr(whole, "is_heterogeneous", False) else whole
+    heads, family = getattr(config, "num_attention_heads", None), family_of(whole)
+    if not heads:
+        return AttentionShape(heads=0, query_dim=0, value_dim=0, window=None, cached=cached)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)

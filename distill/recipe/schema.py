@@ -38,6 +38,7 @@ from mopd.distill.recipe.base import (
 from mopd.distill.recipe.drafts import MTPRecipe
 from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import FullReverseKL, Loss
+from mopd.distill.recipe.model_names import is_path
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.source import GYM, GymSource, Source, columns_of, is_template
 
@@ -58,6 +59,9 @@ Truncated: TypeAlias = Literal["learn", "mask", "zero_reward"]
 KindName: TypeAlias = Annotated[str, ShippedOrPlugin("checkpoint", "served", "custom")]
 """A row of KINDS (teachers/kinds)."""
 
+CHATML = "chatml"
+"""A chat template that is shipped (rollouts/tokenizer.py): `<|im_start|>role ... <|im_end|>`, as Qwen writes turns."""
+
 OPTIMIZER = "which optimizer: adamw, or sgd (without momentum)"
 
 OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
@@ -65,11 +69,28 @@ OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
 
 
 class Architecture(Strict):
-    """A model made from scratch: a transformers configuration and a tokenizer trained on the stage's own prompts."""
+    """A model made from scratch: a transformers configuration, and a tokenizer: one trained here, or another's."""
 
     architecture: str = Field(description="transformers model type, for example mimo_v2_flash, qwen3_moe, llama")
     config: FiniteMapping = Field(default_factory=dict, description="keys of that model's configuration class")
     vocabulary: int = Field(default=160, ge=40, le=1_000_000, description="size of the byte-pair vocabulary, in tokens")
+    tokenizer: str | None = Field(
+        default=None,
+        description="whose tokenizer it takes: stage:NAME, a path (./ or /) or a Hub id; none: one is trained",
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="turns of a chat: chatml, or the path of a Jinja file (begins with ./ or /); none: that of "
+        "`tokenizer`, if it has one",
+    )
+
+    @model_validator(mode="after")
+    def _one_vocabulary(self) -> Self:
+        if self.tokenizer is not None and "vocabulary" in self.model_fields_set:
+            raise refusal("has both `tokenizer` and `vocabulary`, which a tokenizer has already; give one of them")
+        if self.chat_template is not None and self.chat_template != CHATML and not is_path(self.chat_template):
+            raise refusal(f"has `chat_template` {self.chat_template!r}; write chatml, or a path (./ or /)")
+        return self
 
 
 def _name_or_mapping(value: Any) -> str:
@@ -82,14 +103,24 @@ ModelReference: TypeAlias = Annotated[
 """stage:NAME, a path (begins with ./ or /), a Hub id, or an architecture to initialise."""
 
 
+MOST_WARMUP_STEPS = 20
+"""Where a recipe does not say how many."""
+
+
 class _Schedule(Strict):
     """What optimizers share: the learning rate over the optimizer steps, and the bound of a gradient."""
 
     lr: LearningRate = Field(default=5e-4, description="peak learning rate")
     schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="decay after the warm-up")
-    warmup_steps: CountOrNone = Field(default=20, description="optimizer steps of linear warm-up")
+    warmup_steps: CountOrNone | None = Field(
+        default=None, description="optimizer steps of linear warm-up; none: a tenth of the training's, and 20 at most"
+    )
     final_lr_fraction: float = Field(default=0.1, ge=0, le=1, description="learning rate at the end, over the peak")
     clip: Clip = Field(default=1.0, description="global gradient norm above which it is scaled down; 0 is off")
+
+    def warm_up(self, total: int) -> int:
+        """Optimizer steps of warm-up of a training of ``total`` optimizer steps."""
+        return min(MOST_WARMUP_STEPS, total // 10) if self.warmup_steps is None else self.warmup_steps
 
     @model_validator(mode="after")
     def _an_end_only_where_it_decays(self) -> Self:

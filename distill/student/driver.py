@@ -156,6 +156,10 @@ class DeepSpeedStudent:
         metrics: Metrics = self._ranks.call("update", [(updates,) for updates in per_rank])[0]
         return metrics | {f"share/{domain}": share for domain, share in normalised(shares).items()}
 
+    def worked(self) -> list[float]:
+        """Seconds that each rank computed since the last call; see :mod:`distill.student.work`."""
+        return self._all("worked")
+
     def save(self, step: int) -> None:
         """Write a checkpoint from which a run resumes exactly after ``step`` finished steps, unless it is there."""
         if step not in self._checkpoints():

@@ -77,7 +77,7 @@ class Decoding:
         step: the loop step that the rollouts belong to.
         end_token_ids: any of them ends a completion; the first is the one that closes an answer of the tokenizer's own.
         pad_token_id: fills the left of shorter prompts.
-        lockstep: all ranks take equally many forwards, as expert parallelism and ZeRO-3 need.
+        lockstep: all ranks take equally many forwards, as expert parallelism needs.
         support: which likeliest tokens to record at each position; None: none.
         vocabulary: ids from here on are not the tokenizer's, and are never written; None: the output head has no more.
         drafts: how a model with draft heads guesses; None: it does not.
@@ -189,7 +189,7 @@ class StudentModel:
     Attributes:
         initial: the checkpoint that it starts from; its architecture is the student's.
         processes: where an engine that shares no process with the student holds its weights.
-        lockstep: all ranks of the student take equally many forwards, as expert parallelism and ZeRO-3 need.
+        lockstep: all ranks of the student take equally many forwards, as expert parallelism needs.
         heads: whether it has draft heads, which processes of the engine hold beside it.
         lora: the adapter that is trained over ``initial``, whose weights alone change then; None: all do. An engine
             that publishes ``Weights.state_dict()`` needs to know nothing of it: there the adapter is added in.

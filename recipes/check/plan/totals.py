@@ -74,7 +74,8 @@ class ModelPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """A domain's part of a step: rollouts, tokens with answers of gold length and at most, bytes that teachers ship."""
+    """A domain's part of a step: rollouts, tokens with answers of gold length and at most, bytes that teachers ship of
+    the answers."""
 
     domain: str
     rollouts: int
@@ -188,7 +189,7 @@ def _steps(
         tokens = rollouts * (length.mean_prompt + length.mean_answer)
         most = rollouts * (length.longest_prompt + rollout.max_new_tokens)
         of_token = sum(shipped[teacher] for teacher in domain.teacher_weights)
-        yield StepPlan(name, rollouts, tokens, most, tokens * of_token)
+        yield StepPlan(name, rollouts, tokens, most, rollouts * length.mean_answer * of_token)
 
 
 def _flops(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]) -> float:

@@ -17,7 +17,9 @@ from mopd.distill.recipe import DomainRecipe, Recipe, TeacherRecipe
 from mopd.distill.recipe.files import diff_recipes, shipped_recipes
 from mopd.distill.recipe.json_schema import editor_schema
 from mopd.distill.recipe.messages import Leaf, keys_at, leaves
+from mopd.distill.recipe.study import load
 from mopd.recipes import SHIPPED
+from mopd.recipes.resolve.study import study_runs
 
 ROOT = Path(__file__).parents[4]
 
@@ -36,6 +38,8 @@ EVERYTHING: dict[str, Any] = {
     "stages": {"s": {"from": {"architecture": "llama"}, "lora": {}}},
 }
 OTHER: dict[str, Any] = {
+    "student.optimizer.warmup_steps": 3,
+    "stages.*.optimizer.warmup_steps": 3,
     "loss.settings": {"strength": 2.0},  # leaves whose other value has to be said, because most values would be refused
     "loss.gate": [0.1, 9.0],
     "teachers.*.resources": {"big": 1.0},
@@ -245,3 +249,14 @@ def test_keys_at_follows_names_that_the_user_chooses() -> None:
     assert "prompts" in keys_at(("domains", "anything"))
     assert keys_at(("stages", "s", "from", "<mapping>")) == ["architecture", "config", "vocabulary"]
     assert keys_at(("run", "steps")) == []
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+def test_a_shipped_recipe_says_how_long_it_warms_up(name: str) -> None:
+    """So that its weights do not depend on what the default is; runs that train no student have none."""
+    loaded = load(name, (), shipped=SHIPPED)
+    runs = [loaded] if isinstance(loaded, Recipe) else [run.resolved.recipe for run in study_runs(loaded)]
+    for recipe in runs:
+        trained = [] if recipe.method in ("merge", "cascade") else [recipe.student.optimizer]
+        for optimizer in [*trained, *(stage.optimizer for stage in recipe.stages.values())]:
+            assert optimizer.warmup_steps is not None
