@@ -28,6 +28,8 @@ CALLS_SECONDS = 300.0
 """That all calls of a task of a user's own may take in a check, which are about 7,000."""
 UNLIKELY = 0.01
 """Refused gold answers are too many where `drop_refused` would give so many of the sampled ones with a lower chance."""
+CREDIT = 0.5
+"""That verifiers of reasoning-gym may give a wrong answer: many give some for its form."""
 READ_GOLDS = 5000
 """Rows of a training split whose gold answers are read: a parser of LaTeX takes milliseconds for each."""
 LISTED_GOLDS = 5
@@ -188,8 +190,9 @@ def _check_task(
         gold = has_gold_answers(source)
         own = isinstance(source, Source) and is_plugin(source.verifier)
         prompts = [Prompt(name, example.id, (0,), example.text, example.answer) for example in examples]
-        checked = _own_verifier if own else _verifier
-        problems += [f"`domains.{name}`: {problem}" for problem in checked(task, prompts, examples)]
+        credit = CREDIT if isinstance(source, GymSource) else 0.0
+        wrong = _own_verifier(task, prompts, examples) if own else _verifier(task, prompts, examples, credit)
+        problems += [f"`domains.{name}`: {problem}" for problem in wrong]
         refused = _refused_golds(task, prompts) if gold else []
         if refused:
             allowed = source.drop_refused if isinstance(source, Source) else None
@@ -268,11 +271,11 @@ def _about_golds(refused: list[Prompt], drawn: int) -> str:
     )
 
 
-def _verifier(task: Task, prompts: list[Prompt], examples: list[Example]) -> Iterator[str]:
-    """Whether the verifier refuses a wrong answer to each prompt."""
+def _verifier(task: Task, prompts: list[Prompt], examples: list[Example], credit: float) -> Iterator[str]:
+    """Whether the verifier gives a wrong answer to each prompt no more than ``credit``."""
     wrong = [task.wrong_answer(example) for example in examples]
     scores = task.verify_many(prompts, as_written(task, prompts, wrong))
-    passed = [(e, answer) for e, answer, score in zip(examples, wrong, scores, strict=True) if score > 0.0]
+    passed = [(e, answer) for e, answer, score in zip(examples, wrong, scores, strict=True) if score > credit]
     if passed:
         example, answer = passed[0]
         yield (

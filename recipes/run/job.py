@@ -159,7 +159,7 @@ class Training:
             lora=recipe.student.lora,
             device=self.resolved.device,
             dtype=self.resolved.dtype,
-            gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
+            gpus=self.resolved.sampler_gpus,
             limit_seconds=recipe.faults.rank_seconds,
             heads=recipe.mtp.heads > 0,
             closing=closing,
@@ -262,7 +262,7 @@ class Training:
             run_dir=str(self.folder),
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
-            gpus=recipe.student.engine.gpus if self.resolved.device == "cuda" else 0.0,
+            gpus=self.resolved.rank_gpus,
             end_token_ids=end_token_ids(self.tokenizer, self.model),
             vocabulary=token_count(self.tokenizer),
             trust_remote_code=recipe.student.trust_remote_code,
@@ -274,6 +274,7 @@ class Training:
         )
         ranks = RayRanks(spec, recipe.faults)
         closing.callback(ranks.close)
+        HOSTS.prepare_later()  # the student's are up
         return DeepSpeedStudent(
             ranks,
             spec,
