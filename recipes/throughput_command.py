@@ -17,7 +17,7 @@ from mopd.distill.errors import UserError
 from mopd.distill.models.families import experts_of, family_of
 from mopd.distill.models.heads import plain_head
 from mopd.distill.models.mtp import DRAFT_FAMILIES, DraftHeads
-from mopd.distill.models.throughput import CARDS, Card, Speed, Writing, speed
+from mopd.distill.models.throughput import CARDS, Accelerator, Speed, WritingCost, speed
 from mopd.recipes.architectures_command import config_of
 from mopd.recipes.resolve.checkpoints import empty_model
 
@@ -26,7 +26,7 @@ NOTE = """Bounds from arithmetic: the larger of what is read over the bandwidth 
 all cards, as if they shared both perfectly. Guesses are those of the first draft layer, fed with itself."""
 
 
-def writing_of(config: Any, *, weight_bytes: float) -> Writing:
+def writing_of(config: Any, *, weight_bytes: float) -> WritingCost:
     """What writing costs a model of this configuration.
 
     Raises:
@@ -41,11 +41,18 @@ def writing_of(config: Any, *, weight_bytes: float) -> Writing:
         heads = sum(p.numel() for p in layer.parameters()) + plain_head(model).weight.numel()
     experts = experts_of(text)
     chosen = int(getattr(text, family_of(text).experts_per_token, None) or 0) if experts else 0
-    return Writing(cost, experts, chosen, heads, weight_bytes)
+    return WritingCost(cost, experts, chosen, heads, weight_bytes)
 
 
 def speeds(
-    writing: Writing, card: Card, *, cards: int, context: int, hourly: float, guesses: int, tokens_per_round: float
+    writing: WritingCost,
+    card: Accelerator,
+    *,
+    cards: int,
+    context: int,
+    hourly: float,
+    guesses: int,
+    tokens_per_round: float,
 ) -> list[tuple[Speed, Speed | None]]:
     """For batches of :data:`ROWS` rows: without guesses, and with them where the model has draft heads."""
     rows: list[tuple[Speed, Speed | None]] = []

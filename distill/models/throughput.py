@@ -17,7 +17,7 @@ from mopd.distill.models.flops import ModelCost
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class Accelerator:
     """An accelerator as its data sheet has it: bytes a second from its memory, dense bfloat16 FLOPs a second."""
 
     name: str
@@ -27,15 +27,15 @@ class Card:
 
 
 CARDS = {
-    "H100": Card("NVIDIA H100 SXM", 3.35e12, 989e12, 80e9),
-    "H200": Card("NVIDIA H200 SXM", 4.8e12, 989e12, 141e9),
-    "A100": Card("NVIDIA A100 SXM 80 GB", 2.039e12, 312e12, 80e9),
+    "H100": Accelerator("NVIDIA H100 SXM", 3.35e12, 989e12, 80e9),
+    "H200": Accelerator("NVIDIA H200 SXM", 4.8e12, 989e12, 141e9),
+    "A100": Accelerator("NVIDIA A100 SXM 80 GB", 2.039e12, 312e12, 80e9),
 }
 """Cards by name; figures of NVIDIA's data sheets, without sparsity."""
 
 
 @dataclass(frozen=True, slots=True)
-class Writing:
+class WritingCost:
     """What a model is, as far as writing goes.
 
     Attributes:
@@ -63,7 +63,7 @@ class Writing:
         routed = (total - active) / (1 - share)
         return (total - routed + routed * (1 - (1 - share) ** tokens)) * self.weight_bytes
 
-    def round_seconds(self, card: Card, cards: int, *, rows: int, context: int, guesses: int = 0) -> float:
+    def round_seconds(self, card: Accelerator, cards: int, *, rows: int, context: int, guesses: int = 0) -> float:
         """The least time of a round of ``rows`` sequences that have ``context`` tokens each.
 
         Args:
@@ -94,8 +94,8 @@ class Speed:
 
 
 def speed(
-    writing: Writing,
-    card: Card,
+    writing: WritingCost,
+    card: Accelerator,
     cards: int,
     *,
     rows: int,

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from mopd.distill.models.flops import AttentionShape, ModelCost
-from mopd.distill.models.throughput import Card, Writing, speed
+from mopd.distill.models.throughput import Accelerator, WritingCost, speed
 
-CARD = Card("a card", bandwidth=1e12, flops=1e14, memory=1e11)
+CARD = Accelerator("a card", bandwidth=1e12, flops=1e14, memory=1e11)
 
 
-def dense(parameters: int) -> Writing:
+def dense(parameters: int) -> WritingCost:
     layer = AttentionShape(heads=1, query_dim=0, value_dim=0, window=None, cached=1000)
-    return Writing(ModelCost(parameters, parameters, parameters, (layer,)), 0, 0)
+    return WritingCost(ModelCost(parameters, parameters, parameters, (layer,)), 0, 0)
 
 
 def test_a_single_row_is_bound_by_what_is_read() -> None:
@@ -31,7 +31,7 @@ def test_many_rows_are_bound_by_what_is_multiplied() -> None:
 
 def test_experts_that_several_tokens_need_are_those_of_a_simulation() -> None:
     """Of 16 experts of which a token takes 2, in a model of 196 parameters of which a token passes 28."""
-    writing = Writing(ModelCost(196, 28, 28, ()), 16, 2, weight_bytes=1.0)
+    writing = WritingCost(ModelCost(196, 28, 28, ()), 16, 2, weight_bytes=1.0)
     assert writing.weights_read(1) == pytest.approx(28)
     assert writing.weights_read(10_000) == pytest.approx(196)
     rng = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def test_experts_that_several_tokens_need_are_those_of_a_simulation() -> None:
 
 def test_guesses_read_their_heads_and_are_checked_together() -> None:
     model = dense(10**9)
-    heads = Writing(model.cost, 0, 0, head_parameters=10**8)
+    heads = WritingCost(model.cost, 0, 0, head_parameters=10**8)
     plain, drafted = (w.round_seconds(CARD, 1, rows=1, context=500, guesses=g) for w, g in ((model, 0), (heads, 3)))
     assert drafted == pytest.approx(plain + 3 * 2e8 / 1e12)
     how = {"rows": 1, "context": 500, "hourly": 1.0}
