@@ -20,6 +20,7 @@ from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.resolved import resolve_device
 from mopd.rollouts.engines import ENGINES
 from mopd.rollouts.engines.base import FrozenModel, SamplerProcesses
+from mopd.rollouts.environments.episodes import with_episodes
 from mopd.rollouts.sampler import make_samplers, sampler_settings
 from mopd.rollouts.tokenizer import completion_text
 
@@ -80,6 +81,7 @@ def evaluate_model(
             settings=settings,
             frozen=SamplerProcesses(0, device, "bfloat16" if device == "cuda" else "float32"),
             closing=closing,
+            episodes=partial(with_episodes, tasks=by_domain, tokenizer=tokenizer),
         )
         answer = partial(
             evaluate,
