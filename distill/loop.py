@@ -89,6 +89,7 @@ def train(
         if stops:
             raise Interrupted(f"stopped after step {step} of {steps}")
         clock.start()
+        student.worked()  # what was asked of it since the last step is not part of this one
         with clock("publish"):
             sampler.load_weights(student.weights(), version=step)  # act with the weights the gradient is taken at
         with clock("scoring"):
@@ -98,7 +99,8 @@ def train(
         with clock("update"):
             metrics = student.update(batch, step=step)
         step += 1
-        callbacks.record(step, batch, metrics | grader.metrics() | clock.read())
+        metrics |= grader.metrics() | clock.read()
+        callbacks.record(step, batch, metrics | idle_shares(metrics, student.worked()))
 
 
 @contextmanager
@@ -114,6 +116,25 @@ def kept_if_grading_fails(
         if step > saved:
             student.save(step)
         raise
+
+
+def idle_shares(metrics: Metrics, rank_seconds: Sequence[float]) -> Metrics:
+    """Which part of a step's wall time ranks and teachers compute nothing, each 0..1.
+
+    ``idle/ranks`` is the mean over ranks, ``idle/rank_longest`` that of the one that waited most, ``idle/teachers`` the
+    mean over processes that hold teachers.
+
+    Args:
+        metrics: of the step: ``seconds/step``, and of teachers ``seconds/teacher/NAME`` and ``teacher_processes``.
+        rank_seconds: that each rank computed.
+    """
+    step_seconds = metrics["seconds/step"]
+    idle = [max(0.0, 1 - seconds / step_seconds) for seconds in rank_seconds]
+    shares = {"idle/ranks": sum(idle) / len(idle), "idle/rank_longest": max(idle)} if idle else {}
+    if processes := metrics.get("teacher_processes"):
+        worked = sum(value for name, value in metrics.items() if name.startswith("seconds/teacher/"))
+        shares["idle/teachers"] = max(0.0, 1 - worked / (processes * step_seconds))
+    return shares
 
 
 class StepClock:

@@ -8,8 +8,8 @@ token ``t`` given the tokens before it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ UInt16: TypeAlias = npt.NDArray[np.uint16]
 class Payload:
     """What a teacher says of a rollout: a frozen dataclass of arrays with a row for each of the rollout's T tokens.
 
+    On its way to the student it has the rows of the trained tokens alone; nobody reads the others.
     A further one is a subclass and a row, see :class:`distill.payload_rows.PayloadSpec`.
     """
 
@@ -32,8 +33,16 @@ class Payload:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
+    def at(self, mask_T: npt.NDArray[np.bool_]) -> Self:
+        """The rows where ``mask_T`` is True."""
+        return replace(self, **{name: array[mask_T] for name, array in self.arrays().items()})
+
     def sampled_logprobs(self, token_ids_T: Int32) -> Float32 | None:
-        """The teacher's log-probability of each token, ``(T,)``, in nats; None where the payload does not tell it."""
+        """The teacher's log-probability of each token, ``(T,)``, in nats; None where the payload does not tell it.
+
+        Args:
+            token_ids_T: the tokens that the rows speak of, as many.
+        """
         return None
 
 

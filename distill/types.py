@@ -35,7 +35,7 @@ from mopd.distill.payloads import TopK as TopK
 from mopd.distill.payloads import UInt16 as UInt16
 
 Bool: TypeAlias = npt.NDArray[np.bool_]
-Finish: TypeAlias = Literal["eos", "length"]
+Finish: TypeAlias = Literal["eos", "length", "stop"]
 Metrics: TypeAlias = dict[str, float]
 
 
@@ -53,6 +53,18 @@ def align_logits(logits_BTV: torch.Tensor) -> torch.Tensor:
     """
     first_B1V = torch.zeros_like(logits_BTV[:, :1])
     return torch.cat([first_B1V, logits_BTV[:, :-1]], dim=1)
+
+
+def aligned_rows(values_BTH: torch.Tensor, places_BN: torch.Tensor) -> torch.Tensor:
+    """The rows of :func:`align_logits` of some tokens alone, ``(B, N, H)``, without making the others.
+
+    Args:
+        values_BTH: a model's raw output, logits or what goes into its head.
+        places_BN: int64, places of tokens in their sequences, from 1. What is returned for place 0 says nothing.
+    """
+    B, T = values_BTH.shape[:2]  # not per token
+    before_BN = (places_BN - 1).clamp(min=0) + T * torch.arange(B, device=places_BN.device).unsqueeze(1)
+    return values_BTH.flatten(0, 1).index_select(0, before_BN.flatten()).unflatten(0, places_BN.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +138,8 @@ class Rollout:
         loss_mask: True where the token is the policy's own and is trained.
         sampler_logprobs: natural log-probability under the sampler's distribution of each trained token; anything
             (zero by convention) at masked positions.
-        finish: ``"eos"``, or ``"length"`` where the completion was cut at the limit.
+        finish: ``"eos"``, or ``"length"`` where the completion was cut at the limit; in evaluations also ``"stop"``,
+            where it wrote a stop string, which is still in it.
         version: the steps of the oldest and of the newest weights that wrote it; equal where no weights were loaded
             while it was written.
         group: number of the prompt within its step; samples of one prompt share it.
@@ -184,6 +197,7 @@ class Rollout:
 class ScoredRollout:
     """A rollout, the weighted scores of its teachers (weights sum to 1, or there are none) and its reward, if any.
 
+    A payload has a row for each token of the rollout, or for each trained token alone: :func:`trained_rows`.
     ``kept`` is False where a grader that selects left it out: it was written, and nothing is learnt from it.
     """
 
@@ -199,11 +213,20 @@ class ScoredRollout:
             raise ValueError(f"teacher weights of rollout {self.rollout.index} sum to {total}, not 1 ({names})")
         for _, score in self.scores:
             rows = next((len(array) for array in score.payload.arrays().values()), 0)
-            if rows != len(self.rollout.token_ids):
+            if rows not in (len(self.rollout.token_ids), self.rollout.trained_tokens):
                 raise ValueError(
                     f"teacher {score.teacher!r} scored {rows} positions of rollout {self.rollout.index} "
-                    f"(domain {self.rollout.domain!r}), which has {len(self.rollout.token_ids)} tokens"
+                    f"(domain {self.rollout.domain!r}), which has {len(self.rollout.token_ids)} tokens, "
+                    f"{self.rollout.trained_tokens} of them trained"
                 )
+
+
+def trained_rows(values: npt.NDArray[Any], rollout: Rollout) -> npt.NDArray[Any]:
+    """The rows of a rollout's trained tokens, ``(N, ...)``: of an array that has one for each token, or just these.
+
+    The two are never as many: a prompt has a token at least, and none of its is trained.
+    """
+    return values if len(values) == rollout.trained_tokens else values[rollout.loss_mask]
 
 
 @runtime_checkable
@@ -260,7 +283,10 @@ class Grader(Protocol):
         ...
 
     def metrics(self) -> Metrics:
-        """What grading took since the last call, for the step's row: ``teacher_retries/NAME`` and the like."""
+        """What grading took since the last call, for the step's row: ``teacher_retries/NAME`` and the like.
+
+        Teachers' own ``seconds/teacher/NAME`` come with ``teacher_processes``, how many processes share them.
+        """
         ...
 
 
@@ -281,6 +307,10 @@ class Student(Protocol):
         Raises:
             NonFinite: loss or scores are NaN or infinite; raised on every rank, before the weights move.
         """
+        ...
+
+    def worked(self) -> Sequence[float]:
+        """Seconds that each rank computed since the last call, without waits for the others."""
         ...
 
     def save(self, step: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -11,8 +14,9 @@ from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.study import Study
 from mopd.distill.types import UserError
 from mopd.recipes.check.offline import unchecked
-from mopd.recipes.check.plan_view import print_plan
-from mopd.recipes.check.room import room
+from mopd.recipes.check.plan.room import room
+from mopd.recipes.check.plan.totals import Plan
+from mopd.recipes.check.plan.view import print_plan
 from mopd.recipes.check.samples import print_samples
 from mopd.recipes.check.static import check
 from mopd.recipes.check.study import check_study, print_study_plan, refuse_changed_runs
@@ -21,8 +25,10 @@ from mopd.recipes.resolve.run_folder import refuse_changed_recipe
 from mopd.recipes.resolve.study import study_runs
 
 
-def show(recipe: Recipe | Study, out: Path, console: Console, *, deep: bool, offline: bool, plan_only: bool) -> None:
-    """Check a recipe or a study for the folder ``out`` and print what it would take.
+def show(
+    recipe: Recipe | Study, out: Path, console: Console, *, deep: bool, offline: bool, plan_only: bool
+) -> dict[str, Any]:
+    """Check a recipe or a study for the folder ``out`` and print what it would take; returns it as plain values.
 
     Args:
         deep: load student and teachers, too.
@@ -37,24 +43,26 @@ def show(recipe: Recipe | Study, out: Path, console: Console, *, deep: bool, off
     if deep and offline:
         raise UserError("--deep loads the models that --offline does without; give one of them")
     if isinstance(recipe, Study):
-        left = _show_study(recipe, out, console, deep=deep, offline=offline, plan_only=plan_only)
+        left, shown = _show_study(recipe, out, console, deep=deep, offline=offline, plan_only=plan_only)
     else:
-        left = _show_recipe(recipe, out, console, deep=deep, offline=offline, plan_only=plan_only)
+        left, shown = _show_recipe(recipe, out, console, deep=deep, offline=offline, plan_only=plan_only)
     if left:
         console.print(Text("\n- ".join(["left unchecked, without a network:", *left])), style="yellow")
     console.print(Text(f"{recipe.name}: every {'other ' * bool(left)}check passed"), style="green")
+    return {"format": 1, "name": recipe.name, **shown, "unchecked": left}
 
 
 def _show_recipe(
     recipe: Recipe, out: Path, console: Console, *, deep: bool, offline: bool, plan_only: bool
-) -> list[str]:
+) -> tuple[list[str], dict[str, Any]]:
     resolved = resolve(recipe)
     plan = check(resolved, out, offline=offline, plan_only=plan_only)
     refuse_changed_recipe(recipe, out)
     left = unchecked(resolved) if offline else []
     # Models of the Hub are planned for other machines than the one that a plan is read on.
     print_samples(plan.questions, console)
-    print_plan(plan, console, room(out, elsewhere=bool(left)))
+    print_plan(plan, console, room(out, card_gib=recipe.run.card_gib, elsewhere=bool(left)))
+    shown = {"plan": plan_record(plan), "findings": []}
     if deep:
         from mopd.recipes.run.check_deep import deep_findings  # loads what runs models
         from mopd.recipes.run.preflight import findings_table, refuse_unusable
@@ -62,10 +70,13 @@ def _show_recipe(
         findings = deep_findings(resolved, out)
         console.print(findings_table(findings))
         refuse_unusable(findings)
-    return left
+        shown["findings"] = [_plain(finding) for finding in findings]
+    return left, shown
 
 
-def _show_study(study: Study, out: Path, console: Console, *, deep: bool, offline: bool, plan_only: bool) -> list[str]:
+def _show_study(
+    study: Study, out: Path, console: Console, *, deep: bool, offline: bool, plan_only: bool
+) -> tuple[list[str], dict[str, Any]]:
     if deep:
         raise UserError(
             f"--deep: {study.name} is a study, and models are loaded for one run at a time; check one of its runs, "
@@ -78,4 +89,24 @@ def _show_study(study: Study, out: Path, console: Console, *, deep: bool, offlin
     for of_method in list(plan.of_method.values())[:1]:  # all are asked the same
         print_samples(of_method.questions, console)
     print_study_plan(plan, console, room(out, elsewhere=bool(left)))
-    return left
+    of_method = {method: plan_record(each) for method, each in plan.of_method.items()}
+    return left, {"plans": of_method, "runs": len(plan.runs), "stages": plan.stages}
+
+
+def plan_record(plan: Plan) -> dict[str, Any]:
+    """A plan as plain values: every field but the questions, which are shown."""
+    values = {each.name: getattr(plan, each.name) for each in fields(plan) if each.name != "questions"}
+    return {name: _plain(value) for name, value in values.items()} | {
+        "memory_bytes": plan.memory_bytes,
+        "card_bytes": plan.card_bytes,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, str | int | float) or value is None:
+        return value
+    return [_plain(item) for item in value]

@@ -1,4 +1,4 @@
-"""The command line: ``mopd run | check | compare | audit | eval | schema``, and where exit codes are decided.
+"""The command line: ``mopd run | check | compare | audit | eval | schema ...``, and where exit codes are decided.
 
 0: done, by the recipe's stop rule too. 1: the run broke, the last checkpoint resumes. 2: the user can fix it.
 130: interrupted.
@@ -11,8 +11,9 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,6 +67,9 @@ RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes, for example run.steps=50")
 ]
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="write what is found as JSON; - is standard output")
+]
 OutOption = Annotated[Path | None, typer.Option(help="the run's folder; runs/NAME unless given")]
 
 
@@ -110,14 +114,16 @@ def check(
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="the plan for another machine: this one needs neither memory nor disk")
     ] = False,
+    json_file: JsonOption = None,
 ) -> None:
     """Check a recipe or a study without running it, and print what it would take."""
     gc.set_threshold(100_000, 50, 100)  # torch and transformers make a million objects that stay: a quarter of the time
     resolved, folder = _load(recipe, overrides, out)
     from mopd.recipes.check_command import show
 
-    with _blamed_on(overrides):
-        show(resolved, folder, Console(), deep=deep, offline=offline, plan_only=plan_only)
+    with _blamed_on(overrides), _console_beside(json_file) as console:
+        content = show(resolved, folder, console, deep=deep, offline=offline, plan_only=plan_only)
+    _write_json(json_file, content)
 
 
 @app.command()
@@ -137,6 +143,7 @@ def compare(
     validation: Annotated[
         bool, typer.Option("--validation", help="score validation prompts, by which settings are chosen")
     ] = False,
+    json_file: JsonOption = None,
 ) -> None:
     """Set the seesaw of several runs side by side: a table, a page, and JSON. Seeds of one recipe become one row.
 
@@ -153,9 +160,27 @@ def compare(
         from mopd.recipes.compare.markdown import write_markdown
 
         write_markdown(comparison, markdown)
-    console = Console()
-    console.print(console_tables(comparison))
-    console.print(Text(f"page: {page}"), soft_wrap=True)
+    with _console_beside(json_file) as console:
+        console.print(console_tables(comparison))
+        console.print(Text(f"page: {page}"), soft_wrap=True)
+    _write_json(json_file, comparison.record())
+
+
+@app.command("compare-architectures")
+def compare_architectures(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="shipped Hub ids, or paths to a config.json")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON")] = False,
+) -> None:
+    """Show what architectures hold, cache and compute a token, from their configurations alone."""
+    from mopd.recipes import architectures_command
+
+    rows = architectures_command.rows_of(names or [])
+    if as_json:
+        print(json.dumps(architectures_command.as_json(rows), indent=2))
+    else:
+        architectures_command.show(rows, Console())
 
 
 @app.command()
@@ -183,39 +208,123 @@ def evaluate(
         int | None, typer.Option(min=1, help="test prompts of each task; 200, or as many as the recipe says")
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=0, max=1000, help="answers that are sampled for each prompt, beside the greedy one")
-    ] = 0,
-    json_file: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="write the scores as JSON; - is standard output")
+        int | None,
+        typer.Option(min=0, max=1000, help="sampled answers to each prompt beside the greedy one"),
     ] = None,
+    temperature: Annotated[float | None, typer.Option(help="of sampled answers")] = None,
+    top_p: Annotated[float | None, typer.Option(help="sampled from the likeliest tokens of this probability")] = None,
+    top_k: Annotated[int | None, typer.Option(help="sampled from so many of the likeliest tokens; 0: from all")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="a text that ends an answer; may be given again")] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="tasks of lm-evaluation-harness instead, or ./file.yaml of your own"),
+    ] = None,
+    runs_code: Annotated[
+        bool, typer.Option("--runs-code", help="with --harness: let tasks run the model's programs, in no sandbox")
+    ] = False,
+    json_file: JsonOption = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run Python code that lies in the folder; read it first")
     ] = False,
 ) -> None:
     """Measure a model on tasks: greedy and sampled answers to test prompts, with 95% intervals."""
     from mopd.distill.errors import UserError
-    from mopd.recipes.evaluation.command import evaluate_model, measured_json, measured_table
+    from mopd.recipes.evaluation.command import evaluate_model, measured_record, measured_table
+
+    if [tasks, recipe, harness].count(None) != 2:
+        raise UserError("give --tasks, or --recipe, or --harness: which questions the model is asked")
+    if domains is not None and recipe is None:
+        raise UserError("--domains picks from the domains of a recipe; give --recipe, or name tasks with --tasks")
+    sampled = {"samples_per_prompt": samples, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    if harness is not None:
+        _refuse_with_harness(sampled | {"stop": stop})
+        folder, tokenizer = _checkpoint(model, trust_remote_code)
+        _show_harness(folder, harness, prompts, bool(tokenizer.chat_template), trust_remote_code, runs_code, json_file)
+        return
+    questions = _of_tasks(tasks, prompts) if recipe is None else _of_recipe(recipe, domains, prompts)
+    questions = _asked_so(questions, sampled | {"stop_strings": stop or None})
+    folder, _ = _checkpoint(model, trust_remote_code)
+    measured = evaluate_model(folder, questions, trust_remote_code=trust_remote_code)
+    with _console_beside(json_file) as console:
+        console.print(measured_table(folder, measured, samples=questions.evaluate.samples_per_prompt))
+    _write_json(json_file, measured_record(folder, measured, questions))
+
+
+def _checkpoint(model: str, trust_remote_code: bool) -> tuple[str, Any]:
+    """The folder of a checkpoint that can be loaded, and its tokenizer."""
     from mopd.recipes.resolve.checkpoints import local_folder, read_checkpoint
     from mopd.recipes.resolve.damage import refuse_damaged
 
-    if (tasks is None) == (recipe is None):
-        raise UserError("give --tasks, or --recipe: which questions the model is asked")
-    if domains is not None and recipe is None:
-        raise UserError("--domains picks from the domains of a recipe; give --recipe, or name tasks with --tasks")
-    questions = _of_tasks(tasks, prompts) if recipe is None else _of_recipe(recipe, domains, prompts)
     # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
     is_folder = os.path.isdir(model) and not Path(model).is_absolute()
     folder = local_folder(f"./{model}" if is_folder else model)
     refuse_damaged(folder, "put it back as it was")
-    read_checkpoint(folder, permit="give --trust-remote-code", trust_remote_code=trust_remote_code)
-    measured = evaluate_model(folder, questions, samples=samples, trust_remote_code=trust_remote_code)
-    if json_file is not None:
-        content = measured_json(folder, measured, questions, samples=samples)
-        if json_file == "-":
-            typer.echo(content, nl=False)
-            return
-        Path(json_file).write_text(content)
-    Console().print(measured_table(folder, measured, samples=samples))
+    read = read_checkpoint(folder, permit="give --trust-remote-code", trust_remote_code=trust_remote_code)
+    return folder, read.tokenizer
+
+
+def _refuse_with_harness(options: Mapping[str, Any]) -> None:
+    from mopd.distill.errors import UserError
+
+    given = [f"--{name.partition('_per')[0].replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise UserError(f"{given[0]} is set by the tasks of --harness themselves; leave it out")
+
+
+def _show_harness(
+    folder: str,
+    harness: str,
+    prompts: int | None,
+    chat: bool,
+    trust_remote_code: bool,
+    runs_code: bool,
+    json_file: str | None,
+) -> None:
+    from mopd.recipes.evaluation.harness import harness_table, run_harness
+
+    names = list(dict.fromkeys(name.strip() for name in harness.split(",")))
+    scores = run_harness(
+        folder, names, prompts=prompts, chat=chat, trust_remote_code=trust_remote_code, runs_code=runs_code
+    )
+    with _console_beside(json_file) as console:
+        console.print(harness_table(folder, scores))
+    _write_json(json_file, {"format": 1, "model": folder, "prompts": prompts, "scores": [asdict(s) for s in scores]})
+
+
+@contextmanager
+def _console_beside(json_file: str | None) -> Iterator[Console]:
+    """The console; one that shows nothing where standard output is for JSON."""
+    with open(os.devnull, "w") as nowhere:
+        yield Console(file=nowhere) if json_file == "-" else Console()
+
+
+def _write_json(json_file: str | None, content: Any) -> None:
+    """What a command found as JSON, in a file or, of ``-``, on standard output; nothing of None."""
+    from mopd.distill.errors import UserError
+
+    if json_file is None:
+        return
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    if json_file == "-":
+        typer.echo(text, nl=False)
+        return
+    try:
+        Path(json_file).write_text(text)
+    except OSError as error:
+        raise UserError(f"--json: {json_file} cannot be written: {error.strerror}; name another file") from error
+
+
+def _asked_so(questions: Any, given: Mapping[str, Any]) -> Any:
+    """Questions with what the command line says of how answers are written, checked as a recipe's `evaluate` is."""
+    from pydantic import ValidationError
+
+    from mopd.distill.errors import UserError
+
+    settings = {**questions.evaluate.model_dump(), **{key: value for key, value in given.items() if value is not None}}
+    try:
+        return replace(questions, evaluate=type(questions.evaluate).model_validate(settings))
+    except ValidationError as error:
+        raise UserError(*(f"--{'-'.join(str(p['loc'][0]).split('_'))}: {p['msg']}" for p in error.errors())) from error
 
 
 def _of_tasks(tasks: str | None, prompts: int | None) -> Any:
@@ -254,7 +363,9 @@ def _of_recipe(recipe: str, domains: str | None, prompts: int | None) -> Any:
         raise UserError(*(f"--domains: no domain is called {n!r}; {guess(n, resolved.domains)}" for n in unknown))
     chosen = {name: resolved.domains[name] for name in names}
     many = resolved.evaluate.test_prompts if prompts is None else prompts
-    return EvalQuestions(chosen, many, seed=resolved.evaluate.seed, rollout=resolved.rollout)
+    return EvalQuestions(
+        chosen, many, seed=resolved.evaluate.seed, rollout=resolved.rollout, evaluate=resolved.evaluate
+    )
 
 
 @app.command()

@@ -16,7 +16,7 @@ from mopd.distill.metrics.evaluate import Evaluation, Split
 from mopd.distill.recipe.study import Study, load
 from mopd.recipes import SHIPPED
 from mopd.recipes.check.model_info import read_model_infos
-from mopd.recipes.check.plan import Plan
+from mopd.recipes.check.plan.totals import Plan
 from mopd.recipes.check.static import check as check_resolved
 from mopd.recipes.check.study import StudyPlan, check_study
 from mopd.recipes.check.tasks import make_tasks

@@ -14,12 +14,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.payloads import Support
-from mopd.distill.recipe import RolloutRecipe
+from mopd.distill.recipe import EvaluateRecipe, RolloutRecipe
 from mopd.distill.types import Prompt, Rollout, Sampler, Weights
 from mopd.rollouts.engines import ENGINES
 from mopd.rollouts.engines.base import (
     Decoding,
     Drafts,
+    ExamDecoding,
     FrozenModel,
     HoldCheckpoint,
     MakeSampler,
@@ -28,7 +29,7 @@ from mopd.rollouts.engines.base import (
     SamplerSettings,
     StudentModel,
 )
-from mopd.rollouts.tokenizer import end_token_ids, token_count
+from mopd.rollouts.tokenizer import StopStrings, end_token_ids, token_count
 
 EncodeAnswer = Callable[[str], Sequence[int]]
 """Gold answer to token ids, EOS included."""
@@ -177,6 +178,7 @@ def sampler_settings(
     seed: int,
     support: Support | None,
     drafts: Drafts | None = None,
+    evaluate: EvaluateRecipe | None = None,
 ) -> SamplerSettings:
     """How a recipe's student writes.
 
@@ -186,6 +188,7 @@ def sampler_settings(
         seed: the recipe's.
         support: the tokens that its loss compares, if any; they are recorded where they are the student's likeliest.
         drafts: how models with draft heads guess; None: they do not.
+        evaluate: how answers of evaluations are written; None: greedily.
     """
     ends = end_token_ids(tokenizer, model)
     pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else ends[0]
@@ -201,7 +204,30 @@ def sampler_settings(
         vocabulary=token_count(tokenizer),
         drafts=drafts,
     )
-    return SamplerSettings(decoding, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size)
+    exam = None if evaluate is None or not asks_more(evaluate) else exam_decoding(evaluate, tokenizer)
+    return SamplerSettings(
+        decoding, samples_per_prompt=rollout.samples_per_prompt, batch_size=rollout.batch_size, exam=exam
+    )
+
+
+def asks_more(evaluate: EvaluateRecipe) -> bool:
+    """Whether evaluations want more than greedy answers that end tokens end."""
+    return bool(evaluate.samples_per_prompt or evaluate.stop_strings)
+
+
+def exam_decoding(evaluate: EvaluateRecipe, tokenizer: PreTrainedTokenizerBase) -> ExamDecoding:
+    """How answers of evaluations are written.
+
+    Args:
+        tokenizer: the student's, in whose tokens the stop strings are found.
+    """
+    stops = StopStrings(tokenizer, evaluate.stop_strings) if evaluate.stop_strings else None
+    return ExamDecoding(
+        temperature=evaluate.temperature,
+        top_p=evaluate.top_p if evaluate.top_p < 1 else None,
+        top_k=evaluate.top_k or None,
+        stops=stops,
+    )
 
 
 class GoldSampler:

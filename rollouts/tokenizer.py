@@ -6,24 +6,70 @@ are learnt within what lies between them.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mopd.distill.types import Prompt, Rollout
+from mopd.distill.types import Prompt, Rollout, UserError
 from mopd.rollouts.tasks.base import Example
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Turns as Qwen's models have them, without tools."""
+_CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|<[a-z_]{1,40}>|</[a-z_]{1,40}>|\[/?[A-Z_]{2,40}\]")
+"""What in a chat template is a token of its own: `<|im_end|>`, `<start_of_turn>`, `[INST]`."""
 
 
-def build_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def read_template(named: str | None) -> str | None:
+    """The text of a chat template: ``chatml``, or a file's; None where none is named.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if named is None or named == "chatml":
+        return None if named is None else CHATML
+    try:
+        return Path(named).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"`chat_template` {named} cannot be read ({error}); name a file that holds a Jinja template"
+        ) from error
+
+
+def give_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
+    """Let a tokenizer write turns as ``template`` says; with None it stays as it is.
+
+    Raises:
+        UserError: a control token of the template is no token of this tokenizer.
+    """
+    if template is None:
+        return
+    known = tokenizer.get_vocab()
+    if lacking := [token for token in dict.fromkeys(_CONTROL.findall(template)) if token not in known]:
+        raise UserError(
+            f"`chat_template` writes {', '.join(lacking)}, which `tokenizer` has not; give the template where that "
+            f"tokenizer is trained, or take one that fits it"
+        )
+    tokenizer.chat_template = template
+
+
+def build_tokenizer(texts: Iterable[str], vocabulary: int, chat_template: str | None = None) -> PreTrainedTokenizerFast:
     """Train a byte-pair tokenizer; the same texts give the same tokenizer, on any machine.
 
     Args:
         texts: prompts and answers. Their characters are the alphabet; any other character becomes ``<unk>``.
         vocabulary: tokens at most, the special ones included; fewer where the texts offer no more merges.
+        chat_template: its control tokens become tokens, and the names of roles text that can be written.
 
     Returns:
         A tokenizer that adds no special tokens of its own; ``<pad>`` is 0, ``<eos>`` is 1, ``<unk>`` is 2. Its decoding
@@ -32,18 +78,23 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[A-Z0-9]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
+    control = [] if chat_template is None else list(dict.fromkeys(_CONTROL.findall(chat_template)))
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, min_frequency=2, special_tokens=[PAD, EOS, UNKNOWN], show_progress=False
+        vocab_size=vocabulary, min_frequency=2, special_tokens=[PAD, EOS, UNKNOWN, *control], show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    roles = [] if chat_template is None else ["system\nuser\nassistant\n"] * 2
+    tokenizer.train_from_iterator(itertools.chain(texts, roles), trainer)
+    made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNKNOWN,
         clean_up_tokenization_spaces=False,
         padding_side="right",
+        **({"extra_special_tokens": control} if control else {}),
     )
+    give_template(made, chat_template)
+    return made
 
 
 def encode(
@@ -131,6 +182,23 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: str) -> tuple[int, 
     closing = closing_id(tokenizer)
     ids: list[Any] = [tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])]
     return closing, *sorted({i for i in ids if isinstance(i, int)} - {closing})
+
+
+@dataclass(frozen=True, slots=True)
+class StopStrings:
+    """Whether what is written so far has a stop string at its end; to be asked after every token.
+
+    The end of a text is decoded, so it holds for every tokenizer, wherever in a token a string begins or ends.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    strings: tuple[str, ...]
+
+    def __call__(self, ids_BN: torch.Tensor, scores: None) -> torch.Tensor:
+        """For token ids of B texts, which of them have one: booleans ``(B,)``."""
+        longest = max(len(string.encode()) for string in self.strings) + 4  # a token has a byte at least
+        texts = self.tokenizer.batch_decode(ids_BN[:, -longest:].tolist(), skip_special_tokens=False)  # not per token
+        return torch.tensor([any(string in text for string in self.strings) for text in texts])
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, answer: str, *, closing: int | None = None) -> tuple[int, ...]:

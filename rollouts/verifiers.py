@@ -12,12 +12,14 @@ from fractions import Fraction
 from typing import TypeAlias
 
 from mopd.distill.errors import UserError
+from mopd.distill.verdicts import UnjudgedScore
 from mopd.rollouts.answers import THOUGHTS, after_thinking, last_boxed
 from mopd.rollouts.choices import chosen_letter
+from mopd.rollouts.input_output import cases_problem, tests_of, whole_program
 from mopd.rollouts.programs import extract_program
 from mopd.rollouts.quantities import answer_values, gold_values
-from mopd.rollouts.sandbox.rules import Refused, parse_program
-from mopd.rollouts.sandbox.run import equal_formulas, readable_formulas, run_tests_many
+from mopd.rollouts.sandbox.rules import RUN, Refused, parse_program, refusal
+from mopd.rollouts.sandbox.run import PROGRAM_LIMITS, equal_formulas, readable_formulas, run_tests_many
 
 Verifier: TypeAlias = Callable[[str, str], float]
 
@@ -76,6 +78,14 @@ def python_tests(tests: str, text: str) -> float:
     return _python_tests_many([tests], [text])[0]
 
 
+def input_output(cases: str, text: str) -> float:
+    """1 if the program in ``text`` turns each input of ``cases`` into its output, in the sandbox.
+
+    What it reads and prints, or arguments and value of a function: see :mod:`rollouts.input_output`.
+    """
+    return _input_output_many([cases], [text])[0]
+
+
 def last_number(text: str) -> Fraction | None:
     """The value of a gold answer's last number, after :func:`number`'s rules; None if it has none."""
     numbers = gold_values(text)
@@ -92,6 +102,8 @@ def gold_problem(verifier: str, answer: str) -> str | None:
         return "names no option from A to J"
     if verifier == "python_tests":
         return _tests_problem(answer)
+    if verifier == "input_output":
+        return cases_problem(answer)
     return None
 
 
@@ -112,8 +124,8 @@ def verify(verifier: str, gold: str, text: str) -> float:
     """How right ``text`` is, 0..1, by a shipped verifier.
 
     Args:
-        verifier: exact, number, choice, math or python_tests.
-        gold: the gold answer; for python_tests the unit tests.
+        verifier: exact, number, choice, math, python_tests or input_output.
+        gold: the gold answer; for python_tests the unit tests, for input_output the cases.
 
     Raises:
         UserError: no verifier has that name, or ``gold`` can't be a gold answer of it.
@@ -150,8 +162,30 @@ def _math_many(answers: Sequence[str], texts: Sequence[str]) -> list[float]:
 
 
 def _python_tests_many(tests: Sequence[str], texts: Sequence[str]) -> list[float]:
-    jobs = [(extract_program(text, test), test) for test, text in zip(tests, texts, strict=True)]
-    return [float(passed) for passed in run_tests_many(jobs)]
+    return _run_many([(extract_program(text, test), test) for test, text in zip(tests, texts, strict=True)])
+
+
+def _input_output_many(cases: Sequence[str], texts: Sequence[str]) -> list[float]:
+    jobs: list[tuple[str, str]] = []
+    for case, text in zip(cases, texts, strict=True):
+        tests = tests_of(case)
+        jobs.append((whole_program(extract_program(text, tests), case), tests))
+    return _run_many(jobs)
+
+
+def _run_many(jobs: Sequence[tuple[str, str]]) -> list[float]:
+    """Verdicts on programs; of those that fail, it is told where the sandbox refused what they use."""
+    return [
+        1.0 if passed else _failed(program, tests)
+        for (program, tests), passed in zip(jobs, run_tests_many(jobs), strict=True)
+    ]
+
+
+def _failed(program: str, tests: str) -> float:
+    if len(program) > PROGRAM_LIMITS.source_chars:
+        return UnjudgedScore("refused", f"a program of more than {PROGRAM_LIMITS.source_chars:,} characters")
+    reason = refusal(program, runs=f"{RUN}(" in tests)
+    return 0.0 if reason is None else UnjudgedScore("refused", reason)
 
 
 VERIFIERS: dict[str, Verifier] = {
@@ -160,10 +194,12 @@ VERIFIERS: dict[str, Verifier] = {
     "choice": choice,
     "math": math,
     "python_tests": python_tests,
+    "input_output": input_output,
 }
 """Every verifier by the name that a recipe gives in ``verifier:``; (gold answer or tests, text) -> 0 or 1."""
 
 _BATCHED: dict[str, Callable[[Sequence[str], Sequence[str]], list[float]]] = {
     "math": _math_many,
     "python_tests": _python_tests_many,
+    "input_output": _input_output_many,
 }

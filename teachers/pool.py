@@ -162,7 +162,7 @@ class TeacherPool:
     def metrics(self) -> Metrics:
         """By teacher, since the last call: microbatches that were lost and asked again, the seconds that its own
         processes worked, and, where not all are resident, how often it was loaded in the place of another; of one that
-        sees a hint, what :class:`teachers.views.HintCount` counted."""
+        sees a hint, what :class:`teachers.views.HintCount` counted; and the number of all processes."""
         metrics: Metrics = {
             f"teacher_retries/{name}": worker_pool.take_retries(name)
             for name, worker_pool in self._worker_pools.items()
@@ -170,6 +170,7 @@ class TeacherPool:
         turns = {name: worker_pool for name, worker_pool in self._worker_pools.items() if worker_pool.swaps}
         metrics |= {f"teacher_swaps/{name}": worker_pool.take_swaps(name) for name, worker_pool in turns.items()}
         metrics |= {f"seconds/teacher/{name}": seconds for name, seconds in self._seconds.items()}
+        metrics["teacher_processes"] = sum(worker_pool.processes for worker_pool in self._each_worker_pool())
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         for name, hint in self._hints.items():
             metrics |= hint.metrics(name)
@@ -201,7 +202,8 @@ class TeacherPool:
             token_ids = [rollouts[place].token_ids for place in taken]
             given = likeliest_of([rollouts[place] for place in taken]) if support and support.given else None
             taken_views = [views[member] for member in members]
-            request = ScoreRequest(token_ids, payload, given, taken_views)
+            masks = [rollouts[place].loss_mask for place in taken]
+            request = ScoreRequest(token_ids, payload, given, taken_views, masks)
             pending.append(_Pending(teacher, taken, taken_views, self._worker_pools[teacher].ask(teacher, request)))
         return pending
 
@@ -209,6 +211,6 @@ class TeacherPool:
         """Count where a teacher's gain is, of payloads that tell the log-probability of the tokens."""
         for place, view, payload in zip(request.places, request.views, payloads, strict=True):
             rollout = rollouts[place]
-            logprobs_T = None if view.hint is None else payload.sampled_logprobs(rollout.token_ids)
-            if logprobs_T is not None:
-                self._hints.setdefault(request.teacher, HintCount()).add(rollout, view, logprobs_T)
+            logprobs = None if view.hint is None else payload.sampled_logprobs(rollout.token_ids[rollout.loss_mask])
+            if logprobs is not None:
+                self._hints.setdefault(request.teacher, HintCount()).add(rollout, view, logprobs)

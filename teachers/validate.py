@@ -22,6 +22,7 @@ from mopd.distill.types import (
     Sampled,
     TopK,
     UInt16,
+    trained_rows,
 )
 
 DTYPES = {"ids_TK": ("int32",), "hidden_TH": ("float32", "uint16")}
@@ -91,9 +92,9 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload, expected: Expe
         )
     bad = np.zeros(rollout.trained_tokens, dtype=np.bool_)
     for values in _check_shapes(teacher, rollout, payload, expected):
-        bad |= ~finite_rows(values)[rollout.loss_mask]
+        bad |= ~trained_rows(finite_rows(values), rollout)
     if isinstance(payload, TopK):
-        ids_NK = payload.ids_TK[rollout.loss_mask]
+        ids_NK = trained_rows(payload.ids_TK, rollout)
         if ids_NK.size and not 0 <= ids_NK.min() <= ids_NK.max() < expected.vocabulary:
             raise GradingFailed(
                 f"teacher {teacher!r} named tokens {ids_NK.min()} to {ids_NK.max()} for {where}); its output head "
@@ -107,7 +108,7 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload, expected: Expe
                     f"teacher {teacher!r} left out tokens that it was given for {where}); the loss compares it on the "
                     f"student's likeliest tokens (`loss.support` {expected.support.whose})"
                 )
-        sampled, rest = payload.sampled_T[rollout.loss_mask], payload.rest_T[rollout.loss_mask]
+        sampled, rest = trained_rows(payload.sampled_T, rollout), trained_rows(payload.rest_T, rollout)
         bad = bad | ~np.isfinite(sampled) | ~(rest < np.inf)  # -inf is sound: nothing is outside of the support
     if bad.any():
         raise NonFinite(
@@ -120,6 +121,8 @@ def check_score(teacher: str, rollout: Rollout, payload: Payload, expected: Expe
 def _check_shapes(teacher: str, rollout: Rollout, payload: Payload, expected: Expected) -> list[Float32 | UInt16]:
     """Compare every array's shape and dtype with what is expected; returns those whose rows must be finite."""
     n = len(rollout.token_ids)
+    if all(len(array) == rollout.trained_tokens for array in payload.arrays().values()):
+        n = rollout.trained_tokens  # rows of the trained tokens alone
     if isinstance(payload, Full):
         values: list[Float32 | UInt16] = [payload.logprobs_TV]
         needed: dict[str, tuple[int, ...]] = {"logprobs_TV": (n, expected.vocabulary)}
@@ -139,7 +142,7 @@ def _check_shapes(teacher: str, rollout: Rollout, payload: Payload, expected: Ex
         if has[:1] != (n,):
             raise GradingFailed(
                 f"teacher {teacher!r} scored {has[0] if has else 0} positions of rollout {rollout.index} (domain "
-                f"{rollout.domain!r}), which has {n} tokens"
+                f"{rollout.domain!r}), which has {len(rollout.token_ids)} tokens"
             )
         if has != shape:
             raise GradingFailed(

@@ -16,7 +16,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mopd.distill.types import Bool, Float32, GradingFailed, Int32, Payload, PayloadName, Prompt, Rollout
+from mopd.distill.types import (
+    Bool,
+    Float32,
+    GradingFailed,
+    Int32,
+    Payload,
+    PayloadName,
+    Prompt,
+    Rollout,
+    trained_rows,
+)
 from mopd.teachers.scorer import Scorer
 
 REPEATED = 3
@@ -111,12 +121,14 @@ class ScoreRequest:
         token_ids: the student's rollouts, ``(T,)`` each.
         given: the student's likeliest tokens of each, ``(T, K)``, where the support asks for them.
         views: what the teacher reads of each; empty: the rollouts as they are.
+        masks: the tokens of each, ``(T,)``, that the answer has rows of; None: all.
     """
 
     token_ids: Sequence[Int32]
     payload: PayloadName
     given: Sequence[Int32] | None = None
     views: Sequence[TeacherView] = ()
+    masks: Sequence[Bool] | None = None
 
 
 def view_of(rollout: Rollout, text: TeacherText | None) -> TeacherView:
@@ -136,9 +148,35 @@ def length(rollout: Rollout, view: TeacherView) -> int:
 def score_views(scorer: Scorer, request: ScoreRequest, adapter: str | None) -> list[Payload]:
     """A microbatch's payloads on the student's positions, ``T`` rows each, whatever the teacher reads before them.
 
+    Where the request has masks, a payload has the rows of the tokens that are asked for alone: a scorer that knows no
+    masks scores all, and its other rows go no further. One that has not a row a token is for the pool to refuse.
+
     Raises:
         GradingFailed: a payload has another number of rows than the teacher was given tokens.
     """
+    masks = request.masks
+    if masks is None or not getattr(scorer, "answers_masks", False):
+        payloads = _whole_views(scorer, request, adapter)
+        if masks is None or len(payloads) != len(masks):
+            return payloads
+        return [_at(payload, mask_T) for payload, mask_T in zip(payloads, masks, strict=True)]
+    views = request.views
+    ids, given, asked = request.token_ids, request.given, masks
+    if views:
+        ids = [view.ids(ids_T) for view, ids_T in zip(views, ids, strict=True)]
+        given = given and [view.rows(given_TK) for view, given_TK in zip(views, given, strict=True)]
+        asked = [view.rows(mask_T) for view, mask_T in zip(views, masks, strict=True)]
+    score: Any = scorer.score
+    return score(ids, request.payload, adapter, given, masks=asked)
+
+
+def _at(payload: Payload, mask_T: Bool) -> Payload:
+    arrays = payload.arrays().values() if isinstance(payload, Payload) else ()
+    return payload.at(mask_T) if arrays and all(len(array) == len(mask_T) for array in arrays) else payload
+
+
+def _whole_views(scorer: Scorer, request: ScoreRequest, adapter: str | None) -> list[Payload]:
+    """Payloads of ``T`` rows each."""
     views = request.views
     if not views:
         return scorer.score(request.token_ids, request.payload, adapter, request.given)
@@ -190,11 +228,11 @@ class HintCount:
     gain_repeated: float = 0.0
     gain: float = 0.0
 
-    def add(self, rollout: Rollout, view: TeacherView, logprobs_T: Float32) -> None:
-        """Count a rollout's trained tokens; ``logprobs_T`` are the teacher's."""
+    def add(self, rollout: Rollout, view: TeacherView, logprobs: Float32) -> None:
+        """Count a rollout's trained tokens; ``logprobs`` are the teacher's, of all tokens or of these alone."""
         mask_T = rollout.loss_mask
         repeated_N = repeats_hint(rollout.token_ids, mask_T, view.hint_ids)[mask_T]
-        gap_N = (logprobs_T - rollout.sampler_logprobs)[mask_T]
+        gap_N = trained_rows(logprobs, rollout) - rollout.sampler_logprobs[mask_T]
         gain_N = np.maximum(gap_N, 0.0).astype(np.float64)
         self.tokens += len(gap_N)
         self.repeated += int(repeated_N.sum())

@@ -146,6 +146,11 @@ class WorkerPool:
             thread.start()
 
     @property
+    def processes(self) -> int:
+        """How many there are."""
+        return len(self._replicas)
+
+    @property
     def swaps(self) -> bool:
         """Whether there are more groups than processes."""
         return len(self._jobs) > len(self._replicas)

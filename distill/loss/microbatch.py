@@ -6,7 +6,7 @@ Shape legend: B sequences, T tokens of the longest one, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -57,6 +57,55 @@ class Microbatch:
     reference_BT: Tensor | None = None
     per_teacher: tuple[TeacherRows, ...] = ()
     hidden: HiddenRows | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedColumns:
+    """A microbatch without the tokens that are not trained: what an estimator is given.
+
+    Attributes:
+        microbatch: its rows hold the N trained tokens of each sequence, in order, right-padded to the most of any; what
+            the model reads is not in it.
+        places_BN: int64, where each of them is in its sequence; 0 at padding.
+    """
+
+    microbatch: Microbatch
+    places_BN: Tensor
+
+
+def trained_columns(microbatch: Microbatch) -> TrainedColumns:
+    """The trained tokens alone: all that a loss may read, so that nothing is computed for a prompt's tokens.
+
+    A microbatch that trains nothing has one column, which is padding.
+    """
+    B, T = microbatch.mask_BT.shape
+    counts_B = microbatch.mask_BT.sum(dim=1)
+    N = max(1, int(counts_B.max()))
+    mask_BN = torch.arange(N, device=counts_B.device) < counts_B.unsqueeze(1)
+    # Trained tokens first, each kind in its order; a place beyond the trained ones is padding.
+    order_BN = torch.argsort(microbatch.mask_BT.logical_not().to(torch.uint8), dim=1, stable=True)[:, :N]
+    places_BN = order_BN.masked_fill(~mask_BN, 0)
+    flat = (places_BN + T * torch.arange(B, device=places_BN.device).unsqueeze(1)).flatten()
+
+    def moved(values_BT: Tensor) -> Tensor:
+        return values_BT.flatten(0, 1).index_select(0, flat).unflatten(0, (B, N))
+
+    def arrays(rows: TeacherRows) -> TeacherRows:
+        return TeacherRows(rows.weight_B, {name: moved(array) for name, array in rows.arrays.items()})
+
+    teacher, reference_BT = microbatch.teacher, microbatch.reference_BT
+    columns = replace(
+        microbatch,
+        token_ids_BT=moved(microbatch.token_ids_BT),
+        attention_mask_BT=mask_BN.long(),
+        mask_BT=mask_BN,
+        weights_BT=moved(microbatch.weights_BT).masked_fill(~mask_BN, 0.0),
+        sampler_logprobs_BT=moved(microbatch.sampler_logprobs_BT),
+        teacher=None if teacher is None else moved(teacher),
+        reference_BT=None if reference_BT is None else moved(reference_BT),
+        per_teacher=tuple(arrays(rows) for rows in microbatch.per_teacher),
+    )
+    return TrainedColumns(columns, places_BN)
 
 
 def collate(

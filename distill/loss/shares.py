@@ -21,8 +21,8 @@ import torch
 
 from mopd.distill.loss.base import GradedTokens, gap_to_teacher
 from mopd.distill.loss.registry import BoundLoss
-from mopd.distill.loss.teacher_tensors import sampled_logprobs
-from mopd.distill.types import ScoredRollout
+from mopd.distill.loss.teacher_tensors import sampled_logprobs, sampled_rows
+from mopd.distill.types import ScoredRollout, trained_rows
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -113,18 +113,17 @@ def normalised(shares: Mapping[str, float]) -> dict[str, float]:
 
 def _graded_tokens(scored: ScoredRollout, reference: str | None, reward: float | None) -> GradedTokens:
     """A rollout's trained tokens in float64; the policy's log-probabilities are the sampler's."""
-    mask_T, ids_T = scored.rollout.loss_mask, scored.rollout.token_ids
 
-    def trained(values_T: npt.NDArray[np.floating]) -> torch.Tensor:
-        return torch.from_numpy(values_T[mask_T].astype(np.float64))
+    def trained(values: npt.NDArray[np.floating]) -> torch.Tensor:
+        return torch.from_numpy(trained_rows(values, scored.rollout).astype(np.float64))
 
     policy_N = trained(scored.rollout.sampler_logprobs)
     reference_N = None
     if reference is not None and scored.scores:
         payload = next(score.payload for _, score in scored.scores if score.teacher == reference)
-        reference_T = payload.sampled_logprobs(ids_T)
-        assert reference_T is not None, "a loss that extrapolates asks for payload sampled"
-        reference_N = trained(reference_T)
+        logprobs_N = sampled_rows(payload, scored.rollout)
+        assert logprobs_N is not None, "a loss that extrapolates asks for payload sampled"
+        reference_N = trained(logprobs_N)
     return GradedTokens(
         teacher_N=trained(sampled_logprobs(scored)) if scored.scores else torch.zeros_like(policy_N),
         policy_N=policy_N,

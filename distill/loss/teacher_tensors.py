@@ -17,7 +17,18 @@ from torch import Tensor
 
 from mopd.distill.payload_rows import AskedSupport, payload_spec
 from mopd.distill.payloads import Support, to_torch
-from mopd.distill.types import Float32, Full, Hidden, PayloadName, Sampled, ScoredRollout, TeacherScore
+from mopd.distill.types import (
+    Float32,
+    Full,
+    Hidden,
+    Payload,
+    PayloadName,
+    Rollout,
+    Sampled,
+    ScoredRollout,
+    TeacherScore,
+    trained_rows,
+)
 
 EXAMPLE_VOCABULARY = 1024
 """Of the uniform distribution whose payload says which arrays an empty microbatch has."""
@@ -71,7 +82,7 @@ class HiddenRows:
 
 
 def combine_teachers(scored: ScoredRollout, payload: PayloadName) -> Float32:
-    """The weighted mean of a rollout's teachers' log-probabilities, ``(T, V)`` or ``(T,)``, in nats.
+    """The weighted mean of the teachers' log-probabilities of a rollout's trained tokens, ``(N, V)`` or ``(N,)``, nats.
 
     It is not normalised, and need not be: ``sum_k w_k KL(pi || pi_k) = E_pi[log pi - sum_k w_k log pi_k]`` for weights
     that sum to 1, so one tensor stands for all teachers exactly. A single teacher's comes back untouched, bit by bit.
@@ -83,15 +94,19 @@ def combine_teachers(scored: ScoredRollout, payload: PayloadName) -> Float32:
     for weight, score in scored.scores:
         match payload, score.payload:
             case ("full", Full(logprobs)) | ("sampled", Sampled(logprobs)):
+                rows = trained_rows(logprobs, scored.rollout)
                 # A single teacher has weight 1: multiplying would only copy the largest array of the step.
-                parts.append(logprobs if len(scored.scores) == 1 else np.float32(weight) * logprobs)
+                parts.append(rows if len(scored.scores) == 1 else np.float32(weight) * rows)
             case _:
                 raise _unfit(scored, score, payload)
     return functools.reduce(np.add, parts)
 
 
 def mean_of_teachers(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], payload: PayloadName) -> Tensor:
-    """All rows of :func:`combine_teachers`, padded with zeros to ``(B, T, V)`` or ``(B, T)``; ``shape`` is ``(B, T)``.
+    """All rows of :func:`combine_teachers` where they belong, zeros elsewhere: ``(B, T, V)`` or ``(B, T)``.
+
+    Args:
+        shape: ``(B, T)``.
 
     Raises:
         ValueError: a rollout lacks the payload, or vocabularies differ in size.
@@ -99,11 +114,11 @@ def mean_of_teachers(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], 
     if payload == "full":
         _refuse_untaught(rollouts)
     rows = [combine_teachers(scored, payload) if scored.scores else None for scored in rollouts]
-    return _padded(rows, (*shape, _width(rows)) if payload == "full" else shape)
+    return _padded(rows, rollouts, (*shape, _width(rows)) if payload == "full" else shape)
 
 
 def one_teacher(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], name: str) -> Tensor:
-    """What one teacher said of each token, whatever its weight: ``(B, T)``, zeros where nobody graded the rollout.
+    """What one teacher said of each trained token, whatever its weight: ``(B, T)``, zeros elsewhere.
 
     Raises:
         ValueError: it did not grade a rollout that others did, or gave another payload than ``sampled``.
@@ -118,11 +133,11 @@ def one_teacher(rollouts: Sequence[ScoredRollout], shape: tuple[int, int], name:
             case None:
                 rows.append(None)
             case Sampled(logprobs_T):
-                rows.append(logprobs_T)
+                rows.append(trained_rows(logprobs_T, scored.rollout))
             case _:
                 assert score is not None
                 raise _unfit(scored, score, "sampled")
-    return _padded(rows, shape)
+    return _padded(rows, rollouts, shape)
 
 
 def each_teacher_tensors(
@@ -149,14 +164,15 @@ def _teacher_rows(
             weight_B[b], score = scored.scores[k]
             if not isinstance(score.payload, expected):
                 raise _unfit(scored, score, payload)
-            by_rollout[b] = score.payload.arrays()
+            arrays = score.payload.arrays()
+            by_rollout[b] = {name: trained_rows(array, scored.rollout) for name, array in arrays.items()}
     some = next((arrays for arrays in by_rollout if arrays is not None), None)
     if some is None:  # a dummy: its rows broadcast against any, and none of them is ever read
         empty = {name: array[:0].reshape(0, *(1,) * (array.ndim - 1)) for name, array in _example(payload).items()}
         columns: dict[str, list[np.ndarray | None]] = {name: [array] for name, array in empty.items()}
     else:
         columns = {name: [None if arrays is None else arrays[name] for arrays in by_rollout] for name in some}
-    padded = {name: _padded(rows, (*shape, *_row_shape(rows))) for name, rows in columns.items()}
+    padded = {name: _padded(rows, rollouts, (*shape, *_row_shape(rows))) for name, rows in columns.items()}
     return TeacherRows(weight_B, {name: _as_index(tensor) for name, tensor in padded.items()})
 
 
@@ -192,7 +208,7 @@ def hidden_rows(rollouts: Sequence[ScoredRollout], shape: tuple[int, int]) -> Hi
         mask = scored.rollout.loss_mask
         group = tuple((weight, payload.head) for weight, payload in hidden)
         places.setdefault(group, []).append(b * shape[1] + np.flatnonzero(mask))
-        rows.setdefault(group, []).append([payload.hidden_TH[mask] for _, payload in hidden])
+        rows.setdefault(group, []).append([trained_rows(payload.hidden_TH, scored.rollout) for _, payload in hidden])
     parts = (
         tuple(
             HiddenPart(weight, to_torch(np.concatenate([by_teacher[k] for by_teacher in rows[group]])), head)
@@ -205,20 +221,28 @@ def hidden_rows(rollouts: Sequence[ScoredRollout], shape: tuple[int, int]) -> Hi
 
 
 def sampled_logprobs(scored: ScoredRollout) -> Float32:
-    """The teachers' weighted mean log-probability of each token, ``(T,)``, in nats, whatever their payload.
+    """The teachers' weighted mean log-probability of each trained token, ``(N,)``, in nats, whatever their payload.
 
     Raises:
         ValueError: no teacher graded the rollout, or one gave a payload that does not tell it, such as hidden states.
     """
-    ids_T = scored.rollout.token_ids
-    total_T = np.zeros(len(ids_T), dtype=np.float32)
+    rollout = scored.rollout
+    total_N = np.zeros(rollout.trained_tokens, dtype=np.float32)
     _refuse_untaught([scored])
     for weight, score in scored.scores:
-        logprobs_T = score.payload.sampled_logprobs(ids_T)
-        if logprobs_T is None:
+        logprobs_N = sampled_rows(score.payload, rollout)
+        if logprobs_N is None:
             raise _unfit(scored, score, "sampled")
-        total_T += np.float32(weight) * logprobs_T
-    return total_T
+        total_N += np.float32(weight) * logprobs_N
+    return total_N
+
+
+def sampled_rows(payload: Payload, rollout: Rollout) -> Float32 | None:
+    """A teacher's log-probability of each trained token, ``(N,)``, in nats; None where the payload does not tell it."""
+    rows = next((len(array) for array in payload.arrays().values()), 0)
+    alone = rows == rollout.trained_tokens
+    logprobs = payload.sampled_logprobs(rollout.token_ids[rollout.loss_mask] if alone else rollout.token_ids)
+    return None if logprobs is None else trained_rows(logprobs, rollout)
 
 
 def _width(rows: Sequence[Float32 | None]) -> int:
@@ -232,13 +256,13 @@ def _row_shape(rows: Sequence[np.ndarray | None]) -> tuple[int, ...]:
     return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
 
 
-def _padded(rows: Sequence[np.ndarray | None], shape: tuple[int, ...]) -> Tensor:
-    """Rows in a tensor of their own type, zeros elsewhere."""
+def _padded(rows: Sequence[np.ndarray | None], rollouts: Sequence[ScoredRollout], shape: tuple[int, ...]) -> Tensor:
+    """The rows of each rollout's trained tokens in their places, in a tensor of their own type; zeros elsewhere."""
     there = [row for row in rows if row is not None]
     padded = np.zeros(shape, dtype=there[0].dtype if there else np.float32)
     for b, row in enumerate(rows):
-        if row is not None:
-            padded[b, : len(row)] = row
+        if row is not None and rollouts:
+            padded[b, np.flatnonzero(rollouts[b].rollout.loss_mask)] = row
     return torch.from_numpy(padded)
 
 

@@ -44,8 +44,8 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One model's answer to one question. The first six fields are a row of evaluations.jsonl, and those that say why
-    no verifier looked at the answer, where none did.
+    """One model's answer to one question. The first six fields are a row of evaluations.jsonl, and the score of
+    sampled answers, and why no verifier looked at the answer, where there are any.
 
     Attributes:
         model: ``base``, ``teachers/NAME`` or ``student``.
@@ -55,6 +55,7 @@ class Evaluation:
         truncated: the completion was cut at the limit.
         repetition: see :func:`repetition`.
         text: the completion.
+        sampled: mean score of the answers to the question that were sampled; None where none were.
         unjudged: ``no_answer`` or ``refused``, where no verifier looked at the answer; see
             :mod:`distill.verdicts`.
         reason: why none did.
@@ -70,6 +71,7 @@ class Evaluation:
     truncated: bool = False
     repetition: float = 0.0
     text: str = ""
+    sampled: float | None = None
     unjudged: str = ""
     reason: str = ""
 
@@ -77,7 +79,8 @@ class Evaluation:
         """The row of evaluations.jsonl; ``Evaluation(**record)`` reads it back."""
         keys = ("model", "step", "split", "domain", "prompt_id", "correct")
         why = ("unjudged", "reason") if self.unjudged else ()
-        return {key: getattr(self, key) for key in (*keys, *why)}
+        sampled = ("sampled",) if self.sampled is not None else ()
+        return {key: getattr(self, key) for key in (*keys, *sampled, *why)}
 
 
 def repetition(text: str) -> float:
@@ -204,8 +207,8 @@ def health(rows: Iterable[Evaluation]) -> Metrics:
     """Metrics of one evaluation: ``score/D``, ``length/D`` (mean tokens), ``truncation/D`` and ``repetition/D``.
 
     The last three are early signs of collapse; truncation is the fraction of completions cut at the limit, and a
-    truncation above 0 caps the score. ``no_answer/D`` and ``refused/D`` count answers that no verifier looked at, where
-    there are any.
+    truncation above 0 caps the score. ``sampled_score/D`` is that of sampled answers, where some were. ``no_answer/D``
+    and ``refused/D`` count answers that no verifier looked at, where there are any.
     """
     metrics: Metrics = {}
     for domain, answers in _by_domain(rows).items():
@@ -213,6 +216,8 @@ def health(rows: Iterable[Evaluation]) -> Metrics:
         metrics[f"length/{domain}"] = fmean(row.tokens for row in answers)
         metrics[f"truncation/{domain}"] = fmean(row.truncated for row in answers)
         metrics[f"repetition/{domain}"] = fmean(row.repetition for row in answers)
+        if drawn := [row.sampled for row in answers if row.sampled is not None]:
+            metrics[f"sampled_score/{domain}"] = fmean(drawn)
         for kind, count in Counter(row.unjudged for row in answers if row.unjudged).items():
             metrics[f"{kind}/{domain}"] = float(count)
     return metrics

@@ -191,6 +191,56 @@ def scored_models(grouped: Rows, split: Split, domains: Sequence[str]) -> dict[s
     return models
 
 
+def sampled_models(rows: Sequence[Evaluation], split: Split, domains: Sequence[str]) -> dict[str, dict[str, Interval]]:
+    """Model -> domain -> score of its sampled answers at its last step on ``split``, each question's mean counted once.
+
+    Empty where no answers were sampled. The interval is over questions.
+    """
+    models: dict[str, dict[str, Interval]] = {}
+    for model, answers in _last_rows(rows, split).items():
+        by_domain = {d: [r.sampled for r in answers if r.domain == d and r.sampled is not None] for d in domains}
+        if any(by_domain.values()):
+            models[model] = {domain: interval(drawn) for domain, drawn in by_domain.items() if drawn}
+    return models
+
+
+@dataclass(frozen=True, slots=True)
+class UnjudgedAnswers:
+    """Answers to a domain's questions that no verifier looked at; they score 0.
+
+    Attributes:
+        no_answer: without an answer: the thought was cut off.
+        refused: programs that the sandbox refused.
+        first_reason: why, of the first of them.
+    """
+
+    no_answer: int
+    refused: int
+    first_reason: str
+
+
+def unjudged_answers(rows: Sequence[Evaluation], split: Split) -> dict[str, dict[str, UnjudgedAnswers]]:
+    """Model -> domain -> what no verifier looked at, of its greedy answers at its last step; where there are any."""
+    models: dict[str, dict[str, UnjudgedAnswers]] = {}
+    for model, answers in _last_rows(rows, split).items():
+        for domain in dict.fromkeys(row.domain for row in answers if row.unjudged):
+            there = [row for row in answers if row.domain == domain and row.unjudged]
+            counts = [sum(row.unjudged == kind for row in there) for kind in ("no_answer", "refused")]
+            first = next((row for row in there if row.unjudged == "refused"), there[0])
+            models.setdefault(model, {})[domain] = UnjudgedAnswers(*counts, first_reason=first.reason)
+    return models
+
+
+def _last_rows(rows: Sequence[Evaluation], split: Split) -> dict[str, list[Evaluation]]:
+    """Each model's rows of its last step; of a question that was asked twice, the later one."""
+    last = last_steps(group(rows), split)
+    kept: dict[str, dict[str, Evaluation]] = {model: {} for model in last}
+    for row in rows:
+        if row.split == split and row.step == last[row.model]:
+            kept[row.model][f"{row.domain}/{row.prompt_id}"] = row
+    return {model: list(answers.values()) for model, answers in kept.items()}
+
+
 def _teacher_transfer(table: Table, models: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
     """Teacher -> domain -> its change over base as a share of that domain's headroom: who hurts whom."""
     domains = list(table.answers)
@@ -231,6 +281,7 @@ def build_seesaw(
     Raises:
         ValueError: two models that must be compared answered different questions.
     """
+    rows = list(rows)
     grouped, domains = group(rows), list(teachers)
     models = scored_models(grouped, split, domains)
     table = paired_table(grouped, split, teachers)
@@ -244,6 +295,14 @@ def build_seesaw(
         "teachers": {domain: dict(weights) for domain, weights in teachers.items()},
         "split": split,
         "models": {model: {d: asdict(score) for d, score in scored.items()} for model, scored in models.items()},
+        "sampled": {
+            model: {d: asdict(score) for d, score in scored.items()}
+            for model, scored in sampled_models(rows, split, domains).items()
+        },
+        "unjudged": {
+            model: {d: asdict(answers) for d, answers in by_domain.items()}
+            for model, by_domain in unjudged_answers(rows, split).items()
+        },
         "curve": [asdict(point) for point in curve(grouped, domains)],
         "metrics": (metrics(table) if table else dict.fromkeys(METRICS))
         | asdict(over_time(grouped, domains))

@@ -15,15 +15,31 @@ import torch
 
 from mopd.distill.models.families import experts_of, family_of
 
+_NOT_TEXT = re.compile(r"(?:^|\.)(?:vision|visual|vit|image|audio|sound|multi_modal|multimodal|mm_|embed_vision)")
+"""Names of what a model has for images and sounds."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """One layer's attention: query heads, width of a query and of a value, and how many tokens it sees (None: all)."""
+    """One layer's attention.
+
+    Attributes:
+        heads: of queries.
+        query_dim, value_dim: width of a query and of a value.
+        window: tokens that a query sees, itself included; None: all.
+        cached: values that a cache keeps of a token: keys and values of all their heads, or what they are made of
+            (multi-head latent attention); None: not known of this family.
+    """
 
     heads: int
     query_dim: int
     value_dim: int
     window: int | None
+    cached: int | None = None
+
+    def cached_values(self, tokens: int) -> int | None:
+        """What a cache keeps after so many tokens: in a sliding layer what the next one sees besides itself."""
+        return None if self.cached is None else self.cached * min(tokens, (self.window or tokens + 1) - 1)
 
     def forward_flops(self, length: int) -> int:
         """Scores and weighted values of a causal sequence: ``2 heads (d_query + d_value) sum_t min(t + 1, window)``."""
@@ -61,6 +77,16 @@ class ModelCost:
         """Writing sequences of these lengths, prompts included, with a cache: the last token is never fed back."""
         return self.forward(length - 1 for length in lengths)
 
+    def next_token(self, length: int) -> int:
+        """Writing one token after ``length - 1`` others that lie in a cache."""
+        return self.forward([length]) - self.forward([length - 1])
+
+    def cached_bytes(self, tokens: int, *, value_bytes: int = 2) -> int | None:
+        """Bytes of a sequence's keys and values after so many tokens; None where a layer's are not known."""
+        layers = [layer.cached_values(tokens) for layer in self.attention]
+        known = [values for values in layers if values is not None]
+        return sum(known) * value_bytes if len(known) == len(layers) else None
+
     def train(self, lengths: Iterable[int]) -> int:
         """Forward and backward over sequences of these lengths: three times the forward."""
         return 3 * self.forward(lengths)
@@ -75,26 +101,30 @@ def model_cost(model: torch.nn.Module) -> ModelCost:
     Raises:
         ValueError: it has experts and its configuration doesn't say how many a token is routed to.
     """
-    config: Any = model.config
+    whole: Any = model.config
+    config = whole.get_text_config()
     total = active = matmul = 0.0
     for name, parameter in model.named_parameters():
         size = parameter.numel()
         used = size * _routed_share(config, name)
         total, active = total + size, active + used
         # Tied weights come once, under the embedding's name; as the head they multiply.
-        is_lookup = "embed" in name and not config.tie_word_embeddings
+        is_lookup = "embed" in name and not getattr(config, "tie_word_embeddings", False)
         if parameter.ndim >= 2 and not is_lookup:
             matmul += used
     return ModelCost(
         total_parameters=int(total),
         active_parameters=round(active),
         matmul_parameters=round(matmul),
-        attention=tuple(_attention(config, layer) for layer in range(config.num_hidden_layers)),
+        attention=tuple(_attention(config, layer, _cached(model, layer)) for layer in range(config.num_hidden_layers)),
     )
 
 
 def _routed_share(config: Any, name: str) -> float:
-    """The part of a parameter that one token passes: chosen experts over all of them, 1 outside of experts."""
+    """The part of a parameter that one token of text passes: chosen experts over all of them, none of what reads images
+    or sounds, else 1."""
+    if _NOT_TEXT.search(name):
+        return 0.0
     if not re.search(r"(?:^|\.)experts\.", name):
         return 1.0
     experts = experts_of(config)
@@ -104,9 +134,29 @@ def _routed_share(config: Any, name: str) -> float:
     return chosen / experts
 
 
-def _attention(config: Any, layer: int) -> AttentionShape:
-    """A layer's shape; one of a kind that is not named full or sliding is counted as seeing all tokens."""
-    heads, family = config.num_attention_heads, family_of(config)
+_CACHED = re.compile(r"\.layers\.(\d+)\.self_attn\.(k_proj|v_proj|kv_a_proj_with_mqa)\.weight$")
+"""Projections whose outputs a cache keeps; the last are the latents of DeepSeek-V2, arXiv 2405.04434, section 2.1.3."""
+
+
+def _cached(model: torch.nn.Module, layer: int) -> int | None:
+    """Values that a layer's cache keeps of a token: as many as these projections have rows."""
+    rows = [
+        parameter.shape[0]
+        for name, parameter in model.named_parameters()
+        if (matched := _CACHED.search(name)) and int(matched[1]) == layer
+    ]
+    return sum(rows) or None
+
+
+def _attention(whole: Any, layer: int, cached: int | None) -> AttentionShape:
+    """A layer's shape; one of a kind that is not named full or sliding is counted as seeing all tokens.
+
+    A family without attention heads has no attention: all that its layers multiply by are their parameters.
+    """
+    config = whole.per_layer_config[layer] if getattr(whole, "is_heterogeneous", False) else whole
+    heads, family = getattr(config, "num_attention_heads", None), family_of(whole)
+    if not heads:
+        return AttentionShape(heads=0, query_dim=0, value_dim=0, window=None, cached=cached)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
@@ -116,4 +166,5 @@ def _attention(config: Any, layer: int) -> AttentionShape:
         query_dim=getattr(config, family.query_width, None) or width,
         value_dim=getattr(config, family.value_width, None) or width,
         window=window if slides else None,
+        cached=cached,
     )

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from mopd.distill.models.load import load_model
-from mopd.distill.types import UserError
+from mopd.distill.types import UserError, aligned_rows
 
 WEIGHTS = "model.safetensors"
 
@@ -137,6 +137,38 @@ def in_place_of_head(model: Callable[..., Any], head: nn.Module, fn: Callable[[T
             "take `loss: {estimator: full_reverse_kl, payload: full}`"
         )
     return logits
+
+
+def logits_at(model: Callable[..., Any], module: Any, places_BN: Tensor, **inputs: Any) -> Tensor:
+    """A causal model's logits of some tokens alone, aligned, ``(B, N, V)``: its head sees no other row.
+
+    A model whose head cannot be found makes all of them, and the others are left out afterwards.
+
+    Args:
+        model: of transformers, or an engine around one, whose module is ``module``; in peft's wrapper, too.
+        places_BN: int64, where the tokens are in their sequences, from 1; at 0 the result says nothing.
+        inputs: token ids and attention mask.
+    """
+    head = without_adapters(module).get_output_embeddings()
+    selected = False
+
+    def forward(hidden_BTH: Tensor, *args: Any, **kwargs: Any) -> Any:
+        nonlocal selected
+        selected = hidden_BTH.shape[:2] == inputs["input_ids"].shape  # not per token
+        return own(aligned_rows(hidden_BTH, places_BN) if selected else hidden_BTH, *args, **kwargs)
+
+    if head is None:
+        return aligned_rows(model(**inputs, use_cache=False).logits, places_BN)
+    own, before = head.forward, vars(head).get("forward")
+    vars(head)["forward"] = forward  # in the head's own place, so that an engine gathers its weights for it
+    try:
+        logits = model(**inputs, use_cache=False).logits
+    finally:
+        if before is None:
+            del vars(head)["forward"]
+        else:
+            vars(head)["forward"] = before
+    return logits if selected else aligned_rows(logits, places_BN)
 
 
 def without_adapters(model: Any) -> Any:

@@ -38,6 +38,7 @@ from mopd.distill.recipe.base import (
 from mopd.distill.recipe.drafts import MTPRecipe
 from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import FullReverseKL, Loss
+from mopd.distill.recipe.model_names import is_path
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.source import GYM, EnvironmentSource, GymSource, Source, columns_of, is_template
 
@@ -58,6 +59,9 @@ Truncated: TypeAlias = Literal["learn", "mask", "zero_reward"]
 KindName: TypeAlias = Annotated[str, ShippedOrPlugin("checkpoint", "served", "custom")]
 """A row of KINDS (teachers/kinds)."""
 
+CHATML = "chatml"
+"""A chat template that is shipped (rollouts/tokenizer.py): `<|im_start|>role ... <|im_end|>`, as Qwen writes turns."""
+
 OPTIMIZER = "which optimizer: adamw, or sgd (without momentum)"
 
 OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
@@ -65,11 +69,28 @@ OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
 
 
 class Architecture(Strict):
-    """A model made from scratch: a transformers configuration and a tokenizer trained on the stage's own prompts."""
+    """A model made from scratch: a transformers configuration, and a tokenizer: one trained here, or another's."""
 
     architecture: str = Field(description="transformers model type, for example mimo_v2_flash, qwen3_moe, llama")
     config: FiniteMapping = Field(default_factory=dict, description="keys of that model's configuration class")
     vocabulary: int = Field(default=160, ge=40, le=1_000_000, description="size of the byte-pair vocabulary, in tokens")
+    tokenizer: str | None = Field(
+        default=None,
+        description="whose tokenizer it takes: stage:NAME, a path (./ or /) or a Hub id; none: one is trained",
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="turns of a chat: chatml, or the path of a Jinja file (begins with ./ or /); none: that of "
+        "`tokenizer`, if it has one",
+    )
+
+    @model_validator(mode="after")
+    def _one_vocabulary(self) -> Self:
+        if self.tokenizer is not None and "vocabulary" in self.model_fields_set:
+            raise refusal("has both `tokenizer` and `vocabulary`, which a tokenizer has already; give one of them")
+        if self.chat_template is not None and self.chat_template != CHATML and not is_path(self.chat_template):
+            raise refusal(f"has `chat_template` {self.chat_template!r}; write chatml, or a path (./ or /)")
+        return self
 
 
 def _name_or_mapping(value: Any) -> str:
@@ -82,14 +103,24 @@ ModelReference: TypeAlias = Annotated[
 """stage:NAME, a path (begins with ./ or /), a Hub id, or an architecture to initialise."""
 
 
+MOST_WARMUP_STEPS = 20
+"""Where a recipe does not say how many."""
+
+
 class _Schedule(Strict):
     """What optimizers share: the learning rate over the optimizer steps, and the bound of a gradient."""
 
     lr: LearningRate = Field(default=5e-4, description="peak learning rate")
     schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="decay after the warm-up")
-    warmup_steps: CountOrNone = Field(default=20, description="optimizer steps of linear warm-up")
+    warmup_steps: CountOrNone | None = Field(
+        default=None, description="optimizer steps of linear warm-up; none: a tenth of the training's, and 20 at most"
+    )
     final_lr_fraction: float = Field(default=0.1, ge=0, le=1, description="learning rate at the end, over the peak")
     clip: Clip = Field(default=1.0, description="global gradient norm above which it is scaled down; 0 is off")
+
+    def warm_up(self, total: int) -> int:
+        """Optimizer steps of warm-up of a training of ``total`` optimizer steps."""
+        return min(MOST_WARMUP_STEPS, total // 10) if self.warmup_steps is None else self.warmup_steps
 
     @model_validator(mode="after")
     def _an_end_only_where_it_decays(self) -> Self:
@@ -433,6 +464,18 @@ class RolloutRecipe(Strict):
         default=1, description="expert_iteration: different right answers to a prompt that are learnt from at most"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_the_whole_distribution(cls, values: Any) -> Any:
+        """The loss compares distributions that rollouts were drawn from; a sampler that cuts them draws from others."""
+        for key in ("top_p", "top_k", "stop_strings") if isinstance(values, dict) else ():
+            if key in values:
+                raise refusal(
+                    f"has `{key}`, and training samples the student's whole distribution, which the loss compares; "
+                    f"for evaluations there is `evaluate.{key}`"
+                )
+        return values
+
     @field_validator("engine", mode="before")
     @classmethod
     def _older_spelling(cls, engine: Any) -> Any:
@@ -441,7 +484,7 @@ class RolloutRecipe(Strict):
 
 
 class EvaluateRecipe(Strict):
-    """What is measured; greedy decoding."""
+    """What is measured: greedy answers, and sampled ones beside them where they are asked for."""
 
     validation_prompts: Count = Field(default=200, description="per domain, for curves")
     test_prompts: Count = Field(default=1000, description="per domain, for final tables")
@@ -449,6 +492,17 @@ class EvaluateRecipe(Strict):
         default=16,
         description="of the validation ones, per taught domain, written as in training and graded by "
         "the teachers: held-out KL, entropy, overlap",
+    )
+    samples_per_prompt: CountOrNone = Field(
+        default=0, description="answers to each held-out prompt that are sampled beside the greedy one; 0: none"
+    )
+    temperature: Temperature = Field(default=1.0, description="of the sampled answers")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="sampled from the likeliest tokens that have this probability together; 1: from all"
+    )
+    top_k: CountOrNone = Field(default=0, description="sampled from so many of the likeliest tokens; 0: from all")
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="texts that end an answer of an evaluation, and are no part of it"
     )
     seed: Seed = Field(default=0, description="of the held-out prompts; the same for every run that is compared")
     select: Literal["worst_recovery", "last"] = Field(
@@ -481,6 +535,10 @@ class RunRecipe(Strict):
     keep_checkpoints: Count = Field(default=2, description="whole checkpoints kept")
     parallel_stages: Count = Field(
         default=2, description="stages side by side at most, where none waits for another and GPUs suffice"
+    )
+    card_gib: Positive | None = Field(
+        default=None,
+        description="GiB of a GPU that the plan is held against where this machine has none; none: it is not",
     )
     niceness: int = Field(
         default=0, ge=0, le=19, description="of ranks, teachers and samplers: 0 competes with other work, 19 gives way"
@@ -589,6 +647,21 @@ class Recipe(Strict):
     run: RunRecipe = RunRecipe()
     track: TrackRecipe = TrackRecipe()
     stages: dict[Name, StageRecipe] = Field(default_factory=dict, description="how base and specialists are made")
+    architectures: dict[str, Any] = Field(
+        default_factory=dict,
+        description="configurations of Hub models by their ids, for `mopd check --offline`: keys of config.json, or "
+        "the path of one (begins with ./ or /); nothing that is run reads them",
+    )
+
+    @field_validator("architectures")
+    @classmethod
+    def _configurations(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, given in value.items():
+            if not isinstance(given, dict) and not (isinstance(given, str) and given.startswith(("./", "/"))):
+                raise refusal(f"has {given!r:.60} for {name}; it needs keys of a config.json, or the path of one")
+            if isinstance(given, dict) and not isinstance(given.get("model_type"), str):
+                raise refusal(f"has no `model_type` for {name}, which says what its other keys mean")
+        return value
 
     @property
     def trained_domains(self) -> dict[str, DomainRecipe]:

@@ -17,7 +17,9 @@ from pydantic import Field, field_validator, model_validator
 from mopd.distill.recipe.base import Count, Fraction, PluginReference, Seconds, ShippedOrPlugin, Strict, refusal
 from mopd.distill.recipe.plugins import is_plugin
 
-VerifierName: TypeAlias = Annotated[str, ShippedOrPlugin("exact", "number", "choice", "math", "python_tests")]
+RUNS_PROGRAMS = ("python_tests", "input_output")
+"""Verifiers that run what was written; what is right stands in `tests`."""
+VerifierName: TypeAlias = Annotated[str, ShippedOrPlugin("exact", "number", "choice", "math", *RUNS_PROGRAMS)]
 """A row of VERIFIERS (rollouts/verifiers.py)."""
 
 _PART = re.compile(r"\{\{|\}\}|\{\}|\{([^{}]+)\}|[{}]")
@@ -210,7 +212,11 @@ class Source(Strict):
     tests: str | None = Field(
         default=None,
         description="column of the unit tests of verifier python_tests, or a template such as "
-        '"{test}\\ncheck({entry_point})"; none: `answer` holds them',
+        '"{test}\\ncheck({entry_point})"; none: `answer` holds them. Of verifier input_output, column of the cases',
+    )
+    function: str | None = Field(
+        default=None,
+        description="with input_output, column of the name of the function that is asked for; none: the cases say so",
     )
     continues: str | None = Field(
         default=None,
@@ -262,7 +268,12 @@ class Source(Strict):
 
     @model_validator(mode="after")
     def _what_goes_with_what(self) -> Self:
-        if self.answer is None and not is_plugin(self.verifier):
+        if self.verifier == "input_output" and self.tests is None:
+            raise refusal("has verifier input_output and no `tests`; name the column of the inputs and outputs")
+        if self.function is not None and self.verifier != "input_output":
+            raise refusal(f"has `function`, which input_output reads, and the verifier {self.verifier}; leave it out")
+        runs_tests = self.verifier in RUNS_PROGRAMS and self.tests is not None
+        if self.answer is None and not is_plugin(self.verifier) and not runs_tests:
             raise refusal(f"has no `answer`, which verifier {self.verifier} compares with; name its column")
         for leaf, what in (("option_labels", "options"), ("shots_split", "shots")):
             if getattr(self, leaf) is not None and not getattr(self, what):

@@ -156,6 +156,10 @@ class DeepSpeedStudent:
         metrics: Metrics = self._ranks.call("update", [(updates,) for updates in per_rank])[0]
         return metrics | {f"share/{domain}": share for domain, share in normalised(shares).items()}
 
+    def worked(self) -> list[float]:
+        """Seconds that each rank computed since the last call; see :mod:`distill.student.work`."""
+        return self._all("worked")
+
     def save(self, step: int) -> None:
         """Write a checkpoint from which a run resumes exactly after ``step`` finished steps, unless it is there."""
         if step not in self._checkpoints():
@@ -177,9 +181,10 @@ class DeepSpeedStudent:
             )
         self._all("load", step)
 
-    def export(self, path: str) -> None:
-        """Write a Hugging Face checkpoint with its tokenizer; an adapter is added in, and lies beside it."""
-        self._all("export", path)
+    def export(self, path: str, card: str = "") -> None:
+        """Write a Hugging Face checkpoint with its tokenizer, and its model card unless that is empty; an adapter is
+        added in, and lies beside it."""
+        self._all("export", path, card)
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._ranks.call(method, [args] * self._ranks.size)

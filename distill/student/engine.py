@@ -7,8 +7,8 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +170,10 @@ def learning_rate(optimizer: Optimizer, k: int, total: int) -> float:
         k: number of the optimizer step in the run, from 0.
         total: optimizer steps of the whole run.
     """
-    if k < optimizer.warmup_steps:
-        return optimizer.lr * (k + 1) / optimizer.warmup_steps
-    progress = min(1.0, (k - optimizer.warmup_steps) / max(1, total - 1 - optimizer.warmup_steps))
+    warmup_steps = optimizer.warm_up(total)
+    if k < warmup_steps:
+        return optimizer.lr * (k + 1) / warmup_steps
+    progress = min(1.0, (k - warmup_steps) / max(1, total - 1 - warmup_steps))
     match optimizer.schedule:
         case "constant":
             remaining = 1.0
@@ -239,11 +240,41 @@ def _load_trained(src: Any, dst: torch.nn.Module) -> None:
         )
 
 
-def gathered(engine: Any) -> AbstractContextManager[Any]:
-    """Whole parameters on every rank while the context lasts (ZeRO-3 keeps a part of each)."""
+@contextmanager
+def gathered(engine: Any) -> Iterator[None]:
+    """Whole parameters on every rank while the context lasts; ZeRO-3 keeps a part of each.
+
+    They are gathered once. DeepSpeed's hooks are off meanwhile: they would free each submodule after its forward, and
+    gather it again for the next token. So ranks may take unequally many forwards in the context.
+    """
     from deepspeed.runtime.zero import GatheredParameters
 
-    return GatheredParameters(list(engine.module.parameters()), modifier_rank=None)
+    with GatheredParameters(list(engine.module.parameters()), modifier_rank=None), _without_hooks(engine):
+        yield
+
+
+@contextmanager
+def _without_hooks(engine: Any) -> Iterator[None]:
+    """Take ZeRO-3's hooks off the modules, and put them back in their places among those of others.
+
+    DeepSpeed's own way, to register new ones, would have it record the order of modules again.
+    """
+    offload = engine.optimizer.parameter_offload
+    handles = [offload.fwd_pre_hook, *offload.forward_hooks, *offload.backward_hooks]
+    own = {handle.id for handle in handles}  # unique among all hooks of the process
+    hooks = {id(held): held for held in (handle.hooks_dict_ref() for handle in handles) if held is not None}
+    before = {key: dict(held) for key, held in hooks.items()}
+    for held in hooks.values():
+        for number in own & held.keys():
+            del held[number]
+    try:
+        yield
+    finally:
+        for key, held in hooks.items():
+            kept = {number: hook for number, hook in before[key].items() if number in own or number in held}
+            added = {number: hook for number, hook in held.items() if number not in kept}
+            held.clear()
+            held.update(kept | added)
 
 
 def _plain_files() -> Any:

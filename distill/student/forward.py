@@ -14,10 +14,10 @@ from torch import Tensor
 
 from mopd.distill.loss.base import TokenLoss, bounded, spread, teacher_gap
 from mopd.distill.loss.hidden import Chunks, TeacherHidden, hidden_reverse_kl
-from mopd.distill.loss.microbatch import Microbatch
+from mopd.distill.loss.microbatch import Microbatch, trained_columns
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.loss.teacher_tensors import HiddenRows
-from mopd.distill.models.heads import HeadSource, fingerprint, in_place_of_head, plain_head
+from mopd.distill.models.heads import HeadSource, fingerprint, in_place_of_head, logits_at, plain_head
 from mopd.distill.student.update_metrics import UpdateTotals
 from mopd.distill.types import RunError, align_logits
 
@@ -64,7 +64,7 @@ class Objective:
 
 
 def forward(engine: Any, microbatch: Microbatch, objective: Objective, totals: UpdateTotals) -> TokenLoss:
-    """Each token's loss under the student's distribution of now.
+    """Each token's loss under the student's distribution of now. Logits are made for trained tokens alone.
 
     Args:
         engine: DeepSpeed's, around a causal model of transformers.
@@ -76,10 +76,15 @@ def forward(engine: Any, microbatch: Microbatch, objective: Objective, totals: U
     """
     if microbatch.hidden is not None:
         return _from_hidden(engine, microbatch, microbatch.hidden, objective, totals)
-    output = engine(input_ids=microbatch.token_ids_BT, attention_mask=microbatch.attention_mask_BT, use_cache=False)
-    logits_BTV = align_logits(output.logits)[..., : objective.vocabulary].float() / objective.temperature
-    totals.watch_gradient(logits_BTV, microbatch)
-    return objective.loss.token_loss(logits_BTV, microbatch)
+    trained = trained_columns(microbatch)
+    inputs = {"input_ids": microbatch.token_ids_BT, "attention_mask": microbatch.attention_mask_BT}
+    raw_BNV = logits_at(engine, engine.module, trained.places_BN, **inputs)
+    logits_BNV = raw_BNV[..., : objective.vocabulary].float() / objective.temperature
+    totals.watch_gradient(logits_BNV, microbatch)
+    token_loss = objective.loss.token_loss(logits_BNV, trained.microbatch)
+    mask_BN = trained.microbatch.mask_BT
+    stats = {name: values_BN[mask_BN] for name, values_BN in token_loss.stats.items()}
+    return spread(token_loss.loss_BT[mask_BN], stats, microbatch.mask_BT)
 
 
 def _from_hidden(

@@ -27,6 +27,7 @@ from mopd.distill.student.drafts import DraftTrainer
 from mopd.distill.student.forward import Objective, forward, read_heads
 from mopd.distill.student.spec import RankUpdate, StudentSpec
 from mopd.distill.student.update_metrics import UpdateTotals
+from mopd.distill.student.work import WorkClock
 from mopd.distill.types import Metrics, NonFinite, RunError, UserError
 
 ADAPTER = "adapter"
@@ -48,6 +49,7 @@ class StudentRank:
     def __init__(self, spec: StudentSpec, listener: socket.socket | None = None) -> None:
         """``listener``: where rank 0 waits for the others; see :func:`distill.student.engine.meet`."""
         self.spec = spec
+        self._clock = WorkClock()
         self._loss = bind(spec.loss)
         self.engine, self.load_balance = engine.build(spec, listener)
         self.module: torch.nn.Module = self.engine.module
@@ -69,14 +71,19 @@ class StudentRank:
             NonFinite: on every rank, before the weights of that optimizer step move.
         """
         self.module.train()
-        metrics = [self._optimizer_step(update) for update in updates]
+        with self._clock():
+            metrics = [self._optimizer_step(update) for update in updates]
         having = {name: [m[name] for m in metrics if name in m] for name in metrics[-1]}
         return {name: sum(values) / len(values) for name, values in having.items()}
 
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """``fn(module, *args)`` with the live module, whose parameters are whole."""
-        with self._whole():
+        with self._clock(), self._whole():
             return fn(self.module, *args)
+
+    def worked(self) -> float:
+        """Seconds that it updated, sampled or gave out weights since the last call, without waits for other ranks."""
+        return self._clock.take()
 
     def save(self, step: int, keep_steps: Collection[int]) -> None:
         """Write the checkpoint after ``step`` finished steps under a temporary name, then publish it.
@@ -152,7 +159,7 @@ class StudentRank:
 
         An adapter is added in.
         """
-        with self._whole():
+        with self._clock(), self._whole():
             if self.spec.lora is not None:
                 return merged_state(self.module) if self.rank == 0 else None
             state = moe.gather_state_dict(self.module)
@@ -165,10 +172,13 @@ class StudentRank:
         with self._whole():
             return adapter_state(self.module) if self.rank == 0 else None
 
-    def export(self, path: str) -> None:
+    def export(self, path: str, card: str = "") -> None:
         """Write a Hugging Face checkpoint with its tokenizer into ``path``, replacing what is there.
 
         An adapter is added in, and written by itself into the folder ``adapter`` beside it, as peft does.
+
+        Args:
+            card: the text of its model card, README.md; empty: it gets none.
         """
         if self.spec.lora is not None:
             self._export_adapter(Path(path).with_name(ADAPTER))
@@ -187,6 +197,8 @@ class StudentRank:
                 end_token_ids=self.spec.end_token_ids,
                 published={} if self._drafts is None else self._drafts.heads.published(),
             )
+            if card:
+                (temporary / checkpoint.CARD).write_text(card)
             storage.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
 
         self._on_first(publish)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
+import re
 from collections.abc import Hashable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +18,20 @@ from mopd.distill.models.adapters import ParameterCounts, parameter_counts
 from mopd.distill.models.attention import AttentionOffer, attention_offer
 from mopd.distill.models.families import experts_of
 from mopd.distill.models.flops import ModelCost
-from mopd.distill.recipe import Architecture, LoRA
+from mopd.distill.recipe import Architecture, LoRA, StageRecipe
 from mopd.distill.recipe.messages import guess, nearest
 from mopd.distill.recipe.model_names import is_path
 from mopd.distill.recipe.plugins import own_code
 from mopd.distill.student.moe import router_biases
 from mopd.distill.types import UserError
-from mopd.recipes.check.offline import shipped_config
+from mopd.recipes.check.offline import known_config
 from mopd.recipes.resolve.checkpoints import empty_model, has_code, local_folder, needs_code, read_checkpoint
-from mopd.recipes.resolve.initial import training_texts
+from mopd.recipes.resolve.initial import decided_by_tokenizer, taken_tokenizer, trained_tokenizer
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.sources import ModelSource, Origin
+from mopd.recipes.resolve.sources import ModelSource, Origin, tokenizer_origin
 from mopd.recipes.resolve.stages import stage_seed
 from mopd.rollouts.tasks import Task
-from mopd.rollouts.tokenizer import build_tokenizer
+from mopd.rollouts.tokenizer import give_template, read_template
 
 LARGEST = 50_000_000
 """Parameters of a model that is made and run here within a second; a larger one is not tried."""
@@ -157,15 +159,17 @@ def read_model_infos(
     Args:
         tasks: by domain; a stage's tokenizer is trained on all of them. Where one is missing (it could not be made),
             models made from scratch are left out.
-        offline: of a model on the Hub nothing is asked but its shipped configuration.
+        offline: of a model on the Hub nothing is asked, but the configuration that is shipped or that the recipe gives.
         shared: what is known of models already, from recipes that name the same ones; it grows.
     """
     shared = {} if shared is None else shared
+    stages = resolved.recipe.stages
     drawn_from = repr([domain.task for domain in resolved.recipe.domains.values()])
     model_infos: dict[str, ModelInfo] = {}
     problems: list[str] = []
     whole = tasks if set(tasks) == set(resolved.recipe.domains) else None
     looked_at: dict[tuple[str, bool, bool], ModelInfo | None] = {}
+    without_hub = resolved.recipe.architectures if offline else None
     for leaf, model in resolved.models.items():
         if model.origin is None:
             continue  # an undeclared stage or a cycle, which check_routes names
@@ -174,11 +178,19 @@ def read_model_infos(
         key = named, first.trusted, first.has_weights
         if key not in looked_at:
             # All that it depends on: an architecture's tokenizer is trained on every task, in its stage's own order.
-            depends_on = (repr(model.origin), drawn_from, whole is None, resolved.recipe.seed, offline, *key)
+            depends_on = (
+                repr(model.origin),
+                repr(tokenizer_origin(stages, model.origin)),
+                drawn_from,
+                whole is None,
+                resolved.recipe.seed,
+                repr(without_hub),
+                *key,
+            )
             try:
                 if depends_on in shared:
                     looked_at[key] = shared[depends_on]
-                elif (info := _look(model.origin, first, whole, resolved.recipe.seed, offline)) is not None:
+                elif (info := _look(model.origin, first, stages, whole, resolved.recipe.seed, without_hub)) is not None:
                     looked_at[key] = shared[depends_on] = info
                 else:
                     looked_at[key] = None
@@ -203,6 +215,7 @@ def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokeniz
     defaults = CONFIG_MAPPING[name]
     known = {*inspect.signature(defaults.__init__).parameters, *defaults().to_dict(), *defaults.attribute_map}
     known -= {"self", "kwargs"}
+    known |= {key for key in architecture.config if key not in known and _is_read(defaults, key)}
     problems = [
         f"`config.{key}` is no key of {defaults.__name__}; {guess(key, sorted(known))}"
         for key in architecture.config
@@ -219,32 +232,52 @@ def architecture_config(architecture: Architecture, tokenizer: PreTrainedTokeniz
         return AutoConfig.for_model(
             name,
             **architecture.config,
-            vocab_size=len(tokenizer),
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **decided_by_tokenizer(tokenizer),
         )
     except Exception as error:  # each family has exceptions of its own
         raise UserError(f"{defaults.__name__} refuses this `config`: {error}") from error
 
 
+def _is_read(config_class: Any, key: str) -> bool:
+    """Whether a model reads a key that its configuration class does not declare: `head_dim` of Qwen3-MoE, and the older
+    names of rotary positions, which transformers takes over."""
+    if key in ("rope_theta", "rope_scaling", "partial_rotary_factor"):
+        return "rope_parameters" in config_class().to_dict()
+    if not key.isidentifier():
+        return False
+    own = config_class.__module__
+    modeling = importlib.import_module(own.replace(".configuration_", ".modeling_"))
+    if re.search(rf"""["']{key}["']""", inspect.getsource(importlib.import_module(own))):
+        return True  # an older name that the configuration takes over
+    read = rf"""config\.{key}\b|getattr\([\w.]*config, ["']{key}["']"""
+    return re.search(read, inspect.getsource(modeling)) is not None
+
+
 def _look(
-    end: Origin, model_source: ModelSource, tasks: Mapping[str, Task] | None, run_seed: int, offline: bool
+    end: Origin,
+    model_source: ModelSource,
+    stages: Mapping[str, StageRecipe],
+    tasks: Mapping[str, Task] | None,
+    run_seed: int,
+    without_hub: Mapping[str, Any] | None,
 ) -> ModelInfo | None:
-    """What is known of one model; None where it is initialised here and not every domain has a task."""
+    """What is known of one model; None where it is initialised here and not every domain has a task.
+
+    Args:
+        without_hub: the configurations that the recipe gives; None: the Hub may be asked.
+    """
     unused: tuple[str, ...] = ()
     if isinstance(end.source, Architecture):
         if tasks is None:
             return None
-        seed = run_seed if end.stage is None else stage_seed(run_seed, end.stage)
-        tokenizer = build_tokenizer(training_texts(tasks, seed=seed), end.source.vocabulary)
+        tokenizer = _tokenizer_of(end, stages, tasks, run_seed)
         config = architecture_config(end.source, tokenizer)
         model, cost = empty_model(config)
         probe(config, cost.total_parameters)
         own_code = False
-    elif offline and not is_path(end.source):
+    elif without_hub is not None and not is_path(end.source):
         tokenizer, own_code = None, False
-        model, cost = empty_model(shipped_config(end.source))
+        model, cost = empty_model(known_config(end.source, without_hub))
     else:
         weights = model_source.has_weights
         checkpoint = read_checkpoint(
@@ -257,6 +290,31 @@ def _look(
         own_code = model_source.trusted and has_code(model.config, tokenizer)
     biased = any(bias is not None for bias in router_biases(model))
     return ModelInfo(end, model.config, tokenizer, cost, biased, attention_offer(model), own_code, unused)
+
+
+def _tokenizer_of(
+    end: Origin, stages: Mapping[str, StageRecipe], tasks: Mapping[str, Task], run_seed: int
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model made from scratch: trained here as its stage will train it, or taken from another model.
+
+    Raises:
+        UserError: there is none where it is taken from, or it does not fit the chat template.
+    """
+    origin = tokenizer_origin(stages, end)
+    assert isinstance(end.source, Architecture)
+    if origin is None:
+        raise UserError(
+            f"`tokenizer` is {end.source.tokenizer}, which leads to no model: an undeclared stage, or back to itself"
+        )
+    source, stage, takers = origin
+    if isinstance(source, Architecture):
+        seed = run_seed if stage is None else stage_seed(run_seed, stage)
+        tokenizer = trained_tokenizer(source, tasks, seed=seed)
+    else:
+        tokenizer = taken_tokenizer(takers[0], local_folder(source, weights=False))
+    for taker in takers:
+        give_template(tokenizer, read_template(taker.chat_template))
+    return tokenizer
 
 
 def _about_code(model: ModelSource, info: ModelInfo) -> list[str]:

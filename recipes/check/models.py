@@ -28,6 +28,9 @@ from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.tokenizer import control_ids
 from mopd.teachers.compatibility import compare_heads, compare_tokenizers
 
+NOT_EXPORTED = "they are neither used, nor trained, nor exported"
+"""Said of weights of the student's checkpoint before a run, and once more of its export."""
+
 
 def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> list[str]:
     """Every problem between the recipe and its models, each a sentence; models without facts are passed over.
@@ -202,7 +205,7 @@ def model_warnings(
             keep = f" (its {count} draft layers are kept with `mtp.heads: {count}`)" if count else ""
             yield (
                 f"`{leaf}`: the checkpoint has {len(unused)} weights that its {info.config.model_type} has no "
-                f"place for ({named}), such as draft heads; they are neither used, nor trained, nor exported{keep}"
+                f"place for ({named}), such as draft heads; {NOT_EXPORTED}{keep}"
             )
         if (method := _packing(info)) is not None and leaf.startswith("teachers.") and models[leaf].has_weights:
             yield (

@@ -21,20 +21,36 @@ PROMPT_TOKENS = 512
 """What a prompt is counted as where nothing is known of its dataset or its tokenizer; generous for word problems."""
 
 
-def shipped_config(name: str) -> Any:
-    """The configuration of a Hub model that is shipped with this project.
+def known_config(name: str, given: Mapping[str, Any]) -> Any:
+    """The configuration of a Hub model that the recipe gives, or that is shipped with this project.
+
+    Args:
+        given: `architectures` of the recipe.
 
     Raises:
-        UserError: it is not.
+        UserError: there is neither, or what is given is no configuration.
     """
+    if name in given:
+        return _given_config(name, given[name])
     path = ARCHITECTURES / f"{name.replace('/', '--')}.json"
-    known = sorted(path.stem.replace("--", "/") for path in ARCHITECTURES.glob("*.json"))
+    known = sorted({*(path.stem.replace("--", "/") for path in ARCHITECTURES.glob("*.json")), *given})
     if path.stem.replace("--", "/") not in known:
         raise UserError(
             f"without a network nothing is known of the Hub model {name!r}; {guess(name, known)}, check where there is "
-            f"a network, or give a path that begins with ./"
+            f"a network, give a path that begins with ./, or its config.json under `architectures`"
         )
     return AutoConfig.from_pretrained(path)
+
+
+def _given_config(name: str, given: Any) -> Any:
+    try:
+        if isinstance(given, str):
+            return AutoConfig.from_pretrained(given)
+        return AutoConfig.for_model(**given)
+    except Exception as error:  # OSError, ValueError, KeyError, JSON errors: whatever a configuration can be
+        raise UserError(
+            f"`architectures`: what is given for {name} is no configuration of transformers: {error!s:.300}"
+        ) from error
 
 
 def on_hub(task: str | Source | GymSource | EnvironmentSource) -> bool:
@@ -58,8 +74,8 @@ def unchecked(resolved: Resolved) -> list[str]:
     lines = []
     if models:
         lines.append(
-            f"models {', '.join(models)}: counted by their shipped configurations; tokenizers, chat templates and "
-            f"weights were not looked at"
+            f"models {', '.join(models)}: counted by configurations that are shipped or given; tokenizers, chat "
+            f"templates and weights were not looked at"
         )
     if data:
         lines.append(f"datasets {', '.join(data)}: rows, columns, splits and gold answers were not looked at")

@@ -13,10 +13,11 @@ from mopd.distill.loss.base import TokenLoss
 from mopd.distill.loss.microbatch import Microbatch, collate
 from mopd.distill.loss.registry import BoundLoss, bind
 from mopd.distill.payload_rows import AskedSupport, payload_spec
-from mopd.distill.recipe import Loss, RolloutRecipe
+from mopd.distill.recipe import EvaluateRecipe, Loss, RolloutRecipe
 from mopd.distill.recipe.plugins import is_plugin, own_code
 from mopd.distill.types import PayloadName, Prompt, Rollout, ScoredRollout, TeacherScore, UserError
 from mopd.rollouts.engines import engine_of
+from mopd.rollouts.sampler import asks_more
 from mopd.rollouts.tasks import Example, Task, TaskSplit
 
 DRAWN = 32
@@ -218,7 +219,7 @@ def _probe(payload: PayloadName | None, *, needs_each_teacher: bool) -> Microbat
     )  # fmt: skip
 
 
-def check_engine(rollout: RolloutRecipe, loss: BoundLoss) -> Iterator[str]:
+def check_engine(rollout: RolloutRecipe, loss: BoundLoss, evaluate: EvaluateRecipe) -> Iterator[str]:
     """Whether the engine of rollouts is there and can do what the recipe asks of it, each problem a sentence."""
     try:
         engine = engine_of(rollout.engine, workers=rollout.workers)
@@ -231,6 +232,12 @@ def check_engine(rollout: RolloutRecipe, loss: BoundLoss) -> Iterator[str]:
         yield (
             f"`rollout.engine` {rollout.engine} does not record the student's likeliest tokens, which `loss.support` "
             f"{loss.support.whose} asks its teachers about; take `support: teacher`"
+        )
+
+    if asks_more(evaluate) and not engine.examines:
+        yield (
+            f"`rollout.engine` {rollout.engine} does not say that it writes answers of evaluations otherwise "
+            "(`examines`), which `evaluate.samples_per_prompt` or `evaluate.stop_strings` asks for; remove them"
         )
 
 

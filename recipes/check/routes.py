@@ -24,6 +24,7 @@ from mopd.recipes.check.teachers import check_teachers
 from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import ModelSource, chain
+from mopd.recipes.resolve.stages import stages_before
 from mopd.recipes.resolve.teachers import group_key, placement
 
 
@@ -200,7 +201,8 @@ def _stages(
     domains: Collection[str],
     teachers: Mapping[str, TeacherRecipe],
 ) -> Iterator[str]:
-    needed = {name for teacher in teachers.values() for name in chain(stages, teacher.adapter or "")}
+    taken = {before for stage in stages.values() for before in stages_before(stage)}
+    needed = taken | {name for teacher in teachers.values() for name in chain(stages, teacher.adapter or "")}
     for where, model in models.items():
         name = stage_name(model.source)
         if name is not None and name not in stages:
@@ -285,8 +287,8 @@ def _more_than_written(where: str, kept: int, written: int) -> str:
 
 
 def _warm_up(where: str, optimizer: Optimizer, steps: str, total: int) -> Iterator[str]:
-    if optimizer.warmup_steps >= total:
+    if (warmup_steps := optimizer.warm_up(total)) >= total:
         yield (
-            f"`{where}.optimizer.warmup_steps` is {optimizer.warmup_steps}, and the training has {total} optimizer "
+            f"`{where}.optimizer.warmup_steps` is {warmup_steps}, and the training has {total} optimizer "
             f"steps: the schedule would never begin; lower it, or raise `{steps}`"
         )

@@ -11,6 +11,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import DomainRecipe, EnvironmentSource, GymSource, Source
+from mopd.distill.recipe.source import RUNS_PROGRAMS
 from mopd.distill.types import Prompt
 from mopd.recipes.check.tasks import as_written, has_gold_answers
 from mopd.rollouts.tasks import Example, Task
@@ -81,7 +82,7 @@ def clothes(
         answers += [f"({letter})", f"The answer is {letter}.", rf"\boxed{{{letter}}}"]
     elif verifier == "math":
         answers += [f"The answer is ${example.answer}$.", rf"\boxed{{{example.answer}}}"]
-    elif verifier == "python_tests" and gold is not None:
+    elif verifier in RUNS_PROGRAMS and gold is not None:
         answers += [f"```python\n{gold}\n```"]
     elif verifier == "exact":
         answers += [f" {example.answer}\n", f"The answer is {example.answer}."]

@@ -10,6 +10,7 @@ from mopd.distill.payload_rows import payload_spec
 from mopd.distill.recipe import (
     DomainRecipe,
     Engine,
+    EvaluateRecipe,
     GymSource,
     MTPRecipe,
     RolloutRecipe,
@@ -131,14 +132,13 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
     recipe, method = resolved.recipe, resolved.method
     if not method.selects:
         yield from _set(recipe.rollout, "rollout", ("keep_verified",), "only expert_iteration keeps some")
-    cuts = recipe.rollout.truncated
-    if cuts != "learn" and not _cuts_count(cuts, method, recipe.trained_domains, recipe.stages):
-        yield f"`rollout.truncated` is set and changes nothing: {_CUTS_WHY[cuts]}"
+    yield from _idle_cuts(recipe.rollout.truncated, method, recipe.trained_domains, recipe.stages)
     for name, stage in recipe.stages.items():
         if not METHODS[stage.method].samples:
             yield from _set(stage, f"stages.{name}", ("samples_per_prompt",), "it samples nothing it trains on")
         if not METHODS[stage.method].selects:
             yield from _set(stage, f"stages.{name}", ("keep_verified",), "only expert_iteration keeps some")
+    yield from _unsampled(recipe.evaluate)
     yield from _untrained(resolved)
     yield from _drafts(recipe.mtp, recipe.student.engine, recipe.rollout, "")
     for name, stage in recipe.stages.items():
@@ -188,6 +188,12 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
 
 
+def _unsampled(evaluate: EvaluateRecipe) -> Iterator[str]:
+    if not evaluate.samples_per_prompt:
+        why = "no answers are sampled (`evaluate.samples_per_prompt`)"
+        yield from _set(evaluate, "evaluate", ("temperature", "top_p", "top_k"), why)
+
+
 def _drafts(mtp: MTPRecipe, engine: Engine, rollout: RolloutRecipe, where: str) -> Iterator[str]:
     """Draft heads that are not there, or learn in a run whose sampler cannot use them."""
     if not mtp.heads:
@@ -210,18 +216,20 @@ _CUTS_WHY = {
 }
 
 
-def _cuts_count(
+def _idle_cuts(
     truncated: Truncated,
     method: Method | MadeMethod,
     trained: Mapping[str, DomainRecipe],
     stages: Mapping[str, StageRecipe],
-) -> bool:
-    """Whether a run or a stage of it trains on rollouts that can be cut, or gives them a reward that can be 0."""
-    if any(METHODS[stage.method].samples for stage in stages.values()):
-        return True
+) -> Iterator[str]:
+    """Where nothing trains on rollouts that can be cut, or gives them a reward that could be 0."""
+    counts = any(METHODS[stage.method].samples for stage in stages.values())
     if truncated == "mask":
-        return method.samples or method.teachers == "write"
-    return method.rewards and any(domain.reward for domain in trained.values())
+        counts = counts or method.samples or method.teachers == "write"
+    if truncated == "zero_reward":
+        counts = counts or (method.rewards and any(domain.reward for domain in trained.values()))
+    if truncated != "learn" and not counts:
+        yield f"`rollout.truncated` is set and changes nothing: {_CUTS_WHY[truncated]}"
 
 
 def _of_adapters(

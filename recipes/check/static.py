@@ -13,9 +13,17 @@ from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo, read_model_infos
 from mopd.recipes.check.models import check_lengths, check_models, model_warnings
 from mopd.recipes.check.offline import assumed_lengths, on_hub
-from mopd.recipes.check.plan import Plan, make_plan
+from mopd.recipes.check.plan.room import (
+    Asker,
+    card_here,
+    find_asker,
+    lacks_cards,
+    lacks_disk,
+    lacks_memory,
+    memory_here,
+)
+from mopd.recipes.check.plan.totals import Plan, make_plan
 from mopd.recipes.check.plugins import check_engine, check_own_loss, engine_warnings
-from mopd.recipes.check.room import Asker, find_asker, lacks_disk, lacks_memory, memory_here
 from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.settings import idle_leaves
@@ -64,13 +72,12 @@ def check(
     shared = SharedChecks() if shared is None else shared
     if broken := list(check_own_loss(recipe.loss)):
         raise UserError(*broken)  # all else asks the loss what it needs
-    problems = [*check_routes(resolved, tasks=TASKS), *check_engine(recipe.rollout, resolved.loss)]
+    problems = [*check_routes(resolved, tasks=TASKS), *check_engine(recipe.rollout, resolved.loss, recipe.evaluate)]
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
     tasks, unusable = make_tasks(recipe.domains, None, seed=recipe.seed, without=far)
     model_infos, unreadable = read_model_infos(resolved, tasks, offline=offline, shared=shared.models)
     tokenizer = student.tokenizer if (student := model_infos.get("student.model")) is not None else None
-    if tokenizer is not None:
-        # Once more with the student's tokenizer, which renders a dataset's chat messages.
+    if tokenizer is not None:  # once more with the student's, which renders a dataset's chat messages
         tasks, unusable = make_tasks(recipe.domains, tokenizer, seed=recipe.seed, without=far)
     cap = recipe.rollout.max_new_tokens
     lengths, unsound, doubtful = check_tasks(
@@ -86,15 +93,16 @@ def check(
     problems += [] if offline else check_device(resolved)
     if not problems and not offline:  # last: it asks others, and needs a sound recipe
         problems += reach_teachers(resolved, tasks, tokenizer, lengths)
-    if problems:
-        # The plan would need sound routes; the folder can be asked about without one.
+    if problems:  # the plan would need sound routes; the folder can be asked about without one
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
     doubtful = (*model_warnings(resolved.models, model_infos, recipe.mtp, recipe.student, recipe.stages), *doubtful)
     hints = hint_warnings(resolved.teachers, resolved.loss)
     warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout), *doubtful, *hints)
     asked = Questions(recipe.domains, tasks, tokenizer, recipe.seed)
     plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked)
-    if not (offline or plan_only) and (problems := _lacks_room(resolved, plan, out, model_infos, lengths)):
+    problems = [] if plan_only else lacks_cards(plan, card_here(recipe.run.card_gib, elsewhere=offline))
+    problems += [] if offline or plan_only else _lacks_room(resolved, plan, out, model_infos, lengths)
+    if problems:
         raise UserError(*problems)
     return plan
 

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from mopd.distill.recipe.study import Study
 from mopd.distill.types import UserError
-from mopd.recipes.check.plan import Plan
-from mopd.recipes.check.plan_view import out_of, print_warnings
-from mopd.recipes.check.room import FAR, Room, bytes_in, memory_here
+from mopd.recipes.check.plan.room import FAR, Room, bytes_in, memory_here
+from mopd.recipes.check.plan.totals import Plan
+from mopd.recipes.check.plan.view import out_of, print_warnings
 from mopd.recipes.check.static import SharedChecks, check
 from mopd.recipes.resolve.run_folder import check_folder, refuse_changed_recipe, size
 from mopd.recipes.resolve.study import StudyRun

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import DomainRecipe, EnvironmentSource, EvaluateRecipe, GymSource, Source
 from mopd.distill.recipe.plugins import is_plugin, own_code
+from mopd.distill.recipe.source import RUNS_PROGRAMS
 from mopd.distill.types import Prompt, RunError, UserError
 from mopd.recipes.check.plugins import HOSTILE, check_own_task
 from mopd.rollouts.environments import domain_task
@@ -28,6 +29,8 @@ CALLS_SECONDS = 300.0
 """That all calls of a task of a user's own may take in a check, which are about 7,000."""
 UNLIKELY = 0.01
 """Refused gold answers are too many where `drop_refused` would give so many of the sampled ones with a lower chance."""
+CREDIT = 0.5
+"""That verifiers of reasoning-gym may give a wrong answer: many give some for its form."""
 READ_GOLDS = 5000
 """Rows of a training split whose gold answers are read: a parser of LaTeX takes milliseconds for each."""
 LISTED_GOLDS = 5
@@ -188,8 +191,9 @@ def _check_task(
         gold = has_gold_answers(source)
         own = isinstance(source, Source) and is_plugin(source.verifier)
         prompts = [Prompt(name, example.id, (0,), example.text, example.answer) for example in examples]
-        checked = _own_verifier if own else _verifier
-        problems += [f"`domains.{name}`: {problem}" for problem in checked(task, prompts, examples)]
+        credit = CREDIT if isinstance(source, GymSource) else 0.0
+        wrong = _own_verifier(task, prompts, examples) if own else _verifier(task, prompts, examples, credit)
+        problems += [f"`domains.{name}`: {problem}" for problem in wrong]
         refused = _refused_golds(task, prompts) if gold else []
         if refused:
             allowed = source.drop_refused if isinstance(source, Source) else None
@@ -225,7 +229,7 @@ def _held_out(evaluate: EvaluateRecipe, task: Task) -> Iterator[str]:
 def has_gold_answers(task: str | Source | GymSource | EnvironmentSource) -> bool:
     """Whether a task says what a right answer is; a dataset of unit tests alone doesn't."""
     return not isinstance(task, Source) or (
-        task.answer is not None and (task.verifier != "python_tests" or task.tests is not None)
+        task.answer is not None and (task.verifier not in RUNS_PROGRAMS or task.tests is not None)
     )
 
 
@@ -268,11 +272,11 @@ def _about_golds(refused: list[Prompt], drawn: int) -> str:
     )
 
 
-def _verifier(task: Task, prompts: list[Prompt], examples: list[Example]) -> Iterator[str]:
-    """Whether the verifier refuses a wrong answer to each prompt."""
+def _verifier(task: Task, prompts: list[Prompt], examples: list[Example], credit: float) -> Iterator[str]:
+    """Whether the verifier gives a wrong answer to each prompt no more than ``credit``."""
     wrong = [task.wrong_answer(example) for example in examples]
     scores = task.verify_many(prompts, as_written(task, prompts, wrong))
-    passed = [(e, answer) for e, answer, score in zip(examples, wrong, scores, strict=True) if score > 0.0]
+    passed = [(e, answer) for e, answer, score in zip(examples, wrong, scores, strict=True) if score > credit]
     if passed:
         example, answer = passed[0]
         yield (

@@ -28,7 +28,8 @@ of the domains' means; docs/statistics.md has the definitions. Keys are added, n
     runs                      one a folder: name, folder, row, seed, commit, finished, step, steps; selected, the step
                               that was scored; base, the first run that began from the same base; against, whose
                               teacher each domain is measured by, and borrowed, the domains where that is another
-                              run's; models (scores with intervals); metrics, metrics_ci and cost, as those of rows
+                              run's; models (scores with intervals); sampled, the same of sampled answers;
+                              metrics, metrics_ci and cost, as those of rows
     levels                    base and teachers on validation questions, by domain: what curves are drawn against
     transfer                  the teachers themselves: name, own domains, n, scores, transfer
     differing                 leaf of the recipes -> its value in each row, where they aren't all the same
@@ -212,6 +213,7 @@ class ComparedRun:
         against: domain -> whose teacher its recovery is measured by; None where nobody has one.
         borrowed: the domains where that is another run's.
         models: scores with intervals of base, teachers and student, by domain.
+        sampled: the same of sampled answers; empty where none were sampled.
     """
 
     name: str
@@ -227,6 +229,7 @@ class ComparedRun:
     against: Mapping[str, MeasuredAgainst | None]
     borrowed: Sequence[str]
     models: Mapping[str, Mapping[str, Interval]]
+    sampled: Mapping[str, Mapping[str, Interval]]
     metrics: ComparedMetrics
     metrics_ci: ComparedIntervals
     cost: RunCost
@@ -472,6 +475,7 @@ def _run(
         against=reference.against,
         borrowed=reference.borrowed,
         models=scored_models(run.answers, split, domains),
+        sampled=run.sampled[split],
         metrics=_metrics(measured, timed),
         metrics_ci=_intervals(measured, forgotten([run.answers], domains)),
         cost=cost,

@@ -11,8 +11,8 @@ from pathlib import Path
 import yaml
 
 from mopd.distill.errors import RunError, UserError
-from mopd.distill.metrics.evaluate import Evaluation, Split
-from mopd.distill.metrics.results import Rows, group, last_steps
+from mopd.distill.metrics.evaluate import Evaluation, Interval, Split
+from mopd.distill.metrics.results import Rows, group, last_steps, sampled_models
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.recipes.report.data import whole_evaluations
 from mopd.recipes.report.records import RecordedRecipe, read_environment, read_json, read_recipe
@@ -30,6 +30,7 @@ class Run:
         name: of its folder, with as many of those above it as tell it from the others.
         answers: of whole evaluations.
         fingerprints: of its tasks; None where only the questions themselves can tell.
+        sampled: model -> domain -> score of sampled answers, by split; empty where none were sampled.
         finished: its results are written.
         commit: of the code that began it, where it is known.
     """
@@ -38,6 +39,7 @@ class Run:
     folder: Path
     recipe: RecordedRecipe
     answers: Rows
+    sampled: Mapping[Split, Mapping[str, Mapping[str, Interval]]]
     fingerprints: Mapping[str, str | None]
     finished: bool
     commit: str | None
@@ -138,6 +140,7 @@ def _read_run(folder: Path, name: str) -> Run:
         folder=folder,
         recipe=recipe,
         answers=answers,
+        sampled={split: sampled_models(rows, split, list(recipe.domains)) for split in ("validation", "test")},
         fingerprints=known or {domain: _fingerprint(recipe, domain) for domain in recipe.domains},
         finished=bool(result),
         commit=None if environment is None else environment.commit,

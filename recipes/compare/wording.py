@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 from mopd.distill.metrics.seesaw import SEESAW_SHARE
 from mopd.recipes.compare.comparison import (
@@ -90,7 +91,25 @@ def sentences(comparison: Comparison) -> list[str]:
         *(_seesaws(rows, comparison.runs) if len(comparison.domains) > 1 else []),
         *_costs(rows),
         *_parities(comparison, rows),
+        *_sampled(rows, comparison.runs),
     ]
+
+
+def _sampled(rows: Sequence[ComparedRow], runs: Sequence[ComparedRun]) -> list[str]:
+    """Each row's student by greedy and by sampled answers, the mean of its runs; nothing where none sampled any."""
+    sentences: list[str] = []
+    for row in rows:
+        drawn = [run for run in runs if run.row == row.name and "student" in run.sampled]
+        if not drawn:
+            continue
+        parts = [
+            f"{domain} {percent(fmean(run.models['student'][domain].score for run in drawn), 1)} greedy, "
+            f"{percent(fmean(run.sampled['student'][domain].score for run in drawn), 1)} sampled"
+            for domain in drawn[0].sampled["student"]
+            if all(domain in run.sampled["student"] and domain in run.models["student"] for run in drawn)
+        ]
+        sentences.append(f"{row.name} by greedy and by sampled answers: {'; '.join(parts)}.")
+    return sentences
 
 
 def _known(comparison: Comparison, row: ComparedRow) -> list[str]:

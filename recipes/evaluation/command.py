@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -12,9 +11,10 @@ from typing import Any
 
 from rich.table import Table
 
-from mopd.distill.metrics.evaluate import Evaluation, Interval, evaluate, interval, scores
+from mopd.distill.metrics.evaluate import Evaluation, Interval, interval, scores
+from mopd.distill.metrics.results import UnjudgedAnswers, unjudged_answers
 from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, RolloutRecipe
-from mopd.recipes.evaluation.evaluator import verify
+from mopd.recipes.evaluation.evaluator import examine, verify
 from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.resolved import resolve_device
@@ -33,13 +33,15 @@ class EvalQuestions:
         domains: by name, each with its task.
         prompts: of the test split, for each domain at most.
         seed: which prompts those are; see `evaluate.seed`.
-        rollout: how long an answer may be, and the temperature of those that are sampled.
+        rollout: how long an answer may be.
+        evaluate: how many answers are sampled beside the greedy one, and how; what ends an answer.
     """
 
     domains: Mapping[str, DomainRecipe]
     prompts: int
     seed: int = EvaluateRecipe().seed
     rollout: RolloutRecipe = field(default_factory=RolloutRecipe)
+    evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +53,18 @@ class MeasuredTask:
         sampled: the mean over samples of each question, with its interval over questions; None where none were drawn.
         truncated: part of the greedy answers that were cut at the limit.
         mean_tokens: of a greedy answer.
+        unjudged: greedy answers that no verifier looked at; None where there were none.
     """
 
     greedy: Interval
     sampled: Interval | None
     truncated: float
     mean_tokens: float
+    unjudged: UnjudgedAnswers | None
 
 
-def evaluate_model(
-    model: str, questions: EvalQuestions, *, samples: int = 0, trust_remote_code: bool = False
-) -> dict[str, MeasuredTask]:
-    """Measure a checkpoint on test prompts: greedily, and with ``samples`` answers a prompt besides.
+def evaluate_model(model: str, questions: EvalQuestions, *, trust_remote_code: bool = False) -> dict[str, MeasuredTask]:
+    """Measure a checkpoint on test prompts: greedily, and with sampled answers besides where they are asked for.
 
     Raises:
         UserError: a task can't be used.
@@ -71,7 +73,14 @@ def evaluate_model(
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     by_domain = tasks_of(domains, tokenizer)
     device = resolve_device("auto")
-    settings = sampler_settings(questions.rollout, tokenizer, model=model, seed=questions.seed, support=None)
+    settings = sampler_settings(
+        questions.rollout,
+        tokenizer,
+        model=model,
+        seed=questions.seed,
+        support=None,
+        evaluate=questions.evaluate,
+    )
     asked = prompt_source(domains, by_domain, tokenizer, seed=questions.seed).held_out(
         "test", questions.prompts, seed=questions.seed
     )
@@ -83,58 +92,64 @@ def evaluate_model(
             closing=closing,
             episodes=partial(with_episodes, tasks=by_domain, tokenizer=tokenizer),
         )
-        answer = partial(
-            evaluate,
+        rows, _ = examine(
             samplers.of(FrozenModel(model, trust_remote_code=trust_remote_code)),
             asked,
             lambda prompts, texts: verify(by_domain, prompts, texts),
             lambda rollout: completion_text(tokenizer, rollout),
+            settings=questions.evaluate,
+            step=0,
             model=model,
             split="test",
         )
-        rows = answer(0)
-        drawn = [answer(sample, greedy=False) for sample in range(samples)]  # each keyed by its number
     return {
         domain: MeasuredTask(
             greedy,
-            _sampled(domain, drawn),
+            _sampled([row for row in rows if row.domain == domain]),
             truncated=fmean(row.truncated for row in rows if row.domain == domain),
             mean_tokens=fmean(row.tokens for row in rows if row.domain == domain),
+            unjudged=unjudged_answers(rows, "test").get(model, {}).get(domain),
         )
         for domain, greedy in scores(rows).items()
     }
 
 
-def _sampled(domain: str, drawn: Sequence[Sequence[Evaluation]]) -> Interval | None:
+def _sampled(rows: Sequence[Evaluation]) -> Interval | None:
     """The mean score of each question over its samples, with its interval over questions."""
-    if not drawn:
-        return None
-    by_question = zip(*([row.correct for row in rows if row.domain == domain] for rows in drawn), strict=True)
-    return interval([fmean(corrects) for corrects in by_question])
+    means = [row.sampled for row in rows if row.sampled is not None]
+    return interval(means) if means else None
 
 
 def measured_table(model: str, measured: Mapping[str, MeasuredTask], *, samples: int) -> Table:
-    """The scores of a model for the console."""
+    """The scores of a model for the console, and of what no verifier looked at."""
     sampled = ("sampled", f"95% interval of {samples} samples") if samples else ()
     table = Table("task", "score", "95% interval", *sampled, "prompts", "cut short", title=model)
     for task, scored in measured.items():
         more = () if scored.sampled is None else _words(scored.sampled)
         table.add_row(task, *_words(scored.greedy), *more, str(scored.greedy.n), f"{100 * scored.truncated:.0f}%")
+    unjudged = {task: scored.unjudged for task, scored in measured.items() if scored.unjudged is not None}
+    if unjudged:
+        table.caption = "\n".join(
+            f"{task}: {each.no_answer} without an answer, {each.refused} programs refused ({each.first_reason})"
+            for task, each in unjudged.items()
+        )
     return table
 
 
-def measured_json(model: str, measured: Mapping[str, MeasuredTask], questions: EvalQuestions, *, samples: int) -> str:
-    """The same as JSON; scores are fractions in 0..1."""
-    content: dict[str, Any] = {
+def measured_record(model: str, measured: Mapping[str, MeasuredTask], questions: EvalQuestions) -> dict[str, Any]:
+    """The same as plain values; scores are fractions in 0..1."""
+    return {
         "format": 1,
         "model": model,
         "seed": questions.seed,
         "max_new_tokens": questions.rollout.max_new_tokens,
-        "temperature": questions.rollout.temperature,
-        "samples": samples,
+        "temperature": questions.evaluate.temperature,
+        "top_p": questions.evaluate.top_p,
+        "top_k": questions.evaluate.top_k,
+        "stop_strings": list(questions.evaluate.stop_strings),
+        "samples": questions.evaluate.samples_per_prompt,
         "tasks": {task: asdict(scored) for task, scored in measured.items()},
     }
-    return json.dumps(content, indent=2) + "\n"
 
 
 def _words(score: Interval) -> tuple[str, str]:

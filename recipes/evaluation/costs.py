@@ -78,6 +78,10 @@ class Costs:
             total += sum(part * float(self._teachers[name].generate(lengths)) for name, part in parts.items())
         return total
 
+    def of_forward(self, lengths: Sequence[int]) -> float:
+        """FLOPs of a forward of the student over sequences of these lengths."""
+        return float(self._student.forward(lengths))
+
     def of_evaluation(self, model: str, lengths: Sequence[int], *, written: int, seconds: float) -> dict[str, float]:
         """What ``base``, ``student`` or ``teachers/NAME`` spent on answers of these lengths, prompts included."""
         cost = self._teachers.get(model.removeprefix("teachers/"), self._student)

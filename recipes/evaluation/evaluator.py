@@ -6,14 +6,16 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.metrics.against_teachers import measure
-from mopd.distill.metrics.evaluate import Evaluation, Split, evaluate, health
+from mopd.distill.metrics.evaluate import Decode, Evaluation, Split, Verify, evaluate, health
 from mopd.distill.metrics.results import TeacherWeights, group, paired_table
 from mopd.distill.metrics.selection import Selected, select_step
 from mopd.distill.recipe import EvaluateRecipe
@@ -21,6 +23,7 @@ from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Metrics, Prompt, Rollout, Sampler
 from mopd.recipes.evaluation.costs import Costs
 from mopd.rollouts.prompts import PromptSource
+from mopd.rollouts.sampler import asks_more
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import completion_text
 
@@ -36,6 +39,63 @@ def verify(tasks: Mapping[str, Task], prompts: Sequence[Prompt], texts: Sequence
         scores = task.verify_many([prompts[i] for i in places], [texts[i] for i in places])
         verdicts.update(zip(places, scores, strict=True))
     return [verdicts[i] for i in range(len(prompts))]
+
+
+class _Examined:
+    """A sampler whose answers are those of evaluations; satisfies what :func:`evaluate` asks."""
+
+    def __init__(self, sampler: Any, number: int | None) -> None:
+        self._sampler, self._number = sampler, number
+
+    def sample(self, prompts: Sequence[Prompt], *, step: int, greedy: bool = False) -> Iterator[list[Rollout]]:
+        """Greedy answers, or those of the sample's number."""
+        return self._sampler.examine(prompts, step=step, sample=self._number)
+
+
+def examine(
+    sampler: Sampler,
+    prompts: Mapping[str, Sequence[Prompt]],
+    verify: Verify,
+    decode: Decode,
+    *,
+    settings: EvaluateRecipe,
+    step: int,
+    model: str,
+    split: Split,
+) -> tuple[list[Evaluation], list[Evaluation]]:
+    """Greedy answers of a model as `evaluate` wants them, with the mean score of sampled ones, and those themselves.
+
+    A sampler without ``examine``, such as a server's, samples none; its answers are cut at stop strings all the same.
+    """
+    whole = asks_more(settings) and hasattr(sampler, "examine")
+
+    def decoded(rollout: Rollout) -> str:
+        return cut_at(decode(rollout), settings.stop_strings)
+
+    def answers(number: int | None) -> list[Evaluation]:
+        asked: Any = _Examined(sampler, number) if whole else sampler
+        return evaluate(asked, prompts, verify, decoded, step, model=model, split=split, greedy=number is None)
+
+    rows = answers(None)
+    drawn = [answers(number) for number in range(settings.samples_per_prompt)] if whole else []
+    if drawn:
+        means = [fmean(row.correct for row in of_question) for of_question in zip(*drawn, strict=True)]
+        rows = [replace(row, sampled=mean) for row, mean in zip(rows, means, strict=True)]
+    return rows, [row for each in drawn for row in each]
+
+
+def exam_settings(settings: EvaluateRecipe) -> tuple[object, ...]:
+    """What answers depend on of `evaluate`, besides the questions; nothing where they are greedy and whole."""
+    if not asks_more(settings):
+        return ()
+    sampled = (settings.samples_per_prompt, settings.temperature, settings.top_p, settings.top_k)
+    return ("exam", settings.stop_strings, *(sampled if settings.samples_per_prompt else ()))
+
+
+def cut_at(text: str, stop_strings: Sequence[str]) -> str:
+    """A text up to the first of the stop strings."""
+    places = [place for stop in stop_strings if (place := text.find(stop)) >= 0]
+    return text[: min(places)] if places else text
 
 
 class Evaluator:
@@ -76,6 +136,7 @@ class Evaluator:
         self._tracker = tracker
         self._costs = costs
         self._select = settings.select
+        self._settings = settings
         self._teachers = teachers
         self.rows: list[Evaluation] = []
         self._read(folder / "evaluations.jsonl")
@@ -107,11 +168,15 @@ class Evaluator:
     def evaluate(self, model: str, *, step: int, split: Split, sampler: Sampler) -> Metrics:
         """Have the weights that ``sampler`` has now answer ``split``; returns ``score/D`` and signs of health."""
         start = time.perf_counter()
-        rows = evaluate(sampler, self.prompts[split], self.verify, self.decode, step, model=model, split=split)
+        rows, drawn = examine(
+            *(sampler, self.prompts[split], self.verify, self.decode),
+            settings=self._settings, step=step, model=model, split=split,
+        )  # fmt: skip
         seconds = time.perf_counter() - start
         given = {prompt.id: len(prompt.token_ids) for prompts in self.prompts[split].values() for prompt in prompts}
-        lengths = [given[row.prompt_id] + row.tokens for row in rows]
-        spent = self._costs.of_evaluation(model, lengths, written=sum(row.tokens for row in rows), seconds=seconds)
+        lengths = [given[row.prompt_id] + row.tokens for row in (*rows, *drawn)]
+        written = sum(row.tokens for row in (*rows, *drawn))
+        spent = self._costs.of_evaluation(model, lengths, written=written, seconds=seconds)
         self._tracker.append_rows("evaluations", [row.record() for row in rows])
         self._tracker.append_rows("exams", [{"model": model, "step": step, "split": split, **spent}])
         self._add(rows)

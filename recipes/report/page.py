@@ -14,7 +14,7 @@ from mopd.distill.storage import write_atomic
 from mopd.recipes.report.data import RunData, css_of, load_run
 from mopd.recipes.report.records import DomainScore, SeesawRecord
 from mopd.recipes.report.run import cost, environment, learning, samples, settings
-from mopd.recipes.report.scores import changes, curves, health, recovery_rows
+from mopd.recipes.report.scores import changes, curves, health, recovery_rows, sampled_rows, unjudged_rows
 from mopd.recipes.report.wording import RunVerdict, between, judge, percent
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
@@ -47,6 +47,8 @@ def render(data: RunData) -> str:
         recovery=recovery_rows(data),
         learning=learning(data),
         health=health(data),
+        sampled=sampled_rows(data),
+        unjudged=unjudged_rows(data),
         samples=samples(data),
         cost=cost(data),
         settings=settings(data),

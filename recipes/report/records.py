@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from mopd.distill.metrics.evaluate import Split
 from mopd.distill.metrics.power import Verdict
 from mopd.distill.metrics.quotients import Ends
-from mopd.distill.metrics.results import CurvePoint
+from mopd.distill.metrics.results import CurvePoint, UnjudgedAnswers
 from mopd.distill.metrics.selection import Selected
+from mopd.distill.recipe.model_names import stage_name
 
 PerDomain: TypeAlias = Mapping[str, float | None]
 """One number a domain; None where it is undefined."""
@@ -103,6 +104,14 @@ class RecordedRecipe:
     def teacher_weights(self) -> dict[str, Mapping[str, float]]:
         """Domain -> its teachers with their weights; empty where it has none."""
         return {name: domain.teachers for name, domain in self.domains.items()}
+
+    def origin(self, source: object) -> object:
+        """What a model was made from in the end: never a declared stage."""
+        seen: set[str] = set()
+        while (name := stage_name(source)) is not None and name in self.stages and name not in seen:
+            seen.add(name)
+            source = self.stages[name].start
+        return source
 
 
 def read_recipe(tree: Mapping[str, Any]) -> RecordedRecipe:
@@ -225,6 +234,8 @@ class SeesawRecord:
         selected: which step's weights are the result; None if that is not written down.
         stopped: None where the run went to its last step.
         verdict: whether the worst domain keeps enough; None where there is no recovery, or that is not written down.
+        sampled: scores of sampled answers; empty where none were.
+        unjudged: answers that no verifier looked at, by model and domain; empty where there were none.
     """
 
     domains: Sequence[str]
@@ -238,6 +249,8 @@ class SeesawRecord:
     selected: Selected | None
     stopped: EarlyEnd | None
     verdict: Verdict | None = None
+    sampled: Models = field(default_factory=dict)
+    unjudged: Mapping[str, Mapping[str, UnjudgedAnswers]] = field(default_factory=dict)
 
     def own_teacher(self, domain: str) -> DomainScore | None:
         """See :func:`own_teacher`."""
@@ -258,13 +271,19 @@ def read_seesaw(record: Mapping[str, Any]) -> SeesawRecord:
             for model, scores in record["models"].items()
         },
         curve=[CurvePoint(**point) for point in record["curve"]],
-        metrics=SeesawMetrics(**{field.name: metrics.get(field.name) for field in fields(SeesawMetrics)}),
-        intervals=SeesawIntervals(
-            **{field.name: as_ends(intervals.get(field.name)) for field in fields(SeesawIntervals)}
-        ),
+        metrics=SeesawMetrics(**{each.name: metrics.get(each.name) for each in fields(SeesawMetrics)}),
+        intervals=SeesawIntervals(**{each.name: as_ends(intervals.get(each.name)) for each in fields(SeesawIntervals)}),
         selected=None if selected is None else Selected(**selected),
         stopped=None if stopped is None else EarlyEnd(**stopped),
         verdict=None if judged is None else Verdict(**judged),
+        sampled={
+            model: {domain: DomainScore(**score) for domain, score in scores.items()}
+            for model, scores in record.get("sampled", {}).items()
+        },
+        unjudged={
+            model: {domain: UnjudgedAnswers(**answers) for domain, answers in by_domain.items()}
+            for model, by_domain in record.get("unjudged", {}).items()
+        },
     )
 
 

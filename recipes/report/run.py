@@ -49,7 +49,8 @@ class NotedChart:
 
 
 def learning(data: RunData) -> list[NotedChart]:
-    """Loss, KL and entropy by domain, shares of tokens and of the gradient, and the stages' losses, where logged."""
+    """Loss, KL and entropy by domain, shares of tokens and of the gradient, the stages' losses, and who waited, where
+    logged."""
     css = css_of(data)
     note = "nats a token, on validation questions that it does not train on"
     overlap = "which part of the student’s likeliest tokens is among the teacher’s"
@@ -73,6 +74,14 @@ def learning(data: RunData) -> list[NotedChart]:
         ),
         *_draft_heads(data.train, css),
         _lines("Stages before it: loss", "base and specialists, nats a token", stage_lines),
+        _lines(
+            "Idle share",
+            "part of a step in which a rank or a teacher computes nothing, mean over their processes",
+            [
+                Line(who, colour, _series(data.train, f"idle/{who}"))
+                for who, colour in (("ranks", "plain"), ("teachers", "d1"))
+            ],
+        ),
     ]
     return [chart for chart in charts if chart is not None]
 

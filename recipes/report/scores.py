@@ -230,3 +230,54 @@ def health(data: RunData) -> list[HealthRow]:
         for d in data.domains
         if last.values.get(f"length/{d}") is not None
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRow:
+    """Greedy and sampled score of a model on a domain, as text, with the interval of the latter."""
+
+    model: str
+    domain: str
+    css: str
+    greedy: str
+    sampled: str
+    ends: str
+
+
+def sampled_rows(data: RunData) -> list[SampledRow]:
+    """Every model's sampled scores beside its greedy ones; none where no answers were sampled."""
+    css = css_of(data)
+    return [
+        SampledRow(
+            model=model.removeprefix("teachers/"),
+            domain=domain,
+            css=css[domain],
+            greedy=percent(data.seesaw.models[model][domain].score, 1),
+            sampled=percent(score.score, 1),
+            ends="" if score.low is None or score.high is None else between((score.low, score.high), 1),
+        )
+        for model, scores in data.seesaw.sampled.items()
+        for domain, score in scores.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class UnjudgedRow:
+    """How many of a model's answers to a domain's questions no verifier looked at, and why the first of them."""
+
+    model: str
+    domain: str
+    css: str
+    no_answer: int
+    refused: int
+    first_reason: str
+
+
+def unjudged_rows(data: RunData) -> list[UnjudgedRow]:
+    """What no verifier looked at, of the answers that were scored; none where all were judged."""
+    css = css_of(data)
+    return [
+        UnjudgedRow(model.removeprefix("teachers/"), domain, css[domain], of.no_answer, of.refused, of.first_reason)
+        for model, by_domain in data.seesaw.unjudged.items()
+        for domain, of in by_domain.items()
+    ]

@@ -11,11 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from mopd.distill.recipe import Architecture, DomainRecipe
 from mopd.distill.storage import publish, remove
+from mopd.distill.types import UserError
 from mopd.recipes.resolve.damage import refuse_damaged
 from mopd.rollouts.environments import domain_task
 from mopd.rollouts.environments.task import EnvironmentTask
 from mopd.rollouts.tasks import Task
-from mopd.rollouts.tokenizer import build_tokenizer
+from mopd.rollouts.tokenizer import build_tokenizer, give_template, read_template, token_count
 
 AGAIN = "remove that folder, and the same command makes it again"
 TOKENIZER_TEXTS = 1500
@@ -46,6 +47,42 @@ def training_texts(tasks: Mapping[str, Task], *, seed: int) -> Iterator[str]:
                     yield from task.texts(seed=seed, index=index, easy=easy)
 
 
+def trained_tokenizer(architecture: Architecture, tasks: Mapping[str, Task], *, seed: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model made from scratch that names no other's: trained on the texts of every task.
+
+    Raises:
+        UserError: its chat template cannot be read.
+    """
+    template = read_template(architecture.chat_template)
+    return build_tokenizer(training_texts(tasks, seed=seed), architecture.vocabulary, template)
+
+
+def taken_tokenizer(architecture: Architecture, folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``folder`` as a model made from scratch takes it, with a chat template of its own if it has one.
+
+    Raises:
+        UserError: there is none, it has no EOS, or the template writes tokens that it has not.
+    """
+    try:
+        tokenizer = load_tokenizer(folder)
+    except Exception as error:  # whatever a broken file can be
+        raise UserError(f"`tokenizer`: that in {folder} cannot be read ({error!s:.200})") from error
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise UserError(f"`tokenizer`: that in {folder} has no EOS token, which closes every answer; name one there")
+    give_template(tokenizer, read_template(architecture.chat_template))
+    return tokenizer
+
+
+def decided_by_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """The keys of a configuration that a model's tokenizer decides."""
+    return {
+        "vocab_size": token_count(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
 def make_initial(
     architecture: Architecture,
     folder: Path,
@@ -54,10 +91,14 @@ def make_initial(
     seed: int,
     run_dir: Path,
     attempt: str,
+    tokenizer_of: str | None = None,
 ) -> None:
     """Write the checkpoint that a model made from scratch starts from: random weights keyed by ``seed``, a tokenizer.
 
     Does nothing where it is there already.
+
+    Args:
+        tokenizer_of: the folder whose tokenizer it takes, where ``architecture`` names one.
 
     Raises:
         UserError: it is there, and damaged.
@@ -65,16 +106,12 @@ def make_initial(
     if folder.is_dir():
         refuse_damaged(folder, AGAIN)
         return
-    tasks = {name: domain_task(domain.task, domain=name, tokenizer=None) for name, domain in domains.items()}
-    tokenizer = build_tokenizer(training_texts(tasks, seed=seed), architecture.vocabulary)
-    config = AutoConfig.for_model(
-        architecture.architecture,
-        **architecture.config,
-        vocab_size=len(tokenizer),
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    if tokenizer_of is None:
+        tasks = {name: domain_task(domain.task, domain=name, tokenizer=None) for name, domain in domains.items()}
+        tokenizer = trained_tokenizer(architecture, tasks, seed=seed)
+    else:
+        tokenizer = taken_tokenizer(architecture, tokenizer_of)
+    config = AutoConfig.for_model(architecture.architecture, **architecture.config, **decided_by_tokenizer(tokenizer))
     with _RANDOM, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

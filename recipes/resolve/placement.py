@@ -34,10 +34,8 @@ class ResourceRequest:
 def resource_requests(resolved: Resolved) -> Iterator[ResourceRequest]:
     """What lives at the same time while the student is trained."""
     recipe, teachers = resolved.recipe, resolved.teachers
-    on_gpu = resolved.device == "cuda"
-    rank, sampler = recipe.student.engine.gpus, recipe.rollout.gpus
-    yield ResourceRequest("the student's ranks", recipe.student.engine.ranks, {"GPU": rank} if on_gpu else {})
-    yield ResourceRequest("sampler workers", recipe.rollout.workers, {"GPU": sampler} if on_gpu else {})
+    yield ResourceRequest("the student's ranks", recipe.student.engine.ranks, _gpu(resolved.rank_gpus))
+    yield ResourceRequest("sampler workers", recipe.rollout.workers, _gpu(resolved.sampler_gpus))
     if resolved.method.teachers == "write":
         for name, teacher in teachers.items():
             yield ResourceRequest(f"teacher {name}", 1, teacher.takes)
@@ -52,6 +50,10 @@ def resource_requests(resolved: Resolved) -> Iterator[ResourceRequest]:
         # All of them take the same: recipes/check/routes.py.
         takes = teachers[resolved.turn_takers[0][0]].takes
         yield ResourceRequest(who, recipe.run.resident_teachers or 0, takes)
+
+
+def _gpu(part: float) -> dict[str, float]:
+    return {"GPU": part} if part else {}
 
 
 def temporary_folder() -> Path:

@@ -39,6 +39,8 @@ class Resolved:
         links: the stages of a cascade, first to last.
         start: what the student is before distillation, which results call the base: a cascade's is where it begins.
         niceness: of the run's processes.
+        rank_gpus, sampler_gpus: part of a GPU that each of the student's ranks takes of its node, and each process that
+            holds a model to sample; 0 on a CPU.
     """
 
     recipe: Recipe
@@ -55,6 +57,8 @@ class Resolved:
     links: list[str]
     start: ModelReference
     niceness: int
+    rank_gpus: float
+    sampler_gpus: float
 
 
 def resolve(recipe: Recipe) -> Resolved:
@@ -99,6 +103,8 @@ def resolve(recipe: Recipe) -> Resolved:
         links=cascade,
         start=recipe.stages[cascade[0]].from_ if recipe.method == "cascade" and cascade else recipe.student.model,
         niceness=recipe.run.niceness,
+        rank_gpus=recipe.student.engine.gpus if device == "cuda" else 0.0,
+        sampler_gpus=recipe.rollout.gpus if device == "cuda" else 0.0,
     )
 
 

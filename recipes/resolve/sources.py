@@ -48,6 +48,24 @@ class ModelSource:
     has_weights: bool = True
 
 
+def tokenizer_origin(
+    stages: Mapping[str, StageRecipe], end: Origin
+) -> tuple[Architecture | str, str | None, list[Architecture]] | None:
+    """Where the tokenizer of a model comes from: an architecture that trains one (with its stage), a path, or a Hub id;
+    and the architectures that take it over, the last of which is asked. None where that leads nowhere.
+    """
+    source, stage, takers = end.source, end.stage, list[Architecture]()
+    while isinstance(source, Architecture) and source.tokenizer is not None:
+        if len(takers) > len(stages):
+            return None  # a circle
+        takers.append(source)
+        following = origin(stages, "", source.tokenizer)
+        if following is None:
+            return None
+        source, stage = following.source, following.stage
+    return source, stage, takers[::-1]
+
+
 def chain(stages: Mapping[str, StageRecipe], source: ModelReference) -> Iterator[str]:
     """The declared stages that a source stands on, nearest first; a cycle is walked once."""
     seen: set[str] = set()

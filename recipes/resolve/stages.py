@@ -33,6 +33,13 @@ def stage_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
 
 
+def stages_before(stage: StageRecipe) -> list[str]:
+    """The stages that one needs: what it starts from, or whose tokenizer it takes."""
+    source = stage.from_
+    name = stage_name(source.tokenizer if isinstance(source, Architecture) else source)
+    return [] if name is None else [name]
+
+
 def stage_domains(stage: StageRecipe, trained: Iterable[str]) -> tuple[str, ...]:
     """The domains that a stage trains on: those it names, else all that the recipe trains, no evaluate_only ones."""
     return stage.domains if stage.domains is not None else tuple(trained)
@@ -83,8 +90,7 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
     """A hash of all that a stage's weights depend on: its own recipe and those of the stages before it."""
     from mopd.recipes.resolve.methods import METHODS  # loads transformers, which comparisons don't need
 
-    before = stage_name(recipe.stages[name].from_)
-    upstream = stage_fingerprint(recipe, before) if before is not None else ""
+    upstream = "".join(stage_fingerprint(recipe, before) for before in stages_before(recipe.stages[name]))
     # The tokenizer of a model made from scratch is trained on the texts of every domain, so all tasks count.
     tasks = {domain: settings.task for domain, settings in recipe.domains.items()}
     # Not what no weight depends on: names, exams, faults, and how a student writes where it writes no answers.
@@ -146,7 +152,7 @@ def run_stages(
         stop()
         return False
 
-    needed = {n: [before] if (before := stage_name(stage.from_)) is not None else [] for n, stage in stages.items()}
+    needed = {name: stages_before(stage) for name, stage in stages.items()}
     for failure in run_jobs(needed, run_one, parallel=parallel, goes_on=end).values():
         raise failure
 

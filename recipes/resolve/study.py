@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mopd.distill.recipe.model_names import stage_name
 from mopd.distill.recipe.study import Study
 from mopd.recipes.resolve.resolved import Resolved, resolve
-from mopd.recipes.resolve.stages import stage_fingerprint
+from mopd.recipes.resolve.stages import stage_fingerprint, stages_before
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +19,7 @@ class StudyRun:
         trials: settings that were tried before these were chosen.
         resolved: its recipe on this machine.
         fingerprints: of its stages, by name: runs whose stage has the same one share it.
-        needs: the stage that each stage starts from, if it starts from one.
+        needs: the stages that each stage starts from, or whose tokenizer it takes.
         questions: what it is measured on, by leaf; runs that are compared have the same.
     """
 
@@ -30,7 +29,7 @@ class StudyRun:
     trials: int
     resolved: Resolved
     fingerprints: Mapping[str, str]
-    needs: Mapping[str, str | None]
+    needs: Mapping[str, list[str]]
     questions: Mapping[str, object]
 
 
@@ -48,7 +47,7 @@ def study_runs(study: Study) -> list[StudyRun]:
             child.recipe.trials,
             resolve(child.recipe),
             fingerprints={name: stage_fingerprint(child.recipe, name) for name in child.recipe.stages},
-            needs={name: stage_name(stage.from_) for name, stage in child.recipe.stages.items()},
+            needs={name: stages_before(stage) for name, stage in child.recipe.stages.items()},
             questions={"evaluate": child.recipe.evaluate}
             | {f"domains.{name}.task": domain.task for name, domain in child.recipe.domains.items()},
         )

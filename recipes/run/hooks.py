@@ -6,7 +6,7 @@ import threading
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from mopd.distill.loss.teacher_tensors import sampled_logprobs
+from mopd.distill.loss.teacher_tensors import sampled_logprobs, sampled_rows
 from mopd.distill.metrics.drafts import draft_metrics, stale_domains
 from mopd.distill.metrics.episodes import episode_metrics
 from mopd.distill.metrics.stop_rule import stop_reason
@@ -72,7 +72,7 @@ class RunCallbacks:
         self._eval_sampler.load_weights(weights, version=step)
         # First: where a teacher fails, nothing is written of this evaluation, and the resumed run takes it again.
         distance = self._teacher_distance
-        metrics = {} if distance is None else distance.measure(step, self._eval_sampler)
+        metrics = {} if distance is None else distance.measure(step, self._eval_sampler, weights)
         metrics |= self._evaluator.evaluate("student", step=step, split="validation", sampler=self._eval_sampler)
         metrics |= self._evaluator.against_teachers()
         self._tracker.log("eval", step, metrics)
@@ -160,8 +160,8 @@ def sampled_advantages(scored: ScoredRollout) -> list[float]:
     It is told with the sampler's log-probabilities: at these weights they are the policy's, up to rounding.
     """
     rollout = scored.rollout
-    untold = [score for _, score in scored.scores if score.payload.sampled_logprobs(rollout.token_ids) is None]
+    untold = [score for _, score in scored.scores if sampled_rows(score.payload, rollout) is None]
     if untold or not scored.scores:
         return []
-    gap_T = sampled_logprobs(scored) - rollout.sampler_logprobs
-    return [round(float(gap), 4) for gap in gap_T[rollout.loss_mask]]
+    gap_N = sampled_logprobs(scored) - rollout.sampler_logprobs[rollout.loss_mask]
+    return [round(float(gap), 4) for gap in gap_N]

@@ -23,6 +23,7 @@ from mopd.distill.types import Prompt, Sampler, Weights
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
+from mopd.recipes.report.card import run_card
 from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
@@ -109,6 +110,8 @@ class Training:
                 wait_for_teachers(teachers, tokens=len(self.tokenizer))
                 to_examine = candidates(self.resolved.teachers, trained)
                 self._preflight(teachers, student, samplers.train, source(0), to_examine, context.progress.print)
+            routes, graded = self.resolved.routes, recipe.evaluate.graded_prompts
+            temperature = recipe.rollout.temperature
             prompts = Prefetched(source)
             closing.callback(prompts.close)
             last = train(
@@ -128,9 +131,7 @@ class Training:
                     stop=context.stop,
                     evaluator=self.evaluator,
                     eval_sampler=eval_sampler,
-                    teacher_distance=self._teacher_distance(
-                        teachers, self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
-                    ),
+                    teacher_distance=self._teacher_distance(teachers, routes, self.resolved.loss, graded, temperature),
                 ),
             )
             self._conclude(student, eval_sampler, progress, last)
@@ -149,6 +150,7 @@ class Training:
                 model=self.model,
                 seed=recipe.seed,
                 support=support,
+                evaluate=recipe.evaluate,
                 drafts=self._drafts(recipe.mtp),
             ),
             initial=FrozenModel(
@@ -159,7 +161,7 @@ class Training:
             lora=recipe.student.lora,
             device=self.resolved.device,
             dtype=self.resolved.dtype,
-            gpus=recipe.rollout.gpus if self.resolved.device == "cuda" else 0.0,
+            gpus=self.resolved.sampler_gpus,
             limit_seconds=recipe.faults.rank_seconds,
             heads=recipe.mtp.heads > 0,
             closing=closing,
@@ -220,6 +222,7 @@ class Training:
         routes: Mapping[str, Mapping[str, float]],
         loss: BoundLoss,
         graded_prompts: int,
+        temperature: float,
     ) -> TeacherDistance | None:
         """What has teachers grade held-out prompts; None for a stage, without teachers, or where no prompt is asked."""
         if self.evaluator is None or pool is None or graded_prompts == 0:
@@ -227,7 +230,9 @@ class Training:
         questions = self.evaluator.prompts["validation"]
         prompts = [prompt for name, weights in routes.items() if weights for prompt in questions[name][:graded_prompts]]
         payload = payload_to_ask(loss)
-        return TeacherDistance(prompts, pool, payload=payload, tracker=self.tracker, costs=self.costs)
+        return TeacherDistance(
+            prompts, pool, payload=payload, temperature=temperature, tracker=self.tracker, costs=self.costs
+        )
 
     def _conclude(self, student: DeepSpeedStudent, eval_sampler: Sampler, progress: TaskHandle, last: int) -> None:
         """Go back to the selected step, if that is not the last; measure and export it."""
@@ -238,7 +243,11 @@ class Training:
             progress.note("measuring the student on test prompts")
             eval_sampler.load_weights(student.weights(), version=step)
             self.evaluator.evaluate("student", step=step, split="test", sampler=eval_sampler)
-        student.export(str(self.folder / "student"))
+        student.export(str(self.folder / "student"), card=self.card())
+
+    def card(self) -> str:
+        """The model card of the student that was measured; a stage's has none."""
+        return "" if self.evaluator is None else run_card(self.folder, self.evaluator.rows)
 
     def _student(self, closing: ExitStack, say: Callable[[str], None]) -> DeepSpeedStudent:
         """The student in its ranks, which end with ``closing``."""
@@ -256,7 +265,7 @@ class Training:
             run_dir=str(self.folder),
             attempt=self.attempt,
             keep_checkpoints=recipe.run.keep_checkpoints,
-            gpus=recipe.student.engine.gpus if self.resolved.device == "cuda" else 0.0,
+            gpus=self.resolved.rank_gpus,
             end_token_ids=end_token_ids(self.tokenizer, self.model),
             vocabulary=token_count(self.tokenizer),
             trust_remote_code=recipe.student.trust_remote_code,

@@ -20,9 +20,10 @@ from mopd.distill.student.rank import import_libraries
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.ledger import ledger_from_rows, read_ledger
 from mopd.distill.tracking.tracker import Tracker, read_jsonl
+from mopd.recipes.check.models import NOT_EXPORTED
 from mopd.recipes.check.static import check
 from mopd.recipes.evaluation.costs import Costs
-from mopd.recipes.evaluation.evaluator import Evaluator
+from mopd.recipes.evaluation.evaluator import Evaluator, exam_settings
 from mopd.recipes.report.page import summary_table, write_report
 from mopd.recipes.resolve.checkpoints import local_folder
 from mopd.recipes.resolve.damage import note_adapters, read_marker, refuse_damaged, result_damage, write_marker
@@ -77,6 +78,9 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
                 carry_out(resolved, RunContext(out, recipe.name, resolved.device, progress, stop), attempt)
         write_report(out)
         progress.print(summary_table(out))
+        for warning in warnings:
+            if NOT_EXPORTED in warning and warning.startswith("`student.model`"):
+                progress.print(f"{out / 'student'} is not all of what it was made from: {warning}")
         progress.print(f"report: {out / 'report.html'}")
 
 
@@ -168,7 +172,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
             teachers={name: domain.teacher_weights for name, domain in recipe.trained_domains.items()},
             written_with=(
                 *(rollout.max_new_tokens, rollout.batch_size, recipe.student.engine.dtype),
-                *plugin_digests(rollout.engine).items(),
+                *(*plugin_digests(rollout.engine).items(), *exam_settings(recipe.evaluate)),
             ),
             source=source,
             tasks=job.tasks,
@@ -222,7 +226,9 @@ def starting_model(
     """
     path = model_path(source, out=out, folder=folder)
     if isinstance(source, Architecture):
-        make_initial(source, Path(path), domains=domains, seed=seed, run_dir=folder, attempt=attempt)
+        taken = source.tokenizer
+        of = None if taken is None else on_disk(model_path(taken, out=out, folder=folder), weights=False)
+        make_initial(source, Path(path), domains=domains, seed=seed, run_dir=folder, attempt=attempt, tokenizer_of=of)
         return path
     return on_disk(path)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from mopd.distill.errors import Interrupted
 from mopd.distill.metrics.evaluate import Split
 from mopd.distill.storage import publish, remove
+from mopd.distill.student.checkpoint import CARD
 from mopd.distill.types import Metrics
 from mopd.recipes.resolve.merge_and_cascade import MakingJob
 from mopd.recipes.resolve.methods import MadeMethod
@@ -75,6 +76,7 @@ def make_student(method: MadeMethod, job: Training, context: RunContext) -> int:
     temporary = Path(f"{job.folder / 'student'}.tmp-{job.attempt}")
     remove(temporary)
     shutil.copytree(made.folder, temporary)
+    (temporary / CARD).write_text(job.card())
     publish(job.folder, job.attempt, temporary, job.folder / "student")
     return made.steps
 

@@ -52,7 +52,7 @@ def samplers_of_run(
         student=StudentModel(
             initial,
             SamplerProcesses(rollout.workers, device, dtype, gpus, limit_seconds=limit_seconds),
-            lockstep=engine.expert_parallel > 1 or engine.zero_stage == 3,
+            lockstep=engine.expert_parallel > 1,
             heads=heads,
             lora=lora,
         ),

@@ -113,9 +113,9 @@ def unfinished_jobs(runs: Sequence[StudyRun], out: Path) -> dict[str, StudyJob]:
         paths = {n: str(stage_folder(folder, n).resolve().relative_to(out)) for n in run.fingerprints}
         for name, fingerprint in run.fingerprints.items():
             if not finished(folder, name, fingerprint) or result_damage(stage_folder(folder, name)):
-                before = run.needs[name]
+                before = tuple(paths[other] for other in run.needs[name])
                 make = partial(_make_stage, run, name)
-                jobs.setdefault(paths[name], StudyJob(name, () if before is None else (paths[before],), make))
+                jobs.setdefault(paths[name], StudyJob(name, before, make))
         jobs[run.name] = StudyJob(run.method, tuple(paths.values()), partial(_carry_out, run))
     return jobs
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import numpy as np
+import torch
 
 from mopd.distill.endpoint import Endpoint
 from mopd.distill.models.attention import AttnImplementation
@@ -76,10 +77,14 @@ class Decoding:
         step: the loop step that the rollouts belong to.
         end_token_ids: any of them ends a completion; the first is the one that closes an answer of the tokenizer's own.
         pad_token_id: fills the left of shorter prompts.
-        lockstep: all ranks take equally many forwards, as expert parallelism and ZeRO-3 need.
+        lockstep: all ranks take equally many forwards, as expert parallelism needs.
         support: which likeliest tokens to record at each position; None: none.
         vocabulary: ids from here on are not the tokenizer's, and are never written; None: the output head has no more.
         drafts: how a model with draft heads guesses; None: it does not.
+        top_p: sampled from the likeliest tokens that have this probability together; None: from all. In evaluations
+            alone, and so are the next two; recorded log-probabilities are those of the whole distribution.
+        top_k: sampled from so many of the likeliest tokens; None: from all.
+        stops: token ids so far ``(B, N)`` and None -> whether each row ends in a stop string.
     """
 
     max_new_tokens: int
@@ -93,6 +98,29 @@ class Decoding:
     support: Support | None = None
     vocabulary: int | None = None
     drafts: Drafts | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stops: Callable[[torch.Tensor, None], torch.Tensor] | None = None
+
+
+EXAM_STEP = 1 << 31
+"""Sampled answers of evaluations are keyed by steps from here on, the same for all weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExamDecoding:
+    """How answers of evaluations are written, where not as in training; see `evaluate`.
+
+    Attributes:
+        temperature: of sampled answers.
+        top_p, top_k: of sampled answers; None: from all tokens.
+        stops: what ends an answer besides end tokens; see :class:`Decoding`.
+    """
+
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    stops: Callable[[torch.Tensor, None], torch.Tensor] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +131,13 @@ class SamplerSettings:
         decoding: how tokens are chosen; ``step`` and ``greedy`` come with each call of ``sample``.
         samples_per_prompt: completions of each prompt, where they are not greedy.
         batch_size: sequences of one generation batch in a process.
+        exam: how answers of evaluations are written; None: greedily, with the rest of ``decoding``.
     """
 
     decoding: Decoding
     samples_per_prompt: int
     batch_size: int
+    exam: ExamDecoding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +189,7 @@ class StudentModel:
     Attributes:
         initial: the checkpoint that it starts from; its architecture is the student's.
         processes: where an engine that shares no process with the student holds its weights.
-        lockstep: all ranks of the student take equally many forwards, as expert parallelism and ZeRO-3 need.
+        lockstep: all ranks of the student take equally many forwards, as expert parallelism needs.
         heads: whether it has draft heads, which processes of the engine hold beside it.
         lora: the adapter that is trained over ``initial``, whose weights alone change then; None: all do. An engine
             that publishes ``Weights.state_dict()`` needs to know nothing of it: there the adapter is added in.
@@ -193,6 +223,8 @@ class RolloutEngine:
         records_support: it records the likeliest tokens that ``decoding.support`` asks for.
         records_routing: it records which experts each token went through.
         takes_adapters: it holds checkpoints with a LoRA adapter over them.
+        examines: its samplers have a method ``examine``, which writes as ``exam`` of the settings says; see
+            :class:`rollouts.engines.in_process.StudentSampler`.
         shares_student: it samples in the student's own processes, and copies no weight.
         canary: compares what it records with a plain forward of the same weights, before a run's first step; see
             :func:`rollouts.engines.canary.check_sampler`. None: its sampling is its own affair.
@@ -208,6 +240,7 @@ class RolloutEngine:
     records_support: bool = False
     records_routing: bool = False
     takes_adapters: bool = False
+    examines: bool = False
     shares_student: bool = False
     canary: Callable[..., float] | None = None
 

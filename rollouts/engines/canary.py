@@ -74,7 +74,7 @@ def _canary(model: nn.Module, decoding: Decoding) -> tuple[float, float] | str:
             )
             rows += zip(prompts, guessed, strict=True)
         worst = max(_difference(model, prompt, row, decoding) for prompt, row in rows)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
+    except Exception as error:  # whatever a model of another family raises
         return f"{type(error).__name__}: {error!s:.200}"
     return worst, TOLERANCE.get(next(model.parameters()).dtype, TOLERANCE[torch.bfloat16])
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed
 from torch import nn
+from transformers import Cache
 
 from mopd.distill.models.heads import without_adapters
 from mopd.distill.payloads import likeliest
@@ -78,8 +79,36 @@ def _cache_argument(model: nn.Module) -> str:
     return RECURRENT if RECURRENT in arguments and "past_key_values" not in arguments else "past_key_values"
 
 
+def likely_part(logprobs_BV: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+    """Log-probabilities with those of tokens that `top_k` and `top_p` leave out at minus infinity; not normalised.
+
+    Of tokens as likely as the last that is kept all are kept by `top_k`; `top_p` keeps the fewest of the likeliest that
+    have the probability together, after `top_k` and normalised to it.
+
+    Source: Holtzman et al., arXiv 1904.09751, section 3.1 (top-p); Fan et al., arXiv 1805.04833 (top-k).
+    """
+    if decoding.top_k is not None and decoding.top_k < logprobs_BV.shape[-1]:
+        least_B1 = logprobs_BV.topk(decoding.top_k, dim=-1).values[:, -1:]  # not per token
+        logprobs_BV = logprobs_BV.masked_fill(logprobs_BV < least_B1, -torch.inf)
+    if decoding.top_p is not None:
+        sorted_BV, order_BV = logprobs_BV.sort(dim=-1, descending=True, stable=True)
+        likely_BV = sorted_BV.softmax(-1)
+        beyond_BV = likely_BV.cumsum(-1) - likely_BV >= decoding.top_p
+        beyond_BV[:, 0] = False
+        logprobs_BV = logprobs_BV.masked_fill(beyond_BV.gather(1, order_BV.argsort(-1)), -torch.inf)
+    return logprobs_BV
+
+
+COMPACT_FROM = 0.25
+"""The part of a batch's rows that has ended when they are taken out. That copies all keys and values, so it is not done
+for every row; until then an ended row takes part in forwards, and nobody reads what comes of it."""
+
+
 class _Batch:
-    """One batch under way: left-padded prompts, a key-value cache, and the rows that have not finished."""
+    """One batch under way: left-padded prompts, a key-value cache, and the rows that are held in it.
+
+    Equal prompts (samples of one) are read once, and their rows of the cache are copied.
+    """
 
     def __init__(
         self, model: nn.Module, prompts: Sequence[Sequence[int]], rollouts: Sequence[int], decoding: Decoding
@@ -89,16 +118,22 @@ class _Batch:
         self.n = len(prompts)
         self.device = next(model.parameters()).device
         # A rank without prompts of its own still takes part in the others' forwards, on a row that nobody reads.
-        rows = [list(p) for p in prompts] or [[decoding.pad_token_id]]
+        rows = [tuple(p) for p in prompts] or [(decoding.pad_token_id,)]
+        distinct = list(dict.fromkeys(rows))
         width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), decoding.pad_token_id)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for b, row in enumerate(rows):
+        ids = torch.full((len(distinct), width), decoding.pad_token_id)
+        # What a row sees: its prompt, not its padding, and all that is written.
+        mask = torch.ones((len(distinct), width + decoding.max_new_tokens), dtype=torch.long)
+        for b, row in enumerate(distinct):
             ids[b, width - len(row) :] = torch.tensor(row)
-            mask[b, width - len(row) :] = 1
+            mask[b, : width - len(row)] = 0
         self.prompts = rows
         self.ids = ids.to(self.device)
         self.mask = mask.to(self.device)
+        self.width = width
+        places = {row: place for place, row in enumerate(distinct)}
+        self.copies = None if len(distinct) == len(rows) else torch.tensor([places[row] for row in rows])
+        """Which prompt that is read each row begins with; None: row by row its own."""
         self.uniforms = np.stack(
             [keyed_uniforms(seed=decoding.seed, step=decoding.step, rollout=r, n=decoding.max_new_tokens)
              for r in rollouts] or [np.zeros(decoding.max_new_tokens)]
@@ -107,6 +142,8 @@ class _Batch:
         self.logprobs = np.zeros((len(rows), decoding.max_new_tokens), dtype=np.float32)
         self.support: Int32 | None = None  # its width is known with the first logits
         self.lengths = np.zeros(len(rows), dtype=np.int64)
+        self.ends = np.array(decoding.end_token_ids)
+        self.stopped = np.zeros(len(rows), dtype=bool)  # by a stop string
         self.live = np.arange(len(rows))
         self.drafts: dict[int, DraftCounts] = {}
         """By row, where it was written with guesses."""
@@ -116,48 +153,71 @@ class _Batch:
         cache = window_cache(config)
         argument = _cache_argument(self.model)
         held: dict[str, Any] = {argument: cache}
-        inputs, positions = self.ids, (self.mask.cumsum(1) - 1).clamp(min=0)
+        inputs, positions = self.ids, (self.mask[:, : self.width].cumsum(1) - 1).clamp(min=0)
         done = np.zeros(self.n or 1, dtype=bool)
         done[self.n :] = True
         mask_free = argument == RECURRENT
         guesses = self.decoding.drafts if can_draft(self.model, self.decoding) else None
         for t in range(self.decoding.max_new_tokens):
-            if guesses is not None and pays(guesses, len(self.live)):
+            unfinished = int((~done[self.live]).sum())
+            if guesses is not None and unfinished and pays(guesses, unfinished):
                 self._write_on(done)
                 break
+            mask = None if t > 0 and mask_free else self.mask[:, : self.width + t]
             logits_BV = self.model(
-                input_ids=inputs, attention_mask=None if t > 0 and mask_free else self.mask, position_ids=positions,
-                use_cache=True, logits_to_keep=1, **held,
+                input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1, **held
             ).logits[:, -1, : self.decoding.vocabulary]  # fmt: skip
+            positions = positions[:, -1:]  # not per token: the place of the last one
+            if t == 0 and self.copies is not None:
+                index = self.copies.to(self.device)
+                logits_BV, positions = logits_BV[index], positions[index]
+                self._hold(cache, index)
             logprobs_BV = torch.log_softmax(logits_BV.float() / self.decoding.temperature, dim=-1)
-            token_B, logprob_B = self._choose(logprobs_BV, t)
-            unfinished = ~done[self.live]
-            rows = self.live[unfinished]
-            self.tokens[rows, t] = token_B[unfinished]
-            self.logprobs[rows, t] = logprob_B[unfinished]
-            if self.decoding.support is not None:
-                self._note_support(likeliest(logprobs_BV, self.decoding.support).cpu().numpy()[unfinished], rows, t)
-            self.lengths[rows] = t + 1
-            done[rows] = np.isin(token_B[unfinished], self.decoding.end_token_ids)
+            token_B = self._choose(logprobs_BV, t)
+            self._note(logprobs_BV, token_B, t, done)
             if not self._anyone(bool((~done).any())) or t + 1 == self.decoding.max_new_tokens:
                 break
             keep = np.flatnonzero(~done[self.live])
             if len(keep) == 0:
                 keep = np.array([0])  # finished, but other ranks still need this one's forwards
-            if len(keep) < len(self.live):
-                index: Any = torch.from_numpy(keep).to(self.device)
-                for layer in cache.layers:
-                    layer.reorder_cache(index)  # which layers with a recurrent state have, too
-                self.mask, positions, self.live = self.mask[index], positions[index], self.live[keep]
-                token_B = token_B[keep]
-            inputs = torch.from_numpy(token_B).to(self.device, torch.long).unsqueeze(1)
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.live), 1)], dim=1)
-            positions = positions[:, -1:] + 1  # not per token: the place of the one that comes next
+            if len(keep) <= (1 - COMPACT_FROM) * len(self.live):
+                index = torch.from_numpy(keep).to(self.device)
+                positions, token_B, self.live = positions[index], token_B[index], self.live[keep]
+                self._hold(cache, index)
+            inputs, positions = token_B.unsqueeze(1), positions + 1
         return [self._completion(row, done[row]) for row in range(self.n)]
 
+    def _hold(self, cache: Cache, index: Any) -> None:
+        """Go on with these rows of what is held, in this order."""
+        for layer in cache.layers:
+            layer.reorder_cache(index)  # which layers with a recurrent state have, too
+        self.mask = self.mask[index]
+
+    def _note(self, logprobs_BV: torch.Tensor, token_B: torch.Tensor, t: int, done: np.ndarray) -> None:
+        """Write down what was chosen for the rows that had not ended, and which of them end with it.
+
+        All of it comes from the device in one piece: each transfer waits for all that was computed.
+        """
+        columns = [token_B.unsqueeze(1), logprobs_BV.gather(1, token_B.unsqueeze(1))]
+        if self.decoding.support is not None:
+            columns.append(likeliest(logprobs_BV, self.decoding.support))
+        # Token ids and float32 numbers are whole in float64.
+        unfinished = ~done[self.live]
+        chosen = torch.cat([column.double() for column in columns], dim=1).cpu().numpy()[unfinished]
+        rows = self.live[unfinished]
+        self.tokens[rows, t] = chosen[:, 0]
+        self.logprobs[rows, t] = chosen[:, 1]
+        if self.decoding.support is not None:
+            self._note_support(chosen[:, 2:].astype(np.int32), rows, t)  # not per token
+        self.lengths[rows] = t + 1
+        done[rows] = (self.tokens[rows, t, None] == self.ends).any(1)
+        if self.decoding.stops is not None:
+            self._note_stops(rows, t)
+            done |= self.stopped
+
     def _write_on(self, done: np.ndarray) -> None:
-        """Write the rest of the live rows with guesses; what is written is the same."""
-        rows = self.live
+        """Write the rest of the rows that have not ended with guesses; what is written is the same."""
+        rows = self.live[~done[self.live]]
         known = [[*self.prompts[row], *self.tokens[row, : self.lengths[row]].tolist()] for row in rows]
         room = self.decoding.max_new_tokens - self.lengths[rows]
         uniforms = np.zeros((len(rows), int(room.max())))
@@ -182,11 +242,9 @@ class _Batch:
             speculation.drop(ended)
         self.drafts = {int(row): speculation.counts(i) for i, row in enumerate(rows)}
 
-    def _choose(self, logprobs_BV: torch.Tensor, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token and log-probability per live row."""
-        token_B = self._pick(logprobs_BV, self.uniforms[self.live, t])
-        logprob_B = logprobs_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
-        return token_B.cpu().numpy().astype(np.int32), logprob_B.cpu().numpy()
+    def _choose(self, logprobs_BV: torch.Tensor, t: int) -> torch.Tensor:
+        """A token of each row."""
+        return self._pick(likely_part(logprobs_BV, self.decoding), self.uniforms[self.live, t])
 
     def _pick(self, logprobs: torch.Tensor, uniforms: np.ndarray) -> torch.Tensor:
         """A token a distribution: the mode, or the inverse distribution function at a uniform number."""
@@ -196,6 +254,14 @@ class _Batch:
         if self.support is None:
             self.support = np.zeros((*self.tokens.shape, ids_BK.shape[1]), dtype=np.int32)
         self.support[rows, t] = ids_BK
+
+    def _note_stops(self, rows: np.ndarray, t: int) -> None:
+        """Which of the rows end in a stop string, of those that no end token ends."""
+        assert self.decoding.stops is not None
+        if len(rows):
+            written = torch.from_numpy(self.tokens[rows, : t + 1]).long()
+            ended = np.isin(self.tokens[rows, t], self.decoding.end_token_ids)
+            self.stopped[rows] = self.decoding.stops(written, None).numpy() & ~ended
 
     def _anyone(self, unfinished: bool) -> bool:
         """Whether any rank still has a row to write; every rank asks equally often."""
@@ -208,7 +274,7 @@ class _Batch:
     def _completion(self, row: int, ended: bool) -> Completion:
         n = int(self.lengths[row])
         support = None if self.support is None else self.support[row, :n].copy()
-        finish: Finish = "eos" if ended else "length"
+        finish: Finish = "stop" if self.stopped[row] else "eos" if ended else "length"
         return Completion(
             self.tokens[row, :n].copy(), self.logprobs[row, :n].copy(), finish, support, self.drafts.get(row)
         )

@@ -17,8 +17,10 @@ from mopd.distill.models.load import load_model
 from mopd.distill.models.mtp import attached
 from mopd.distill.types import Int32, Prompt, Rollout, Sampler, Weights
 from mopd.rollouts.engines.base import (
+    EXAM_STEP,
     Decoding,
     Drafts,
+    ExamDecoding,
     FrozenModel,
     HoldCheckpoint,
     InPlace,
@@ -73,6 +75,7 @@ class StudentSampler:
 
     Args:
         transport: how the weights reach those processes; None: they hold them already.
+        exam: how answers of evaluations are written; None: greedily, with the rest of ``decoding``.
     """
 
     def __init__(
@@ -82,8 +85,10 @@ class StudentSampler:
         samples_per_prompt: int,
         batch_size: int,
         transport: WeightTransport | None = None,
+        exam: ExamDecoding | None = None,
     ) -> None:
         self._decoding = decoding
+        self._exam = exam
         self._samples = samples_per_prompt
         self._batch_size = batch_size
         self._transport = InPlace() if transport is None else transport
@@ -101,21 +106,46 @@ class StudentSampler:
         Raises:
             RuntimeError: no weights were loaded.
         """
-        if self._weights is None:
-            raise RuntimeError("the sampler has no weights; call load_weights first")
         # What is written greedily is verified and not graded.
         support = None if greedy else self._decoding.support
-        drafts = self._decoding.drafts and self._with_costs(self._weights, self._decoding.drafts)
+        drafts = self._decoding.drafts and self._with_costs(self._loaded(), self._decoding.drafts)
         decoding = replace(self._decoding, step=step, greedy=greedy, support=support, drafts=drafts)
-        samples = 1 if greedy else self._samples
+        yield from self._written(prompts, decoding, samples=1 if greedy else self._samples)
+
+    def examine(self, prompts: Sequence[Prompt], *, step: int, sample: int | None) -> Iterator[list[Rollout]]:
+        """Yield microbatches of one answer a prompt, in the order of ``prompts``, as evaluations want them.
+
+        Args:
+            sample: its number, which keys its randomness; None: greedily.
+
+        Raises:
+            RuntimeError: no weights were loaded.
+        """
+        exam = self._exam
+        decoding = replace(self._decoding, step=step, greedy=sample is None, support=None, drafts=None)
+        if exam is not None:
+            decoding = replace(decoding, stops=exam.stops)
+        if exam is not None and sample is not None:
+            decoding = replace(
+                decoding, step=EXAM_STEP + sample, temperature=exam.temperature, top_p=exam.top_p, top_k=exam.top_k
+            )
+        yield from self._written(prompts, decoding, samples=1)
+
+    def _written(self, prompts: Sequence[Prompt], decoding: Decoding, *, samples: int) -> Iterator[list[Rollout]]:
+        weights = self._loaded()
         planned = [
             _Planned(prompt, index=group * samples + k, group=group)
             for group, prompt in enumerate(prompts)
             for k in range(samples)
         ]
-        size = self._batch_size * self._weights.ranks
+        size = self._batch_size * weights.ranks
         for start in range(0, len(planned), size):
-            yield self._microbatch(self._weights, planned[start : start + size], decoding)
+            yield self._microbatch(weights, planned[start : start + size], decoding)
+
+    def _loaded(self) -> Weights:
+        if self._weights is None:
+            raise RuntimeError("the sampler has no weights; call load_weights first")
+        return self._weights
 
     def _with_costs(self, weights: Weights, drafts: Drafts) -> Drafts | None:
         """How to guess, with what it costs here; None where the model has nothing to guess with. Asked once."""
@@ -194,7 +224,12 @@ def of_student(student: StudentModel, closing: ExitStack) -> MakeSampler:
 
     def make(settings: SamplerSettings) -> Sampler:
         decoding = replace(settings.decoding, lockstep=student.lockstep)
-        return StudentSampler(decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size)
+        return StudentSampler(
+            decoding,
+            samples_per_prompt=settings.samples_per_prompt,
+            batch_size=settings.batch_size,
+            exam=settings.exam,
+        )
 
     return make
 
@@ -214,7 +249,10 @@ def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closi
         if settings.decoding.drafts is not None:
             attached(model.path, module)
         sampler = StudentSampler(
-            settings.decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size
+            settings.decoding,
+            samples_per_prompt=settings.samples_per_prompt,
+            batch_size=settings.batch_size,
+            exam=settings.exam,
         )
         sampler.load_weights(InProcess(module), version=0)
         return sampler
@@ -229,5 +267,6 @@ IN_PROCESS = RolloutEngine(
     records_support=True,
     takes_adapters=True,
     canary=check_sampler,
+    examines=True,
     shares_student=True,
 )

@@ -195,6 +195,7 @@ def of_student(student: StudentModel, closing: ExitStack) -> MakeSampler:
             samples_per_prompt=settings.samples_per_prompt,
             batch_size=settings.batch_size,
             transport=workers,
+            exam=settings.exam,
         )
 
     return make
@@ -205,7 +206,10 @@ def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closi
     workers = SamplerWorkers(processes, heads=settings.decoding.drafts is not None)
     closing.callback(workers.close)
     sampler = StudentSampler(
-        settings.decoding, samples_per_prompt=settings.samples_per_prompt, batch_size=settings.batch_size
+        settings.decoding,
+        samples_per_prompt=settings.samples_per_prompt,
+        batch_size=settings.batch_size,
+        exam=settings.exam,
     )
 
     def hold(model: FrozenModel) -> Sampler:
@@ -223,4 +227,5 @@ WORKERS = RolloutEngine(
     records_support=True,
     takes_adapters=True,
     canary=check_sampler,
+    examines=True,
 )

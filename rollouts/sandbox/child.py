@@ -33,6 +33,8 @@ from mopd.rollouts.sandbox.safe_stdlib import harden
 
 PASSED, PASSED_WITH_A_CHANGE = 42, 43
 """Exit statuses of tests that passed; the second: a call changed arguments that the tests hold, out of their sight."""
+MOST_RUNS = 12
+"""Times a run's processor time that a program has which is run on several texts, all together."""
 _PROGRAM_FILE, _TESTS_FILE, _MOST_DESCRIPTORS = 3, 4, 64
 
 
@@ -150,7 +152,7 @@ def _judge(program_bytes: int, tests_bytes: int, limits: dict[str, Any], *, alwa
     longest = limits["result_bytes"]
 
     def serve(program: str) -> NoReturn:
-        serve_program(program, longest=longest)
+        serve_program(program, longest=longest, seconds=limits["cpu_seconds"])
 
     def judge(tests: str) -> int:
         side = Judge(longest=longest, always_carry=always_carry)
@@ -160,7 +162,7 @@ def _judge(program_bytes: int, tests_bytes: int, limits: dict[str, Any], *, alwa
     (to_program, from_tests), (to_tests, from_program) = os.pipe2(0), os.pipe2(0)
     ended, lives = os.pipe2(0)
     own = (_PROGRAM_FILE, program_bytes)
-    running = _fork(serve, limits, reads=to_program, writes=from_program, file=own)
+    running = _fork(serve, limits, reads=to_program, writes=from_program, file=own, jobs=MOST_RUNS)
     own = (_TESTS_FILE, tests_bytes)
     judging = _fork(judge, limits, reads=to_tests, writes=from_tests, file=own, holds=lives)
     for descriptor in (to_program, from_tests, to_tests, from_program, lives):

@@ -23,7 +23,7 @@ from mopd.rollouts.sandbox.peer import BINARY, COMPARISONS, OPERATIONS, UNARY, P
 from mopd.rollouts.sandbox.plain import Broken, Codec, Encoded
 from mopd.rollouts.sandbox.program import abilities_of
 from mopd.rollouts.sandbox.remote import Remote, Target, make_remote, target_of
-from mopd.rollouts.sandbox.rules import MODULES, PROGRAM_NAMES, parse_program
+from mopd.rollouts.sandbox.rules import MODULES, PROGRAM_NAMES, RUN, parse_program
 
 _BASES: dict[str, type] = {
     kind.__name__: kind
@@ -318,10 +318,13 @@ def run_tests(tests: str, judge: Judge) -> None:
     """
     tree = ast.fix_missing_locations(_Statements().visit(parse_program(tests, tests=True)))
     code = compile(tree, "tests", "exec", dont_inherit=True)
-    given = dict(judge.ask("start"))
+    runs = any(isinstance(node, ast.Name) and node.id == RUN for node in ast.walk(tree))
+    given = {} if runs else dict(judge.ask("start"))
     random.seed(tests)  # a program can't foresee what is drawn
     names = namespace("tests", type_of=lambda value: _type_of(judge, value))
     names["__builtins__"][_STATEMENT] = lambda function, *args, **options: _call(judge, function, args, options)
+    if runs:
+        names["__builtins__"][RUN] = lambda text: _run(judge, text)
     # What tests rely on is never taken from the program: it could have redefined `abs`, `all` or `math`.
     trusted = {*names["__builtins__"], *MODULES}
     given = {name: value for name, value in given.items() if name not in trusted and not name.startswith("__")}
@@ -337,6 +340,14 @@ def _type_of(judge: Judge, value: object) -> Any:
     if target_of(value) is not None:
         return judge.ask("type", value)
     return type_of(value)
+
+
+def _run(judge: Judge, text: object) -> str:
+    """What the program prints, run as a whole on a text."""
+    written = judge.ask("run", text)
+    if type(written) is not str:
+        raise TypeError("what a program prints is no text")
+    return written
 
 
 _STATEMENT = "__statement__"

@@ -9,9 +9,11 @@ import builtins
 import importlib
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from mopd.rollouts.sandbox.console import Console
 from mopd.rollouts.sandbox.rules import MODULES, PROGRAM_NAMES, Refused
 from mopd.rollouts.sandbox.safe_stdlib import SAFE_FORMS
 
@@ -38,15 +40,18 @@ def library_name(value: object) -> tuple[str, str] | None:
     return name if name is not None and LIBRARY[name[0]][name[1]] is value else None
 
 
-def namespace(name: str, *, type_of: Any) -> dict[str, Any]:
+def namespace(name: str, *, type_of: Any, console: Console | None = None) -> dict[str, Any]:
     """Fresh globals, in a fake module of that name, whose builtins are the whitelist.
 
     Args:
         type_of: what ``type`` is there.
+        console: what a program reads and writes that is run as a whole.
     """
     allowed: dict[str, Any] = {key: getattr(builtins, key) for key in PROGRAM_NAMES}
-    allowed |= {"__import__": _import, "__build_class__": builtins.__build_class__}
+    allowed |= {"__import__": partial(_import, {}), "__build_class__": builtins.__build_class__}
     allowed |= {"print": _print, "type": type_of}
+    if console is not None:
+        allowed |= console.names | {"__import__": partial(_import, console.modules)}
     # dataclasses execute the code they generate in the module of a class.
     sys.modules[name] = types.ModuleType(name)
     vars(sys.modules[name])["__builtins__"] = allowed
@@ -72,9 +77,16 @@ def type_of(value: object) -> type:
 
 
 def _import(
-    name: str, globals: object = None, locals: object = None, fromlist: Sequence[str] | None = (), level: int = 0
+    more: Mapping[str, types.ModuleType],
+    name: str,
+    globals: object = None,
+    locals: object = None,
+    fromlist: Sequence[str] | None = (),
+    level: int = 0,
 ) -> types.ModuleType:
     """What ``import`` calls: hands out a facade, never the module itself."""
+    if name in more and not level:
+        return more[name]
     if level or name not in MODULES:
         raise Refused(f"import of module {name!r}")
     return facade(name if fromlist else name.partition(".")[0])

@@ -9,8 +9,10 @@ from __future__ import annotations
 import collections
 import itertools
 import random
+import signal
 from typing import Any, NoReturn
 
+from mopd.rollouts.sandbox.console import Console
 from mopd.rollouts.sandbox.namespaces import namespace, type_of
 from mopd.rollouts.sandbox.peer import OPERATIONS, Peer
 from mopd.rollouts.sandbox.plain import CONTAINERS, Broken, Codec, Encoded
@@ -38,8 +40,13 @@ _PLAIN = _FIXED | _CHANGING
 _WRAPPERS = {collections.UserList: list, collections.UserDict: dict}
 
 
-def serve_program(program: str, *, longest: int) -> NoReturn:
-    """Execute a program, then serve its tests' process until that ends."""
+def serve_program(program: str, *, longest: int, seconds: float) -> NoReturn:
+    """Serve the process of a program's tests until that ends: execute the program once, or run it on texts.
+
+    Args:
+        longest: bytes of a message.
+        seconds: processor time of a run.
+    """
     peer = ProgramPeer(longest=longest)
     names = namespace("program", type_of=type_of)
 
@@ -48,7 +55,21 @@ def serve_program(program: str, *, longest: int) -> NoReturn:
         exec(compile(parse_program(program), "program", "exec", dont_inherit=True), names)
         return [[name, kept(value)] for name, value in names.items() if not name.startswith("__")]
 
-    peer.special["start"] = start
+    def run(given: str) -> str:
+        # Each run has its own time; that of all of them the kernel bounds.
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        random.seed(0)
+        console = Console(str(given))
+        names = namespace("__main__", type_of=type_of, console=console)
+        code = compile(parse_program(program, runs=True), "program", "exec", dont_inherit=True)
+        try:
+            exec(code, names)
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise RuntimeError("the program ended with an error") from end
+        return console.text
+
+    peer.special |= {"start": start, "run": run}
     peer.serve()
 
 

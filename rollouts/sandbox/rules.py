@@ -10,7 +10,7 @@ import ast
 import builtins
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 def _words(*lines: str) -> frozenset[str]:
@@ -110,8 +110,22 @@ up attributes by string (``operator.attrgetter``, ``string.Formatter``) or evalu
 among them; others that could be made to come in a safe form, all of typing's too (rollouts/sandbox/safe_stdlib.py)."""
 
 
+RUN = "run_program"
+"""What tests call to run the whole program, on a text that it reads; those that do are given none of its names."""
+RUN_MODULES: dict[str, frozenset[str]] = {
+    "sys": frozenset({"argv", "exit", "maxsize", "setrecursionlimit", "stderr", "stdin", "stdout"})
+}
+"""What a program that is run as a whole, on text of its own, may import besides; see rollouts/sandbox/console.py."""
+RUN_NAMES = frozenset({"exit", "input", "open", "quit"})
+"""Builtins that it has besides."""
+
+
 class Refused(Exception):
     """The code uses something outside the whitelist; the message names it."""
+
+
+class NotPython(Refused):
+    """The code is no Python at all."""
 
 
 def parse_expression(text: str) -> ast.Expression:
@@ -135,8 +149,11 @@ def parse_expression(text: str) -> ast.Expression:
     return tree
 
 
-def parse_program(text: str, *, tests: bool = False) -> ast.Module:
+def parse_program(text: str, *, tests: bool = False, runs: bool = False) -> ast.Module:
     """Parse a program, or its tests, and hold it to the whitelist. Only tests may import unittest.
+
+    Args:
+        runs: it is run as a whole, and may import :data:`RUN_MODULES` too.
 
     Raises:
         Refused: it isn't Python, or uses syntax, a name, an attribute or a module that isn't allowed.
@@ -144,6 +161,7 @@ def parse_program(text: str, *, tests: bool = False) -> ast.Module:
     tree = _parse(text, "exec")
     assert isinstance(tree, ast.Module)
     own = NAMED_TUPLE_ATTRIBUTES | _private_names(tree)
+    modules = MODULES | (RUN_MODULES if runs else {})
     for node in ast.walk(tree):
         _require_syntax(node, PROGRAM_SYNTAX)
         for name in _identifiers(node):
@@ -157,11 +175,11 @@ def parse_program(text: str, *, tests: bool = False) -> ast.Module:
                 raise Refused(f"attribute {node.attr!r}, which the program does not define")
         if isinstance(node, ast.Import):
             for alias in node.names:
-                _require_module(alias.name, tests=tests)
+                _require_module(alias.name, modules, tests=tests)
         if isinstance(node, ast.ImportFrom):
-            _require_module(node.module or "." * node.level, tests=tests)
+            _require_module(node.module or "." * node.level, modules, tests=tests)
             for alias in node.names:
-                if node.level or alias.name not in MODULES[node.module or ""] | {"*"}:
+                if node.level or alias.name not in modules[node.module or ""] | {"*"}:
                     raise Refused(f"import of {alias.name!r} from {node.module!r}")
     return tree
 
@@ -170,7 +188,7 @@ def _parse(text: str, mode: str) -> ast.AST:
     try:
         return ast.parse(text, mode=mode)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise Refused(f"not Python: {error}") from error
+        raise NotPython(f"not Python: {error}") from error
 
 
 def _require_syntax(node: ast.AST, allowed: tuple[type[ast.AST], ...]) -> None:
@@ -178,9 +196,28 @@ def _require_syntax(node: ast.AST, allowed: tuple[type[ast.AST], ...]) -> None:
         raise Refused(f"syntax {type(node).__name__}")
 
 
-def _require_module(name: str, *, tests: bool) -> None:
-    if name not in MODULES or (name == "unittest" and not tests):
-        raise Refused(f"import of module {name!r}; allowed are {', '.join(sorted(MODULES))}")
+def refusal(text: str, *, runs: bool = False) -> str | None:
+    """What a program uses that the whitelist refuses, the first of it; None where it refuses nothing.
+
+    What is no Python is refused by nobody: it fails.
+    """
+    try:
+        tree = parse_program(text, runs=runs)
+    except NotPython:
+        return None
+    except Refused as refused:
+        return str(refused).partition(";")[0]
+    nodes = list(ast.walk(tree))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+    bound |= {name for node in nodes if not isinstance(node, ast.Name) for name in _identifiers(node)}
+    left_out = vars(builtins).keys() - PROGRAM_NAMES - {"print", "type"} - (RUN_NAMES if runs else set())
+    return next((f"name {node.id!r}" for node in names if node.id in left_out - bound), None)
+
+
+def _require_module(name: str, modules: Mapping[str, frozenset[str]], *, tests: bool) -> None:
+    if name not in modules or (name == "unittest" and not tests):
+        raise Refused(f"import of module {name!r}; allowed are {', '.join(sorted(modules))}")
 
 
 def _identifiers(node: ast.AST) -> Iterable[str]:

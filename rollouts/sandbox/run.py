@@ -62,7 +62,7 @@ EXPRESSION_LIMITS = Limits(
     cpu_seconds=0.25, wall_seconds=120.0, memory_bytes=256 << 20, result_bytes=64 << 10, source_chars=2000
 )
 PROGRAM_LIMITS = Limits(
-    cpu_seconds=5.0, wall_seconds=120.0, memory_bytes=512 << 20, result_bytes=4 << 20, source_chars=50_000
+    cpu_seconds=5.0, wall_seconds=600.0, memory_bytes=512 << 20, result_bytes=4 << 20, source_chars=50_000
 )
 MATH_LIMITS = Limits(cpu_seconds=3.0, wall_seconds=600.0, memory_bytes=1 << 30, result_bytes=64, source_chars=50_000)
 

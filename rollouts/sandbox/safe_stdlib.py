@@ -20,8 +20,8 @@ from typing import Any
 from mopd.rollouts.sandbox.lock import freeze_classes
 from mopd.rollouts.sandbox.rules import Refused
 
-NAMESPACES = ("program", "tests")
-"""Names of the two fake modules in which classes are made; their builtins are the whitelist."""
+NAMESPACES = ("program", "tests", "__main__")
+"""Names of the fake modules in which classes are made; their builtins are the whitelist."""
 _HARMLESS_DESCRIPTORS = (types.FunctionType, property, types.MemberDescriptorType)
 """What these give when a class is asked for them runs nothing of the program."""
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import Source
 from mopd.distill.recipe.plugins import is_plugin, load_plugin, own_code
+from mopd.distill.recipe.source import RUNS_PROGRAMS
 from mopd.distill.types import Prompt, RunError, UserError
 from mopd.distill.verdicts import UnjudgedScore
 from mopd.rollouts.answers import THOUGHTS, answer_part, opened_thought
@@ -39,10 +40,11 @@ class DatasetTask:
     """
 
     def __init__(self, source: Source, tokenizer: PreTrainedTokenizerBase | None, *, domain: str) -> None:
-        if source.tests is not None and source.verifier != "python_tests":
+        if source.tests is not None and source.verifier not in RUNS_PROGRAMS:
             raise UserError(
                 f"dataset {source.path!r} names a column of unit tests, {source.tests!r}, for verifier "
-                f"{source.verifier!r}, which runs none; take `verifier: python_tests`, or leave `tests` out"
+                f"{source.verifier!r}, which runs none; take `verifier: python_tests` or `input_output`, or leave "
+                "`tests` out"
             )
         self._source, self._domain = source, domain
         self._own_verifier = own_verifier(source, where=f"domains.{domain}.task.verifier")
@@ -187,7 +189,7 @@ class DatasetTask:
             return next(letter for letter in LETTERS if letter not in letters)
         if verifier == "math":
             return next(number for number in map(str, range(271828, 10**9)) if not any(number in g for g in golds))
-        return "pass" if verifier == "python_tests" else f"not {example.answer}"
+        return "pass" if verifier in RUNS_PROGRAMS else f"not {example.answer}"
 
     def _row(self, prompt_id: str) -> tuple[DatasetRows, int] | None:
         return self._places.get(prompt_id.rpartition("-")[2])

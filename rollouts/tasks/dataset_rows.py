@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from mopd.distill.recipe import Source
 from mopd.distill.recipe.plugins import load_plugin, own_code
+from mopd.distill.recipe.source import RUNS_PROGRAMS
 from mopd.distill.types import UserError
 from mopd.rollouts.tasks.base import TaskSplit, content_hash, split_of
 from mopd.rollouts.tasks.row_meaning import (
@@ -266,7 +267,7 @@ def _shots(source: Source, reader: Reader, tables: Mapping[str, RowTable], domai
                 shots.setdefault(problem.canonical, problem)
         if len(shots) < source.shots:
             raise UserError(f"{where}, split {split!r}, has {len(shots)} usable rows, and `shots` is {source.shots}")
-    answerless = source.verifier == "python_tests" and source.tests is None
+    answerless = source.verifier in RUNS_PROGRAMS and (source.tests is None or source.answer is None)
     if any(answerless or not shot.answer for shot in shots.values()):
         raise UserError(
             f"{where}: shots are shown with their answers, and the rows have none; name their column as `answer`"

@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 
 from mopd.distill.recipe import Source
 from mopd.distill.recipe.plugins import is_plugin
-from mopd.distill.recipe.source import columns_of, is_template, template_parts
+from mopd.distill.recipe.source import RUNS_PROGRAMS, columns_of, is_template, template_parts
+from mopd.rollouts.input_output import cases_text
 from mopd.rollouts.tasks.tables import WrittenFloat
 from mopd.rollouts.verifiers import chosen_letter, gold_problem
 
@@ -88,7 +89,7 @@ def read_row(source: Source, row: Mapping[str, Any]) -> Problem:
         ValueError: a column holds what it can't; the message is the end of a sentence that begins with the row.
     """
     asked, answered = _asked(source, row)
-    tests = None if source.tests is None else _written(row, source.tests, "tests", lines=True)
+    tests = None if source.tests is None else _tests(source, row)
     golds = () if source.answer is None else _golds(source, row, answered)
     options: list[str] = []
     if source.options is not None:
@@ -426,7 +427,7 @@ def _golds(source: Source, row: Mapping[str, Any], answered: bool) -> tuple[str,
             f"`{source.prompt}` does not end with a message of the assistant, which `{column}` is to be of"
         )
     value = cell(row, column)
-    lines = source.verifier == "python_tests"
+    lines = source.verifier in RUNS_PROGRAMS
     if isinstance(value, list) and not (lines and all(isinstance(item, str) for item in value)):
         if source.several_golds == "refuse":
             raise ValueError(
@@ -437,6 +438,22 @@ def _golds(source: Source, row: Mapping[str, Any], answered: bool) -> tuple[str,
             raise ValueError(f"`{column}` is an empty list")
         return tuple(dict.fromkeys(_label(source, item) for item in value))
     return (_label(source, value, lines=lines),)
+
+
+def _tests(source: Source, row: Mapping[str, Any]) -> str:
+    """The unit tests of a row, or its cases."""
+    leaf = source.tests
+    assert leaf is not None
+    if source.verifier != "input_output":
+        return _written(row, leaf, "tests", lines=True)
+    try:
+        function = None if source.function is None else text_of(cell(row, source.function), source.function)
+    except ValueError:
+        function = None  # rows of whole programs have none
+    try:
+        return cases_text(fill(leaf, row) if is_template(leaf) else cell(row, leaf), function)
+    except ValueError as error:
+        raise ValueError(f"`{leaf}`, {short(row.get(leaf))}, {error}") from error
 
 
 def _label(source: Source, value: Any, *, lines: bool = False) -> str:

@@ -15,11 +15,11 @@ import torch
 
 from mopd.distill.models.adapters import active, with_adapters
 from mopd.distill.models.attention import AttnImplementation
-from mopd.distill.models.heads import fingerprint, in_place_of_head, plain_head
+from mopd.distill.models.heads import fingerprint, in_place_of_head, logits_at, plain_head
 from mopd.distill.models.load import load_model
 from mopd.distill.payload_rows import AskedSupport, payload_spec
 from mopd.distill.payloads import Support, to_numpy
-from mopd.distill.types import Hidden, Int32, Payload, PayloadName, align_logits
+from mopd.distill.types import Bool, Hidden, Int32, Payload, PayloadName, align_logits, aligned_rows
 from mopd.teachers.kinds.base import TeacherKind, TeacherSetup
 from mopd.teachers.scorer import Conditions
 
@@ -55,6 +55,9 @@ class TeacherModel:
         trust_remote_code: whether Python code that lies in the checkpoint's folder may run.
         attention: how it computes attention.
     """
+
+    answers_masks = True
+    """``score`` takes ``masks``."""
 
     def __init__(
         self,
@@ -114,15 +117,19 @@ class TeacherModel:
         payload: PayloadName,
         adapter: str | None = None,
         given: Sequence[Int32] | None = None,
+        masks: Sequence[Bool] | None = None,
     ) -> list[Payload]:
         """Score rollouts, each an array of token ids of shape ``(T,)``, in order; without an adapter, as the base.
 
         Args:
             given: the student's likeliest tokens of each rollout, ``(T, K)``, where the support asks for them.
+            masks: the tokens of each rollout that are asked for, ``(T,)``, never the first; its head sees no others.
+                None: all.
 
         Returns:
-            Aligned payloads of T rows each: ``Sampled`` log-probabilities ``(T,)``, ``Full`` ones ``(T, V)`` or
-            ``TopK`` ones ``(T, K)``, in nats; or ``Hidden`` states ``(T, H)`` in the model's dtype. Row 0 says nothing,
+            Aligned payloads of T rows each, or of one for each token that is asked for: ``Sampled`` log-probabilities
+            ``(T,)``, ``Full`` ones ``(T, V)`` or ``TopK`` ones ``(T, K)``, in nats; or ``Hidden`` states ``(T, H)``
+            in the model's dtype. Row 0 says nothing,
             for no token precedes token 0.
 
         Raises:
@@ -132,7 +139,8 @@ class TeacherModel:
         with active(self.model, adapter):
             for taken in microbatches([len(ids) for ids in token_ids], self.microbatch_tokens):
                 taken_given = None if given is None else [given[i] for i in taken]
-                payloads = self._forward([token_ids[i] for i in taken], payload, taken_given)
+                asked = [np.arange(len(token_ids[i])) if masks is None else np.flatnonzero(masks[i]) for i in taken]
+                payloads = self._forward([token_ids[i] for i in taken], payload, taken_given, asked)
                 scored |= zip(taken, payloads, strict=True)
         return [scored[i] for i in range(len(token_ids))]
 
@@ -150,28 +158,42 @@ class TeacherModel:
         return torch.log_softmax(logits_TV / self.temperature, dim=-1).cpu().numpy()
 
     def _forward(
-        self, token_ids: Sequence[Int32], payload: PayloadName, given: Sequence[Int32] | None
+        self,
+        token_ids: Sequence[Int32],
+        payload: PayloadName,
+        given: Sequence[Int32] | None,
+        asked: Sequence[npt.NDArray[np.int64]],
     ) -> list[Payload]:
-        lengths = [len(ids) for ids in token_ids]
-        padded = np.zeros((len(token_ids), max(lengths)), dtype=np.int64)
+        """One forward; ``asked``: the places of each rollout's tokens that are asked for, ``(N,)``."""
+        padded = np.zeros((len(token_ids), max(len(ids) for ids in token_ids)), dtype=np.int64)
         mask = np.zeros_like(padded)
-        for b, ids in enumerate(token_ids):
+        places = np.zeros((len(token_ids), max(1, *(len(places_N) for places_N in asked))), dtype=np.int64)
+        for b, (ids, places_N) in enumerate(zip(token_ids, asked, strict=True)):
             padded[b, : len(ids)] = ids
             mask[b, : len(ids)] = 1
+            places[b, : len(places_N)] = places_N
         ids_BT = torch.from_numpy(padded).to(self.device)
-        mask_BT = torch.from_numpy(mask).to(self.device)
-        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        places_BN = torch.from_numpy(places).to(self.device)
+        inputs = {"input_ids": ids_BT, "attention_mask": torch.from_numpy(mask).to(self.device)}
+        counts = [len(places_N) for places_N in asked]
         if payload == "hidden":
-            hidden_BTH = in_place_of_head(self.model, plain_head(self.model), align_logits, **inputs).cpu()
-            return [Hidden(to_numpy(hidden_BTH[b, :n]), self._head) for b, n in enumerate(lengths)]
-        logits_BTV = align_logits(self.model(**inputs, use_cache=False).logits)[..., : self.vocabulary]
-        logprobs_BTV = torch.log_softmax(logits_BTV.float() / self.temperature, dim=-1)
+
+            def rows(hidden_BTH: torch.Tensor) -> torch.Tensor:
+                return aligned_rows(hidden_BTH, places_BN)
+
+            hidden_BNH = in_place_of_head(self.model, plain_head(self.model), rows, **inputs).cpu()
+            return [Hidden(to_numpy(hidden_BNH[b, :n]), self._head) for b, n in enumerate(counts)]
+        logits_BNV = logits_at(self.model, self.model, places_BN, **inputs)[..., : self.vocabulary]
+        logprobs_BNV = torch.log_softmax(logits_BNV.float() / self.temperature, dim=-1)
         of_logprobs = payload_spec(payload).of_logprobs
         assert of_logprobs is not None, f"payload {payload} is not made of distributions"
-        given_TKs = [None] * len(lengths) if given is None else [_index(ids_TK, self.device) for ids_TK in given]
+        ids_BN = ids_BT.gather(1, places_BN)
+        given_NKs = [None] * len(counts) if given is None else [
+            _index(ids_TK[places_N], self.device) for ids_TK, places_N in zip(given, asked, strict=True)
+        ]  # fmt: skip
         return [
-            of_logprobs(logprobs_BTV[b, :n], ids_BT[b, :n], AskedSupport(self.support, given_TK))
-            for b, (n, given_TK) in enumerate(zip(lengths, given_TKs, strict=True))
+            of_logprobs(logprobs_BNV[b, :n], ids_BN[b, :n], AskedSupport(self.support, given_NK))
+            for b, (n, given_NK) in enumerate(zip(counts, given_NKs, strict=True))
         ]
 
 

@@ -1,4 +1,4 @@
-"""`make bench`: what a step of the quickstart takes; attention, teachers and the sandbox. Prints JSON, then tables.
+"""`make bench`: what a step of the quickstart takes, attention, rollouts, teachers, sandbox. Prints JSON, then tables.
 
 Every figure is measured in this run, on this machine, as the median over steps; compare ratios within one run only. The
 student is trained for a few steps first, so that its rollouts have the lengths of real ones.
@@ -29,7 +29,7 @@ from mopd.recipes.run.launch import run
 from mopd.rollouts.sampler import GoldSampler
 from mopd.rollouts.tokenizer import completion_ids
 from mopd.teachers.kinds.checkpoint import TeacherModel
-from tests.benchmarks import attention, hidden, sandbox, teachers
+from tests.benchmarks import attention, generation, hidden, sandbox, teachers
 
 ROLES = ("generation", "scoring", "update")
 WARM_UP_STEPS = 4
@@ -56,7 +56,7 @@ def steps_of(out: Path) -> list[dict[str, Any]]:
 
 
 def breakdown(ranks: int, out: Path) -> dict[str, float]:
-    """Median seconds of each role of a step, its tokens per second, and the share that none of them takes."""
+    """Median seconds of each role of a step, its tokens per second, and the shares in which ranks and teachers wait."""
     recipe = load_recipe("quickstart", [*QUICKLY, f"student.engine.ranks={ranks}"], shipped=SHIPPED)
     run(recipe, out)
     rows = steps_of(out)
@@ -68,9 +68,8 @@ def breakdown(ranks: int, out: Path) -> dict[str, float]:
     figures["update_tokens_per_second"] = statistics.median(
         row["tokens/update"] / row["seconds/update"] for row in rows
     )
-    figures["share_of_none_of_the_three"] = statistics.median(
-        1 - sum(row[f"seconds/{role}"] for role in ROLES) / row["seconds/step"] for row in rows
-    )
+    for who in ("ranks", "teachers"):
+        figures[f"idle_share_of_{who}"] = statistics.median(row[f"idle/{who}"] for row in rows)
     return figures
 
 
@@ -102,6 +101,7 @@ def main() -> None:
     one, two = figures["ranks_1"], figures["ranks_2"]
     figures["divergence_from_hidden_states"] = hidden.measure()
     figures["attention"] = attention.measure()
+    figures["generation"] = generation.measure()
     figures["teachers"] = teachers.measure()
     figures["sandbox"] = sandbox.measure()
     figures["ratios"] = {f"{name}_two_ranks_over_one": two[name] / one[name] for name in one}
@@ -121,7 +121,12 @@ def main() -> None:
         verified.add_row(kind, f"{alone:.3g}", f"{crowded:.3g}")
     print()
     Console().print(
-        table, beside, attention.table(figures["attention"]), verified, *teachers.tables(figures["teachers"])
+        table,
+        beside,
+        attention.table(figures["attention"]),
+        *generation.tables(figures["generation"]),
+        verified,
+        *teachers.tables(figures["teachers"]),
     )
 
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from mopd.distill.recipe import Recipe
 from mopd.distill.types import UserError
 from mopd.recipes.check import static
-from mopd.recipes.check.plan import Plan
+from mopd.recipes.check.plan.totals import Plan
 from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.settings import idle_leaves
 from mopd.recipes.resolve.initial import training_texts

@@ -26,6 +26,9 @@ class Counter:
         self.weight += 1
         return {"loss": 1.0 / self.weight}
 
+    def worked(self):
+        return [0.0, 0.0]
+
     def save(self, step):
         assert step == self.weight
         self.saved.append(step)

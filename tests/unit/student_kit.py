@@ -104,7 +104,9 @@ def make_rollout(rng: np.random.Generator, index: int, domain: str, *, prompt: i
     )
 
 
-def make_batch(*, per_domain: int = 4, seed: int = 0, sharpness: float = 1.0) -> list[ScoredRollout]:
+def make_batch(
+    *, per_domain: int = 4, seed: int = 0, sharpness: float = 1.0, vocabulary: int = VOCABULARY
+) -> list[ScoredRollout]:
     """Rollouts of very unequal lengths, with a random teacher's full distribution at every position."""
     rng = np.random.default_rng(seed)
     batch = []
@@ -112,7 +114,7 @@ def make_batch(*, per_domain: int = 4, seed: int = 0, sharpness: float = 1.0) ->
         domain = DOMAINS[index % len(DOMAINS)]
         completion = {"code": 12, "math": 7, "reasoning": 2}[domain] + int(rng.integers(0, 5))
         rollout = make_rollout(rng, index, domain, prompt=int(rng.integers(2, 9)), completion=completion)
-        logits = sharpness * rng.standard_normal((len(rollout.token_ids), VOCABULARY))
+        logits = sharpness * rng.standard_normal((len(rollout.token_ids), vocabulary))
         logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         score = TeacherScore(domain, Full(logprobs.astype(np.float32)))
         batch.append(ScoredRollout(rollout, scores=((1.0, score),)))

@@ -27,7 +27,7 @@ def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
 def test_every_command_that_a_page_names_is_one() -> None:
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     for page in PAGES:
-        for code in re.findall(r"`mopd ([a-z]+)[ `]|^    mopd ([a-z]+)", page.read_text(), re.MULTILINE):
+        for code in re.findall(r"`mopd ([a-z][a-z-]*)[ `]|^    mopd ([a-z][a-z-]*)", page.read_text(), re.MULTILINE):
             assert "".join(code) in commands, f"{page.name}: mopd {''.join(code)}"
 
 

@@ -189,8 +189,8 @@ def test_eval_asks_a_recipes_questions_and_writes_json(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ((), "give --tasks, or --recipe"),
-        (("--tasks", "arithmetic", "--recipe", "smoke"), "give --tasks, or --recipe"),
+        ((), "give --tasks, or --recipe, or --harness"),
+        (("--tasks", "arithmetic", "--recipe", "smoke"), "give --tasks, or --recipe, or --harness"),
         (("--tasks", "arithmetic", "--domains", "math"), "--domains picks from the domains of a recipe"),
         (("--recipe", "smoke", "--domains", "maths"), "no domain is called 'maths'; did you mean `math`"),
         (("--recipe", "seesaw"), "is a study; name the recipe.yaml of one of its runs"),

@@ -17,6 +17,7 @@ from mopd.distill.models.families import FAMILIES as ROWS
 from mopd.distill.types import UserError
 from mopd.rollouts.engines import canary, generate
 from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.cache import WindowLayer
 from mopd.rollouts.engines.canary import check_sampler
 from mopd.rollouts.engines.in_process import InProcess
 
@@ -147,15 +148,14 @@ def test_a_planted_fault_is_refused(monkeypatch: pytest.MonkeyPatch, plant: Any)
 
 def test_a_window_that_is_one_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sampler's cache keeps one position less than the model's window sees."""
-    from mopd.rollouts.engines.cache import WindowLayer
-
     model = built("mistral", sliding_window=6, initializer_range=0.3)
     assert check_sampler(InProcess(model), DECODING, named="it") < 1e-3
     update = WindowLayer.update
 
     def short(self: Any, *args: Any, **kwargs: Any) -> Any:
         answer = update(self, *args, **kwargs)
-        self.keys[:, :, :1], self.values[:, :, :1] = 0, 0
+        for seen in answer:
+            seen[:, :, :1] = 0
         return answer
 
     monkeypatch.setattr(WindowLayer, "update", short)

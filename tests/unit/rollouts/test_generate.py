@@ -1,5 +1,6 @@
 """Generation against oracles: a naive loop without a cache, the distribution itself, and other batches."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 from student_kit import FAMILIES, VOCABULARY, make_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mopd.distill.payloads import Support
 from mopd.distill.types import Prompt, align_logits
@@ -99,6 +100,59 @@ def test_randomness_is_keyed_by_rollout_and_not_by_batch(tmp_path):
             assert completion.token_ids.tolist() == together[i].token_ids.tolist()
     other_step = generate(model, asked, range(9), how(step=6))
     assert any(a.token_ids.tolist() != b.token_ids.tolist() for a, b in zip(together, other_step, strict=True))
+
+
+def rows_of_forwards(model):
+    """Grows by the number of rows of each forward."""
+    rows = []
+    model.register_forward_pre_hook(lambda _m, _a, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True)
+    return rows
+
+
+def load_any(tmp_path, family):
+    """Families of the training tests, and a recurrent one."""
+    if family != "mamba":
+        return load(tmp_path, family)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **sizes)).eval()
+
+
+@pytest.mark.parametrize("family", ["mimo_v2_flash", "llama", "mamba"])
+def test_samples_of_a_prompt_are_read_once(tmp_path, family):
+    model, two = load_any(tmp_path, family), prompts(2, seed=4)
+    asked = [two[i // 3 % 2] for i in range(12)]
+    apart = [generate(model, [prompt], [i], how())[0] for i, prompt in enumerate(asked)]
+    rows = rows_of_forwards(model)
+    together = generate(model, asked, range(12), how())
+    assert rows[:2] == [2, 12]
+    for a, b in zip(apart, together, strict=True):
+        assert a.token_ids.tolist() == b.token_ids.tolist()
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+    assert len({tuple(one.token_ids.tolist()) for one in together}) > 6, "samples differ"
+
+
+def test_rows_go_when_a_quarter_has_ended(tmp_path):
+    model = load(tmp_path)
+    written = {}
+    for ends in ((EOS,), (EOS, *range(20, 36))):
+        rows = rows_of_forwards(model)
+        written[ends] = generate(model, prompts(40), range(40), replace(how(max_new_tokens=24), end_token_ids=ends))
+        assert rows[0] == 40
+        for before, after in itertools.pairwise(rows):
+            assert after == before or after <= 0.75 * before
+        lengths = sorted(len(one.token_ids) for one in written[ends])
+        assert len(rows) == lengths[-1]
+        for t, n in enumerate(rows):
+            alive = sum(length > t for length in lengths)
+            assert alive <= n
+            assert alive > 0.75 * n or n == 1
+    whole, cut = written.values()
+    assert len(set(rows)) > 3
+    for a, b in zip(whole, cut, strict=True):
+        n = len(b.token_ids)
+        assert a.token_ids[:n].tolist() == b.token_ids.tolist()
+        np.testing.assert_allclose(a.logprobs[:n], b.logprobs, atol=1e-5)
 
 
 def test_keys_do_not_collide():

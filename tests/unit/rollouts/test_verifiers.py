@@ -55,6 +55,7 @@ ACCEPT = {
         ("3", "so there are 3"),
         ("no mathematics at all", "no  mathematics at all"),
     ],
+    "input_output": [('{"inputs": ["1 2"], "outputs": ["3"]}', "print(sum(map(int, input().split())))")],
     "python_tests": [
         ("assert f(2) == 4", "def f(x): return x * x"),
         ("assert f(2) == 4", "Here it is:\n```python\ndef f(x):\n    return x * x\n```\nIt squares."),
@@ -101,6 +102,7 @@ REFUSE = {
         ("3", '__import__("os").system("true")'),
         ("words", "other words"),
     ],
+    "input_output": [('{"inputs": ["1 2"], "outputs": ["3"]}', "print(4)")],
     "python_tests": [
         ("assert f(2) == 4", "def f(x): return 5"),
         ("assert f(2) == 4", "f squares"),

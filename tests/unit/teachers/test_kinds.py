@@ -155,7 +155,7 @@ def test_it_scores_in_processes_and_its_settings_reach_it(cluster: None, folder:
     for scored in pool.score([rollouts]):
         ((_, score),) = scored.scores
         assert isinstance(score.payload, Sampled)
-        expected = np.full(len(scored.rollout.token_ids), logprobs[scored.rollout.domain], np.float32)
+        expected = np.full(scored.rollout.trained_tokens, logprobs[scored.rollout.domain], np.float32)
         np.testing.assert_array_equal(score.payload.logprobs_T, expected)
     pool.close()
 

@@ -5,16 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from batch_kit import SHARES, V, as_sampled, as_topk, log_softmax, mixed_batch, scored
+from batch_kit import SHARES, V, as_sampled, as_topk, cut_for, log_softmax, mixed_batch, scored
 
-from mopd.distill.loss.microbatch import collate
-from mopd.distill.loss.registry import LOSSES
+from mopd.distill.loss.microbatch import collate, trained_columns
+from mopd.distill.loss.registry import LOSSES, bind
 from mopd.distill.loss.teacher_tensors import combine_teachers, sampled_logprobs
-from mopd.distill.recipe import FullReverseKL
+from mopd.distill.recipe import FullReverseKL, PolicyGradient, TopKReverseKL
 from mopd.distill.student.plan import plan_updates
 from mopd.distill.types import RunError, ScoredRollout, UserError
 
 FULL = FullReverseKL(estimator="full_reverse_kl")
+LOSS_OF = {
+    "full": FULL,
+    "sampled": PolicyGradient(estimator="policy_gradient"),
+    "topk": TopKReverseKL(estimator="topk_reverse_kl", k=3),
+}
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -108,7 +113,8 @@ def test_collate_places_every_token_and_pads_on_the_right():
         assert batch.mask_BT[b].tolist() == [*one.rollout.loss_mask.tolist(), *[False] * (8 - n)]
         assert batch.weights_BT[b].tolist() == [[0.0, [0.5, 2.0][b]][trained] for trained in batch.mask_BT[b].tolist()]
         assert batch.sampler_logprobs_BT[b, :n].tolist() == one.rollout.sampler_logprobs.tolist()
-        assert np.array_equal(batch.teacher[b, :n].numpy(), one.scores[0][1].payload.logprobs_TV)
+        trained = one.rollout.loss_mask
+        assert np.array_equal(batch.teacher[b, :n].numpy()[trained], one.scores[0][1].payload.logprobs_TV[trained])
     assert gather(rollouts, payload=None).teacher is None
     assert gather(rollouts).reward_advantage_B is None
     sampled = gather([as_sampled(one) for one in rollouts], payload="sampled")
@@ -142,9 +148,58 @@ def test_one_combined_teacher_is_the_weighted_sum_of_kls():
         assert loss[t] == pytest.approx(expected, abs=1e-6)
 
 
+TRAINED = scored(6, "math").rollout.loss_mask
+
+
+def shipped(one: ScoredRollout) -> ScoredRollout:
+    """With the rows of the trained tokens alone, as teachers ship them."""
+    mask = one.rollout.loss_mask
+    return replace(one, scores=tuple((w, replace(s, payload=s.payload.at(mask))) for w, s in one.scores))
+
+
+@pytest.mark.parametrize(("payload", "each"), [("full", False), ("sampled", False), ("full", True), ("topk", True)])
+def test_rows_of_trained_tokens_are_all_that_a_microbatch_needs(payload, each):
+    rollouts = [cut_for(payload, one) for one in mixed_batch(7)]
+    whole, alone = (gather(b, payload=payload, needs_each_teacher=each) for b in (rollouts, [*map(shipped, rollouts)]))
+    for ours, theirs in ((whole.teacher, alone.teacher), *zip_arrays(whole, alone)):
+        assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+
+
+def zip_arrays(whole, alone):
+    for ours, theirs in zip(whole.per_teacher, alone.per_teacher, strict=True):
+        yield from zip(ours.arrays.values(), theirs.arrays.values(), strict=True)
+
+
+@pytest.mark.parametrize("payload", ["full", "sampled", "topk"])
+def test_a_loss_of_the_trained_columns_is_that_of_the_whole(payload):
+    """Loss and gradient, with NaN wherever nothing is trained; a sequence that trains nothing at all is among them."""
+    rollouts = [cut_for(payload, one) for one in mixed_batch(7)]
+    silent = replace(rollouts[2].rollout, loss_mask=np.zeros_like(rollouts[2].rollout.loss_mask))
+    rollouts[2] = replace(rollouts[2], rollout=silent)
+    loss = bind(LOSS_OF[payload])
+    batch = gather(rollouts, payload=payload, needs_each_teacher=loss.spec.needs_each_teacher)
+    logits = torch.randn(*batch.token_ids_BT.shape, V, generator=torch.Generator().manual_seed(0))
+    logits = logits.masked_fill(~batch.mask_BT.unsqueeze(-1), float("nan")).requires_grad_()
+    trained = trained_columns(batch)
+    mask_BN, most = trained.microbatch.mask_BT, int(batch.mask_BT.sum(1).max())
+    assert mask_BN.shape == (7, most)
+    assert most < batch.mask_BT.shape[1]
+    columns = logits.gather(1, trained.places_BN.unsqueeze(-1).expand(-1, -1, V))
+    whole, part = loss.token_loss(logits, batch), loss.token_loss(columns, trained.microbatch)
+    assert torch.equal(whole.loss_BT[batch.mask_BT], part.loss_BT[mask_BN])
+    for name in whole.stats:
+        assert torch.equal(whole.stats[name][batch.mask_BT], part.stats[name][mask_BN])
+    both = [torch.autograd.grad((x.loss_BT * w).sum(), logits)[0] for x, w in
+            ((whole, batch.weights_BT), (part, trained.microbatch.weights_BT))]  # fmt: skip
+    assert torch.equal(*both)
+    assert trained_columns(gather([], payload=payload)).places_BN.tolist() == [[0]]
+
+
 def test_one_hot_weights_are_routing_bit_by_bit():
     one = scored(6, "math")
-    assert combine_teachers(one, "full") is one.scores[0][1].payload.logprobs_TV
+    alone = replace(one, scores=((1.0, replace(one.scores[0][1], payload=one.scores[0][1].payload.at(TRAINED))),))
+    assert combine_teachers(alone, "full") is alone.scores[0][1].payload.logprobs_TV
+    assert np.array_equal(combine_teachers(one, "full"), one.scores[0][1].payload.logprobs_TV[TRAINED])
 
 
 def test_teachers_apart_keep_their_order_their_weights_and_their_places():
@@ -164,20 +219,22 @@ def test_teachers_apart_keep_their_order_their_weights_and_their_places():
                 assert not cut.arrays["logprobs_TK"][b].any()
                 continue
             said, said_in_short = one.scores[k][1].payload, as_topk(one).scores[k][1].payload
-            assert np.array_equal(whole.arrays["logprobs_TV"][b, :n].numpy(), said.logprobs_TV)
-            assert np.array_equal(cut.arrays["logprobs_TK"][b, :n].numpy(), said_in_short.logprobs_TK)
-            assert np.array_equal(cut.arrays["ids_TK"][b, :n].numpy(), said_in_short.ids_TK)
-            assert np.array_equal(cut.arrays["rest_T"][b, :n].numpy(), said_in_short.rest_T)
-            assert np.array_equal(cut.arrays["sampled_T"][b, :n].numpy(), said_in_short.sampled_T)
+            mask = one.rollout.loss_mask
+            assert np.array_equal(whole.arrays["logprobs_TV"][b, :n].numpy()[mask], said.logprobs_TV[mask])
+            for name, array in said_in_short.arrays().items():
+                assert np.array_equal(cut.arrays[name][b, :n].numpy()[mask], array[mask])
+                assert not cut.arrays[name][b, :n].numpy()[~mask].any()
             assert not cut.arrays["rest_T"][b, n:].any()
 
 
 def test_sampled_log_probabilities_are_known_from_every_payload():
     one = scored(5, "math", teachers=2)
     ids = one.rollout.token_ids
-    expected = [sum(w * score.payload.logprobs_TV[t, y] for w, score in one.scores) for t, y in enumerate(ids.tolist())]
+    trained = [(t, y) for t, y in enumerate(ids.tolist()) if one.rollout.loss_mask[t]]
+    expected = [sum(w * score.payload.logprobs_TV[t, y] for w, score in one.scores) for t, y in trained]
     for same in (one, as_sampled(one), as_topk(one)):
         assert sampled_logprobs(same).tolist() == pytest.approx(expected, abs=1e-6)
+        assert sampled_logprobs(shipped(same)).tolist() == sampled_logprobs(same).tolist()
     with pytest.raises(ValueError, match="has no teacher"):
         sampled_logprobs(ScoredRollout(one.rollout, reward=1.0))
 

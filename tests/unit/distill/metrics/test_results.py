@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from results_kit import right, rows_of
 
 from mopd.distill.metrics.against_teachers import AGAINST_TEACHERS, ESTIMATES, METRICS, Table, metrics, metrics_ci
-from mopd.distill.metrics.evaluate import Evaluation
+from mopd.distill.metrics.evaluate import Evaluation, health, interval
 from mopd.distill.metrics.results import build_seesaw, group
 
 TEACHERS = {"math": {"math": 1.0}, "code": {"code": 1.0}, "chat": {}}
@@ -169,3 +170,22 @@ def test_every_metric_has_an_interval_around_it() -> None:
         assert intervals["points_at_once"][domain][0] < low < found["points"][domain] < high
     with pytest.raises(ValueError, match="questions"):
         Table({"math": np.zeros((3, 0))})
+
+
+def test_sampled_scores_and_unjudged_answers_stand_beside_the_greedy_scores() -> None:
+    earlier = [replace(row, sampled=0.0) for row in rows_of("student", {"math": [0.0, 0.0]}, step=1)]
+    student = rows_of("student", {"math": [1.0, 0.0]}, step=2)
+    student = [replace(student[0], sampled=0.75), replace(student[1], sampled=0.25, unjudged="refused", reason="os")]
+    base = rows_of("base", {"math": [0.0, 0.0]})
+    base[1] = replace(base[1], unjudged="no_answer", reason="cut")
+    rows = [Evaluation(**row.record()) for row in [*base, *earlier, *student]]
+    seesaw = build_seesaw(rows, teachers={"math": {}}, fingerprints={"math": "f"})
+    assert seesaw["sampled"] == {"student": {"math": asdict(interval([0.75, 0.25]))}}
+    assert seesaw["models"]["student"]["math"]["score"] == 0.5
+    assert seesaw["unjudged"] == {
+        "base": {"math": {"no_answer": 1, "refused": 0, "first_reason": "cut"}},
+        "student": {"math": {"no_answer": 0, "refused": 1, "first_reason": "os"}},
+    }
+    assert health(student)["sampled_score/math"] == 0.5
+    assert health(student)["refused/math"] == 1.0
+    assert not {"sampled_score/math", "no_answer/math"} & health(rows_of("base", {"math": [1.0]})).keys()

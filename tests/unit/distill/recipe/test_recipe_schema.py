@@ -13,28 +13,34 @@ import jsonschema
 import pytest
 import yaml
 
-from mopd.distill.recipe import DomainRecipe, Recipe, TeacherRecipe
+from mopd.distill.recipe import DomainRecipe, EnvironmentSource, Recipe, TeacherRecipe
 from mopd.distill.recipe.files import diff_recipes, shipped_recipes
 from mopd.distill.recipe.json_schema import editor_schema
 from mopd.distill.recipe.messages import Leaf, keys_at, leaves
+from mopd.distill.recipe.study import load
 from mopd.recipes import SHIPPED
+from mopd.recipes.resolve.study import study_runs
 
 ROOT = Path(__file__).parents[4]
 
 EVERYTHING: dict[str, Any] = {
     "name": "everything",
-    "student": {"model": {"architecture": "llama", "config": {"hidden_size": 8}}},
+    "student": {"model": {"architecture": "llama", "config": {"hidden_size": 8}}, "lora": {}},
     "domains": {
         "first": {"task": {"path": "./data.jsonl"}, "prompts": 8},
         "second": {"task": "arithmetic", "teachers": {"t": 0.5, "u": 0.5}},
         "third": {"task": {"reasoning_gym": "chain_sum"}, "teacher": "t"},
+        "fourth": {"environment": "calculator", "teacher": "t"},
     },
     "teachers": {"t": {"model": "stage:s"}, "u": {"model": "stage:s"}},
     "loss": {"estimator": "policy_gradient"},
     "stop": dict.fromkeys(("kl", "truncation", "repetition", "length"), 0.5),
-    "stages": {"s": {"from": {"architecture": "llama"}}},
+    "architectures": {"org/model": {"model_type": "llama"}},
+    "stages": {"s": {"from": {"architecture": "llama"}, "lora": {}}},
 }
 OTHER: dict[str, Any] = {
+    "student.optimizer.warmup_steps": 3,
+    "stages.*.optimizer.warmup_steps": 3,
     "loss.settings": {"strength": 2.0},  # leaves whose other value has to be said, because most values would be refused
     "loss.gate": [0.1, 9.0],
     "teachers.*.resources": {"big": 1.0},
@@ -51,6 +57,10 @@ OTHER: dict[str, Any] = {
     "stages.*.domains": ["second"],
     "student.model.config": {"hidden_size": 16},
     "stages.*.from.config": {"hidden_size": 16},
+    **{f"{section}.lora": None for section in ("student", "stages.*")},
+    **{f"{section}.lora.targets": ["q_proj"] for section in ("student", "stages.*")},
+    "architectures": {"org/other": "./config.json"},
+    "run.card_gib": 24.0,
     "domains.*.task.config": {"max_terms": 3},
     "domains.*.task.easy": {"max_terms": 2},
     "domains.*.task.filter": {"level": [4, "5"]},
@@ -66,6 +76,7 @@ OTHER: dict[str, Any] = {
     "domains.*.task.labels": {"0": "no"},
     "domains.*.task.verifier": "number",
     "loss.token_bound": 2.0,
+    "domains.*.task.environment": "debug",
     "teachers.*.prompt.template": "Q: {prompt}",
 }
 LOSS_OF: dict[str, str] = (
@@ -87,6 +98,7 @@ BESIDES: dict[str, Any] = {
     "domains.*.task.answer_names": {"options": "choices"},
     "domains.*.task.shots_split": {"shots": 2},
     "domains.*.task.continues": {"verifier": "python_tests"},
+    "domains.*.task.function": {"verifier": "input_output", "tests": "cases"},
     "teachers.*.prompt.hint": {"template": "{hint} {prompt}"},
 }
 """What else has to change in the same section for the other value to be valid."""
@@ -115,6 +127,8 @@ def concrete(path: str) -> str:
     """A path of EVERYTHING."""
     if path.removeprefix("domains.*.task.") in ("reasoning_gym", "config", "easy"):
         return path.replace("*", "third")
+    if path.removeprefix("domains.*.task.") in EnvironmentSource.model_fields:
+        return path.replace("*", "fourth")
     path = path.replace("domains.*.task.", "domains.first.task.").replace("domains.*", "domains.second")
     return path.replace("teachers.*", "teachers.t").replace("stages.*", "stages.s")
 
@@ -239,3 +253,14 @@ def test_keys_at_follows_names_that_the_user_chooses() -> None:
     assert "prompts" in keys_at(("domains", "anything"))
     assert keys_at(("stages", "s", "from", "<mapping>")) == ["architecture", "config", "vocabulary"]
     assert keys_at(("run", "steps")) == []
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+def test_a_shipped_recipe_says_how_long_it_warms_up(name: str) -> None:
+    """So that its weights do not depend on what the default is; runs that train no student have none."""
+    loaded = load(name, (), shipped=SHIPPED)
+    runs = [loaded] if isinstance(loaded, Recipe) else [run.resolved.recipe for run in study_runs(loaded)]
+    for recipe in runs:
+        trained = [] if recipe.method in ("merge", "cascade") else [recipe.student.optimizer]
+        for optimizer in [*trained, *(stage.optimizer for stage in recipe.stages.values())]:
+            assert optimizer.warmup_steps is not None

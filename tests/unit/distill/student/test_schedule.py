@@ -31,3 +31,11 @@ def test_no_warm_up_begins_at_the_peak() -> None:
 def test_a_run_shorter_than_its_warm_up_has_finite_rates(total: int) -> None:
     optimizer = AdamW(lr=1.0, warmup_steps=2)
     assert all(0 < learning_rate(optimizer, k, total) <= 1 for k in range(total))
+
+
+@pytest.mark.parametrize(("total", "steps"), [(1, 0), (9, 0), (10, 1), (57, 5), (200, 20), (5000, 20)])
+def test_a_warm_up_that_nobody_asked_for_is_a_tenth_and_20_at_most(total: int, steps: int) -> None:
+    asked, unasked = AdamW(lr=1.0, warmup_steps=steps), AdamW(lr=1.0)
+    assert [learning_rate(unasked, k, total) for k in range(total)] == [
+        learning_rate(asked, k, total) for k in range(total)
+    ]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from mopd.distill.models.flops import AttentionShape, ModelCost, model_cost
 from mopd.distill.tracking.ledger import Ledger, Spent, ledger_from_rows, read_ledger
@@ -169,6 +168,7 @@ def test_generation_feeds_every_token_but_the_last() -> None:
 def test_experts_without_a_number_are_refused() -> None:
     model = torch.nn.Module()
     model.experts = torch.nn.Linear(2, 2)
-    model.config = SimpleNamespace(model_type="unheard_of", num_experts=4, tie_word_embeddings=False)
+    model.config = PretrainedConfig(num_experts=4, tie_word_embeddings=False)
+    model.config.model_type = "unheard_of"
     with pytest.raises(ValueError, match=r"unheard_of: experts\.weight belongs to experts"):
         model_cost(model)

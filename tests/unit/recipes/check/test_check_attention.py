@@ -11,12 +11,14 @@ from check_kit import tree
 from rich.console import Console
 
 from mopd.distill.models.attention import LONG_TOKENS
+from mopd.distill.models.memory import MAPS
 from mopd.distill.recipe import Recipe
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import read_model_infos
-from mopd.recipes.check.plan import ATTENTION_MAPS, Plan, processes
-from mopd.recipes.check.plan_view import print_plan
-from mopd.recipes.check.room import Room
+from mopd.recipes.check.plan.processes import planned_processes
+from mopd.recipes.check.plan.room import Room
+from mopd.recipes.check.plan.totals import Plan
+from mopd.recipes.check.plan.view import print_plan
 from mopd.recipes.check.static import check
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.resolved import resolve
@@ -75,8 +77,8 @@ def test_blocks_are_planned_without_maps_of_all_pairs(tmp_path: Path) -> None:
         resolved = resolve(sliding(implementation))
         infos, problems = read_model_infos(resolved, {"math": TASKS["arithmetic"]})
         assert problems == []
-        sizes = {process.name: process.bytes_each for process in processes(resolved, infos, lengths)}
-        planned[implementation] = sizes["rank of the student"]
+        ranks = [p for p in planned_processes(resolved, infos, lengths, {"math": 0}) if p.name == "rank of the student"]
+        planned[implementation] = ranks[0].moments["learning"]["activations"]
     written = 4 * (100 + resolved.recipe.rollout.max_new_tokens)
     assert planned["auto"] == planned["banded"]
-    assert planned["eager"] - planned["banded"] == pytest.approx(ATTENTION_MAPS * written * 4000 * 2 * 2 * 4)
+    assert planned["eager"] - planned["banded"] == pytest.approx(MAPS[4] * written * 4000 * 2 * 2 * 4)

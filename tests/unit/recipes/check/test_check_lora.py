@@ -32,7 +32,8 @@ def test_the_plan_counts_what_is_trained(tmp_path: Path) -> None:
     whole = check(recipe(), tmp_path)
     plan = check(recipe(student={"model": "stage:base", "lora": LORA}), tmp_path)
     assert plan.models[-1].made.endswith(f"an adapter of {PARAMETERS:,} parameters")
-    ranks = [next(p for p in each.processes if p.name == "rank of the student").bytes_each for each in (whole, plan)]
+    planned = [next(p for p in each.processes if p.name == "rank of the student") for each in (whole, plan)]
+    ranks = [sum(rank.held.values()) + sum(rank.moments["learning"].values()) for rank in planned]
     parameters = plan.models[-1].parameters
     # Float32: gradients and AdamW's copies of all weights, or of the adapter's; the weights beside them.
     assert ranks[0] - ranks[1] == pytest.approx(20 * parameters - (4 * parameters + 24 * PARAMETERS) + 4 * parameters)

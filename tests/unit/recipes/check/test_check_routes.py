@@ -114,12 +114,14 @@ def test_every_update_needs_a_rollout_of_every_domain() -> None:
 
 
 def test_a_warm_up_that_never_ends_is_refused() -> None:
-    (found,) = problems(run={"steps": 10})  # of 2 updates each
+    student = {"model": "stage:base", "optimizer": {"warmup_steps": 20}}
+    (found,) = problems(student=student, run={"steps": 10})  # of 2 updates each
     assert "`student.optimizer.warmup_steps` is 20, and the training has 20 optimizer steps" in found
-    assert problems(run={"steps": 11}) == []
-    stages = tree()["stages"] | {"math": {"from": "stage:base", "steps": 20}}
-    (found,) = problems(stages=stages)
+    assert problems(student=student, run={"steps": 11}) == []
+    asked = {"from": "stage:base", "steps": 20, "optimizer": {"warmup_steps": 20}}
+    (found,) = problems(stages=tree()["stages"] | {"math": asked})
     assert "`stages.math.optimizer.warmup_steps` is 20" in found
+    assert problems(run={"steps": 1}) == [], "what nobody asked for is short enough"
 
 
 def test_a_cycle_is_told_once() -> None:

@@ -9,7 +9,8 @@ import pytest
 from check_kit import problems, recipe
 
 from mopd.distill.types import UserError
-from mopd.recipes.check import room, static
+from mopd.recipes.check import static
+from mopd.recipes.check.plan import room
 from mopd.recipes.resolve.resolved import resolve
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from batch_kit import V, as_sampled, as_topk, log_softmax, mixed_batch, scored
-from check_kit import recipe, routes_problems
+from check_kit import recipe, routes_problems, save_model, tokenizer_of
+from transformers import AutoModelForCausalLM
 
 from mopd.distill.loss.registry import bind
-from mopd.distill.metrics.teacher_distance import distance_metrics
+from mopd.distill.metrics.teacher_distance import distance_metrics, whole_distances
 from mopd.distill.recipe import ESTIMATORS
 from mopd.distill.types import ScoredRollout, TopK
 from mopd.recipes.evaluation.teacher_distance import payload_to_ask
@@ -134,3 +137,56 @@ def test_the_estimate_is_the_kl_in_expectation() -> None:
         )
         total += math.exp(p[v]) * distance_metrics([drawn])["held_out_kl/math"]
     assert total == pytest.approx(float((p.exp() * (p - q))[2:].sum()), abs=1e-6)
+
+
+def test_whole_distributions_give_the_divergence_itself(tmp_path: Path) -> None:
+    """Against a loop over tokens and vocabulary in float64; and its estimate is right on average."""
+    torch.manual_seed(0)
+    student = AutoModelForCausalLM.from_pretrained(save_model(tmp_path / "model", tokenizer_of("arithmetic"))).eval()
+    batch = [graded for graded in mixed_batch(6) if graded.scores]
+    temperature = 0.7
+    student.train()
+    distances = whole_distances(student, batch, temperature)
+    assert student.training, "it is left as it was"
+    student.eval()
+    for graded, distance in zip(batch, distances, strict=True):
+        ids = torch.from_numpy(graded.rollout.token_ids).long().unsqueeze(0)
+        with torch.no_grad():
+            rows_TV = student(input_ids=ids).logits[0, :, :V].double() / temperature
+        kl = entropy = 0.0
+        for t in np.flatnonzero(graded.rollout.loss_mask):
+            own_V = rows_TV[t - 1].log_softmax(-1).numpy()
+            entropy -= float((np.exp(own_V) * own_V).sum())
+            for weight, score in graded.scores:
+                theirs_V = score.payload.logprobs_TV[t].astype(np.float64)  # type: ignore[union-attr]
+                kl += weight * float((np.exp(own_V) * (own_V - theirs_V)).sum())
+        assert (distance.kl, distance.entropy) == pytest.approx((kl, entropy), rel=1e-4)
+        assert distance.kl > 0
+    whole = {graded.rollout.index: distance for graded, distance in zip(batch, distances, strict=True)}
+    metrics = distance_metrics(batch, whole)
+    for domain in {graded.rollout.domain for graded in batch}:
+        of_domain = [graded for graded in batch if graded.rollout.domain == domain]
+        tokens = sum(graded.rollout.trained_tokens for graded in of_domain)
+        mean = sum(whole[graded.rollout.index].kl for graded in of_domain) / tokens
+        assert metrics[f"held_out_kl/{domain}"] == pytest.approx(mean)
+
+
+def test_a_certain_student_is_at_no_distance_from_what_it_never_writes() -> None:
+    class Certain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, input_ids: torch.Tensor, use_cache: bool) -> object:
+            logits = torch.full((*input_ids.shape, V), -torch.inf)
+            logits[..., 3] = 0.0
+            return SimpleNamespace(logits=logits * self.scale)
+
+    graded = next(graded for graded in mixed_batch(3) if graded.scores)
+    (distance,) = whole_distances(Certain(), [graded], 1.0)
+    said = [
+        weight * float(score.payload.logprobs_TV[graded.rollout.loss_mask, 3].sum())  # type: ignore[union-attr]
+        for weight, score in graded.scores
+    ]
+    assert distance.kl == pytest.approx(-sum(said), rel=1e-5)
+    assert distance.entropy == 0.0

@@ -252,3 +252,15 @@ def test_a_notebook_gets_what_there_is_of_a_run_that_has_only_its_recipe(tmp_pat
     assert [(row["domain"], row["recovery"], row["low"]) for row in data.recovery()] == [
         ("code", None, None), ("math", None, None), ("reasoning", None, None)
     ]  # fmt: skip
+
+
+def test_sampled_scores_and_refused_programs_have_tables_of_their_own(own_run: Path) -> None:
+    assert "no verifier looked at" not in write_report(own_run).read_text()
+    seesaw = json.loads((own_run / "seesaw.json").read_text())
+    seesaw["sampled"] = {"student": {"math": {"score": 0.897, "low": 0.85, "high": 0.93, "n": 200}}}
+    refused = {"no_answer": 2, "refused": 17, "first_reason": "import of module 'os' <b>"}
+    seesaw["unjudged"] = {"teachers/math": {"math": refused}}
+    (own_run / "seesaw.json").write_text(json.dumps(seesaw))
+    page = write_report(own_run).read_text()
+    assert "<td>89.7%</td>" in page
+    assert "<td>2</td><td>17</td><td>import of module &#39;os&#39; &lt;b&gt;</td>" in page

@@ -79,7 +79,8 @@ def test_teachers_on_other_nodes_score_as_here_and_come_back_on_a_new_node(clust
         here = TeacherModel(path, microbatch_tokens=BUDGET, **settings)
         mine = [rollout for rollout in batch if rollout.domain == name]
         for members in microbatches([len(rollout.token_ids) for rollout in mine], BUDGET):
-            for i, payload in zip(members, here.score([mine[i].token_ids for i in members], "full"), strict=True):
+            ids, masks = [mine[i].token_ids for i in members], [mine[i].loss_mask for i in members]
+            for i, payload in zip(members, here.score(ids, "full", masks=masks), strict=True):
                 assert isinstance(payload, Full)
                 expected[mine[i].index] = payload.logprobs_TV.tobytes()
     scored = bits(pool.score([batch]))

@@ -19,6 +19,7 @@ from mopd.recipes.resolve.resolved import resolve
 from mopd.rollouts.tasks import make_task
 from mopd.rollouts.tasks.base import Example, split_of
 from mopd.rollouts.tasks.gym import GymTask
+from mopd.rollouts.tokenizer import build_tokenizer
 
 RUN_TEXT = [
     *("binary_matrix", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication", "puzzle24"),
@@ -94,6 +95,21 @@ def test_splits_are_disjoint_and_the_easy_form_has_settings_of_its_own() -> None
     assert len(easy.answer) == 3
     assert task.verify(prompt_of(easy), easy.answer) == 1.0
     assert min(len(task.example(seed=0, split="train", index=i).answer) for i in range(20)) >= 6
+
+
+def test_a_question_is_a_users_turn_where_the_student_has_a_chat_template() -> None:
+    tokenizer = build_tokenizer(["State the final answer: 4 - 1 - 7 ="], 120)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    source = GymSource(reasoning_gym="chain_sum", suffix=" Be brief.", system="Give only the answer.")
+    asked = GymTask(source, tokenizer).example(seed=0, split="train", index=0)
+    bare = GymTask(source.model_copy(update={"suffix": "", "system": None}), None).example(
+        seed=0, split="train", index=0
+    )
+    turns = [{"role": "system", "content": source.system}, {"role": "user", "content": f"{bare.text} Be brief."}]
+    assert asked.text == tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert asked.answer == bare.answer
 
 
 def test_a_verifier_that_raises_gives_nothing() -> None:

@@ -101,6 +101,31 @@ def called(i: int) -> dict[str, Any]:
     }
 
 
+def apps(i: int) -> dict[str, Any]:
+    """Rows of both kinds of codeparrot/apps: whole programs, and functions with a class around them."""
+    row = {"problem_id": i, "question": f"Add {i}.", "difficulty": "interview", "url": f"https://example.org/{i}"}
+    if i % 2:
+        program = f"n = int(input())\nfor _ in range(n):\n    print(int(input()) + {i})"
+        cases = {"inputs": ["2\n1\n2\n", "1\n0\n"], "outputs": [f"{i + 1}\n{i + 2}\n", f"{i}\n"]}
+        return row | {"solutions": json.dumps([program]), "input_output": json.dumps(cases), "starter_code": ""}
+    starter = "class Solution:\n    def add(self, xs: List[int]) -> List[int]:\n        "
+    program = f"{starter}return [x + {i} for x in xs]"
+    cases = {"fn_name": "add", "inputs": [[[1, 2]], [[]]], "outputs": [[i + 1, i + 2], []]}
+    return row | {"solutions": json.dumps([program]), "input_output": json.dumps(cases), "starter_code": starter}
+
+
+def livecodebench(i: int) -> dict[str, Any]:
+    """Rows of both kinds of livecodebench/code_generation_lite."""
+    row = {"question_title": f"Add {i}", "question_content": f"Add {i}.", "platform": "atcoder", "difficulty": "easy"}
+    if i % 2:
+        cases = [{"input": f"{k}\n", "output": f"{k + i}\n", "testtype": "stdin"} for k in range(2)]
+        return row | {"starter_code": "", "metadata": "{}", "public_test_cases": json.dumps(cases)}
+    cases = [{"input": f"[{k}]\n2", "output": str([k + i, 2]), "testtype": "functional"} for k in range(2)]
+    starter = "class Solution:\n    def add(self, xs: List[int], y: int) -> List[int]:\n        "
+    more = {"starter_code": starter, "metadata": json.dumps({"func_name": "add"})}
+    return row | more | {"public_test_cases": json.dumps(cases)}
+
+
 SHAPES: dict[str, Shape] = {
     "gsm8k": Shape(
         lambda i: {
@@ -206,6 +231,26 @@ SHAPES: dict[str, Shape] = {
             "```python\ndef add7(xs: List[int]) -> int:\n    return sum(xs, 7)\n```",
         ),
         ("    return sum(xs)", "pass", "def other(xs):\n    return 0"),
+        splits=("test",),
+    ),
+    "apps": Shape(
+        apps,
+        user("Add 7.\n"),
+        "n = int(input())\nfor _ in range(n):\n    print(int(input()) + 7)",
+        (
+            "import sys\nxs = list(map(int, sys.stdin.read().split()))\nprint(*[x + 7 for x in xs[1:]], sep='\\n')",
+            "```python\ndef main():\n    for x in [*open(0)][1:]:\n        print(int(x) + 7)\n"
+            "if __name__ == '__main__':\n    main()\n```",
+        ),
+        ("n = int(input())\nfor _ in range(n):\n    print(int(input()) + 8)", "print('8\\n9')", "8\n9"),
+        splits=("train", "test"),
+    ),
+    "livecodebench": Shape(
+        livecodebench,
+        user("Add 7.\n"),
+        "",
+        ("print(int(input()) + 7)", "It reads a number:\n```python\nprint(7 + int(input().strip()))\n```"),
+        ("print(7)", "def add(x):\n    return x + 7"),
         splits=("test",),
     ),
     "mmlu": Shape(

@@ -15,37 +15,58 @@ import psutil
 import torch
 
 from mopd.distill.recipe import Recipe
-from mopd.recipes.check.plan import Plan
+from mopd.recipes.check.plan.processes import GIB
+from mopd.recipes.check.plan.totals import Plan
 from mopd.recipes.resolve.run_folder import check_folder, existing_parent, size
 
 FAR = 2.0
 """Times the memory that a machine has: beyond it an estimate, which may be wrong by half, leaves no hope."""
+BEYOND = 1.15
+"""Times the memory of a card: an estimate may be wrong by so much, and a card has no swap."""
+LOWER_CARD = (
+    "lower student.engine.microbatch_tokens or rollout.batch_size, set student.engine.gradient_checkpointing or "
+    "run.resident_teachers, take more ranks, or give processes larger parts of a card (`gpus`) so that fewer share one"
+)
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 """Of a container's memory, in bytes, or the word max."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What there is: bytes free on the disk of a run's folder, and of this machine's memory; None: elsewhere."""
+    """What there is, in bytes; None: not known, or elsewhere.
+
+    Attributes:
+        disk_bytes: free on the disk of a run's folder.
+        memory_bytes: of the host.
+        card_bytes: of each card; of the smallest, where they differ.
+    """
 
     disk_bytes: float | None
     memory_bytes: float | None
+    card_bytes: float | None = None
 
 
-def room(out: Path, *, elsewhere: bool = False) -> Room:
+def room(out: Path, *, card_gib: float | None = None, elsewhere: bool = False) -> Room:
     """What there is for a run in the folder ``out``; ``elsewhere``: the plan is for another machine."""
+    card = card_here(card_gib, elsewhere=elsewhere)
     if elsewhere:
-        return Room(None, None)
-    return Room(shutil.disk_usage(existing_parent(out)).free, memory_here())
+        return Room(None, None, card)
+    return Room(shutil.disk_usage(existing_parent(out)).free, memory_here(), card)
 
 
 def memory_here() -> float:
-    """Bytes of this machine's memory, or of its container's, and that of its GPUs."""
+    """Bytes of this machine's memory, or of its container's; cards have their own."""
     total = float(psutil.virtual_memory().total)
     if CGROUP_LIMIT.is_file() and (limit := CGROUP_LIMIT.read_text().strip()).isdigit():
         total = min(total, float(limit))
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    return total + sum(torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus)
+    return total
+
+
+def card_here(card_gib: float | None, *, elsewhere: bool = False) -> float | None:
+    """Bytes of a card: of this machine's smallest; where it has none, or the plan is for another, the recipe's."""
+    if not elsewhere and torch.cuda.is_available():
+        return float(min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())))
+    return None if card_gib is None else card_gib * GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +92,22 @@ def lacks_memory(plan: Plan, asker: Callable[[], Asker | None], there: float) ->
     return [
         f"about {size(needed)} of memory are needed at the peak, and this machine has {size(there)}; "
         f"{words(asker(), plan, needed)}, or see the plan alone with `mopd check --plan-only`"
+    ]
+
+
+def lacks_cards(plan: Plan, there: float | None) -> list[str]:
+    """Whether more lies on one card than it holds, as sentences with what takes it.
+
+    Args:
+        there: bytes of a card; None: nobody knows.
+    """
+    card = plan.fullest_card
+    if card is None or there is None or card.needed_bytes <= BEYOND * there:
+        return []
+    lying = ", ".join(f"{name} {size(taken)}" for name, taken in card.bytes_of.items())
+    return [
+        f"one card holds {size(there)}, and about {size(card.needed_bytes)} are to lie on it at a time ({lying}); "
+        f"{LOWER_CARD}, or see the plan alone with `mopd check --plan-only`"
     ]
 
 

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mopd.recipes.check.plan import Plan
-from mopd.recipes.check.room import Room
+from mopd.recipes.check.plan.processes import Card
+from mopd.recipes.check.plan.room import LOWER_CARD, Room
+from mopd.recipes.check.plan.totals import Plan
 from mopd.recipes.resolve.run_folder import size
 
 
@@ -20,8 +21,11 @@ def print_plan(plan: Plan, console: Console, there: Room) -> None:
         console.print(Text(f"attention: {words} ({', '.join(names)})"), soft_wrap=True)
     console.print(_processes(plan))
     console.print(_steps(plan))
+    if (card := plan.fullest_card) is not None:
+        console.print(_card(card, there.card_bytes))
     console.print(
-        f"memory: about {size(plan.memory_bytes)} at the peak, in all processes{out_of(there.memory_bytes, 'here')}\n"
+        f"memory of the host: about {size(plan.memory_bytes)} at the peak, in all processes"
+        f"{out_of(there.memory_bytes, 'here')}\n"
         f"disk: about {size(plan.disk_bytes)}{out_of(there.disk_bytes, 'free')}\n"
         f"from teachers to student: about {size(sum(step.payload_bytes for step in plan.steps))} a step\n"
         f"compute: about {plan.flops:.1e} floating-point operations",
@@ -33,6 +37,8 @@ def print_plan(plan: Plan, console: Console, there: Room) -> None:
             "student.engine.microbatch_tokens or more ranks lower it.",
             style="yellow",
         )
+    if card is not None and there.card_bytes is not None and card.needed_bytes > there.card_bytes:
+        console.print(f"The estimate is more than a card holds: {LOWER_CARD}.", style="yellow")
     print_warnings(plan.warnings, console)
 
 
@@ -59,9 +65,26 @@ def _attention(plan: Plan) -> dict[str, list[str]]:
 
 
 def _processes(plan: Plan) -> Table:
-    table = _table("processes", "process", "while", "how many", "memory each")
+    """Each kind of process with its roles: what it holds, and what at its moments, of which it has one at a time."""
+    table = _table("processes, and what each takes by role", "process", "while", "how many", "what for", "memory each")
     for process in plan.processes:
-        table.add_row(Text(process.name), process.phase, str(process.count), size(process.bytes_each))
+        where = "a card" if process.gpus else "host"
+        total = f"{size(process.bytes_each)}" if not process.gpus else size(process.card_bytes)
+        table.add_row(Text(process.name), process.phase, str(process.count), f"all, on {where}", total, style="bold")
+        rows = [(role, taken, "") for role, taken in process.held.items()]
+        rows += [(r, taken, moment) for moment, roles in process.moments.items() for r, taken in roles.items()]
+        rows += [(role, taken, "host") for role, taken in process.host.items()]
+        for role, taken, moment in rows:
+            table.add_row("", moment, "", role, size(taken))
+    return table
+
+
+def _card(card: Card, there: float | None) -> Table:
+    """What lies on the fullest card."""
+    held = "" if there is None else f", of {size(there)}"
+    table = _table(f"the fullest card, while {card.phase}: {size(card.needed_bytes)}{held}", "process", "memory")
+    for name, taken in card.bytes_of.items():
+        table.add_row(Text(name), size(taken))
     return table
 
 

@@ -1,0 +1,104 @@
+"""The model card of an exported student: where it comes from, what it was taught, and the seesaw table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from mopd.distill.metrics.evaluate import Evaluation
+from mopd.distill.metrics.results import build_seesaw
+from mopd.distill.recipe.model_names import SELF, is_path, stage_name
+from mopd.recipes.report.records import DomainScore, RecordedRecipe, SeesawRecord, read_recipe, read_seesaw
+from mopd.recipes.report.wording import between, percent
+
+SETTINGS = ("method", "seed", "loss.estimator", "run.steps", "rollout.max_new_tokens", "student.optimizer.lr")
+"""The leaves that the card tells; the run's folder has the whole recipe."""
+
+
+def run_card(folder: Path, answers: Sequence[Evaluation]) -> str:
+    """The card of the student of a run, of what its folder and its answers say.
+
+    Args:
+        folder: the run's, with recipe.yaml.
+        answers: of base, teachers and student to the test questions.
+    """
+    recipe = read_recipe(yaml.safe_load((folder / "recipe.yaml").read_text()))
+    unknown = dict.fromkeys(recipe.domains, "")
+    seesaw = build_seesaw(answers, teachers=recipe.teacher_weights, fingerprints=unknown)
+    return model_card(recipe, read_seesaw(seesaw))
+
+
+def model_card(recipe: RecordedRecipe, seesaw: SeesawRecord) -> str:
+    """The card as text: a header of YAML for the Hub, and Markdown for people."""
+    teachers = {name: str(teacher.model) for name, teacher in recipe.teachers.items()}
+    sources = [recipe.student_model, *(teacher.model for teacher in recipe.teachers.values())]
+    tasks = [domain.task for domain in recipe.domains.values()]
+    paths = [str(task["path"]) for task in tasks if isinstance(task, Mapping) and "path" in task]
+    data = ModelCardData(
+        base_model=list(dict.fromkeys(_of_hub(map(recipe.origin, sources)))) or None,  # type: ignore[arg-type]
+        datasets=list(dict.fromkeys(path for path in paths if not is_path(path))) or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["mopd", "distillation", "on-policy-distillation"],
+    )
+    parts = [
+        f"# {recipe.name}",
+        "A student of several specialists, made by multi-teacher on-policy distillation "
+        f"([arXiv 2606.30406](https://arxiv.org/abs/2606.30406)). It starts from "
+        f"{_code(_named(recipe.student_model))}.",
+        "## Teachers",
+        "\n".join(f"- **{name}**: {_code(model)}" for name, model in teachers.items()) or "None.",
+        "## The seesaw",
+        _table(seesaw),
+        "Recovery is the part of the teacher's gain over the base that the student has. Scores are of greedy answers "
+        f"to {seesaw.split} questions, with 95% intervals; they say nothing of what was not asked.",
+        "## Recipe",
+        "\n".join(f"- `{leaf}`: {value}" for leaf in SETTINGS if (value := _leaf(recipe.tree, leaf)) is not None),
+    ]
+    body = "\n\n".join(parts)
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
+
+
+def _of_hub(sources: Iterable[object]) -> Iterator[str]:
+    for source in sources:
+        if isinstance(source, str) and not is_path(source) and source != SELF and stage_name(source) is None:
+            yield source
+
+
+def _named(source: object) -> str:
+    """A model as a recipe names it; one from scratch by its architecture."""
+    return str(source.get("architecture")) if isinstance(source, Mapping) else str(source)
+
+
+def _leaf(tree: Mapping[str, Any], path: str) -> object:
+    value: Any = tree
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('`', '')}`"
+
+
+def _table(seesaw: SeesawRecord) -> str:
+    rows = ["| domain | base | its teacher | student | recovery |", "|---|---|---|---|---|"]
+    for domain in seesaw.domains:
+        base, student = (seesaw.models.get(model, {}).get(domain) for model in ("base", "student"))
+        scores = [_score(score) for score in (base, seesaw.own_teacher(domain), student)]
+        recovered = (seesaw.metrics.recovery or {}).get(domain)
+        ends = (seesaw.intervals.recovery or {}).get(domain)
+        cell = "–" if recovered is None else f"{percent(recovered)}{f' ({between(ends)})' if ends else ''}"
+        rows.append(f"| {domain} | {' | '.join(scores)} | {cell} |")
+    return "\n".join(rows)
+
+
+def _score(score: DomainScore | None) -> str:
+    if score is None:
+        return "–"
+    ends = "" if score.low is None or score.high is None else f" ({between((score.low, score.high), 1)})"
+    return f"{percent(score.score, 1)}{ends}"

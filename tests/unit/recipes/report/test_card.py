@@ -1,0 +1,53 @@
+"""The model card of an exported student, read back by the Hub's own reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+from huggingface_hub import ModelCard
+from run_kit import write_run
+
+from mopd.distill.metrics.evaluate import Evaluation
+from mopd.recipes.report.card import run_card
+from mopd.recipes.report.data import load_run
+
+
+def answers(folder: Path) -> list[Evaluation]:
+    return [Evaluation(**json.loads(line)) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_the_card_names_what_the_student_is_made_of_and_its_scores(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", n_test=300, n_validation=50)
+    tree = yaml.safe_load((folder / "recipe.yaml").read_text())
+    teachers = {name: {**settings, "model": f"org/{name}"} for name, settings in tree["teachers"].items()}
+    domains = {name: {**settings, "task": {"path": f"set/{name}"}} for name, settings in tree["domains"].items()}
+    domains["code"]["task"] = {"path": "./private.jsonl"}
+    tree |= {"teachers": teachers, "domains": domains}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    card = ModelCard(run_card(folder, answers(folder)))
+    assert set(card.data.base_model) >= {f"org/{name}" for name in teachers}
+    assert card.data.datasets == ["set/math", "set/reasoning"]
+    assert card.data.library_name == "transformers"
+    lines = card.text.splitlines()
+    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
+    seesaw = load_run(folder).seesaw
+    for domain in seesaw.domains:
+        for model in ("base", "student"):
+            assert f"{100 * seesaw.models[model][domain].score:.1f}%" in rows[domain]
+        assert f"{100 * seesaw.metrics.recovery[domain]:.0f}%" in rows[domain]  # type: ignore[index, str-format]
+    for name in teachers:
+        assert f"- **{name}**: `org/{name}`" in lines
+
+
+def test_stages_are_followed_to_what_they_were_made_from(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", n_test=300, n_validation=50)
+    tree = yaml.safe_load((folder / "recipe.yaml").read_text())
+    of_hub = ModelCard(run_card(folder, answers(folder))).data.base_model
+    assert of_hub is None or all("/" in name and not name.startswith(("stage:", ".", "/")) for name in of_hub)
+    for stage in tree["stages"].values():
+        if not str(stage["from"]).startswith("stage:"):
+            stage["from"] = "org/base"
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    assert ModelCard(run_card(folder, answers(folder))).data.base_model == ["org/base"]
