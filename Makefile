@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart smollm2 test test-vllm lint bench families coverage chaos mutate
+.PHONY: help install quickstart smollm2 test test-vllm lint bench families coverage chaos mutate window
 
 help:
 	@echo "make quickstart   the environment, then the quickstart recipe: three specialists into one student"
@@ -21,9 +21,10 @@ help:
 	@echo "make test-vllm    vLLM in .venv-vllm, and the tests of a teacher that it serves"
 	@echo "make lint         ruff, types, import contracts"
 	@echo "make bench        what a step of the quickstart takes, and what teachers cost, as JSON and tables"
+	@echo "make window       the window study of docs/architecture.md, hours in parts: it goes on where it stopped (MINUTES=30)"
 	@echo "make coverage     how often intervals hold the truth, by simulation (minutes); the tables of docs/statistics.md"
 	@echo "make families     every causal family of transformers, made tiny: sampled right, or refused; docs/families.md"
-	@echo "make chaos        kills, full disks and the like, 20 of each; hours (CHAOS_KILLS=2 CHAOS_STORMS=1: fewer)"
+	@echo "make chaos        kills, full disks and the like, 20 of each; hours (CHAOS_KILLS=4 CHAOS_STORMS=1: fewer)"
 	@echo "make mutate       a hundred recipes that check accepts, changed at random, are run"
 
 install: $(INSTALLED)
@@ -71,6 +72,11 @@ lint: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks
+
+# No part of the study begins after so many minutes; rows go to docs/data/window.jsonl.
+MINUTES ?= 600
+window: install
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m tests.window.study --minutes $(MINUTES)
 
 chaos: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/chaos --ignore tests/chaos/test_accepted.py

@@ -24,6 +24,8 @@ MARK = "MOPD_CLUSTER"
 whoever its parent is by now, and a killed run's can be known by the next."""
 
 LOOK_SECONDS = 0.1
+LIST_SECONDS = 1.0
+"""Between two looks at what the run has started, which goes through all processes of the machine."""
 END_SECONDS = 30.0
 """How long the end of killed processes is waited for."""
 
@@ -83,13 +85,16 @@ def _guard(folder: Path, run: int, ray: Mapping[str, int]) -> None:
     children: list[psutil.Process] = []
     watched = {name: _process(pid) for name, pid in ray.items()}
     dead: str | None = None
+    listed = -LIST_SECONDS
     while dead is None:
         if select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
             if sys.stdin.readline():
                 return
             break  # the run is dead, and its end of the pipe with it
-        with suppress(psutil.Error):
-            children = psutil.Process(run).children(recursive=True)
+        if time.monotonic() >= listed + LIST_SECONDS:
+            with suppress(psutil.Error):
+                children = psutil.Process(run).children(recursive=True)
+            listed = time.monotonic()
         dead = next((name for name, process in watched.items() if not _lives(process)), None)
     # Ray takes a run with it after a while, and a killed run takes Ray with it at once: where both are dead by now,
     # nobody can tell which was first.

@@ -1,8 +1,8 @@
-"""Processes of a run that hold one thing after another: a rank of a stage, then one of the run, or what samples.
+"""Processes of a run that hold one thing after another: a rank of a stage, then what samples, then a teacher.
 
-A process takes seconds of a core to import torch, transformers and DeepSpeed. One that has done its work, was sound to
-the end and ran no code of a user's own is kept for the next that is wanted, within one run. On a GPU none is: its
-memory is only surely free when the process has ended.
+A rank, a sampler or a teacher takes seconds of a core to import torch, transformers and DeepSpeed. A process that has
+done its work, was sound to the end and ran no code of a user's own is kept for the next that is wanted, within one run.
+On a GPU none is: its memory is only surely free when the process has ended.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import gc
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 ANSWER_SECONDS = 20.0
@@ -21,7 +22,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Host:
-    """The actor: holds one object at a time, and passes calls on."""
+    """The actor: holds one object at a time, and passes calls on. `ps` shows the class of what it holds."""
 
     def __init__(self) -> None:
         self._held: Any = None
@@ -30,6 +31,7 @@ class Host:
         """Make an object in the place of the one that is here, whose memory is freed first."""
         self._held = None
         gc.collect()
+        self._become(type(make.__name__, (Host,), {}))
         self._held = make(*args)
 
     def warm(self, prepare: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -38,13 +40,20 @@ class Host:
 
     def ask(self, method: str, args: tuple[Any, ...], *stored: Any) -> Any:
         """The answer of the object that is held to ``stored``, which may lie in Ray's store, and ``args``."""
+        _show(f"ray::{type(self).__name__}.{method}")
         return getattr(self._held, method)(*stored, *args)
 
     def drop(self) -> bool:
         """Free what is held; answers that the process is there."""
         self._held = None
+        self._become(Host)
         gc.collect()
         return True
+
+    def _become(self, kind: type[Host]) -> None:
+        """Ray shows the class of an actor between its calls."""
+        this: Any = self
+        this.__class__ = kind
 
 
 @dataclass(slots=True)
@@ -53,6 +62,7 @@ class Hosts:
 
     _fresh: list[Any] = field(default_factory=list)
     _idle: list[Any] = field(default_factory=list)
+    _later: tuple[int, Callable[..., Any], tuple[Any, ...]] = (0, lambda: None, ())
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(
@@ -86,8 +96,21 @@ class Hosts:
                 ray.kill(host)
         return _start(gpus=gpus, resources=resources or {}, environment=environment or {})
 
-    def prepare(self, count: int, fn: Callable[..., Any], *args: Any) -> None:
-        """Start processes that call ``fn(*args)``, which imports libraries, and wait for who wants one."""
+    def prepare(self, count: int, fn: Callable[..., Any], *args: Any, later: int = 0) -> None:
+        """Start processes that call ``fn(*args)``, which imports libraries, and wait for who wants one.
+
+        Args:
+            later: how many more :meth:`prepare_later` starts: while the first ones import, they would only slow them.
+        """
+        self._later = (later, fn, args)
+        self._warm(count, fn, args)
+
+    def prepare_later(self) -> None:
+        """Start the processes that :meth:`prepare` left for later, unless that was done."""
+        (count, fn, args), self._later = self._later, (0, lambda: None, ())
+        self._warm(count, fn, args)
+
+    def _warm(self, count: int, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
         for _ in range(count):
             host = _start(gpus=0.0, resources={}, environment={})
             host.warm.remote(fn, args)
@@ -111,8 +134,18 @@ class Hosts:
 
         with self._lock:
             idle, self._idle[:], self._fresh[:] = [*self._idle, *self._fresh], [], []
+            self._later = (0, lambda: None, ())
         for host in idle:
             ray.kill(host)
+
+
+def _show(title: str) -> None:
+    """Give this process a title for the time of a call; not if it is none of Ray's: tests have hosts in theirs."""
+    from ray._private import worker
+
+    if worker.global_worker.mode == worker.WORKER_MODE:
+        raylet: Any = import_module("ray._raylet")  # compiled, without types
+        raylet.setproctitle(title)
 
 
 def _start(*, gpus: float, resources: Mapping[str, float], environment: Mapping[str, str]) -> Any:

@@ -102,7 +102,7 @@ class Loaded:
 
 
 class TeacherProcess:
-    """The actor: one thread, and one base at a time."""
+    """Lives in the actor (:class:`distill.hosts.Host`): one thread, and one base at a time."""
 
     def __init__(self) -> None:
         import torch

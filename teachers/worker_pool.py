@@ -15,6 +15,7 @@ import ray
 import ray.exceptions
 
 from mopd.distill.endpoint import EndpointLost
+from mopd.distill.hosts import HOSTS
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Float32, GradingFailed
 from mopd.teachers.actor import Loaded, ScoreResponse, TeacherGroup, TeacherProcess
@@ -70,16 +71,15 @@ class Replica:
     def start(self) -> None:
         """Begin a new process, which loads what this one holds."""
         spec = self.holds.spec
-        make = ray.remote(TeacherProcess)
-        taken: dict[str, Any] = {"num_cpus": 0, "num_gpus": spec.gpus, "resources": dict(spec.resources)}
-        self.actor = make.options(**taken, max_concurrency=1).remote()
+        self.actor = HOSTS.take(gpus=spec.gpus, resources=dict(spec.resources))
+        self.actor.hold.remote(TeacherProcess, ())
         self.load(self.holds)
 
     def load(self, group: TeacherGroup) -> None:
         """Begin to load a group in the place of what is held."""
         self.holds = group
         self.loadings += 1
-        self._loading = self.actor.load.remote(group, self.compared)
+        self._loading = ask(self.actor, "load", group, self.compared)
         self._late = time.monotonic() + self.start_seconds
 
     def settle(self) -> None:
@@ -103,6 +103,11 @@ class Replica:
     def kill(self) -> None:
         """End the process, whatever it does: it may hang, and its memory is needed."""
         ray.kill(self.actor)
+
+
+def ask(actor: Any, method: str, *args: Any) -> Any:
+    """A reference to what a method of the teacher's process that an actor holds answers."""
+    return actor.ask.remote(method, args)
 
 
 class WorkerPool:
@@ -210,7 +215,7 @@ class WorkerPool:
         group = self._group_of[teacher]
         folder = group.adapters[teacher]
         job = Job(
-            teacher, teacher, group, "its reference was lost", lambda actor: actor.reference.remote(request, folder)
+            teacher, teacher, group, "its reference was lost", lambda actor: ask(actor, "reference", request, folder)
         )
         return self._submit(job).result()
 
@@ -243,7 +248,7 @@ class WorkerPool:
         n = len(request.token_ids)
         folder = group.adapters[teacher]
         what = f"a microbatch of {n} rollouts was lost" if n else "it was started"
-        return Job(who, teacher, group, what, lambda actor: actor.score.remote(request, folder), only)
+        return Job(who, teacher, group, what, lambda actor: ask(actor, "score", request, folder), only)
 
     def _ask_everywhere(self, who: str, teacher: str, request: ScoreRequest) -> list[Future[ScoreResponse]]:
         replicas: Sequence[Replica | None] = [None] if self.swaps else self._replicas

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,7 +68,7 @@ def ray_cluster(out: Path, *, niceness: int = 0) -> Iterator[None]:
             closing.enter_context(locked_doors())
             settings = own_processes(closing, niceness)
         try:
-            with environment(settings):
+            with environment(settings), daemons_left_out() if address == "local" else nullcontext():
                 # Ray's own logs are quiet: what fails is raised, and the guard says the rest.
                 start_ray(
                     address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL,
@@ -101,7 +101,13 @@ def own_processes(closing: ExitStack, niceness: int) -> dict[str, str]:
     os.rename(folder / "new", folder / "owner")  # locked before anybody can look for it
     FOLDERS.add(folder)
     closing.callback(_end_cluster, folder)
-    return {MARK: str(folder), "RAY_TMPDIR": str(folder), "RAY_worker_niceness": str(niceness)}
+    return {
+        MARK: str(folder),
+        "RAY_TMPDIR": str(folder),
+        "RAY_worker_niceness": str(niceness),
+        # Ray would start a process a core before anybody wants one; HOSTS starts those that are wanted.
+        "RAY_prestart_worker_first_driver": "0",
+    }
 
 
 def _end_cluster(folder: Path) -> None:
@@ -119,6 +125,25 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def daemons_left_out() -> Iterator[None]:
+    """A cluster that is started meanwhile has no process that serves nobody in a run: what reads logs for a driver that
+    does not show them, what would ask for more machines, and the dashboard. Each takes a second of a core to start, and
+    the driver waits for the last.
+    """
+    from ray._private.node import Node
+
+    left_out = ("start_log_monitor", "start_monitor", "start_api_server")
+    kept = {name: getattr(Node, name) for name in left_out}
+    for name in left_out:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)
 
 
 def remove_abandoned(base: Path) -> None:

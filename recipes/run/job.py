@@ -277,6 +277,7 @@ class Training:
         )
         ranks = RayRanks(spec, recipe.faults)
         closing.callback(ranks.close)
+        HOSTS.prepare_later()  # the student's are up
         return DeepSpeedStudent(
             ranks,
             spec,

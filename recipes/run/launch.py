@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,14 @@ from mopd.recipes.resolve.damage import note_adapters, read_marker, refuse_damag
 from mopd.recipes.resolve.data import DATA, note_data, prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
 from mopd.recipes.resolve.methods import MadeMethod
-from mopd.recipes.resolve.placement import check_cluster, cluster_gpus, stage_requests, stages_at_a_time
+from mopd.recipes.resolve.placement import (
+    ResourceRequest,
+    check_cluster,
+    cluster_gpus,
+    resource_requests,
+    stage_requests,
+    stages_at_a_time,
+)
 from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import kept, move_aside, note_environment, note_recipe, refuse_changed_recipe
 from mopd.recipes.resolve.sources import trusted_leaves
@@ -110,21 +117,30 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
         if not finished(context.out, name, stage_fingerprint(recipe, name))
         or result_damage(stage_folder(context.out, name))
     }
-    prepare_processes(resolved.device, stages=len(todo), parallel=recipe.run.parallel_stages)
+    prepare_processes(
+        resolved.device, resource_requests(resolved), stages=len(todo), parallel=recipe.run.parallel_stages
+    )
     run_stages(
         todo,
         lambda name: make_stage(resolved, name, context),
         parallel=stages_at_a_time(stage_requests(resolved), most=recipe.run.parallel_stages, gpus=cluster_gpus()),
         stop=context.stop.set,
     )
+    HOSTS.prepare_later()  # unless a stage has trained
     distill(replace(resolved, teachers=with_folders(resolved.teachers, context.out)), context, attempt)
     write_marker(context.out, steps=recipe.run.steps)
 
 
-def prepare_processes(device: str, *, stages: int, parallel: int) -> None:
-    """Start as many processes as will be wanted at a time, so that the later ones import while the first one works."""
-    if device == "cpu":
-        HOSTS.prepare(max(2, min(stages, parallel)), import_libraries, device)
+def prepare_processes(device: str, requests: Iterable[ResourceRequest], *, stages: int, parallel: int) -> None:
+    """Start as many processes as stages will want at a time, so that the later ones import while the first one works;
+    those that the run itself will want besides (``requests``) are left for when a stage trains."""
+    if device != "cpu":
+        return
+    now = max(2, min(stages, parallel))
+    ranks, *others = requests
+    anywhere = [request.count for request in others if not request.each]
+    wanted = sum(anywhere) + (ranks.count if ranks.count == 1 else 0)  # several ranks are processes of their own
+    HOSTS.prepare(now, import_libraries, device, later=max(0, wanted - now))
 
 
 def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str | None = None) -> None:

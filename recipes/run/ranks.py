@@ -43,7 +43,7 @@ class _Progress:
             self._next = time.monotonic() + BEAT_SECONDS
 
 
-class _Actor:
+class RankProcess:
     """Lives in a rank's process. Of a GPU, or of several ranks, its environment was set before Python started."""
 
     def __init__(self, environment: dict[str, str]) -> None:
@@ -92,7 +92,7 @@ class RayRanks:
         try:
             limit = faults.start_seconds
             made = zip(self._hosts, environments, strict=True)
-            self._wait("start", [host.hold.remote(_Actor, (environment,)) for host, environment in made], limit)
+            self._wait("start", [host.hold.remote(RankProcess, (environment,)) for host, environment in made], limit)
             machines = self._ask("address", [()] * self.size, limit)
             address = engine.LOOPBACK if len({*machines}) == 1 else machines[0]
             port = self._wait("start", [self._hosts[0].ask.remote("listen", (address,))], limit)[0]

@@ -29,8 +29,8 @@ from mopd.rollouts.engines.canary import check_sampler
 from mopd.rollouts.engines.in_process import StudentSampler
 
 
-class _Worker:
-    """Lives in the actor: one module, one thread."""
+class SamplerWorker:
+    """Lives in a host (:class:`distill.hosts.Host`): one module, one thread."""
 
     def __init__(self, device: str, dtype: str) -> None:
         torch.set_num_threads(1)
@@ -74,6 +74,7 @@ class _Worker:
         return version
 
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """What a function answers to the module and further arguments."""
         return fn(self.model, *args)
 
 
@@ -91,7 +92,7 @@ class SamplerWorkers:
         self._reusable = processes.device == "cpu" and not processes.gpus and not processes.resources
         self._hosts = [HOSTS.take(gpus=processes.gpus, resources=processes.resources) for _ in range(processes.count)]
         for host in self._hosts:
-            host.hold.remote(_Worker, (processes.device, processes.dtype))  # who fails says so when it is asked
+            host.hold.remote(SamplerWorker, (processes.device, processes.dtype))  # who fails says so when it is asked
 
     @property
     def ranks(self) -> int:

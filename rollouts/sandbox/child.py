@@ -28,7 +28,7 @@ from mopd.rollouts.sandbox.judge import Judge, run_tests
 from mopd.rollouts.sandbox.lock import lock_fork, lock_server
 from mopd.rollouts.sandbox.namespaces import load_library
 from mopd.rollouts.sandbox.program import serve_program
-from mopd.rollouts.sandbox.rules import EXPRESSION_NAMES, Refused, parse_expression
+from mopd.rollouts.sandbox.rules import EXPRESSION_NAMES, Refused, parse_expression, parse_program
 from mopd.rollouts.sandbox.safe_stdlib import harden
 
 PASSED, PASSED_WITH_A_CHANGE = 42, 43
@@ -36,6 +36,8 @@ PASSED, PASSED_WITH_A_CHANGE = 42, 43
 MOST_RUNS = 12
 """Times a run's processor time that a program has which is run on several texts, all together."""
 _PROGRAM_FILE, _TESTS_FILE, _MOST_DESCRIPTORS = 3, 4, 64
+_FIRST_PROGRAM = "def first(x, *, y=()):\n    return [f'{v}' for v in x if v not in y]\nassert first([0]) == ['0']\n"
+"""Ours, and only compiled."""
 
 
 def main() -> None:
@@ -87,6 +89,9 @@ def _prepare(kind: str, import_paths: list[str]) -> Callable[..., object]:
     if kind == "tests":
         load_library()
         harden()
+        compile(parse_program(_FIRST_PROGRAM, tests=True), "program", "exec", dont_inherit=True)
+    # The interpreter makes the classes of syntax trees when it parses for the first time; each fork would make its own.
+    run_expression("sorted(v for v in x)", [[0]])
     return run_expression
 
 

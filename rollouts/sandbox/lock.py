@@ -64,7 +64,7 @@ def lock_server(*, empty_folder: str) -> tuple[list[str], list[str]]:
     Returns:
         (mechanisms that hold, properties that none of them holds); nothing may be executed unless the second is empty.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = _LIBC
     held: list[str] = []
     as_root = os.geteuid() == 0
     droppable = as_root and _can_drop_user()
@@ -85,7 +85,7 @@ def lock_server(*, empty_folder: str) -> tuple[list[str], list[str]]:
         os.setresuid(NOBODY, NOBODY, NOBODY)
         held.append("dropped user")
     _drop_capabilities(libc)
-    if _filter_system_calls(libc, serves=True):
+    if (for_server := _program(serves=True)) is not None and _filter_system_calls(for_server):
         held.append("system call filter")
     return held, _missing(set(held), as_root=as_root)
 
@@ -101,12 +101,11 @@ def lock_fork(*, memory_bytes: int, cpu_seconds: float, server: int) -> None:
     Raises:
         OSError: the filter that the server has cannot be narrowed.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != server:
         os._exit(1)  # it ended before it could be waited for
     _limit(memory_bytes=memory_bytes, cpu_seconds=cpu_seconds)
-    if platform.machine() in _SYSTEM_CALLS and not _filter_system_calls(libc, serves=False):
+    if _FOR_FORKS is not None and not _filter_system_calls(_FOR_FORKS):
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
@@ -177,10 +176,10 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def _filter_system_calls(libc: ctypes.CDLL, *, serves: bool) -> bool:
-    """Leave the system calls of the server, or of a fork of it. False: this machine has no such filter."""
-    if platform.machine() not in _SYSTEM_CALLS or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        return False
+def _program(*, serves: bool) -> _Filter | None:
+    """The filter that leaves the system calls of the server, or of a fork of it; None: unknown for this machine."""
+    if platform.machine() not in _SYSTEM_CALLS:
+        return None
     architecture, read, write, computing, serving = _SYSTEM_CALLS[platform.machine()]
     load, jump_equal, ret = 0x20, 0x15, 0x06
     number_at, architecture_at, first_argument_at = 0, 4, 16
@@ -201,5 +200,17 @@ def _filter_system_calls(libc: ctypes.CDLL, *, serves: bool) -> bool:
             (ret, 0, 0, _DENY),
         ]
     rows.append((ret, 0, 0, _DENY))
-    program = (_Instruction * len(rows))(*(_Instruction(*row) for row in rows))
-    return libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(_Filter(len(rows), program)), 0, 0) == 0
+    return _Filter(len(rows), (_Instruction * len(rows))(*(_Instruction(*row) for row in rows)))
+
+
+def _filter_system_calls(program: _Filter) -> bool:
+    """Give up the system calls that a filter does not leave. False: this machine has no such filter."""
+    return (
+        _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+        and _LIBC.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) == 0
+    )
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_FOR_FORKS = _program(serves=False)
+"""Made once, in the server: each fork only hands it to the kernel, before it runs generated code."""

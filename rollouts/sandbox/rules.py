@@ -17,7 +17,12 @@ def _words(*lines: str) -> frozenset[str]:
     return frozenset(" ".join(lines).split())
 
 
-EXPRESSION_SYNTAX: tuple[type[ast.AST], ...] = (
+def _kinds(*classes: type[ast.AST]) -> frozenset[type[ast.AST]]:
+    """These and every class derived from them."""
+    return frozenset(classes).union(*(_kinds(*cls.__subclasses__()) for cls in classes if cls.__subclasses__()))
+
+
+EXPRESSION_SYNTAX = _kinds(
     *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Call, ast.keyword),
     *(ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.comprehension, ast.Subscript, ast.Slice, ast.Attribute),
     *(ast.Name, ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Starred),
@@ -29,7 +34,7 @@ EXPRESSION_NAMES = _words(
 )
 EXPRESSION_ATTRIBUTES = frozenset({"count", "index"})
 
-PROGRAM_SYNTAX: tuple[type[ast.AST], ...] = (
+PROGRAM_SYNTAX = _kinds(
     *EXPRESSION_SYNTAX,
     *(ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.ClassDef, ast.Lambda, ast.Expr, ast.Pass),
     *(ast.Assign, ast.AnnAssign, ast.AugAssign, ast.NamedExpr, ast.Delete, ast.Global, ast.Nonlocal),
@@ -136,15 +141,17 @@ def parse_expression(text: str) -> ast.Expression:
     """
     tree = _parse(text.strip(), "eval")
     assert isinstance(tree, ast.Expression)
-    bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    known = EXPRESSION_NAMES | bound | {"x"}
+    for node in nodes:
         _require_syntax(node, EXPRESSION_SYNTAX)
         for name in _identifiers(node):
             if name.startswith("_"):
                 raise Refused(f"name {name!r}")
         if isinstance(node, ast.Attribute) and node.attr not in EXPRESSION_ATTRIBUTES:
             raise Refused(f"attribute {node.attr!r}")
-        if isinstance(node, ast.Name) and node.id != "x" and node.id not in EXPRESSION_NAMES | bound:
+        if isinstance(node, ast.Name) and node.id not in known:
             raise Refused(f"name {node.id!r}")
     return tree
 
@@ -191,8 +198,8 @@ def _parse(text: str, mode: str) -> ast.AST:
         raise NotPython(f"not Python: {error}") from error
 
 
-def _require_syntax(node: ast.AST, allowed: tuple[type[ast.AST], ...]) -> None:
-    if not isinstance(node, allowed):
+def _require_syntax(node: ast.AST, allowed: frozenset[type[ast.AST]]) -> None:
+    if type(node) not in allowed:
         raise Refused(f"syntax {type(node).__name__}")
 
 
@@ -224,10 +231,14 @@ def _identifiers(node: ast.AST) -> Iterable[str]:
     """Every identifier that a node itself carries, in whatever field (a string constant is not an identifier)."""
     if isinstance(node, ast.Constant):
         return
-    for _, value in ast.iter_fields(node):
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str):
-                yield from item.split(".")
+    for field in node._fields:
+        value = getattr(node, field, None)
+        if isinstance(value, str):
+            yield from value.split(".")
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, str):
+                    yield from item.split(".")
 
 
 def _private_names(tree: ast.Module) -> frozenset[str]:

@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from fork_kit import ForkServer
 from mutation_kit import Mutation, mutations, write_folder, write_yaml
 
-PIECES, RUNS, SEED = 5, 20, 0
+PIECES, RUNS, SEED = 10, 10, 0
 COUNTS = (
     "steps",
     "prompts",

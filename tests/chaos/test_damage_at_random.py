@@ -10,23 +10,21 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent / "integration"))
 
 from damage_kit import KINDS, harm
-from runs import assert_whole, finish, mopd, run, weights
+from runs import assert_whole, finish, mopd, run, undisturbed, weights
 
 STEPS = 4
 PLACES_OF_A_KIND = 4
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def whole(tmp_path_factory):
     """A run that nobody damaged."""
-    out = tmp_path_factory.mktemp("runs") / "smoke"
-    run("run", "smoke", "--out", out)
-    return out
+    return undisturbed(fresh=tmp_path_factory.mktemp("runs"))[0]
 
 
-def copy(undisturbed, out):
+def copy(whole, out):
     """The run as it was before its end: all checkpoints are there, and its results are not."""
-    shutil.copytree(undisturbed, out, symlinks=True)
+    shutil.copytree(whole, out, symlinks=True)
     shutil.rmtree(out / "student")
     for name in ("finished.json", "seesaw.json"):
         (out / name).unlink()
@@ -36,9 +34,9 @@ def copy(undisturbed, out):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("place", range(PLACES_OF_A_KIND))
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_checkpoint_and_a_damaged_stage(undisturbed, tmp_path, kind, place):
+def test_a_damaged_checkpoint_and_a_damaged_stage(whole, tmp_path, kind, place):
     """The newest checkpoint of the run, and the finished student of one stage; the same command mends both."""
-    out = copy(undisturbed, tmp_path / "damaged")
+    out = copy(whole, tmp_path / "damaged")
     rng = random.Random(f"{kind}{place}")
     older, newest = sorted((out / "checkpoints").glob("step-*"))[-2:]  # not per token
     stage = rng.choice(["base", "math", "code", "reasoning"])
@@ -54,15 +52,15 @@ def test_a_damaged_checkpoint_and_a_damaged_stage(undisturbed, tmp_path, kind, p
     assert f"checkpoint {newest.name} is damaged" in printed
     assert f"stage {stage}: its student is damaged" in printed
     assert_whole(out, steps=STEPS)
-    assert weights(out) == weights(undisturbed)
+    assert weights(out) == weights(whole)
     code, printed = finish(mopd("audit", out))
     assert code == 0, printed
     print(f"{kind} {place}: {newest.name}/{files[0]} and stages/{stage}/student/{files[1]}", flush=True)
 
 
 @pytest.mark.timeout(1200)
-def test_a_run_without_a_whole_checkpoint_says_how_to_go_on(undisturbed, tmp_path):
-    out = copy(undisturbed, tmp_path / "damaged")
+def test_a_run_without_a_whole_checkpoint_says_how_to_go_on(whole, tmp_path):
+    out = copy(whole, tmp_path / "damaged")
     for folder in (out / "checkpoints").glob("step-*"):
         harm(folder, out / "stages" / "base" / "student", kind="flipped", place=0)
     before = sorted(out.rglob("checkpoints/**/*"))
@@ -73,4 +71,4 @@ def test_a_run_without_a_whole_checkpoint_says_how_to_go_on(undisturbed, tmp_pat
     shutil.rmtree(out / "checkpoints")  # as it says
     run("run", "smoke", "--out", out)
     assert_whole(out, steps=STEPS)
-    assert weights(out) == weights(undisturbed)
+    assert weights(out) == weights(whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from deadline_kit import Deadline
 
 MARK = "MOPD_TEST"
 """In the environment of a command and of every process that it starts, whoever its parent is by now."""
+MARKS: dict[int, str] = {}
+"""Of the commands that were started, by process id."""
 
 SECONDS = 400
 """Of a quiet machine, that a command may take."""
@@ -25,14 +28,17 @@ SECONDS = 400
 
 def mopd(*args: str | Path, **environment: str) -> subprocess.Popen[str]:
     """`mopd ARGS`, in a session of its own, so that a test can kill it and all that it started; see :func:`left`."""
-    return subprocess.Popen(
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
         [str(Path(sys.executable).with_name("mopd")), *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, MARK: uuid.uuid4().hex, "WANDB_MODE": "offline", "COLUMNS": "200", **environment},
+        env={**os.environ, MARK: mark, "WANDB_MODE": "offline", "COLUMNS": "200", **environment},
     )
+    MARKS[process.pid] = mark
+    return process
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -52,6 +58,48 @@ def run(*args: str | Path) -> str:
     code, output = finish(mopd(*args))
     assert code == 0, output
     return output
+
+
+def undisturbed(*settings: str, fresh: Path) -> tuple[Path, float]:
+    """A smoke run with these overrides that nobody disturbed, and the processor seconds of its driver, stages made.
+
+    Args:
+        fresh: where it is made, unless the environment's CHAOS_UNDISTURBED names a folder that keeps such runs: then
+            they are of the code that made them, and it goes when the code changes.
+    """
+    folder = Path(os.environ.get("CHAOS_UNDISTURBED") or fresh) / "-".join(["smoke", *settings])
+    out, noted = folder / "smoke", folder / "work.json"
+    if not noted.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        run("run", "smoke", *settings, "--out", folder / "first")
+        shutil.copytree(folder / "first" / "stages", out / "stages")
+        process = mopd("run", "smoke", *settings, "--out", out)
+        work = 0.0
+        while process.poll() is None:
+            work = max(work, work_of(process))
+            time.sleep(0.05)
+        code, output = finish(process)
+        assert code == 0, output
+        noted.write_text(json.dumps(work))
+    return out, json.loads(noted.read_text())
+
+
+def work_of(process: subprocess.Popen[str]) -> float:
+    """Processor seconds of a command's own process so far; 0 once it has ended.
+
+    A moment in them is about the same place of a run on any machine, whatever else that does.
+    """
+    try:
+        times = psutil.Process(process.pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system
+
+
+def wait_until(process: subprocess.Popen[str], work: float) -> None:
+    """Until a command's own process has used so many processor seconds, or has ended."""
+    while process.poll() is None and work_of(process) < work:
+        time.sleep(0.02)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -88,8 +136,8 @@ def teachers(process: subprocess.Popen[str], number: int) -> list[psutil.Process
 
 
 def processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """All that a command has started and that live; it lives itself, else see :func:`left`."""
-    return [other for other in _marked(psutil.Process(process.pid).environ()[MARK]) if other.pid != process.pid]
+    """All that a command has started and that live."""
+    return [other for other in _marked(mark(process)) if other.pid != process.pid]
 
 
 def left(mark: str, seconds: float = 60.0) -> list[str]:
@@ -101,8 +149,8 @@ def left(mark: str, seconds: float = 60.0) -> list[str]:
 
 
 def mark(process: subprocess.Popen[str]) -> str:
-    """What all processes of a command have in common, while it lives."""
-    return psutil.Process(process.pid).environ()[MARK]
+    """What all processes of a command have in common."""
+    return MARKS[process.pid]
 
 
 def _marked(mark: str) -> list[psutil.Process]:

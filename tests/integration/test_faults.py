@@ -63,7 +63,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_kept(out: Path) -> None:
     while not (out / "checkpoints" / "step-000002").is_dir() and deadline.waits():
         pass
     running = mark(process)
-    (rank,) = [other for other in processes(process) if "ray::Host" in " ".join(other.cmdline())]
+    (rank,) = [other for other in processes(process) if "ray::RankProcess" in " ".join(other.cmdline())]
     rank.suspend()  # the step surely does not end
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
@@ -100,7 +100,7 @@ def test_a_rank_that_hangs_ends_the_run(out: Path) -> None:
     process = mopd("run", "smoke", f"faults.rank_seconds={patience(10):.0f}", "--out", out)
     wait_for(process, out / "metrics.jsonl", 2)
     running = mark(process)
-    (rank,) = [other for other in processes(process) if "ray::Host" in " ".join(other.cmdline())]
+    (rank,) = [other for other in processes(process) if "ray::RankProcess" in " ".join(other.cmdline())]
     rank.suspend()
     code, printed = finish(process)
     assert code == 1, printed

@@ -28,7 +28,7 @@ from mopd.rollouts.engines.canary import check_sampler
 from mopd.rollouts.engines.drafts import Speculation
 from mopd.rollouts.engines.generate import Completion, generate
 from mopd.rollouts.engines.in_process import InProcess, StudentSampler
-from mopd.rollouts.engines.workers import _as_array, _Worker
+from mopd.rollouts.engines.workers import SamplerWorker, _as_array
 
 EOS, PAD = 1, 0
 HOW = Decoding(24, 1.0, False, 3, 5, (EOS,), PAD)
@@ -172,7 +172,7 @@ def test_a_worker_takes_on_heads_that_its_checkpoint_has_not(tmp_path: Path) -> 
     student = load_whole(path, dtype=torch.float32).eval()
     heads = make_heads(path, student, 2, seed=4)
     attach(student, heads)
-    worker = _Worker("cpu", "float32")
+    worker = SamplerWorker("cpu", "float32")
     worker.load(FrozenModel(path), None, True)
     state = {**student.state_dict(), **heads.tensors()}
     worker.publish({name: _as_array(tensor) for name, tensor in state.items()}, 3)

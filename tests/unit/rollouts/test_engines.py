@@ -34,7 +34,7 @@ from mopd.recipes.run.preflight import Candidate, preflight
 from mopd.rollouts.engines import ENGINES, engine_of
 from mopd.rollouts.engines.base import Decoding, FrozenModel, SamplerProcesses, SamplerSettings, StudentModel
 from mopd.rollouts.engines.in_process import InProcess
-from mopd.rollouts.engines.workers import _as_array, _as_tensor, _Worker
+from mopd.rollouts.engines.workers import SamplerWorker, _as_array, _as_tensor
 from mopd.rollouts.sampler import Samplers, make_samplers, sampler_settings
 from mopd.teachers.dry_run import DryRun
 
@@ -275,7 +275,7 @@ def test_weights_arrive_as_they_were_sent(dtype: torch.dtype) -> None:
 def test_a_worker_takes_on_every_weight_in_the_students_dtype(tmp_path: Path, dtype: str) -> None:
     initial, later = (make_model(tmp_path / str(seed), "llama", seed=seed) for seed in (0, 1))
     student = load_model(later, device="cpu", dtype=dtype)
-    worker = _Worker("cpu", dtype)
+    worker = SamplerWorker("cpu", dtype)
     worker.load(FrozenModel(initial))
     assert worker.publish({name: _as_array(tensor) for name, tensor in student.state_dict().items()}, 3) == 3
     assert worker.model is not None
@@ -293,7 +293,7 @@ def test_a_worker_takes_on_an_adapter_alone_and_answers_as_the_student(tmp_path:
         for weight in student.parameters():
             if weight.requires_grad:
                 weight.add_(0.1)
-    worker = _Worker("cpu", "float32")
+    worker = SamplerWorker("cpu", "float32")
     worker.load(FrozenModel(base), lora)
     sent = {name: _as_array(tensor) for name, tensor in InProcess(student).adapter_state().items()}
     assert sum(array.size for _, array in sent.values()) < 0.2 * sum(w.numel() for w in student.parameters())

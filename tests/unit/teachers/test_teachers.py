@@ -224,13 +224,13 @@ def test_two_replicas_share_the_work_and_change_no_bit(pool):
     """Even where one of them dies, and the other does its work: the reference is the one process of the checkpoint."""
 
     def count_forwards(self):  # nested: a process of Ray's cannot import this file
-        real, self.forwards = self.scorer.score, 0
+        real, self.forwards = self._held.scorer.score, 0
 
         def counted(*args):
             self.forwards += 1
             return real(*args)
 
-        self.scorer.score = counted
+        self._held.scorer.score = counted
 
     pool, paths, _ = pool
     batch = rollouts(30, domains=("code",))

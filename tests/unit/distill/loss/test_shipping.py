@@ -54,7 +54,7 @@ def test_eight_routed_teachers_score_as_many_tokens_as_one(cluster: None, tmp_pa
             self.seen += int(kwargs["attention_mask"].sum())  # padding is no token
 
         self.seen = 0
-        self.scorer.model.register_forward_pre_hook(see, with_kwargs=True)
+        self._held.scorer.model.register_forward_pre_hook(see, with_kwargs=True)
 
     def take_count(self: Any) -> int:
         seen, self.seen = self.seen, 0

@@ -121,6 +121,13 @@ def test_the_cluster_listens_to_its_own_machine_alone(live: LiveRun) -> None:
     assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
 
 
+def test_no_process_of_the_cluster_serves_nobody(live: LiveRun) -> None:
+    lines = [" ".join(process.cmdline()) for process in psutil.Process(live.process.pid).children(recursive=True)]
+    assert sum("ray::Worker" in line for line in lines) == 1
+    for daemon in ("log_monitor", "monitor.py", "dashboard.py", "ray::IDLE"):
+        assert not [line for line in lines if daemon in line]
+
+
 def test_the_token_is_on_no_command_line_and_in_no_file_of_rays(live: LiveRun) -> None:
     assert len(live.token) == 64
     processes = [psutil.Process(live.process.pid), *psutil.Process(live.process.pid).children(recursive=True)]
