@@ -8,6 +8,7 @@ from typing import Any
 
 from mopd.distill.loss.teacher_tensors import sampled_logprobs, sampled_rows
 from mopd.distill.metrics.drafts import draft_metrics, stale_domains
+from mopd.distill.metrics.episodes import episode_metrics
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import RunRecipe, StopRecipe
 from mopd.distill.tracking.console import TaskHandle
@@ -80,7 +81,8 @@ class RunCallbacks:
 
     def record(self, step: int, batch: Sequence[ScoredRollout], metrics: Metrics) -> None:
         """Log a finished step; where it is evaluated, keep a few of its rollouts."""
-        metrics = metrics | self._costs.of_step(batch) | draft_metrics([scored.rollout for scored in batch])
+        rollouts = [scored.rollout for scored in batch]
+        metrics = metrics | self._costs.of_step(batch) | draft_metrics(rollouts) | episode_metrics(rollouts)
         self._tracker.log("train", step, metrics)
         self._warn_of_stale_heads(step, metrics)
         self._progress.advance(step, metrics)
