@@ -104,6 +104,32 @@ class DraftCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class EpisodeRecord:
+    """What became of a conversation with an environment.
+
+    Attributes:
+        reward: the environment's verdict, 0..1; 0 where a limit ended it.
+        ended: ``done``, by the environment; ``turns``, ``tokens``, by a limit; ``failed``, where the environment did.
+        turns: messages that the model wrote.
+        tool_calls: in them.
+        tool_errors: calls that failed, or could not be read.
+        failed_first: whether the environment told the model before the end that what it did had failed.
+        failures: why earlier attempts at it failed, each in a word.
+
+    Example:
+        ``EpisodeRecord(1.0, "done", turns=3, tool_calls=2, tool_errors=0, failed_first=True)``: solved after a failure.
+    """
+
+    reward: float
+    ended: Literal["done", "turns", "tokens", "failed"]
+    turns: int
+    tool_calls: int = 0
+    tool_errors: int = 0
+    failed_first: bool = False
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """A prompt and what the policy wrote after it. All arrays have length ``T = len(token_ids)``.
 
@@ -122,6 +148,7 @@ class Rollout:
         support_ids: ``(T, K)`` the sampler's likeliest tokens, where the loss asks its teachers for those; anything at
             masked positions. See :func:`distill.payloads.likeliest`.
         drafts: where it was written with guesses of draft heads.
+        episode: of a rollout of several turns, what became of it; None of an answer to a prompt.
     """
 
     prompt: Prompt
@@ -135,6 +162,7 @@ class Rollout:
     routed_experts: Int32 | None = None
     support_ids: Int32 | None = None
     drafts: DraftCounts | None = None
+    episode: EpisodeRecord | None = None
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)

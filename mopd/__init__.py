@@ -54,6 +54,13 @@ _MODULE_OF = {
     "Example": "mopd.rollouts.tasks.base",
     "Generated": "mopd.rollouts.tasks.base",
     "Task": "mopd.rollouts.tasks.base",
+    # an environment
+    "Drawn": "mopd.rollouts.environments.base",
+    "Environment": "mopd.rollouts.environments.base",
+    "Step": "mopd.rollouts.environments.base",
+    "Tool": "mopd.rollouts.environments.tools",
+    "ToolEpisode": "mopd.rollouts.environments.base",
+    "tool": "mopd.rollouts.environments.tools",
     # a teacher
     "Conditions": "mopd.teachers.scorer",
     "Scorer": "mopd.teachers.scorer",

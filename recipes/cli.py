@@ -184,6 +184,35 @@ def compare_architectures(
 
 
 @app.command()
+def throughput(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="shipped Hub ids, or paths to a config.json")
+    ] = None,
+    card: Annotated[str, typer.Option(help="H100, H200 or A100")] = "H200",
+    cards: Annotated[int | None, typer.Option(min=1, help="that share the work; as many as hold the weights")] = None,
+    context: Annotated[int, typer.Option(min=1, help="tokens of each sequence so far")] = 4096,
+    hourly: Annotated[float, typer.Option(min=0, help="what a card costs an hour")] = 3.0,
+    weight_bytes: Annotated[float, typer.Option(min=0.25, help="of a weight: 2 bfloat16, 1 float8")] = 2.0,
+    guesses: Annotated[int, typer.Option(min=1, help="of draft heads, a forward")] = 3,
+    tokens_per_round: Annotated[float, typer.Option(min=1, help="that such a forward brings: measure it")] = 3.0,
+) -> None:
+    """Show how fast architectures could write at most, with draft heads and without, and what a million tokens cost."""
+    from mopd.recipes import throughput_command
+
+    throughput_command.show(
+        names or ["XiaomiMiMo/MiMo-V2-Flash"],
+        Console(),
+        card=card,
+        cards=cards,
+        context=context,
+        hourly=hourly,
+        weight_bytes=weight_bytes,
+        guesses=guesses,
+        tokens_per_round=tokens_per_round,
+    )
+
+
+@app.command()
 def audit(run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run or a study")]) -> None:
     """Say which weights of a run are as they were written: checkpoints, students, adapters. Exit status 2: not all."""
     from mopd.recipes.audit_command import show

@@ -61,11 +61,14 @@ class RewardGrader:
                 f"domain {domain!r} is graded by reward and has no task; tasks are known for "
                 f"{', '.join(self._tasks) or 'no domain'}; give it a task with a verifier"
             )
-        rewards = self._tasks[domain].verify_many(
-            [r.prompt for r in rollouts], [completion_text(self._tokenizer, r) for r in rollouts]
+        asked = [rollout for rollout in rollouts if rollout.episode is None]
+        verdicts = self._tasks[domain].verify_many(
+            [r.prompt for r in asked], [completion_text(self._tokenizer, r) for r in asked]
         )
-        if len(rewards) != len(rollouts):
-            raise RunError(f"the verifier of {domain!r} returned {len(rewards)} scores for {len(rollouts)} rollouts")
+        if len(verdicts) != len(asked):
+            raise RunError(f"the verifier of {domain!r} returned {len(verdicts)} scores for {len(asked)} rollouts")
+        of_text = iter(verdicts)
+        rewards = [next(of_text) if r.episode is None else r.episode.reward for r in rollouts]
         for rollout, reward in zip(rollouts, rewards, strict=True):
             if not (math.isfinite(reward) and 0.0 <= reward <= 1.0):
                 raise RunError(f"the verifier of {domain!r} scored {rollout.prompt.id} {reward}, not 0..1")

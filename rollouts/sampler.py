@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
+from typing import TypeAlias
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,15 @@ EncodeAnswer = Callable[[str], Sequence[int]]
 """Gold answer to token ids, EOS included."""
 
 
+Episodes: TypeAlias = Callable[[Sampler, SamplerSettings], Sampler]
+"""Makes a sampler of an engine's that also plays episodes; see
+:func:`rollouts.environments.episodes.with_episodes`."""
+
+
+def _as_it_is(sampler: Sampler, settings: SamplerSettings) -> Sampler:
+    return sampler
+
+
 class Samplers:
     """All that samples in a run, through one engine. Nothing is started before it is asked for.
 
@@ -44,6 +54,7 @@ class Samplers:
         student: None where no student is sampled.
         frozen: the processes in which frozen models take turns.
         closing: ends every process that is started.
+        episodes: has samplers play the episodes of environments; None where there are none.
     """
 
     def __init__(
@@ -55,8 +66,10 @@ class Samplers:
         student: StudentModel | None,
         frozen: SamplerProcesses,
         closing: ExitStack,
+        episodes: Episodes | None = None,
     ) -> None:
         self._engine = engine
+        self._episodes = episodes or _as_it_is
         self._training = training
         self._evaluation = evaluation
         self._student = student
@@ -68,12 +81,12 @@ class Samplers:
     @cached_property
     def train(self) -> Sampler:
         """The student's, for rollouts to learn from; it has the weights that ``load_weights`` gave it last."""
-        return self._of_student(self._training)
+        return self._episodes(self._of_student(self._training), self._training)
 
     @cached_property
     def evaluate(self) -> Sampler:
         """The student's, for measuring it; it has the weights that ``load_weights`` gave it last."""
-        return self._of_student(self._evaluation)
+        return self._episodes(self._of_student(self._evaluation), self._evaluation)
 
     def check(self, weights: Weights, *, named: str) -> None:
         """Whether the student is sampled as a plain forward says, by an engine that can tell.
@@ -96,7 +109,7 @@ class Samplers:
                 assert engine.of_checkpoints is not None
                 self._holders[id(engine)] = engine.of_checkpoints(self._frozen, self._evaluation, self._closing)
             self._held = None  # before the next is loaded
-            self._held = model, self._holders[id(engine)](model)
+            self._held = model, self._episodes(self._holders[id(engine)](model), self._evaluation)
         return self._held[1]
 
     def writer(self, model: FrozenModel, processes: SamplerProcesses) -> Sampler:
@@ -130,6 +143,7 @@ def make_samplers(
     closing: ExitStack,
     student: StudentModel | None = None,
     measured_support: Support | None = None,
+    episodes: Episodes | None = None,
 ) -> Samplers:
     """The samplers of a run, a command or a check.
 
@@ -141,10 +155,19 @@ def make_samplers(
         student: None where no student is sampled.
         measured_support: the likeliest tokens that are recorded where a model is measured as it writes in training,
             by an engine that records any.
+        episodes: has samplers play the episodes of environments; None where there are none.
     """
     support = measured_support if engine.records_support else None
     evaluation = replace(settings, decoding=replace(settings.decoding, support=support), samples_per_prompt=1)
-    return Samplers(engine, training=settings, evaluation=evaluation, student=student, frozen=frozen, closing=closing)
+    return Samplers(
+        engine,
+        training=settings,
+        evaluation=evaluation,
+        student=student,
+        frozen=frozen,
+        closing=closing,
+        episodes=episodes,
+    )
 
 
 def sampler_settings(

@@ -212,8 +212,12 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, answer: str, *, closing: 
 def completion_text(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:
     """What the policy wrote, as text: the trained tokens, without the one that ended them.
 
-    Any other special token stays visible: a verifier that doesn't see it would judge ``1 <pad> 2`` as ``12``.
+    Of an episode it is all that follows the prompt, what the environment answered too. Any other special token stays
+    visible: a verifier that doesn't see it would judge ``1 <pad> 2`` as ``12``.
     """
+    if rollout.episode is not None:
+        conversation = rollout.token_ids[len(rollout.prompt.token_ids) :].tolist()
+        return str(tokenizer.decode(conversation, skip_special_tokens=False))
     written = rollout.token_ids[rollout.loss_mask].tolist()
     if written and rollout.finish == "eos":
         written.pop()

@@ -129,9 +129,7 @@ def evaluate(
             "came back, not one each in the order asked; the sampler must write one completion a prompt"
         )
     texts = [decode(rollout) for rollout in rollouts]
-    verdicts = verify(prompts, texts)
-    if len(verdicts) != len(prompts):
-        raise RunError(f"the verifier returned {len(verdicts)} scores for {len(prompts)} answers of {model!r}")
+    verdicts = _verdicts(rollouts, texts, verify, model)
     rows: list[Evaluation] = []
     for rollout, text, verdict in zip(rollouts, texts, verdicts, strict=True):
         if not 0.0 <= verdict <= 1.0:
@@ -153,6 +151,20 @@ def evaluate(
             )
         )
     return rows
+
+
+def _verdicts(rollouts: Sequence[Rollout], texts: Sequence[str], verify: Verify, model: str) -> list[float]:
+    """The scores of answers, in order: of an episode its environment's, of the others the verifier's.
+
+    Raises:
+        RunError: the verifier returned a wrong number of scores.
+    """
+    asked = [n for n, rollout in enumerate(rollouts) if rollout.episode is None]
+    scored = verify([rollouts[n].prompt for n in asked], [texts[n] for n in asked])
+    if len(scored) != len(asked):
+        raise RunError(f"the verifier returned {len(scored)} scores for {len(asked)} answers of {model!r}")
+    by_place = dict(zip(asked, scored, strict=True))
+    return [by_place[n] if r.episode is None else r.episode.reward for n, r in enumerate(rollouts)]
 
 
 def interval(correct: Sequence[float]) -> Interval:

@@ -53,7 +53,7 @@ from mopd.distill.recipe.schema import (
     TrackRecipe,
     WandbRecipe,
 )
-from mopd.distill.recipe.source import GymSource, Source
+from mopd.distill.recipe.source import EnvironmentSource, GymSource, Source
 
 __all__ = [
     "ESTIMATORS",
@@ -65,6 +65,7 @@ __all__ = [
     "CustomLoss",
     "DomainRecipe",
     "Engine",
+    "EnvironmentSource",
     "EvaluateRecipe",
     "FaultRecipe",
     "ForwardKL",

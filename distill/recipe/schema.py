@@ -40,7 +40,7 @@ from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import FullReverseKL, Loss
 from mopd.distill.recipe.model_names import is_path
 from mopd.distill.recipe.plugins import is_plugin
-from mopd.distill.recipe.source import GYM, GymSource, Source, columns_of, is_template
+from mopd.distill.recipe.source import GYM, EnvironmentSource, GymSource, Source, columns_of, is_template
 
 MethodName: TypeAlias = Annotated[
     str,
@@ -247,23 +247,29 @@ class StudentRecipe(Strict):
 
 
 def _task_form(value: Any) -> str:
+    if isinstance(value, EnvironmentSource) or (isinstance(value, dict) and "environment" in value):
+        return "<environment>"
     if isinstance(value, GymSource) or (isinstance(value, dict) and "reasoning_gym" in value):
         return "<generator>"
     return "<generator>" if isinstance(value, str) and value.startswith(GYM) else _name_or_mapping(value)
 
 
 TaskSource: TypeAlias = Annotated[
-    Annotated[str, Tag("<name>")] | Annotated[Source, Tag("<mapping>")] | Annotated[GymSource, Tag("<generator>")],
+    Annotated[str, Tag("<name>")]
+    | Annotated[Source, Tag("<mapping>")]
+    | Annotated[GymSource, Tag("<generator>")]
+    | Annotated[EnvironmentSource, Tag("<environment>")],
     Discriminator(_task_form),
 ]
-"""A shipped task's name, ``./file.py:NAME``, a dataset, or a generator of reasoning-gym."""
+"""A shipped task's name, ``./file.py:NAME``, a dataset, a generator of reasoning-gym, or an environment."""
 
 
 class DomainRecipe(Strict):
     """One domain: where its prompts come from, who grades it, and what it weighs."""
 
     task: TaskSource = Field(
-        description="name of a shipped task, ./file.py:NAME of your own, a dataset source, or reasoning_gym:NAME"
+        description="name of a shipped task, ./file.py:NAME of your own, a dataset source, reasoning_gym:NAME, or "
+        "an environment, which may also be written as `environment: NAME` beside it"
     )
     teacher: str | None = Field(default=None, description="the one teacher of this domain")
     teachers: dict[Name, Positive] = Field(default_factory=dict, description="several teachers, weights that sum to 1")
@@ -272,6 +278,18 @@ class DomainRecipe(Strict):
     prompts: Count = Field(default=64, description="prompts per step")
     share: Pull = Field(default=1.0, description="g_d, this domain's share of the loss, relative to the others'")
     easy_share: float = Field(default=0.0, ge=0, le=1, description="share of training prompts in the task's easy form")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _environment_is_a_task(cls, values: Any) -> Any:
+        """``{environment: NAME, turns: 4}`` is ``{task: {environment: NAME, turns: 4}}``."""
+        if not isinstance(values, dict) or "environment" not in values:
+            return values
+        if "task" in values:
+            raise refusal("has both `task` and `environment`; give one of them")
+        keys = EnvironmentSource.model_fields.keys() & values.keys()
+        others = {key: value for key, value in values.items() if key not in keys}
+        return {**others, "task": {key: values[key] for key in keys}}
 
     @model_validator(mode="after")
     def _one_way_to_name_teachers(self) -> Self:

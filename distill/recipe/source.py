@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from mopd.distill.recipe.base import Count, Fraction, PluginReference, ShippedOrPlugin, Strict, refusal
+from mopd.distill.recipe.base import Count, Fraction, PluginReference, Seconds, ShippedOrPlugin, Strict, refusal
 from mopd.distill.recipe.plugins import is_plugin
 
 RUNS_PROGRAMS = ("python_tests", "input_output")
@@ -102,6 +102,18 @@ class GymSource(Strict):
             for key in {"seed", "size"} & getattr(self, leaf).keys():
                 raise refusal(f"has `{leaf}.{key}`; problems are drawn by the recipe's `seed`, as many as are needed")
         return self
+
+
+class EnvironmentSource(Strict):
+    """Episodes of an environment, in which the student writes several turns; docs/agents.md."""
+
+    environment: Annotated[str, ShippedOrPlugin("calculator", "debug")] = Field(
+        description="which: calculator, debug, or ./file.py:NAME of your own"
+    )
+    turns: int = Field(default=8, ge=1, le=64, description="messages of the student in an episode at most")
+    max_tokens_turn: Count = Field(default=64, description="tokens of a message at most, the closing one included")
+    max_tokens: Count = Field(default=1024, description="tokens of an episode after its prompt at most")
+    seconds: Seconds = Field(default=30.0, description="that the environment may take for an answer")
 
 
 class Source(Strict):

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from mopd.distill.recipe import GymSource, Source
+from mopd.distill.recipe import EnvironmentSource, GymSource, Source
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import is_path
 from mopd.distill.types import UserError
@@ -53,7 +53,7 @@ def _given_config(name: str, given: Any) -> Any:
         ) from error
 
 
-def on_hub(task: str | Source | GymSource) -> bool:
+def on_hub(task: str | Source | GymSource | EnvironmentSource) -> bool:
     """Whether a domain's prompts lie on the Hub."""
     return isinstance(task, Source) and not is_path(task.path)
 

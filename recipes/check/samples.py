@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.recipe import DomainRecipe, GymSource, Source
+from mopd.distill.recipe import DomainRecipe, EnvironmentSource, GymSource, Source
 from mopd.distill.recipe.source import RUNS_PROGRAMS
 from mopd.distill.types import Prompt
 from mopd.recipes.check.tasks import as_written, has_gold_answers
@@ -69,7 +69,9 @@ def samples(questions: Questions) -> Iterable[Sample]:
         yield Sample(name, example.text, tokens, gold, tuple(zip(answers, scores, strict=True)))
 
 
-def clothes(source: str | Source | GymSource, gold: str | None, wrong: str, example: Example) -> list[str]:
+def clothes(
+    source: str | Source | GymSource | EnvironmentSource, gold: str | None, wrong: str, example: Example
+) -> list[str]:
     """The gold answer as it is and in the forms that models write it in, and a wrong answer."""
     verifier = source.verifier if isinstance(source, Source) else None
     answers = [] if gold is None else [gold]

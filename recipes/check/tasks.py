@@ -13,12 +13,13 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, GymSource, Source
+from mopd.distill.recipe import DomainRecipe, EnvironmentSource, EvaluateRecipe, GymSource, Source
 from mopd.distill.recipe.plugins import is_plugin, own_code
 from mopd.distill.recipe.source import RUNS_PROGRAMS
 from mopd.distill.types import Prompt, RunError, UserError
 from mopd.recipes.check.plugins import HOSTILE, check_own_task
-from mopd.rollouts.tasks import Example, Task, make_task
+from mopd.rollouts.environments import domain_task
+from mopd.rollouts.tasks import Example, Task
 from mopd.rollouts.tasks.dataset import DatasetTask
 from mopd.rollouts.verifiers import unreadable_golds
 
@@ -122,7 +123,7 @@ def make_tasks(
             continue
         own = isinstance(domain.task, str) and is_plugin(domain.task)
         try:
-            task = make_task(domain.task, domain=name, tokenizer=tokenizer)
+            task = domain_task(domain.task, domain=name, tokenizer=tokenizer)
             if own:
                 task = WatchedTask(task, f"`domains.{name}.task`: {domain.task}")
                 broken = [f"`domains.{name}.task`: {problem}" for problem in check_own_task(task, seed=seed)]
@@ -175,7 +176,7 @@ def check_tasks(
 def _check_task(
     name: str,
     task: Task,
-    source: str | Source | GymSource,
+    source: str | Source | GymSource | EnvironmentSource,
     tokenizer: PreTrainedTokenizerBase | None,
     seed: int,
     evaluate: EvaluateRecipe,
@@ -225,7 +226,7 @@ def _held_out(evaluate: EvaluateRecipe, task: Task) -> Iterator[str]:
             yield from error.problems
 
 
-def has_gold_answers(task: str | Source | GymSource) -> bool:
+def has_gold_answers(task: str | Source | GymSource | EnvironmentSource) -> bool:
     """Whether a task says what a right answer is; a dataset of unit tests alone doesn't."""
     return not isinstance(task, Source) or (
         task.answer is not None and (task.verifier not in RUNS_PROGRAMS or task.tests is not None)
@@ -337,7 +338,7 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, texts: Iterable[tuple[str, str]])
         yield from ((prompt, answer + 1) for prompt, answer in zip(sizes[::2], sizes[1::2], strict=True))
 
 
-def _cap(cap: int, task: str | Source | GymSource, name: str, lengths: Lengths) -> Iterator[str]:
+def _cap(cap: int, task: str | Source | GymSource | EnvironmentSource, name: str, lengths: Lengths) -> Iterator[str]:
     # A dataset's gold answer may be the number at the end of what a model has to write; that of others is all of it.
     if not isinstance(task, Source) and lengths.longest_answer > cap:
         yield (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -19,6 +20,7 @@ from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.resolved import resolve_device
 from mopd.rollouts.engines import ENGINES
 from mopd.rollouts.engines.base import FrozenModel, SamplerProcesses
+from mopd.rollouts.environments.episodes import with_episodes
 from mopd.rollouts.sampler import make_samplers, sampler_settings
 from mopd.rollouts.tokenizer import completion_text
 
@@ -88,6 +90,7 @@ def evaluate_model(model: str, questions: EvalQuestions, *, trust_remote_code: b
             settings=settings,
             frozen=SamplerProcesses(0, device, "bfloat16" if device == "cuda" else "float32"),
             closing=closing,
+            episodes=partial(with_episodes, tasks=by_domain, tokenizer=tokenizer),
         )
         rows, _ = examine(
             samplers.of(FrozenModel(model, trust_remote_code=trust_remote_code)),

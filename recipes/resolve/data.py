@@ -13,16 +13,17 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.recipe import DomainRecipe
 from mopd.distill.storage import write_atomic
 from mopd.distill.types import UserError
+from mopd.rollouts.environments import domain_task
 from mopd.rollouts.mixture import MIXTURES
 from mopd.rollouts.prompts import PromptSource, Supply
-from mopd.rollouts.tasks import Task, make_task
+from mopd.rollouts.tasks import Task
 from mopd.rollouts.tasks.dataset import DatasetTask
 from mopd.rollouts.tasks.dataset_rows import RowsReport
 
 
 def tasks_of(domains: Mapping[str, DomainRecipe], tokenizer: PreTrainedTokenizerBase) -> dict[str, Task]:
     """Every domain's task."""
-    return {name: make_task(domain.task, domain=name, tokenizer=tokenizer) for name, domain in domains.items()}
+    return {name: domain_task(domain.task, domain=name, tokenizer=tokenizer) for name, domain in domains.items()}
 
 
 def prompt_source(

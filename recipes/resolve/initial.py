@@ -13,7 +13,9 @@ from mopd.distill.recipe import Architecture, DomainRecipe
 from mopd.distill.storage import publish, remove
 from mopd.distill.types import UserError
 from mopd.recipes.resolve.damage import refuse_damaged
-from mopd.rollouts.tasks import Task, make_task
+from mopd.rollouts.environments import domain_task
+from mopd.rollouts.environments.task import EnvironmentTask
+from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import build_tokenizer, give_template, read_template, token_count
 
 AGAIN = "remove that folder, and the same command makes it again"
@@ -29,6 +31,10 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
+PLAYED_TEXTS = 32
+"""Episodes of an environment that are played for the texts that it answers with; their tools may be slow."""
+
+
 def training_texts(tasks: Mapping[str, Task], *, seed: int) -> Iterator[str]:
     """Prompts and answers of every task's training split, both forms: what a tokenizer is trained on."""
     for task in tasks.values():
@@ -37,6 +43,8 @@ def training_texts(tasks: Mapping[str, Task], *, seed: int) -> Iterator[str]:
                 example = task.example(seed=seed, split="train", index=index, easy=easy)
                 yield example.text
                 yield example.answer
+                if isinstance(task, EnvironmentTask) and index < PLAYED_TEXTS:
+                    yield from task.texts(seed=seed, index=index, easy=easy)
 
 
 def trained_tokenizer(architecture: Architecture, tasks: Mapping[str, Task], *, seed: int) -> PreTrainedTokenizerBase:
@@ -99,7 +107,7 @@ def make_initial(
         refuse_damaged(folder, AGAIN)
         return
     if tokenizer_of is None:
-        tasks = {name: make_task(domain.task, domain=name, tokenizer=None) for name, domain in domains.items()}
+        tasks = {name: domain_task(domain.task, domain=name, tokenizer=None) for name, domain in domains.items()}
         tokenizer = trained_tokenizer(architecture, tasks, seed=seed)
     else:
         tokenizer = taken_tokenizer(architecture, tokenizer_of)

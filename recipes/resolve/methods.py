@@ -17,6 +17,8 @@ from mopd.distill.recipe.plugins import is_plugin, load_plugin
 from mopd.distill.recipe.schema import Truncated
 from mopd.distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout, UserError
 from mopd.recipes.resolve.merge_and_cascade import MadeStudent, MakingJob, cascade, merge
+from mopd.rollouts.environments.episodes import gold_episodes
+from mopd.rollouts.environments.task import EnvironmentTask
 from mopd.rollouts.rewards import RewardGrader, VerifiedGrader
 from mopd.rollouts.sampler import GoldSampler
 from mopd.rollouts.tasks import Task
@@ -149,6 +151,9 @@ def _writers(parts: Parts) -> Sampler:
 
 def _gold(parts: Parts) -> Sampler:
     tokenizer, closing = parts.tokenizer, closing_id(parts.tokenizer)  # which renders the chat template once
+    environments = {name: task for name, task in parts.tasks.items() if isinstance(task, EnvironmentTask)}
+    if environments:
+        return gold_episodes(environments, tokenizer, closing)
     return GoldSampler(lambda answer: completion_ids(tokenizer, answer, closing=closing))
 
 

@@ -36,7 +36,8 @@ from mopd.recipes.run.preflight import (
 from mopd.recipes.run.samplers import frozen_teacher
 from mopd.rollouts.engines import engine_of
 from mopd.rollouts.engines.base import FrozenModel, RolloutEngine, SamplerProcesses, SamplerSettings
-from mopd.rollouts.sampler import make_samplers, sampler_settings
+from mopd.rollouts.environments.episodes import with_episodes
+from mopd.rollouts.sampler import Episodes, make_samplers, sampler_settings
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import completion_text, token_count
 from mopd.teachers.dry_run import DryRun, dry_run, dry_run_payload, reference_of
@@ -89,7 +90,8 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     support = support_of(resolved.loss, tokenizer)
     settings = sampler_settings(recipe.rollout, tokenizer, model=start, seed=recipe.seed, support=support)
     engine = engine_of(recipe.rollout.engine, workers=0)
-    with _one_model(engine, settings, resolved.device, resolved.dtype) as sampler_of:
+    episodes = partial(with_episodes, tasks=tasks, tokenizer=tokenizer)
+    with _one_model(engine, settings, resolved.device, resolved.dtype, episodes) as sampler_of:
         sampler = sampler_of(FrozenModel(start, trust_remote_code=trust))
         rollouts = sample_rollouts(sampler, source(0), to_examine)
         student = validation.verdicts("base", sampler)
@@ -114,7 +116,7 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
         verdicts: dict[str, list[float]] = {}
         try:
             if candidate.can_write and not candidate.is_student:
-                with _one_model(engine, settings, teacher.device, teacher.dtype) as sampler_of:
+                with _one_model(engine, settings, teacher.device, teacher.dtype, episodes) as sampler_of:
                     model = frozen_teacher(teacher, folder)
                     verdicts = validation.verdicts(f"teachers/{name}", sampler_of(model))
             trial = _open(setup, conditions, payload, reads.get(name))
@@ -142,13 +144,18 @@ def _later(candidate: Candidate, source: ModelReference) -> list[Finding]:
 
 @contextmanager
 def _one_model(
-    engine: RolloutEngine, settings: SamplerSettings, device: str, dtype: str
+    engine: RolloutEngine, settings: SamplerSettings, device: str, dtype: str, episodes: Episodes
 ) -> Iterator[Callable[[FrozenModel], Sampler]]:
     """What samples a frozen model, one completion a prompt, in this process where the engine can; it is gone then."""
     with ExitStack() as closing:
         here = SamplerProcesses(0, device, dtype)
         yield make_samplers(
-            engine, settings=settings, frozen=here, measured_support=settings.decoding.support, closing=closing
+            engine,
+            settings=settings,
+            frozen=here,
+            measured_support=settings.decoding.support,
+            closing=closing,
+            episodes=episodes,
         ).of
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mopd.distill.loss.teacher_tensors import sampled_logprobs, sampled_rows
 from mopd.distill.metrics.drafts import draft_metrics, stale_domains
+from mopd.distill.metrics.episodes import episode_metrics
 from mopd.distill.metrics.plateau import RunLength
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import RunRecipe, StopRecipe, StudentRecipe
@@ -90,8 +91,8 @@ class RunCallbacks:
         """Log a finished step; where it is evaluated, keep a few of its rollouts."""
         self._step = step
         taken = {f"prompts/{domain}": len(places) for domain, places in self._mixture.places(step - 1).items()}
-        drafted = draft_metrics([scored.rollout for scored in batch])
-        metrics = metrics | taken | self._costs.of_step(batch) | drafted
+        rollouts = [scored.rollout for scored in batch]
+        metrics = metrics | taken | self._costs.of_step(batch) | draft_metrics(rollouts) | episode_metrics(rollouts)
         self._mixture.see(metrics)
         self._tracker.log("train", step, metrics)
         self._warn_of_stale_heads(step, metrics)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from mopd.recipes.run.preflight import Candidate, candidates, passed, preflight,
 from mopd.recipes.run.ranks import RayRanks
 from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
 from mopd.rollouts.engines.base import Drafts, FrozenModel
+from mopd.rollouts.environments.episodes import with_episodes
 from mopd.rollouts.prompts import Prefetched
 from mopd.rollouts.rewards import TruncatedRollouts
 from mopd.rollouts.sampler import Samplers, sampler_settings
@@ -164,6 +166,7 @@ class Training:
             limit_seconds=recipe.faults.rank_seconds,
             heads=recipe.mtp.heads > 0,
             closing=closing,
+            episodes=partial(with_episodes, tasks=self.tasks, tokenizer=self.tokenizer),
         )
 
     def _drafts(self, mtp: MTPRecipe) -> Drafts | None:

@@ -12,7 +12,7 @@ from mopd.distill.types import Sampler
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.engines import engine_of
 from mopd.rollouts.engines.base import FrozenModel, SamplerProcesses, SamplerSettings, StudentModel
-from mopd.rollouts.sampler import Samplers, TeacherSampler, make_samplers
+from mopd.rollouts.sampler import Episodes, Samplers, TeacherSampler, make_samplers
 
 
 def samplers_of_run(
@@ -28,6 +28,7 @@ def samplers_of_run(
     limit_seconds: float,
     closing: ExitStack,
     heads: bool = False,
+    episodes: Episodes | None = None,
 ) -> Samplers:
     """The samplers of a run or a stage.
 
@@ -41,6 +42,7 @@ def samplers_of_run(
         limit_seconds: after which one that does not answer is held to hang.
         closing: ends every process that is started.
         heads: whether the student has draft heads.
+        episodes: has samplers play the episodes of environments; None where there are none.
     """
     # On a CPU two processes measure twice as fast; GPUs are only those that the run needs anyway.
     measuring = max(2, engine.ranks) if device == "cpu" else engine.ranks
@@ -57,6 +59,7 @@ def samplers_of_run(
         frozen=SamplerProcesses(measuring, device, dtype, gpus, limit_seconds=limit_seconds),
         measured_support=Support(OVERLAP_K, forced=()),
         closing=closing,
+        episodes=episodes,
     )
 
 

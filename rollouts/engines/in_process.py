@@ -159,6 +159,26 @@ class StudentSampler:
         self._decoding = replace(self._decoding, drafts=costs and replace(drafts, costs=costs))
         return self._decoding.drafts
 
+    def write(
+        self, prompts: Sequence[Prompt], numbers: Sequence[int], *, step: int, greedy: bool, max_new_tokens: int
+    ) -> list[Rollout]:
+        """One completion of each prompt, in order; see :class:`rollouts.environments.episodes.TurnWriter`.
+
+        Raises:
+            RuntimeError: no weights were loaded.
+        """
+        if self._weights is None:
+            raise RuntimeError("the sampler has no weights; call load_weights first")
+        support = None if greedy else self._decoding.support
+        drafts = self._decoding.drafts and self._with_costs(self._weights, self._decoding.drafts)
+        how = replace(self._decoding, support=support, drafts=drafts, max_new_tokens=max_new_tokens)
+        decoding = replace(how, step=step, greedy=greedy)
+        planned = [_Planned(prompt, index=n, group=n) for prompt, n in zip(prompts, numbers, strict=True)]
+        size = self._batch_size * self._weights.ranks
+        batches = [planned[start : start + size] for start in range(0, len(planned), size)]
+        written = {r.index: r for batch in batches for r in self._microbatch(self._weights, batch, decoding)}
+        return [written[number] for number in numbers]
+
     def _microbatch(self, weights: Weights, planned: Sequence[_Planned], decoding: Decoding) -> list[Rollout]:
         # Dealt out like cards, so that every rank gets the same mixture of domains and none waits long for another.
         hands = [planned[rank :: weights.ranks] for rank in range(weights.ranks)]

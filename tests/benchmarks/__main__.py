@@ -29,7 +29,7 @@ from mopd.recipes.run.launch import run
 from mopd.rollouts.sampler import GoldSampler
 from mopd.rollouts.tokenizer import completion_ids
 from mopd.teachers.kinds.checkpoint import TeacherModel
-from tests.benchmarks import attention, generation, hidden, sandbox, teachers
+from tests.benchmarks import attention, drafts, generation, hidden, sandbox, teachers
 
 ROLES = ("generation", "scoring", "update")
 WARM_UP_STEPS = 4
@@ -98,6 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures: dict[str, Any] = {f"ranks_{n}": breakdown(n, Path(folder) / f"ranks-{n}") for n in (1, 2)}
         figures["scoring_tokens_per_second"] = scoring_tokens_per_second(Path(folder) / "ranks-1")
+        figures["drafts"] = drafts.measure(str(Path(folder) / "ranks-1" / "student"))
     one, two = figures["ranks_1"], figures["ranks_2"]
     figures["divergence_from_hidden_states"] = hidden.measure()
     figures["attention"] = attention.measure()
@@ -127,6 +128,7 @@ def main() -> None:
         *generation.tables(figures["generation"]),
         verified,
         *teachers.tables(figures["teachers"]),
+        *drafts.tables(figures["drafts"]),
     )
 
 

@@ -21,14 +21,29 @@ SEAMS = ["Grader", "Prompt", "Rollout", "Sampler", "ScoredRollout", "Weights"]
 ANSWERS = ["Full", "Hidden", "PAYLOADS", "Payload", "PayloadSpec", "Sampled", "Support", "TeacherScore", "TopK"]
 LOSS = ["GradedTokens", "LossSpec", "Microbatch", "TokenLoss", "align_logits", "each_teacher", "gap_to_teacher"]
 ROWS = ["log_softmax", "pick", "spread", "teachers_mean"]
-TASK = ["Example", "Generated", "Task"]
+ENVIRONMENT = ["Drawn", "Environment", "Step", "Tool", "ToolEpisode", "tool"]
+TASK = ["Example", "Generated", "Task", *ENVIRONMENT]
 KIND = ["TeacherKind", "TeacherReach", "TeacherSetup", "TeacherUse", "TeacherView"]
 TEACHER = ["Conditions", "Scorer", "TeacherModel", "TeacherSource", *KIND]
 SINK = ["Sink", "TrackedRun"]
 METHOD = ["MadeMethod", "MadeStudent", "MakingJob", "Method", "Parts"]
 ENGINE = ["Decoding", "FrozenModel", "RolloutEngine", "StudentModel", "WeightTransport"]
 SAMPLING = ["SamplerProcesses", "SamplerSettings"]
-PUBLIC = [*NOTEBOOK, *ERRORS, *SEAMS, *ANSWERS, *LOSS, *ROWS, *TASK, *TEACHER, *SINK, *METHOD, *ENGINE, *SAMPLING]
+PUBLIC = [
+    *NOTEBOOK,
+    *ERRORS,
+    *SEAMS,
+    *ANSWERS,
+    *LOSS,
+    *ROWS,
+    *TASK,
+    *ENVIRONMENT,
+    *TEACHER,
+    *SINK,
+    *METHOD,
+    *ENGINE,
+    *SAMPLING,
+]
 HEAVY = ("torch", "ray", "transformers", "deepspeed")
 
 

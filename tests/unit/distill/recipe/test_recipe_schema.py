@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from mopd.distill.recipe import DomainRecipe, Recipe, TeacherRecipe
+from mopd.distill.recipe import DomainRecipe, EnvironmentSource, Recipe, TeacherRecipe
 from mopd.distill.recipe.files import diff_recipes, shipped_recipes
 from mopd.distill.recipe.json_schema import editor_schema
 from mopd.distill.recipe.messages import Leaf, keys_at, leaves
@@ -30,6 +30,7 @@ EVERYTHING: dict[str, Any] = {
         "first": {"task": {"path": "./data.jsonl"}, "prompts": 8},
         "second": {"task": "arithmetic", "teachers": {"t": 0.5, "u": 0.5}},
         "third": {"task": {"reasoning_gym": "chain_sum"}, "teacher": "t"},
+        "fourth": {"environment": "calculator", "teacher": "t"},
     },
     "teachers": {"t": {"model": "stage:s"}, "u": {"model": "stage:s"}},
     "loss": {"estimator": "policy_gradient"},
@@ -75,6 +76,7 @@ OTHER: dict[str, Any] = {
     "domains.*.task.labels": {"0": "no"},
     "domains.*.task.verifier": "number",
     "loss.token_bound": 2.0,
+    "domains.*.task.environment": "debug",
     "teachers.*.prompt.template": "Q: {prompt}",
 }
 LOSS_OF: dict[str, str] = (
@@ -125,6 +127,8 @@ def concrete(path: str) -> str:
     """A path of EVERYTHING."""
     if path.removeprefix("domains.*.task.") in ("reasoning_gym", "config", "easy"):
         return path.replace("*", "third")
+    if path.removeprefix("domains.*.task.") in EnvironmentSource.model_fields:
+        return path.replace("*", "fourth")
     path = path.replace("domains.*.task.", "domains.first.task.").replace("domains.*", "domains.second")
     return path.replace("teachers.*", "teachers.t").replace("stages.*", "stages.s")
 

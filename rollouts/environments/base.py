@@ -1,0 +1,154 @@
+"""What an environment is: it opens episodes, and an episode answers the model's messages until it is over.
+
+Messages are plain mappings as chat templates take them: ``{"role": "user", "content": "2+2=?"}``. An assistant's
+message may carry ``tool_calls``, each ``{"function": {"name": ..., "arguments": {...}}}``.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from mopd.rollouts.environments.tools import Tool, run_calls
+from mopd.rollouts.tasks.base import draw_in_split
+
+Turn: TypeAlias = Mapping[str, Any]
+ROLES = ("user", "tool", "system")
+"""Of messages that an environment may write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What an environment answers to a message of the model.
+
+    Attributes:
+        messages: what the model reads next; empty where the episode is over.
+        done: whether it is over.
+        reward: 0..1, of the whole episode, where it is over.
+        failed: whether the answer tells the model that what it did failed, as a test that does not pass; counted.
+
+    Example:
+        ``Step(({"role": "tool", "content": "1776"},))``, and at the end ``Step(done=True, reward=1.0)``.
+    """
+
+    messages: tuple[Turn, ...] = ()
+    done: bool = False
+    reward: float | None = None
+    failed: bool = False
+
+
+class Episode(Protocol):
+    """One conversation under way. It is opened again, and told the same messages, where something went wrong in it.
+
+    Two more attributes are read where an episode has them: ``answer``, a right last message, and ``script``, the
+    messages of a model that does it right, which the supervised method learns from.
+    """
+
+    messages: Sequence[Turn]
+    tools: Sequence[Tool]
+
+    async def step(self, message: Turn) -> Step:
+        """Answer the assistant's ``message``. What it raises fails the episode."""
+        ...
+
+
+class Environment(Protocol):
+    """Opens episodes."""
+
+    def reset(self, *, seed: int, split: str, index: int, easy: bool = False) -> Episode:
+        """The ``index``-th episode of a split, at its start: a pure function of its arguments.
+
+        Raises:
+            UserError: ``split`` is not one of train, validation and test.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class ToolEpisode:
+    """An episode in which the model may call tools, and its first message without a call is its answer.
+
+    Attributes:
+        messages: what it is given at the start.
+        tools: what it may call.
+        judge: how right its last message is, 0..1.
+        answer: a right last message.
+        script: the messages of a model that does it right; the last is ``answer``.
+    """
+
+    messages: Sequence[Turn]
+    tools: Sequence[Tool]
+    judge: Callable[[str], float]
+    answer: str = ""
+    script: Sequence[str] = ()
+
+    async def step(self, message: Turn) -> Step:
+        """Run the calls of a message; without one, judge it."""
+        calls = message.get("tool_calls")
+        if not calls:
+            return Step(done=True, reward=self.judge(message["content"]))
+        results = [result async for result in run_calls(self.tools, calls)]
+        return Step(tuple(result.message for result in results), failed=any(result.failed for result in results))
+
+
+class Drawn:
+    """An environment whose episodes are drawn: a subclass gives ``draw`` and ``episode``.
+
+    Attributes:
+        name: part of the key of the randomness and of every id; the class' own name unless it says another.
+    """
+
+    name = ""
+
+    def __init_subclass__(cls) -> None:
+        """A subclass that gives no name has that of its class."""
+        cls.name = cls.__dict__.get("name") or cls.__name__
+
+    def draw(self, rng: random.Random, easy: bool) -> tuple[str, str, str] | None:
+        """A problem as (question, gold answer, canonical content), as :meth:`rollouts.tasks.base.Generated.draw`."""
+        raise NotImplementedError(f"environment {self.name} has no `draw(self, rng, easy)`")
+
+    def episode(self, question: str, answer: str) -> Episode:
+        """The episode of a problem, at its start."""
+        raise NotImplementedError(f"environment {self.name} has no `episode(self, question, answer)`")
+
+    def reset(self, *, seed: int, split: str, index: int, easy: bool = False) -> Episode:
+        """See :class:`Environment`."""
+        example = draw_in_split(
+            lambda rng: self.draw(rng, easy), task=self.name, seed=seed, split=split, index=index, easy=easy
+        )
+        return self.episode(example.text, example.answer)
+
+
+def step_problems(step: object) -> Iterator[str]:
+    """What is wrong with what an episode answered, each a predicate; an environment is a user's own, and may be."""
+    if not isinstance(step, Step):
+        yield f"answered {type(step).__name__}, and a mopd.Step is needed"
+        return
+    if step.done:
+        reward = step.reward
+        if not isinstance(reward, int | float) or isinstance(reward, bool) or not math.isfinite(reward):
+            yield f"ended with the reward {reward!r}, and a number from 0 to 1 is needed"
+        elif not 0 <= reward <= 1:
+            yield f"ended with the reward {reward:g}, and a number from 0 to 1 is needed"
+        return
+    if not step.messages:
+        yield "answered nothing and is not done"
+    yield from message_problems(step.messages)
+
+
+def message_problems(messages: object) -> Iterator[str]:
+    """What is wrong with messages of an environment, each a predicate."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        yield f"has messages of {type(messages).__name__}, and a list of mappings is needed"
+        return
+    for place, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            yield f"has {type(message).__name__} as message {place}, and a mapping with role and content is needed"
+        elif message.get("role") not in ROLES:
+            yield f"has the role {message.get('role')!r} in message {place}; it may be one of {', '.join(ROLES)}"
+        elif not isinstance(message.get("content"), str):
+            yield f"has {type(message.get('content')).__name__} as the content of message {place}, and text is needed"

@@ -1,0 +1,110 @@
+"""Runs what environments do, and guards against it: what raises, hangs, floods or answers nonsense fails one episode.
+
+Steps of all episodes run side by side on an event loop of a thread. One that does not end in time is given up; where it
+holds the loop itself, the loop is left behind, and all that were on it are opened again, one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from mopd.rollouts.environments.base import Step, step_problems
+
+BEAT_SECONDS = 2.0
+"""A loop that does not answer for longer is held by a step that never waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Why an episode failed: in a word, by which it is counted, and in a sentence."""
+
+    reason: str
+    why: str
+
+
+HELD = Failed("interrupted", "was interrupted: a step that never waits held the event loop")
+"""Of all whose answers were owed then: which of them held it shows when each is asked alone."""
+AskStep: TypeAlias = Callable[[], Awaitable[Step] | Any]
+
+
+class _Loop:
+    """An event loop in a thread of its own, which dies with the program."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="environment")
+        self._thread.start()
+
+    def submit(self, ask: AskStep, seconds: float) -> Future[Step]:
+        async def answer() -> Step:
+            try:
+                step = ask()
+                return await asyncio.wait_for(step, seconds) if inspect.isawaitable(step) else step
+            except (SystemExit, KeyboardInterrupt) as error:  # these would end the loop, and its neighbours with it
+                raise RuntimeError(type(error).__name__) from error
+
+        return asyncio.run_coroutine_threadsafe(answer(), self._loop)
+
+    def beats(self) -> bool:
+        """Whether it answers."""
+        beat = threading.Event()
+        self._loop.call_soon_threadsafe(beat.set)
+        return beat.wait(BEAT_SECONDS)
+
+    def leave(self) -> None:
+        """Give it up: what runs in it is interrupted where Python can, and left alone elsewhere."""
+        identity = self._thread.ident
+        if identity is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(identity), ctypes.py_object(SystemExit))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+class Runner:
+    """Asks episodes for their steps.
+
+    Args:
+        seconds: that a step may take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._loop: _Loop | None = None
+
+    def steps(self, asks: Sequence[AskStep]) -> list[Step | Failed]:
+        """The answers, in order; side by side. A step is a coroutine, so those that wait hold nobody."""
+        if not asks:
+            return []
+        self._loop = self._loop or _Loop()
+        futures = [self._loop.submit(ask, self._seconds) for ask in asks]
+        wait(futures, timeout=self._seconds + BEAT_SECONDS)
+        if all(future.done() for future in futures) or self._loop.beats():
+            return [self._answer(future) for future in futures]
+        self._loop.leave()
+        self._loop = None
+        return [self._answer(future) if future.done() else HELD for future in futures]
+
+    def _answer(self, future: Future[Step]) -> Step | Failed:
+        if not future.done():
+            future.cancel()
+            return Failed("timeout", f"did not answer within {self._seconds:g} s")
+        error: BaseException | None = None
+        step: Any = None
+        try:
+            error = future.exception()
+            step = None if error is not None else future.result()
+        except BaseException as raised:  # cancelled, or left
+            error = raised
+        if isinstance(error, TimeoutError):
+            return Failed("timeout", f"did not answer within {self._seconds:g} s")
+        if error is not None:
+            return Failed("raised", f"raised {type(error).__name__}: {error!s:.200}")
+        if problem := next(step_problems(step), None):
+            return Failed("answer", problem)
+        return step

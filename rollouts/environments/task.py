@@ -1,0 +1,139 @@
+"""An environment where a task is asked for: its episodes' first messages are the prompts, its verdicts the scores."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from mopd.distill.types import Prompt, UserError
+from mopd.rollouts.environments.base import Environment, Episode, message_problems
+from mopd.rollouts.environments.runner import Failed, Runner
+from mopd.rollouts.environments.turns import Turns
+from mopd.rollouts.tasks.base import Example, content_hash
+from mopd.rollouts.tokenizer import to_prompt
+
+PLACE = re.compile(r"/(train|validation|test)/(\d+)-(\d+)-([eh])-[0-9a-f]{16}")
+"""In the id of a prompt, which episode it opens: split, seed, index, easy or hard."""
+OTHERS = 1_000_000_000
+"""Episodes that take the place of failed ones have indices from here on, which no step of a run reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeLimits:
+    """What an episode may take.
+
+    Attributes:
+        turns: messages of the model.
+        turn_tokens: of a message, the closing token included.
+        tokens: of the whole episode after its prompt.
+        seconds: of the environment, for an answer.
+    """
+
+    turns: int
+    turn_tokens: int
+    tokens: int
+    seconds: float
+
+
+class EnvironmentTask:
+    """Satisfies :class:`rollouts.tasks.base.Task`.
+
+    Args:
+        environment: opens the episodes.
+        domain: the recipe's name, part of every id.
+        turns: how the student's conversations are written.
+    """
+
+    def __init__(self, environment: Environment, *, domain: str, turns: Turns, limits: EpisodeLimits) -> None:
+        self._environment, self._domain = environment, domain
+        self.turns, self.limits = turns, limits
+        self._runner = Runner(limits.seconds)
+
+    def open(self, *, seed: int, split: str, index: int, easy: bool) -> Episode:
+        """An episode at its start.
+
+        Raises:
+            UserError: it has no messages, or such as no model can be given.
+        """
+        episode = self._environment.reset(seed=seed, split=split, index=index, easy=easy)
+        messages = getattr(episode, "messages", None)
+        problem = next(message_problems(messages), None) if messages else "has no messages at its start"
+        if problem is None and not callable(getattr(episode, "step", None)):
+            problem = "has no `step`"
+        if problem is not None:
+            raise UserError(f"the environment of domain {self._domain!r}: episode {split}/{seed}-{index} {problem}")
+        return episode
+
+    def restart(self, prompt: Prompt) -> Episode:
+        """The episode that a prompt opens, at its start."""
+        split, seed, index, easy = _place(prompt.id)
+        return self.open(seed=seed, split=split, index=index, easy=easy)
+
+    def another(self, prompt: Prompt, number: int, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+        """The prompt of the episode that takes the place of another: the ``number``-th in turn."""
+        split, seed, index, easy = _place(prompt.id)
+        example = self.example(seed=seed, split=split, index=index % OTHERS + number * OTHERS, easy=easy)
+        return to_prompt(tokenizer, domain=prompt.domain, example=example)
+
+    def script(self, prompt: Prompt) -> Sequence[str]:
+        """The messages of a model that does it right.
+
+        Raises:
+            UserError: the environment has none.
+        """
+        script = getattr(self.restart(prompt), "script", ())
+        if not script:
+            raise UserError(
+                f"the environment of domain {self._domain!r} has no `script`, so nothing can be learnt from gold "
+                "answers; give its episodes one, or learn by reward (method mix_rl or expert_iteration)"
+            )
+        return script
+
+    def example(self, *, seed: int, split: str, index: int, easy: bool = False) -> Example:
+        """See :class:`rollouts.tasks.base.Task`; the text is the prompt as the student is given it."""
+        episode = self.open(seed=seed, split=split, index=index, easy=easy)
+        try:
+            text = self.turns.prompt(episode.messages, episode.tools)
+        except ValueError as error:
+            raise UserError(f"the environment of domain {self._domain!r}: {error}") from error
+        name = f"{self._domain}/{split}/{seed}-{index}-{'e' if easy else 'h'}-{content_hash(text)}"
+        return Example(name, text, str(getattr(episode, "answer", "")))
+
+    def texts(self, *, seed: int, index: int, easy: bool) -> Iterator[str]:
+        """What a model that does it right writes and reads in a training episode, for a tokenizer to be trained on."""
+        episode = self.open(seed=seed, split="train", index=index, easy=easy)
+        for text in getattr(episode, "script", ()):
+            yield text
+            message = self.turns.read(text, episode.tools)
+            (answer,) = self._runner.steps([lambda message=message: episode.step(message)])
+            if isinstance(answer, Failed) or answer.done:
+                return
+            yield from (str(message["content"]) for message in answer.messages)
+
+    def verify(self, prompt: Prompt, text: str) -> float:
+        """The verdict on an episode whose only message is ``text``; 0 where that does not end it."""
+        return self.verify_many([prompt], [text])[0]
+
+    def verify_many(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """See :class:`rollouts.tasks.base.Task`."""
+        asks = []
+        for prompt, text in zip(prompts, texts, strict=True):
+            episode = self.restart(prompt)
+            message = self.turns.read(text, episode.tools)
+            asks.append(lambda episode=episode, message=message: episode.step(message))
+        answers = self._runner.steps(asks)
+        return [0.0 if isinstance(a, Failed) or not a.done else float(a.reward or 0.0) for a in answers]
+
+    def wrong_answer(self, example: Example) -> str:
+        """A message that is no answer to anything."""
+        return f"not {example.answer}"
+
+
+def _place(name: str) -> tuple[str, int, int, bool]:
+    match = PLACE.search(name)
+    if match is None:
+        raise ValueError(f"{name!r} is the id of no episode")
+    return match[1], int(match[2]), int(match[3]), match[4] == "e"

@@ -1,0 +1,39 @@
+"""The environment of docs/agents.md is one: its script is right, and its tool tells what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from check_kit import save_model
+
+from mopd.distill.recipe import EnvironmentSource
+from mopd.recipes.resolve.initial import training_texts
+from mopd.rollouts.environments import environment_task
+from mopd.rollouts.environments.episodes import gold_episodes
+from mopd.rollouts.tokenizer import build_tokenizer, closing_id, completion_text, to_prompt
+
+PAGE = (Path(__file__).parents[4] / "docs" / "agents.md").read_text()
+
+
+def test_the_environment_of_the_page(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "longer.py").write_text(code)
+    source = EnvironmentSource(environment=f"{tmp_path}/longer.py:Longer", turns=5, max_tokens_turn=16)
+    texts = {"words": environment_task(source, domain="words", tokenizer=None)}
+    tokenizer: Any = build_tokenizer(training_texts(texts, seed=0), 100)
+    save_model(tmp_path / "model", tokenizer)
+    task = environment_task(source, domain="words", tokenizer=tokenizer)
+    examples = [task.example(seed=0, split="train", index=i) for i in range(8)]
+    prompts = [to_prompt(tokenizer, domain="words", example=example) for example in examples]
+    sampler = gold_episodes({"words": task}, tokenizer, closing_id(tokenizer))
+    (rollouts,) = sampler.sample(prompts, step=0)
+    for rollout in rollouts:
+        record = rollout.episode
+        assert record is not None
+        words = rollout.prompt.text.removeprefix("longer ").removesuffix("=").split(",")
+        assert (record.reward, record.tool_calls, record.tool_errors) == (1.0, len(words), 0)
+        shown = "".join(f"count({word})<eos>{len(word)};" for word in words) + max(words, key=len)
+        assert completion_text(tokenizer, rollout) == f"{shown}<eos>"
+    assert task.verify_many(prompts, ["no"] * 8) == [0.0] * 8
