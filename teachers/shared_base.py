@@ -33,6 +33,8 @@ class SharedBase:
 
     swaps = False
     """Nothing takes turns here."""
+    processes = 0
+    """The student's ranks, which are there anyway."""
 
     def __init__(self, names: Collection[str], weights: Callable[[], Weights], conditions: Conditions) -> None:
         self._names = tuple(names)

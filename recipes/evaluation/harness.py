@@ -104,9 +104,9 @@ def harness_scores(results: Mapping[str, Mapping[str, Any]]) -> list[HarnessScor
             if metric in ("alias", "samples", "sample_len"):
                 continue
             error = values.get(f"{metric}_stderr,{filtered}")
-            known = isinstance(error, int | float) and math.isfinite(error)
+            error = float(error) if isinstance(error, int | float) and math.isfinite(error) else None
             shown = metric if filtered in ("", "none") else f"{metric},{filtered}"
-            scores.append(HarnessScore(task, shown, float(value), float(error) if known else None))
+            scores.append(HarnessScore(task, shown, float(value), error))
     return scores
 
 

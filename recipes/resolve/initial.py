@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ def taken_tokenizer(architecture: Architecture, folder: str) -> PreTrainedTokeni
     return tokenizer
 
 
-def decided_by_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+def decided_by_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The keys of a configuration that a model's tokenizer decides."""
     return {
         "vocab_size": token_count(tokenizer),

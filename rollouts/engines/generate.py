@@ -235,8 +235,9 @@ class _Batch:
                 at, n = int(self.lengths[row]), int(counts[i])
                 self.tokens[row, at : at + n] = tokens[i, :n]
                 self.logprobs[row, at : at + n] = logprobs[i, :n]
-                for j in range(n if likely is not None else 0):
-                    self._note_support(likely[[i], j], np.array([row]), at + j)
+                if likely is not None:
+                    for j in range(n):
+                        self._note_support(likely[[i], j], np.array([row]), at + j)
                 self.lengths[row] = at + n
                 done[row] = bool(np.isin(tokens[i, n - 1], self.decoding.end_token_ids))
             speculation.drop(ended)

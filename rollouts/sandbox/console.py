@@ -22,7 +22,12 @@ class Given(io.StringIO):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.buffer = io.BytesIO(text.encode())
+        self._bytes = io.BytesIO(text.encode())
+
+    @property
+    def buffer(self) -> io.BytesIO:
+        """What is given, as bytes."""
+        return self._bytes
 
 
 class Console:

@@ -347,7 +347,9 @@ def _measuring(
     """The processes that measure base and teachers before the run, of which the largest is in all of them."""
     value = model_dtype(engine, device).itemsize
     count = engine.ranks if device == "cuda" else max(2, engine.ranks)  # as recipes/run/samplers.py has it
-    measured = {"base": (model_infos["student.model"], engine.attn_implementation)}
+    measured: dict[str, tuple[ModelInfo, AttnImplementation]] = {
+        "base": (model_infos["student.model"], engine.attn_implementation)
+    }
     measured |= {
         f"teacher {name}": (model_infos[teacher.model.leaf], teacher.settings.attn_implementation)
         for name, teacher in teachers.items()
