@@ -86,7 +86,8 @@ class Architecture(Strict):
 
     @model_validator(mode="after")
     def _one_vocabulary(self) -> Self:
-        if self.tokenizer is not None and "vocabulary" in self.model_fields_set:
+        default = type(self).model_fields["vocabulary"].default  # a run's folder has every leaf written out
+        if self.tokenizer is not None and self.vocabulary != default:
             raise refusal("has both `tokenizer` and `vocabulary`, which a tokenizer has already; give one of them")
         if self.chat_template is not None and self.chat_template != CHATML and not is_path(self.chat_template):
             raise refusal(f"has `chat_template` {self.chat_template!r}; write chatml, or a path (./ or /)")

@@ -36,7 +36,8 @@ EVERYTHING: dict[str, Any] = {
     "loss": {"estimator": "policy_gradient"},
     "stop": dict.fromkeys(("kl", "truncation", "repetition", "length"), 0.5),
     "architectures": {"org/model": {"model_type": "llama"}},
-    "stages": {"s": {"from": {"architecture": "llama"}, "lora": {}}},
+    "run": {"plateau": {}},
+    "stages": {"s": {"from": {"architecture": "llama"}, "lora": {}, "plateau": {}}},
 }
 OTHER: dict[str, Any] = {
     "student.optimizer.warmup_steps": 3,
@@ -59,6 +60,9 @@ OTHER: dict[str, Any] = {
     "stages.*.from.config": {"hidden_size": 16},
     **{f"{section}.lora": None for section in ("student", "stages.*")},
     **{f"{section}.lora.targets": ["q_proj"] for section in ("student", "stages.*")},
+    **{f"{section}.plateau": None for section in ("run", "stages.*")},
+    **{f"{section}.tokenizer": "./tokenizer" for section in ("student.model", "stages.*.from")},
+    **{f"{section}.chat_template": "chatml" for section in ("student.model", "stages.*.from")},
     "architectures": {"org/other": "./config.json"},
     "run.card_gib": 24.0,
     "domains.*.task.config": {"max_terms": 3},
@@ -90,6 +94,8 @@ LOSS_OF: dict[str, str] = (
 )
 """The estimator of a setting that the one of EVERYTHING does not have."""
 BESIDES: dict[str, Any] = {
+    **{f"{section}.optimizer.schedule": {"decay_steps": 0} for section in ("student", "stages.*")},
+    **{f"{section}.optimizer.decay_steps": {"schedule": "wsd"} for section in ("student", "stages.*")},
     "domains.*.teacher": {"teachers": {}},
     "domains.*.evaluate_only": {"teachers": {}},
     "teachers.*.settings": {"kind": "./kind.py:KIND"},
@@ -189,7 +195,7 @@ def attributes_read() -> dict[str, set[str]]:
         known = {name.id for name in ast.walk(tree) if isinstance(name, ast.Name)}
         known |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
         if known & classes:
-            read[path.name] = {
+            read[str(path)] = {
                 node.attr
                 for node in ast.walk(tree)
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
@@ -251,7 +257,13 @@ def test_the_editor_schema_takes_a_file_of_ones_own_where_it_takes_a_shipped_nam
 
 def test_keys_at_follows_names_that_the_user_chooses() -> None:
     assert "prompts" in keys_at(("domains", "anything"))
-    assert keys_at(("stages", "s", "from", "<mapping>")) == ["architecture", "config", "vocabulary"]
+    assert keys_at(("stages", "s", "from", "<mapping>")) == [
+        "architecture",
+        "config",
+        "vocabulary",
+        "tokenizer",
+        "chat_template",
+    ]
     assert keys_at(("run", "steps")) == []
 
 
