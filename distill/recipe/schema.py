@@ -544,7 +544,7 @@ class PlateauRecipe(Strict):
     """Training goes on while any domain learns, and `steps` is the most: a number of steps fits no two seeds.
 
     A domain learns while its validation score rises, or while its held-out KL is far above the others' and falls. Once
-    none does, the learning rate decays (schedule wsd) and training ends; see distill/metrics/plateau.py.
+    none does, the learning rate decays (schedule wsd) and training ends; see distill/metrics/stop_rule.py.
     """
 
     evaluations: Count = Field(default=3, description="in a row in which nothing was learnt")

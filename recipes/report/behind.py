@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import fmean, median
 
-from mopd.distill.metrics.plateau import learning
+from mopd.distill.metrics.stop_rule import learning
 from mopd.distill.recipe import PlateauRecipe
 from mopd.distill.recipe.model_names import stage_name
 from mopd.recipes.report.data import RunData, Stage

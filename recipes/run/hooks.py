@@ -10,8 +10,7 @@ from typing import Any
 from mopd.distill.loss.teacher_tensors import sampled_logprobs, sampled_rows
 from mopd.distill.metrics.drafts import draft_metrics, stale_domains
 from mopd.distill.metrics.episodes import episode_metrics
-from mopd.distill.metrics.plateau import RunLength
-from mopd.distill.metrics.stop_rule import stop_reason
+from mopd.distill.metrics.stop_rule import RunLength, stop_reason
 from mopd.distill.recipe import RunRecipe, StopRecipe, StudentRecipe
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker

@@ -133,8 +133,8 @@ def test_check_prints_a_plan(tmp_path: Path) -> None:
     for told in (
         "stage:base",
         "teacher code",
-        "rank of the student",
-        "memory: about",
+        "rank of the",
+        "memory of the host: about",
         "disk: about",
         "every check passed",
     ):

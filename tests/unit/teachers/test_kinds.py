@@ -94,6 +94,7 @@ def test_it_is_checked_and_placed_and_its_weights_are_not_needed(folder: Path, t
     made = recipe(**tree(folder, settings=other))
     plan = check(made, tmp_path)
     assert [process.name for process in plan.processes] == [
+        "measuring base",
         "rank of the student",
         "asking teacher one",
         "asking teacher two",

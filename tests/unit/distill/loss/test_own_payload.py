@@ -120,8 +120,8 @@ def test_a_check_takes_it_and_plans_its_bytes(tmp_path: Path) -> None:
     two = {name: {"task": task, "teacher": "math"} for name, task in (("math", "arithmetic"), ("order", "ordering"))}
     plan = check(recipe(loss=loss.model_dump(), domains=two, share_rule="variance_scaled"), tmp_path / "run")
     graded = [step for step in plan.steps if step.payload_bytes > 0]
-    assert [step.payload_bytes / step.tokens for step in graded] == [12.0] * len(graded)
     assert graded
+    assert all(0 < step.payload_bytes < 12.0 * step.tokens for step in graded), "of trained tokens alone"
 
 
 REFUSED: dict[str, tuple[str, str]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mopd.distill.metrics.plateau import RunLength, learning, settled_at
+from mopd.distill.metrics.stop_rule import RunLength, learning, settled_at
 from mopd.distill.recipe import PlateauRecipe
 
 RULE = PlateauRecipe(evaluations=2, points=1.0, behind=3.0, fall=0.1)

@@ -34,6 +34,7 @@ def test_a_family_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
         model_type="toy", toy_experts=6, toys_per_token=2, tie_word_embeddings=False, num_hidden_layers=1,
         num_attention_heads=2, head_dim=4, toy_width=3,
     )  # fmt: skip
+    toy.get_text_config = lambda: toy
     with pytest.raises(UserError, match="no experts"):
         check_expert_parallel(toy, 2, 2)
     row = Family(("toy_experts",), experts_per_token="toys_per_token", value_width="toy_width", can_spread=True)

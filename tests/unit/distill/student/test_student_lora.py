@@ -141,7 +141,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 
 def test_an_adapter_learns_what_a_teacher_knows(models: Path, tmp_path: Path, one: ProcessRanks) -> None:
-    """The KL to another model of the family falls by two fifths in twenty steps, and no weight of the base has moved."""
+    """The KL to another model of the family falls by two fifths in twenty steps; no weight of the base has moved."""
     optimizer = AdamW(lr=3e-2, warmup_steps=0, schedule="constant")
     spec = spec_of(models, tmp_path, "qwen3", LoRA(rank=8, alpha=16), optimizer=optimizer)
     teacher = TeacherModel(

@@ -33,6 +33,8 @@ def base(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", shipped_recipes(SHIPPED))
 def test_every_shipped_recipe_passes(tmp_path: Path, name: str) -> None:
+    if name == "smollm2" and not Path("models").is_dir():
+        pytest.skip("`make smollm2` makes the model that it starts from")
     # Models that lie on the Hub are planned from their configurations; see test_offline.py.
     made = load(name, shipped=SHIPPED)
     folder = tmp_path / "run"

@@ -91,6 +91,9 @@ def names(output: str, path: str) -> bool:
     return bool(whole) or re.search(r"recipe\.yaml, line \d+, column \d+: not readable as YAML", output) is not None
 
 
+OFF_UNLESS_SET = ("plateau", "prompt")
+
+
 def wrong(mutation: Mutation, ended: Ended) -> str | None:
     """What is wrong with how the check of a mutated recipe ended."""
     if (problem := broken(ended)) is not None:
@@ -100,6 +103,9 @@ def wrong(mutation: Mutation, ended: Ended) -> str | None:
     # Without a leaf that others stand on, it is they that are named.
     section = f"`{mutation.path.rpartition('.')[0]}."
     follows = mutation.value == "null" and section in ended.output
+    # What is set where there was nothing brings its section, which is named.
+    section = mutation.path.rpartition(".")[0]
+    follows |= section.rpartition(".")[2] in OFF_UNLESS_SET and f"`{section}" in ended.output
     follows |= mutation.path.endswith(".model") and "`stages.math`: neither the student nor a teacher" in ended.output
     if ended.code == 2 and not follows and not names(ended.output, mutation.path):
         return f"is refused, and not named: {ended.output[-1500:]}"
@@ -527,7 +533,7 @@ def test_an_odd_but_sound_recipe_is_accepted(server: ForkServer, folder: Path, c
 def test_a_plan_for_another_machine_needs_no_memory_here(server: ForkServer, folder: Path) -> None:
     ended = check(server, folder, sound(), "student.engine.ranks=100000", "--plan-only")
     assert ended.code == 0, ended.output[-1500:]
-    assert "memory: about" in ended.output
+    assert "memory of the host: about" in ended.output
 
 
 def test_a_model_in_the_student_itself_is_probed(server: ForkServer, folder: Path) -> None:

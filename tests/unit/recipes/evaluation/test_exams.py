@@ -24,6 +24,7 @@ from mopd.recipes.evaluation.evaluator import Evaluator, cut_at, exam_settings
 from mopd.rollouts.engines.base import Decoding
 from mopd.rollouts.engines.generate import likely_part
 from mopd.rollouts.engines.in_process import InProcess, StudentSampler
+from mopd.rollouts.mixture import FixedMixture
 from mopd.rollouts.prompts import PromptSource, Supply
 from mopd.rollouts.sampler import sampler_settings
 from mopd.rollouts.tasks import TASKS
@@ -67,7 +68,9 @@ def sampler_of(model: str, tokenizer: PreTrainedTokenizerBase, evaluate: Evaluat
 
 
 def prompts_of(tokenizer: PreTrainedTokenizerBase, count: int) -> list[Prompt]:
-    source = PromptSource({"math": Supply(TASKS["arithmetic"], prompts=count)}, tokenizer, seed=0)
+    source = PromptSource(
+        {"math": Supply(TASKS["arithmetic"])}, tokenizer, seed=0, mixture=FixedMixture({"math": count})
+    )
     return source.held_out("test", count, seed=0)["math"]
 
 
@@ -134,7 +137,7 @@ def test_an_evaluation_notes_the_mean_of_the_samples_beside_the_greedy_answer(
 ) -> None:
     tokenizer = tokenizer_of("arithmetic", "ordering", vocabulary=200)
     settings = EvaluateRecipe(samples_per_prompt=4, stop_strings=("=,=",), validation_prompts=5, test_prompts=5)
-    source = PromptSource({"math": Supply(TASKS["arithmetic"], prompts=4)}, tokenizer, seed=0)
+    source = PromptSource({"math": Supply(TASKS["arithmetic"])}, tokenizer, seed=0, mixture=FixedMixture({"math": 4}))
     more: dict[str, Any] = {"teachers": {}, "source": source, "tasks": {"math": TASKS["arithmetic"]}}
     with Tracker(tmp_path) as tracker:
         evaluator = Evaluator(

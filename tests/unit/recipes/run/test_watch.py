@@ -14,7 +14,7 @@ from student_kit import make_model
 from track_kit import recipe
 
 from mopd.distill.loop import train
-from mopd.distill.metrics.plateau import RunLength
+from mopd.distill.metrics.stop_rule import RunLength
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import GradingFailed, Metrics, Rollout, ScoredRollout
