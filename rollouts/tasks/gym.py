@@ -160,7 +160,7 @@ def _generator_of(name: str, settings: str) -> _Generator:
     factory = _factory()
     if name == "composite" or name not in factory.DATASETS:
         known = sorted(factory.DATASETS.keys() - {"composite"})
-        raise UserError(f"reasoning-gym has no generator {name!r}; {guess(name, known)}")
+        raise UserError(f"reasoning_gym has no generator {name!r}; {guess(name, known)}")
     dataset_class, config_class = factory.DATASETS[name]
     if called := _RUNS_TEXT.search(inspect.getsource(dataset_class.score_answer)):
         raise UserError(

@@ -106,6 +106,7 @@ def wrong(mutation: Mutation, ended: Ended) -> str | None:
     # What is set where there was nothing brings its section, which is named.
     section = mutation.path.rpartition(".")[0]
     follows |= section.rpartition(".")[2] in OFF_UNLESS_SET and f"`{section}" in ended.output
+    follows |= f"`{section}.path` is missing" in ended.output
     follows |= mutation.path.endswith(".model") and "`stages.math`: neither the student nor a teacher" in ended.output
     if ended.code == 2 and not follows and not names(ended.output, mutation.path):
         return f"is refused, and not named: {ended.output[-1500:]}"
