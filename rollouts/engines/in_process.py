@@ -67,6 +67,18 @@ class InProcess:
         return adapter_state(self._model)
 
 
+def loaded(model: FrozenModel, *, device: str, dtype: str) -> Any:
+    """A frozen model of transformers, as an engine loads it from its folder."""
+    return load_model(
+        model.path,
+        device=device,
+        dtype=dtype,
+        adapter=model.adapter,
+        trust_remote_code=model.trust_remote_code,
+        attention=model.attention,
+    )
+
+
 class StudentSampler:
     """Samples from whatever weights it was given last, by calls into the processes that hold them.
 
@@ -238,14 +250,7 @@ def of_checkpoints(processes: SamplerProcesses, settings: SamplerSettings, closi
     """Samplers of checkpoints that this process loads."""
 
     def hold(model: FrozenModel) -> Sampler:
-        module = load_model(
-            model.path,
-            device=processes.device,
-            dtype=processes.dtype,
-            adapter=model.adapter,
-            trust_remote_code=model.trust_remote_code,
-            attention=model.attention,
-        )
+        module = loaded(model, device=processes.device, dtype=processes.dtype)
         if settings.decoding.drafts is not None:
             attached(model.path, module)
         sampler = StudentSampler(

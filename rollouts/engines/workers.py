@@ -12,7 +12,6 @@ import torch
 from mopd.distill.hosts import HOSTS
 from mopd.distill.models.adapters import adapter_state, load_adapter_state, merged_state, with_trained_adapter
 from mopd.distill.models.heads import without_adapters
-from mopd.distill.models.load import load_model
 from mopd.distill.models.mtp import DraftHeads, attach, attached, count_heads, draft_heads, is_head_tensor
 from mopd.distill.recipe import LoRA
 from mopd.distill.types import RunError, Sampler, Weights
@@ -26,7 +25,7 @@ from mopd.rollouts.engines.base import (
     StudentModel,
 )
 from mopd.rollouts.engines.canary import check_sampler
-from mopd.rollouts.engines.in_process import StudentSampler
+from mopd.rollouts.engines.in_process import StudentSampler, loaded
 
 
 class SamplerWorker:
@@ -41,14 +40,7 @@ class SamplerWorker:
     def load(self, model: FrozenModel, lora: LoRA | None = None, heads: bool = False) -> None:
         """Hold a checkpoint, with its adapter added into its weights, or one beside them that changes; with its draft
         ``heads``."""
-        self.model = load_model(
-            model.path,
-            device=self.device,
-            dtype=self.dtype,
-            adapter=model.adapter,
-            trust_remote_code=model.trust_remote_code,
-            attention=model.attention,
-        )
+        self.model = loaded(model, device=self.device, dtype=self.dtype)
         if heads:
             attached(model.path, self.model)
         if lora is not None:

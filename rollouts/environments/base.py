@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from mopd.rollouts.environments.tools import Tool, run_calls
-from mopd.rollouts.tasks.base import draw_in_split
+from mopd.rollouts.tasks.base import Named, draw_in_split
 
 Turn: TypeAlias = Mapping[str, Any]
 ROLES = ("user", "tool", "system")
@@ -94,18 +94,8 @@ class ToolEpisode:
         return Step(tuple(result.message for result in results), failed=any(result.failed for result in results))
 
 
-class Drawn:
-    """An environment whose episodes are drawn: a subclass gives ``draw`` and ``episode``.
-
-    Attributes:
-        name: part of the key of the randomness and of every id; the class' own name unless it says another.
-    """
-
-    name = ""
-
-    def __init_subclass__(cls) -> None:
-        """A subclass that gives no name has that of its class."""
-        cls.name = cls.__dict__.get("name") or cls.__name__
+class Drawn(Named):
+    """An environment whose episodes are drawn: a subclass gives ``draw`` and ``episode``."""
 
     def draw(self, rng: random.Random, easy: bool) -> tuple[str, str, str] | None:
         """A problem as (question, gold answer, canonical content), as :meth:`rollouts.tasks.base.Generated.draw`."""

@@ -60,8 +60,8 @@ class Task(Protocol):
         ...
 
 
-class Generated:
-    """A task whose problems are drawn: a subclass gives ``draw``, and ``verify`` where more than one answer is right.
+class Named:
+    """What problems are drawn by.
 
     Attributes:
         name: part of the key of the randomness and of every id; the class' own name unless it says another.
@@ -72,6 +72,10 @@ class Generated:
     def __init_subclass__(cls) -> None:
         """A subclass that gives no name has that of its class."""
         cls.name = cls.__dict__.get("name") or cls.__name__
+
+
+class Generated(Named):
+    """A task whose problems are drawn: a subclass gives ``draw``, and ``verify`` if more than one answer is right."""
 
     def draw(self, rng: random.Random, easy: bool) -> tuple[str, str, str] | None:
         """A problem as (prompt text, gold answer, canonical content), or None for a draw that makes no problem.

@@ -29,7 +29,7 @@ def test_the_card_names_what_the_student_is_made_of_and_its_scores(tmp_path: Pat
     card = ModelCard(run_card(folder, answers(folder)))
     assert set(card.data.base_model) >= {f"org/{name}" for name in teachers}
     assert card.data.datasets == ["set/math", "set/reasoning"]
-    assert card.data.library_name == "transformers"
+    assert card.data.to_dict()["library_name"] == "transformers"
     lines = card.text.splitlines()
     rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
     seesaw = load_run(folder).seesaw

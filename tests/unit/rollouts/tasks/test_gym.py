@@ -33,6 +33,12 @@ ACCEPTS_ANYTHING = "game_of_life_halting"
 NO_GOLD = ["boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"]
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some generators write files into the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 def task_of(name: str, **leaves: Any) -> GymTask:
     return GymTask(GymSource.model_validate({"reasoning_gym": name, **leaves}), None)
 
