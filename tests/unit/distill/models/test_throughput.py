@@ -36,7 +36,7 @@ def test_experts_that_several_tokens_need_are_those_of_a_simulation() -> None:
     assert writing.weights_read(10_000) == pytest.approx(196)
     rng = np.random.default_rng(0)
     used = [len({e for _ in range(5) for e in rng.choice(16, 2, replace=False)}) for _ in range(20_000)]
-    assert writing.weights_read(5) == pytest.approx(4 + 192 / 16 * np.mean(used), rel=0.01)
+    assert writing.weights_read(5) == pytest.approx(4 + 192 / 16 * float(np.mean(used)), rel=0.01)
 
 
 def test_guesses_read_their_heads_and_are_checked_together() -> None:

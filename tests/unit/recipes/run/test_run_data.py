@@ -30,7 +30,7 @@ def test_a_run_is_made_of_rows_that_it_notes(tmp_path: Path) -> None:
     unused: Any = None  # nothing is tracked before the first step
 
     def begin() -> None:
-        training(resolve(made), folder, "attempt", model=model, teachers={"math": model}, tracker=unused)
+        training(resolve(made), folder, "attempt", model=model, teachers={"math": model}, tracker=unused, tests=None)
 
     begin()
     noted = json.loads((folder / DATA).read_text())
