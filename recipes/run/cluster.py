@@ -14,16 +14,18 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
 
+from mopd.distill import start_worker
 from mopd.distill.errors import RunError, UserError
+from mopd.distill.fork_server import fork_server
 from mopd.distill.guard import MARK, dismiss, end_cluster, start_guard
-from mopd.distill.hosts import HOSTS
+from mopd.distill.hosts import ENVIRONMENT, HOSTS
 from mopd.recipes.resolve.placement import RAY_PREFIX, temporary_folder
 
 ATTEMPTS = 3
@@ -47,11 +49,13 @@ BLOCKED = {signal.SIGTERM}
 
 
 @contextmanager
-def ray_cluster(out: Path, *, niceness: int = 0) -> Iterator[None]:
+def ray_cluster(out: Path, *, niceness: int = 0, device: str = "") -> Iterator[None]:
     """A Ray cluster of this run's own, behind a token and on the loopback alone, or the one that RAY_ADDRESS names.
 
     Args:
         niceness: of its processes, above that of this one.
+        device: of the student; if "cpu", workers are forks of one process that has imported their libraries. On a GPU
+            none is: who has touched one cannot be forked.
 
     Raises:
         UserError: there is no cluster at RAY_ADDRESS, or a port that the environment names is taken, or the folder of
@@ -67,8 +71,10 @@ def ray_cluster(out: Path, *, niceness: int = 0) -> Iterator[None]:
         if address == "local":
             closing.enter_context(locked_doors())
             settings = own_processes(closing, niceness)
+            if device == "cpu":
+                settings |= closing.enter_context(fork_server_of(settings))
         try:
-            with environment(settings), daemons_left_out() if address == "local" else nullcontext():
+            with environment(settings), own_ways() if address == "local" else nullcontext():
                 # Ray's own logs are quiet: what fails is raised, and the guard says the rest.
                 start_ray(
                     address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL,
@@ -127,21 +133,32 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
+def fork_server_of(settings: Mapping[str, str]) -> AbstractContextManager[dict[str, str]]:
+    """What forks the workers of the cluster that ``settings`` are for."""
+    return fork_server(
+        Path(settings[MARK]), "mopd.distill.student.rank:import_libraries", "cpu", variables={**settings, **ENVIRONMENT}
+    )
+
+
 @contextmanager
-def daemons_left_out() -> Iterator[None]:
-    """A cluster that is started meanwhile has no process that serves nobody in a run: what reads logs for a driver that
-    does not show them, what would ask for more machines, and the dashboard. Each takes a second of a core to start, and
-    the driver waits for the last.
+def own_ways() -> Iterator[None]:
+    """A cluster that is started meanwhile starts its workers by :mod:`distill.start_worker`, and has no process that
+    serves nobody in a run: what reads logs for a driver that does not show them, what would ask for more machines, and
+    the dashboard. Each takes a second of a core to start, and the driver waits for the last.
     """
+    from ray._private import ray_constants
     from ray._private.node import Node
 
     left_out = ("start_log_monitor", "start_monitor", "start_api_server")
     kept = {name: getattr(Node, name) for name in left_out}
+    script = ray_constants.SETUP_WORKER_FILENAME
+    ray_constants.SETUP_WORKER_FILENAME = start_worker.__file__  # an absolute path stays what it is in os.path.join
     for name in left_out:
         setattr(Node, name, lambda *_, **__: None)
     try:
         yield
     finally:
+        ray_constants.SETUP_WORKER_FILENAME = script
         for name, method in kept.items():
             setattr(Node, name, method)
 

@@ -81,7 +81,7 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
         for warning in warnings:
             progress.print(f"warning: {warning}")
         if not is_finished(out) or result_damage(out):
-            with ray_cluster(out, niceness=recipe.run.niceness):
+            with ray_cluster(out, niceness=recipe.run.niceness, device=resolved.device):
                 carry_out(resolved, RunContext(out, recipe.name, resolved.device, progress, stop), attempt)
         write_report(out)
         progress.print(summary_table(out))

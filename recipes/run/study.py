@@ -74,7 +74,7 @@ def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
         jobs = unfinished_jobs(runs, out)
         if jobs:
             context = RunContext(out, study.name, device, progress, stop, SharedAnswers(out / "answers"))
-            with ray_cluster(out, niceness=max(run.resolved.niceness for run in runs)):
+            with ray_cluster(out, niceness=max(run.resolved.niceness for run in runs), device=device):
                 failures = run_all(study, jobs, context)
         summarize(study, out, progress)
     refuse_unfinished(study, out, failures)

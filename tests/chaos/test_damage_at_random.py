@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "integration"))
+sys.path.append(str(Path(__file__).parent))
 
 from damage_kit import KINDS, harm
 from runs import assert_whole, finish, mopd, run, undisturbed, weights
+from switches import switched_off
 
 STEPS = 4
 PLACES_OF_A_KIND = 4
@@ -72,3 +74,19 @@ def test_a_run_without_a_whole_checkpoint_says_how_to_go_on(whole, tmp_path):
     run("run", "smoke", "--out", out)
     assert_whole(out, steps=STEPS)
     assert weights(out) == weights(whole)
+
+
+@pytest.mark.timeout(1200)
+def test_without_the_digests_a_flipped_byte_would_be_used(whole, tmp_path):
+    """A control: the tests above can fail. One byte amid the newest checkpoint's largest file, and nobody looks."""
+    out = copy(whole, tmp_path / "damaged")
+    newest = max((out / "checkpoints").glob("step-*"))
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 64
+    largest.write_bytes(content)
+    unread = switched_off(tmp_path / "off", "module._part_of = lambda names, listed, part, parts: []")
+    code, printed = finish(mopd("run", "smoke", "--out", out, **unread))
+    assert "is damaged" not in printed, printed
+    print(f"control: {largest.relative_to(out)}, exit {code}", flush=True)
+    assert code != 0 or weights(out) != weights(whole)

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +16,10 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "integration"))
+sys.path.append(str(Path(__file__).parent))
 
 from runs import assert_whole, finish, kill, left, mark, mopd, run, undisturbed, wait_for, wait_until, weights
+from switches import customised, switched_off
 
 STEPS = 4
 TIMES = int(os.environ.get("CHAOS_STORMS", "5"))
@@ -118,32 +119,6 @@ real, later = time.time, float(os.environ["CHAOS_SECONDS"])
 time.time = lambda: real() - (86400.0 if time.process_time() >= later else 0.0)
 """
 
-NO_ATTEMPT_CHECK = """
-import sys, importlib.abc, importlib.util
-
-class Off(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name != "mopd.distill.storage":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        run = spec.loader.exec_module
-        def exec_module(module):
-            run(module)
-            module.is_current = lambda run_dir, attempt: True
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Off())
-"""
-
-
-def customised(folder: Path, code: str) -> dict[str, str]:
-    """The environment of commands whose every Python process runs ``code`` first."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(textwrap.dedent(code))
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
-
 
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("seed", range(TIMES))
@@ -204,6 +179,6 @@ def test_of_two_attempts_the_later_one_alone_writes(finished: tuple[Path, float]
 @pytest.mark.timeout(2400)
 def test_without_the_attempt_check_it_would_not_be_so(out: Path, tmp_path: Path) -> None:
     """A control: the test above can fail."""
-    two_attempts(out, customised(tmp_path / "off", NO_ATTEMPT_CHECK))
+    two_attempts(out, switched_off(tmp_path / "off", "module.is_current = lambda run_dir, attempt: True"))
     with pytest.raises(AssertionError):
         assert_whole(out, steps=STEPS)
