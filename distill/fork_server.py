@@ -91,6 +91,7 @@ def _wait_for_worker(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
             if any(name in given and given[name] != os.environ.get(name) for name in READ_AT_IMPORT):
                 connection.sendall(b"no\n")
             elif os.fork() == 0:
+                os.setpgid(0, 0)  # Ray kills the group of a worker that has ended
                 server.close()
                 connection.sendall(b"ok\n")
                 connection.detach()  # until this process ends: whoever waits at the other end ends then

@@ -24,6 +24,7 @@ print(json.dumps({
     "variable": os.environ.get("TRIED"), "cleared": "ONLY_OF_SERVER" in os.environ,
     "forked": "library_of_test" in sys.modules, "drawn": [random.random(), float(numpy.random.rand())],
     "blocked": signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, []), "name": __name__,
+    "group": os.getpgid(0) == os.getpid(),
 }))
 print("to stderr", file=sys.stderr)
 sys.exit(3)
@@ -71,6 +72,7 @@ def test_a_worker_is_a_fork_and_as_if_started_by_its_command(tmp_path: Path) -> 
     with serving(tmp_path) as address:
         worker, ended = start(tmp_path, address, args=["--port=1", "a b"])
     assert worker["forked"]
+    assert worker["group"]  # of its own: Ray kills the group of a worker that has ended
     assert worker["name"] == "__main__"
     assert worker["argv"] == ["--port=1", "a b"]
     assert worker["folder"] == str(tmp_path)
