@@ -102,7 +102,7 @@ def _wait_for_worker(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def _read(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """One request: JSON up to a line's end, and with its first bytes the three standard files."""
+    """One request: JSON up to a line's end, and with its first byte, a space, the three standard files."""
     files = array.array("i")
     text, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(3 * files.itemsize))
     for _, _, data in ancillary:
@@ -133,4 +133,5 @@ def _become(request: Mapping[str, Any], files: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    _, *given = sys.argv
+    main(*given)

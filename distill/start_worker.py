@@ -26,7 +26,7 @@ def hand_over(arguments: list[str]) -> bool:
     A worker that asks for more than environment variables (another Python, a container) is not forked.
     """
     address = os.environ.get(ADDRESS, "")
-    context = json.loads(next((a[len(CONTEXT) :] for a in arguments if a.startswith(CONTEXT)), "{}"))
+    context = json.loads(next((a.removeprefix(CONTEXT) for a in arguments if a.startswith(CONTEXT)), "{}"))
     other = {name for name, value in context.items() if value and name not in ("env_vars", "py_executable")}
     python = context.get("py_executable") or sys.executable
     if not address or other or python != sys.executable or f"{LANGUAGE}PYTHON" not in arguments:
@@ -42,8 +42,8 @@ def hand_over(arguments: list[str]) -> bool:
         try:
             server.connect(address)
             files = array.array("i", [0, 1, 2])
-            sent = server.sendmsg([text], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
-            server.sendall(text[sent:])
+            server.sendmsg([b" "], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])  # something must go with them
+            server.sendall(text)
             if server.recv(3) != b"ok\n":
                 return False
             server.recv(1)  # nothing comes: it is closed when the worker has ended
@@ -61,5 +61,7 @@ def start_as_ray_does(arguments: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, script, *arguments])
 
 
-if __name__ == "__main__" and not hand_over(sys.argv[1:]):
-    start_as_ray_does(sys.argv[1:])
+if __name__ == "__main__":
+    _, *given = sys.argv
+    if not hand_over(given):
+        start_as_ray_does(given)
