@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
-from rich.progress import Progress as RichProgress
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.text import Text
 
 _PACE_STEPS = 50  # time left is judged by the pace of this many steps, evaluations and checkpoints among them
+_BAR = range(8, 21)  # columns
+_LONGEST_NAME, _LONGEST_DOMAIN = 24, 16  # columns
+_PACE_SIZE = 12  # columns of a time left; what is longer is a note, and stands in no column
 
 
 class TaskHandle:
@@ -23,14 +26,14 @@ class TaskHandle:
         self.name, self.total = name, total
         self._progress, self._now = progress, now
         self._numbers: dict[str, str] = {}
+        self._worst = ("", "", "")
         self._note = ""
         self._marks: deque[tuple[float, int]] = deque([(now(), 0)], maxlen=_PACE_STEPS)
-        self._rich_id = progress._add(self)
+        progress._add(self)
 
     def start_at(self, step: int) -> None:
         """A resumed run goes on after ``step`` finished steps; the pace is judged from here."""
-        self._marks.clear()
-        self._marks.append((self._now(), step))
+        self._marks = deque([(self._now(), step)], maxlen=_PACE_STEPS)
         self._progress._show(self, at_once=False)
 
     def takes(self, steps: int) -> None:
@@ -38,11 +41,12 @@ class TaskHandle:
         self.total = steps
 
     def advance(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
-        """Show that ``step`` steps are finished. Loss, KL and scores are shown; other metrics are not.
+        """Show that ``step`` steps are finished. Loss, KL, scores and the worst domain are shown; other metrics are not.
 
         ``note`` stands in the place of the time left.
         """
-        self._numbers |= _key_numbers(metrics)
+        self._numbers = self._numbers | _key_numbers(metrics)  # another thread may be reading the old ones
+        self._worst = _worst(metrics) or self._worst
         self._note = note
         if step != self.step:
             self._marks.append((self._now(), step))
@@ -72,6 +76,13 @@ class TaskHandle:
     def numbers(self) -> str:
         """The key numbers seen last, for example ``loss 0.431  kl 0.12  math 85.5  code 79.0`` (scores in percent)."""
         return "  ".join(f"{name} {value}" for name, value in self._numbers.items())
+
+    @property
+    def worst(self) -> str:
+        """The domain that has least of its teacher's gain, ``worst code 41%``; the lowest score where no recovery is
+        known, ``lowest code 38.4``; empty before a domain is measured. A long domain's name is cut."""
+        word, domain, value = self._worst
+        return f"{word} {_cut(domain, _LONGEST_DOMAIN)} {value}" if word else ""
 
     @property
     def status(self) -> str:
@@ -107,16 +118,10 @@ class Progress:
         self._keeps_finished = keeps_finished
         self._printed: dict[TaskHandle, tuple[float, str]] = {}
         self._lock = threading.Lock()
-        self._live: RichProgress | None = None
+        self._tasks: list[TaskHandle] = []
+        self._live: Live | None = None
         if self.console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                TextColumn("{task.fields[status]}", style="dim"),
-            )
-            self._live = RichProgress(*columns, console=self.console, refresh_per_second=4)
+            self._live = Live(_Lines(self._tasks), console=self.console, refresh_per_second=4)
 
     def task(self, name: str, total: int) -> TaskHandle:
         """A new line, of ``total`` steps."""
@@ -137,24 +142,20 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def _add(self, task: TaskHandle) -> TaskID | None:
-        if self._live is None:
-            return None
-        return self._live.add_task(escape(task.name), total=task.total, numbers="", status="")
+    def _add(self, task: TaskHandle) -> None:
+        self._tasks.append(task)
 
     def _close(self, task: TaskHandle) -> None:
-        if self._live is not None and task._rich_id is not None and not self._keeps_finished:
-            self._live.remove_task(task._rich_id)
-            task._rich_id = None
-            self.print(_line(task))
+        if self._live is not None and not self._keeps_finished:
+            if task in self._tasks:
+                self._tasks.remove(task)
+                self.print(_line(task))
         else:
             self._show(task, at_once=True)
 
     def _show(self, task: TaskHandle, *, at_once: bool) -> None:
-        numbers, status = task.numbers, task.status
-        if self._live is not None and task._rich_id is not None:
-            self._live.update(task._rich_id, completed=task.step, numbers=escape(numbers), status=escape(status))
-            return
+        if self._live is not None:
+            return  # it looks by itself, four times a second
         line = _line(task)
         with self._lock:
             last, printed = self._printed.get(task, (self._now() - self._interval_seconds, ""))
@@ -163,8 +164,78 @@ class Progress:
                 self.print(line)
 
 
+class _Lines:
+    """What a terminal shows of tasks: a line each, of at most its width; fields stand below each other."""
+
+    def __init__(self, tasks: Sequence[TaskHandle]) -> None:
+        self._tasks = tasks
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        tasks = list(self._tasks)
+        if tasks:
+            yield live_lines(tasks, options.max_width, ascii_only=options.ascii_only)
+
+
+def live_lines(tasks: Sequence[TaskHandle], width: int, *, ascii_only: bool = False) -> Text:
+    """The tasks as lines of at most ``width`` columns: name, bar, steps, time left, worst domain, further numbers.
+
+    Numbers that have no room are left out from the right, then the bar; names are cut to what the others leave.
+    """
+    rows = [(task.name, f"{task.step}/{task.total}", task.status, task.worst) for task in tasks]
+    steps, status_size = _widest([row[1] for row in rows]), _widest([row[2] for row in rows])
+    others = max(steps + cell_len(status) + cell_len(worst) for _, _, status, worst in rows) + 6
+    names = max(min(16, width // 5), min(_LONGEST_NAME, width - others - _BAR.start - 2))
+    names = min(names, _widest([row[0] for row in rows]))
+    room = [width - names - steps - 4 - cell_len(status) - _taken(worst) for _, _, status, worst in rows]
+    bar = min(_BAR[-1], max(_BAR.start, min(room) - 2))
+    lines: list[Text] = []
+    for task, (name, count, status, worst) in zip(tasks, rows, strict=True):
+        left = width - names - steps - 4
+        status = _cut(status if status_size > _PACE_SIZE else f"{status:<{status_size}}", left)
+        left -= cell_len(status)
+        shown = [worst] if worst and _taken(worst) <= left else []
+        left -= sum(map(_taken, shown))
+        line = Text(set_cell_size(_cut(name, names), names))
+        if left >= bar + 2:
+            left -= bar + 2
+            line.append("  ").append_text(_bar(task, bar, ascii_only=ascii_only))
+        for number in (f"{key} {value}" for key, value in task._numbers.items()):
+            if _taken(number) > left:
+                break
+            left -= _taken(number)
+            shown.append(number)
+        line.append(f"  {count:>{steps}}", style="bold").append(f"  {status}", style="dim")
+        line.append("".join(f"  {part}" for part in shown)).rstrip()
+        lines.append(line)
+    block = Text("\n").join(lines)
+    block.no_wrap, block.overflow = True, "crop"
+    return block
+
+
+def _taken(text: str) -> int:
+    """Columns that a part of a line takes, with the gap before it."""
+    return cell_len(text) + 2 if text else 0
+
+
+def _bar(task: TaskHandle, width: int, *, ascii_only: bool) -> Text:
+    done = round(width * min(1.0, task.step / max(1, task.total)))
+    full, empty = ("#", "-") if ascii_only else ("━", "─")
+    return Text.assemble((full * done, "bar.complete"), (empty * (width - done), "dim"))
+
+
+def _widest(texts: Sequence[str]) -> int:
+    return max(map(cell_len, texts), default=0)
+
+
+def _cut(text: str, width: int) -> str:
+    """A text of at most so many columns."""
+    return text if cell_len(text) <= width else f"{set_cell_size(text, max(0, width - 1)).rstrip()}…"
+
+
 def _line(task: TaskHandle) -> str:
-    return "  ".join(part for part in (f"{task.name}  {task.step}/{task.total}", task.numbers, task.status) if part)
+    worst = task.worst if task.worst.startswith("worst") else ""  # the lowest score stands among the numbers
+    parts = (f"{task.name}  {task.step}/{task.total}", task.numbers, worst, task.status)
+    return "  ".join(part for part in parts if part)
 
 
 def _key_numbers(metrics: Mapping[str, float]) -> dict[str, str]:
@@ -177,6 +248,19 @@ def _key_numbers(metrics: Mapping[str, float]) -> dict[str, str]:
         numbers["kl"] = f"{sum(kls) / len(kls):.3g}"
     scores = {name: value for name, value in metrics.items() if name.startswith("score/")}
     return numbers | {name.removeprefix("score/"): f"{100 * value:.1f}" for name, value in scores.items()}
+
+
+def _worst(metrics: Mapping[str, float]) -> tuple[str, str, str] | None:
+    """Word, domain and value of the worst domain of an evaluation; None of other metrics."""
+    recoveries = {name.removeprefix("recovery/"): v for name, v in metrics.items() if name.startswith("recovery/")}
+    scores = {name.removeprefix("score/"): value for name, value in metrics.items() if name.startswith("score/")}
+    if recoveries:
+        domain = min(recoveries, key=lambda name: recoveries[name])
+        return "worst", domain, f"{100 * recoveries[domain]:.0f}%"
+    if scores:
+        domain = min(scores, key=lambda name: scores[name])
+        return "lowest", domain, f"{100 * scores[domain]:.1f}"
+    return None
 
 
 def _duration(seconds: float) -> str:
