@@ -16,12 +16,13 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from mopd.distill.errors import RunError, UserError
 
@@ -61,7 +62,7 @@ def claim(run_dir: str | Path) -> Iterator[str]:
         ) from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
         except BlockingIOError:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
@@ -76,6 +77,30 @@ def claim(run_dir: str | Path) -> Iterator[str]:
         with publishing(run_dir):
             write_atomic(run_dir / "attempt", attempt)
         yield attempt
+
+
+def _lock(lock: IO[str]) -> None:
+    """Take the lock; asked again for a moment, as whoever looks whether it is held holds it as long as that takes."""
+    for _ in range(4):
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.05)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_claimed(run_dir: str | Path) -> bool:
+    """Whether a live process of this machine owns the run's folder, this one included."""
+    try:
+        with open(Path(run_dir) / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks: nothing is known
+        return False
+    return False
 
 
 def is_current(run_dir: str | Path, attempt: str) -> bool:

@@ -16,6 +16,7 @@ from mopd.distill.errors import UserError
 from mopd.distill.storage import damage, files_of, is_sealed
 from mopd.recipes.resolve.damage import adapter_damage, adapters_of, read_marker, result_damage
 from mopd.recipes.resolve.run_folder import RECIPE, STUDY
+from mopd.recipes.tables import Fitted
 
 State = Literal["whole", "damaged", "not verified", "set aside", "half written"]
 COLOURS: dict[State, str] = {"whole": "green", "damaged": "bold red"}
@@ -49,7 +50,7 @@ def show(folder: Path, console: Console) -> bool:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(row.name, Text(row.state, style=COLOURS.get(row.state, "yellow")), row.detail)
-    console.print(table)
+    console.print(Fitted(table))
     bad = sum(row.state == "damaged" for row in rows)
     verdict = f"{folder}: {bad} of {len(rows)} damaged" if bad else f"{folder}: nothing is damaged"
     console.print(Text(verdict), soft_wrap=True)

@@ -11,9 +11,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,13 +56,54 @@ class ExitCodes(TyperGroup):
 
 app = typer.Typer(
     cls=ExitCodes,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     help="Multi-teacher on-policy distillation: several specialists into one student, without the seesaw.",
 )
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe's name, or a path to a .yaml")]
+
+def _recipe_names(incomplete: str) -> list[str]:
+    """For the shell: shipped recipes that begin so."""
+    return sorted(path.stem for path in SHIPPED.glob(f"{incomplete}*.yaml"))
+
+
+def _run_folders(incomplete: str) -> list[str]:
+    """For the shell: folders of runs and studies that begin so, here and in runs/."""
+    written = (
+        path
+        for file in ("recipe.yaml", "study.json")
+        for where in ("", "runs/")
+        for path in Path().glob(f"{where}*/{file}")
+    )
+    return sorted({str(path.parent) for path in written if str(path).startswith(incomplete)})
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"mopd {version('mopd')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")
+    ] = False,
+) -> None:
+    """Multi-teacher on-policy distillation: several specialists into one student, without the seesaw."""
+
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="a shipped recipe's name, or a path to a .yaml", autocompletion=_recipe_names
+    ),
+]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="the folder of a run or a study", autocompletion=_run_folders)
+]
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes, for example run.steps=50")
 ]
@@ -213,7 +253,7 @@ def throughput(
 
 
 @app.command()
-def audit(run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run or a study")]) -> None:
+def audit(run: RunArgument) -> None:
     """Say which weights of a run are as they were written: checkpoints, students, adapters. Exit status 2: not all."""
     from mopd.recipes.audit_command import show
 
@@ -222,7 +262,7 @@ def audit(run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of
 
 
 @app.command("eval")
-def evaluate(
+def eval_(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a checkpoint's folder, or a Hub id")],
     tasks: Annotated[
         str | None, typer.Option(help="names of tasks, or ./file.py:NAME, separated by commas", show_default=False)
@@ -257,67 +297,15 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure a model on tasks: greedy and sampled answers to test prompts, with 95% intervals."""
-    from mopd.distill.errors import UserError
-    from mopd.recipes.evaluation.command import evaluate_model, measured_record, measured_table
+    from mopd.recipes.eval_command import AskedModel, evaluate
 
-    if [tasks, recipe, harness].count(None) != 2:
-        raise UserError("give --tasks, or --recipe, or --harness: which questions the model is asked")
-    if domains is not None and recipe is None:
-        raise UserError("--domains picks from the domains of a recipe; give --recipe, or name tasks with --tasks")
     sampled = {"samples_per_prompt": samples, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-    if harness is not None:
-        _refuse_with_harness(sampled | {"stop": stop})
-        folder, tokenizer = _checkpoint(model, trust_remote_code)
-        _show_harness(folder, harness, prompts, bool(tokenizer.chat_template), trust_remote_code, runs_code, json_file)
-        return
-    questions = _of_tasks(tasks, prompts) if recipe is None else _of_recipe(recipe, domains, prompts)
-    questions = _asked_so(questions, sampled | {"stop_strings": stop or None})
-    folder, _ = _checkpoint(model, trust_remote_code)
-    measured = evaluate_model(folder, questions, trust_remote_code=trust_remote_code)
-    with _console_beside(json_file) as console:
-        console.print(measured_table(folder, measured, samples=questions.evaluate.samples_per_prompt))
-    _write_json(json_file, measured_record(folder, measured, questions))
-
-
-def _checkpoint(model: str, trust_remote_code: bool) -> tuple[str, Any]:
-    """The folder of a checkpoint that can be loaded, and its tokenizer."""
-    from mopd.recipes.resolve.checkpoints import local_folder, read_checkpoint
-    from mopd.recipes.resolve.damage import refuse_damaged
-
-    # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
-    is_folder = os.path.isdir(model) and not Path(model).is_absolute()
-    folder = local_folder(f"./{model}" if is_folder else model)
-    refuse_damaged(folder, "put it back as it was")
-    read = read_checkpoint(folder, permit="give --trust-remote-code", trust_remote_code=trust_remote_code)
-    return folder, read.tokenizer
-
-
-def _refuse_with_harness(options: Mapping[str, Any]) -> None:
-    from mopd.distill.errors import UserError
-
-    given = [f"--{name.partition('_per')[0].replace('_', '-')}" for name, value in options.items() if value]
-    if given:
-        raise UserError(f"{given[0]} is set by the tasks of --harness themselves; leave it out")
-
-
-def _show_harness(
-    folder: str,
-    harness: str,
-    prompts: int | None,
-    chat: bool,
-    trust_remote_code: bool,
-    runs_code: bool,
-    json_file: str | None,
-) -> None:
-    from mopd.recipes.evaluation.harness import harness_table, run_harness
-
-    names = list(dict.fromkeys(name.strip() for name in harness.split(",")))
-    scores = run_harness(
-        folder, names, prompts=prompts, chat=chat, trust_remote_code=trust_remote_code, runs_code=runs_code
+    asked = AskedModel(
+        model, tasks, recipe, domains, prompts, sampled, stop or [], harness, runs_code, trust_remote_code
     )
     with _console_beside(json_file) as console:
-        console.print(harness_table(folder, scores))
-    _write_json(json_file, {"format": 1, "model": folder, "prompts": prompts, "scores": [asdict(s) for s in scores]})
+        content = evaluate(asked, console)
+    _write_json(json_file, content)
 
 
 @contextmanager
@@ -343,58 +331,81 @@ def _write_json(json_file: str | None, content: Any) -> None:
         raise UserError(f"--json: {json_file} cannot be written: {error.strerror}; name another file") from error
 
 
-def _asked_so(questions: Any, given: Mapping[str, Any]) -> Any:
-    """Questions with what the command line says of how answers are written, checked as a recipe's `evaluate` is."""
-    from pydantic import ValidationError
+@app.command()
+def report(run: RunArgument, json_file: JsonOption = None) -> None:
+    """Write the report of a run, finished, under way or broken off, and print its scores; of a study, of every run."""
+    from mopd.recipes.runs_command import show_report
 
-    from mopd.distill.errors import UserError
-
-    settings = {**questions.evaluate.model_dump(), **{key: value for key, value in given.items() if value is not None}}
-    try:
-        return replace(questions, evaluate=type(questions.evaluate).model_validate(settings))
-    except ValidationError as error:
-        raise UserError(*(f"--{'-'.join(str(p['loc'][0]).split('_'))}: {p['msg']}" for p in error.errors())) from error
+    with _console_beside(json_file) as console:
+        content = show_report(run, console)
+    _write_json(json_file, content)
 
 
-def _of_tasks(tasks: str | None, prompts: int | None) -> Any:
-    """The questions of named tasks."""
-    from mopd.distill.errors import UserError
-    from mopd.distill.recipe import DomainRecipe
-    from mopd.distill.recipe.messages import guess
-    from mopd.distill.recipe.plugins import is_plugin
-    from mopd.recipes.evaluation.command import EvalQuestions
-    from mopd.rollouts.tasks import TASKS
+@app.command("ls")
+def list_(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="a folder of runs, a run, or a study")] = Path(
+        "runs"
+    ),
+    json_file: JsonOption = None,
+) -> None:
+    """List runs: how each stands, its step, the worst domain's recovery W, and when it was last written."""
+    from mopd.recipes.runs_command import show_runs
 
-    names = list(dict.fromkeys(name.strip() for name in (tasks or "").split(",")))
-    shipped = [name for name in names if not is_plugin(name)]
-    unknown = [f"--tasks: no task is called {name!r}; {guess(name, TASKS)}" for name in shipped if name not in TASKS]
-    shown = [name.rpartition(":")[2] for name in names]
-    unknown += [f"--tasks: two are called {name!r}; ask them one by one" for name in {*shown} if shown.count(name) > 1]
-    if unknown:
-        raise UserError(*unknown)
-    domains = {name.rpartition(":")[2]: DomainRecipe(task=name) for name in names}
-    return EvalQuestions(domains, prompts or 200)
+    with _console_beside(json_file) as console:
+        content = show_runs(folder, console)
+    _write_json(json_file, {"format": 1, "runs": content})
 
 
-def _of_recipe(recipe: str, domains: str | None, prompts: int | None) -> Any:
-    """The questions of a recipe's domains: those that its own runs are measured on."""
-    from mopd.distill.errors import UserError
-    from mopd.distill.recipe import Recipe
-    from mopd.distill.recipe.messages import guess
-    from mopd.recipes.evaluation.command import EvalQuestions
+@app.command()
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="print this one", autocompletion=_recipe_names)
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """List the shipped recipes, or print one."""
+    from mopd.recipes.recipes_command import recipe_text, show_recipes
 
-    resolved = _load(recipe, None, None)[0]
-    if not isinstance(resolved, Recipe):
-        raise UserError(f"--recipe: {recipe} is a study; name the recipe.yaml of one of its runs")
-    names = list(resolved.domains) if domains is None else [name.strip() for name in domains.split(",")]
-    unknown = [name for name in names if name not in resolved.domains]
-    if unknown:
-        raise UserError(*(f"--domains: no domain is called {n!r}; {guess(n, resolved.domains)}" for n in unknown))
-    chosen = {name: resolved.domains[name] for name in names}
-    many = resolved.evaluate.test_prompts if prompts is None else prompts
-    return EvalQuestions(
-        chosen, many, seed=resolved.evaluate.seed, rollout=resolved.rollout, evaluate=resolved.evaluate
-    )
+    if name is not None:
+        typer.echo(recipe_text(name), nl=False)
+        return
+    with _console_beside(json_file) as console:
+        content = show_recipes(console)
+    _write_json(json_file, {"format": 1, "recipes": content})
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="the recipe to write")] = Path("recipe.yaml"),
+    model: Annotated[str | None, typer.Option(help="the model that learns: a checkpoint's folder, or a Hub id")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]FILE", help="rows of a domain: .jsonl, .csv, .parquet, a Hub id; may be repeated"),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]MODEL", help="who knows a domain; none: one is trained on its answers"),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="COLUMN", help="column of the question")] = None,
+    answer: Annotated[str | None, typer.Option(metavar="COLUMN", help="column of the answer")] = None,
+    verifier: Annotated[str | None, typer.Option(help="exact, number, choice, math, or ./file.py:f")] = None,
+    force: Annotated[bool, typer.Option("--force", help="write over a file that is there")] = False,
+) -> None:
+    """Write a recipe of your own, from a model and rows of data; without options it asks."""
+    from mopd.recipes.recipes_command import asked_domains, new_domains, write_recipe
+
+    if model is None and not data:
+        model, domains = asked_domains(_asked)
+    else:
+        domains = new_domains(data or (), teacher or (), prompt=prompt, answer=answer, verifier=verifier)
+    path = write_recipe(file, model or "", domains, force=force)
+    shown = shlex.quote(str(path) if "/" in str(path) else f"./{path}")
+    typer.echo(f"{path} is written; next:\n    mopd check {shown}\n    mopd run {shown}")
+
+
+def _asked(question: str, usual: str) -> str:
+    """A person's answer, on the console; ``usual`` for an empty line."""
+    return typer.prompt(question, default=usual, show_default=bool(usual), err=True)
 
 
 @app.command()

@@ -41,7 +41,7 @@ class TaskHandle:
         self.total = steps
 
     def advance(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
-        """Show that ``step`` steps are finished. Loss, KL, scores and the worst domain are shown; other metrics are not.
+        """Show that ``step`` steps are finished. Loss, KL, scores and worst domain are shown; other metrics are not.
 
         ``note`` stands in the place of the time left.
         """
@@ -181,8 +181,9 @@ def live_lines(tasks: Sequence[TaskHandle], width: int, *, ascii_only: bool = Fa
 
     Numbers that have no room are left out from the right, then the bar; names are cut to what the others leave.
     """
-    rows = [(task.name, f"{task.step}/{task.total}", task.status, task.worst) for task in tasks]
-    steps, status_size = _widest([row[1] for row in rows]), _widest([row[2] for row in rows])
+    pace = _widest([task.status for task in tasks if cell_len(task.status) <= _PACE_SIZE])
+    rows = [(task.name, f"{task.step}/{task.total}", f"{task.status:<{pace}}", task.worst) for task in tasks]
+    steps = _widest([count for _, count, _, _ in rows])
     others = max(steps + cell_len(status) + cell_len(worst) for _, _, status, worst in rows) + 6
     names = max(min(16, width // 5), min(_LONGEST_NAME, width - others - _BAR.start - 2))
     names = min(names, _widest([row[0] for row in rows]))
@@ -191,9 +192,10 @@ def live_lines(tasks: Sequence[TaskHandle], width: int, *, ascii_only: bool = Fa
     lines: list[Text] = []
     for task, (name, count, status, worst) in zip(tasks, rows, strict=True):
         left = width - names - steps - 4
-        status = _cut(status if status_size > _PACE_SIZE else f"{status:<{status_size}}", left)
+        status = _cut(status, left)
         left -= cell_len(status)
-        shown = [worst] if worst and _taken(worst) <= left else []
+        beside = bar + 2 if cell_len(status) > _PACE_SIZE else 0  # a note leaves room for one of the two
+        shown = [worst] if worst and _taken(worst) + beside <= left else []
         left -= sum(map(_taken, shown))
         line = Text(set_cell_size(_cut(name, names), names))
         if left >= bar + 2:

@@ -19,6 +19,7 @@ from mopd.recipes.check.plan.view import out_of, print_warnings
 from mopd.recipes.check.static import SharedChecks, check
 from mopd.recipes.resolve.run_folder import check_folder, refuse_changed_recipe, size
 from mopd.recipes.resolve.study import StudyRun
+from mopd.recipes.tables import Fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def print_study_plan(plan: StudyPlan, console: Console, there: Room) -> None:
         cells = [str(trials[method] or "–"), str(of_run.run_steps), f"{of_run.flops:.1e}"]
         sizes = [size(of_run.memory_bytes), size(of_run.disk_bytes)]
         table.add_row(Text(method), ", ".join(seeds[method]), *cells, *sizes)
-    console.print(table)
+    console.print(Fitted(table))
     memory = out_of(there.memory_bytes, "here")
     console.print(
         f"stages: {plan.stages}, each made once for all runs that share it\n"

@@ -20,13 +20,14 @@ from mopd.recipes.compare.wording import (
     worst_forgetting,
 )
 from mopd.recipes.report.wording import between, percent, points
+from mopd.recipes.tables import Fitted
 
 
 def console_tables(comparison: Comparison) -> Group:
     """The headline, the tables and the notes."""
     lines = [Text(f"- {note}", style="dim") for note in notes(comparison)]
     tables = [_recoveries(comparison), _costs(comparison), *_parities(comparison)]
-    return Group(*tables, Text(headline(comparison)[1], style="bold"), *lines)
+    return Group(*map(Fitted, tables), Text(headline(comparison)[1], style="bold"), *lines)
 
 
 def _recoveries(comparison: Comparison) -> Table:
@@ -92,7 +93,7 @@ def _bracketed(text: str) -> str:
 def _columns(table: Table, first: str, *others: str) -> None:
     table.add_column(first, no_wrap=True)
     for heading in others:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
 
 
 def _name(row: ComparedRow) -> Text:

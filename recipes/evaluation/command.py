@@ -18,6 +18,7 @@ from mopd.recipes.evaluation.evaluator import examine, verify
 from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.resolved import resolve_device
+from mopd.recipes.tables import Fitted
 from mopd.rollouts.engines import ENGINES
 from mopd.rollouts.engines.base import FrozenModel, SamplerProcesses
 from mopd.rollouts.environments.episodes import with_episodes
@@ -120,10 +121,12 @@ def _sampled(rows: Sequence[Evaluation]) -> Interval | None:
     return interval(means) if means else None
 
 
-def measured_table(model: str, measured: Mapping[str, MeasuredTask], *, samples: int) -> Table:
+def measured_table(model: str, measured: Mapping[str, MeasuredTask], *, samples: int) -> Fitted:
     """The scores of a model for the console, and of what no verifier looked at."""
-    sampled = ("sampled", f"95% interval of {samples} samples") if samples else ()
-    table = Table("task", "score", "95% interval", *sampled, "prompts", "cut short", title=model)
+    sampled = ("sampled", f"95% interval\nof {samples} samples") if samples else ()
+    table = Table(title=model)
+    for heading in ("task", "score", "95% interval", *sampled, "prompts", "cut short"):
+        table.add_column(heading, no_wrap=True)
     for task, scored in measured.items():
         more = () if scored.sampled is None else _words(scored.sampled)
         table.add_row(task, *_words(scored.greedy), *more, str(scored.greedy.n), f"{100 * scored.truncated:.0f}%")
@@ -133,7 +136,7 @@ def measured_table(model: str, measured: Mapping[str, MeasuredTask], *, samples:
             f"{task}: {each.no_answer} without an answer, {each.refused} programs refused ({each.first_reason})"
             for task, each in unjudged.items()
         )
-    return table
+    return Fitted(table)
 
 
 def measured_record(model: str, measured: Mapping[str, MeasuredTask], questions: EvalQuestions) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from mopd.distill.recipe.model_names import is_path
 from mopd.distill.types import UserError
 from mopd.recipes.resolve.resolved import resolve_device
+from mopd.recipes.tables import Fitted
 
 MISSING = "--harness runs tasks of lm-evaluation-harness, which is not installed: pip install 'mopd[harness]'"
 
@@ -110,11 +111,11 @@ def harness_scores(results: Mapping[str, Mapping[str, Any]]) -> list[HarnessScor
     return scores
 
 
-def harness_table(model: str, scores: Sequence[HarnessScore]) -> Table:
+def harness_table(model: str, scores: Sequence[HarnessScore]) -> Fitted:
     """The scores for the console."""
     table = Table("task", "metric", "value", "standard error", title=f"{model}, by lm-evaluation-harness")
     for score in scores:
         table.add_row(
             score.task, score.metric, f"{score.value:.4f}", "" if score.error is None else f"{score.error:.4f}"
         )
-    return table
+    return Fitted(table)

@@ -29,6 +29,7 @@ from mopd.recipes.report.records import (
     steps_of,
 )
 from mopd.recipes.resolve.damage import read_marker
+from mopd.recipes.resolve.run_folder import RunStanding, standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class RunData:
         preflight: one finding for each teacher and domain; empty where they were not asked.
         ledger: what the run spent, by role; stages under ``stage/NAME/``.
         finished: seesaw.json is there.
+        standing: whether it is running, and how it ended.
     """
 
     folder: Path
@@ -80,6 +82,7 @@ class RunData:
     validation: SeesawRecord
     preflight: Sequence[TeacherFinding]
     finished: bool
+    standing: RunStanding
 
     @property
     def name(self) -> str:
@@ -121,7 +124,7 @@ class RunData:
         """What isn't there (yet), in sentences for people."""
         sentences = [f"Stage {s.name} is at step {s.step} of {s.steps}." for s in self.stages if s.step < s.steps]
         if not self.finished:
-            sentences.append(f"The run is under way, or was broken off, at step {self.step} of {self.steps}.")
+            sentences.append(self._where())
         if not self.seesaw.models:
             sentences.append("No model has been measured yet.")
         elif self.seesaw.split == "validation":
@@ -132,6 +135,15 @@ class RunData:
             "environment.json (versions, commit, machine)": self.environment,
         }
         return [*sentences, *(f"{name} has nothing yet." for name, content in records.items() if not content)]
+
+    def _where(self) -> str:
+        """Where a run is that has no result yet, and why it is not going on."""
+        at, why = f"at step {self.step} of {self.steps}", self.standing.why.rstrip(".")
+        return {
+            "interrupted": f"The run was interrupted {at}; the command that began it goes on. {why}.",
+            "broken": f"The run broke {at}; the command that began it goes on from the last checkpoint. {why}.",
+            "killed": f"The run was ended from outside {at}; the command that began it goes on.",
+        }.get(self.standing.state, f"The run is under way, {at}.")
 
     def scores(self) -> list[dict[str, Any]]:
         """Every model's score on every domain with its 95% interval, a plain row each, as ``pandas.DataFrame`` takes.
@@ -218,6 +230,7 @@ def load_run(folder: str | Path) -> RunData:
             for row in read_json(folder / "preflight.json").get("findings", [])
         ],
         finished=bool(record),
+        standing=standing(folder),
     )
 
 

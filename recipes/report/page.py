@@ -18,6 +18,7 @@ from mopd.recipes.report.records import DomainScore, SeesawRecord
 from mopd.recipes.report.run import cost, environment, learning, samples, settings
 from mopd.recipes.report.scores import changes, curves, health, recovery_rows, sampled_rows, unjudged_rows
 from mopd.recipes.report.wording import RunVerdict, between, judge, percent
+from mopd.recipes.tables import Fitted
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 
@@ -32,9 +33,13 @@ def write_report(run_dir: Path) -> Path:
         UserError: there is no run in ``run_dir``.
         RunError: a file of the run is damaged.
     """
-    page = render(load_run(run_dir))
-    path = run_dir / "report.html"
-    write_atomic(path, page)
+    return write_page(load_run(run_dir))
+
+
+def write_page(data: RunData) -> Path:
+    """:func:`write_report` of a run that was read."""
+    path = data.folder / "report.html"
+    write_atomic(path, render(data))
     return path
 
 
@@ -70,7 +75,10 @@ def page_template(path: Path) -> jinja2.Template:
 
 def verdict(data: RunData) -> RunVerdict:
     """What the run's numbers say, in words."""
-    judged = judge(data.seesaw, finished=data.finished, step=data.step, steps=data.steps, selects=data.trains)
+    state = data.standing.state
+    judged = judge(
+        data.seesaw, finished=data.finished, step=data.step, steps=data.steps, state=state, selects=data.trains
+    )
     return replace(judged, sentences=[*judged.sentences, *(left_behind(data) if data.finished else ())])
 
 
@@ -79,20 +87,22 @@ def _between(score: DomainScore) -> str:
     return "" if score.low is None or score.high is None else between((score.low, score.high), 1)
 
 
-def summary_table(run_dir: Path) -> Table:
+def summary_table(run_dir: Path) -> Fitted:
     """Scores of base, each teacher and student on every domain, and the recovery, for the console.
 
     Raises:
         UserError: there is no run in ``run_dir``.
     """
-    data = load_run(run_dir)
+    return table_of(load_run(run_dir))
+
+
+def table_of(data: RunData) -> Fitted:
+    """:func:`summary_table` of a run that was read."""
     seesaw = data.seesaw
     title = f"{data.name}: scores in %, greedy, {seesaw.split} questions"
     table = Table(title=title, caption=verdict(data).headline)
-    table.add_column("domain")
-    for model in seesaw.models:
-        table.add_column(model.removeprefix("teachers/"), justify="right")
-    table.add_column("recovery", justify="right")
+    for heading in ("domain", *(model.removeprefix("teachers/") for model in seesaw.models), "recovery"):
+        table.add_column(heading, justify="left" if heading == "domain" else "right", no_wrap=True)
     for row in recovery_rows(data):
         cells = [_cell(seesaw, model, row.domain) for model in seesaw.models]
         interval = (f" ({row.recovery_ci})", "dim") if row.recovery_ci else ""
@@ -100,7 +110,7 @@ def summary_table(run_dir: Path) -> Table:
     table.add_section()
     means = (_mean(scores.values()) for scores in seesaw.models.values())
     table.add_row("mean", *means, percent(seesaw.metrics.mean_recovery))
-    return table
+    return Fitted(table)
 
 
 def _cell(seesaw: SeesawRecord, model: str, domain: str) -> Text:

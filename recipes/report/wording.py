@@ -11,6 +11,7 @@ from mopd.distill.metrics.power import BAR
 from mopd.distill.metrics.quotients import Ends
 from mopd.distill.metrics.seesaw import is_seesaw
 from mopd.recipes.report.records import PerDomain, SeesawIntervals, SeesawMetrics, SeesawRecord
+from mopd.recipes.resolve.run_folder import RunState
 
 Tone: TypeAlias = Literal["good", "mixed", "bad", "pending"]
 """The colour that a headline is said in."""
@@ -87,10 +88,21 @@ def at_most(high: float) -> str:
     return percent(math.ceil(100 * high - 1e-9) / 100)
 
 
-def judge(seesaw: SeesawRecord, *, finished: bool, step: int, steps: int, selects: bool = True) -> RunVerdict:
+UNFINISHED: dict[RunState, str] = {
+    "interrupted": "Interrupted",
+    "broken": "Broken off",
+    "killed": "Ended from outside",
+}
+"""What a run without a result is called; others are under way."""
+
+
+def judge(
+    seesaw: SeesawRecord, *, finished: bool, step: int, steps: int, state: RunState = "running", selects: bool = True
+) -> RunVerdict:
     """The verdict on a seesaw.json, or on what there is of one.
 
     Args:
+        state: how the run stands where it is not finished.
         selects: whether the run had steps to choose the student from; a merge or a cascade has one result.
     """
     metrics, intervals = seesaw.metrics, seesaw.intervals
@@ -104,7 +116,7 @@ def judge(seesaw: SeesawRecord, *, finished: bool, step: int, steps: int, select
     if "student" not in seesaw.models:
         tone, headline = "pending", "Nothing to judge yet: the student has not been measured"
     if not finished:
-        tone, headline = "pending", f"Under way: step {step} of {steps}"
+        tone, headline = "pending", f"{UNFINISHED.get(state, 'Under way')}: step {step} of {steps}"
     return RunVerdict(tone, headline, sentences, _tiles(metrics, intervals, alone=alone))
 
 

@@ -9,21 +9,25 @@ import re
 import shutil
 import subprocess
 import tempfile
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from mopd.distill.errors import UserError
+from mopd.distill.errors import Interrupted, RunError, UserError
 from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.files import diff_recipes, dump_recipe, load_recipe
 from mopd.distill.recipe.plugins import plugin_digests
-from mopd.distill.storage import claim, write_atomic
+from mopd.distill.storage import claim, is_claimed, write_atomic
+from mopd.recipes.resolve.damage import read_marker
 
 RECIPE = "recipe.yaml"
 STUDY = "study.json"
 """Lies in the folder of a study, and names its runs."""
 OWN = "own.json"
+ENDED = "ended.json"
+"""Lies in the folder of a run that was interrupted or broke, until it goes on: how it ended, why and when."""
 SHOWN_DIFFERENCES = 20
 MAY_DIFFER = re.compile(
     r"trials\b|description\b|faults\.|run\.(resident_teachers|niceness)\b|teachers\.[^.]+\.(replicas|api_key_env)\b"
@@ -38,6 +42,49 @@ def note_recipe(recipe: Recipe, out: Path) -> None:
     write_atomic(out / RECIPE, dump_recipe(recipe))
     if own := plugin_digests(recipe.model_dump(mode="json")):
         write_atomic(out / OWN, json.dumps(own, indent=2) + "\n")
+
+
+RunState: TypeAlias = Literal["finished", "running", "interrupted", "broken", "killed", "not begun"]
+"""How a run stands. Killed: nobody runs in its folder, and nothing says how it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStanding:
+    """How a run stands, and why it ended where it was interrupted or broke."""
+
+    state: RunState
+    why: str
+
+
+def note_end(out: Path, error: BaseException) -> None:
+    """Write down how a run ended that is not finished."""
+    interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+    why = str(error).strip() or type(error).__name__
+    if not isinstance(error, Interrupted | KeyboardInterrupt | RunError | UserError | OSError):
+        why = f"{type(error).__name__}: {why}"
+    how: RunState = "interrupted" if interrupted else "broken"
+    content = {"format": 1, "how": how, "why": why, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_atomic(out / ENDED, json.dumps(content, indent=2) + "\n")
+
+
+def forget_end(out: Path) -> None:
+    """The run goes on."""
+    (out / ENDED).unlink(missing_ok=True)
+
+
+def standing(out: Path) -> RunStanding:
+    """How the run in ``out`` stands, as far as its folder tells on this machine."""
+    if read_marker(out):
+        return RunStanding("finished", "")
+    try:
+        ended = json.loads((out / ENDED).read_text())
+        return RunStanding("interrupted" if ended["how"] == "interrupted" else "broken", str(ended["why"]))
+    except (OSError, ValueError, KeyError, TypeError):  # it is not there, or half written by a full disk
+        pass
+    if is_claimed(out):
+        return RunStanding("running", "")
+    begun = (out / "metrics.jsonl").exists() or (out / ".lock").exists()
+    return RunStanding("killed" if begun else "not begun", "")
 
 
 def refuse_changed_recipe(recipe: Recipe, out: Path) -> None:

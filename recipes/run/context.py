@@ -8,15 +8,20 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mopd.distill.storage import is_current
 from mopd.distill.tracking.console import Progress
+from mopd.distill.tracking.sink import one_line
 from mopd.recipes.evaluation.cache import SharedAnswers
+from mopd.recipes.report.page import write_report
+from mopd.recipes.resolve.run_folder import RECIPE, forget_end, note_end
 from mopd.recipes.run.cluster import end_everything
 
+_REPORTING = threading.Lock()  # stages that train side by side are one run's
 INTERRUPTED = 130
 """The exit code of a command that somebody ended."""
 
@@ -40,6 +45,28 @@ class RunContext:
     progress: Progress
     stop: threading.Event
     answers: SharedAnswers | None = None
+
+    def rewrite_report(self) -> None:
+        """Write ``report.html`` of what is there. Whatever is wrong with it is said, and the run goes on."""
+        with _REPORTING:
+            try:
+                write_report(self.out)
+            except Exception as error:
+                self.progress.print(f"{self.out / 'report.html'} was not written ({one_line(error)}); the run goes on")
+
+
+@contextmanager
+def noting_its_end(context: RunContext, attempt: str) -> Iterator[None]:
+    """A run is carried out in this context: where it ends before its end, its folder and its report say why."""
+    forget_end(context.out)
+    try:
+        yield
+    except BaseException as error:
+        if (context.out / RECIPE).is_file() and is_current(context.out, attempt):
+            with suppress(OSError):  # a full disk, of which the error itself tells
+                note_end(context.out, error)
+            context.rewrite_report()
+        raise
 
 
 def quieten_libraries(device: str) -> None:

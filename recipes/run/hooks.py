@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from mopd.distill.loss.teacher_tensors import sampled_logprobs, sampled_rows
@@ -39,8 +39,9 @@ class RunCallbacks:
         evaluator: Evaluator | None,
         eval_sampler: Sampler,
         teacher_distance: TeacherDistance | None,
+        evaluated: Callable[[], None],
     ) -> None:
-        """``rollouts_per_domain`` are kept of each trained domain at an evaluation."""
+        """``rollouts_per_domain`` are kept of each trained domain at an evaluation; ``evaluated`` comes after one."""
         self._run = run
         self._length = length
         self._mixture = mixture
@@ -54,6 +55,7 @@ class RunCallbacks:
         self._evaluator = evaluator
         self._eval_sampler = eval_sampler
         self._teacher_distance = teacher_distance
+        self._evaluated = evaluated
         self._why: str | None = None
         self._stale = set[str]()
 
@@ -85,6 +87,7 @@ class RunCallbacks:
         self._tracker.log("eval", step, metrics)
         self._judge()
         self._progress.advance(step, metrics)
+        self._evaluated()
 
     def record(self, step: int, batch: Sequence[ScoredRollout], metrics: Metrics) -> None:
         """Log a finished step; where it is evaluated, keep a few of its rollouts."""

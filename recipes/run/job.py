@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from contextlib import closing as closing_of
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,8 +113,7 @@ class Training:
                 to_examine = candidates(self.resolved.teachers, trained)
                 self._preflight(teachers, student, samplers.train, source(0), to_examine, context.progress.print)
             routes, loss, graded = self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
-            prompts = Prefetched(source)
-            closing.callback(prompts.close)
+            prompts = closing.enter_context(closing_of(Prefetched(source)))
             last = train(
                 student=student,
                 sampler=sampler,
@@ -133,6 +133,7 @@ class Training:
                     evaluator=self.evaluator,
                     eval_sampler=eval_sampler,
                     teacher_distance=self._teacher_distance(teachers, routes, loss, graded, recipe.rollout.temperature),
+                    evaluated=context.rewrite_report,
                 ),
             )
             self._conclude(student, eval_sampler, progress, last)

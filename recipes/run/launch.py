@@ -9,6 +9,9 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+from rich.console import Console
+from rich.text import Text
+
 from mopd.distill.hosts import HOSTS
 from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.metrics.stop_rule import stop_reason
@@ -53,7 +56,7 @@ from mopd.recipes.resolve.stages import (
 from mopd.recipes.resolve.teachers import ResolvedTeacher, with_folders
 from mopd.recipes.run.baselines import measure_frozen
 from mopd.recipes.run.cluster import ray_cluster
-from mopd.recipes.run.context import RunContext, quieten_libraries, stopping
+from mopd.recipes.run.context import RunContext, noting_its_end, quieten_libraries, stopping
 from mopd.recipes.run.job import Training
 from mopd.recipes.run.made_student import make_student
 from mopd.recipes.run.samplers import frozen_teacher
@@ -81,14 +84,20 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
         for warning in warnings:
             progress.print(f"warning: {warning}")
         if not is_finished(out) or result_damage(out):
-            with ray_cluster(out, niceness=recipe.run.niceness, device=resolved.device):
-                carry_out(resolved, RunContext(out, recipe.name, resolved.device, progress, stop), attempt)
+            context = RunContext(out, recipe.name, resolved.device, progress, stop)
+            with noting_its_end(context, attempt), ray_cluster(out, niceness=recipe.run.niceness, device=resolved.device):
+                carry_out(resolved, context, attempt)
         write_report(out)
-        progress.print(summary_table(out))
         for warning in warnings:
             if NOT_EXPORTED in warning and warning.startswith("`student.model`"):
                 progress.print(f"{out / 'student'} is not all of what it was made from: {warning}")
-        progress.print(f"report: {out / 'report.html'}")
+    show_result(out, Console())
+
+
+def show_result(out: Path, console: Console) -> None:
+    """Print a run's scores, and where its report is."""
+    console.print(summary_table(out))
+    console.print(Text(f"report: {out / 'report.html'}"), soft_wrap=True)
 
 
 def is_finished(out: Path) -> bool:
@@ -111,6 +120,7 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
     say_damage(context.out, recipe.name, context)
     note_recipe(recipe, context.out)
     note_environment(context.out / "environment.json")
+    context.rewrite_report()
     todo = {
         name: stage
         for name, stage in recipe.stages.items()
@@ -169,6 +179,7 @@ def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str
         steps = job.run(context, title=title or name)
         write_ledger(folder)
         mark_finished(context.out, name, stage_fingerprint(recipe, name), steps=steps)
+    context.rewrite_report()
 
 
 def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
@@ -199,6 +210,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         )
         frozen = {"base": FrozenModel(base, trust_remote_code=recipe.student.trust_remote_code)} | frozen
         measure_frozen(frozen, context, evaluator, partial(job.samplers, context))
+        context.rewrite_report()
         method = resolved.method
         if isinstance(method, MadeMethod):
             last = make_student(method, job, context)

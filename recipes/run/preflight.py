@@ -25,6 +25,7 @@ from mopd.distill.recipe import DomainRecipe
 from mopd.distill.storage import write_atomic
 from mopd.distill.types import Float32, Prompt, Rollout, RunError, Sampler, UserError
 from mopd.recipes.resolve.teachers import ResolvedTeacher
+from mopd.recipes.tables import Fitted
 from mopd.teachers.dry_run import DryRun
 from mopd.teachers.pool import TeacherPool
 from mopd.teachers.scorer import TOLERANCE
@@ -264,7 +265,7 @@ def unanswering(teacher: str, domain: str, why: str) -> Finding:
     return Finding(teacher, domain, "unusable", why, "take a teacher that answers, or correct this one")
 
 
-def findings_table(findings: Sequence[Finding]) -> Table:
+def findings_table(findings: Sequence[Finding]) -> Fitted:
     """What a person reads: teacher, verdict, reason, what to do."""
     styles: dict[Verdict, str] = {"usable": "green", "warning": "yellow", "unusable": "red", "later": "dim"}
     table = Table(title="can they teach this student?")
@@ -274,7 +275,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
         verdict = Text(finding.verdict, style=styles[finding.verdict])
         words = Text(finding.reason), Text(finding.remedy)
         table.add_row(Text(finding.teacher), Text(finding.domain), verdict, *words)
-    return table
+    return Fitted(table)
 
 
 def refuse_unusable(findings: Sequence[Finding]) -> None:

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from rich.console import Console
+from rich.text import Text
+
 from mopd.distill.errors import Interrupted
 from mopd.distill.recipe.study import Study
 from mopd.distill.storage import claim, write_atomic
@@ -26,7 +29,7 @@ from mopd.recipes.resolve.run_folder import RECIPE, STUDY, kept, move_aside, not
 from mopd.recipes.resolve.stages import finished, run_jobs, stage_folder
 from mopd.recipes.resolve.study import StudyRun, study_runs
 from mopd.recipes.run.cluster import ray_cluster
-from mopd.recipes.run.context import RunContext, quieten_libraries, stopping
+from mopd.recipes.run.context import RunContext, noting_its_end, quieten_libraries, stopping
 from mopd.recipes.run.launch import carry_out, is_finished, make_stage
 from mopd.recipes.run.study_line import StudyLine
 
@@ -76,7 +79,7 @@ def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
             context = RunContext(out, study.name, device, progress, stop, SharedAnswers(out / "answers"))
             with ray_cluster(out, niceness=max(run.resolved.niceness for run in runs), device=device):
                 failures = run_all(study, jobs, context)
-        summarize(study, out, progress)
+    summarize(study, out, Console())
     refuse_unfinished(study, out, failures)
 
 
@@ -127,8 +130,10 @@ def _make_stage(run: StudyRun, name: str, context: RunContext) -> None:
 
 def _carry_out(run: StudyRun, context: RunContext) -> None:
     folder = context.out / run.name
+    own = replace(context, out=folder, title=run.name)
     with claim(folder) as attempt:
-        carry_out(run.resolved, replace(context, out=folder, title=run.name), attempt)
+        with noting_its_end(own, attempt):
+            carry_out(run.resolved, own, attempt)
         write_report(folder)
 
 
@@ -157,15 +162,15 @@ def run_all(study: Study, jobs: Mapping[str, StudyJob], context: RunContext) -> 
         line.close()
 
 
-def summarize(study: Study, out: Path, progress: Progress) -> None:
+def summarize(study: Study, out: Path, console: Console) -> None:
     """Compare the runs that are finished: the table, ``comparison.html`` and ``comparison.json``."""
     done = [out / child.name for child in study.children if is_finished(out / child.name)]
     if not done:
         return
     comparison = compare(done)
     page = write_comparison(comparison, out, chosen_pair(comparison, None))
-    progress.print(console_tables(comparison))
-    progress.print(f"page: {page}")
+    console.print(console_tables(comparison))
+    console.print(Text(f"page: {page}"), soft_wrap=True)
 
 
 def refuse_unfinished(study: Study, out: Path, failures: Mapping[str, BaseException]) -> None:

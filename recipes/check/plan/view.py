@@ -12,17 +12,18 @@ from mopd.recipes.check.plan.processes import Card
 from mopd.recipes.check.plan.room import LOWER_CARD, Room
 from mopd.recipes.check.plan.totals import Plan
 from mopd.recipes.resolve.run_folder import size
+from mopd.recipes.tables import Fitted
 
 
 def print_plan(plan: Plan, console: Console, there: Room) -> None:
     """Print models, processes, tokens of a step, memory and disk."""
-    console.print(_models(plan))
+    console.print(Fitted(_models(plan)))
     for words, names in _attention(plan).items():
         console.print(Text(f"attention: {words} ({', '.join(names)})"), soft_wrap=True)
-    console.print(_processes(plan))
-    console.print(_steps(plan))
+    console.print(Fitted(_processes(plan)))
+    console.print(Fitted(_steps(plan)))
     if (card := plan.fullest_card) is not None:
-        console.print(_card(card, there.card_bytes))
+        console.print(Fitted(_card(card, there.card_bytes)))
     console.print(
         f"memory of the host: about {size(plan.memory_bytes)} at the peak, in all processes"
         f"{out_of(there.memory_bytes, 'here')}\n"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import threading
 
+import pytest
 from rich.console import Console
+from screen_kit import on_terminal
 
-from mopd.distill.tracking.console import Progress
+from mopd.distill.tracking.console import Progress, live_lines
 
 
 class Clock:
@@ -128,3 +130,62 @@ def test_printing_without_a_terminal_keeps_long_lines_whole() -> None:
     progress, out = plain(Clock())
     progress.print("word " * 100)
     assert out.getvalue().count("\n") == 1
+
+
+# ---- on a terminal of 80 columns
+
+LIVE = """
+import sys, time
+from mopd.distill.tracking.console import Progress, live_lines
+clock = [0.0]
+scores = {f"score/{name}": 0.9 for name in DOMAINS} | {"score/code": 0.4}
+recovery = {f"recovery/{name}": 0.97 for name in DOMAINS} | {"recovery/code": 0.41}
+with Progress(title="quickstart", now=lambda: clock[0]) as progress:
+    stage = progress.task("instruction-following-specialist", 12000)
+    stage.advance(12000, {"loss": 0.021, "score/code": 0.95})
+    stage.close()
+    task = progress.task("quickstart", 300)
+    for step in range(1, 138):
+        clock[0] += 2.0
+        task.advance(step, {"loss": 0.431, **{f"kl/{name}": 0.12 for name in DOMAINS}})
+        if step % 20 == 0:
+            task.advance(step, scores | recovery)
+            progress.print(f"step {step} was measured")
+            time.sleep(0.3)  # the display looks four times a second
+    print("the result")
+"""
+
+
+@pytest.mark.parametrize("domains", [("math", "code", "reasoning"), tuple(f"domain_{n}" for n in range(23))])
+def test_the_line_of_an_80_column_terminal_has_step_bar_time_left_and_worst_domain(domains: tuple[str, ...]) -> None:
+    screen, output = on_terminal(LIVE.replace("DOMAINS", repr([*domains, "code"])))
+    assert screen.wrapped == 0
+    assert screen.lines[0] == "quickstart"
+    assert [line for line in screen.lines if "was measured" in line] == [
+        f"step {step} was measured" for step in range(20, 137, 20)
+    ]
+    stage, run = [line for line in screen.lines if "─" in line or "━" in line]
+    assert stage == "instruction-following-s…  ━━━━━━━━━━  12000/12000  done         lowest code 95.0"
+    assert run == "quickstart                ━━━━━─────      137/300  5m 26s left  worst code 41%"
+    assert "the result" in "\n".join(screen.lines) + output
+
+
+def test_a_line_is_never_wider_than_its_terminal() -> None:
+    clock = Clock()
+    progress, _ = plain(clock)
+    tasks = [progress.task("a-name-that-is-longer-than-any-name", 1000), progress.task("b", 4)]
+    for step in (1, 3):
+        clock.seconds = 40.0 * step
+        for task in tasks:
+            task.advance(step, {"score/math": 0.5, "recovery/a-domain-with-a-long-name": 0.25, "loss": 1.0})
+    tasks[1].note("measuring the student on test prompts")
+    for width in range(30, 200):
+        lines = live_lines(tasks, width).plain.split("\n")
+        assert max(map(len, lines)) <= width
+        assert all(f"{task.step}/{task.total}" in line for task, line in zip(tasks, lines, strict=True))
+        if width >= 80:
+            assert all("─" in line for line in lines), width
+            assert "left" in lines[0]
+            assert "worst a-domain-with-a… 25%" in lines[0]
+            assert "measuring the student on test prompts" in lines[1]
+    assert "loss 1  math 50.0" in lines[0]

@@ -51,6 +51,7 @@ def test_a_run_that_a_teacher_ends_says_what_was_lost_once(tmp_path: Path) -> No
                 evaluator=None,
                 eval_sampler=actor,
                 teacher_distance=None,
+                evaluated=lambda: None,
             )
             student: Any = Counter()
             with pytest.raises(GradingFailed):
