@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
@@ -41,6 +41,9 @@ FOLDERS = set[Path]()
 GUARDS: list[subprocess.Popen[bytes]] = []
 """Of those clusters."""
 
+LAST_WORDS: list[Callable[[BaseException], None]] = []
+"""Of the runs that this process carries out: called where one ends without an exception that reaches it. They write a
+page in the worst case, and raise nothing."""
 ENDING = threading.Event()
 """Set where this process ends itself, with an exit code of its own."""
 
@@ -206,6 +209,8 @@ def guarded(folder: Path) -> Iterator[None]:
     def wait() -> None:
         guard.wait()
         if not (over.is_set() or ENDING.is_set()):
+            for note in tuple(LAST_WORDS):
+                note(RunError("a process of Ray's died, and with it all processes of the run"))
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True, name="guard").start()

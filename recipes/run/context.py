@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mopd.distill.errors import Interrupted
 from mopd.distill.storage import is_current
 from mopd.distill.tracking.console import Progress
 from mopd.distill.tracking.sink import one_line
 from mopd.recipes.evaluation.cache import SharedAnswers
 from mopd.recipes.report.page import write_report
 from mopd.recipes.resolve.run_folder import RECIPE, forget_end, note_end
-from mopd.recipes.run.cluster import end_everything
+from mopd.recipes.run.cluster import LAST_WORDS, end_everything
 
 _REPORTING = threading.Lock()  # stages that train side by side are one run's
 INTERRUPTED = 130
@@ -58,15 +59,22 @@ class RunContext:
 @contextmanager
 def noting_its_end(context: RunContext, attempt: str) -> Iterator[None]:
     """A run is carried out in this context: where it ends before its end, its folder and its report say why."""
-    forget_end(context.out)
-    try:
-        yield
-    except BaseException as error:
+
+    def note(error: BaseException) -> None:
         if (context.out / RECIPE).is_file() and is_current(context.out, attempt):
             with suppress(OSError):  # a full disk, of which the error itself tells
                 note_end(context.out, error)
             context.rewrite_report()
+
+    forget_end(context.out)
+    LAST_WORDS.append(note)
+    try:
+        yield
+    except BaseException as error:
+        note(error)
         raise
+    finally:
+        LAST_WORDS.remove(note)
 
 
 def quieten_libraries(device: str) -> None:
@@ -96,6 +104,8 @@ def stopping(progress: Progress, kept: Callable[[], str]) -> Iterator[threading.
         progress.print(f"{name} again: the step is dropped. {kept()}. The same command goes on from there.")
         if _is_session():
             raise KeyboardInterrupt
+        for note in tuple(LAST_WORDS):
+            note(Interrupted(f"{name}, twice: the step was dropped"))
         end_everything(INTERRUPTED)
 
     if threading.current_thread() is not threading.main_thread():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import shutil
 import signal
@@ -48,12 +50,25 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(finished: Path, out:
     assert "mopd run smoke" in printed
     assert "Traceback" not in printed
     assert left(running) == []
+    assert_explained(out, "interrupted", "stopped after step")
     saved = sorted((out / "checkpoints").glob("step-*"))
     last = max(row["step"] for row in rows(out / "metrics.jsonl") if row["kind"] == "train")
     assert saved[-1].name == f"step-{last:06d}", "the finished step was not saved"
     run("run", "smoke", "--out", out)
     assert_whole(out, steps=STEPS)
     assert weights(out) == weights(finished)
+    assert not (out / "ended.json").exists()
+
+
+def assert_explained(out: Path, how: str, why: str) -> None:
+    """The run's folder and its report, written as it ended, say so."""
+    ended = json.loads((out / "ended.json").read_text())
+    assert ended["how"] == how
+    assert why in ended["why"]
+    page = html.unescape((out / "report.html").read_text())
+    assert {"interrupted": "Interrupted: step", "broken": "Broken off: step"}[how] in page
+    assert why in page
+    assert "Traceback" not in page
 
 
 def test_a_second_ctrl_c_ends_at_once_and_says_what_is_kept(out: Path) -> None:
@@ -74,6 +89,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_kept(out: Path) -> None:
     assert f"smoke (after step {int(saved.removeprefix('step-'))})" in printed
     assert "base (finished)" in printed
     assert "Traceback" not in printed
+    assert_explained(out, "interrupted", "Ctrl-C, twice: the step was dropped")
     assert left(running) == []
 
 
@@ -91,6 +107,7 @@ def test_a_run_without_ray_ends_and_leaves_no_process_and_no_folder(out: Path, n
     assert "the run broke: Ray's" in printed
     assert "died, and with it all processes of the run" in printed
     assert "Traceback" not in printed
+    assert_explained(out, "broken", "a process of Ray's died")
     assert left(running) == []
     assert list(folder.iterdir()) == []
     folder.rmdir()
@@ -106,6 +123,7 @@ def test_a_rank_that_hangs_ends_the_run(out: Path) -> None:
     assert code == 1, printed
     assert "rank 0 of the student hangs" in printed
     assert "Traceback" not in printed
+    assert_explained(out, "broken", "rank 0 of the student hangs")
     assert left(running) == []
 
 
