@@ -291,6 +291,9 @@ def eval_(
     runs_code: Annotated[
         bool, typer.Option("--runs-code", help="with --harness: let tasks run the model's programs, in no sandbox")
     ] = False,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="FILE.parquet", help="keep what the model writes, with the verdicts")
+    ] = None,
     json_file: JsonOption = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run Python code that lies in the folder; read it first")
@@ -301,7 +304,7 @@ def eval_(
 
     sampled = {"samples_per_prompt": samples, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     asked = AskedModel(
-        model, tasks, recipe, domains, prompts, sampled, stop or [], harness, runs_code, trust_remote_code
+        model, tasks, recipe, domains, prompts, sampled, stop or [], harness, runs_code, answers, trust_remote_code
     )
     with _console_beside(json_file) as console:
         content = evaluate(asked, console)

@@ -34,6 +34,7 @@ class AskedModel:
         sampled: leaves of `evaluate` by name; None where the command line says nothing.
         stop: texts that end an answer.
         harness: tasks of lm-evaluation-harness, separated by commas.
+        answers: a file for what the model writes.
     """
 
     model: str
@@ -45,6 +46,7 @@ class AskedModel:
     stop: Sequence[str]
     harness: str | None
     runs_code: bool
+    answers: Path | None
     trust_remote_code: bool
 
 
@@ -66,7 +68,7 @@ def evaluate(asked: AskedModel, console: Console) -> dict[str, Any]:
         questions = _of_recipe(asked.recipe, asked.domains, asked.prompts)
     questions = _asked_so(questions, {**asked.sampled, "stop_strings": asked.stop or None})
     folder, _ = _checkpoint(asked.model, asked.trust_remote_code)
-    measured = evaluate_model(folder, questions, trust_remote_code=asked.trust_remote_code)
+    measured = evaluate_model(folder, questions, trust_remote_code=asked.trust_remote_code, answers=asked.answers)
     console.print(measured_table(folder, measured, samples=questions.evaluate.samples_per_prompt))
     return measured_record(folder, measured, questions)
 
@@ -75,6 +77,8 @@ def _by_harness(asked: AskedModel, harness: str, console: Console) -> dict[str, 
     """The same by lm-evaluation-harness."""
     from mopd.recipes.evaluation.harness import harness_table, run_harness  # its package is an extra
 
+    if asked.answers is not None:
+        raise UserError("--answers keeps what a model writes to --tasks or --recipe; --harness has files of its own")
     options = {**asked.sampled, "stop": asked.stop}
     given = [f"--{name.partition('_per')[0].replace('_', '-')}" for name, value in options.items() if value]
     if given:

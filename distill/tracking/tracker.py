@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from mopd.distill.tracking.answers import answers_path, forget_answers, write_answers
 from mopd.distill.tracking.jsonl import append_jsonl, as_json, read_jsonl, truncate_jsonl
 from mopd.distill.tracking.sinks import SinkThread, close_sinks
 
@@ -63,6 +64,7 @@ class Tracker:
             truncate_jsonl(
                 path, lambda row: row["step"] <= step and (step > 0 or row.get("model", "student") != "student")
             )
+        forget_answers(self._folder, step)
         self._last_steps = {}
         self._replay()
 
@@ -113,6 +115,19 @@ class Tracker:
         append_jsonl(path, plain)
         if name == "rollouts":
             self._show_rollouts(plain)
+
+    def keep_answers(self, model: str, step: int, split: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write what a model wrote in an exam; what an earlier attempt wrote of the same exam is replaced.
+
+        Args:
+            rows: see :mod:`distill.tracking.answers`.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        path = answers_path(self._folder, model, step, split)
+        self._may_write(str(path.relative_to(self._folder)))
+        write_answers(path, rows)
 
     def keep_rows(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the rows of one of the :data:`ROWS`' files for which ``keep`` does not hold."""

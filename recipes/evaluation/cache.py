@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mopd.distill.metrics.evaluate import Evaluation
+from mopd.distill.metrics.evaluate import Evaluation, Split
 from mopd.distill.storage import write_atomic
 from mopd.distill.tracking.jsonl import read_jsonl
 
@@ -33,12 +33,26 @@ class SharedAnswers:
         path = self._path(model, fingerprint)
         return [] if path is None else [replace(Evaluation(**row), model=name) for row in read_jsonl(path)]
 
-    def keep(self, model: str, fingerprint: str, answers: Sequence[Evaluation]) -> None:
-        """Keep all answers of the checkpoint at ``model`` to the questions, if it is a stage of the study."""
+    def files(self, model: str, fingerprint: str) -> dict[Split, Path]:
+        """Where what the checkpoint at ``model`` wrote is kept, by split; nothing for one from elsewhere."""
         path = self._path(model, fingerprint)
-        if path is not None:
-            self._folder.mkdir(exist_ok=True)
-            write_atomic(path, "".join(json.dumps(row.record(), allow_nan=False) + "\n" for row in answers))
+        splits: tuple[Split, ...] = ("validation", "test")
+        return {} if path is None else {split: path.with_suffix(f".{split}.parquet") for split in splits}
+
+    def keep(self, model: str, fingerprint: str, answers: Sequence[Evaluation], files: Mapping[Split, Path]) -> None:
+        """Keep all answers of the checkpoint at ``model`` to the questions, if it is a stage of the study.
+
+        Args:
+            files: where their texts are, by split.
+        """
+        path = self._path(model, fingerprint)
+        if path is None:
+            return
+        self._folder.mkdir(exist_ok=True)
+        for split, kept in self.files(model, fingerprint).items():
+            if files[split].is_file():
+                write_atomic(kept, files[split].read_bytes())
+        write_atomic(path, "".join(json.dumps(row.record(), allow_nan=False) + "\n" for row in answers))
 
     def _path(self, model: str, fingerprint: str) -> Path | None:
         """None for a checkpoint from elsewhere, which may change while its path doesn't."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +15,8 @@ from rich.table import Table
 from mopd.distill.metrics.evaluate import Evaluation, Interval, interval, scores
 from mopd.distill.metrics.results import UnjudgedAnswers, unjudged_answers
 from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, RolloutRecipe
-from mopd.recipes.evaluation.evaluator import examine, verify
+from mopd.distill.tracking.answers import write_answers
+from mopd.recipes.evaluation.evaluator import answer_rows, examine, verify
 from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.resolved import resolve_device
@@ -64,8 +66,13 @@ class MeasuredTask:
     unjudged: UnjudgedAnswers | None
 
 
-def evaluate_model(model: str, questions: EvalQuestions, *, trust_remote_code: bool = False) -> dict[str, MeasuredTask]:
+def evaluate_model(
+    model: str, questions: EvalQuestions, *, trust_remote_code: bool = False, answers: Path | None = None
+) -> dict[str, MeasuredTask]:
     """Measure a checkpoint on test prompts: greedily, and with sampled answers besides where they are asked for.
+
+    Args:
+        answers: a file for what it wrote; see :mod:`distill.tracking.answers`.
 
     Raises:
         UserError: a task can't be used.
@@ -93,7 +100,7 @@ def evaluate_model(model: str, questions: EvalQuestions, *, trust_remote_code: b
             closing=closing,
             episodes=partial(with_episodes, tasks=by_domain, tokenizer=tokenizer),
         )
-        rows, _ = examine(
+        rows, drawn = examine(
             samplers.of(FrozenModel(model, trust_remote_code=trust_remote_code)),
             asked,
             lambda prompts, texts: verify(by_domain, prompts, texts),
@@ -103,6 +110,8 @@ def evaluate_model(model: str, questions: EvalQuestions, *, trust_remote_code: b
             model=model,
             split="test",
         )
+    if answers is not None:
+        write_answers(answers, answer_rows(asked, rows, drawn))
     return {
         domain: MeasuredTask(
             greedy,

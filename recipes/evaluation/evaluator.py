@@ -19,6 +19,7 @@ from mopd.distill.metrics.evaluate import Decode, Evaluation, Split, Verify, eva
 from mopd.distill.metrics.results import TeacherWeights, group, paired_table
 from mopd.distill.metrics.selection import Selected, select_step
 from mopd.distill.recipe import EvaluateRecipe
+from mopd.distill.tracking.answers import answers_path, read_answers
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Metrics, Prompt, Rollout, Sampler
 from mopd.recipes.evaluation.costs import Costs
@@ -84,6 +85,37 @@ def examine(
     return rows, [row for each in drawn for row in each]
 
 
+def answer_rows(
+    prompts: Mapping[str, Sequence[Prompt]], rows: Sequence[Evaluation], drawn: Sequence[Evaluation]
+) -> Iterator[dict[str, Any]]:
+    """The answers of an exam as :mod:`distill.tracking.answers` keeps them: greedy ones, then sample by sample.
+
+    Args:
+        prompts: what was asked, by domain.
+        rows: the greedy answers.
+        drawn: the sampled ones, in the same order, one sample after the other.
+    """
+    asked = {prompt.id: prompt for questions in prompts.values() for prompt in questions}
+    for place, row in enumerate((*rows, *drawn)):
+        prompt = asked[row.prompt_id]
+        yield {
+            "model": row.model,
+            "step": row.step,
+            "split": row.split,
+            "domain": row.domain,
+            "prompt_id": row.prompt_id,
+            "prompt": prompt.text,
+            "gold": prompt.answer,
+            "sample": place // len(rows),
+            "text": row.text,
+            "verdict": row.correct,
+            "tokens": row.tokens,
+            "truncated": row.truncated,
+            "unjudged": row.unjudged,
+            "reason": row.reason,
+        }
+
+
 def exam_settings(settings: EvaluateRecipe) -> tuple[object, ...]:
     """What answers depend on of `evaluate`, besides the questions; nothing where they are greedy and whole."""
     if not asks_more(settings):
@@ -139,6 +171,7 @@ class Evaluator:
         self._settings = settings
         self._teachers = teachers
         self.rows: list[Evaluation] = []
+        self._folder = folder
         self._read(folder / "evaluations.jsonl")
 
     @property
@@ -155,8 +188,24 @@ class Evaluator:
         """What ``model`` answered so far."""
         return [row for row in self.rows if row.model == model]
 
-    def take_over(self, answers: Sequence[Evaluation]) -> None:
-        """Write down answers that were given to the same questions before, at no cost."""
+    def files(self, model: str, step: int) -> dict[Split, Path]:
+        """Where what ``model`` wrote at ``step`` is, by split, whether it has been asked or not."""
+        return {split: answers_path(self._folder, model, step, split) for split in self.prompts}
+
+    def take_over(self, answers: Sequence[Evaluation], files: Mapping[Split, Path]) -> None:
+        """Write down answers that were given to the same questions before, at no cost.
+
+        Args:
+            answers: of one model at one step.
+            files: where their texts are, by split; a file that is not there was not written by an earlier version.
+        """
+        if not answers:
+            return
+        model, step = answers[0].model, answers[0].step
+        for split, path in files.items():
+            if rows := read_answers(path):
+                renamed = ({**row, "model": model, "step": step} for row in rows)
+                self._tracker.keep_answers(model, step, split, renamed)
         self._tracker.append_rows("evaluations", [row.record() for row in answers])
         self._add(answers)
 
@@ -177,6 +226,8 @@ class Evaluator:
         lengths = [given[row.prompt_id] + row.tokens for row in (*rows, *drawn)]
         written = sum(row.tokens for row in (*rows, *drawn))
         spent = self._costs.of_evaluation(model, lengths, written=written, seconds=seconds)
+        # First: an exam whose rows are there is not asked again.
+        self._tracker.keep_answers(model, step, split, answer_rows(self.prompts[split], rows, drawn))
         self._tracker.append_rows("evaluations", [row.record() for row in rows])
         self._tracker.append_rows("exams", [{"model": model, "step": step, "split": split, **spent}])
         self._add(rows)

@@ -34,10 +34,12 @@ def measure_frozen(
     with context.answers.asking:
         for name, model in models.items():
             if model.adapter is None and not evaluator.answers(name):
-                evaluator.take_over(context.answers.find(name, model.path, fingerprint))
+                kept = context.answers
+                evaluator.take_over(kept.find(name, model.path, fingerprint), kept.files(model.path, fingerprint))
         for name in _measure(models, context, evaluator, make_samplers):
             if models[name].adapter is None:
-                context.answers.keep(models[name].path, fingerprint, evaluator.answers(name))
+                answers, files = evaluator.answers(name), evaluator.files(name, 0)
+                context.answers.keep(models[name].path, fingerprint, answers, files)
 
 
 def _measure(

@@ -55,7 +55,8 @@ def make_student(method: MadeMethod, job: Training, context: RunContext) -> int:
         def adopt(candidate: str, step: int, metrics: Metrics) -> None:
             if not evaluator.has_evaluated("student", step, "validation"):
                 answers = [replace(row, model="student", step=step) for row in evaluator.answers(candidate)]
-                evaluator.take_over(answers)
+                files = evaluator.files(candidate, 0)
+                evaluator.take_over(answers, {"validation": files["validation"]})
                 job.tracker.log("eval", step, {**metrics, **evaluator.against_teachers()})
 
         made = method.make(

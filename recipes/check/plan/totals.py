@@ -55,6 +55,8 @@ def _value_bytes(teacher: ResolvedTeacher) -> int:
 
 ROW_BYTES = 160
 """A line of evaluations.jsonl, about."""
+ANSWER_BYTES, TOKEN_BYTES = 40, 2
+"""An answer of an exam in its compressed file, and each token of its prompt and itself, about."""
 STEP_BYTES = 2_000
 """What a step adds to metrics.jsonl and to W&B's own files, about."""
 
@@ -141,7 +143,7 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
         steps=steps,
         run_steps=recipe.run.steps,
         flops=_flops(resolved, model_infos, lengths),
-        disk_bytes=_disk(recipe, model_infos, resolved.device),
+        disk_bytes=_disk(recipe, model_infos, lengths, resolved.device),
     )
 
 
@@ -213,7 +215,9 @@ def _flops(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Ma
     return total
 
 
-def _disk(recipe: Recipe, model_infos: Mapping[str, ModelInfo], device: str) -> float:
+def _disk(
+    recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths], device: str
+) -> float:
     """Bytes of a whole run's folder at its largest: the checkpoints that are kept, one that is spared because it is the
     best so far, and one more while it is written."""
     student, engine = model_infos["student.model"], recipe.student.engine
@@ -230,7 +234,9 @@ def _disk(recipe: Recipe, model_infos: Mapping[str, ModelInfo], device: str) -> 
     evaluations = recipe.run.steps // recipe.run.evaluate_every + 1 + 1 + len(recipe.teachers)
     tests = 2 + len(recipe.teachers)
     rows = evaluations * recipe.evaluate.validation_prompts + tests * recipe.evaluate.test_prompts
-    return total + len(recipe.domains) * rows * ROW_BYTES + recipe.run.steps * STEP_BYTES
+    answers = rows * (1 + recipe.evaluate.samples_per_prompt)
+    written = sum(ANSWER_BYTES + TOKEN_BYTES * (each.mean_prompt + each.mean_answer) for each in lengths.values())
+    return total + len(recipe.domains) * rows * ROW_BYTES + answers * written + recipe.run.steps * STEP_BYTES
 
 
 def _checkpoint_bytes(engine: Engine, optimizer: Optimizer, device: str) -> int:

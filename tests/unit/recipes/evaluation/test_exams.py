@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ import numpy as np
 import pytest
 import torch
 from check_kit import save_model, tokenizer_of
+from cli_kit import mopd
 from recipe_kit import SMALL, refused
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TopKLogitsWarper, TopPLogitsWarper
 
 from mopd.distill.metrics.evaluate import Evaluation
 from mopd.distill.recipe import EvaluateRecipe, RolloutRecipe
+from mopd.distill.tracking.answers import TYPES, answers_path, read_answers, write_answers
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Prompt, Rollout
 from mopd.recipes.check.plugins import check_engine
+from mopd.recipes.evaluation.cache import SharedAnswers
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator, cut_at, exam_settings
 from mopd.rollouts.engines.base import Decoding
@@ -181,3 +185,81 @@ def test_the_fingerprint_changes_with_what_answers_depend_on_alone() -> None:
         EvaluateRecipe(stop_strings=("\n",)),
     ]
     assert len({exam_settings(each) for each in asked}) == 3
+
+
+def test_an_exam_keeps_prompts_texts_verdicts_and_reasons(
+    tmp_path: Path, model: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer = tokenizer_of("arithmetic", "ordering", vocabulary=200)
+    settings = EvaluateRecipe(samples_per_prompt=2, validation_prompts=5, test_prompts=5)
+    source = PromptSource({"math": Supply(TASKS["arithmetic"])}, tokenizer, seed=0, mixture=FixedMixture({"math": 4}))
+    more: dict[str, Any] = {"teachers": {}, "source": source, "tasks": {"math": TASKS["arithmetic"]}}
+
+    def evaluator_in(folder: Path, tracker: Tracker) -> Evaluator:
+        costs = Costs(model, {}, samples=True)
+        return Evaluator(settings, folder, written_with=(), tokenizer=tokenizer, tracker=tracker, costs=costs, **more)
+
+    (tmp_path / "first").mkdir()
+    with Tracker(tmp_path / "first") as tracker:
+        evaluator = evaluator_in(tmp_path / "first", tracker)
+        asked = {prompt.id: prompt for prompt in evaluator.prompts["test"]["math"]}
+        sampler: Any = Lucky({prompt.id: prompt.answer for prompt in asked.values()}, tokenizer)
+        evaluator.evaluate("candidates/0.5", step=0, split="test", sampler=sampler)
+        answers, files = evaluator.answers("candidates/0.5"), evaluator.files("candidates/0.5", 0)
+    rows = read_answers(files["test"])
+    assert [(row["prompt_id"], row["sample"]) for row in rows] == [
+        (name, sample) for sample in range(3) for name in asked
+    ]
+    for row in rows:
+        prompt = asked[row["prompt_id"]]
+        written = f"{prompt.answer}=,=1" if row["sample"] == 2 else ""
+        verdict = TASKS["arithmetic"].verify(prompt, written)
+        assert (row["prompt"], row["gold"], row["text"], row["verdict"]) == (
+            prompt.text,
+            prompt.answer,
+            written,
+            verdict,
+        )
+        assert (row["model"], row["step"], row["split"], row["domain"]) == ("candidates/0.5", 0, "test", "math")
+        assert (row["truncated"], row["unjudged"], row["reason"]) == (bool(written), "", "")
+    greedy = {row["prompt_id"]: row["verdict"] for row in rows if row["sample"] == 0}
+    assert greedy == {row.prompt_id: row.correct for row in answers}
+
+    # Taken over, by another run or as the student's, they are the same answers under another name.
+    (tmp_path / "second").mkdir()
+    with Tracker(tmp_path / "second") as tracker:
+        other = evaluator_in(tmp_path / "second", tracker)
+        other.take_over([replace(row, model="student", step=7) for row in answers], files)
+        assert other.has_evaluated("student", 7, "test")
+        taken = read_answers(other.files("student", 7)["test"])
+    assert taken == [{**row, "model": "student", "step": 7} for row in rows]
+
+
+def test_answers_of_a_studys_stage_are_kept_with_their_texts(tmp_path: Path) -> None:
+    shared, stage = SharedAnswers(tmp_path / "answers"), tmp_path / "stages-0" / "base-1234" / "student"
+    stage.mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    row = dict.fromkeys(TYPES, "") | {"model": "base", "step": 0, "sample": 0, "verdict": 1.0, "tokens": 2}
+    files = {split: answers_path(tmp_path / "run", "base", 0, split) for split in ("validation", "test")}
+    for split, path in files.items():
+        write_answers(path, [row | {"truncated": False, "split": split, "text": split}])
+    answers = [Evaluation("base", 0, "test", "math", "math/1", 1.0)]
+    shared.keep(str(stage), "feed", answers, files)  # type: ignore[arg-type]
+    assert [read.record() for read in shared.find("teachers/base", str(stage), "feed")] == [
+        {**answers[0].record(), "model": "teachers/base"}
+    ]
+    kept = shared.files(str(stage), "feed")
+    assert {split: read_answers(path)[0]["text"] for split, path in kept.items()} == {
+        "validation": "validation",
+        "test": "test",
+    }
+    assert shared.files("/somewhere/else", "feed") == {}
+
+
+def test_eval_keeps_what_the_model_writes(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = mopd("eval", model, "--tasks", "arithmetic", "--prompts", "6", "--answers", "kept/a.parquet")
+    assert result.exit_code == 0, result.output
+    rows = read_answers(Path("kept/a.parquet"))
+    assert len({row["prompt_id"] for row in rows}) == len(rows) == 6
+    assert all(row["prompt"].startswith("math") and row["gold"] for row in rows)
