@@ -344,6 +344,30 @@ def report(run: RunArgument, json_file: JsonOption = None) -> None:
     _write_json(json_file, content)
 
 
+@app.command()
+def answers(
+    run: RunArgument,
+    domain: Annotated[list[str] | None, typer.Option(help="of this domain; may be repeated")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="lost (the base scores more), missed (its teacher does), neither, or right")
+    ] = None,
+    search: Annotated[str, typer.Option(metavar="TEXT", help="in the question or an answer")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="right answers, too")] = False,
+    split: Annotated[str | None, typer.Option(help="test or validation; test where there is one")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="of the student's exam; the last unless given")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="questions to print")] = 30,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="write all of them there")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Show what a run's student gets wrong, beside its base and teachers; what it lost to the base comes first."""
+    from mopd.recipes.answers_command import AnswerFilter, show_answers
+
+    wanted = AnswerFilter(domain or (), kind, search, everything)
+    with _console_beside(json_file) as console:
+        content = show_answers(run, wanted, console, split=split, step=step, limit=limit, out=out)
+    _write_json(json_file, content)
+
+
 @app.command("ls")
 def list_(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="a folder of runs, a run, or a study")] = Path(

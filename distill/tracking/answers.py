@@ -18,7 +18,7 @@ Example:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,8 +85,11 @@ def _whole(value: Any) -> Any:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def read_answers(path: Path) -> list[dict[str, Any]]:
+def read_answers(path: Path, only: Sequence[tuple[str, str, Any]] = ()) -> list[dict[str, Any]]:
     """The rows of a file; none where it is not there.
+
+    Args:
+        only: conditions that rows meet, such as ``("sample", "==", 0)`` or ``("domain", "in", ["math"])``.
 
     Raises:
         RunError: it is no such file.
@@ -97,7 +100,7 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as parquet
 
     try:
-        table: pyarrow.Table = parquet.read_table(path, columns=list(TYPES))
+        table: pyarrow.Table = parquet.read_table(path, columns=list(TYPES), filters=list(only) or None)
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{path} is damaged ({error}); remove it, and reports do without these answers") from error
     return table.to_pylist()

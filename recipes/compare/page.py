@@ -32,8 +32,9 @@ from mopd.recipes.compare.wording import (
     with_teachers,
     worst_forgetting,
 )
+from mopd.recipes.compare.wrong import compared_answers
 from mopd.recipes.report.charts import MOST_LABELS, Line, ReferenceLine, line_chart
-from mopd.recipes.report.page import page_template
+from mopd.recipes.report.page import SEARCH, page_template
 from mopd.recipes.report.wording import Tile, between, percent, points, si
 
 TEMPLATE = Path(__file__).parent / "templates" / "compare.html.j2"
@@ -105,6 +106,9 @@ def render(comparison: Comparison, pair: Sequence[str]) -> str:
         pareto=_pareto(comparison, rows, css, pair) if len(pair) == 2 else None,
         pair=pair,
         differing=_differing(comparison, rows),
+        wrong=compared_answers(comparison, rows),
+        domain_css=dict.fromkeys(comparison.domains, "plain"),
+        **SEARCH,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

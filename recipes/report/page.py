@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import jinja2
+from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
@@ -18,9 +22,16 @@ from mopd.recipes.report.records import DomainScore, SeesawRecord
 from mopd.recipes.report.run import cost, environment, learning, samples, settings
 from mopd.recipes.report.scores import changes, curves, health, recovery_rows, sampled_rows, unjudged_rows
 from mopd.recipes.report.wording import RunVerdict, between, judge, percent
+from mopd.recipes.report.wrong import KINDS, shown, wrong_answers
 from mopd.recipes.tables import Fitted
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
+_SCRIPT = (TEMPLATE.parent / "find.js").read_text()
+_DIGEST = b64encode(sha256(_SCRIPT.encode()).digest()).decode()
+POLICY = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{_DIGEST}'"
+"""What a page may do: nothing from anywhere, and no script but the one that filters questions."""
+SEARCH: dict[str, Any] = {"policy": Markup(POLICY), "script": Markup(_SCRIPT), "kinds": KINDS, "shown": shown}
+"""What templates/wrong.html.j2 needs."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -62,6 +73,8 @@ def render(data: RunData) -> str:
         environment=environment(data),
         recipe_yaml=(data.folder / "recipe.yaml").read_text(),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        wrong=wrong_answers(data.folder, data.recipe.teacher_weights, split=data.seesaw.split, domains=data.domains),
+        **SEARCH,
     )
 
 

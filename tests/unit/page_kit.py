@@ -13,7 +13,7 @@ from deadline_kit import patience
 class Page(HTMLParser):
     """Text by enclosing section, every address, and whether every element was closed."""
 
-    VOID = frozenset({"meta", "link", "br", "circle", "img"})
+    VOID = frozenset({"meta", "link", "br", "circle", "img", "input"})
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -48,7 +48,7 @@ def test_the_wheel_holds_mopd_alone_and_all_of_it(wheel: Path) -> None:
     shipped = [
         f"mopd/{path.relative_to(ROOT)}"
         for folder in FOLDERS[1:]
-        for pattern in ("*.py", "*.yaml", "*.json", "*.j2")
+        for pattern in ("*.py", "*.yaml", "*.json", "*.j2", "*.js")
         for path in (ROOT / folder).rglob(pattern)
     ]
     assert {"mopd/__init__.py", *shipped} == {name for name in entries if ".dist-info/" not in name}

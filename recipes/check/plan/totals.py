@@ -215,9 +215,7 @@ def _flops(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Ma
     return total
 
 
-def _disk(
-    recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths], device: str
-) -> float:
+def _disk(recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths], device: str) -> float:
     """Bytes of a whole run's folder at its largest: the checkpoints that are kept, one that is spared because it is the
     best so far, and one more while it is written."""
     student, engine = model_infos["student.model"], recipe.student.engine

@@ -17,6 +17,7 @@ from mopd.recipes.compare.charts import frontier, heat_map, pareto_chart, recove
 from mopd.recipes.compare.comparison import Comparison, compare
 from mopd.recipes.compare.page import BANDS, banded, chosen_pair, render, write_comparison
 from mopd.recipes.compare.wording import ranked
+from mopd.recipes.report.page import POLICY
 from mopd.recipes.report.records import Ends
 
 WIDTHS = (390, 768, 1280)
@@ -209,7 +210,7 @@ def test_a_browser_opens_it_without_complaint_and_nothing_is_cut_off(comparison:
       })).map((e) => e.tagName + '.' + e.getAttribute('class'))
       parent.told.push(document.documentElement.scrollWidth + '/' + innerWidth + '/' + (cut.join('+') || 'none'))
     }"""
-    page = html.replace("</body>", "<script>console.error('seen'); tell()</script></body>")
+    page = html.replace(POLICY, "").replace("</body>", "<script>console.error('seen'); tell()</script></body>")
     page = page.replace("<head>", f"<head><script>{tell}</script>")
     frames = "".join(f'<iframe style="width:{w}px;border:0" srcdoc="{escape(page)}"></iframe>' for w in WIDTHS)
     done = "<script>onload = () => { document.title = told.sort().join(' ') }</script>"

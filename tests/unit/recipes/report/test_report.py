@@ -13,6 +13,7 @@ from page_kit import Page
 from rich.console import Console
 from run_kit import domain_settings, recipe, write_run
 
+from mopd.distill.storage import claim
 from mopd.distill.tracking.jsonl import append_jsonl, truncate_jsonl
 from mopd.distill.types import RunError, UserError
 from mopd.recipes.report.data import load_run, run_ledger
@@ -96,8 +97,10 @@ def test_a_run_under_way_says_what_is_missing(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", steps=120, finished=False, n_test=100, n_validation=50)
     (run_dir / "environment.json").unlink()
     truncate_jsonl(run_dir / "stages" / "code" / "metrics.jsonl", lambda row: row["step"] <= 50)
-    text = page_of(run_dir).sections[""]
+    with claim(run_dir):
+        text = page_of(run_dir).sections[""]
     assert "Under way: step 120 of 200" in text
+    assert "The run is under way, at step 120 of 200." in text
     assert "Stage code is at step 50 of 200." in text
     assert "scores are on the fewer validation questions" in text
     assert "environment.json (versions, commit, machine) has nothing yet." in text

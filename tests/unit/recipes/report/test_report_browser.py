@@ -10,7 +10,7 @@ import pytest
 from page_kit import CHROMIUM, WIDTHS, browse
 from run_kit import write_run
 
-from mopd.recipes.report.page import write_report
+from mopd.recipes.report.page import POLICY, write_report
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed to open the report with")
@@ -20,7 +20,7 @@ def test_a_browser_opens_it_without_complaint_and_it_fits_phone_and_desk(tmp_pat
     It also complains once a frame, which proves that a complaint would be seen.
     """
     html = write_report(write_run(tmp_path / "run", n_test=300, n_validation=50)).read_text()
-    report = html.replace("</body>", "<script>console.error('seen'); tell()</script></body>")
+    report = html.replace(POLICY, "").replace("</body>", "<script>console.error('seen'); tell()</script></body>")
     tell = "function tell() { parent.told.push(document.documentElement.scrollWidth + '/' + innerWidth) }"
     report = report.replace("<head>", f"<head><script>{tell}</script>")
     frames = "".join(f'<iframe style="width:{w}px;border:0" srcdoc="{escape(report)}"></iframe>' for w in WIDTHS)
