@@ -465,7 +465,13 @@ def _load(recipe: str, overrides: list[str] | None, out: Path | None) -> Any:
     from mopd.distill.recipe.study import load
 
     resolved = load(recipe, overrides or (), shipped=SHIPPED)
-    return resolved, out if out is not None else Path("runs") / resolved.name
+    return resolved, out if out is not None else Path("runs") / _folder_name(resolved.name)
+
+
+def _folder_name(recipe: str) -> str:
+    """The recipe's name; of a trial of a sweep, whose recipes differ, one for each."""
+    sweep, trial = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    return f"{recipe}-{sweep}/{trial}" if sweep and trial else recipe
 
 
 @contextmanager

@@ -28,9 +28,10 @@ class TrackedRun:
         name: the run's name, of a stage ``RUN/STAGE``.
         group: the recipe's name, which a run shares with its stages.
         job_type: the method, or ``"stage"``.
-        tags: what runs are told apart by: method, estimator, seed, and the recipe's own tags.
+        tags: what runs are told apart by: method, estimator (of a stage its own), seed, and the recipe's own tags.
         description: one line for people; may be empty.
-        config: the resolved recipe as plain JSON, and ``"stage"``: the stage's name or None.
+        config: the resolved recipe as plain JSON, of a stage its own; ``"stage"``, its name or None, and
+            ``"environment"``, the commit, the versions and the machine.
         domains: the domains of the recipe, in its order.
         project: ``track.wandb.project``.
         entity: ``track.wandb.entity``.
@@ -81,6 +82,9 @@ class Sink(Protocol):
         """Show the run's result: the numbers of seesaw.json, ``seesaw/worst_recovery`` and so on."""
         ...
 
+    # It may have ``alert(title, text)`` too, which is called where somebody should be told: a run broke, or a domain
+    # fell below the base beyond chance.
+
     def close(self, *, failed: bool) -> None:
         """Finish: everything was logged. ``failed``: the run ended by an error or an interrupt."""
         ...
@@ -88,6 +92,34 @@ class Sink(Protocol):
 
 SinkFactory = Callable[[TrackedRun], Sink]
 """Opens a sink of a run, on the sink's thread; a class whose ``__init__`` takes the run is one."""
+
+
+OVER_FLOPS = ("score/", "recovery/", "worst_recovery_estimate", "mean_recovery")
+"""Beginnings of the numbers of an evaluation that are shown over compute, too."""
+
+
+class CumulativeCost:
+    """What training has cost until a step: the sums of the rows of metrics.jsonl that were given, as axes of charts.
+
+    ``cost/flops``: of generation, teachers and updates, evaluations left out. ``cost/tokens``: that were trained on.
+    ``cost/seconds``: of the loop. Stages are runs of their own, and in none of these.
+    """
+
+    def __init__(self) -> None:
+        self._sums = dict.fromkeys(("cost/flops", "cost/tokens", "cost/seconds"), 0.0)
+
+    def see(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """The sums with one row more; an evaluation's scores and recoveries besides, as ``over_flops/NAME``."""
+        numbers = {name: value for name, value in row.items() if name not in NO_METRICS and value is not None}
+        if row["kind"] == "train":
+            flops = [v for name, v in numbers.items() if name.startswith("flops/") and name != "flops/evaluation"]
+            self._sums["cost/flops"] += sum(flops)
+            self._sums["cost/tokens"] += numbers.get("tokens/update", 0.0)
+            self._sums["cost/seconds"] += numbers.get("seconds/step", 0.0)
+        if row["kind"] == "fault":
+            return {}
+        shown = {n: value for n, value in numbers.items() if row["kind"] == "eval" and n.startswith(OVER_FLOPS)}
+        return dict(self._sums) | {f"over_flops/{name}": value for name, value in shown.items()}
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:

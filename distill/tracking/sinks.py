@@ -133,6 +133,10 @@ class SinkThread:
         """Show the run's result."""
         self._put(lambda sink: sink.summary(values))
 
+    def alert(self, title: str, text: str) -> None:
+        """Tell somebody, where the sink can."""
+        self._put(lambda sink: getattr(sink, "alert", _nobody)(title, text))
+
     def end(self, *, failed: bool) -> None:
         """Nothing more will come: the sink closes once it has shown what it was given."""
         self._put(lambda sink: sink.close(failed=failed))
@@ -166,6 +170,10 @@ class SinkThread:
             f"{self._title} is off for {self._run.name} ({one_line(error)}); the run goes on; "
             "metrics.jsonl has all it would show"
         )
+
+
+def _nobody(title: str, text: str) -> None:
+    """Of a sink that has no alerts."""
 
 
 def close_sinks(sinks: Sequence[SinkThread], *, failed: bool) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from mopd.distill.errors import Interrupted
 from mopd.distill.tracking.answers import answers_path, forget_answers, write_answers
 from mopd.distill.tracking.jsonl import append_jsonl, as_json, read_jsonl, truncate_jsonl
 from mopd.distill.tracking.sinks import SinkThread, close_sinks
@@ -152,6 +153,14 @@ class Tracker:
             sink.table("scores", last, ["model", *domains], scores)
             sink.table("recovery_by_domain", last, ["domain", "recovery_by_domain"], recovery, bars=True)
             sink.summary(numbers)
+        for domain, ends in (seesaw["metrics_ci"].get("points_at_once") or {}).items():
+            if ends is not None and ends[1] < 0:
+                self.alert(*regression(domain, ends, f"on {seesaw.get('split', 'test')} questions, at the end"))
+
+    def alert(self, title: str, text: str) -> None:
+        """Have the sinks tell somebody, where they can."""
+        for sink in self._sinks:
+            sink.alert(title, text)
 
     def close(self, *, failed: bool = False) -> None:
         """Close the sinks, waiting for them for a limited time."""
@@ -160,7 +169,9 @@ class Tracker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is not None and not isinstance(error, Interrupted | KeyboardInterrupt):
+            self.alert("the run broke", str(error) or type(error).__name__)
         self.close(failed=kind is not None)
 
     def _rows(self, name: str) -> Path:
@@ -202,6 +213,16 @@ class Tracker:
         cells = [[_cell(row.get(name)) for name in columns] for row in rows]
         for sink in self._sinks:
             sink.table("rollouts", max(map(_step, rows)), columns, cells)
+
+
+def regression(domain: str, ends: Sequence[float], when: str) -> tuple[str, str]:
+    """Title and text of an alert: a domain is below the base beyond chance.
+
+    Args:
+        ends: of the 95% interval of its change over the base, a fraction, that holds for all domains together.
+    """
+    low, high = (100 * end for end in ends)
+    return f"{domain} fell below the base", f"{domain}, {when}: {low:.1f} to {high:.1f} points, beyond chance"
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, float | None]:

@@ -1,5 +1,7 @@
 """A Weights & Biases run as a sink; its files lie in ``<run>/wandb/``.
 
+Under `wandb agent` the run is the trial, with its id, and its stages are runs beside it that belong to no sweep.
+
 Layout of a workspace: the group is the recipe's name; the run and each of its stages are W&B runs of that group, with
 one x axis, ``step``. The same metric of base, specialists and student is therefore one panel with one line for each.
 """
@@ -14,12 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mopd.distill.tracking.sink import TrackedRun, numbers_of, one_line
+from mopd.distill.tracking.sink import CumulativeCost, TrackedRun, numbers_of, one_line
 
 # W&B reports its own crashes and usage to its authors; where they can't be reached, exit would wait 20 s.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 import wandb
 
+SWEEP_ID, RUN_ID = "WANDB_SWEEP_ID", "WANDB_RUN_ID"
+"""Set by `wandb agent` for the process of a trial."""
 _LOCK = threading.Lock()  # stages start and end at the same time; W&B's process-wide state is touched by one of them
 _OPEN: set[WandbSink] = set()  # sinks that use W&B
 
@@ -42,6 +46,7 @@ class WandbSink:
         self._folder = tracked.folder / "wandb"
         self._init_seconds = init_seconds
         self._finish_seconds = finish_seconds
+        self._cost = CumulativeCost()
         self._run: wandb.Run | None = None  # none: W&B is disabled by its environment
         _OPEN.add(self)
         with self._until_it_breaks():
@@ -53,7 +58,8 @@ class WandbSink:
         """Show the numbers of one line of metrics.jsonl at its step."""
         with self._until_it_breaks():
             if self._run is not None:
-                _log(self._run, row["step"], {"step": row["step"], **numbers_of(row)})
+                costs = self._cost.see(row)
+                _log(self._run, row["step"], {"step": row["step"], **numbers_of(row), **costs})
 
     def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, bars: bool) -> None:
         """Show a table at ``step``; as ``bars``, a chart of its two columns, whose table is ``<name>_table``."""
@@ -69,6 +75,12 @@ class WandbSink:
         with self._until_it_breaks():
             if self._run is not None:
                 self._run.summary.update({name: value for name, value in values.items() if value is not None})
+
+    def alert(self, title: str, text: str) -> None:
+        """Have W&B send a message, as the user's settings there say."""
+        with self._until_it_breaks():
+            if self._run is not None:
+                self._run.alert(f"{self._tracked.name}: {title}", text, level=wandb.AlertLevel.ERROR)
 
     def close(self, *, failed: bool) -> None:
         """End the W&B run; waits for uploads."""
@@ -94,7 +106,7 @@ class WandbSink:
 
     def _open(self) -> wandb.Run | None:
         name = self._tracked.name
-        with _LOCK:
+        with _LOCK, _trial() as trial:
             wandb.setup(wandb.Settings(silent=True))
             mode = self._mode()
             if mode == "disabled":
@@ -104,7 +116,7 @@ class WandbSink:
                 try:
                     if not wandb.login(prompt=False, verify=False):
                         raise ConnectionError("not logged in; `wandb login` does that")
-                    run = self._init("online")
+                    run = self._init("online", trial)
                     self._tracked.say(f"W&B shows {name} at {run.url}")
                     return run
                 except Exception as error:
@@ -112,7 +124,7 @@ class WandbSink:
                         f"W&B cannot be reached for {name} ({one_line(error)}); recording offline, "
                         f"to be uploaded with `wandb sync {self._folder / 'latest-run'}`"
                     )
-            return self._init("offline")
+            return self._init("offline", trial)
 
     def _mode(self) -> str:
         """The recipe's mode; ``auto`` follows WANDB_MODE, else is online where W&B is logged in."""
@@ -122,11 +134,13 @@ class WandbSink:
             return from_environment if from_environment in ("online", "disabled") else "offline"
         return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
-    def _init(self, mode: Literal["online", "offline"]) -> wandb.Run:
+    def _init(self, mode: Literal["online", "offline"], trial: Mapping[str, str]) -> wandb.Run:
         tracked = self._tracked
+        mine = {} if tracked.config.get("stage") else trial  # a stage is no trial
+        in_sweep = SWEEP_ID in trial  # whose project the agent names
         run = wandb.init(
-            project=tracked.project,
-            entity=tracked.entity,
+            project=os.environ.get("WANDB_PROJECT", tracked.project) if in_sweep else tracked.project,
+            entity=os.environ.get("WANDB_ENTITY", tracked.entity) if in_sweep else tracked.entity,
             tags=list(tracked.tags),
             notes=tracked.description or None,
             group=tracked.group,
@@ -135,7 +149,7 @@ class WandbSink:
             config=dict(tracked.config),
             dir=tracked.folder,
             mode=mode,
-            id=self._online_id() if mode == "online" else None,
+            id=self._online_id(mine.get(RUN_ID)) if mode == "online" else mine.get(RUN_ID),
             resume="allow" if mode == "online" else None,
             reinit="create_new",
             settings=wandb.Settings(
@@ -143,21 +157,36 @@ class WandbSink:
                 console="off",  # the console belongs to the progress display
                 init_timeout=self._init_seconds,
                 finish_timeout=self._finish_seconds,
+                sweep_id=mine.get(SWEEP_ID),
             ),
         )
         # W&B shows the row of a step only once a later step is logged, and merges what is logged at one step.
         run.define_metric("step", hidden=True)
         run.define_metric("train/*", step_metric="step", summary="last")
         run.define_metric("eval/*", step_metric="step", summary="last")
+        run.define_metric("cost/*", step_metric="step", summary="last")
+        run.define_metric("over_flops/*", step_metric="cost/flops", summary="last")
         for domain in tracked.domains:
             run.define_metric(f"eval/score/{domain}", step_metric="step", summary="max,last")
         return run
 
-    def _online_id(self) -> str:
+    def _online_id(self, given: str | None) -> str:
+        """The id that the first attempt took, ``given`` or a new one."""
         path = self._folder / "online_id"
         if not path.exists():
-            path.write_text(secrets.token_hex(4))
+            path.write_text(given or secrets.token_hex(4))
         return path.read_text()
+
+
+@contextlib.contextmanager
+def _trial() -> Iterator[Mapping[str, str]]:
+    """What `wandb agent` says of the trial that this process is. W&B itself doesn't see it here: it would make every
+    run that it opens this one, and stages are runs."""
+    given = {name: os.environ.pop(name) for name in (SWEEP_ID, RUN_ID, "WANDB_SWEEP_PARAM_PATH") if name in os.environ}
+    try:
+        yield given
+    finally:
+        os.environ.update(given)
 
 
 @contextlib.contextmanager

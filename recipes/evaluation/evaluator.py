@@ -171,6 +171,7 @@ class Evaluator:
         self._settings = settings
         self._teachers = teachers
         self.rows: list[Evaluation] = []
+        self.fallen: dict[str, tuple[float, float]] = {}
         self._folder = folder
         self._read(folder / "evaluations.jsonl")
 
@@ -248,6 +249,8 @@ class Evaluator:
         recovery |= {name: measured.values[name] for name in RECOVERIES}
         low, high = measured.intervals["worst_recovery"] or (None, None)
         recovery |= {"worst_recovery/low": low, "worst_recovery/high": high}
+        at_once = measured.intervals["points_at_once"] or {}
+        self.fallen = {domain: (ends[0], ends[1]) for domain, ends in at_once.items() if ends and ends[1] < 0}
         return {name: value for name, value in recovery.items() if value is not None}
 
     def selected(self, last: int) -> Selected:

@@ -13,7 +13,7 @@ from mopd.distill.metrics.episodes import episode_metrics
 from mopd.distill.metrics.stop_rule import RunLength, stop_reason
 from mopd.distill.recipe import RunRecipe, StopRecipe, StudentRecipe
 from mopd.distill.tracking.console import TaskHandle
-from mopd.distill.tracking.tracker import Tracker
+from mopd.distill.tracking.tracker import Tracker, regression
 from mopd.distill.types import Metrics, RunError, Sampler, ScoredRollout, Weights
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
@@ -58,6 +58,7 @@ class RunCallbacks:
         self._evaluated = evaluated
         self._why: str | None = None
         self._stale = set[str]()
+        self._fallen = set[str]()
 
     def resumed(self, step: int) -> None:
         """Void what was recorded of steps that are run again."""
@@ -85,6 +86,10 @@ class RunCallbacks:
         metrics |= self._evaluator.evaluate("student", step=step, split="validation", sampler=self._eval_sampler)
         metrics |= self._evaluator.against_teachers()
         self._tracker.log("eval", step, metrics)
+        for domain, ends in self._evaluator.fallen.items():
+            if domain not in self._fallen:
+                self._fallen.add(domain)
+                self._tracker.alert(*regression(domain, ends, f"on validation questions, after step {step}"))
         self._judge()
         self._progress.advance(step, metrics)
         self._evaluated()

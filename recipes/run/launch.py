@@ -162,7 +162,7 @@ def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str
         claim(folder) as attempt,
         Tracker(
             folder,
-            sinks=start_sinks(recipe, folder, stage=name, say=context.progress.print),
+            sinks=start_sinks(recipe, folder, stage=name, trained=stage.recipe, say=context.progress.print),
             may_write=partial(check_current, folder, attempt),
         ) as tracker,
     ):

@@ -8,6 +8,7 @@ from pathlib import Path
 from mopd.distill.recipe import Recipe, TrackRecipe
 from mopd.distill.tracking.sink import TrackedRun
 from mopd.distill.tracking.sinks import SinkThread, open_sinks
+from mopd.recipes.resolve.run_folder import environment
 
 _TAG = 64  # characters of a W&B tag, at most
 
@@ -18,7 +19,12 @@ def sink_names(track: TrackRecipe) -> list[str]:
 
 
 def start_sinks(
-    recipe: Recipe, folder: Path, *, stage: str | None = None, say: Callable[[str], None]
+    recipe: Recipe,
+    folder: Path,
+    *,
+    stage: str | None = None,
+    trained: Recipe | None = None,
+    say: Callable[[str], None],
 ) -> list[SinkThread]:
     """Start the sinks of a run, or of one of its stages.
 
@@ -26,10 +32,12 @@ def start_sinks(
         recipe: the whole run's, also where a stage is shown.
         folder: of the run, or of the stage.
         stage: the stage's name, if this is one.
+        trained: the stage's own recipe then, whose method, estimator and settings are shown.
         say: prints one line for people; the sinks' troubles go there.
     """
-    estimator = recipe.loss.estimator.rpartition("/")[2]
-    tags = (recipe.method, estimator[:_TAG], f"seed-{recipe.seed}", *recipe.track.wandb.tags)  # not per token
+    shows = recipe if trained is None else trained
+    estimator = shows.loss.estimator.rpartition("/")[2]
+    tags = (shows.method, estimator[:_TAG], f"seed-{recipe.seed}", *recipe.track.wandb.tags)  # not per token
     shown = TrackedRun(
         folder=folder,
         name=recipe.name if stage is None else f"{recipe.name}/{stage}",
@@ -37,7 +45,7 @@ def start_sinks(
         job_type=recipe.method if stage is None else "stage",
         tags=tuple(dict.fromkeys(tags)),
         description=recipe.description,
-        config={**recipe.model_dump(mode="json", by_alias=True), "stage": stage},
+        config={**shows.model_dump(mode="json", by_alias=True), "stage": stage, "environment": environment()},
         domains=tuple(recipe.domains),
         project=recipe.track.wandb.project,
         entity=recipe.track.wandb.entity,

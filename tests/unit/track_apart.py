@@ -98,6 +98,19 @@ def whole_run(
     print(time.time())
 
 
+def run_with_a_stage(folder: Path, *, worst: float, mode: str = "offline") -> None:
+    """A run whose specialist is made first, as `mopd run` does it; its worst domain recovers ``worst``."""
+    stage = folder / "stages" / "math"
+    stage.mkdir(parents=True)
+    with open_tracker(folder, mode) as tracker:
+        with open_tracker(stage, mode, stage="math") as of_stage:
+            of_stage.resume(0)
+            write_run(of_stage, steps=2)
+        tracker.resume(0)
+        write_run(tracker, steps=2)
+        tracker.summarize(SEESAW | {"metrics": SEESAW["metrics"] | {"worst_recovery": worst}})
+
+
 def killed_after_step_3(folder: Path) -> None:
     """A run that does not live to close its Tracker."""
     with open_tracker(folder) as tracker:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mopd.distill.recipe import Recipe
+from mopd.distill.recipe import NegativeLogLikelihood, Recipe
 from mopd.distill.tracking.sink import TrackedRun
 from mopd.distill.tracking.tracker import Tracker
 from mopd.recipes.run.tracking import start_sinks
@@ -32,7 +32,14 @@ def open_tracker(folder: Path, mode: str = "offline", *, stage: str | None = Non
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    return Tracker(folder, sinks=start_sinks(recipe(mode), folder, stage=stage, say=say))
+    trained = None if stage is None else stage_recipe_of(recipe(mode))
+    return Tracker(folder, sinks=start_sinks(recipe(mode), folder, stage=stage, trained=trained, say=say))
+
+
+def stage_recipe_of(run: Recipe) -> Recipe:
+    """What a supervised stage of a run trains by."""
+    loss = NegativeLogLikelihood(estimator="nll")
+    return run.model_copy(update={"method": "supervised", "loss": loss, "seed": 12345})
 
 
 def tracked_run(folder: Path, *, say: Callable[[str], None] = print) -> TrackedRun:
@@ -71,16 +78,29 @@ def write_run(tracker: Tracker, *, after: int = 0, steps: int = 4) -> None:
     if after == 0:
         tracker.log("eval", 0, {"score/math": 0.5, "score/code": 0.25})
     for step in range(after + 1, steps + 1):
-        tracker.log("train", step, {"loss": 1 / (3 * step), "kl/math": 0.1 / step, "token_share/math": 0.5})
+        spent = {"flops/update": 1e9 / step, "flops/teacher/math": 7.0, "tokens/update": 11.0, "seconds/step": 0.3}
+        exams = {"flops/evaluation": 1e6}  # which are no training
+        shares = {"loss": 1 / (3 * step), "kl/math": 0.1 / step, "token_share/math": 0.5}
+        tracker.log("train", step, shares | spent | exams)
         if step % 2 == 0:
             tracker.log("eval", step, {"score/math": 0.7 + 0.1 / (7 * step), "score/code": 0.9 / step})
 
 
-def as_history(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl as W&B has to show it: one row a step, names with the kind as prefix, nulls left out."""
+def as_history(folder: Path, *, costs: bool = True) -> list[dict[str, Any]]:
+    """metrics.jsonl as W&B has to show it: one row a step, names with the kind as prefix, nulls left out.
+
+    With ``costs``, sums of what training took, from all rows before, and scores once more for charts over these.
+    """
     steps: dict[int, dict[str, Any]] = {}
+    flops = tokens = seconds = 0.0
     for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
         step, kind = row.pop("step"), row.pop("kind")
         shown = {f"{kind}/{name}": value for name, value in row.items() if value is not None}
+        flops += row.get("flops/update", 0.0) + row.get("flops/teacher/math", 0.0)
+        tokens += row.get("tokens/update", 0.0)
+        seconds += row.get("seconds/step", 0.0)
+        shown |= {"cost/flops": flops, "cost/tokens": tokens, "cost/seconds": seconds} if costs else {}
+        if kind == "eval" and costs:
+            shown |= {f"over_flops/{name}": value for name, value in row.items() if name.startswith("score/")}
         steps.setdefault(step, {"step": step}).update(shown)
     return list(steps.values())

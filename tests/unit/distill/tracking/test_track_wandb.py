@@ -10,13 +10,22 @@ from typing import Any
 
 import pytest
 from deadline_kit import patience
-from track_apart import Outcome, core_killed_after_step_2, killed_after_step_3, run_apart, whole_run
-from track_kit import ROLLOUTS, SEESAW, as_history, open_tracker, recipe, write_run
+from track_apart import (
+    Outcome,
+    core_killed_after_step_2,
+    killed_after_step_3,
+    run_apart,
+    run_with_a_stage,
+    whole_run,
+)
+from track_kit import ROLLOUTS, SEESAW, as_history, open_tracker, recipe, stage_recipe_of, write_run
 from wandb_kit import OfflineRun, Server, offline_runs
 
+from mopd.distill.errors import Interrupted, RunError
 from mopd.distill.recipe import Recipe
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.tracker import Tracker
+from mopd.recipes.resolve.run_folder import environment
 from mopd.recipes.run.tracking import start_sinks
 
 
@@ -30,12 +39,16 @@ def test_offline_files_hold_what_the_run_wrote(tmp_path: Path) -> None:
     (shown,) = offline_runs(tmp_path)
 
     assert shown.history() == as_history(tmp_path)
-    assert shown.history()[-1] == {"step": 5, "train/kl/math": 0.5}
+    assert {name: v for name, v in shown.history()[-1].items() if "cost/" not in name} == {
+        "step": 5,
+        "train/kl/math": 0.5,
+    }
     run = shown.run
     assert (run.project, run.run_group, run.display_name, run.job_type) == ("seesaws", "tiny", "tiny", "mopd")
     assert list(run.tags) == ["mopd", "full_reverse_kl", "seed-7", "a", "b"]
     config = dict(shown.config)
     assert config.pop("stage") is None
+    assert config.pop("environment") == environment()
     assert Recipe.model_validate(config) == recipe()
     assert shown.exit_codes == [0]
 
@@ -45,8 +58,9 @@ def test_axes_and_summaries(tmp_path: Path) -> None:
         write_run(tracker)
         tracker.summarize(SEESAW)
     (shown,) = offline_runs(tmp_path)
-    for name in ("train/*", "eval/*", "eval/score/math", "eval/score/code"):
+    for name in ("train/*", "eval/*", "eval/score/math", "eval/score/code", "cost/*"):
         assert shown.metrics[name].step_metric == "step", name
+    assert shown.metrics["over_flops/*"].step_metric == "cost/flops"
     wanted = shown.metrics["eval/score/code"].summary
     assert (wanted.max, wanted.last, wanted.mean) == (True, True, False)
     summary = shown.summary()
@@ -122,9 +136,93 @@ def test_a_run_and_two_stages_at_the_same_time(tmp_path: Path) -> None:
     assert {run.run.run_group for (run,) in runs.values()} == {"tiny"}
     assert {run.run.display_name for (run,) in runs.values()} == {"tiny", "tiny/a", "tiny/b"}
     assert runs["a"][0].run.job_type == "stage"
-    assert runs["a"][0].config["stage"] == "a"
+    own = stage_recipe_of(recipe())
+    config = dict(runs["a"][0].config)
+    assert (config.pop("stage"), config.pop("environment")) == ("a", environment())
+    assert Recipe.model_validate(config) == own  # a stage's own method, estimator and settings
+    assert list(runs["a"][0].run.tags) == ["supervised", "nll", "seed-7", "a", "b"]
+    assert list(runs[None][0].run.tags) == ["mopd", "full_reverse_kl", "seed-7", "a", "b"]
     for stage, folder in folders.items():
         assert runs[stage][0].history() == as_history(folder)
+
+
+def alerts(run: OfflineRun) -> list[tuple[str, str]]:
+    return [(r.alert.title, r.alert.text) for r in run.records if r.HasField("alert")]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RunError("rank 1 died"), [("tiny: the run broke", "rank 1 died")]),
+        (ZeroDivisionError(), [("tiny: the run broke", "ZeroDivisionError")]),
+        (Interrupted("saved step 2"), []),
+    ],
+)
+def test_somebody_is_told_of_a_fault_and_not_of_an_interrupt(
+    tmp_path: Path, error: BaseException, told: list[tuple[str, str]]
+) -> None:
+    def broken() -> None:
+        with open_tracker(tmp_path) as tracker:
+            write_run(tracker, steps=2)
+            raise error
+
+    with pytest.raises(type(error)):
+        broken()
+    (shown,) = offline_runs(tmp_path)
+    assert alerts(shown) == told
+    assert shown.exit_codes == [1]
+
+
+def test_somebody_is_told_of_a_domain_below_the_base_beyond_chance(tmp_path: Path) -> None:
+    ends = {"math": [-0.12, -0.03], "code": [-0.05, 0.01], "chat": None}
+    with open_tracker(tmp_path) as tracker:
+        write_run(tracker, steps=2)
+        tracker.summarize(SEESAW | {"split": "test", "metrics_ci": SEESAW["metrics_ci"] | {"points_at_once": ends}})
+    (shown,) = offline_runs(tmp_path)
+    text = "math, on test questions, at the end: -12.0 to -3.0 points, beyond chance"
+    assert alerts(shown) == [("tiny: math fell below the base", text)]
+
+
+# ---- a sweep: what `wandb agent` sets in the environment of a trial's process
+
+
+def agent(trial: str) -> dict[str, str]:
+    return {
+        "WANDB_SWEEP_ID": "sweep123",
+        "WANDB_RUN_ID": trial,
+        "WANDB_SWEEP_PARAM_PATH": f"wandb/sweep-sweep123/config-{trial}.yaml",
+        "WANDB_PROJECT": "of-the-agent",
+        "WANDB_ENTITY": "somebody",
+    }
+
+
+def test_a_trial_is_one_run_and_its_stages_are_none(tmp_path: Path) -> None:
+    for trial in ("trial001", "trial002"):
+        (tmp_path / trial).mkdir()
+        worst = 0.5 if trial == "trial001" else 0.75
+        assert run_apart(tmp_path / trial, run_with_a_stage, environment=agent(trial), worst=worst).stderr == ""
+    seen: list[str] = []
+    for trial, worst in (("trial001", 0.5), ("trial002", 0.75)):
+        (run,), (stage,) = offline_runs(tmp_path / trial), offline_runs(tmp_path / trial / "stages" / "math")
+        assert (run.run.run_id, run.run.sweep_id) == (trial, "sweep123")
+        assert run.summary()["seesaw/worst_recovery"] == worst
+        assert stage.run.sweep_id == ""
+        assert "seesaw/worst_recovery" not in stage.summary()
+        assert {run.run.project, stage.run.project} == {"of-the-agent"}
+        assert {run.run.entity, stage.run.entity} == {"somebody"}
+        assert run.config["environment"]["commit"] == environment()["commit"]
+        seen += [run.run.run_id, stage.run.run_id]
+    assert len(set(seen)) == 4
+
+
+def test_a_trial_on_a_server_is_of_its_sweep_and_no_stage_is(tmp_path: Path, server: Server) -> None:
+    online = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "NO_PROXY": "*"}
+    run_apart(tmp_path, run_with_a_stage, environment=agent("trial001") | online, worst=0.5, mode="online")
+    assert len(server.runs) == 2
+    of_sweep = {name: asked.get("sweep") for name, asked in server.runs.items()}
+    assert of_sweep.pop("trial001") == "sweep123"
+    (stage,) = of_sweep.values()
+    assert not stage
 
 
 @pytest.fixture
