@@ -130,7 +130,8 @@ def publish(
 ) -> None:
     """Seal a finished folder and give it its final name, if ``attempt`` still owns the run.
 
-    Everything below ``temporary`` reaches the disk first. A folder that has the final name already is replaced.
+    Everything below ``temporary`` reaches the disk first, and may be read by whom the umask allows. A folder that has
+    the final name already is replaced.
     The check and the rename happen under the lock that :func:`claim` takes to write a new id, so an old attempt
     cannot slip in between.
 
@@ -143,6 +144,7 @@ def publish(
     temporary, final = Path(temporary), Path(final)
     if temporary.is_dir():
         seal(temporary, digests)
+        _open_to_readers(temporary)
     for path in [temporary, *temporary.rglob("*")]:
         _fsync(path)
     with publishing(run_dir):
@@ -160,6 +162,14 @@ def publish(
         else:
             os.replace(temporary, final)
         _fsync(final.parent)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Let whoever may read the list of a folder's files read these: safetensors writes its own for the owner alone."""
+    allowed = (folder / MANIFEST).stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | allowed)
 
 
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"

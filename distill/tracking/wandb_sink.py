@@ -136,7 +136,7 @@ class WandbSink:
 
     def _init(self, mode: Literal["online", "offline"], trial: Mapping[str, str]) -> wandb.Run:
         tracked = self._tracked
-        mine = {} if tracked.config.get("stage") else trial  # a stage is no trial
+        own = {} if tracked.config.get("stage") else trial  # a stage is no trial
         in_sweep = SWEEP_ID in trial  # whose project the agent names
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", tracked.project) if in_sweep else tracked.project,
@@ -149,7 +149,7 @@ class WandbSink:
             config=dict(tracked.config),
             dir=tracked.folder,
             mode=mode,
-            id=self._online_id(mine.get(RUN_ID)) if mode == "online" else mine.get(RUN_ID),
+            id=self._online_id(own.get(RUN_ID)) if mode == "online" else own.get(RUN_ID),
             resume="allow" if mode == "online" else None,
             reinit="create_new",
             settings=wandb.Settings(
@@ -157,7 +157,7 @@ class WandbSink:
                 console="off",  # the console belongs to the progress display
                 init_timeout=self._init_seconds,
                 finish_timeout=self._finish_seconds,
-                sweep_id=mine.get(SWEEP_ID),
+                sweep_id=own.get(SWEEP_ID),
             ),
         )
         # W&B shows the row of a step only once a later step is logged, and merges what is logged at one step.

@@ -8,8 +8,10 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from damage_kit import KINDS, PLACES, harm
+from safetensors.numpy import save_file
 
 from mopd.distill import storage
 
@@ -96,3 +98,21 @@ def test_the_name_of_a_damaged_folder_tells(tmp_path: Path) -> None:
             folder = make_folder(tmp_path / "step-000004", seed=1)
             aside = storage.set_aside(tmp_path, attempt, folder)
             assert (aside.name, folder.exists()) == ("step-000004.damaged", False)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_what_is_published_may_be_read_by_whom_the_umask_allows(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with storage.claim(tmp_path) as attempt:
+            half = tmp_path / "student.tmp"
+            (half / "deeper").mkdir(parents=True)
+            save_file({"weight": np.zeros(3, dtype=np.float32)}, half / "model.safetensors")
+            save_file({"weight": np.zeros(3, dtype=np.float32)}, half / "deeper" / "model.safetensors")
+            storage.publish(tmp_path, attempt, half, tmp_path / "student")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "student").rglob("*") if path.is_file()]
+    assert len(files) == 4
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode}
+    assert storage.damage(tmp_path / "student") == ()
