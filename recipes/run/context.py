@@ -23,6 +23,8 @@ from mopd.recipes.resolve.run_folder import RECIPE, forget_end, note_end
 from mopd.recipes.run.cluster import LAST_WORDS, end_everything
 
 _REPORTING = threading.Lock()  # stages that train side by side are one run's
+_WAITING: dict[Path, RunContext] = {}  # runs whose report is to be written; the thread below takes them one by one
+_WRITER = threading.Lock()  # held by that thread as long as it lives
 INTERRUPTED = 130
 """The exit code of a command that somebody ended."""
 
@@ -47,13 +49,38 @@ class RunContext:
     stop: threading.Event
     answers: SharedAnswers | None = None
 
+    def report_soon(self) -> None:
+        """Have ``report.html`` written of what is there, beside the run: of many answers that takes seconds."""
+        _WAITING[self.out] = self
+        if _WRITER.acquire(blocking=False):
+            threading.Thread(target=_write_reports, daemon=True, name="report").start()
+
     def rewrite_report(self) -> None:
         """Write ``report.html`` of what is there. Whatever is wrong with it is said, and the run goes on."""
+        _WAITING.pop(self.out, None)
         with _REPORTING:
             try:
                 write_report(self.out)
             except Exception as error:
                 self.progress.print(f"{self.out / 'report.html'} was not written ({one_line(error)}); the run goes on")
+
+
+def _write_reports() -> None:
+    while True:
+        while _WAITING:
+            with suppress(KeyError):  # somebody has just written it
+                _, context = _WAITING.popitem()
+                context.rewrite_report()
+        _WRITER.release()
+        if not _WAITING or not _WRITER.acquire(blocking=False):  # else somebody asked before the lock was free
+            return
+
+
+def end_reports() -> None:
+    """Nothing is written any more by what :meth:`RunContext.report_soon` asked for."""
+    _WAITING.clear()
+    with _REPORTING:
+        return
 
 
 @contextmanager
@@ -75,6 +102,7 @@ def noting_its_end(context: RunContext, attempt: str) -> Iterator[None]:
         raise
     finally:
         LAST_WORDS.remove(note)
+        _WAITING.pop(context.out, None)
 
 
 def quieten_libraries(device: str) -> None:

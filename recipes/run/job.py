@@ -133,7 +133,7 @@ class Training:
                     evaluator=self.evaluator,
                     eval_sampler=eval_sampler,
                     teacher_distance=self._teacher_distance(teachers, routes, loss, graded, recipe.rollout.temperature),
-                    evaluated=context.rewrite_report,
+                    evaluated=context.report_soon,
                 ),
             )
             self._conclude(student, eval_sampler, progress, last)

@@ -56,7 +56,7 @@ from mopd.recipes.resolve.stages import (
 from mopd.recipes.resolve.teachers import ResolvedTeacher, with_folders
 from mopd.recipes.run.baselines import measure_frozen
 from mopd.recipes.run.cluster import ray_cluster
-from mopd.recipes.run.context import RunContext, noting_its_end, quieten_libraries, stopping
+from mopd.recipes.run.context import RunContext, end_reports, noting_its_end, quieten_libraries, stopping
 from mopd.recipes.run.job import Training
 from mopd.recipes.run.made_student import make_student
 from mopd.recipes.run.samplers import frozen_teacher
@@ -87,6 +87,7 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
             context = RunContext(out, recipe.name, resolved.device, progress, stop)
             with noting_its_end(context, attempt), ray_cluster(out, niceness=recipe.run.niceness, device=resolved.device):
                 carry_out(resolved, context, attempt)
+        end_reports()
         write_report(out)
         for warning in warnings:
             if NOT_EXPORTED in warning and warning.startswith("`student.model`"):
@@ -120,7 +121,7 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
     say_damage(context.out, recipe.name, context)
     note_recipe(recipe, context.out)
     note_environment(context.out / "environment.json")
-    context.rewrite_report()
+    context.report_soon()
     todo = {
         name: stage
         for name, stage in recipe.stages.items()
@@ -179,7 +180,7 @@ def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str
         steps = job.run(context, title=title or name)
         write_ledger(folder)
         mark_finished(context.out, name, stage_fingerprint(recipe, name), steps=steps)
-    context.rewrite_report()
+    context.report_soon()
 
 
 def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
@@ -210,7 +211,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         )
         frozen = {"base": FrozenModel(base, trust_remote_code=recipe.student.trust_remote_code)} | frozen
         measure_frozen(frozen, context, evaluator, partial(job.samplers, context))
-        context.rewrite_report()
+        context.report_soon()
         method = resolved.method
         if isinstance(method, MadeMethod):
             last = make_student(method, job, context)

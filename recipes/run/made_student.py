@@ -50,7 +50,7 @@ def make_student(method: MadeMethod, job: Training, context: RunContext) -> int:
             metrics = evaluate(model, folder, step, "validation")
             if metrics and model == "student":
                 job.tracker.log("eval", step, metrics)
-                context.rewrite_report()
+                context.report_soon()
 
         def adopt(candidate: str, step: int, metrics: Metrics) -> None:
             if not evaluator.has_evaluated("student", step, "validation"):

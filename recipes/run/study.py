@@ -29,7 +29,7 @@ from mopd.recipes.resolve.run_folder import RECIPE, STUDY, kept, move_aside, not
 from mopd.recipes.resolve.stages import finished, run_jobs, stage_folder
 from mopd.recipes.resolve.study import StudyRun, study_runs
 from mopd.recipes.run.cluster import ray_cluster
-from mopd.recipes.run.context import RunContext, noting_its_end, quieten_libraries, stopping
+from mopd.recipes.run.context import RunContext, end_reports, noting_its_end, quieten_libraries, stopping
 from mopd.recipes.run.launch import carry_out, is_finished, make_stage
 from mopd.recipes.run.study_line import StudyLine
 
@@ -79,6 +79,7 @@ def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
             context = RunContext(out, study.name, device, progress, stop, SharedAnswers(out / "answers"))
             with ray_cluster(out, niceness=max(run.resolved.niceness for run in runs), device=device):
                 failures = run_all(study, jobs, context)
+            end_reports()
     summarize(study, out, Console())
     refuse_unfinished(study, out, failures)
 

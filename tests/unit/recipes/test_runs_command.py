@@ -8,20 +8,23 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_kit import mopd, refused
+from deadline_kit import Deadline
 from rich.console import Console
-from run_kit import write_run
+from run_kit import train_row, write_run
 
 from mopd.distill.errors import Interrupted, RunError
 from mopd.distill.storage import claim, is_claimed
 from mopd.distill.tracking.console import Progress
 from mopd.recipes.resolve.run_folder import standing
-from mopd.recipes.run.context import RunContext, noting_its_end
+from mopd.recipes.run.context import RunContext, end_reports, noting_its_end
 from mopd.recipes.runs_command import age
 
 
@@ -98,6 +101,28 @@ def test_a_report_that_cannot_be_written_is_said_and_ends_nothing(run: Path) -> 
     with Progress(console) as progress:
         RunContext(run, "half", "cpu", progress, threading.Event()).rewrite_report()
     assert "report.html was not written (RunError: " in console.export_text()
+
+
+def test_reports_asked_for_while_it_runs_are_written_beside_it_and_none_after(run: Path) -> None:
+    with quiet() as progress:
+        context = RunContext(run, "half", "cpu", progress, threading.Event())
+        for _ in range(20):  # faster than it can be written: the last one counts
+            context.report_soon()
+        deadline = Deadline(20)
+        while not (run / "report.html").exists() and deadline.waits(0.05):
+            pass
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(train_row(np.random.default_rng(0), 170)) + "\n")
+        context.report_soon()
+        while "step 170 of 200" not in page(run) and deadline.waits(0.05):
+            pass
+        assert "step 170 of 200" in page(run)
+        context.report_soon()
+        end_reports()
+        written = (run / "report.html").stat().st_mtime_ns
+        assert list(run.glob(".report*")) == []
+        time.sleep(0.5)
+        assert (run / "report.html").stat().st_mtime_ns == written
 
 
 def test_a_run_under_way_is_seen_from_another_process(run: Path) -> None:
