@@ -17,6 +17,8 @@ from typing import Any
 import psutil
 from deadline_kit import Deadline
 
+from mopd.distill.tracking.answers import exam_files, read_answers
+
 MARK = "MOPD_TEST"
 """In the environment of a command and of every process that it starts, whoever its parent is by now."""
 MARKS: dict[int, str] = {}
@@ -183,12 +185,26 @@ def weights(out: Path) -> dict[str, str]:
     return {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+def texts(out: Path) -> dict[str, str]:
+    """SHA-256 of what was written in every exam of a run."""
+    files = sorted(out.glob("answers/*/*.parquet"))
+    return {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
 def assert_whole(out: Path, *, steps: int) -> None:
-    """Every step is in metrics.jsonl once and in order; nobody was asked a question twice at one step."""
+    """Every step is in metrics.jsonl once and in order; nobody was asked a question twice at one step; every answer
+    was kept once, with its verdict."""
     trained = [row["step"] for row in rows(out / "metrics.jsonl") if row["kind"] == "train"]
     assert trained == list(range(1, steps + 1))
     asked = [(r["model"], r["step"], r["split"], r["prompt_id"]) for r in rows(out / "evaluations.jsonl")]
     assert len(asked) == len(set(asked))
+    kept = [row for path, *_ in exam_files(out) for row in read_answers(path) if row["sample"] == 0]
+    of_exam = {(row["model"], row["step"], row["split"], row["prompt_id"]): row["verdict"] for row in kept}
+    assert len(of_exam) == len(kept)
+    verdicts = {
+        (r["model"], r["step"], r["split"], r["prompt_id"]): r["correct"] for r in rows(out / "evaluations.jsonl")
+    }
+    assert of_exam == verdicts
     for stage in (out / "stages").iterdir():
         steps_of_stage = [row["step"] for row in rows(stage / "metrics.jsonl") if row["kind"] == "train"]
         assert steps_of_stage == list(range(1, len(steps_of_stage) + 1))

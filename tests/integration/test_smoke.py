@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from runs import assert_whole, finish, kill, mopd, retries, rows, run, teachers, wait_for, weights
+from runs import assert_whole, finish, kill, mopd, retries, rows, run, teachers, texts, wait_for, weights
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -201,6 +201,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(smoke, tmp_path):
     assert retries(out) >= 1, f"a teacher was killed {moment:.1f} s after its start"
     assert_whole(out, steps=STEPS)
     assert weights(out) == weights(smoke[0])
+    assert texts(out) == texts(smoke[0])
     answers = [(r["model"], r["step"], r["prompt_id"], r["correct"]) for r in rows(out / "evaluations.jsonl")]
     expected = [(r["model"], r["step"], r["prompt_id"], r["correct"]) for r in rows(smoke[0] / "evaluations.jsonl")]
     assert sorted(answers) == sorted(expected)
