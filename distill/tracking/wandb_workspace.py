@@ -15,6 +15,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "eval/recovery/D",
         "eval/score/D",
     ),
+    "What does it take?": ("over_flops/worst_recovery_estimate", "over_flops/mean_recovery", "over_flops/score/D"),
     "How far from the teachers?": ("train/kl/D", "eval/held_out_kl/D", "eval/topk_overlap/D"),
     "What does it write?": ("train/entropy/D", "eval/length/D", "eval/truncation/D", "eval/repetition/D"),
     "Who has the update?": ("train/share/D", "train/token_share/D", "train/gradient_share/D"),
@@ -25,7 +26,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 
 
 def panels(domains: Sequence[str]) -> dict[str, list[str]]:
-    """The metrics of each section with the domains filled in: one panel each, over ``step``."""
+    """The metrics of each section with the domains filled in: one panel each, over :func:`axis`."""
     return {
         section: [
             metric.removesuffix("/D") + end
@@ -36,8 +37,13 @@ def panels(domains: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
+def axis(metric: str) -> str:
+    """What a panel's metric is drawn over."""
+    return "cost/flops" if metric.startswith("over_flops/") else "step"
+
+
 def save_workspace(domains: Sequence[str], *, project: str, entity: str | None) -> str:
-    """Save a workspace in a W&B project, its runs grouped by recipe; returns its address.
+    """Save a workspace in a W&B project, its runs grouped by recipe and without stages; returns its address.
 
     Args:
         domains: each has a panel of every metric that is measured by domain.
@@ -61,10 +67,10 @@ def save_workspace(domains: Sequence[str], *, project: str, entity: str | None) 
             project=project,
             name=f"mopd: {', '.join(domains)}",
             sections=[
-                ws.Section(name=name, panels=[wr.LinePlot(title=metric, x="step", y=[metric]) for metric in metrics])
+                ws.Section(name=name, panels=[wr.LinePlot(title=m, x=axis(m), y=[m]) for m in metrics])
                 for name, metrics in panels(domains).items()
             ],
-            runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group")]),
+            runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group")], filters=[ws.Metric("JobType") != "stage"]),
         )
         return str(workspace.save().url)
     except Exception as error:  # W&B's package has no errors of its own for this

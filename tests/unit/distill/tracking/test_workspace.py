@@ -48,7 +48,23 @@ def test_a_server_is_sent_one_panel_for_each_metric(tmp_path: Path) -> None:
         if group["panels"]
     }
     assert sent == {name: [[metric] for metric in metrics] for name, metrics in panels(list(recipe().domains)).items()}
-    assert section["runSets"][0]["grouping"] == [{"section": "run", "name": "group"}]
+    (runs,) = section["runSets"]
+    assert runs["grouping"] == [{"section": "run", "name": "group"}]
+    drawn = {
+        panel["config"]["metrics"][0]: panel["config"]["xAxis"]
+        for group in section["panelBankConfig"]["sections"]
+        for panel in group["panels"]
+    }
+    assert {metric for metric, over in drawn.items() if over == "cost/flops"} == {
+        "over_flops/worst_recovery_estimate",
+        "over_flops/mean_recovery",
+        "over_flops/score/math",
+        "over_flops/score/code",
+    }
+    conditions = json.dumps(runs["filters"])
+    assert '"jobType"' in conditions
+    assert '"!="' in conditions
+    assert '"stage"' in conditions
 
 
 def test_every_panel_shows_a_metric_of_the_page() -> None:
