@@ -69,6 +69,8 @@ class RunCallbacks:
         self._mixture.resume(self._tracker.rows("train"))
         self._judge()
         self._progress.start_at(step)
+        for last in self._tracker.rows("eval")[-1:]:  # not per token
+            self._progress.advance(step, {name: value for name, value in last.items() if isinstance(value, float)})
 
     def evaluates(self, step: int) -> bool:
         """At the start, every ``evaluate_every`` steps and at the end."""
