@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from rich.table import Table
 
@@ -16,6 +16,8 @@ from mopd.distill.metrics.evaluate import Evaluation, Interval, interval, scores
 from mopd.distill.metrics.results import UnjudgedAnswers, unjudged_answers
 from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, RolloutRecipe
 from mopd.distill.tracking.answers import write_answers
+from mopd.distill.tracking.console import Progress, TaskHandle
+from mopd.distill.types import Prompt, Rollout, Sampler
 from mopd.recipes.evaluation.evaluator import answer_rows, examine, verify
 from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer
@@ -92,7 +94,10 @@ def evaluate_model(
     asked = prompt_source(domains, by_domain, tokenizer, seed=questions.seed).held_out(
         "test", questions.prompts, seed=questions.seed
     )
-    with ExitStack() as closing:
+    questions_asked = sum(map(len, asked.values())) * (1 + questions.evaluate.samples_per_prompt)
+    with Progress() as progress, ExitStack() as closing:
+        task = progress.task(Path(model).name, questions_asked)
+        closing.callback(task.close)
         samplers = make_samplers(
             ENGINES["in_process"],
             settings=settings,
@@ -101,7 +106,7 @@ def evaluate_model(
             episodes=partial(with_episodes, tasks=by_domain, tokenizer=tokenizer),
         )
         rows, drawn = examine(
-            samplers.of(FrozenModel(model, trust_remote_code=trust_remote_code)),
+            cast(Sampler, _Counted(samplers.of(FrozenModel(model, trust_remote_code=trust_remote_code)), task)),
             asked,
             lambda prompts, texts: verify(by_domain, prompts, texts),
             lambda rollout: completion_text(tokenizer, rollout),
@@ -122,6 +127,26 @@ def evaluate_model(
         )
         for domain, greedy in scores(rows).items()
     }
+
+
+class _Counted:
+    """A sampler whose answers are counted on a line of the console as they come."""
+
+    def __init__(self, sampler: Any, task: TaskHandle) -> None:
+        self._sampler, self._task = sampler, task
+
+    def sample(self, prompts: Sequence[Prompt], **how: Any) -> Iterator[list[Rollout]]:
+        """As the sampler's own."""
+        return self._counted(self._sampler.sample(prompts, **how))
+
+    def examine(self, prompts: Sequence[Prompt], **how: Any) -> Iterator[list[Rollout]]:
+        """As the sampler's own."""
+        return self._counted(self._sampler.examine(prompts, **how))
+
+    def _counted(self, microbatches: Iterator[list[Rollout]]) -> Iterator[list[Rollout]]:
+        for microbatch in microbatches:
+            self._task.advance(self._task.step + len(microbatch), {})
+            yield microbatch
 
 
 def _sampled(rows: Sequence[Evaluation]) -> Interval | None:

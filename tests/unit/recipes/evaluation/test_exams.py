@@ -260,6 +260,8 @@ def test_eval_keeps_what_the_model_writes(tmp_path: Path, model: str, monkeypatc
     monkeypatch.chdir(tmp_path)
     result = mopd("eval", model, "--tasks", "arithmetic", "--prompts", "6", "--answers", "kept/a.parquet")
     assert result.exit_code == 0, result.output
+    assert "6/6" in result.stderr, "progress goes to standard error"
+    assert "6/6" not in result.stdout
     rows = read_answers(Path("kept/a.parquet"))
     assert len({row["prompt_id"] for row in rows}) == len(rows) == 6
     assert all(row["prompt"].startswith("math") and row["gold"] for row in rows)
