@@ -56,21 +56,24 @@ class RunContext:
             threading.Thread(target=_write_reports, daemon=True, name="report").start()
 
     def rewrite_report(self) -> None:
-        """Write ``report.html`` of what is there. Whatever is wrong with it is said, and the run goes on."""
-        _WAITING.pop(self.out, None)
+        """Write ``report.html`` of what is there. Whatever is wrong with it is said, and ends nothing."""
         with _REPORTING:
-            try:
-                write_report(self.out)
-            except Exception as error:
-                self.progress.print(f"{self.out / 'report.html'} was not written ({one_line(error)}); the run goes on")
+            _WAITING.pop(self.out, None)
+            _write_report(self)
+
+
+def _write_report(context: RunContext) -> None:
+    try:
+        write_report(context.out)
+    except Exception as error:
+        context.progress.print(f"{context.out / 'report.html'} was not written ({one_line(error)})")
 
 
 def _write_reports() -> None:
     while True:
         while _WAITING:
-            with suppress(KeyError):  # somebody has just written it
-                _, context = _WAITING.popitem()
-                context.rewrite_report()
+            with _REPORTING, suppress(KeyError):  # somebody has just written it
+                _write_report(_WAITING.popitem()[1])
         _WRITER.release()
         if not _WAITING or not _WRITER.acquire(blocking=False):  # else somebody asked before the lock was free
             return
@@ -102,7 +105,8 @@ def noting_its_end(context: RunContext, attempt: str) -> Iterator[None]:
         raise
     finally:
         LAST_WORDS.remove(note)
-        _WAITING.pop(context.out, None)
+        with _REPORTING:  # whoever owns the folder next finds nobody writing in it
+            _WAITING.pop(context.out, None)
 
 
 def quieten_libraries(device: str) -> None:
