@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,9 @@ def show_runs(folder: Path, console: Console) -> list[dict[str, Any]]:
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
-    """The runs in a folder, or the folder itself where it is one; of a study all of its runs. The newest is first.
+    """The runs in a folder and in its folders, or the folder itself where it is one; of a study all of its runs.
+
+    The one last written is first.
 
     Raises:
         UserError: the folder is not there.
@@ -97,21 +98,29 @@ def list_runs(folder: Path) -> list[ListedRun]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not there; give a folder of runs, such as runs")
     if any((folder / name).is_file() for name in (RECIPE, STUDY)):
-        folders = list(_runs_of(folder))
+        folders = _runs_of(folder)
     else:
-        folders = [run for path in sorted(folder.iterdir()) if path.is_dir() for run in _runs_of(path)]
+        below = _folders(folder)
+        folders = [run for path in below for run in _runs_of(path) or _runs_in(path)]
     rows = [_listed(run, str(run if run == folder else run.relative_to(folder))) for run in folders]
     return sorted(rows, key=lambda row: row.seconds)
 
 
-def _runs_of(folder: Path) -> Iterator[Path]:
-    """The run in a folder, or the runs of the study."""
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The runs of a sweep, or of another folder that people sort them into."""
+    return [run for path in _folders(folder) for run in _runs_of(path)]
+
+
+def _runs_of(folder: Path) -> list[Path]:
+    """The run that a folder is, or the runs of the study; none where it is neither."""
     if (folder / STUDY).is_file():
         with reading(folder):
-            names = list(read_json(folder / STUDY)["runs"])
-        yield from (folder / name for name in names)
-    elif (folder / RECIPE).is_file():
-        yield folder
+            return [folder / name for name in read_json(folder / STUDY)["runs"]]
+    return [folder] if (folder / RECIPE).is_file() else []
 
 
 def _listed(run: Path, name: str) -> ListedRun:
@@ -192,7 +201,7 @@ def show_report(folder: Path, console: Console) -> dict[str, Any]:
     Raises:
         UserError: there is no run in ``folder``.
     """
-    runs = list(_runs_of(folder)) if folder.is_dir() else []
+    runs = _runs_of(folder) if folder.is_dir() else []
     if not runs:
         raise UserError(f"{folder} holds no run: it has no {RECIPE}; give the folder of a run, such as runs/NAME")
     reports: list[dict[str, Any]] = []

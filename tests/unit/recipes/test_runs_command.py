@@ -161,7 +161,7 @@ def test_looking_whether_a_run_is_alive_never_keeps_one_from_starting(run: Path)
 def test_runs_are_listed_newest_first_with_step_and_worst_recovery(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished = write_run(run.parent / "whole", n_test=60, n_validation=30)
     (finished / "finished.json").write_text('{"steps": 200}')
-    (run.parent / "notes").mkdir()
+    (run.parent / "notes" / "of-mine").mkdir(parents=True)
     old = (run / "metrics.jsonl").stat().st_mtime - 7200
     for path in run.rglob("*"):
         os.utime(path, (old, old))
@@ -179,6 +179,12 @@ def test_runs_are_listed_newest_first_with_step_and_worst_recovery(run: Path, mo
     assert lines[0].split() == ["run", "state", "step", "W", "age"]
     assert lines[1].split()[:3] == ["whole", "finished", "200/200"]
     assert lines[2].split() == ["half", "killed", "160/200", "71%", "val", "2", "h"]
+
+
+def test_trials_of_a_sweep_are_listed_by_their_paths(run: Path) -> None:
+    write_run(run.parent / "half-sweep1" / "trial1", steps=20, finished=False, n_test=2, n_validation=4)
+    listed = json.loads(mopd("ls", str(run.parent), "--json", "-").stdout)["runs"]
+    assert {row["run"] for row in listed} == {"half", "half-sweep1/trial1"}
 
 
 def test_a_run_in_its_stages_shows_the_stage(tmp_path: Path) -> None:
