@@ -98,6 +98,9 @@ CHEAP = {
     ),
     "mopd --help": (COMMAND.format(arguments=["--help"]), 0),
     "mopd run --help": (COMMAND.format(arguments=["run", "--help"]), 0),
+    "mopd --version": (COMMAND.format(arguments=["--version"]), 0),
+    "mopd recipes": (COMMAND.format(arguments=["recipes"]), 0),
+    "mopd ls": (COMMAND.format(arguments=["ls", "."]), 0),
     "mopd schema": (COMMAND.format(arguments=["schema"]), 0),
     "a typo": (COMMAND.format(arguments=["run", "smoke", "run.stepz=3"]), 2),
 }
