@@ -215,19 +215,34 @@ def _task(domain: NewDomain) -> dict[str, Any]:
     rows = _rows(domain.path)
     columns = list(rows[0])
     prompt, answer = domain.prompt or _among(PROMPTS, columns), domain.answer or _among(ANSWERS, columns)
-    for option, column, known in (("prompt", prompt, PROMPTS), ("answer", answer, ANSWERS)):
-        if column is None:
-            raise UserError(
-                f"{domain.path} has the columns {', '.join(columns)}, and none is called {' or '.join(known)}; "
-                f"name the column with --{option}"
-            )
-    texts = [str(row.get(answer) or "") for row in rows if "{" not in str(answer) and "." not in str(answer)]
-    return {
-        "path": domain.path,
-        "prompt": prompt,
-        "answer": answer,
-        "verifier": domain.verifier or _fitting(texts, domain),
-    }
+    if prompt is None or answer is None:
+        option, known = ("prompt", PROMPTS) if prompt is None else ("answer", ANSWERS)
+        raise UserError(
+            f"{domain.path} has the columns {', '.join(columns)}, and none is called {' or '.join(known)}; "
+            f"name the column with --{option}"
+        )
+    verifier = domain.verifier or _fitting(_answers(rows, answer), domain)
+    return {"path": domain.path, "prompt": prompt, "answer": answer, "verifier": verifier}
+
+
+def _answers(rows: Sequence[Mapping[str, Any]], answer: str) -> list[str]:
+    """The answers of rows as text; ``answer`` is a column's path, or a template over columns.
+
+    Raises:
+        UserError: a row has no such column, or nothing that is text.
+    """
+    from mopd.distill.recipe.source import template_parts
+    from mopd.rollouts.tasks.row_meaning import cell, text_of
+
+    parts = template_parts(answer) if "{" in answer else [("", answer)]
+    texts: list[str] = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            written = [text + ("" if p is None else text_of(cell(row, p), p, lines=True)) for text, p in parts]
+        except ValueError as error:
+            raise UserError(f"row {number}: --answer {answer}: {error}; name the column with --answer") from error
+        texts.append("".join(written))
+    return texts
 
 
 def _fitting(answers: Sequence[str], domain: NewDomain) -> str:
@@ -252,7 +267,7 @@ def _among(names: Sequence[str], columns: Sequence[str]) -> str | None:
     return next((name for name in names if name in columns), None)
 
 
-def _rows(path: str) -> list[Mapping[str, Any]]:
+def _rows(path: str) -> Sequence[Mapping[str, Any]]:
     """The first rows of a file or a folder, at least one.
 
     Raises:
@@ -291,7 +306,7 @@ def _answer_tokens(model: str, domain: NewDomain, task: Mapping[str, Any]) -> in
     """
     if not os.path.exists(domain.path):
         return UNKNOWN_TOKENS
-    answers = [str(row.get(task["answer"]) or "") for row in _rows(domain.path)]
+    answers = _answers(_rows(domain.path), task["answer"])
     tokenizer = Path(model) / "tokenizer.json"
     if tokenizer.is_file():
         from tokenizers import Tokenizer

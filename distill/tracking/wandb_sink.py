@@ -80,7 +80,7 @@ class WandbSink:
         """Have W&B send a message, as the user's settings there say."""
         with self._until_it_breaks():
             if self._run is not None:
-                self._run.alert(f"{self._tracked.name}: {title}", text, level=wandb.AlertLevel.ERROR)
+                self._run.alert(f"{self._tracked.name}: {title}", text, level="ERROR")
 
     def close(self, *, failed: bool) -> None:
         """End the W&B run; waits for uploads."""

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from check_kit import save_model, tokenizer_of
 from cli_kit import mopd, refused
+from house_kit import REPOSITORY
 from typer.testing import CliRunner
 
 from mopd.recipes import SHIPPED
@@ -99,6 +100,29 @@ def test_a_teacher_that_is_given_is_not_made(here: Path) -> None:
     checked("./recipe.yaml")
 
 
+def test_answers_may_lie_deeper_or_be_made_of_columns(here: Path) -> None:
+    rows = [
+        {
+            "prompt": f"{i}?",
+            "messages": [{"role": "user"}, {"content": f"{i} " + "and so on " * 6}],
+            "unit": "m",
+            "n": i,
+        }
+        for i in range(60)
+    ]
+    (here / "deep.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("init", "--model", "model", "--force", "--data", "deep.jsonl", "--answer")
+    result = mopd(*asked, "messages.-1.content")
+    assert result.exit_code == 0, result.output
+    tree = yaml.safe_load(Path("recipe.yaml").read_text())
+    assert tree["domains"]["deep"]["task"]["answer"] == "messages.-1.content"
+    assert tree["rollout"]["max_new_tokens"] > 64, "counted by the model's own tokenizer, of small pieces"
+    result = mopd(*asked, "{n} {unit}")
+    assert result.exit_code == 0, result.output
+    assert yaml.safe_load(Path("recipe.yaml").read_text())["domains"]["deep"]["task"]["verifier"] == "exact"
+    assert "name the column with --answer" in refused(*asked, "messages.-1.contents")
+
+
 def test_what_init_cannot_know_is_asked_for_by_name(here: Path) -> None:
     (here / "odd.jsonl").write_text(json.dumps({"frage": "1+1", "answer": "2"}) + "\n")
     (here / "long.jsonl").write_text(
@@ -128,9 +152,8 @@ def completed(words: str, cwd: Path) -> list[str]:
     """What bash is offered for the last word of a line."""
     code = "import sys; sys.argv = ['mopd']; from mopd.recipes.cli import main; main()"
     settings = {"_MOPD_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **settings}, capture_output=True, text=True, cwd=cwd
-    )
+    environment = {**os.environ, **settings, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=cwd)
     return done.stdout.split()
 
 
