@@ -85,7 +85,10 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
             progress.print(f"warning: {warning}")
         if not is_finished(out) or result_damage(out):
             context = RunContext(out, recipe.name, resolved.device, progress, stop)
-            with noting_its_end(context, attempt), ray_cluster(out, niceness=recipe.run.niceness, device=resolved.device):
+            with (
+                noting_its_end(context, attempt),
+                ray_cluster(out, niceness=recipe.run.niceness, device=resolved.device),
+            ):
                 carry_out(resolved, context, attempt)
         end_reports()
         write_report(out)
