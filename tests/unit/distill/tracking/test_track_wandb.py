@@ -282,7 +282,7 @@ def test_a_server_that_never_answers(tmp_path: Path) -> None:
     """Neither a step nor the end of the process waits for it."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        seconds = patience(4.0)
+        seconds = min(30.0, patience(4.0))  # a run waits 60 s for its sinks
         outcome = run_whole(tmp_path, "auto", init_seconds=seconds, environment=logged_in(url))
     assert one_line(outcome, OFFLINE)
     logged, closed, ended = map(float, outcome.stdout.split())
