@@ -53,6 +53,7 @@ class Limits:
         memory_bytes: address space of the process, interpreter included.
         result_bytes: JSON text of an answer, and of what a program hands its tests at a time.
         source_chars: text of a program or expression.
+        idle_seconds: time in which no process of a program that may use any Python runs, after which it is ended.
     """
 
     cpu_seconds: float
@@ -60,6 +61,7 @@ class Limits:
     memory_bytes: int
     result_bytes: int
     source_chars: int
+    idle_seconds: float = 20.0
 
 
 EXPRESSION_LIMITS = Limits(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import builtins
 import errno
+import mmap
 import os
 import random
 import resource
@@ -23,7 +24,6 @@ from typing import Any, NoReturn
 from mopd.rollouts.sandbox.plain import Encoded
 from mopd.rollouts.sandbox.program import ProgramPeer, kept
 
-Note = Callable[[str], None]
 _PLAIN = (bool, int, float, complex, str, bytes)
 _NETWORK = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN}
 _FILES = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -31,8 +31,43 @@ _SIZES = {errno.ENOSPC, errno.EFBIG}
 _LONGEST_NAME = 80
 
 
+class Report:
+    """What a program's processes tell the server: in memory that they share, which a program can write as it likes.
+
+    So a server takes it for no more than it is: what is shown to people, and how much time is the most there is.
+    """
+
+    def __init__(self) -> None:
+        self._room = mmap.mmap(-1, 256)
+
+    def clear(self) -> None:
+        """Before the next program."""
+        self._room[:] = bytes(len(self._room))
+
+    def begin_run(self) -> None:
+        """The program is run as a whole, on one text after another."""
+        self._room[-1] = 1
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is."""
+        return self._room[-1] == 1
+
+    def refuse(self, reason: str) -> None:
+        """What the sandbox refused, unless something was refused before."""
+        data = reason.encode("utf-8", "replace")[: len(self._room) - 1]  # not per token
+        if not self._room[0]:
+            self._room[: len(data)] = data
+
+    @property
+    def refused(self) -> str | None:
+        """What was refused first."""
+        text = self._room[: len(self._room) - 1].rstrip(b"\0").decode("utf-8", "replace")  # not per token
+        return text or None
+
+
 def serve_any_program(
-    program: str, *, reads: int, writes: int, longest: int, seconds: float, note: Note
+    program: str, *, reads: int, writes: int, longest: int, seconds: float, report: Report
 ) -> NoReturn:
     """Serve the process of a program's tests until this one is ended: execute the program once, or run it on texts.
 
@@ -40,9 +75,9 @@ def serve_any_program(
         reads, writes: descriptors of the conversation.
         longest: bytes of a message, and of what a run prints.
         seconds: processor time of the program, and of a run of it.
-        note: is given what the sandbox refused the program.
+        report: is told what the sandbox refused the program.
     """
-    peer = _AnyProgram(longest=longest, reads=reads, writes=writes, note=note)
+    peer = _AnyProgram(longest=longest, reads=reads, writes=writes, report=report)
 
     def start() -> list[list[Any]]:
         _lower_cpu_limit(seconds)
@@ -52,7 +87,8 @@ def serve_any_program(
         return [[name, kept(value)] for name, value in list(names.items()) if not name.startswith("__")]
 
     def run(given: str) -> str:
-        return _run_whole(program, str(given), seconds=seconds, longest=longest, note=note, closed=(reads, writes))
+        report.begin_run()
+        return _run_whole(program, str(given), seconds=seconds, longest=longest, report=report, closed=(reads, writes))
 
     peer.special |= {"start": start, "run": run}
     peer.serve()
@@ -61,9 +97,9 @@ def serve_any_program(
 class _AnyProgram(ProgramPeer):
     """A program's side that hands over numpy's numbers as Python's, and notes what was refused."""
 
-    def __init__(self, *, longest: int, reads: int, writes: int, note: Note) -> None:
+    def __init__(self, *, longest: int, reads: int, writes: int, report: Report) -> None:
         super().__init__(longest=longest, reads=reads, writes=writes)
-        self._note = note
+        self._report = report
 
     def _export(self, value: Any) -> Encoded:
         generic = getattr(sys.modules.get("numpy"), "generic", None)
@@ -76,7 +112,7 @@ class _AnyProgram(ProgramPeer):
     def raised(self, error: BaseException) -> list[Encoded]:
         """See :meth:`Peer.raised`."""
         if (reason := refused_reason(error)) is not None:
-            self._note(reason)
+            self._report.refuse(reason)
         return super().raised(error)
 
 
@@ -113,7 +149,7 @@ def _lower_cpu_limit(seconds: float) -> None:
 
 
 def _run_whole(
-    program: str, given: str, *, seconds: float, longest: int, note: Note, closed: tuple[int, ...]
+    program: str, given: str, *, seconds: float, longest: int, report: Report, closed: tuple[int, ...]
 ) -> str:
     """What a program prints that is run as a script, in a process of its own, with a text as its standard input.
 
@@ -137,7 +173,7 @@ def _run_whole(
                     os.close(descriptor)
                 _lower_cpu_limit(seconds)
                 signal.setitimer(signal.ITIMER_PROF, seconds)
-                status = _as_script(program, note)
+                status = _as_script(program, report)
             finally:
                 os._exit(status)
         status = os.waitpid(child, 0)[1]
@@ -154,7 +190,7 @@ def _run_whole(
         os.close(writes)
 
 
-def _as_script(program: str, note: Note) -> int:
+def _as_script(program: str, report: Report) -> int:
     """Execute a program as Python does a script that it is given; returns its exit status."""
     sys.argv = ["program.py"]
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # for as long as the process is there
@@ -167,7 +203,7 @@ def _as_script(program: str, note: Note) -> int:
         status = 0 if end.code in (None, 0) else 1
     except BaseException as error:
         if (reason := refused_reason(error)) is not None:
-            note(reason)
+            report.refuse(reason)
         status = 1
     shutdown: Callable[[], None] = getattr(threading, "_shutdown")  # noqa: B009  # waits for threads, as at any exit
     shutdown()

@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import json
-import mmap
 import os
 import resource
 import select
@@ -26,21 +25,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from mopd.rollouts.sandbox.bubblewrap.program import serve_any_program
+from mopd.rollouts.sandbox.bubblewrap.program import Report, serve_any_program
 from mopd.rollouts.sandbox.lock import NOBODY, drop_capabilities, filter_namespaces
 from mopd.rollouts.sandbox.namespaces import load_library
 
 MOST_PROCESSES = 64
 ROOM_BYTES = 64 << 20
 """Of a program's temporary folder, of its shared memory, and of a file."""
-IDLE_SECONDS = 20.0
-"""In which no process of a program runs; then it waits for what does not come."""
 MOST_RUNS = 12
 """Times a run's processor time that a program has which is run on several texts, all together."""
 _ADDRESS_SPACE = 8
 """Times the memory that a program may use: libraries reserve what they never touch."""
 _LOOK_SECONDS = 0.03
-_NOTE_BYTES = 256
 _NEW_NAMESPACES = 0x10000000 | 0x20000000 | 0x00020000 | 0x08000000  # of users, process ids, mounts, ipc
 _PR_SET_DUMPABLE, _PR_SET_PDEATHSIG = 4, 1
 _MS_NOSUID, _MS_NODEV = 2, 4
@@ -68,7 +64,7 @@ def main() -> NoReturn:
         with suppress(ImportError):
             __import__(name)
     load_library(safe=False)
-    note = mmap.mmap(-1, _NOTE_BYTES)
+    report = Report()
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -76,29 +72,28 @@ def main() -> NoReturn:
     _LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # no program looks into this process
     _say({"ready": True})
     while (line := lines.next()) is not None:
-        note[:] = bytes(_NOTE_BYTES)
-        job = _Job(json.loads(line)["start"], pipes, note)
+        report.clear()
+        job = _Job(json.loads(line)["start"], pipes, report)
         job.watch(lines)
         ended = lines.next()  # the tests have
         job.end()
         _drain(pipes.reads)
-        refused = bytes(note).rstrip(b"\0").decode("utf-8", "replace") or job.refused
         if ended is not None:
-            _say({"refused": refused})
+            _say({"refused": report.refused or job.refused})
     os._exit(0)
 
 
 class _Job:
     """A program's processes: the first of their namespace, whose end ends them all, and above it one that waits."""
 
-    def __init__(self, limits: dict[str, Any], pipes: _Pipes, note: mmap.mmap) -> None:
+    def __init__(self, limits: dict[str, Any], pipes: _Pipes, report: Report) -> None:
         self.refused: str | None = None
-        self._limits, self._pipes = limits, pipes
+        self._limits, self._pipes, self._report = limits, pipes, report
         source, sink = os.pipe2(os.O_CLOEXEC)
         self._above = os.fork()
         if self._above == 0:
             os.close(source)
-            _live(limits, pipes, note, first_to=sink)
+            _live(limits, pipes, report, first_to=sink)
         os.close(sink)
         text = os.read(source, 16)  # its number, as this process knows it; nothing where there is none
         os.close(source)
@@ -114,10 +109,11 @@ class _Job:
             now = time.monotonic()
             if running or seconds != used:
                 used, changed = seconds, now
-            if memory > self._limits["memory_bytes"] or seconds > MOST_RUNS * self._limits["cpu_seconds"] + 1:
+            most = self._limits["cpu_seconds"] * (MOST_RUNS if self._report.runs else 1) + 1
+            if memory > self._limits["memory_bytes"] or seconds > most:
                 break
-            if now - changed > IDLE_SECONDS:
-                self.refused = f"to wait for more than {IDLE_SECONDS:g} seconds"
+            if now - changed > self._limits["idle_seconds"]:
+                self.refused = f"to wait for more than {self._limits['idle_seconds']:g} seconds"
                 break
         else:
             return
@@ -152,7 +148,7 @@ class _Job:
         return seconds, memory, running
 
 
-def _live(limits: dict[str, Any], pipes: _Pipes, note: mmap.mmap, *, first_to: int) -> NoReturn:
+def _live(limits: dict[str, Any], pipes: _Pipes, report: Report, *, first_to: int) -> NoReturn:
     """In a fork: make the namespaces, fork the first process in them, and wait for its end."""
     status = 1
     try:
@@ -160,7 +156,7 @@ def _live(limits: dict[str, Any], pipes: _Pipes, note: mmap.mmap, *, first_to: i
         first = os.fork()
         if first == 0:
             os.close(first_to)
-            _be_first(limits, pipes, note)
+            _be_first(limits, pipes, report)
         os.write(first_to, str(first).encode())
         os.close(first_to)
         os.waitpid(first, 0)
@@ -184,14 +180,14 @@ def _make_namespaces() -> None:
             raise OSError(ctypes.get_errno(), "mount")
 
 
-def _be_first(limits: dict[str, Any], pipes: _Pipes, note: mmap.mmap) -> NoReturn:
+def _be_first(limits: dict[str, Any], pipes: _Pipes, report: Report) -> NoReturn:
     """The first process of a namespace: waits for those without a parent, and ends, and all with it, with a program."""
     status = 1
     try:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         main_process = os.fork()
         if main_process == 0:
-            _execute(limits, pipes, note)
+            _execute(limits, pipes, report)
         for descriptor in (0, 1, *vars_of(pipes)):
             os.close(descriptor)
         while os.wait()[0] != main_process:
@@ -206,7 +202,7 @@ def vars_of(pipes: _Pipes) -> tuple[int, int, int]:
     return pipes.reads, pipes.writes, pipes.program
 
 
-def _execute(limits: dict[str, Any], pipes: _Pipes, note: mmap.mmap) -> NoReturn:
+def _execute(limits: dict[str, Any], pipes: _Pipes, report: Report) -> NoReturn:
     """The program's own process: gives up what is left to give up, and serves the program."""
     try:
         length = os.fstat(pipes.program).st_size
@@ -223,21 +219,16 @@ def _execute(limits: dict[str, Any], pipes: _Pipes, note: mmap.mmap) -> NoReturn
         _limit(memory_bytes=limits["memory_bytes"], cpu_seconds=seconds * MOST_RUNS + 1)
         drop_capabilities()
         filter_namespaces()
+        _LIBC.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # what a program finds under /proc/self is its own
         os.setsid()
         signal.setitimer(signal.ITIMER_PROF, seconds)
-
-        def tell(reason: str) -> None:
-            data = reason.encode("utf-8", "replace")[:_NOTE_BYTES]  # not per token
-            if not note[0]:
-                note[: len(data)] = data
-
         serve_any_program(
             program,
             reads=pipes.reads,
             writes=pipes.writes,
             longest=limits["result_bytes"],
             seconds=seconds,
-            note=tell,
+            report=report,
         )
     finally:
         os._exit(1)
