@@ -62,7 +62,7 @@ def _show_recipe(
     # Models of the Hub are planned for other machines than the one that a plan is read on.
     print_samples(plan.questions, console)
     print_plan(plan, console, room(out, card_gib=recipe.run.card_gib, elsewhere=bool(left)))
-    shown = {"plan": plan_record(plan), "findings": []}
+    shown = {"plan": plan_record(plan), "sandboxes": plan.questions.sandboxes, "findings": []}
     if deep:
         from mopd.recipes.run.check_deep import deep_findings  # loads what runs models
         from mopd.recipes.run.preflight import findings_table, refuse_unusable

@@ -102,6 +102,8 @@ LATER_LEAVES: dict[str, Any] = {
     "student.optimizer.decay_steps": 0,
 }
 """Leaves that came later, as they are where they change nothing: stages made before are still known as finished."""
+LATER_OF_TASKS: dict[str, Any] = {"sandbox": "auto"}
+"""The same of a domain's task."""
 
 
 def stage_fingerprint(recipe: Recipe, name: str) -> str:
@@ -124,6 +126,10 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
     if not METHODS[recipe.stages[name].method].samples and not measured:
         own["rollout"] = {"temperature": recipe.rollout.temperature}
     texts = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}
+    for task in (*texts.values(), *(domain["task"] for domain in own["domains"].values())):
+        for leaf, default in LATER_OF_TASKS.items() if isinstance(task, dict) else ():
+            if task.get(leaf) == default:
+                del task[leaf]
     content = json.dumps([upstream, own, texts, *plugin_digests([own, texts]).items()], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -211,9 +211,7 @@ def _judge_beside(tests_bytes: int, limits: dict[str, Any]) -> list[Any]:
     for always_carry in (False, True):
         _write({"start": limits}, _CONTROL)
         ended, lives = os.pipe2(0)
-        judging = _fork_tests(
-            tests_bytes, limits, always_carry, reads=_FROM_PROGRAM, writes=_TO_PROGRAM, holds=lives
-        )
+        judging = _fork_tests(tests_bytes, limits, always_carry, reads=_FROM_PROGRAM, writes=_TO_PROGRAM, holds=lives)
         os.close(lives)
         status = _end_of(judging, ended)
         _write({"end": status}, _CONTROL)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from mopd.distill.types import RunError, UserError
-from mopd.rollouts.sandbox.bubblewrap.box import Box
+from mopd.rollouts.sandbox.bubblewrap.box import BubblewrapBox
 from mopd.rollouts.sandbox.rules import RUN, refusal
 
 Kind: TypeAlias = Literal["expressions", "tests", "any_python", "math", "readable"]
@@ -99,7 +99,7 @@ def evaluate_expressions(
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProgramVerdict:
     """Whether a program passes its tests.
 
     Attributes:
@@ -111,8 +111,8 @@ class Verdict:
 
 
 def judge_programs(
-    jobs: Sequence[tuple[str, str]], *, sandbox: SandboxKind = "whitelist", limits: Limits = PROGRAM_LIMITS
-) -> list[Verdict]:
+    jobs: Sequence[tuple[str, str]], *, sandbox: SandboxKind, limits: Limits = PROGRAM_LIMITS
+) -> list[ProgramVerdict]:
     """Run programs against their tests, each in two processes of its own, as many at a time as there are cores.
 
     Tests are plain Python: top-level code with ``assert``, functions ``test_*`` and ``unittest.TestCase`` classes.
@@ -128,14 +128,14 @@ def judge_programs(
     kind: Kind = "tests" if sandbox == "whitelist" else "any_python"
     fit = [number for number, (program, _) in enumerate(jobs) if len(program) <= limits.source_chars]
     answers = dict(zip(fit, _run(kind, [jobs[n] for n in fit], limits), strict=True))
-    verdicts: list[Verdict] = []
+    verdicts: list[ProgramVerdict] = []
     for number, (program, tests) in enumerate(jobs):
         passed, refused = _passed(answers.get(number))
         if not passed and len(program) > limits.source_chars:
             refused = f"a program of more than {limits.source_chars:,} characters"
         elif not passed and sandbox == "whitelist":
             refused = refusal(program, runs=f"{RUN}(" in tests)
-        verdicts.append(Verdict(passed, None if passed else refused))
+        verdicts.append(ProgramVerdict(passed, None if passed else refused))
     return verdicts
 
 
@@ -148,7 +148,7 @@ def _passed(answer: object) -> tuple[bool, str | None]:
 
 def run_tests_many(jobs: Sequence[tuple[str, str]], *, limits: Limits = PROGRAM_LIMITS) -> list[bool]:
     """Whether programs pass their tests under the whitelist; see :func:`judge_programs`."""
-    return [verdict.passed for verdict in judge_programs(jobs, limits=limits)]
+    return [verdict.passed for verdict in judge_programs(jobs, sandbox="whitelist", limits=limits)]
 
 
 def equal_formulas(jobs: Sequence[tuple[str, str]], *, limits: Limits = MATH_LIMITS) -> list[bool]:
@@ -274,7 +274,7 @@ class _Server:
         judges = kind in ("tests", "any_python")
         self._files = [os.memfd_create(name) for name in ("program", "tests")] if judges else []
         self._box = None
-        descriptors = dict(zip(("program", "tests"), self._files, strict=False))
+        descriptors = dict(zip(("program", "tests"), self._files, strict=True)) if judges else {}
         if kind == "any_python":
             self._box = self._boxed(limits)
             descriptors = {"tests": self._files[1], **self._box.descriptors}
@@ -296,10 +296,10 @@ class _Server:
             self.end()
             raise
 
-    def _boxed(self, limits: Limits) -> Box:
+    def _boxed(self, limits: Limits) -> BubblewrapBox:
         """The server of programs that may use any Python."""
         try:
-            return Box(self._files[0], wall_seconds=limits.wall_seconds)
+            return BubblewrapBox(self._files[0], wall_seconds=limits.wall_seconds)
         except BaseException as error:
             for descriptor in self._files:
                 os.close(descriptor)

@@ -84,7 +84,7 @@ def _command(program: str) -> list[str]:
     ]
 
 
-class Box:
+class BubblewrapBox:
     """Bubblewrap with the server of programs in it, and the ends of the pipes to it.
 
     Args:
@@ -131,8 +131,8 @@ class Box:
             except BaseException as error:
                 self.end()
                 if isinstance(error, UserError):
-                    said = os.pread(errors, 1 << 16, 0).decode(errors="replace").strip().splitlines()
-                    raise UserError(f"{error}: {said[-1] if said else 'it says nothing'}") from error
+                    lines = os.pread(errors, 1 << 16, 0).decode(errors="replace").strip().splitlines()
+                    raise UserError(f"{error}: {lines[-1] if lines else 'it says nothing'}") from error
                 raise
         finally:
             os.close(errors)

@@ -1,17 +1,14 @@
-"""Which sandbox programs are executed in: bubblewrap where it works, which a program in it has to show, or the whitelist.
-"""
+"""Which sandbox programs are run in: bubblewrap where it works, which a program in it has to show, or the whitelist."""
 
 from __future__ import annotations
 
 import functools
 import os
 import tempfile
-from typing import Literal, TypeAlias
 
 from mopd.distill.errors import RunError, UserError
+from mopd.distill.recipe.source import SandboxName
 from mopd.rollouts.sandbox.run import SandboxKind, judge_programs
-
-SandboxName: TypeAlias = Literal["auto", "whitelist", "bubblewrap"]
 
 _PROBE = """
 import multiprocessing, os, socket, subprocess, sys, tempfile, threading

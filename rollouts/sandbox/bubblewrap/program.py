@@ -1,7 +1,7 @@
 """The process that a program lives in which may use any Python: it executes the program and does what tests ask of it.
 
-As in rollouts/sandbox/program.py nothing here decides anything; here nothing is forbidden either. The conversation is on
-descriptors of its own, so that 0, 1 and 2 are a program's, as it expects. What the sandbox refused it is noted.
+As in rollouts/sandbox/program.py nothing here decides anything; here nothing is forbidden either. The conversation is
+on descriptors of its own, so that 0, 1 and 2 are a program's, as it expects. What the sandbox refused it is noted.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import builtins
 import errno
+import gc
+import io
 import mmap
 import os
 import random
@@ -19,6 +21,7 @@ import threading
 import time
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from mopd.rollouts.sandbox.plain import Encoded
@@ -177,10 +180,8 @@ def _run_whole(
             finally:
                 os._exit(status)
         status = os.waitpid(child, 0)[1]
-        try:
+        with suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)  # what it started and left: all there is but this process and the first
-        except ProcessLookupError:
-            pass
         size = os.fstat(writes).st_size
         if status != 0 or size > longest:
             raise RuntimeError("the program ended with an error" if status else f"the program printed {size:,} bytes")
@@ -208,5 +209,8 @@ def _as_script(program: str, report: Report) -> int:
     shutdown: Callable[[], None] = getattr(threading, "_shutdown")  # noqa: B009  # waits for threads, as at any exit
     shutdown()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
+    for each in gc.get_objects():  # what an interpreter that ends would have closed
+        if isinstance(each, io.TextIOWrapper | io.BufferedWriter) and not each.closed:
+            with suppress(OSError, ValueError):
+                each.flush()
     return status

@@ -105,6 +105,7 @@ BESIDES: dict[str, Any] = {
     "domains.*.task.shots_split": {"shots": 2},
     "domains.*.task.continues": {"verifier": "python_tests"},
     "domains.*.task.function": {"verifier": "input_output", "tests": "cases"},
+    "domains.*.task.sandbox": {"verifier": "python_tests"},
     "teachers.*.prompt.hint": {"template": "{hint} {prompt}"},
 }
 """What else has to change in the same section for the other value to be valid."""

@@ -58,7 +58,7 @@ REACHING = {  # each gives 1 where it reaches what it must not
     "writes the interpreter": "def f():\n    open(os.path.join(sys.prefix, 'x'), 'w').close()\n    return 1",
     "writes the server's code": "def f():\n    open('/opt/mopd/mopd/rollouts/sandbox/judge.py', 'a').write('#')\n"
     "    return 1",
-    "reaches the network": "import socket\ndef f():\n    with socket.create_connection(('127.0.0.1', {port}), 5) as c:\n"
+    "reaches the network": "import socket\ndef f():\n    with socket.create_connection(('127.0.0.1', {port}), 5):\n"
     "        return 1",
     "reaches an abstract socket": "import socket\ndef f():\n    c = socket.socket(socket.AF_UNIX)\n"
     "    c.connect(chr(0) + {abstract!r})\n    return 1",
@@ -167,7 +167,8 @@ SPENDING = {
     "time that signals do not end": "for n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
     "    except (OSError, ValueError): pass\ndef f():\n    while True: pass",
     "time of one child after another": "def f():\n    while True:\n        if os.fork() == 0:\n"
-    "            t = time.process_time()\n            while time.process_time() < t + 0.3: pass\n            os._exit(0)\n"
+    "            t = time.process_time()\n            while time.process_time() < t + 0.3: pass\n"
+    "            os._exit(0)\n"
     "        os.wait()",
     "sleep": "def f(): time.sleep(10**6)",
     "an answer without an end": "def f():\n    while True:\n        for d in range(3, 20):\n"
@@ -190,7 +191,7 @@ def test_a_program_leaves_nothing_to_the_next() -> None:
     """Files, processes in sessions of their own that go on, shared memory, text in pipes."""
     end_idle_servers()
     leave = BEGIN + (
-        "from multiprocessing import shared_memory\nopen('/tmp/left', 'w').write('1')\nopen('/dev/shm/left', 'w').close()\n"
+        "open('/tmp/left', 'w').write('1')\nopen('/dev/shm/left', 'w').close()\n"
         "ipc = libc.shmget(77, 4096, 0o1666)\n"
         "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        while True:\n"
         "            for d in range(3, 200):\n                try: os.write(d, b'[\"ok\", [1, null, []]]\\n')\n"
@@ -198,8 +199,8 @@ def test_a_program_leaves_nothing_to_the_next() -> None:
         "def f(): return 1"
     )
     look = BEGIN + (
-        "def f(): return [os.path.exists('/tmp/left'), os.path.exists('/dev/shm/left'), libc.shmget(77, 4096, 0) >= 0,\n"
-        "    len([p for p in os.listdir('/proc') if p.isdigit()])]"
+        "def f(): return [os.path.exists('/tmp/left'), os.path.exists('/dev/shm/left'),\n"
+        "    libc.shmget(77, 4096, 0) >= 0, len([p for p in os.listdir('/proc') if p.isdigit()])]"
     )
     judged(leave, IS_ONE)
     alone = judged(look, "assert f()[:3] == [False, False, False]\nassert f()[3] <= 5")
