@@ -272,7 +272,7 @@ class Training:
             mtp=recipe.mtp,
             heads_alone=self.resolved.method.heads_alone,
             lora=recipe.student.lora,
-            base=named_base(recipe.student.model, self.model),
+            base=named_base(recipe.student.reference, self.model),
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
         ranks = RayRanks(spec, recipe.faults)
