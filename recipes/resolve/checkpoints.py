@@ -265,6 +265,16 @@ def check_weights(folder: Path, model: PreTrainedModel) -> list[str]:
         return unused_weights(type(model), tensors, named=folder, config=config)
 
 
+def dropped_weights(folder: str, *, trust_remote_code: bool) -> list[str]:
+    """The weights of a checkpoint that its model has no place for, by name, so that no export of the model has them.
+
+    Raises:
+        UserError: see :func:`check_weights`.
+    """
+    config = _read(folder, "configuration", AutoConfig, "trust it in its stanza", trust_remote_code)
+    return check_weights(Path(folder), empty_model(config, trust_remote_code=trust_remote_code)[0])
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files of a checkpoint's weights that transformers would load, every shard of them.
 

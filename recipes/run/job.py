@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from mopd.distill.hosts import HOSTS
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
-from mopd.distill.recipe import DomainRecipe, MTPRecipe, RolloutRecipe
+from mopd.distill.models.mtp import is_head_tensor
+from mopd.distill.recipe import Architecture, DomainRecipe, MTPRecipe, RolloutRecipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
@@ -24,6 +25,7 @@ from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
 from mopd.recipes.report.card import run_card
+from mopd.recipes.resolve.checkpoints import downloaded, dropped_weights, local_folder
 from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
@@ -248,7 +250,21 @@ class Training:
 
     def card(self) -> str:
         """The model card of the student that was measured; a stage's has none."""
-        return "" if self.is_stage or self.evaluator is None else run_card(self.folder, self.evaluator.rows)
+        if self.is_stage or self.evaluator is None:
+            return ""
+        return run_card(self.folder, self.evaluator.rows, left_out=self._left_out())
+
+    def _left_out(self) -> list[str]:
+        """Weights that the checkpoint at the beginning of the student's chain has and the student has not, by name."""
+        source = self.resolved.models["student.model"]
+        origin = source.origin
+        if origin is None or isinstance(origin.source, Architecture):
+            return []
+        recipe, first = self.resolved.recipe, self.resolved.models[origin.where]
+        folder = downloaded(local_folder(origin.source))
+        text = AutoConfig.from_pretrained(folder, trust_remote_code=first.trusted).get_text_config()
+        names = dropped_weights(folder, trust_remote_code=first.trusted)
+        return [name for name in names if not (recipe.mtp.heads and is_head_tensor(name, text))]
 
     def _student(self, closing: ExitStack, say: Callable[[str], None], steps: Callable[[], int]) -> DeepSpeedStudent:
         """The student in its ranks, which end with ``closing``; ``steps``: of the whole run, as far as is known."""
