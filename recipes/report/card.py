@@ -35,7 +35,10 @@ def run_card(folder: Path, answers: Sequence[Evaluation], *, left_out: Sequence[
 
 def model_card(recipe: RecordedRecipe, seesaw: SeesawRecord, left_out: Sequence[str]) -> str:
     """The card as text: a header of YAML for the Hub, and Markdown for people."""
-    teachers = {name: str(teacher.model) for name, teacher in recipe.teachers.items()}
+    teachers = {
+        name: _code(str(teacher.model)) + (f", with adapter {_code(str(teacher.adapter))}" if teacher.adapter else "")
+        for name, teacher in recipe.teachers.items()
+    }
     sources = [recipe.student_model, *(teacher.model for teacher in recipe.teachers.values())]
     tasks = [domain.task for domain in recipe.domains.values()]
     paths = [str(task["path"]) for task in tasks if isinstance(task, Mapping) and "path" in task]
@@ -52,7 +55,7 @@ def model_card(recipe: RecordedRecipe, seesaw: SeesawRecord, left_out: Sequence[
         f"([arXiv 2606.30406](https://arxiv.org/abs/2606.30406)). It starts from "
         f"{_code(_named(recipe.student_model))}.",
         "## Teachers",
-        "\n".join(f"- **{name}**: {_code(model)}" for name, model in teachers.items()) or "None.",
+        "\n".join(f"- **{name}**: {model}" for name, model in teachers.items()) or "None.",
         "## The seesaw",
         _table(seesaw),
         "Recovery is the part of the teacher's gain over the base that the student has. Scores are of greedy answers "

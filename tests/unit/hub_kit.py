@@ -30,10 +30,10 @@ class Hub:
 
 
 @contextmanager
-def serving(hub: Hub, kind: Literal["datasets", "models"] = "datasets") -> Iterator[str]:
+def serving(hub: Hub, kind: Literal["datasets", "models"] = "datasets", repo: str = REPO) -> Iterator[str]:
     """Its address."""
-    of_files = f"/datasets/{REPO}/resolve/" if kind == "datasets" else f"/{REPO}/resolve/"
-    of_facts = f"/api/{kind}/{REPO}"
+    of_files = f"/datasets/{repo}/resolve/" if kind == "datasets" else f"/{repo}/resolve/"
+    of_facts = f"/api/{kind}/{repo}"
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *args: Any) -> None:
@@ -77,7 +77,7 @@ def serving(hub: Hub, kind: Literal["datasets", "models"] = "datasets") -> Itera
             ]
             if what == "revision":
                 return self._json(
-                    {"id": REPO, "sha": commit, "private": False, "siblings": [{"rfilename": f["path"]} for f in files]}
+                    {"id": repo, "sha": commit, "private": False, "siblings": [{"rfilename": f["path"]} for f in files]}
                 )
             if what == "tree":
                 return self._json(files if not folder else [])
