@@ -128,7 +128,7 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
             section.pop(leaf, None)
     if not METHODS[recipe.stages[name].method].samples and not measured:
         own["rollout"] = {"temperature": recipe.rollout.temperature}
-    texts = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}
+    texts: dict[str, Any] = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}
     for task in (*texts.values(), *(domain["task"] for domain in own["domains"].values())):
         for leaf, default in LATER_OF_TASKS.items() if isinstance(task, dict) else ():
             if task.get(leaf) == default:

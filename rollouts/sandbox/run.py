@@ -274,7 +274,7 @@ class _Server:
         judges = kind in ("tests", "any_python")
         self._files = [os.memfd_create(name) for name in ("program", "tests")] if judges else []
         self._box = None
-        descriptors = dict(zip(("program", "tests"), self._files, strict=True)) if judges else {}
+        descriptors: dict[str, int] = dict(zip(("program", "tests"), self._files, strict=True)) if judges else {}
         if kind == "any_python":
             self._box = self._boxed(limits)
             descriptors = {"tests": self._files[1], **self._box.descriptors}
