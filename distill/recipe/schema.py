@@ -610,7 +610,7 @@ class RunRecipe(Strict):
     parallel_stages: Count = Field(
         default=2, description="stages side by side at most, where none waits for another and GPUs suffice"
     )
-    card_gib: Positive | None = Field(
+    card_gib: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
         default=None,
         description="GiB of a GPU that the plan is held against where this machine has none; none: it is not",
     )
