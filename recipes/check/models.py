@@ -12,6 +12,7 @@ from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.models.adapters import adapter_targets, with_adapters
 from mopd.distill.models.families import family_of
 from mopd.distill.models.heads import head_problem
+from mopd.distill.models.load import FP8
 from mopd.distill.models.mtp import count_heads, draft_family, is_head_tensor
 from mopd.distill.recipe import Engine, ModelReference, MTPRecipe, StageRecipe, StudentRecipe, TeacherRecipe
 from mopd.distill.recipe.messages import guess
@@ -208,6 +209,12 @@ def model_warnings(
                 f"place for ({named}), such as draft heads; {NOT_EXPORTED}{keep}"
             )
         if (method := _packing(info)) is not None and leaf.startswith("teachers.") and models[leaf].has_weights:
+            if method == FP8:
+                yield (
+                    f"`{leaf}`: its weights are in FP8; they are unpacked into the teacher's `dtype` as it loads, and "
+                    f"take the memory of plain ones, as planned"
+                )
+                continue
             yield (
                 f"`{leaf}`: its weights are quantised ({method}); transformers unpacks them as it loads, or computes "
                 f"with them where the library of that method is installed, and memory is planned for plain ones"
