@@ -61,7 +61,7 @@ def on_hub(task: str | Source | GymSource | EnvironmentSource) -> bool:
 
 def assumed_lengths(domains: Iterable[str], most: int, known: Mapping[str, Lengths]) -> dict[str, Lengths]:
     """Lengths of every domain: those that are known, and for the others long prompts with answers up to the cap."""
-    assumed = Lengths(PROMPT_TOKENS, most, PROMPT_TOKENS + most, float(PROMPT_TOKENS), float(most))
+    assumed = Lengths(PROMPT_TOKENS, most, PROMPT_TOKENS + most, float(PROMPT_TOKENS), float(most), assumed=True)
     return {name: known.get(name, assumed) for name in domains}
 
 
