@@ -58,7 +58,7 @@ class LossSpec:
         token_advantage: ``(tokens, settings) -> (N,)``, nats: how hard the loss pulls at the sampled tokens, by which
             rules of shares compare domains; the gap to the teacher where the loss has no other.
         held_rows: float32 rows of V values that it holds of a trained token at the most, its teachers' and its gradient
-            included, beside the logits: for the plan. Measured on the CPU (tests/integration/test_planned_memory.py).
+            included, beside the logits: for the plan. Measured on a CPU in float32 and bfloat16, on 29 November 2026.
     """
 
     payload: PayloadName | PayloadSpec | None
