@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
+from mopd.distill.models.mtp import is_head_tensor
 from mopd.distill.recipe import Architecture, ModelReference, StageRecipe, StudentRecipe, TeacherRecipe
 from mopd.distill.recipe.model_names import SELF, hub_name, is_hub_id, stage_name
 from mopd.distill.storage import write_atomic
 from mopd.distill.types import UserError
-from mopd.recipes.resolve.checkpoints import commit_of, commit_on_hub
+from mopd.recipes.resolve.checkpoints import commit_of, commit_on_hub, downloaded, dropped_weights, local_folder
 from mopd.teachers.kinds import kind_of
 
 
@@ -122,6 +125,23 @@ def model_sources(
             model(f"{section}.from", stage.reference, f"{section}.trust_remote_code", stage.trust_remote_code)
         )
     return {source.leaf: source for source in models}
+
+
+def left_out_weights(models: Mapping[str, ModelSource], leaf: str, *, keeps_heads: bool) -> list[str]:
+    """Weights of the checkpoint at the beginning of a model's chain that have no place in the model, by name.
+
+    Args:
+        keeps_heads: whether its draft heads are taken along.
+    """
+    origin = models[leaf].origin
+    if origin is None or isinstance(origin.source, Architecture):
+        return []
+    folder, trusted = downloaded(local_folder(origin.source)), models[origin.where].trusted
+    names = dropped_weights(folder, trust_remote_code=trusted)
+    if not (names and keeps_heads):
+        return names
+    text = AutoConfig.from_pretrained(folder, trust_remote_code=trusted).get_text_config()
+    return [name for name in names if not is_head_tensor(name, text)]
 
 
 def named_base(source: ModelReference, folder: str) -> str:

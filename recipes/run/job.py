@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.hosts import HOSTS
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
-from mopd.distill.models.mtp import is_head_tensor
-from mopd.distill.recipe import Architecture, DomainRecipe, MTPRecipe, RolloutRecipe
+from mopd.distill.recipe import DomainRecipe, MTPRecipe, RolloutRecipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
@@ -25,7 +24,6 @@ from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
 from mopd.recipes.report.card import run_card
-from mopd.recipes.resolve.checkpoints import downloaded, dropped_weights, local_folder
 from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
@@ -64,6 +62,7 @@ class Training:
         model: the checkpoint it starts from.
         teachers: checkpoints of its teachers by name; the bases of those that are adapters.
         frozen: its teachers as models that are sampled, by name.
+        left_out: weights that the checkpoint at the beginning of its chain has and the student has not, by name.
     """
 
     resolved: Resolved
@@ -78,6 +77,7 @@ class Training:
     costs: Costs
     evaluator: Evaluator | None
     is_stage: bool
+    left_out: Sequence[str]
 
     def run(self, context: RunContext, *, title: str) -> int:
         """Train to the end, measure the selected step's weights on the test prompts, export them to ``student/``.
@@ -252,19 +252,7 @@ class Training:
         """The model card of the student that was measured; a stage's has none."""
         if self.is_stage or self.evaluator is None:
             return ""
-        return run_card(self.folder, self.evaluator.rows, left_out=self._left_out())
-
-    def _left_out(self) -> list[str]:
-        """Weights that the checkpoint at the beginning of the student's chain has and the student has not, by name."""
-        source = self.resolved.models["student.model"]
-        origin = source.origin
-        if origin is None or isinstance(origin.source, Architecture):
-            return []
-        recipe, first = self.resolved.recipe, self.resolved.models[origin.where]
-        folder = downloaded(local_folder(origin.source))
-        text = AutoConfig.from_pretrained(folder, trust_remote_code=first.trusted).get_text_config()
-        names = dropped_weights(folder, trust_remote_code=first.trusted)
-        return [name for name in names if not (recipe.mtp.heads and is_head_tensor(name, text))]
+        return run_card(self.folder, self.evaluator.rows, left_out=self.left_out)
 
     def _student(self, closing: ExitStack, say: Callable[[str], None], steps: Callable[[], int]) -> DeepSpeedStudent:
         """The student in its ranks, which end with ``closing``; ``steps``: of the whole run, as far as is known."""

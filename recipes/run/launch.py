@@ -40,7 +40,7 @@ from mopd.recipes.resolve.placement import (
 )
 from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import kept, move_aside, note_environment, note_recipe, refuse_changed_recipe
-from mopd.recipes.resolve.sources import MODELS, note_models, trusted_leaves
+from mopd.recipes.resolve.sources import MODELS, left_out_weights, note_models, trusted_leaves
 from mopd.recipes.resolve.stages import (
     finished,
     mark_finished,
@@ -282,7 +282,7 @@ def training(
     Args:
         tests: prompts of the test split that it is measured on, a domain, beside those of validation; None: on nothing.
     """
-    recipe, method = resolved.recipe, resolved.method
+    recipe, method, kept = resolved.recipe, resolved.method, bool(resolved.recipe.mtp.heads)
     tokenizer = load_tokenizer(model, trust_remote_code=resolved.models["student.model"].trusted)
     tasks = tasks_of(recipe.domains, tokenizer)
     note_data(tasks, folder / DATA)
@@ -323,6 +323,7 @@ def training(
         costs=costs,
         evaluator=evaluator,
         is_stage=is_stage,
+        left_out=() if is_stage else left_out_weights(resolved.models, "student.model", keeps_heads=kept),
     )
 
 
