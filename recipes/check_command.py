@@ -22,6 +22,7 @@ from mopd.recipes.check.static import check
 from mopd.recipes.check.study import check_study, print_study_plan, refuse_changed_runs
 from mopd.recipes.resolve.resolved import resolve
 from mopd.recipes.resolve.run_folder import refuse_changed_recipe
+from mopd.recipes.resolve.sources import MODELS, moved_models
 from mopd.recipes.resolve.study import study_runs
 
 
@@ -58,11 +59,13 @@ def _show_recipe(
     resolved = resolve(recipe)
     plan = check(resolved, out, offline=offline, plan_only=plan_only)
     refuse_changed_recipe(recipe, out)
+    for sentence in () if offline else moved_models(resolved.models.values(), out / MODELS):
+        console.print(Text(sentence, style="yellow"))
     left = unchecked(resolved) if offline else []
     # Models of the Hub are planned for other machines than the one that a plan is read on.
     print_samples(plan.questions, console)
     print_plan(plan, console, room(out, card_gib=recipe.run.card_gib, elsewhere=bool(left)))
-    shown = {"plan": plan_record(plan), "findings": []}
+    shown = {"plan": plan_record(plan), "sandboxes": plan.questions.sandboxes, "findings": []}
     if deep:
         from mopd.recipes.run.check_deep import deep_findings  # loads what runs models
         from mopd.recipes.run.preflight import findings_table, refuse_unusable

@@ -18,7 +18,7 @@ from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.study import load
 from mopd.recipes import SHIPPED
 from mopd.recipes.evaluation.command import EvalQuestions, evaluate_model, measured_record, measured_table
-from mopd.recipes.resolve.checkpoints import local_folder, read_checkpoint
+from mopd.recipes.resolve.checkpoints import downloaded, local_folder, read_checkpoint
 from mopd.recipes.resolve.damage import refuse_damaged
 from mopd.rollouts.tasks import TASKS
 
@@ -100,7 +100,7 @@ def _checkpoint(model: str, trust_remote_code: bool) -> tuple[str, Any]:
     """The folder of a checkpoint that can be loaded, and its tokenizer."""
     # Here, unlike in a recipe, a folder needs no ./ in front: nothing else of that name is meant.
     is_folder = os.path.isdir(model) and not Path(model).is_absolute()
-    folder = local_folder(f"./{model}" if is_folder else model)
+    folder = downloaded(local_folder(f"./{model}" if is_folder else model))
     refuse_damaged(folder, "put it back as it was")
     read = read_checkpoint(folder, permit="give --trust-remote-code", trust_remote_code=trust_remote_code)
     return folder, read.tokenizer

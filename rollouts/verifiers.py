@@ -18,8 +18,8 @@ from mopd.rollouts.choices import chosen_letter
 from mopd.rollouts.input_output import cases_problem, tests_of, whole_program
 from mopd.rollouts.programs import extract_program
 from mopd.rollouts.quantities import answer_values, gold_values
-from mopd.rollouts.sandbox.rules import RUN, Refused, parse_program, refusal
-from mopd.rollouts.sandbox.run import PROGRAM_LIMITS, equal_formulas, readable_formulas, run_tests_many
+from mopd.rollouts.sandbox.rules import Refused, parse_program
+from mopd.rollouts.sandbox.run import SandboxKind, equal_formulas, judge_programs, readable_formulas
 
 Verifier: TypeAlias = Callable[[str, str], float]
 
@@ -75,7 +75,7 @@ def python_tests(tests: str, text: str) -> float:
     ``tests`` are top-level asserts, functions ``test_*`` or ``unittest.TestCase`` classes; see
     :func:`rollouts.sandbox.run.run_tests_many`, and :mod:`rollouts.sandbox.rules` for what a program may use.
     """
-    return _python_tests_many([tests], [text])[0]
+    return verify_many("python_tests", [tests], [text])[0]
 
 
 def input_output(cases: str, text: str) -> float:
@@ -83,7 +83,7 @@ def input_output(cases: str, text: str) -> float:
 
     What it reads and prints, or arguments and value of a function: see :mod:`rollouts.input_output`.
     """
-    return _input_output_many([cases], [text])[0]
+    return verify_many("input_output", [cases], [text])[0]
 
 
 def last_number(text: str) -> Fraction | None:
@@ -137,10 +137,18 @@ def verify(verifier: str, gold: str, text: str) -> float:
     return VERIFIERS[verifier](gold, text)
 
 
-def verify_many(verifier: str, answers: Sequence[str], texts: Sequence[str]) -> list[float]:
-    """Verdicts of :data:`VERIFIERS`' ``verifier`` on each pair, in one batch where that is faster."""
-    if verifier in _BATCHED:
-        return _BATCHED[verifier](answers, texts)
+def verify_many(
+    verifier: str, answers: Sequence[str], texts: Sequence[str], *, sandbox: SandboxKind | None = None
+) -> list[float]:
+    """Verdicts of :data:`VERIFIERS`' ``verifier`` on each pair, in one batch where that is faster.
+
+    Args:
+        sandbox: where programs are run, and how much of Python they may use; None: under the whitelist.
+    """
+    if verifier in _PROGRAMS:
+        return _run_many(_PROGRAMS[verifier](answers, texts), sandbox or "whitelist")
+    if verifier == "math":
+        return _math_many(answers, texts)
     return [VERIFIERS[verifier](answer, text) for answer, text in zip(answers, texts, strict=True)]
 
 
@@ -161,31 +169,22 @@ def _math_many(answers: Sequence[str], texts: Sequence[str]) -> list[float]:
     return [1.0 if equal else float(next(verdicts)) for equal in same]
 
 
-def _python_tests_many(tests: Sequence[str], texts: Sequence[str]) -> list[float]:
-    return _run_many([(extract_program(text, test), test) for test, text in zip(tests, texts, strict=True)])
+def _with_tests(tests: Sequence[str], texts: Sequence[str]) -> list[tuple[str, str]]:
+    return [(extract_program(text, test), test) for test, text in zip(tests, texts, strict=True)]
 
 
-def _input_output_many(cases: Sequence[str], texts: Sequence[str]) -> list[float]:
+def _with_cases(cases: Sequence[str], texts: Sequence[str]) -> list[tuple[str, str]]:
     jobs: list[tuple[str, str]] = []
     for case, text in zip(cases, texts, strict=True):
         tests = tests_of(case)
         jobs.append((whole_program(extract_program(text, tests), case), tests))
-    return _run_many(jobs)
+    return jobs
 
 
-def _run_many(jobs: Sequence[tuple[str, str]]) -> list[float]:
+def _run_many(jobs: Sequence[tuple[str, str]], sandbox: SandboxKind) -> list[float]:
     """Verdicts on programs; of those that fail, it is told where the sandbox refused what they use."""
-    return [
-        1.0 if passed else _failed(program, tests)
-        for (program, tests), passed in zip(jobs, run_tests_many(jobs), strict=True)
-    ]
-
-
-def _failed(program: str, tests: str) -> float:
-    if len(program) > PROGRAM_LIMITS.source_chars:
-        return UnjudgedScore("refused", f"a program of more than {PROGRAM_LIMITS.source_chars:,} characters")
-    reason = refusal(program, runs=f"{RUN}(" in tests)
-    return 0.0 if reason is None else UnjudgedScore("refused", reason)
+    verdicts = judge_programs(jobs, sandbox=sandbox)
+    return [float(v.passed) if v.refused is None else UnjudgedScore("refused", v.refused) for v in verdicts]
 
 
 VERIFIERS: dict[str, Verifier] = {
@@ -198,8 +197,8 @@ VERIFIERS: dict[str, Verifier] = {
 }
 """Every verifier by the name that a recipe gives in ``verifier:``; (gold answer or tests, text) -> 0 or 1."""
 
-_BATCHED: dict[str, Callable[[Sequence[str], Sequence[str]], list[float]]] = {
-    "math": _math_many,
-    "python_tests": _python_tests_many,
-    "input_output": _input_output_many,
+_PROGRAMS: dict[str, Callable[[Sequence[str], Sequence[str]], list[tuple[str, str]]]] = {
+    "python_tests": _with_tests,
+    "input_output": _with_cases,
 }
+"""Of verifiers that run programs: (gold answers, texts) -> programs with their tests."""

@@ -40,7 +40,7 @@ class HeadSource:
         dtype = getattr(torch, self.dtype)
         for name in self._names():
             weight_VH = _tensor(Path(self.path), name)
-            if weight_VH is not None:
+            if weight_VH is not None and weight_VH.dtype.itemsize > 1:  # one that is packed has its scales elsewhere
                 return weight_VH.to(device, dtype)
         # Whatever the file calls it (an old format, names of another version): transformers knows.
         model = load_model(self.path, device="cpu", dtype=self.dtype, trust_remote_code=self.trust_remote_code)

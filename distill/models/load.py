@@ -59,6 +59,8 @@ def load_whole(
 ) -> PreTrainedModel:
     """A checkpoint as transformers loads it; with Python code that lies in its folder only where that is trusted.
 
+    Weights in FP8 are unpacked into ``dtype``, on every device: which would compute with them depends on the card.
+
     Raises:
         OSError: there is no checkpoint, or it cannot be read.
         UserError: it lacks weights, or has some of other shapes, or has no such attention.
@@ -68,10 +70,40 @@ def load_whole(
 
     disable_progress_bar()  # it would run through the console of who asked
 
+    settings: Any = {"dtype": dtype}
+    packed = _unpacking_config(path, trust_remote_code=trust_remote_code)
+    if packed is not None:
+        settings["config"] = packed
     # Said even where it is no: transformers would ask whoever sits at the terminal.
-    model = from_pretrained(AutoModelForCausalLM, path, named=path, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = from_pretrained(AutoModelForCausalLM, path, named=path, trust_remote_code=trust_remote_code, **settings)
+    if packed is not None:
+        _unpack_into(model, dtype)
     set_attention(model, attention, named=f"checkpoint {path}")
     return model
+
+
+FP8 = "fp8"
+"""What transformers calls blocks of weights in eight bits, each block with its scale, as DeepSeek-V3 and Qwen3-FP8 have."""
+
+
+def _unpacking_config(path: str | Path, *, trust_remote_code: bool) -> Any:
+    """The configuration of a checkpoint in FP8 that has it unpacked as it loads; None for any other checkpoint."""
+    from transformers import AutoConfig, PretrainedConfig
+
+    packing = PretrainedConfig.get_config_dict(path)[0].get("quantization_config")
+    if not isinstance(packing, dict) or packing.get("quant_method") != FP8:
+        return None
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    config.quantization_config = {**packing, "dequantize": True}
+    return config
+
+
+def _unpack_into(model: Any, dtype: torch.dtype) -> None:
+    """Give weights that were unpacked the dtype of the others: with scales in float32 they come out in that."""
+    kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+    for name, weight in model.named_parameters():
+        if not any(part in name for part in kept):
+            weight.data = weight.data.to(dtype)
 
 
 def from_pretrained(model_class: Any, source: str | Path | None, *, named: str | Path, **settings: Any) -> Any:

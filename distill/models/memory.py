@@ -28,8 +28,6 @@ BUCKET_VALUES = 500_000_000
 """Gradients that ZeRO gathers in one buffer before it reduces them; DeepSpeed's `reduce_bucket_size`."""
 LIVE_VALUES = 1_000_000_000
 """Weights that stage 3 gathers at most while it learns; DeepSpeed's `stage3_max_live_parameters`."""
-SCORED_ROWS = 4
-"""Float32 rows of V values that a loss holds of a trained token: logits, log-probabilities, probabilities, gradient."""
 DRAWN_BYTES = 32
 """Of each token of the vocabulary, to draw one: logits and log-probabilities in four bytes, three sums in eight."""
 
@@ -108,15 +106,19 @@ def activation_bytes(shape: ModelShape, *, tokens: float, width: float, itemsize
     return tokens * kept * itemsize
 
 
-def loss_bytes(shape: ModelShape, *, tokens: float, trained: float, itemsize: int, whole_teacher: bool) -> float:
-    """Logits of a microbatch and what a loss makes of them: ``V (tokens (d + 4) + 16 trained)``.
+def loss_bytes(shape: ModelShape, *, trained: float, itemsize: int, rows: int) -> float:
+    """Logits of the tokens that are learnt from, and what a loss makes of them: ``V trained (d + 4 rows)``.
 
     Args:
-        trained: how many of the ``tokens`` are learnt from.
-        whole_teacher: whether the teacher's whole distributions are held beside them: 4 more of either.
+        trained: how many tokens of a microbatch those are; no others have logits.
+        rows: float32 rows of V values that the loss holds of each, see :class:`distill.loss.registry.LossSpec`.
     """
-    teacher = 4 if whole_teacher else 0
-    return shape.vocabulary * (tokens * (itemsize + 4 + teacher) + trained * (4 * SCORED_ROWS + teacher))
+    return shape.vocabulary * trained * (itemsize + 4 * rows)
+
+
+def scored_bytes(shape: ModelShape, *, trained: float, itemsize: int) -> float:
+    """Logits of the tokens that a teacher is asked about, and two float32 rows of them: ``V trained (d + 8)``."""
+    return shape.vocabulary * trained * (itemsize + 8)
 
 
 def cache_bytes(shape: ModelShape, *, rows: float, length: float, itemsize: int) -> float:

@@ -38,7 +38,7 @@ from mopd.distill.recipe.base import (
 from mopd.distill.recipe.drafts import MTPRecipe
 from mopd.distill.recipe.lora import LoRA
 from mopd.distill.recipe.loss import FullReverseKL, Loss
-from mopd.distill.recipe.model_names import is_path
+from mopd.distill.recipe.model_names import at_revision, is_hub_id, is_path
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.source import GYM, EnvironmentSource, GymSource, Source, columns_of, is_template
 
@@ -68,6 +68,19 @@ OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
 """Resources that Ray counts by itself."""
 
 
+def _require_hub_id(source: object, revision: str | None, *, leaf: str, of: str) -> None:
+    """Whether a revision stands beside a model of the Hub, and nowhere else."""
+    if is_hub_id(source) and "@" in str(source):
+        raise refusal(f"has `{of}` {source!r}; write what follows the @ as `{leaf}`")
+    if revision is not None and not is_hub_id(source):
+        raise refusal(
+            f"has `{leaf}` {revision!r}, and `{of}` is no model of the Hub, which has revisions; leave it out"
+        )
+
+
+REVISION = "branch, tag or commit of `{}` on the Hub; none: its main branch. Noted as the commit"
+
+
 class Architecture(Strict):
     """A model made from scratch: a transformers configuration, and a tokenizer: one trained here, or another's."""
 
@@ -78,6 +91,7 @@ class Architecture(Strict):
         default=None,
         description="whose tokenizer it takes: stage:NAME, a path (./ or /) or a Hub id; none: one is trained",
     )
+    tokenizer_revision: str | None = Field(default=None, description=REVISION.format("tokenizer"))
     chat_template: str | None = Field(
         default=None,
         description="turns of a chat: chatml, or the path of a Jinja file (begins with ./ or /); none: that of "
@@ -86,12 +100,18 @@ class Architecture(Strict):
 
     @model_validator(mode="after")
     def _one_vocabulary(self) -> Self:
+        _require_hub_id(self.tokenizer, self.tokenizer_revision, leaf="tokenizer_revision", of="tokenizer")
         default = type(self).model_fields["vocabulary"].default  # a run's folder has every leaf written out
         if self.tokenizer is not None and self.vocabulary != default:
             raise refusal("has both `tokenizer` and `vocabulary`, which a tokenizer has already; give one of them")
         if self.chat_template is not None and self.chat_template != CHATML and not is_path(self.chat_template):
             raise refusal(f"has `chat_template` {self.chat_template!r}; write chatml, or a path (./ or /)")
         return self
+
+    @property
+    def tokenizer_reference(self) -> str | None:
+        """Whose tokenizer it takes, with its revision."""
+        return None if self.tokenizer is None else at_revision(self.tokenizer, self.tokenizer_revision)
 
 
 def _name_or_mapping(value: Any) -> str:
@@ -238,6 +258,7 @@ class StudentRecipe(Strict):
     """The model that is trained."""
 
     model: ModelReference = Field(description="stage:NAME, a path (begins with ./ or /), a Hub id, or an architecture")
+    revision: str | None = Field(default=None, description=REVISION.format("model"))
     trust_remote_code: bool = Field(
         default=False, description="run Python code that lies in the folder of `model`; read it first"
     )
@@ -245,6 +266,16 @@ class StudentRecipe(Strict):
     optimizer: Optimizer = AdamW()
     updates_per_step: Count = Field(default=2, description="optimizer steps per batch of rollouts")
     lora: LoRA | None = Field(default=None, description="train a low-rank adapter over `model`; none: the whole model")
+
+    @property
+    def reference(self) -> ModelReference:
+        """The model that it starts from, with its revision."""
+        return at_revision(self.model, self.revision) if isinstance(self.model, str) else self.model
+
+    @model_validator(mode="after")
+    def _revision_is_of_the_hub(self) -> Self:
+        _require_hub_id(self.model, self.revision, leaf="revision", of="model")
+        return self
 
 
 def _task_form(value: Any) -> str:
@@ -357,6 +388,7 @@ class TeacherRecipe(Strict):
     model: str = Field(
         description="stage:NAME, a path (begins with ./ or /), a Hub id, or self: the student as it starts, frozen"
     )
+    revision: str | None = Field(default=None, description=REVISION.format("model"))
     adapter: str | None = Field(
         default=None,
         description="a LoRA adapter (peft) over `model`: a path (begins with ./ or /), or stage:NAME with `lora`",
@@ -393,6 +425,16 @@ class TeacherRecipe(Strict):
     settings: dict[Name, float | str | int | bool] = Field(
         default_factory=dict, description="what a `kind` of your own reads, by name"
     )
+
+    @property
+    def reference(self) -> str:
+        """Its model, with its revision."""
+        return at_revision(self.model, self.revision)
+
+    @model_validator(mode="after")
+    def _revision_is_of_the_hub(self) -> Self:
+        _require_hub_id(self.model, self.revision, leaf="revision", of="model")
+        return self
 
     @property
     def own_prompt(self) -> TeacherPromptRecipe | None:
@@ -568,7 +610,7 @@ class RunRecipe(Strict):
     parallel_stages: Count = Field(
         default=2, description="stages side by side at most, where none waits for another and GPUs suffice"
     )
-    card_gib: Positive | None = Field(
+    card_gib: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
         default=None,
         description="GiB of a GPU that the plan is held against where this machine has none; none: it is not",
     )
@@ -620,6 +662,7 @@ class StageRecipe(Strict):
     """How a base or a specialist is made; a run of its own inside the run's folder."""
 
     from_: ModelReference = Field(alias="from", description="stage:NAME, a path, a Hub id, or an architecture")
+    revision: str | None = Field(default=None, description=REVISION.format("from"))
     trust_remote_code: bool = Field(
         default=False, description="run Python code that lies in the folder of `from`; read it first"
     )
@@ -644,6 +687,16 @@ class StageRecipe(Strict):
     engine: Engine = Engine()
     optimizer: Optimizer = AdamW()
     mtp: MTPRecipe = MTPRecipe()
+
+    @property
+    def reference(self) -> ModelReference:
+        """The model that it starts from, with its revision."""
+        return at_revision(self.from_, self.revision) if isinstance(self.from_, str) else self.from_
+
+    @model_validator(mode="after")
+    def _revision_is_of_the_hub(self) -> Self:
+        _require_hub_id(self.from_, self.revision, leaf="revision", of="from")
+        return self
 
 
 class Recipe(Strict):

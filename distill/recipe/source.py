@@ -19,6 +19,8 @@ from mopd.distill.recipe.plugins import is_plugin
 
 RUNS_PROGRAMS = ("python_tests", "input_output")
 """Verifiers that run what was written; what is right stands in `tests`."""
+SandboxName: TypeAlias = Literal["auto", "whitelist", "bubblewrap"]
+"""Where programs are run, and how much of Python they may use (docs/sandbox.md)."""
 VerifierName: TypeAlias = Annotated[str, ShippedOrPlugin("exact", "number", "choice", "math", *RUNS_PROGRAMS)]
 """A row of VERIFIERS (rollouts/verifiers.py)."""
 
@@ -222,6 +224,11 @@ class Source(Strict):
         default=None,
         description="with python_tests, column of the code that an answer goes on from, where it is no whole program",
     )
+    sandbox: SandboxName = Field(
+        default="auto",
+        description="where verifiers that run programs do: whitelist: a part of Python; bubblewrap: any Python; auto: "
+        "bubblewrap where this machine can, else whitelist",
+    )
     answer_after: str | None = Field(
         default="auto",
         min_length=1,
@@ -284,6 +291,8 @@ class Source(Strict):
             raise refusal("has both `shots` and `shot_rows`; give one of them")
         if self.streaming and self.limit is None:
             raise refusal("has `streaming` and no `limit`; say how many rows are read")
+        if self.sandbox != "auto" and self.verifier not in RUNS_PROGRAMS:
+            raise refusal(f"has `sandbox`, and verifier {self.verifier} runs no programs in it; leave it out")
         if self.continues is not None and self.verifier != "python_tests":
             raise refusal(f"has `continues`, which python_tests reads, and the verifier {self.verifier}; leave it out")
         if self.template == "raw" and (self.template_arguments or self.tools is not None):

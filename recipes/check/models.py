@@ -12,10 +12,11 @@ from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.models.adapters import adapter_targets, with_adapters
 from mopd.distill.models.families import family_of
 from mopd.distill.models.heads import head_problem
+from mopd.distill.models.load import FP8
 from mopd.distill.models.mtp import count_heads, draft_family, is_head_tensor
 from mopd.distill.recipe import Engine, ModelReference, MTPRecipe, StageRecipe, StudentRecipe, TeacherRecipe
 from mopd.distill.recipe.messages import guess
-from mopd.distill.recipe.model_names import PREFIX, is_path, stage_name
+from mopd.distill.recipe.model_names import PREFIX, hub_name, is_path, stage_name
 from mopd.distill.storage import Digest, digest_of
 from mopd.distill.student.engine import check_engine
 from mopd.distill.types import UserError
@@ -208,6 +209,12 @@ def model_warnings(
                 f"place for ({named}), such as draft heads; {NOT_EXPORTED}{keep}"
             )
         if (method := _packing(info)) is not None and leaf.startswith("teachers.") and models[leaf].has_weights:
+            if method == FP8:
+                yield (
+                    f"`{leaf}`: its weights are in FP8; they are unpacked into the teacher's `dtype` as it loads, and "
+                    f"take the memory of plain ones, as planned"
+                )
+                continue
             yield (
                 f"`{leaf}`: its weights are quantised ({method}); transformers unpacks them as it loads, or computes "
                 f"with them where the library of that method is installed, and memory is planned for plain ones"
@@ -368,9 +375,9 @@ def _stage_adapter(name: str, model: ModelSource, stages: Mapping[str, StageReci
         yield f"and no stage {name!r} is declared under `stages`; {guess(name, stages)}"
     elif stages[name].lora is None:
         yield f"and that stage trains a whole model; give it `lora`, or write `model: {PREFIX}{name}` alone"
-    elif stages[name].from_ != model.source:
+    elif stages[name].reference != model.source:
         yield (
-            f"which is trained over {_source_told(stages[name].from_)} (`stages.{name}.from`), and `model` is "
+            f"which is trained over {_source_told(stages[name].reference)} (`stages.{name}.from`), and `model` is "
             f"{_source_told(model.source)}; take the same base"
         )
 
@@ -401,7 +408,7 @@ def _other_base(adapter: str, base: ModelInfo) -> str | None:
     elif is_path(named) or is_path(source) or Path(named).is_absolute():
         return None  # a folder against a Hub id, or a folder of another machine: nobody can tell
     else:
-        same = named.lower() == source.lower()
+        same = named.lower() == hub_name(source)[0].lower()
     if same:
         return None
     return (

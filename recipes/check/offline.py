@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from mopd.distill.recipe import EnvironmentSource, GymSource, Source
 from mopd.distill.recipe.messages import guess
-from mopd.distill.recipe.model_names import is_path
+from mopd.distill.recipe.model_names import hub_name, is_path
 from mopd.distill.types import UserError
 from mopd.recipes import SHIPPED
 from mopd.recipes.check.tasks import Lengths
@@ -30,6 +30,7 @@ def known_config(name: str, given: Mapping[str, Any]) -> Any:
     Raises:
         UserError: there is neither, or what is given is no configuration.
     """
+    name, _ = hub_name(name)
     if name in given:
         return _given_config(name, given[name])
     path = ARCHITECTURES / f"{name.replace('/', '--')}.json"
@@ -60,7 +61,7 @@ def on_hub(task: str | Source | GymSource | EnvironmentSource) -> bool:
 
 def assumed_lengths(domains: Iterable[str], most: int, known: Mapping[str, Lengths]) -> dict[str, Lengths]:
     """Lengths of every domain: those that are known, and for the others long prompts with answers up to the cap."""
-    assumed = Lengths(PROMPT_TOKENS, most, PROMPT_TOKENS + most, float(PROMPT_TOKENS), float(most))
+    assumed = Lengths(PROMPT_TOKENS, most, PROMPT_TOKENS + most, float(PROMPT_TOKENS), float(most), assumed=True)
     return {name: known.get(name, assumed) for name in domains}
 
 

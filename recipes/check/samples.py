@@ -15,6 +15,7 @@ from mopd.distill.recipe.source import RUNS_PROGRAMS
 from mopd.distill.types import Prompt
 from mopd.recipes.check.tasks import as_written, has_gold_answers
 from mopd.rollouts.tasks import Example, Task
+from mopd.rollouts.tasks.dataset import DatasetTask
 from mopd.rollouts.tokenizer import control_texts, to_prompt
 from mopd.rollouts.verifiers import chosen_letter, last_number
 
@@ -30,6 +31,12 @@ class Questions:
     tasks: Mapping[str, Task] = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = None
     seed: int | None = None
+
+    @property
+    def sandboxes(self) -> dict[str, str]:
+        """By domain, where programs are run that answers hold, for those that hold any."""
+        datasets = {name: task for name, task in self.tasks.items() if isinstance(task, DatasetTask)}
+        return {name: task.sandbox for name, task in datasets.items() if task.sandbox is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +105,8 @@ def print_samples(questions: Questions, console: Console) -> None:
         console.print(_marked(_shortened(sample.prompt), marks), soft_wrap=True)
         gold = "none; its verifier alone says what is right" if sample.gold is None else _shown(sample.gold)
         console.print(Text(f"gold: {gold}"), soft_wrap=True)
-        console.print("its verifier says, of answers:")
+        sandbox = questions.sandboxes.get(sample.domain)
+        console.print(f"its verifier says, of answers{'' if sandbox is None else f' run in sandbox {sandbox}'}:")
         for answer, score in sample.verdicts:
             console.print(Text(f"  {score:g}  {_shown(answer)}"), soft_wrap=True)
 

@@ -46,6 +46,7 @@ class Lengths:
 
     Attributes:
         longest_pair: the longest training prompt with its gold answer.
+        assumed: nothing is known of them, and these are generous.
     """
 
     longest_prompt: int
@@ -53,6 +54,7 @@ class Lengths:
     longest_pair: int
     mean_prompt: float
     mean_answer: float
+    assumed: bool = False
 
 
 class WatchedTask:

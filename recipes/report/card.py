@@ -19,22 +19,26 @@ SETTINGS = ("method", "seed", "loss.estimator", "run.steps", "rollout.max_new_to
 """The leaves that the card tells; the run's folder has the whole recipe."""
 
 
-def run_card(folder: Path, answers: Sequence[Evaluation]) -> str:
+def run_card(folder: Path, answers: Sequence[Evaluation], *, left_out: Sequence[str] = ()) -> str:
     """The card of the student of a run, of what its folder and its answers say.
 
     Args:
         folder: the run's, with recipe.yaml.
         answers: of base, teachers and student to the test questions.
+        left_out: names of weights that the student's source has and the student has not.
     """
     recipe = read_recipe(yaml.safe_load((folder / "recipe.yaml").read_text()))
     unknown = dict.fromkeys(recipe.domains, "")
     seesaw = build_seesaw(answers, teachers=recipe.teacher_weights, fingerprints=unknown)
-    return model_card(recipe, read_seesaw(seesaw))
+    return model_card(recipe, read_seesaw(seesaw), left_out)
 
 
-def model_card(recipe: RecordedRecipe, seesaw: SeesawRecord) -> str:
+def model_card(recipe: RecordedRecipe, seesaw: SeesawRecord, left_out: Sequence[str]) -> str:
     """The card as text: a header of YAML for the Hub, and Markdown for people."""
-    teachers = {name: str(teacher.model) for name, teacher in recipe.teachers.items()}
+    teachers = {
+        name: _code(str(teacher.model)) + (f", with adapter {_code(str(teacher.adapter))}" if teacher.adapter else "")
+        for name, teacher in recipe.teachers.items()
+    }
     sources = [recipe.student_model, *(teacher.model for teacher in recipe.teachers.values())]
     tasks = [domain.task for domain in recipe.domains.values()]
     paths = [str(task["path"]) for task in tasks if isinstance(task, Mapping) and "path" in task]
@@ -51,16 +55,26 @@ def model_card(recipe: RecordedRecipe, seesaw: SeesawRecord) -> str:
         f"([arXiv 2606.30406](https://arxiv.org/abs/2606.30406)). It starts from "
         f"{_code(_named(recipe.student_model))}.",
         "## Teachers",
-        "\n".join(f"- **{name}**: {_code(model)}" for name, model in teachers.items()) or "None.",
+        "\n".join(f"- **{name}**: {model}" for name, model in teachers.items()) or "None.",
         "## The seesaw",
         _table(seesaw),
         "Recovery is the part of the teacher's gain over the base that the student has. Scores are of greedy answers "
         f"to {seesaw.split} questions, with 95% intervals; they say nothing of what was not asked.",
+        *_left_out(left_out),
         "## Recipe",
         "\n".join(f"- `{leaf}`: {value}" for leaf in SETTINGS if (value := _leaf(recipe.tree, leaf)) is not None),
     ]
     body = "\n\n".join(parts)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
+
+
+def _left_out(names: Sequence[str]) -> Iterator[str]:
+    if names:
+        yield "## Left out"
+        yield (
+            f"{len(names)} weights of the checkpoint that it was made from have no place in this model and are not "
+            f"here: {', '.join(map(_code, names))}."
+        )
 
 
 def _of_hub(sources: Iterable[object]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from mopd.distill.models.families import experts_of
 from mopd.distill.models.flops import ModelCost, model_cost
 from mopd.distill.models.load import unused_weights
-from mopd.distill.recipe.model_names import is_path
+from mopd.distill.recipe.model_names import hub_name, is_path
 from mopd.distill.recipe.plugins import IMPORT_SECONDS, own_code
 from mopd.distill.types import UserError
 
@@ -99,7 +99,7 @@ def _refuse_endless(text: Any) -> None:
 
 
 def local_folder(source: str, *, weights: bool = True) -> str:
-    """The folder of a path's checkpoint, or of a Hub model that was downloaded before; else the Hub id itself.
+    """The folder of a path's checkpoint, or of a Hub model that was downloaded before; else the Hub id and revision.
 
     Where its ``weights`` are not needed, what a Hub model has besides is downloaded.
 
@@ -107,8 +107,9 @@ def local_folder(source: str, *, weights: bool = True) -> str:
         UserError: nothing usable is there, or the Hub doesn't have it or can't be reached.
     """
     if not is_path(source):
-        if os.path.isdir(source):
-            raise UserError(f"{source!r} is read as a Hub id, and a folder of that name is here; write ./{source}")
+        name, _ = hub_name(source)
+        if os.path.isdir(name):
+            raise UserError(f"{name!r} is read as a Hub id, and a folder of that name is here; write ./{name}")
         return _hub_folder(source, weights)
     folder = Path(source)
     try:
@@ -125,13 +126,19 @@ def local_folder(source: str, *, weights: bool = True) -> str:
     return source
 
 
-def _hub_folder(name: str, weights: bool) -> str:
+def _hub_folder(source: str, weights: bool) -> str:
     """A Hub model's folder in the local cache if it is whole there; else its id, after asking the Hub for it once."""
     from huggingface_hub import model_info, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    name, revision = hub_name(source)
     try:
-        folder = snapshot_download(name, local_files_only=True)
+        folder = snapshot_download(name, revision=revision, local_files_only=True)
         if weights:
             weight_files(Path(folder))
         elif not (Path(folder) / "config.json").is_file():
@@ -143,9 +150,11 @@ def _hub_folder(name: str, weights: bool) -> str:
         pass  # not there, or not all of it: the rest is downloaded
     try:
         # Asked once: transformers itself would retry for half a minute.
-        model_info(name, timeout=HUB_TIMEOUT_SECONDS)
+        model_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
         if not weights:
-            return snapshot_download(name, allow_patterns=[*BESIDES_WEIGHTS])
+            return snapshot_download(name, revision=revision, allow_patterns=[*BESIDES_WEIGHTS])
+    except RevisionNotFoundError as error:
+        raise UserError(f"the Hub model {name!r} has no revision {revision!r}; name a branch, tag or commit") from error
     except RepositoryNotFoundError as error:
         raise UserError(
             f"the Hugging Face Hub has no model {name!r}, or it is private; a path begins with ./"
@@ -153,17 +162,58 @@ def _hub_folder(name: str, weights: bool) -> str:
     except Exception as error:  # no network, no route, a proxy's refusal, a time-out
         raise UserError(
             f"Hub model {name!r} is not in the local cache, and the Hub cannot be reached ({type(error).__name__}); "
-            f"download it where there is a network (`hf download {name}`), give a path that begins with ./, or "
-            f"see the plan alone with `mopd check --offline`"
+            f"download it where there is a network (`hf download {name}{_option(revision)}`), give a path that begins "
+            f"with ./, or see the plan alone with `mopd check --offline`"
         ) from error
-    return name
+    return source
+
+
+def downloaded(folder: str) -> str:
+    """What :func:`local_folder` gives, on this machine: a Hub model is downloaded where it is still to be."""
+    if Path(folder).is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    name, revision = hub_name(folder)
+    return snapshot_download(name, revision=revision)
+
+
+def _option(revision: str | None) -> str:
+    return "" if revision is None else f" --revision {revision}"
+
+
+def commit_of(source: str) -> str | None:
+    """The commit that a Hub model is at: as it lies in the local cache, else as the Hub says; None where neither does.
+
+    Args:
+        source: a Hub id, with a revision or without.
+    """
+    try:
+        folder = Path(local_folder(source, weights=False))
+    except UserError:
+        return None
+    return folder.name if folder.parent.name == "snapshots" else commit_on_hub(source)
+
+
+def commit_on_hub(source: str) -> str | None:
+    """The commit that a Hub model is at by what the Hub says now; None where it cannot be asked."""
+    from huggingface_hub import model_info
+
+    name, revision = hub_name(source)
+    try:
+        return model_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS).sha
+    except Exception:  # no network, no route, a proxy's refusal, a time-out, or it is gone
+        return None
 
 
 def _read(folder: str, what: str, reader: Any, permit: str, trust_remote_code: bool) -> Any:
     own = own_code(f"the {what} in {folder} cannot be read", seconds=IMPORT_SECONDS, remedy="look at its code")
     try:
         with own if trust_remote_code else nullcontext():
-            return reader.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            if Path(folder).is_dir():
+                return reader.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            name, revision = hub_name(folder)
+            return reader.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except UserError:
         raise
     except Exception as error:  # OSError, ValueError, KeyError, JSON errors: whatever a file can be
@@ -213,6 +263,16 @@ def check_weights(folder: Path, model: PreTrainedModel) -> list[str]:
     config = copy.deepcopy(model.config)
     with _quiet():
         return unused_weights(type(model), tensors, named=folder, config=config)
+
+
+def dropped_weights(folder: str, *, trust_remote_code: bool) -> list[str]:
+    """The weights of a checkpoint that its model has no place for, by name, so that no export of the model has them.
+
+    Raises:
+        UserError: see :func:`check_weights`.
+    """
+    config = _read(folder, "configuration", AutoConfig, "trust it in its stanza", trust_remote_code)
+    return check_weights(Path(folder), empty_model(config, trust_remote_code=trust_remote_code)[0])
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,13 @@ def note_data(tasks: Mapping[str, Task], path: Path) -> None:
     """Write down what was read of the datasets; where that is noted already, refuse what has changed since.
 
     Raises:
-        UserError: a dataset has other rows than when the run began.
+        UserError: a dataset has other rows than when the run began, or its programs are run in another sandbox.
     """
     datasets = {name: task for name, task in tasks.items() if isinstance(task, DatasetTask)}
-    now = {name: [_noted(report) for report in task.reports] for name, task in datasets.items()}
+    now = {
+        name: [_noted(report) | ({"sandbox": task.sandbox} if task.sandbox else {}) for report in task.reports]
+        for name, task in datasets.items()
+    }
     if not now:
         return
     if path.is_file():
@@ -79,6 +82,19 @@ def _moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
                     f"back (of a Hub dataset by `revision: {was['version']}`), another folder with --out, or start "
                     "from scratch with --restart"
                 )
+        yield from _other_sandbox(name, before[name], now[name])
+
+
+def _other_sandbox(name: str, before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Whether other programs would be right than when the run began."""
+    is_now = next((noted["sandbox"] for noted in now if "sandbox" in noted), None)
+    was = next((noted["sandbox"] for noted in before if "sandbox" in noted), "whitelist")  # as before there was another
+    if is_now is not None and was != is_now:
+        yield (
+            f"`domains.{name}.task`: programs were run in sandbox {was} when the run began, and would be in {is_now} "
+            f"now, which takes others for right; set `sandbox: {was}` (docs/sandbox.md), give another folder with "
+            "--out, or start from scratch with --restart"
+        )
 
 
 def _noted(report: RowsReport) -> dict[str, Any]:

@@ -101,7 +101,9 @@ def resolve(recipe: Recipe) -> Resolved:
         turn_takers=[] if recipe.run.resident_teachers is None else turn_takers(groups, teachers),
         routes=routes(recipe.trained_domains, loss.reference),
         links=cascade,
-        start=recipe.stages[cascade[0]].from_ if recipe.method == "cascade" and cascade else recipe.student.model,
+        start=recipe.stages[cascade[0]].reference
+        if recipe.method == "cascade" and cascade
+        else recipe.student.reference,
         niceness=recipe.run.niceness,
         rank_gpus=recipe.student.engine.gpus if device == "cuda" else 0.0,
         sampler_gpus=recipe.rollout.gpus if device == "cuda" else 0.0,

@@ -31,7 +31,8 @@ ENDED = "ended.json"
 SHOWN_DIFFERENCES = 20
 MAY_DIFFER = re.compile(
     r"trials\b|description\b|faults\.|run\.(resident_teachers|niceness)\b|teachers\.[^.]+\.(replicas|api_key_env)\b"
-    r"|domains\.[^.]+\.task\.revision\b"  # data.json says which rows it stood for
+    r"|domains\.[^.]+\.task\.(revision|sandbox)\b"  # data.json says which rows it stood for, and which was taken
+    r"|(student|teachers\.[^.]+|stages\.[^.]+)(\.(model|from))?\.(tokenizer_)?revision\b"  # models.json has the commits
     r"|teachers\.[^.]+\.endpoint: \"?http.* -> \"?http"  # a server may move
 )
 """Keys that change no number of a run: whoever resumes it may change them."""

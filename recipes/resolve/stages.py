@@ -58,6 +58,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
         device=recipe.device,
         student=StudentRecipe(
             model=stage.from_,
+            revision=stage.revision,
             trust_remote_code=stage.trust_remote_code,
             engine=stage.engine,
             optimizer=stage.optimizer,
@@ -100,8 +101,12 @@ LATER_LEAVES: dict[str, Any] = {
     "prompt_rule": "fixed",
     "run.plateau": None,
     "student.optimizer.decay_steps": 0,
+    "student.revision": None,
+    "student.model.tokenizer_revision": None,
 }
 """Leaves that came later, as they are where they change nothing: stages made before are still known as finished."""
+LATER_OF_TASKS: dict[str, Any] = {"sandbox": "auto"}
+"""The same of a domain's task."""
 
 
 def stage_fingerprint(recipe: Recipe, name: str) -> str:
@@ -118,12 +123,16 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
     own = stage_recipe(recipe, name).model_dump(mode="json", by_alias=True, exclude=unused)
     for path, default in LATER_LEAVES.items():
         *above, leaf = path.split(".")
-        section = reduce(dict.__getitem__, above, own)
-        if section.get(leaf) == default:
-            del section[leaf]
+        section: Any = reduce(lambda section, key: section[key] if isinstance(section, dict) else None, above, own)
+        if isinstance(section, dict) and section.get(leaf, default) == default:
+            section.pop(leaf, None)
     if not METHODS[recipe.stages[name].method].samples and not measured:
         own["rollout"] = {"temperature": recipe.rollout.temperature}
-    texts = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}
+    texts: dict[str, Any] = {d: t if isinstance(t, str) else t.model_dump() for d, t in tasks.items()}
+    for task in (*texts.values(), *(domain["task"] for domain in own["domains"].values())):
+        for leaf, default in LATER_OF_TASKS.items() if isinstance(task, dict) else ():
+            if task.get(leaf) == default:
+                del task[leaf]
     content = json.dumps([upstream, own, texts, *plugin_digests([own, texts]).items()], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -149,6 +149,6 @@ def head_sources(teachers: Mapping[str, ResolvedTeacher], folders: Mapping[str, 
 
 def describe(teacher: TeacherRecipe) -> str:
     """What a teacher is, in words: its model, and what scores if that is not all of it."""
-    words = "self: the student as it starts" if teacher.model == SELF else teacher.model
+    words = "self: the student as it starts" if teacher.model == SELF else teacher.reference
     words += f", with adapter {teacher.adapter}" if teacher.adapter is not None else ""
     return words + kind_of(teacher).describe(teacher)

@@ -78,9 +78,9 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     recipe, out = resolved.recipe, Path(os.path.realpath(out))
     teachers = with_folders(resolved.teachers, out)
     to_examine = candidates(teachers, recipe.trained_domains)
-    start = _folder(recipe.student.model, out)
+    start = _folder(recipe.student.reference, out)
     if start is None:
-        return [finding for candidate in to_examine for finding in _later(candidate, recipe.student.model)]
+        return [finding for candidate in to_examine for finding in _later(candidate, recipe.student.reference)]
     trust = resolved.models["student.model"].trusted
     tokenizer = load_tokenizer(start, trust_remote_code=trust)
     tasks = tasks_of(recipe.domains, tokenizer)

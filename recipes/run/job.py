@@ -63,6 +63,7 @@ class Training:
         model: the checkpoint it starts from.
         teachers: checkpoints of its teachers by name; the bases of those that are adapters.
         frozen: its teachers as models that are sampled, by name.
+        left_out: weights that the checkpoint at the beginning of its chain has and the student has not, by name.
     """
 
     resolved: Resolved
@@ -77,6 +78,7 @@ class Training:
     costs: Costs
     evaluator: Evaluator | None
     is_stage: bool
+    left_out: Sequence[str]
 
     def run(self, context: RunContext, *, title: str) -> int:
         """Train to the end, measure the selected step's weights on the test prompts, export them to ``student/``.
@@ -249,7 +251,9 @@ class Training:
 
     def card(self) -> str:
         """The model card of the student that was measured; a stage's has none."""
-        return "" if self.is_stage or self.evaluator is None else run_card(self.folder, self.evaluator.rows)
+        if self.is_stage or self.evaluator is None:
+            return ""
+        return run_card(self.folder, self.evaluator.rows, left_out=self.left_out)
 
     def _student(self, closing: ExitStack, say: Callable[[str], None], steps: Callable[[], int]) -> DeepSpeedStudent:
         """The student in its ranks, which end with ``closing``; ``steps``: of the whole run, as far as is known."""
@@ -273,7 +277,7 @@ class Training:
             mtp=recipe.mtp,
             heads_alone=self.resolved.method.heads_alone,
             lora=recipe.student.lora,
-            base=named_base(recipe.student.model, self.model),
+            base=named_base(recipe.student.reference, self.model),
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
         ranks = RayRanks(spec, recipe.faults)

@@ -28,7 +28,7 @@ from mopd.recipes.check.static import check
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator, exam_settings
 from mopd.recipes.report.page import summary_table, write_report
-from mopd.recipes.resolve.checkpoints import local_folder
+from mopd.recipes.resolve.checkpoints import downloaded, local_folder
 from mopd.recipes.resolve.damage import note_adapters, read_marker, refuse_damaged, result_damage, write_marker
 from mopd.recipes.resolve.data import DATA, note_data, prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
@@ -43,7 +43,7 @@ from mopd.recipes.resolve.placement import (
 )
 from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import kept, move_aside, note_environment, note_recipe, refuse_changed_recipe
-from mopd.recipes.resolve.sources import trusted_leaves
+from mopd.recipes.resolve.sources import MODELS, left_out_weights, note_models, trusted_leaves
 from mopd.recipes.resolve.stages import (
     finished,
     mark_finished,
@@ -124,6 +124,8 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
     say_damage(context.out, recipe.name, context)
     note_recipe(recipe, context.out)
     note_environment(context.out / "environment.json")
+    for sentence in note_models(resolved.models.values(), context.out / MODELS):
+        context.progress.print(sentence)
     context.report_soon()
     todo = {
         name: stage
@@ -171,7 +173,7 @@ def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str
         ) as tracker,
     ):
         model = starting_model(
-            stage.recipe.student.model,
+            stage.recipe.student.reference,
             recipe.domains,
             stage.recipe.seed,
             out=context.out,
@@ -194,7 +196,9 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         sinks=start_sinks(recipe, out, say=context.progress.print),
         may_write=partial(check_current, out, attempt),
     ) as tracker:
-        model = starting_model(recipe.student.model, recipe.domains, recipe.seed, out=out, folder=out, attempt=attempt)
+        model = starting_model(
+            recipe.student.reference, recipe.domains, recipe.seed, out=out, folder=out, attempt=attempt
+        )
         teachers = teacher_folders(resolved.routes, resolved.teachers, out)
         tests = recipe.evaluate.test_prompts
         job = training(resolved, out, attempt, model=model, teachers=teachers, tracker=tracker, tests=tests)
@@ -209,7 +213,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         frozen = {f"teachers/{name}": model for name, model in job.frozen.items() if name in graded_by}
         base = (
             on_disk(model_path(resolved.start, out=out, folder=out))
-            if resolved.start != recipe.student.model
+            if resolved.start != recipe.student.reference
             else model
         )
         frozen = {"base": FrozenModel(base, trust_remote_code=recipe.student.trust_remote_code)} | frozen
@@ -246,7 +250,7 @@ def starting_model(
     """
     path = model_path(source, out=out, folder=folder)
     if isinstance(source, Architecture):
-        taken = source.tokenizer
+        taken = source.tokenizer_reference
         of = None if taken is None else on_disk(model_path(taken, out=out, folder=folder), weights=False)
         make_initial(source, Path(path), domains=domains, seed=seed, run_dir=folder, attempt=attempt, tokenizer_of=of)
         return path
@@ -272,11 +276,7 @@ def teacher_folders(
 
 def on_disk(source: str, *, weights: bool = True) -> str:
     """The folder of a checkpoint, wherever an actor's working folder is; a Hub model is downloaded."""
-    folder = local_folder(source, weights=weights)
-    if not Path(folder).is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = snapshot_download(folder)
+    folder = downloaded(local_folder(source, weights=weights))
     if weights:
         refuse_damaged(folder, "put it back as it was, or name another checkpoint")
     return str(Path(folder).resolve())
@@ -298,7 +298,7 @@ def training(
     Args:
         tests: prompts of the test split that it is measured on, a domain, beside those of validation; None: on nothing.
     """
-    recipe, method = resolved.recipe, resolved.method
+    recipe, method, kept = resolved.recipe, resolved.method, bool(resolved.recipe.mtp.heads)
     tokenizer = load_tokenizer(model, trust_remote_code=resolved.models["student.model"].trusted)
     tasks = tasks_of(recipe.domains, tokenizer)
     note_data(tasks, folder / DATA)
@@ -339,6 +339,7 @@ def training(
         costs=costs,
         evaluator=evaluator,
         is_stage=is_stage,
+        left_out=() if is_stage else left_out_weights(resolved.models, "student.model", keeps_heads=kept),
     )
 
 

@@ -7,8 +7,9 @@ that overruns its processor time is killed by the kernel; the next job has a fre
 
 A program and its tests are two forks, joined by pipes: rollouts/sandbox/program.py and judge.py. The tests' exit status
 is the verdict. Each reads its own text from a file that only it has, so that not even memory that the server gave back
-holds a word of the tests, or of another program, when a program's process is made of it. Expressions and formulas of a
-batch share a fork until it ends.
+holds a word of the tests, or of another program, when a program's process is made of it. Where programs may use any
+Python they are another server's (rollouts/sandbox/bubblewrap/server.py), and only their tests are forks of this one.
+Expressions and formulas of a batch share a fork until it ends.
 """
 
 from __future__ import annotations
@@ -35,7 +36,17 @@ PASSED, PASSED_WITH_A_CHANGE = 42, 43
 """Exit statuses of tests that passed; the second: a call changed arguments that the tests hold, out of their sight."""
 MOST_RUNS = 12
 """Times a run's processor time that a program has which is run on several texts, all together."""
-_PROGRAM_FILE, _TESTS_FILE, _MOST_DESCRIPTORS = 3, 4, 64
+_PROGRAM_FILE, _TESTS_FILE, _CONTROL, _STATUS, _FROM_PROGRAM, _TO_PROGRAM = range(3, 9)
+"""Descriptors: texts, or the four pipes to the server of programs that may use any Python."""
+PLACES = {
+    "program": _PROGRAM_FILE,
+    "tests": _TESTS_FILE,
+    "control": _CONTROL,
+    "status": _STATUS,
+    "from_program": _FROM_PROGRAM,
+    "to_program": _TO_PROGRAM,
+}
+_MOST_DESCRIPTORS = 64
 _FIRST_PROGRAM = "def first(x, *, y=()):\n    return [f'{v}' for v in x if v not in y]\nassert first([0]) == ['0']\n"
 """Ours, and only compiled."""
 
@@ -44,7 +55,7 @@ def main() -> None:
     """Serve until standard input ends, or the process that started this one does."""
     lines = _lines()
     settings = json.loads(next(lines))
-    _place(settings["files"])
+    _place(settings["descriptors"])
     run = _prepare(settings["kind"], settings["import_paths"])
     held, missing = lock_server(empty_folder=settings["empty_folder"])
     gc.collect()
@@ -54,20 +65,22 @@ def main() -> None:
         batch = json.loads(line)
         if settings["kind"] == "tests":
             program_bytes, tests_bytes = batch["lengths"]
-            _write(judge_program(program_bytes, tests_bytes, batch["limits"]))
+            _write([judge_program(program_bytes, tests_bytes, batch["limits"]), None])
+        elif settings["kind"] == "any_python":
+            _write(_judge_beside(batch["lengths"][1], batch["limits"]))
         else:
             for answer in _run_in_forks(run, batch["jobs"], batch["limits"]):
                 _write(answer)
     os._exit(0)
 
 
-def _place(files: list[int]) -> None:
-    """Move the descriptors of the program's and the tests' file to where the forks look for them."""
-    apart = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _MOST_DESCRIPTORS) for descriptor in files]
-    for descriptor in files:
-        os.close(descriptor)
-    for place, descriptor in enumerate(apart):
-        os.dup2(descriptor, (_PROGRAM_FILE, _TESTS_FILE)[place])
+def _place(descriptors: dict[str, int]) -> None:
+    """Move the descriptors of texts and pipes to where the forks look for them."""
+    apart = {name: fcntl.fcntl(given, fcntl.F_DUPFD, _MOST_DESCRIPTORS) for name, given in descriptors.items()}
+    for given in descriptors.values():
+        os.close(given)
+    for name, descriptor in apart.items():
+        os.dup2(descriptor, PLACES[name])
         os.close(descriptor)
 
 
@@ -86,7 +99,7 @@ def _prepare(kind: str, import_paths: list[str]) -> Callable[..., object]:
 
         sandbox_math.prepare()
         return sandbox_math.equal if kind == "math" else sandbox_math.readable
-    if kind == "tests":
+    if kind in ("tests", "any_python"):
         load_library()
         harden()
         compile(parse_program(_FIRST_PROGRAM, tests=True), "program", "exec", dont_inherit=True)
@@ -154,30 +167,74 @@ def judge_program(program_bytes: int, tests_bytes: int, limits: dict[str, Any]) 
 
 def _judge(program_bytes: int, tests_bytes: int, limits: dict[str, Any], *, always_carry: bool) -> int:
     """The exit status of the tests; -1 where a signal ended them."""
-    longest = limits["result_bytes"]
 
     def serve(program: str) -> NoReturn:
-        serve_program(program, longest=longest, seconds=limits["cpu_seconds"])
-
-    def judge(tests: str) -> int:
-        side = Judge(longest=longest, always_carry=always_carry)
-        run_tests(tests, side)
-        return PASSED_WITH_A_CHANGE if side.unseen_change else PASSED
+        serve_program(program, longest=limits["result_bytes"], seconds=limits["cpu_seconds"])
 
     (to_program, from_tests), (to_tests, from_program) = os.pipe2(0), os.pipe2(0)
     ended, lives = os.pipe2(0)
     own = (_PROGRAM_FILE, program_bytes)
     running = _fork(serve, limits, reads=to_program, writes=from_program, file=own, jobs=MOST_RUNS)
-    own = (_TESTS_FILE, tests_bytes)
-    judging = _fork(judge, limits, reads=to_tests, writes=from_tests, file=own, holds=lives)
+    judging = _fork_tests(tests_bytes, limits, always_carry, reads=to_tests, writes=from_tests, holds=lives)
     for descriptor in (to_program, from_tests, to_tests, from_program, lives):
         os.close(descriptor)
-    wait_for(ended)
-    os.close(ended)
-    status = os.waitpid(judging, 0)[1]
+    status = _end_of(judging, ended)
     os.kill(running, signal.SIGKILL)
     os.waitpid(running, 0)
+    return status
+
+
+def _fork_tests(
+    tests_bytes: int, limits: dict[str, Any], always_carry: bool, *, reads: int, writes: int, holds: int
+) -> int:
+    """The process id of the fork that tests run in, which ends with what they say."""
+
+    def judge(tests: str) -> int:
+        side = Judge(longest=limits["result_bytes"], always_carry=always_carry)
+        run_tests(tests, side)
+        return PASSED_WITH_A_CHANGE if side.unseen_change else PASSED
+
+    return _fork(judge, limits, reads=reads, writes=writes, file=(_TESTS_FILE, tests_bytes), holds=holds)
+
+
+def _end_of(process: int, ended: int) -> int:
+    """The exit status of a fork that holds the other end of ``ended``; -1 where a signal ended it."""
+    wait_for(ended)
+    os.close(ended)
+    status = os.waitpid(process, 0)[1]
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
+
+
+def _judge_beside(tests_bytes: int, limits: dict[str, Any]) -> list[Any]:
+    """As :func:`judge_program`, with the program's process in the other server: (verdict, what was refused)."""
+    refused: str | None = None
+    for always_carry in (False, True):
+        _write({"start": limits}, _CONTROL)
+        ended, lives = os.pipe2(0)
+        judging = _fork_tests(tests_bytes, limits, always_carry, reads=_FROM_PROGRAM, writes=_TO_PROGRAM, holds=lives)
+        os.close(lives)
+        status = _end_of(judging, ended)
+        _write({"end": status}, _CONTROL)
+        refused = refused or _answer_beside()
+        if status != PASSED_WITH_A_CHANGE:
+            break
+    return [status in (PASSED, PASSED_WITH_A_CHANGE), refused]
+
+
+def _answer_beside() -> str | None:
+    """What the other server says once none of the program's processes is left; then nothing that they wrote is, too."""
+    line = b""
+    while b"\n" not in line:
+        wait_for(_STATUS)
+        chunk = os.read(_STATUS, 1 << 12)
+        if not chunk:
+            os._exit(1)  # it ended; with a fresh one the next job goes on
+        line += chunk
+    poll = select.poll()
+    poll.register(_FROM_PROGRAM, select.POLLIN)
+    while any(event & select.POLLIN for _, event in poll.poll(0)):
+        os.read(_FROM_PROGRAM, 1 << 16)
+    return json.loads(line)["refused"]
 
 
 def _fork(

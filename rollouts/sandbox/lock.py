@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import resource
@@ -45,6 +46,25 @@ _SYSTEM_CALLS: dict[str, tuple[int, int, int, tuple[int, ...], tuple[int, ...]]]
     ),
 }
 _ALLOW, _DENY, _KILL = 0x7FFF0000, 0x00050001, 0x80000000  # _DENY: the call fails with EPERM
+_UNKNOWN = 0x00050000 | errno.ENOSYS
+
+# What a program that may use any Python has no use for, by machine, in order: ptrace syslog setns unshare mount umount2
+# pivot_root chroot swapon swapoff reboot init_module delete_module quotactl acct kexec_load add_key request_key keyctl
+# perf_event_open name_to_handle_at open_by_handle_at process_vm_readv process_vm_writev kcmp finit_module
+# kexec_file_load bpf userfaultfd. Then those that all machines number alike: io_uring, mount's newer ones, pidfd_getfd.
+_REACHING: dict[str, tuple[int, ...]] = {
+    "x86_64": (
+        *(101, 103, 308, 272, 165, 166, 155, 161, 167, 168, 169, 175, 176, 179, 163, 246, 248, 249, 250, 298, 303, 304),
+        *(310, 311, 312, 313, 320, 321, 323),
+    ),
+    "aarch64": (
+        *(117, 116, 268, 97, 40, 39, 41, 51, 224, 225, 142, 105, 106, 60, 89, 104, 217, 218, 219, 241, 264, 265),
+        *(270, 271, 272, 273, 294, 280, 282),
+    ),
+}
+_REACHING_EVERYWHERE = (425, 426, 427, 428, 429, 430, 431, 432, 433, 438, 442, 443)
+_CLONE = {"x86_64": 56, "aarch64": 220}
+_CLONE_3, _NAMESPACE_FLAGS, _X32 = 435, 0x7E020000, 0x40000000
 
 
 class _Instruction(ctypes.Structure):
@@ -84,7 +104,7 @@ def lock_server(*, empty_folder: str) -> tuple[list[str], list[str]]:
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         held.append("dropped user")
-    _drop_capabilities(libc)
+    drop_capabilities()
     if (for_server := _program(serves=True)) is not None and _filter_system_calls(for_server):
         held.append("system call filter")
     return held, _missing(set(held), as_root=as_root)
@@ -168,11 +188,11 @@ def _limit(*, memory_bytes: int, cpu_seconds: float) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def _drop_capabilities(libc: ctypes.CDLL) -> None:
+def drop_capabilities() -> None:
     """Zero all capabilities: those of root, and those that a new user namespace comes with."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     nothing = (ctypes.c_uint32 * 6)()
-    if libc.capset(header, nothing) != 0:
+    if _LIBC.capset(header, nothing) != 0:
         raise OSError(ctypes.get_errno(), "capset")
 
 
@@ -201,6 +221,39 @@ def _program(*, serves: bool) -> _Filter | None:
         ]
     rows.append((ret, 0, 0, _DENY))
     return _Filter(len(rows), (_Instruction * len(rows))(*(_Instruction(*row) for row in rows)))
+
+
+def filter_namespaces() -> None:
+    """Give up, for this process and all it starts, system calls that make namespaces, mount, or reach other processes.
+
+    Raises:
+        OSError: the machine has no such filter, or its system calls are not known.
+    """
+    machine = platform.machine()
+    if machine not in _REACHING:
+        raise OSError(errno.ENOSYS, f"system calls of {machine} are not known")
+    load, jump_equal, jump_from, jump_any, ret = 0x20, 0x15, 0x35, 0x45, 0x06
+    rows = [
+        (load, 0, 0, 4),  # the architecture
+        (jump_equal, 1, 0, _SYSTEM_CALLS[machine][0]),
+        (ret, 0, 0, _KILL),
+        (load, 0, 0, 0),  # the number
+        (jump_from, 0, 1, _X32),
+        (ret, 0, 0, _DENY),
+        (jump_equal, 0, 1, _CLONE_3),  # its flags lie in memory; whoever lacks it takes clone
+        (ret, 0, 0, _UNKNOWN),
+    ]
+    for call in (*_REACHING[machine], *_REACHING_EVERYWHERE):
+        rows += [(jump_equal, 0, 1, call), (ret, 0, 0, _DENY)]
+    rows += [
+        (jump_equal, 0, 3, _CLONE[machine]),
+        (load, 0, 0, 16),  # its flags
+        (jump_any, 0, 1, _NAMESPACE_FLAGS),
+        (ret, 0, 0, _DENY),
+        (ret, 0, 0, _ALLOW),
+    ]
+    if not _filter_system_calls(_Filter(len(rows), (_Instruction * len(rows))(*(_Instruction(*row) for row in rows)))):
+        raise OSError(ctypes.get_errno(), "seccomp")
 
 
 def _filter_system_calls(program: _Filter) -> bool:

@@ -22,10 +22,14 @@ LIBRARY: dict[str, dict[str, Any]] = {}
 _NAMES: dict[int, tuple[str, str]] = {}
 
 
-def load_library() -> None:
-    """Import every module that a program may use, while files can still be opened."""
+def load_library(*, safe: bool = True) -> None:
+    """Import every module that a program may use, while files can still be opened.
+
+    Args:
+        safe: names that reach more than they should come in the forms of rollouts/sandbox/safe_stdlib.py.
+    """
     for name, keys in MODULES.items():
-        module, forms = importlib.import_module(name), SAFE_FORMS.get(name, {})
+        module, forms = importlib.import_module(name), SAFE_FORMS.get(name, {}) if safe else {}
         LIBRARY[name] = {key: forms[key] if key in forms else getattr(module, key) for key in sorted(keys)}
     importlib.import_module("unicodedata")  # text with \N{...} in it asks for it
     for module_name, values in LIBRARY.items():

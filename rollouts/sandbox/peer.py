@@ -75,15 +75,17 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 class Peer:
-    """One side of the conversation, on descriptors 0 and 1.
+    """One side of the conversation.
 
     Args:
         codec: how values cross.
         longest: bytes of a message; a longer one ends the process.
+        reads, writes: the descriptors that it is on.
     """
 
-    def __init__(self, codec: Codec, *, longest: int) -> None:
+    def __init__(self, codec: Codec, *, longest: int, reads: int = 0, writes: int = 1) -> None:
         self.codec, self._longest = codec, longest
+        self._reads, self._writes = reads, writes
         self._unread = b""
         self.special: dict[str, Callable[..., Any]] = {}
         """Operations of this side alone."""
@@ -205,13 +207,13 @@ class Peer:
             raise ValueError(f"a message of {len(data):,} bytes; at most {self._longest:,} can be handed over")
         try:
             while data:
-                data = data[os.write(1, data) :]
+                data = data[os.write(self._writes, data) :]
         except OSError:
             self.give_up()
 
     def _read(self) -> list[Any]:
         while b"\n" not in self._unread:
-            chunk = b"" if len(self._unread) > self._longest else os.read(0, 1 << 16)
+            chunk = b"" if len(self._unread) > self._longest else os.read(self._reads, 1 << 16)
             if not chunk:
                 self.give_up()
             self._unread += chunk

@@ -98,8 +98,8 @@ def _next(iterator: Any) -> tuple[bool, Any]:
 class ProgramPeer(Peer):
     """The program's side: hands out its objects by number."""
 
-    def __init__(self, *, longest: int) -> None:
-        super().__init__(Codec(self._export, self._resolve), longest=longest)
+    def __init__(self, *, longest: int, reads: int = 0, writes: int = 1) -> None:
+        super().__init__(Codec(self._export, self._resolve), longest=longest, reads=reads, writes=writes)
         self._objects: list[Any] = []
         self._numbers: dict[int, int] = {}
         self.special |= {

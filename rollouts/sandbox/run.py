@@ -28,13 +28,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from mopd.distill.types import RunError, UserError
+from mopd.rollouts.sandbox.bubblewrap.box import BubblewrapBox
+from mopd.rollouts.sandbox.rules import RUN, refusal
 
-Kind: TypeAlias = Literal["expressions", "tests", "math", "readable"]
+Kind: TypeAlias = Literal["expressions", "tests", "any_python", "math", "readable"]
+SandboxKind: TypeAlias = Literal["whitelist", "bubblewrap"]
+"""Where programs are executed: by :mod:`rollouts.sandbox.child`, or by :mod:`rollouts.sandbox.bubblewrap.server`."""
 _CHILD = "import sys; sys.path.append({root!r}); from mopd.rollouts.sandbox.child import main; main()"
 
 
 MOST_SERVERS = 8
-_LARGEST_BATCH: dict[Kind, int] = {"expressions": 64, "tests": 1, "math": 16, "readable": 16}
+_LARGEST_BATCH: dict[Kind, int] = {"expressions": 64, "tests": 1, "any_python": 1, "math": 16, "readable": 16}
 """Jobs that a server is given at a time; those of programs have forks of their own in any case."""
 
 
@@ -49,6 +53,7 @@ class Limits:
         memory_bytes: address space of the process, interpreter included.
         result_bytes: JSON text of an answer, and of what a program hands its tests at a time.
         source_chars: text of a program or expression.
+        idle_seconds: time in which no process of a program that may use any Python runs, after which it is ended.
     """
 
     cpu_seconds: float
@@ -56,6 +61,7 @@ class Limits:
     memory_bytes: int
     result_bytes: int
     source_chars: int
+    idle_seconds: float = 20.0
 
 
 EXPRESSION_LIMITS = Limits(
@@ -92,7 +98,21 @@ def evaluate_expressions(
     return values
 
 
-def run_tests_many(jobs: Sequence[tuple[str, str]], *, limits: Limits = PROGRAM_LIMITS) -> list[bool]:
+@dataclass(frozen=True, slots=True)
+class ProgramVerdict:
+    """Whether a program passes its tests.
+
+    Attributes:
+        refused: of one that fails, what it uses that the sandbox refuses, the first of it.
+    """
+
+    passed: bool
+    refused: str | None = None
+
+
+def judge_programs(
+    jobs: Sequence[tuple[str, str]], *, sandbox: SandboxKind, limits: Limits = PROGRAM_LIMITS
+) -> list[ProgramVerdict]:
     """Run programs against their tests, each in two processes of its own, as many at a time as there are cores.
 
     Tests are plain Python: top-level code with ``assert``, functions ``test_*`` and ``unittest.TestCase`` classes.
@@ -105,9 +125,30 @@ def run_tests_many(jobs: Sequence[tuple[str, str]], *, limits: Limits = PROGRAM_
         UserError: this machine lacks a layer that safety needs; nothing was executed.
         RunError: the sandboxed interpreter could not be started.
     """
+    kind: Kind = "tests" if sandbox == "whitelist" else "any_python"
     fit = [number for number, (program, _) in enumerate(jobs) if len(program) <= limits.source_chars]
-    answers = dict(zip(fit, _run("tests", [jobs[n] for n in fit], limits), strict=True))
-    return [answers.get(number) is True for number in range(len(jobs))]
+    answers = dict(zip(fit, _run(kind, [jobs[n] for n in fit], limits), strict=True))
+    verdicts: list[ProgramVerdict] = []
+    for number, (program, tests) in enumerate(jobs):
+        passed, refused = _passed(answers.get(number))
+        if not passed and len(program) > limits.source_chars:
+            refused = f"a program of more than {limits.source_chars:,} characters"
+        elif not passed and sandbox == "whitelist":
+            refused = refusal(program, runs=f"{RUN}(" in tests)
+        verdicts.append(ProgramVerdict(passed, None if passed else refused))
+    return verdicts
+
+
+def _passed(answer: object) -> tuple[bool, str | None]:
+    """A server's answer on a program; a failure where it gave none."""
+    if not isinstance(answer, list) or len(answer) != 2:
+        return False, None
+    return answer[0] is True, str(answer[1]) if answer[1] is not None else None
+
+
+def run_tests_many(jobs: Sequence[tuple[str, str]], *, limits: Limits = PROGRAM_LIMITS) -> list[bool]:
+    """Whether programs pass their tests under the whitelist; see :func:`judge_programs`."""
+    return [verdict.passed for verdict in judge_programs(jobs, sandbox="whitelist", limits=limits)]
 
 
 def equal_formulas(jobs: Sequence[tuple[str, str]], *, limits: Limits = MATH_LIMITS) -> list[bool]:
@@ -230,27 +271,46 @@ class _Server:
         self._unread = b""
         self._owner = os.getpid()
         # A program's text and its tests', which the server itself never reads.
-        self._files = [os.memfd_create(name) for name in ("program", "tests")] if kind == "tests" else []
+        judges = kind in ("tests", "any_python")
+        self._files = [os.memfd_create(name) for name in ("program", "tests")] if judges else []
+        self._box = None
+        descriptors: dict[str, int] = dict(zip(("program", "tests"), self._files, strict=True)) if judges else {}
+        if kind == "any_python":
+            self._box = self._boxed(limits)
+            descriptors = {"tests": self._files[1], **self._box.descriptors}
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-s", "-P", "-B", "-W", "ignore", "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
-            pass_fds=self._files,
+            pass_fds=list(descriptors.values()),
             start_new_session=True,
         )
+        if self._box is not None:
+            self._box.handed_over()
         try:
             with tempfile.TemporaryDirectory(prefix="mopd-sandbox-") as folder:
-                self.held = self._start(kind, folder, limits)
+                self.held = self._start(kind, descriptors, folder, limits)
         except BaseException:
             self.end()
             raise
 
-    def _start(self, kind: Kind, folder: str, limits: Limits) -> list[str]:
+    def _boxed(self, limits: Limits) -> BubblewrapBox:
+        """The server of programs that may use any Python."""
+        try:
+            return BubblewrapBox(self._files[0], wall_seconds=limits.wall_seconds)
+        except BaseException as error:
+            for descriptor in self._files:
+                os.close(descriptor)
+            if isinstance(error, UserError):
+                raise UserError(f"sandbox: bubblewrap can't be had here: {error}") from error
+            raise
+
+    def _start(self, kind: Kind, descriptors: dict[str, int], folder: str, limits: Limits) -> list[str]:
         """Wait until it is locked in; returns the mechanisms that hold."""
         paths = [path for path in sys.path if path] if kind in ("math", "readable") else []
-        self._write({"kind": kind, "empty_folder": folder, "import_paths": paths, "files": self._files})
+        self._write({"kind": kind, "empty_folder": folder, "import_paths": paths, "descriptors": descriptors})
         line = self._line(limits)
         if line is None:
             raise RunError(
@@ -273,6 +333,8 @@ class _Server:
             return
         self._process.kill()
         self._process.wait()
+        if self._box is not None:
+            self._box.end()
         for descriptor in self._files:
             os.close(descriptor)
         self._files = []

@@ -17,6 +17,8 @@ from mopd.distill.types import Prompt, RunError, UserError
 from mopd.distill.verdicts import UnjudgedScore
 from mopd.rollouts.answers import THOUGHTS, answer_part, opened_thought
 from mopd.rollouts.programs import continued
+from mopd.rollouts.sandbox.bubblewrap.choice import chosen_sandbox
+from mopd.rollouts.sandbox.run import SandboxKind
 from mopd.rollouts.tasks.base import Example
 from mopd.rollouts.tasks.dataset_rows import CALL_SECONDS, DatasetRows, RowsReport, read_splits
 from mopd.rollouts.tasks.rendering import Renderer, Reworded, Written
@@ -48,6 +50,9 @@ class DatasetTask:
             )
         self._source, self._domain = source, domain
         self._own_verifier = own_verifier(source, where=f"domains.{domain}.task.verifier")
+        runs = source.verifier in RUNS_PROGRAMS
+        self.sandbox: SandboxKind | None = chosen_sandbox(source.sandbox) if runs else None
+        """Where programs are run that answers hold; None: they hold none."""
         self._renderer: Renderer
 
         def make_check(shots: tuple[Problem, ...]) -> Callable[[Problem], None]:
@@ -173,7 +178,8 @@ class DatasetTask:
             golds = self._golds(prompt)
             pairs += [(gold, self._whole_program(prompt, text, gold)) for gold in golds]
             counts.append(len(golds))
-        verdicts = iter(verify_many(self._source.verifier, [gold for gold, _ in pairs], [text for _, text in pairs]))
+        golds, written = [gold for gold, _ in pairs], [text for _, text in pairs]
+        verdicts = iter(verify_many(self._source.verifier, golds, written, sandbox=self.sandbox))
         return [max([next(verdicts) for _ in range(count)]) for count in counts]
 
     def wrong_answer(self, example: Example) -> str:

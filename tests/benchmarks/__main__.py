@@ -117,9 +117,9 @@ def main() -> None:
         naive, ours = ratios[f"naive_{unit}"], ratios[f"hidden_{unit}"]
         beside.add_row(unit.replace("_", " "), f"{naive:.3g}", f"{ours:.3g}", f"{ours / naive:.3f}")
     verified = Table("", "alone", "beside hostile ones", title="verified in the sandbox in a second")
-    for kind in ("programs", "expressions"):
+    for kind in [kind for kind in ("programs", "expressions", "programs_in_bubblewrap") if kind in figures["sandbox"]]:
         alone, crowded = figures["sandbox"][kind], figures["sandbox"][f"{kind}_beside_hostile_ones"]
-        verified.add_row(kind, f"{alone:.3g}", f"{crowded:.3g}")
+        verified.add_row(kind.replace("_", " "), f"{alone:.3g}", f"{crowded:.3g}")
     print()
     Console().print(
         table,

@@ -1,7 +1,8 @@
 """Programs and expressions that the sandbox verifies in a second, alone and with hostile neighbours.
 
 Of programs one in a hundred loops without an end and one takes all memory it gets; of expressions one in five hundred
-does either. Ratios are of one run; what a second holds depends on the machine's other work.
+does either. Programs are verified under the whitelist, and in bubblewrap where it is. Ratios are of one run; what a
+second holds depends on the machine's other work.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mopd.rollouts.sandbox.run import evaluate_expressions, run_tests_many
+from mopd.rollouts.sandbox.bubblewrap.choice import bubblewrap_problem
+from mopd.rollouts.sandbox.run import evaluate_expressions, judge_programs, run_tests_many
 
 PROGRAM = """
 from collections import Counter
@@ -42,6 +44,10 @@ def measure() -> dict[str, float]:
     programs = [(PROGRAM, TESTS)] * 400
     expressions = [(EXPRESSIONS[n % len(EXPRESSIONS)], LISTS) for n in range(4000)]
     run_tests_many(programs[:2])  # servers are up
+
+    def boxed(jobs: Sequence[tuple[str, str]]) -> object:
+        return judge_programs(jobs, sandbox="bubblewrap")
+
     evaluate_expressions(expressions[:2])
     beside = list(programs)
     beside[100::200], beside[50::200] = [LOOP] * 2, [BOMB] * 2
@@ -56,9 +62,14 @@ def measure() -> dict[str, float]:
         "expressions": _per_second(evaluate_expressions, expressions),
         "expressions_beside_hostile_ones": _per_second(evaluate_expressions, crowded),
     }
+    kinds = ["programs", "expressions"]
+    if bubblewrap_problem() is None:
+        boxed(programs[:2])
+        kinds.append("programs_in_bubblewrap")
+        figures["programs_in_bubblewrap"] = _per_second(boxed, programs)
+        figures["programs_in_bubblewrap_beside_hostile_ones"] = _per_second(boxed, beside)
     return figures | {
-        f"{kind}_left_beside_hostile_ones": figures[f"{kind}_beside_hostile_ones"] / figures[kind]
-        for kind in ("programs", "expressions")
+        f"{kind}_left_beside_hostile_ones": figures[f"{kind}_beside_hostile_ones"] / figures[kind] for kind in kinds
     }
 
 

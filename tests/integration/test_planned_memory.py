@@ -80,6 +80,7 @@ def _measure(folder: str, writes_much: bool, pipe: Any) -> None:
 def test_a_rank_takes_what_is_planned_within_15_percent(tmp_path: Path, writes_much: bool) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from mopd.distill.loss.registry import LOSSES
     from mopd.distill.models.attention import attention_offer
     from mopd.distill.recipe import Engine, StudentRecipe
     from mopd.recipes.check.model_info import ModelInfo
@@ -102,7 +103,8 @@ def test_a_rank_takes_what_is_planned_within_15_percent(tmp_path: Path, writes_m
     writing = Writing(*WIDE) if writes_much else Writing(ROWS, PROMPT, NEW)
     scores = tokens * SIZES["vocab_size"] * 4.0
     student = StudentRecipe(model="./model", engine=Engine(microbatch_tokens=tokens))
-    plan = rank_plan(info, student, student.engine, "cpu", writing, Learning(tokens, WIDTH, 0.5, scores, None, True))
+    rows = LOSSES["full_reverse_kl"].held_rows
+    plan = rank_plan(info, student, student.engine, "cpu", writing, Learning(tokens, WIDTH, 0.5, scores, rows))
     largest = max(plan.moments, key=lambda moment: sum(plan.moments[moment].values()))
     assert largest == ("writing" if writes_much else "learning")
     print(f"planned {plan.host_bytes / 2**30:.2f} GiB, measured {measured / 2**30:.2f} GiB")

@@ -1,4 +1,4 @@
-"""A Hub of one dataset on this machine: branches that name commits, files of each commit."""
+"""A Hub of one repository on this machine: branches that name commits, files of each commit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 
 REPO = "org/set"
 
@@ -20,9 +20,9 @@ class Hub:
         self.commits: dict[str, dict[str, bytes]] = {}
         self.branches: dict[str, str] = {}
 
-    def push(self, files: Mapping[str, str], *, branch: str = "main") -> str:
+    def push(self, files: Mapping[str, str | bytes], *, branch: str = "main") -> str:
         """A new commit at the head of a branch; returns its name."""
-        content = {name: text.encode() for name, text in files.items()}
+        content = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
         commit = hashlib.sha1(repr(sorted(content.items())).encode()).hexdigest()
         self.commits[commit] = content
         self.branches[branch] = commit
@@ -30,8 +30,10 @@ class Hub:
 
 
 @contextmanager
-def serving(hub: Hub) -> Iterator[str]:
+def serving(hub: Hub, kind: Literal["datasets", "models"] = "datasets", repo: str = REPO) -> Iterator[str]:
     """Its address."""
+    of_files = f"/datasets/{repo}/resolve/" if kind == "datasets" else f"/{repo}/resolve/"
+    of_facts = f"/api/{kind}/{repo}"
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *args: Any) -> None:
@@ -53,8 +55,8 @@ def serving(hub: Hub) -> Iterator[str]:
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            if path.startswith(f"/datasets/{REPO}/resolve/"):
-                revision, _, name = path.removeprefix(f"/datasets/{REPO}/resolve/").partition("/")
+            if path.startswith(of_files):
+                revision, _, name = path.removeprefix(of_files).partition("/")
                 commit = hub.branches.get(revision, revision)
                 if commit not in hub.commits:
                     return self._missing("RevisionNotFound")
@@ -62,9 +64,9 @@ def serving(hub: Hub) -> Iterator[str]:
                     return self._missing("EntryNotFound")
                 body = hub.commits[commit][name]
                 return self._answer(body, ETag=f'"{hashlib.sha1(body).hexdigest()}"', X_Repo_Commit=commit)
-            path = path if path != f"/api/datasets/{REPO}" else f"{path}/revision/main"
-            api = f"/api/datasets/{REPO}/"
-            kind, _, rest = path.removeprefix(api).partition("/")
+            path = path if path != of_facts else f"{path}/revision/main"
+            api = f"{of_facts}/"
+            what, _, rest = path.removeprefix(api).partition("/")
             revision, _, folder = rest.partition("/")
             commit = hub.branches.get(revision, revision)
             if not path.startswith(api) or commit not in hub.commits:
@@ -73,11 +75,11 @@ def serving(hub: Hub) -> Iterator[str]:
                 {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
                 for name, body in hub.commits[commit].items()
             ]
-            if kind == "revision":
+            if what == "revision":
                 return self._json(
-                    {"id": REPO, "sha": commit, "private": False, "siblings": [{"rfilename": f["path"]} for f in files]}
+                    {"id": repo, "sha": commit, "private": False, "siblings": [{"rfilename": f["path"]} for f in files]}
                 )
-            if kind == "tree":
+            if what == "tree":
                 return self._json(files if not folder else [])
             return self._missing("EntryNotFound")
 

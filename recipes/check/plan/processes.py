@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from mopd.distill.loss.registry import BoundLoss
+from mopd.distill.loss.registry import LOSSES, BoundLoss
 from mopd.distill.models.attention import AttnImplementation, by_blocks
 from mopd.distill.models.memory import (
     Held,
@@ -20,6 +20,7 @@ from mopd.distill.models.memory import (
     gathered_bytes,
     loss_bytes,
     passing_bytes,
+    scored_bytes,
     shape_of,
     training_bytes,
 )
@@ -136,20 +137,21 @@ class Writing:
 
 @dataclass(frozen=True, slots=True)
 class Learning:
-    """What a rank learns from: microbatches of ``tokens``, rollouts of about ``width``, the part ``trained`` of them.
+    """What a rank learns from: microbatches of ``tokens``, rollouts of about ``width``, at most the part ``trained`` of
+    them learnt from.
 
     Attributes:
         scores: bytes of the rollouts of a step and of what teachers said of them, on this rank.
+        rows: float32 rows of the vocabulary that the loss holds of a token that is learnt from.
         comparing: what is held to compare distributions, where it is not logits.
-        whole_teacher: whether teachers ship whole distributions.
     """
 
     tokens: int
     width: float
     trained: float
     scores: float
+    rows: int
     comparing: Roles | None = None
-    whole_teacher: bool = False
 
 
 def planned_processes(
@@ -222,8 +224,8 @@ def rank_plan(
         for writes in (True, False)
     }
     tokens = learning.tokens
-    logits = {"logits": loss_bytes(shape, tokens=tokens, trained=tokens * learning.trained, itemsize=value,
-                                   whole_teacher=learning.whole_teacher)}  # fmt: skip
+    trained_tokens = tokens * learning.trained
+    logits = {"logits": loss_bytes(shape, trained=trained_tokens, itemsize=value, rows=learning.rows)}
     # Stage 3 keeps its buffer of gradients; the others make theirs as they learn.
     gradients = {} if engine.zero_stage == 3 else {"gradients": model.pop("gradients")}
     learns = {
@@ -286,7 +288,9 @@ def _stage_rank(
     most = each * sum(max(length.longest_pair, length.longest_prompt + new) for length in lengths)
     prompt = max((length.longest_prompt for length in lengths), default=0)
     writing = Writing(_rows(rollout.batch_size, each * len(lengths), stage.engine.ranks), prompt, new)
-    learning = Learning(_microbatch(stage.engine, most), _width(lengths), 1.0, most * ROLLOUT_BYTES)
+    part = _most_trained(lengths, new if samples else None)
+    rows = LOSSES["policy_gradient" if stage.method == "mix_rl" else "nll"].held_rows
+    learning = Learning(_microbatch(stage.engine, most), _width(lengths), part, most * ROLLOUT_BYTES, rows)
     rank = rank_plan(info, stage, stage.engine, device, writing if samples else None, learning)
     return replace(rank, phase="stages", name=f"rank of stage:{name}")
 
@@ -305,17 +309,32 @@ def _learning(
 ) -> Learning:
     """What a rank of the student learns from; ``prompts``: rollouts of a step by domain."""
     most = sum(count * (lengths[name].longest_prompt + new) for name, count in prompts.items())
-    of_token = {name: ROLLOUT_BYTES + sum(shipped[teacher] for teacher in routes[name]) for name in prompts}
+    of_token = {name: sum(shipped[teacher] for teacher in routes[name]) for name in prompts}
     tokens = {n: count * (lengths[n].mean_prompt + lengths[n].mean_answer) for n, count in prompts.items()}
-    answers = sum(count * lengths[name].mean_answer for name, count in prompts.items())
+    asked = {n: count * lengths[n].mean_answer for n, count in prompts.items()}
     return Learning(
         _microbatch(engine, most),
         _width([lengths[name] for name in prompts]),
-        answers / max(1.0, sum(tokens.values())),
-        sum(tokens[name] * of_token[name] for name in prompts) / engine.ranks,
+        _most_trained([lengths[name] for name in prompts], new),
+        sum(tokens[name] * ROLLOUT_BYTES + asked[name] * of_token[name] for name in prompts) / engine.ranks,
+        loss.spec.held_rows,
         _comparing(teachers, engine, model_infos) if loss.payload == "hidden" else None,
-        loss.payload == "full",
     )
+
+
+def _most_trained(lengths: Iterable[Lengths], new: int | None) -> float:
+    """The largest part of a microbatch's tokens that is learnt from: that of its longest answers, after prompts of mean
+    length; all of it where nothing is known of the prompts.
+
+    Args:
+        new: tokens of a rollout at most; None: right answers are learnt from.
+    """
+    parts = [
+        1.0 if each.assumed else answer / (each.mean_prompt + answer)
+        for each in lengths
+        if (answer := each.longest_answer if new is None else new)
+    ]
+    return max(parts, default=1.0)
 
 
 def _comparing(
@@ -391,8 +410,7 @@ def _teacher(
     shape = _shape(info, teacher.settings.attn_implementation, learning.width)
     scores = {"activations": passing_bytes(shape, tokens=learning.tokens, width=learning.width, itemsize=value)}
     if learning.comparing is None:
-        # Logits in their own dtype, in float32 where that is another, divided by the temperature, their log-softmax.
-        scores["logits"] = learning.tokens * shape.vocabulary * (value + (4 if value < 4 else 0) + 8.0)
+        scores["logits"] = scored_bytes(shape, trained=learning.tokens * learning.trained, itemsize=value)
     return replace(_frozen(info, value, teacher.device, teacher.gpus, {"scoring": scores}),
                    name=f"teacher {label}", count=replicas)  # fmt: skip
 

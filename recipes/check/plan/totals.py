@@ -156,7 +156,7 @@ def _models(
 ) -> Iterator[ModelPlan]:
     for name, stage in stages.items():
         info = model_infos[f"stages.{name}.from"]
-        made = f"{stage.method}, {stage.steps} steps from {_source(stage.from_)}{_adapter(info, stage.lora)}"
+        made = f"{stage.method}, {stage.steps} steps from {_source(stage.reference)}{_adapter(info, stage.lora)}"
         yield _model(f"stage:{name}", info, made, stage.engine.attn_implementation)
     for name, teacher in teachers.items():
         attention = teacher.settings.attn_implementation if teacher.kind.has_weights else None

@@ -15,6 +15,7 @@ from mopd.distill.models.memory import (
     gathered_bytes,
     layer_values,
     loss_bytes,
+    scored_bytes,
     shape_of,
     training_bytes,
 )
@@ -127,5 +128,6 @@ def test_training_by_hand() -> None:
 
 def test_a_loss_by_hand() -> None:
     shape = shape_of(AutoConfig.for_model("llama", **{**SIZES, "vocab_size": 1000, "num_hidden_layers": 1}))
-    assert loss_bytes(shape, tokens=100, trained=50, itemsize=2, whole_teacher=False) == 1000 * (100 * 6 + 50 * 16)
-    assert loss_bytes(shape, tokens=100, trained=50, itemsize=2, whole_teacher=True) == 1000 * (100 * 10 + 50 * 20)
+    assert loss_bytes(shape, trained=50, itemsize=2, rows=4) == 1000 * 50 * 18
+    assert loss_bytes(shape, trained=50, itemsize=4, rows=8) == 1000 * 50 * 36
+    assert scored_bytes(shape, trained=50, itemsize=2) == 1000 * 50 * 10

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from mopd.distill.recipe import DomainRecipe, EnvironmentSource, Recipe, TeacherRecipe
+from mopd.distill.recipe import Architecture, DomainRecipe, EnvironmentSource, Recipe, TeacherRecipe
 from mopd.distill.recipe.files import diff_recipes, shipped_recipes
 from mopd.distill.recipe.json_schema import editor_schema
 from mopd.distill.recipe.messages import Leaf, keys_at, leaves
@@ -105,6 +105,11 @@ BESIDES: dict[str, Any] = {
     "domains.*.task.shots_split": {"shots": 2},
     "domains.*.task.continues": {"verifier": "python_tests"},
     "domains.*.task.function": {"verifier": "input_output", "tests": "cases"},
+    "domains.*.task.sandbox": {"verifier": "python_tests"},
+    "student.revision": {"model": "org/model"},
+    "teachers.*.revision": {"model": "org/model"},
+    "stages.*.revision": {"from": "org/model"},
+    **{f"{section}.tokenizer_revision": {"tokenizer": "org/model"} for section in ("student.model", "stages.*.from")},
     "teachers.*.prompt.hint": {"template": "{hint} {prompt}"},
 }
 """What else has to change in the same section for the other value to be valid."""
@@ -204,6 +209,8 @@ def attributes_read() -> dict[str, set[str]]:
 
 
 THROUGH = {
+    "revision": TeacherRecipe.reference,
+    "tokenizer_revision": Architecture.tokenizer_reference,
     "evaluate_only": Recipe.trained_domains,
     "kind": TeacherRecipe.kind_name,
     "teacher": DomainRecipe.teacher_weights,
@@ -262,6 +269,7 @@ def test_keys_at_follows_names_that_the_user_chooses() -> None:
         "config",
         "vocabulary",
         "tokenizer",
+        "tokenizer_revision",
         "chat_template",
     ]
     assert keys_at(("run", "steps")) == []

@@ -49,7 +49,11 @@ def test_a_packed_student_is_refused_and_a_packed_teacher_is_told(tmp_path: Path
     found = problems(tmp_path / "run", **students(str(packed)))
     assert any(p.startswith("`student.model` is a checkpoint whose weights are quantised (fp8)") for p in found)
     plan = check(recipe(**students(base, model=str(packed))), tmp_path / "run")
-    assert any(w.startswith("`teachers.math.model`: its weights are quantised (fp8)") for w in plan.warnings)
+    assert any(w.startswith("`teachers.math.model`: its weights are in FP8; they are unpacked") for w in plan.warnings)
+    settings = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    (packed / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+    plan = check(recipe(**students(base, model=str(packed))), tmp_path / "run")
+    assert any(w.startswith("`teachers.math.model`: its weights are quantised (awq)") for w in plan.warnings)
 
 
 def test_an_adapter_of_another_base_of_the_same_size_is_refused(tmp_path: Path, base: str) -> None:

@@ -15,6 +15,8 @@ from rich.console import Console
 from mopd.distill.recipe import DomainRecipe, Source
 from mopd.recipes.check.samples import Questions, print_samples, samples
 from mopd.recipes.check.tasks import chance_of
+from mopd.rollouts.sandbox.bubblewrap.choice import bubblewrap_problem, chosen_sandbox
+from mopd.rollouts.sandbox.run import end_idle_servers
 from mopd.rollouts.tasks import TASKS
 from mopd.rollouts.tokenizer import build_tokenizer
 
@@ -155,3 +157,34 @@ def test_a_row_of_arguments_goes_through_yaml(tmp_path: Path) -> None:
     (tmp_path / "again.yaml").write_text(dump_recipe(made))
     assert load_recipe(str(tmp_path / "again.yaml"), shipped=tmp_path) == made
     assert json.loads(made.model_dump_json())["domains"]["math"]["task"]["filter"] == {"level": [4, "5", True]}
+
+
+def test_where_programs_are_run_is_shown(tmp_path: Path) -> None:
+    rows = [{"prompt": f"return {n}", "answer": f"assert f() == {n}"} for n in range(40)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    for wanted in ("whitelist", "auto"):
+        task = task_of(path, verifier="python_tests", sandbox=wanted)
+        source = Source(path=path, verifier="python_tests", sandbox=wanted)
+        questions = Questions({"math": DomainRecipe(task=source)}, {"math": task}, None, seed=3)
+        console = Console(file=io.StringIO(), width=200)
+        print_samples(questions, console)
+        assert f"its verifier says, of answers run in sandbox {chosen_sandbox(wanted)}:" in console.file.getvalue()
+        assert questions.sandboxes == {"math": chosen_sandbox(wanted)}
+
+
+def test_a_sandbox_that_this_machine_has_not_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": f"return {n}", "answer": f"assert f() == {n}"} for n in range(40)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    domains = domain(path, verifier="python_tests", sandbox="bubblewrap")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    end_idle_servers()
+    bubblewrap_problem.cache_clear()
+    try:
+        listed = problems(tmp_path / "run", domains=domains, evaluate=HELD_OUT)
+    finally:
+        bubblewrap_problem.cache_clear()
+    (problem,) = [each for each in listed if "sandbox" in each]
+    assert "no bwrap is on the PATH; install it" in problem
+    assert "or take `sandbox: whitelist`" in problem
+    with pytest.raises(ValueError, match="has `sandbox`, and verifier exact runs no programs in it"):
+        Source(path=path, sandbox="whitelist")
