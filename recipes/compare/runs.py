@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,7 +17,7 @@ from mopd.distill.metrics.results import Rows, group, last_steps, sampled_models
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.recipes.report.data import whole_evaluations
 from mopd.recipes.report.records import RecordedRecipe, read_environment, read_json, read_recipe
-from mopd.recipes.resolve.run_folder import STUDY
+from mopd.recipes.resolve.run_folder import DATA, STUDY
 
 NEEDED = ("seed", "method", "student", "domains", "evaluate", "run")
 """Keys of a recipe without which nothing can be compared; a run's own recipe.yaml has every leaf written out."""
@@ -30,6 +31,7 @@ class Run:
         name: of its folder, with as many of those above it as tell it from the others.
         answers: of whole evaluations.
         fingerprints: of its tasks; None where only the questions themselves can tell.
+        sandboxes: in which programs of a domain were run, where any were; of runs from before there were two, none.
         sampled: model -> domain -> score of sampled answers, by split; empty where none were sampled.
         finished: its results are written.
         commit: of the code that began it, where it is known.
@@ -41,6 +43,7 @@ class Run:
     answers: Rows
     sampled: Mapping[Split, Mapping[str, Mapping[str, Interval]]]
     fingerprints: Mapping[str, str | None]
+    sandboxes: Mapping[str, str]
     finished: bool
     commit: str | None
 
@@ -142,9 +145,15 @@ def _read_run(folder: Path, name: str) -> Run:
         answers=answers,
         sampled={split: sampled_models(rows, split, list(recipe.domains)) for split in ("validation", "test")},
         fingerprints=known or {domain: _fingerprint(recipe, domain) for domain in recipe.domains},
+        sandboxes=_sandboxes(read_json(folder / DATA)),
         finished=bool(result),
         commit=None if environment is None else environment.commit,
     )
+
+
+def _sandboxes(data: Mapping[str, Any]) -> dict[str, str]:
+    noted = {domain: [split.get("sandbox") for split in splits] for domain, splits in data.items()}
+    return {domain: kinds[0] for domain, kinds in noted.items() if kinds and kinds[0]}
 
 
 def _fingerprint(recipe: RecordedRecipe, domain: str) -> str | None:
@@ -205,6 +214,12 @@ def _unlike_in(domain: str, first: Run, other: Run) -> list[str]:
         return [
             f"answers of domain {domain!r} were checked by {verifiers[0]} in {first.name}, by {verifiers[1]} in "
             f"{other.name}"
+        ]
+    sandboxes = [run.sandboxes.get(domain, "whitelist") for run in (first, other)]
+    if sandboxes[0] != sandboxes[1]:
+        return [
+            f"programs of domain {domain!r} were run in sandbox {sandboxes[0]} in {first.name} and in {sandboxes[1]} "
+            f"in {other.name}, which takes others for right; set the task's `sandbox` and run one of them again"
         ]
     prints = [run.fingerprints.get(domain) for run in (first, other)]
     if None not in prints and prints[0] != prints[1]:

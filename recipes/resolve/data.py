@@ -44,8 +44,6 @@ def prompt_source(
     return PromptSource(supplies, tokenizer, seed=seed, mixture=mixture)
 
 
-DATA = "data.json"
-"""What was read of every dataset: by domain, a split each with its version, its rows, and those that were left out."""
 NOTED_ROWS = 1000
 """Rows that were left out and are named there; all are counted."""
 

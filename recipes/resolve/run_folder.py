@@ -25,6 +25,8 @@ from mopd.recipes.resolve.damage import read_marker
 RECIPE = "recipe.yaml"
 STUDY = "study.json"
 """Lies in the folder of a study, and names its runs."""
+DATA = "data.json"
+"""What was read of every dataset: by domain, a split each with its version, its rows, and those that were left out."""
 OWN = "own.json"
 ENDED = "ended.json"
 """Lies in the folder of a run that was interrupted or broke, until it goes on: how it ended, why and when."""

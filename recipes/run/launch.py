@@ -30,7 +30,7 @@ from mopd.recipes.evaluation.evaluator import Evaluator, exam_settings
 from mopd.recipes.report.page import summary_table, write_report
 from mopd.recipes.resolve.checkpoints import downloaded, local_folder
 from mopd.recipes.resolve.damage import note_adapters, read_marker, refuse_damaged, result_damage, write_marker
-from mopd.recipes.resolve.data import DATA, note_data, prompt_source, tasks_of
+from mopd.recipes.resolve.data import note_data, prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer, make_initial
 from mopd.recipes.resolve.methods import MadeMethod
 from mopd.recipes.resolve.placement import (
@@ -42,7 +42,7 @@ from mopd.recipes.resolve.placement import (
     stages_at_a_time,
 )
 from mopd.recipes.resolve.resolved import Resolved, resolve
-from mopd.recipes.resolve.run_folder import kept, move_aside, note_environment, note_recipe, refuse_changed_recipe
+from mopd.recipes.resolve.run_folder import DATA, kept, move_aside, note_environment, note_recipe, refuse_changed_recipe
 from mopd.recipes.resolve.sources import MODELS, left_out_weights, note_models, trusted_leaves
 from mopd.recipes.resolve.stages import (
     finished,

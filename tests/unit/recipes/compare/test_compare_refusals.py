@@ -106,6 +106,16 @@ def test_answers_that_others_checked_are_refused(tmp_path: Path) -> None:
     assert message in told(*folders, out=tmp_path / "out")
 
 
+def test_programs_that_were_run_in_another_sandbox_are_refused(tmp_path: Path) -> None:
+    folders = {}
+    for name, noted in {"old": {}, "new": {"sandbox": "bubblewrap"}, "like": {"sandbox": "whitelist"}}.items():
+        folders[name] = write_hand_run(tmp_path / name, {"domains.chat.task": TASK | {"verifier": "python_tests"}})
+        (folders[name] / "data.json").write_text(json.dumps({"chat": [{"split": "train"} | noted]}))
+    message = "programs of domain 'chat' were run in sandbox whitelist in old and in bubblewrap in new"
+    assert message in told(folders["old"], folders["new"], out=tmp_path / "out")
+    told(folders["old"], folders["like"], out=tmp_path / "out", code=0)
+
+
 def test_a_run_under_way_of_another_task_is_refused_by_the_fingerprint_it_will_have(one: Path, tmp_path: Path) -> None:
     """The finished one says 'feed', which the shipped task does not."""
     going = write_hand_run(tmp_path / "going", finished=False)

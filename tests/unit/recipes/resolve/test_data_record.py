@@ -12,8 +12,8 @@ from dataset_kit import sums, task_of, write
 from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.source import SandboxName
 from mopd.distill.types import UserError
-from mopd.recipes.resolve.data import DATA, note_data
-from mopd.recipes.resolve.run_folder import note_recipe, refuse_changed_recipe
+from mopd.recipes.resolve.data import note_data
+from mopd.recipes.resolve.run_folder import DATA, note_recipe, refuse_changed_recipe
 from mopd.rollouts.sandbox.bubblewrap.choice import bubblewrap_problem
 from mopd.rollouts.tasks import TASKS
 

@@ -11,8 +11,8 @@ from check_kit import recipe, save_model, tokenizer_of
 from dataset_kit import sums, write
 
 from mopd.distill.types import UserError
-from mopd.recipes.resolve.data import DATA
 from mopd.recipes.resolve.resolved import resolve
+from mopd.recipes.resolve.run_folder import DATA
 from mopd.recipes.run.launch import training
 
 
