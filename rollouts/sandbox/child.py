@@ -28,14 +28,13 @@ from typing import Any, NoReturn
 from mopd.rollouts.sandbox.judge import Judge, run_tests
 from mopd.rollouts.sandbox.lock import lock_fork, lock_server
 from mopd.rollouts.sandbox.namespaces import load_library
-from mopd.rollouts.sandbox.program import serve_program
+from mopd.rollouts.sandbox.peer import drain, write_all
+from mopd.rollouts.sandbox.program import MOST_RUNS, serve_program
 from mopd.rollouts.sandbox.rules import EXPRESSION_NAMES, Refused, parse_expression, parse_program
 from mopd.rollouts.sandbox.safe_stdlib import harden
 
 PASSED, PASSED_WITH_A_CHANGE = 42, 43
 """Exit statuses of tests that passed; the second: a call changed arguments that the tests hold, out of their sight."""
-MOST_RUNS = 12
-"""Times a run's processor time that a program has which is run on several texts, all together."""
 _PROGRAM_FILE, _TESTS_FILE, _CONTROL, _STATUS, _FROM_PROGRAM, _TO_PROGRAM = range(3, 9)
 """Descriptors: texts, or the four pipes to the server of programs that may use any Python."""
 PLACES = {
@@ -143,9 +142,7 @@ def wait_for(descriptor: int) -> None:
 
 
 def _write(value: object, descriptor: int = 1) -> None:
-    data = json.dumps(value).encode() + b"\n"
-    while data:
-        data = data[os.write(descriptor, data) :]
+    write_all(descriptor, json.dumps(value).encode() + b"\n")
 
 
 def judge_program(program_bytes: int, tests_bytes: int, limits: dict[str, Any]) -> bool:
@@ -230,10 +227,7 @@ def _answer_beside() -> str | None:
         if not chunk:
             os._exit(1)  # it ended; with a fresh one the next job goes on
         line += chunk
-    poll = select.poll()
-    poll.register(_FROM_PROGRAM, select.POLLIN)
-    while any(event & select.POLLIN for _, event in poll.poll(0)):
-        os.read(_FROM_PROGRAM, 1 << 16)
+    drain(_FROM_PROGRAM)
     return json.loads(line)["refused"]
 
 
@@ -320,9 +314,7 @@ def _answer(run: Callable[..., object], jobs: Sequence[Sequence[Any]], limits: d
         except BaseException:
             answer = "null"
         signal.setitimer(signal.ITIMER_PROF, 0)
-        data = (answer if len(answer) <= limits["result_bytes"] else "null").encode() + b"\n"
-        while data:
-            data = data[os.write(1, data) :]
+        write_all(1, (answer if len(answer) <= limits["result_bytes"] else "null").encode() + b"\n")
     return 0
 
 

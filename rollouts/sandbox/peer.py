@@ -11,6 +11,7 @@ import json
 import math
 import operator
 import os
+import select
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -28,6 +29,20 @@ UNARY: dict[str, Callable[[Any], Any]] = {
     **{function.__name__: function for function in (len, hash, repr, math.trunc, math.floor, math.ceil)},
 }
 """Questions without an operand. The name with underscores around it is the method that answers them."""
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of ``data``, of which a pipe may take a part at a time."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def drain(descriptor: int) -> None:
+    """Read what has been written into a pipe and nobody else reads."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while any(event & select.POLLIN for _, event in poll.poll(0)):
+        os.read(descriptor, 1 << 16)
 
 
 def _get(value: Any, name: str) -> Any:
@@ -206,8 +221,7 @@ class Peer:
         if len(data) > self._longest:
             raise ValueError(f"a message of {len(data):,} bytes; at most {self._longest:,} can be handed over")
         try:
-            while data:
-                data = data[os.write(self._writes, data) :]
+            write_all(self._writes, data)
         except OSError:
             self.give_up()
 

@@ -19,6 +19,9 @@ from mopd.rollouts.sandbox.plain import CONTAINERS, Broken, Codec, Encoded
 from mopd.rollouts.sandbox.remote import ABILITIES, Remote, Target, make_remote, target_of
 from mopd.rollouts.sandbox.rules import parse_program
 
+MOST_RUNS = 12
+"""Times a run's processor time that a program has which is run on several texts, all together."""
+
 _FIXED: dict[type, Any] = {
     int: lambda value: int.__add__(value, 0),
     float: float.__float__,

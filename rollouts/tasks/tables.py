@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from mopd.distill.recipe import Source
+from mopd.distill.recipe.model_names import is_path
 from mopd.distill.types import UserError
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def load(source: Source, split: str) -> RowTable:
         UserError: it can't be read.
     """
     path = Path(source.path)
-    local = source.path.startswith(("./", "../", "/"))
+    local = is_path(source.path)
     if not local and not source.path.strip():
         raise UserError("the dataset's `path` is empty; name a Hub id, or a path (begins with ./ or /)")
     if not local and os.path.exists(source.path):

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from mopd.rollouts.sandbox.peer import write_all
 from mopd.rollouts.sandbox.plain import Encoded
 from mopd.rollouts.sandbox.program import ProgramPeer, kept
 
@@ -162,9 +163,7 @@ def _run_whole(
     signal.setitimer(signal.ITIMER_PROF, 0)  # of a run each has its own; the kernel bounds that of all
     reads, writes = os.memfd_create("given"), os.memfd_create("printed")
     try:
-        data = given.encode("utf-8", "surrogatepass")
-        while data:
-            data = data[os.write(reads, data) :]
+        write_all(reads, given.encode("utf-8", "surrogatepass"))
         os.lseek(reads, 0, os.SEEK_SET)
         child = os.fork()
         if child == 0:

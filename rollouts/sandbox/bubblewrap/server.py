@@ -28,12 +28,12 @@ from typing import Any, NoReturn
 from mopd.rollouts.sandbox.bubblewrap.program import Report, serve_any_program
 from mopd.rollouts.sandbox.lock import NOBODY, drop_capabilities, filter_namespaces
 from mopd.rollouts.sandbox.namespaces import load_library
+from mopd.rollouts.sandbox.peer import drain, write_all
+from mopd.rollouts.sandbox.program import MOST_RUNS
 
 MOST_PROCESSES = 64
 ROOM_BYTES = 64 << 20
 """Of a program's temporary folder, of its shared memory, and of a file."""
-MOST_RUNS = 12
-"""Times a run's processor time that a program has which is run on several texts, all together."""
 _ADDRESS_SPACE = 8
 """Times the memory that a program may use: libraries reserve what they never touch."""
 _LOOK_SECONDS = 0.03
@@ -77,7 +77,7 @@ def main() -> NoReturn:
         job.watch(lines)
         ended = lines.next()  # the tests have
         job.end()
-        _drain(pipes.reads)
+        drain(pipes.reads)
         if ended is not None:
             _say({"refused": report.refused or job.refused})
     os._exit(0)
@@ -255,18 +255,10 @@ def _tell_end(pipes: _Pipes, lines: _Lines) -> None:
     fcntl.fcntl(pipes.writes, fcntl.F_SETFL, flags | os.O_NONBLOCK)
     left = _ENDED
     while not lines.is_there(_LOOK_SECONDS):
-        _drain(pipes.reads)
+        drain(pipes.reads)
         with suppress(BlockingIOError):
             left = left[os.write(pipes.writes, left) :] if left else left
     fcntl.fcntl(pipes.writes, fcntl.F_SETFL, flags)
-
-
-def _drain(reads: int) -> None:
-    """Read what the tests' process wrote and no program reads."""
-    poll = select.poll()
-    poll.register(reads, select.POLLIN)
-    while any(event & select.POLLIN for _, event in poll.poll(0)):
-        os.read(reads, 1 << 16)
 
 
 class _Lines:
@@ -293,6 +285,4 @@ class _Lines:
 
 
 def _say(value: object) -> None:
-    data = json.dumps(value).encode() + b"\n"
-    while data:
-        data = data[os.write(1, data) :]
+    write_all(1, json.dumps(value).encode() + b"\n")
