@@ -3,7 +3,7 @@
 Each process of a run imports torch, transformers and DeepSpeed, seconds of a core every time. Here they are imported
 once, before the process has a second thread or has touched a GPU, and a worker is a fork of it: milliseconds, and the
 libraries' memory is shared. Ray starts a worker by a command; :mod:`distill.start_worker` takes that command's place,
-hands what it was given to the server that :data:`ADDRESS` names, and starts the worker as Ray does where there is none,
+hands what it was given to the server that its ``ADDRESS`` names, and starts the worker as Ray does where there is none,
 or where the worker must differ in what is read at an import. Ray itself is imported in the forks: it reads of its
 environment, as it is imported, whose worker it is.
 """
@@ -25,8 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-ADDRESS = "MOPD_FORK_SERVER"
-"""In the environment of a cluster's processes: the socket of its server."""
+from mopd.distill.start_worker import ADDRESS
 
 READ_AT_IMPORT = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "DS_ACCELERATOR")
 """Variables that libraries read as they are imported: a worker that is given another value is not forked."""
@@ -70,7 +69,7 @@ def fork_server(folder: Path, modules: str, *args: str, variables: Mapping[str, 
 
 
 def main(number: str, modules: str, *args: str) -> None:
-    """Import, then fork a worker for each that asks; returns in the forks alone, once each is to run."""
+    """Import, then fork a worker for each that asks, which runs it."""
     module, _, function = modules.partition(":")
     getattr(importlib.import_module(module), function)(*args)
     gc.collect()

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 
 CONTEXT, LANGUAGE = "--serialized-runtime-env-context=", "--language="
 ADDRESS = "MOPD_FORK_SERVER"
+"""In the environment of a cluster's processes: the socket of its server."""
 
 
 def hand_over(arguments: list[str]) -> bool:

@@ -7,18 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mopd.distill.errors import UserError
 from mopd.distill.recipe.messages import guess
-from mopd.distill.tracking.answers import exam_files
+from mopd.distill.tracking.answers import exam_files, write_parquet
 from mopd.recipes.compare.runs import reading
-from mopd.recipes.report.records import read_recipe
-from mopd.recipes.report.wrong import KINDS, AskedQuestion, asked_questions, counted, last_exam
-from mopd.recipes.resolve.run_folder import RECIPE
+from mopd.recipes.report.records import recorded_recipe
+from mopd.recipes.report.wrong import KINDS, RANKS, AskedQuestion, asked_questions, counted
 from mopd.recipes.tables import Fitted
 
 
@@ -69,17 +67,15 @@ def show_answers(
     Raises:
         UserError: the run kept no such answers, or what is asked for is not there.
     """
-    if not (run / RECIPE).is_file():
-        raise UserError(f"{run} holds no run: it has no {RECIPE}; give the folder of a run, such as runs/NAME")
     with reading(run):
-        recipe = read_recipe(yaml.safe_load((run / RECIPE).read_text()))
+        recipe = recorded_recipe(run)
         split, step = _exam(run, split, step)
         questions = asked_questions(run, recipe.teacher_weights, split=split, step=step)
     unknown = [name for name in wanted.domains if name not in recipe.domains]
     if unknown:
         raise UserError(*(f"--domain: no domain is called {name!r}; {guess(name, recipe.domains)}" for name in unknown))
-    if wanted.kind is not None and wanted.kind not in (*KINDS, "right"):
-        raise UserError(f"--kind: {wanted.kind!r} is unknown; {guess(wanted.kind, (*KINDS, 'right'))}")
+    if wanted.kind is not None and wanted.kind not in RANKS:
+        raise UserError(f"--kind: {wanted.kind!r} is unknown; {guess(wanted.kind, RANKS)}")
     chosen = [question for question in questions if wanted.takes(question)]
     _print(chosen[:limit], console)
     _print_counts(questions, console)
@@ -105,7 +101,7 @@ def _exam(run: Path, split: str | None, step: int | None) -> tuple[str, int]:
         raise UserError(
             f"{run} has no answers of its student: it has not been measured yet, or by an earlier version of mopd"
         )
-    chosen = split or ("test" if last_exam(run, "test") is not None else "validation")
+    chosen = split or ("test" if any(of == "test" for of, _ in kept) else "validation")
     steps = [at for of, at in kept if of == chosen]
     if not steps or (step is not None and step not in steps):
         exams = ", ".join(f"{of} after step {at}" for of, at in kept)
@@ -138,9 +134,6 @@ def _print_counts(questions: Sequence[AskedQuestion], console: Console) -> None:
 
 def _export(questions: Sequence[AskedQuestion], out: Path) -> None:
     """Questions as a Parquet file: a row each, with text and verdict of base, teacher and student."""
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
     rows: list[dict[str, Any]] = []
     for question in questions:
         row: dict[str, Any] = {
@@ -151,13 +144,10 @@ def _export(questions: Sequence[AskedQuestion], out: Path) -> None:
             row |= {f"{who}_text": answer.text, f"{who}_verdict": answer.verdict, f"{who}_why": answer.why}
             row |= {"teacher": answer.who.partition(" ")[2]} if who == "teacher" else {}
         rows.append(row)
-    names = ["kind", "domain", "prompt_id", "prompt", "gold", "teacher"]
-    fields = [pa.field(name, pa.string()) for name in names]
+    types = dict.fromkeys(("kind", "domain", "prompt_id", "prompt", "gold", "teacher"), "string")
     for who in ("base", "teacher", "student"):
-        fields += [pa.field(f"{who}_text", pa.string()), pa.field(f"{who}_verdict", pa.float64())]
-        fields.append(pa.field(f"{who}_why", pa.string()))
+        types |= {f"{who}_text": "string", f"{who}_verdict": "float64", f"{who}_why": "string"}
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), out, compression="zstd")
+        write_parquet(out, rows, types)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror or error}; name another file") from error

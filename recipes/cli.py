@@ -1,7 +1,7 @@
 """The command line: ``mopd run | check | compare | audit | eval | schema ...``, and where exit codes are decided.
 
 0: done, by the recipe's stop rule too. 1: the run broke, the last checkpoint resumes. 2: the user can fix it.
-130: interrupted.
+130: interrupted. One file, though long: a command is its options and a call, and what it does is elsewhere.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from rich.text import Text
 from mopd.distill.errors import UserError
 from mopd.distill.recipe.files import is_study, read_tree, shipped_recipes, write_yaml
 from mopd.distill.recipe.messages import guess
+from mopd.distill.recipe.model_names import is_path
 from mopd.recipes import SHIPPED
 from mopd.recipes.tables import Fitted
 
@@ -120,7 +121,7 @@ def _named(text: str) -> tuple[str, str]:
 
 def _as_path(text: str) -> str:
     """What is there becomes a path to a recipe's eyes; other names are the Hub's."""
-    return f"./{text}" if os.path.exists(text) and not text.startswith(("/", "./", "../")) else text
+    return f"./{text}" if os.path.exists(text) and not is_path(text) else text
 
 
 def asked_domains(ask: Callable[[str, str], str]) -> tuple[str, list[NewDomain]]:

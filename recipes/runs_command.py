@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +18,7 @@ from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.recipes.compare.runs import reading
 from mopd.recipes.report.data import load_run
 from mopd.recipes.report.page import table_of, verdict, write_page
-from mopd.recipes.report.records import read_json, read_recipe
+from mopd.recipes.report.records import read_json, recorded_recipe
 from mopd.recipes.report.wording import percent
 from mopd.recipes.resolve.damage import read_marker
 from mopd.recipes.resolve.run_folder import RECIPE, STUDY, RunState, standing
@@ -142,7 +141,7 @@ def _listed(run: Path, name: str) -> ListedRun:
 
 def _progress(run: Path) -> tuple[str, int, int]:
     """The stage that is being made, if any, and finished steps of all."""
-    recipe = read_recipe(yaml.safe_load((run / RECIPE).read_text()))
+    recipe = recorded_recipe(run)
     step = int((_last(run / "metrics.jsonl", "train") or {}).get("step", 0))
     finished = bool(read_marker(run))
     if step or finished:
@@ -201,9 +200,7 @@ def show_report(folder: Path, console: Console) -> dict[str, Any]:
     Raises:
         UserError: there is no run in ``folder``.
     """
-    runs = _runs_of(folder) if folder.is_dir() else []
-    if not runs:
-        raise UserError(f"{folder} holds no run: it has no {RECIPE}; give the folder of a run, such as runs/NAME")
+    runs = _runs_of(folder) or [folder]  # of which it is said that it is none
     reports: list[dict[str, Any]] = []
     for run in runs:
         with reading(run):

@@ -1,6 +1,7 @@
 """The recipe's schema: every leaf with its default, its unit and, where there is one, its source.
 
 A recipe is frozen once it is resolved. Reading one (YAML, ``extends:``, ``key=value``) is in distill/recipe/files.py.
+One file, though long: its sections are what a reader of a recipe looks up, in the order in which a recipe has them.
 """
 
 from __future__ import annotations

@@ -63,22 +63,31 @@ def write_answers(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    table = pa.Table.from_pylist(
-        [{name: _whole(row[name]) for name in TYPES} for row in rows],
-        schema=pa.schema([(name, getattr(pa, kind)()) for name, kind in TYPES.items()]),
-    )
-    buffer = BytesIO()
-    parquet.write_table(table, buffer, compression="zstd")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, buffer.getvalue())
+        write_parquet(path, [{name: _whole(row[name]) for name in TYPES} for row in rows], TYPES)
     except OSError as error:
         raise RunError(
             f"{path} cannot be written: {error.strerror}; fix that and give the same command again"
         ) from error
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> None:
+    """Write rows as a compressed Parquet file, whose folder is made; a reader, or a crash, sees all of it or none.
+
+    Args:
+        types: columns, with pyarrow's names for their types; a row that lacks one has nothing there.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in types.items()])
+    buffer = BytesIO()
+    parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), buffer, compression="zstd")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, buffer.getvalue())
 
 
 def _whole(value: Any) -> Any:

@@ -153,9 +153,8 @@ class Tracker:
             sink.table("scores", last, ["model", *domains], scores)
             sink.table("recovery_by_domain", last, ["domain", "recovery_by_domain"], recovery, bars=True)
             sink.summary(numbers)
-        for domain, ends in (seesaw["metrics_ci"].get("points_at_once") or {}).items():
-            if ends is not None and ends[1] < 0:
-                self.alert(*regression(domain, ends, f"on {seesaw.get('split', 'test')} questions, at the end"))
+        for domain, ends in fallen(seesaw["metrics_ci"].get("points_at_once")).items():
+            self.alert(*regression(domain, ends, f"on {seesaw.get('split', 'test')} questions, at the end"))
 
     def alert(self, title: str, text: str) -> None:
         """Have the sinks tell somebody, where they can."""
@@ -213,6 +212,11 @@ class Tracker:
         cells = [[_cell(row.get(name)) for name in columns] for row in rows]
         for sink in self._sinks:
             sink.table("rollouts", max(map(_step, rows)), columns, cells)
+
+
+def fallen(points: Mapping[str, Sequence[float] | None] | None) -> dict[str, tuple[float, float]]:
+    """The domains that are below the base beyond chance, of 95% intervals of all domains' changes together."""
+    return {domain: (ends[0], ends[1]) for domain, ends in (points or {}).items() if ends and ends[1] < 0}
 
 
 def regression(domain: str, ends: Sequence[float], when: str) -> tuple[str, str]:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -16,8 +15,8 @@ from mopd.distill.metrics.evaluate import Evaluation, Interval, Split
 from mopd.distill.metrics.results import Rows, group, last_steps, sampled_models
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.recipes.report.data import whole_evaluations
-from mopd.recipes.report.records import RecordedRecipe, read_environment, read_json, read_recipe
-from mopd.recipes.resolve.run_folder import DATA, STUDY
+from mopd.recipes.report.records import RecordedRecipe, read_environment, read_json, read_recipe, recipe_tree
+from mopd.recipes.resolve.run_folder import DATA, FIRST_SANDBOX, STUDY, noted_sandbox
 
 NEEDED = ("seed", "method", "student", "domains", "evaluate", "run")
 """Keys of a recipe without which nothing can be compared; a run's own recipe.yaml has every leaf written out."""
@@ -31,7 +30,7 @@ class Run:
         name: of its folder, with as many of those above it as tell it from the others.
         answers: of whole evaluations.
         fingerprints: of its tasks; None where only the questions themselves can tell.
-        sandboxes: in which programs of a domain were run, where any were; of runs from before there were two, none.
+        sandboxes: in which programs of a domain are run, where that is noted.
         sampled: model -> domain -> score of sampled answers, by split; empty where none were sampled.
         finished: its results are written.
         commit: of the code that began it, where it is known.
@@ -121,9 +120,7 @@ def reading(folder: Path) -> Iterator[None]:
 def _read_run(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         raise UserError(f"{folder} is not there; give the folder of a run, such as runs/NAME")
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"{folder} holds no run: it has no recipe.yaml; give the folder of a run, such as runs/NAME")
-    tree = yaml.safe_load((folder / "recipe.yaml").read_text())
+    tree = recipe_tree(folder)
     if absent := [key for key in NEEDED if not isinstance(tree, dict) or key not in tree]:
         raise UserError(f"{folder / 'recipe.yaml'} is not the recipe of a run: it has no {', '.join(absent)}")
     rows = whole_evaluations([Evaluation(**row) for row in read_jsonl(folder / "evaluations.jsonl")])
@@ -145,15 +142,10 @@ def _read_run(folder: Path, name: str) -> Run:
         answers=answers,
         sampled={split: sampled_models(rows, split, list(recipe.domains)) for split in ("validation", "test")},
         fingerprints=known or {domain: _fingerprint(recipe, domain) for domain in recipe.domains},
-        sandboxes=_sandboxes(read_json(folder / DATA)),
+        sandboxes={d: kind for d, noted in read_json(folder / DATA).items() if (kind := noted_sandbox(noted))},
         finished=bool(result),
         commit=None if environment is None else environment.commit,
     )
-
-
-def _sandboxes(data: Mapping[str, Any]) -> dict[str, str]:
-    noted = {domain: [split.get("sandbox") for split in splits] for domain, splits in data.items()}
-    return {domain: kinds[0] for domain, kinds in noted.items() if kinds and kinds[0]}
 
 
 def _fingerprint(recipe: RecordedRecipe, domain: str) -> str | None:
@@ -215,7 +207,7 @@ def _unlike_in(domain: str, first: Run, other: Run) -> list[str]:
             f"answers of domain {domain!r} were checked by {verifiers[0]} in {first.name}, by {verifiers[1]} in "
             f"{other.name}"
         ]
-    sandboxes = [run.sandboxes.get(domain, "whitelist") for run in (first, other)]
+    sandboxes = [run.sandboxes.get(domain, FIRST_SANDBOX) for run in (first, other)]
     if sandboxes[0] != sandboxes[1]:
         return [
             f"programs of domain {domain!r} were run in sandbox {sandboxes[0]} in {first.name} and in {sandboxes[1]} "

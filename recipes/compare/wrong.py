@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from mopd.distill.metrics.evaluate import Split
 from mopd.recipes.compare.comparison import ComparedRow, ComparedRun, Comparison
-from mopd.recipes.report.records import read_recipe
+from mopd.recipes.report.records import recorded_recipe
 from mopd.recipes.report.wrong import (
     INLINE,
-    KINDS,
-    AnswerKind,
+    RANKS,
     AskedQuestion,
     WrongCount,
     asked_questions,
@@ -88,19 +85,17 @@ def _asked(run: ComparedRun, split: Split) -> list[AskedQuestion]:
     step = last_exam(folder, split)
     if step is None:
         return []
-    recipe = read_recipe(yaml.safe_load((folder / "recipe.yaml").read_text()))
-    return asked_questions(folder, recipe.teacher_weights, split=split, step=step)
+    return asked_questions(folder, recorded_recipe(folder).teacher_weights, split=split, step=step)
 
 
 def _merged(asked: Mapping[str, Sequence[AskedQuestion]]) -> list[AskedQuestion]:
     """The questions that a row gets wrong, each with base and teacher of the row that has most to answer for."""
     by_id = {name: {question.prompt_id: question for question in questions} for name, questions in asked.items()}
     ids = dict.fromkeys(prompt_id for questions in by_id.values() for prompt_id in questions)
-    ranks: list[AnswerKind] = [*KINDS, "right"]
     merged: list[AskedQuestion] = []
     for prompt_id in ids:
         of_rows = {name: questions[prompt_id] for name, questions in by_id.items() if prompt_id in questions}
-        worst = min(of_rows.values(), key=lambda question: ranks.index(question.kind))
+        worst = min(of_rows.values(), key=lambda question: RANKS.index(question.kind))
         if worst.kind == "right":
             continue
         others = [answer for answer in worst.answers if answer.who != "student"]

@@ -20,7 +20,7 @@ from mopd.distill.metrics.results import TeacherWeights, group, paired_table
 from mopd.distill.metrics.selection import Selected, select_step
 from mopd.distill.recipe import EvaluateRecipe
 from mopd.distill.tracking.answers import answers_path, read_answers
-from mopd.distill.tracking.tracker import Tracker
+from mopd.distill.tracking.tracker import Tracker, fallen
 from mopd.distill.types import Metrics, Prompt, Rollout, Sampler
 from mopd.recipes.evaluation.costs import Costs
 from mopd.rollouts.prompts import PromptSource
@@ -249,8 +249,7 @@ class Evaluator:
         recovery |= {name: measured.values[name] for name in RECOVERIES}
         low, high = measured.intervals["worst_recovery"] or (None, None)
         recovery |= {"worst_recovery/low": low, "worst_recovery/high": high}
-        at_once = measured.intervals["points_at_once"] or {}
-        self.fallen = {domain: (ends[0], ends[1]) for domain, ends in at_once.items() if ends and ends[1] < 0}
+        self.fallen = fallen(measured.intervals["points_at_once"])
         return {name: value for name, value in recovery.items() if value is not None}
 
     def selected(self, last: int) -> Selected:

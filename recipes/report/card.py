@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from mopd.distill.metrics.evaluate import Evaluation
 from mopd.distill.metrics.results import build_seesaw
-from mopd.distill.recipe.model_names import SELF, is_path, stage_name
-from mopd.recipes.report.records import DomainScore, RecordedRecipe, SeesawRecord, read_recipe, read_seesaw
+from mopd.distill.recipe.model_names import is_hub_id, is_path
+from mopd.recipes.report.records import DomainScore, RecordedRecipe, SeesawRecord, read_seesaw, recorded_recipe
 from mopd.recipes.report.wording import between, percent
 
 SETTINGS = ("method", "seed", "loss.estimator", "run.steps", "rollout.max_new_tokens", "student.optimizer.lr")
@@ -27,7 +26,7 @@ def run_card(folder: Path, answers: Sequence[Evaluation], *, left_out: Sequence[
         answers: of base, teachers and student to the test questions.
         left_out: names of weights that the student's source has and the student has not.
     """
-    recipe = read_recipe(yaml.safe_load((folder / "recipe.yaml").read_text()))
+    recipe = recorded_recipe(folder)
     unknown = dict.fromkeys(recipe.domains, "")
     seesaw = build_seesaw(answers, teachers=recipe.teacher_weights, fingerprints=unknown)
     return model_card(recipe, read_seesaw(seesaw), left_out)
@@ -79,7 +78,7 @@ def _left_out(names: Sequence[str]) -> Iterator[str]:
 
 def _of_hub(sources: Iterable[object]) -> Iterator[str]:
     for source in sources:
-        if isinstance(source, str) and not is_path(source) and source != SELF and stage_name(source) is None:
+        if isinstance(source, str) and is_hub_id(source):
             yield source
 
 

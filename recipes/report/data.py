@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mopd.distill.errors import UserError
 from mopd.distill.metrics.evaluate import Evaluation, Split
 from mopd.distill.metrics.results import STATISTICS, build_seesaw
 from mopd.distill.tracking.jsonl import read_jsonl
@@ -23,9 +20,9 @@ from mopd.recipes.report.records import (
     TeacherFinding,
     read_environment,
     read_json,
-    read_recipe,
     read_rollout,
     read_seesaw,
+    recorded_recipe,
     steps_of,
 )
 from mopd.recipes.resolve.damage import read_marker
@@ -204,9 +201,7 @@ def load_run(folder: str | Path) -> RunData:
         ``pandas.DataFrame(load_run("runs/quickstart").recovery())``.
     """
     folder = Path(folder)
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"{folder} holds no run: it has no recipe.yaml; give the folder of a run, such as runs/NAME")
-    recipe = read_recipe(yaml.safe_load((folder / "recipe.yaml").read_text()))
+    recipe = recorded_recipe(folder)
     metrics = list(read_jsonl(folder / "metrics.jsonl"))
     answers = [Evaluation(**row) for row in read_jsonl(folder / "evaluations.jsonl")]
     record = read_json(folder / "seesaw.json")

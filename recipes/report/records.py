@@ -12,12 +12,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import yaml
+
+from mopd.distill.errors import UserError
 from mopd.distill.metrics.evaluate import Split
 from mopd.distill.metrics.power import Verdict
 from mopd.distill.metrics.quotients import Ends
 from mopd.distill.metrics.results import CurvePoint, UnjudgedAnswers
 from mopd.distill.metrics.selection import Selected
 from mopd.distill.recipe.model_names import stage_name
+from mopd.recipes.resolve.run_folder import RECIPE
 
 PerDomain: TypeAlias = Mapping[str, float | None]
 """One number a domain; None where it is undefined."""
@@ -363,6 +367,27 @@ class RunEnvironment:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no file."""
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def recipe_tree(folder: Path) -> Any:
+    """What a run's recipe.yaml holds.
+
+    Raises:
+        UserError: there is no run in ``folder``.
+    """
+    path = folder / RECIPE
+    if not path.is_file():
+        raise UserError(f"{folder} holds no run: it has no {RECIPE}; give the folder of a run, such as runs/NAME")
+    return yaml.safe_load(path.read_text())
+
+
+def recorded_recipe(folder: Path) -> RecordedRecipe:
+    """The recipe of the run in ``folder``.
+
+    Raises:
+        UserError: there is none.
+    """
+    return read_recipe(recipe_tree(folder))
 
 
 def read_environment(folder: Path) -> RunEnvironment | None:

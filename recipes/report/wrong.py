@@ -17,6 +17,8 @@ KINDS: dict[AnswerKind, str] = {
     "missed": "missed: its teacher scores more",
     "neither": "wrong, and base and teacher too",
 }
+RANKS: tuple[AnswerKind, ...] = (*KINDS, "right")
+"""In this order."""
 INLINE = 30
 """Questions that a page shows; ``mopd answers`` has the others."""
 LONGEST = 1500
@@ -129,10 +131,9 @@ def in_turn(questions: Sequence[AskedQuestion]) -> list[AskedQuestion]:
     """Questions by kind, and of each kind one of every domain in turn."""
     seen = Counter[tuple[str, str]]()
     keyed: list[tuple[int, int, int, AskedQuestion]] = []
-    ranks = [*KINDS, "right"]
     for place, question in enumerate(questions):
         group = (question.kind, question.domain)
-        keyed.append((ranks.index(question.kind), seen[group], place, question))
+        keyed.append((RANKS.index(question.kind), seen[group], place, question))
         seen[group] += 1
     return [question for *_, question in sorted(keyed, key=lambda key: key[:3])]
 

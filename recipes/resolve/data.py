@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.recipe import DomainRecipe
 from mopd.distill.storage import write_atomic
 from mopd.distill.types import UserError
+from mopd.recipes.resolve.run_folder import FIRST_SANDBOX, noted_sandbox
 from mopd.rollouts.environments import domain_task
 from mopd.rollouts.mixture import MIXTURES
 from mopd.rollouts.prompts import PromptSource, Supply
@@ -85,8 +86,7 @@ def _moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 def _other_sandbox(name: str, before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Whether other programs would be right than when the run began."""
-    is_now = next((noted["sandbox"] for noted in now if "sandbox" in noted), None)
-    was = next((noted["sandbox"] for noted in before if "sandbox" in noted), "whitelist")  # as before there was another
+    is_now, was = noted_sandbox(now), noted_sandbox(before) or FIRST_SANDBOX
     if is_now is not None and was != is_now:
         yield (
             f"`domains.{name}.task`: programs were run in sandbox {was} when the run began, and would be in {is_now} "

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,6 +28,8 @@ STUDY = "study.json"
 """Lies in the folder of a study, and names its runs."""
 DATA = "data.json"
 """What was read of every dataset: by domain, a split each with its version, its rows, and those that were left out."""
+FIRST_SANDBOX = "whitelist"
+"""Where programs were run before there was another, and nothing was noted."""
 OWN = "own.json"
 ENDED = "ended.json"
 """Lies in the folder of a run that was interrupted or broke, until it goes on: how it ended, why and when."""
@@ -45,6 +48,11 @@ def note_recipe(recipe: Recipe, out: Path) -> None:
     write_atomic(out / RECIPE, dump_recipe(recipe))
     if own := plugin_digests(recipe.model_dump(mode="json")):
         write_atomic(out / OWN, json.dumps(own, indent=2) + "\n")
+
+
+def noted_sandbox(splits: Sequence[Mapping[str, Any]]) -> str | None:
+    """Where programs of a domain are run, of its splits in :data:`DATA`; None where none are, or nothing is noted."""
+    return next((noted["sandbox"] for noted in splits if "sandbox" in noted), None)
 
 
 RunState: TypeAlias = Literal["finished", "running", "interrupted", "broken", "killed", "not begun"]

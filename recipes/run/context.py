@@ -23,8 +23,7 @@ from mopd.recipes.resolve.run_folder import RECIPE, forget_end, note_end
 from mopd.recipes.run.cluster import LAST_WORDS, end_everything
 
 _REPORTING = threading.Lock()  # stages that train side by side are one run's
-_WAITING: dict[Path, RunContext] = {}  # runs whose report is to be written; the thread below takes them one by one
-_WRITER = threading.Lock()  # held by that thread as long as it lives
+_WAITING = set[Path]()  # folders of runs whose report a thread is about to write
 INTERRUPTED = 130
 """The exit code of a command that somebody ended."""
 
@@ -51,32 +50,26 @@ class RunContext:
 
     def report_soon(self) -> None:
         """Have ``report.html`` written of what is there, beside the run: of many answers that takes seconds."""
-        _WAITING[self.out] = self
-        if _WRITER.acquire(blocking=False):
-            threading.Thread(target=_write_reports, daemon=True, name="report").start()
+        if self.out not in _WAITING:
+            _WAITING.add(self.out)
+            threading.Thread(
+                target=self.rewrite_report, kwargs={"if_waiting": True}, daemon=True, name="report"
+            ).start()
 
-    def rewrite_report(self) -> None:
-        """Write ``report.html`` of what is there. Whatever is wrong with it is said, and ends nothing."""
+    def rewrite_report(self, *, if_waiting: bool = False) -> None:
+        """Write ``report.html`` of what is there. Whatever is wrong with it is said, and ends nothing.
+
+        Args:
+            if_waiting: not where somebody has written it since it was asked for, or has ended that.
+        """
         with _REPORTING:
-            _WAITING.pop(self.out, None)
-            _write_report(self)
-
-
-def _write_report(context: RunContext) -> None:
-    try:
-        write_report(context.out)
-    except Exception as error:
-        context.progress.print(f"{context.out / 'report.html'} was not written ({one_line(error)})")
-
-
-def _write_reports() -> None:
-    while True:
-        while _WAITING:
-            with _REPORTING, suppress(KeyError):  # somebody has just written it
-                _write_report(_WAITING.popitem()[1])
-        _WRITER.release()
-        if not _WAITING or not _WRITER.acquire(blocking=False):  # else somebody asked before the lock was free
-            return
+            if if_waiting and self.out not in _WAITING:
+                return
+            _WAITING.discard(self.out)
+            try:
+                write_report(self.out)
+            except Exception as error:
+                self.progress.print(f"{self.out / 'report.html'} was not written ({one_line(error)})")
 
 
 def end_reports() -> None:
@@ -106,7 +99,7 @@ def noting_its_end(context: RunContext, attempt: str) -> Iterator[None]:
     finally:
         LAST_WORDS.remove(note)
         with _REPORTING:  # whoever owns the folder next finds nobody writing in it
-            _WAITING.pop(context.out, None)
+            _WAITING.discard(context.out)
 
 
 def quieten_libraries(device: str) -> None:

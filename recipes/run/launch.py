@@ -27,7 +27,8 @@ from mopd.recipes.check.models import NOT_EXPORTED
 from mopd.recipes.check.static import check
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator, exam_settings
-from mopd.recipes.report.page import summary_table, write_report
+from mopd.recipes.report.data import load_run
+from mopd.recipes.report.page import table_of, write_page
 from mopd.recipes.resolve.checkpoints import downloaded, local_folder
 from mopd.recipes.resolve.damage import note_adapters, read_marker, refuse_damaged, result_damage, write_marker
 from mopd.recipes.resolve.data import note_data, prompt_source, tasks_of
@@ -91,16 +92,13 @@ def run(recipe: Recipe, out: Path, *, restart: bool = False) -> None:
             ):
                 carry_out(resolved, context, attempt)
         end_reports()
-        write_report(out)
+        data = load_run(out)
+        write_page(data)
         for warning in warnings:
             if NOT_EXPORTED in warning and warning.startswith("`student.model`"):
                 progress.print(f"{out / 'student'} is not all of what it was made from: {warning}")
-    show_result(out, Console())
-
-
-def show_result(out: Path, console: Console) -> None:
-    """Print a run's scores, and where its report is."""
-    console.print(summary_table(out))
+    console = Console()
+    console.print(table_of(data))
     console.print(Text(f"report: {out / 'report.html'}"), soft_wrap=True)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from mopd.distill import start_worker
-from mopd.distill.fork_server import ADDRESS, fork_server
+from mopd.distill.fork_server import fork_server
+from mopd.distill.start_worker import ADDRESS
 
 WORKER = """
 import json, os, random, signal, sys
