@@ -19,7 +19,10 @@ _BLOCK, _HEADER = 32768, 7  # of a LevelDB log; the file begins with 7 bytes of 
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The ``Record`` messages of a .wandb file: a LevelDB log of blocks of fragments (crc, length, type)."""
+    """The ``Record`` messages of a .wandb file: a LevelDB log of blocks of fragments (crc, length, type).
+
+    W&B's own process may still be writing: what is not whole yet at the file's end is left out.
+    """
     data, position, message = path.read_bytes(), 7, b""
     assert not data or data.startswith(b":W&B"), path
     while position + _HEADER <= len(data):
@@ -28,6 +31,8 @@ def records(path: Path) -> Iterator[Any]:
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + _HEADER])
         fragment = data[position + _HEADER : position + _HEADER + length]
+        if len(fragment) < length:
+            return
         position += _HEADER + length
         message = fragment if kind in (1, 2) else message + fragment  # 1 whole, 2 first, 3 middle, 4 last
         if kind in (1, 4):

@@ -19,7 +19,7 @@ from track_apart import (
     whole_run,
 )
 from track_kit import ROLLOUTS, SEESAW, as_history, open_tracker, recipe, stage_recipe_of, write_run
-from wandb_kit import OfflineRun, Server, offline_runs
+from wandb_kit import OfflineRun, Server, offline_runs, records
 
 from mopd.distill.errors import Interrupted, RunError
 from mopd.distill.recipe import Recipe
@@ -337,3 +337,14 @@ def one_line(outcome: Outcome, start: str) -> bool:
     """Whether all that was printed for people is one line that begins with ``start``."""
     assert outcome.stderr.count("\n") == 1, outcome.stderr
     return outcome.stderr.startswith(start)
+
+
+def test_a_file_that_is_still_written_reads_as_what_is_whole(tmp_path: Path) -> None:
+    with open_tracker(tmp_path) as tracker:
+        write_run(tracker, steps=2)
+    (shown,) = offline_runs(tmp_path)
+    whole, cut = shown.path.read_bytes(), tmp_path / "cut.wandb"
+    for length in range(7, len(whole), 13):
+        cut.write_bytes(whole[:length])
+        so_far = list(records(cut))
+        assert so_far == shown.records[: len(so_far)]
