@@ -157,9 +157,12 @@ def check(
     json_file: JsonOption = None,
 ) -> None:
     """Check a recipe or a study without running it, and print what it would take."""
-    gc.set_threshold(100_000, 50, 100)  # torch and transformers make a million objects that stay: a quarter of the time
+    gc.disable()  # the million objects that torch and transformers make as they are imported stay
     resolved, folder = _load(recipe, overrides, out)
     from mopd.recipes.check_command import show
+
+    gc.enable()
+    gc.set_threshold(100_000, 50, 100)
 
     with _blamed_on(overrides), _console_beside(json_file) as console:
         content = show(resolved, folder, console, deep=deep, offline=offline, plan_only=plan_only)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from deadline_kit import pytest_timeout_set_timer  # noqa: F401  (a hook: timeouts count quiet seconds)
 from student_kit import ProcessRanks
+
+os.environ["MOPD_CACHE"] = ""  # no test sees what another found out of a model
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import math
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mopd.distill.models.adapters import ParameterCounts, parameter_counts
@@ -24,6 +25,7 @@ from mopd.distill.recipe.model_names import is_path
 from mopd.distill.recipe.plugins import own_code
 from mopd.distill.student.moe import router_biases
 from mopd.distill.types import UserError
+from mopd.recipes.check.made_models import made_model
 from mopd.recipes.check.offline import known_config
 from mopd.recipes.resolve.checkpoints import empty_model, has_code, local_folder, needs_code, read_checkpoint
 from mopd.recipes.resolve.initial import decided_by_tokenizer, taken_tokenizer, trained_tokenizer
@@ -55,6 +57,8 @@ def probe(config: Any, parameters: int) -> None:
         raise UserError(f"`config.{everything}` is 1 or more, which drops everything in training; take less than 1")
     if parameters >= LARGEST:
         return
+    from transformers import AutoModelForCausalLM  # seconds that a model which is remembered does not cost
+
     size = config.get_text_config().vocab_size
     ids_BT = torch.arange(2 * TOKENS).remainder(size).view(2, TOKENS)
     what = (
@@ -62,7 +66,7 @@ def probe(config: Any, parameters: int) -> None:
     )
     with own_code(what, seconds=PROBE_SECONDS, remedy="fix the `config`"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32).train()
         logits_BTV = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits
         # Any loss does; one that tells tokens apart, as all do.
         loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT.flip(1).flatten())
@@ -272,10 +276,9 @@ def _look(
             return None
         tokenizer = _tokenizer_of(end, stages, tasks, run_seed)
         config = architecture_config(end.source, tokenizer)
-        model, cost = empty_model(config)
-        probe(config, cost.total_parameters)
-        own_code = False
-    elif without_hub is not None and not is_path(end.source):
+        made = made_model(config, probe=probe)
+        return ModelInfo(end, config, tokenizer, made.cost, made.correction_bias, made.attention)
+    if without_hub is not None and not is_path(end.source):
         tokenizer, own_code = None, False
         model, cost = empty_model(known_config(end.source, without_hub))
     else:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from mopd.distill.models.families import experts_of
@@ -22,6 +22,9 @@ from mopd.distill.models.load import unused_weights
 from mopd.distill.recipe.model_names import hub_name, is_path
 from mopd.distill.recipe.plugins import IMPORT_SECONDS, own_code
 from mopd.distill.types import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HUB_TIMEOUT_SECONDS = 5.0
 BESIDES_WEIGHTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
@@ -80,6 +83,8 @@ def empty_model(config: Any, *, trust_remote_code: bool = False) -> tuple[PreTra
     what = "no language model can be built from its configuration"
     with own_code(what, seconds=BUILD_SECONDS, remedy="name a smaller one"):
         _refuse_endless(config.get_text_config())
+        from transformers import AutoModelForCausalLM  # seconds that a check of known models does not spend
+
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         cost = model_cost(model)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from mopd.distill.recipe import Architecture, DomainRecipe
 from mopd.distill.storage import publish, remove
@@ -113,6 +113,8 @@ def make_initial(
     else:
         tokenizer = taken_tokenizer(architecture, tokenizer_of)
     config = AutoConfig.for_model(architecture.architecture, **architecture.config, **decided_by_tokenizer(tokenizer))
+    from transformers import AutoModelForCausalLM  # seconds that a check, which makes no model, does not spend
+
     with _RANDOM, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
