@@ -16,6 +16,9 @@ from mopd.distill.payloads import Support
 from mopd.distill.recipe import FaultRecipe, LoRA
 from mopd.distill.types import Sampler, Weights
 
+MARGIN = 1.1
+"""How many times as fast guesses must promise to be before any is made: the promise rests on a few rounds."""
+
 
 @dataclass(frozen=True, slots=True)
 class DraftCosts:
@@ -25,27 +28,51 @@ class DraftCosts:
         rows: of a batch, ascending.
         plain: seconds of one token of every row, without guesses.
         rounds: seconds of a round with 1, 2, ... guesses a row.
+        takeover: seconds until rows that have been begun without guesses go on with them: all that they have is read
+            once more, and the heads read it, too. None in files of earlier versions: it counts as nothing.
     """
 
     rows: tuple[int, ...]
     plain: tuple[float, ...]
     rounds: tuple[tuple[float, ...], ...]
+    takeover: tuple[float, ...] | None = None
 
-    def best(self, rows: int, acceptance: Sequence[float]) -> int:
+    def best(self, rows: int, acceptance: Sequence[float], *, margin: float = MARGIN) -> int:
         """The number of guesses with which so many rows are written fastest; 0: none.
 
         Args:
             acceptance: of the guess at each position, where those before it were accepted.
+            margin: how many times as fast as none guesses must be.
         """
-        seconds = np.interp(np.log(rows), np.log(self.rows), self.plain)
-        best, fastest, tokens, survives = 0, 1.0 / seconds, 1.0, 1.0
+        return self._fastest(rows, acceptance, margin)[0]
+
+    def takeover_pays(self, rows: int, acceptance: Sequence[float], tokens: int) -> bool:
+        """Whether rows that have been begun without guesses should go on with them.
+
+        Args:
+            tokens: that each row is still to get, about.
+        """
+        k, seconds_a_token = self._fastest(rows, acceptance, MARGIN)
+        if k == 0:
+            return False
+        once = 0.0 if self.takeover is None else self._at(rows, self.takeover)
+        return once + tokens * seconds_a_token < tokens * self._at(rows, self.plain)
+
+    def _fastest(self, rows: int, acceptance: Sequence[float], margin: float) -> tuple[int, float]:
+        """The best number of guesses, and the seconds that a token of every row takes with it."""
+        best, least = 0, self._at(rows, self.plain)
+        bound, tokens, survives = least / margin, 1.0, 1.0
         for k, rate in enumerate(acceptance, start=1):
             survives *= rate
             tokens += survives
-            took = np.interp(np.log(rows), np.log(self.rows), [by_k[k - 1] for by_k in self.rounds])
-            if tokens / took > fastest:
-                best, fastest = k, tokens / took
-        return best
+            took = self._at(rows, [by_k[k - 1] for by_k in self.rounds]) / tokens
+            if took < bound:
+                best, least, bound = k, took, took
+        return best, least
+
+    def _at(self, rows: int, seconds: Sequence[float]) -> float:
+        """Between measured sizes of a batch, along a line in the logarithms of both."""
+        return float(np.exp(np.interp(np.log(rows), np.log(self.rows), np.log(seconds))))
 
 
 @dataclass(frozen=True, slots=True)

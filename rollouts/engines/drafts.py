@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from mopd.rollouts.engines.base import Decoding, DraftCosts, Drafts
 PRIOR_ACCEPTANCE, PRIOR_WEIGHT = 0.8, 16.0
 """What a batch takes its guesses' acceptance for, and for how many guesses that counts, before it has made any."""
 MEASURED_ROWS = (1, 4, 16, 64, 256)
-MEASURED_PROMPT, MEASURED_TOKENS, MEASURED_TIMES = 16, 6, 3
+MEASURED_PROMPT, MEASURED_TOKENS, MEASURED_TIMES = 16, 6, 5
 NOTHING_ENDS = (-1,)
 
 Choose = Callable[[Tensor, np.ndarray], Tensor]
@@ -135,7 +136,7 @@ class Speculation:
             return self._drafts.limit
         offered, accepted = self.offered.sum(0), self.accepted.sum(0)
         rates = (PRIOR_ACCEPTANCE * PRIOR_WEIGHT + accepted) / (PRIOR_WEIGHT + offered)
-        return self._drafts.costs.best(len(self.rows), rates.tolist())
+        return self._drafts.costs.best(len(self.rows), rates.tolist(), margin=1.0)  # they are begun already
 
     def round(self, k: int) -> tuple[np.ndarray, np.ndarray, Tensor, np.ndarray]:
         """Guess ``k`` tokens of every row that goes on, check them, and take what is right and one more.
@@ -269,11 +270,19 @@ def can_draft(model: nn.Module, decoding: Decoding) -> bool:
     return decoding.drafts is not None and not decoding.lockstep and draft_heads(model) is not None
 
 
-def pays(drafts: Drafts, rows: int) -> bool:
-    """Whether so many rows are to be written on with guesses, before any was made."""
+def pays(drafts: Drafts, rows: int, *, written: int, room: int) -> bool:
+    """Whether so many rows are to be written on with guesses, before any was made.
+
+    Args:
+        written: tokens that each row has been given; 0: none has been begun, and a prompt is read once either way.
+        room: tokens that each may still get. That a row goes on as long as it has been is a fair guess.
+    """
     if drafts.costs is None:
         return True
-    return drafts.costs.best(rows, [PRIOR_ACCEPTANCE] * drafts.limit) > 0
+    acceptance = [PRIOR_ACCEPTANCE] * drafts.limit
+    if written == 0:
+        return drafts.costs.best(rows, acceptance) > 0
+    return drafts.costs.takeover_pays(rows, acceptance, min(written, room))
 
 
 @torch.no_grad()
@@ -292,26 +301,33 @@ def measure_costs(model: nn.Module, decoding: Decoding, write: Callable[..., Any
     vocabulary = decoding.vocabulary or plain_head(model).weight.shape[0]
     rng = np.random.default_rng(0)
     forced = replace(decoding, drafts=Drafts(decoding.drafts.limit), end_token_ids=NOTHING_ENDS, support=None)
-    plain, rounds = list[float](), list[tuple[float, ...]]()
+    least = partial(_least, clock=time.process_time if next(model.parameters()).device.type == "cpu" else _device_clock)
+    plain, rounds, takeover = list[float](), list[tuple[float, ...]](), list[float]()
     was_training = model.training
     model.eval()
     try:
         for rows in MEASURED_ROWS:
             prompts = rng.integers(0, vocabulary, (rows, MEASURED_PROMPT)).tolist()
             short, long = (replace(forced, max_new_tokens=n, drafts=None) for n in (1, 1 + MEASURED_TOKENS))
-            took = [_least(lambda p=prompts, d=d: write(model, p, range(len(p)), d)) for d in (short, long)]
+            took = [least(lambda p=prompts, d=d: write(model, p, range(len(p)), d)) for d in (short, long)]
             plain.append(max(1e-6, (took[1] - took[0]) / MEASURED_TOKENS))
             room = (MEASURED_TIMES + 2) * (decoding.drafts.limit + 1) * decoding.drafts.limit
+            uniforms = rng.random((rows, room))
+
+            def begun(rows: int = rows, room: int = room, u: Any = uniforms, p: Any = prompts) -> Speculation:
+                speculation = Speculation(model, p, [room] * rows, u, forced, choose)
+                speculation.round(1)  # in which the heads read the prompts
+                return speculation
+
             by_k: list[float] = []
             for k in range(1, decoding.drafts.limit + 1):
-                uniforms = rng.random((rows, room))
-                speculation = Speculation(model, prompts, [room] * rows, uniforms, forced, choose)
-                speculation.round(k)  # in which the heads read the prompts
-                by_k.append(_least(lambda k=k, s=speculation: s.round(k)))
+                speculation = begun()
+                by_k.append(least(lambda k=k, s=speculation: s.round(k)))
             rounds.append(tuple(by_k))
+            takeover.append(max(1e-6, least(begun) - by_k[0]))
     finally:
         model.train(was_training)
-    return DraftCosts(MEASURED_ROWS, tuple(plain), tuple(rounds))
+    return DraftCosts(MEASURED_ROWS, tuple(plain), tuple(rounds), tuple(takeover))
 
 
 def read_costs(path: str | None) -> DraftCosts | None:
@@ -319,7 +335,10 @@ def read_costs(path: str | None) -> DraftCosts | None:
     if path is None or not Path(path).is_file():
         return None
     written = json.loads(Path(path).read_text())
-    return DraftCosts(tuple(written["rows"]), tuple(written["plain"]), tuple(map(tuple, written["rounds"])))
+    rounds, takeover = tuple(map(tuple, written["rounds"])), written.get("takeover")
+    return DraftCosts(
+        tuple(written["rows"]), tuple(written["plain"]), rounds, None if takeover is None else tuple(takeover)
+    )
 
 
 def write_costs(path: str | None, costs: DraftCosts) -> None:
@@ -328,13 +347,17 @@ def write_costs(path: str | None, costs: DraftCosts) -> None:
         write_atomic(path, json.dumps(asdict(costs), indent=1))
 
 
-def _least(run: Callable[[], Any]) -> float:
+def _least(run: Callable[[], Any], *, clock: Callable[[], float]) -> float:
     """Seconds of the fastest of a few runs: other work on the machine only ever adds."""
     best = float("inf")
     for _ in range(MEASURED_TIMES):
-        began = time.perf_counter()
+        began = clock()
         run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
+        best = min(best, clock() - began)
     return best
+
+
+def _device_clock() -> float:
+    """Wall time, once the device has done all that it was given."""
+    torch.cuda.synchronize()
+    return time.perf_counter()

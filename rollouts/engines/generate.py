@@ -160,7 +160,8 @@ class _Batch:
         guesses = self.decoding.drafts if can_draft(self.model, self.decoding) else None
         for t in range(self.decoding.max_new_tokens):
             unfinished = int((~done[self.live]).sum())
-            if guesses is not None and unfinished and pays(guesses, unfinished):
+            room = self.decoding.max_new_tokens - t
+            if guesses is not None and unfinished and pays(guesses, unfinished, written=t, room=room):
                 self._write_on(done)
                 break
             mask = None if t > 0 and mask_free else self.mask[:, : self.width + t]

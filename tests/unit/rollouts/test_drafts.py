@@ -121,9 +121,26 @@ def test_costs_say_how_many_guesses_pay() -> None:
     assert costs.best(1, [0.9, 0.1, 0.1]) == 1
     assert costs.best(1, [0.1, 0.9, 0.9]) == 0
     assert costs.best(64, [0.9, 0.9, 0.9]) == costs.best(1000, [0.9, 0.9, 0.9]) == 0
-    # Half way between 1 and 64: 2.5 s without, and 4.6, 6.7, 8.8 s for 1.95, 2.85, 3.71 tokens.
-    assert costs.best(8, [0.95, 0.95, 0.95]) == 2
+    # Half way between 1 and 64: 2 s without, and 3.1, 4.1, 5.06 s for 1.95, 2.85, 3.71 tokens.
+    assert costs.best(8, [0.95, 0.95, 0.95]) == 3
     assert costs.best(8, [0.95, 0.1, 0.1]) == 1
+    assert costs.best(8, [0.95, 0.8, 0.1]) == 2
+
+
+def test_guesses_that_pay_by_less_than_measuring_can_tell_are_not_begun_and_not_ended() -> None:
+    costs = DraftCosts((1, 64), (1.0, 1.0), ((1.75,), (1.85,)))
+    assert costs.best(1, [0.9]) == 0  # 1.9 tokens in 1.75 s: 1.086 times as fast
+    assert costs.best(1, [0.9], margin=1.0) == 1
+    assert costs.best(1, [0.99]) == 1
+
+
+def test_a_tail_is_taken_over_where_what_is_left_of_it_pays_for_reading_it_once_more() -> None:
+    costs = DraftCosts((1, 64), (1.0, 1.0), ((1.0,), (1.0,)), takeover=(4.0, 16.0))
+    # A token in half a second saves half of each: 8 tokens pay for one row, 32 for 64.
+    assert [costs.takeover_pays(1, [1.0], n) for n in (7, 9)] == [False, True]
+    assert [costs.takeover_pays(64, [1.0], n) for n in (31, 33)] == [False, True]
+    assert replace(costs, takeover=None).takeover_pays(64, [1.0], 1)
+    assert not costs.takeover_pays(1, [0.05], 10_000)
 
 
 def test_costs_are_measured_once_and_a_resumed_run_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +160,8 @@ def test_costs_are_measured_once_and_a_resumed_run_reads_them(tmp_path: Path, mo
     assert held is not None
     assert held.costs is not None
     assert held.costs.rows == (1, 2)
-    assert all(seconds > 0 for row in (held.costs.plain, *held.costs.rounds) for seconds in row)
+    assert held.costs.takeover is not None
+    assert all(s > 0 for row in (held.costs.plain, held.costs.takeover, *held.costs.rounds) for s in row)
     monkeypatch.setattr(drafts, "measure_costs", lambda *_: pytest.fail("measured again"))
     second, again = written()
     assert second._decoding.drafts == held
