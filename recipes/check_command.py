@@ -15,8 +15,9 @@ from mopd.distill.recipe.study import Study
 from mopd.distill.types import UserError
 from mopd.recipes.check.offline import unchecked
 from mopd.recipes.check.plan.room import room
-from mopd.recipes.check.plan.totals import Plan
+from mopd.recipes.check.plan.totals import Plan, TriedModel
 from mopd.recipes.check.plan.view import print_plan
+from mopd.recipes.check.plan.work import Part
 from mopd.recipes.check.samples import print_samples
 from mopd.recipes.check.static import check
 from mopd.recipes.check.study import check_study, print_study_plan, refuse_changed_runs
@@ -74,17 +75,23 @@ def _show_recipe(
         console.print(findings_table(findings))
         refuse_unusable(findings)
         shown["findings"] = [_plain(finding) for finding in findings]
+        shown["pace"] = _show_pace(plan.measured, plan.work, console)
     return left, shown
+
+
+def _show_pace(asked: TriedModel, work: Sequence[Part], console: Console, *, runs: int = 1) -> dict[str, Any]:
+    """Measure how fast this machine is and print how long so much work would take; returns both as plain values."""
+    from mopd.recipes.check.pace import measure_pace, sentences  # loads what runs models
+
+    pace = measure_pace(asked)
+    for sentence in sentences(pace, work, runs=runs):
+        console.print(Text(sentence), soft_wrap=True)
+    return {**_plain(pace), "seconds": pace.seconds(work, runs=runs)}
 
 
 def _show_study(
     study: Study, out: Path, console: Console, *, deep: bool, offline: bool, plan_only: bool
 ) -> tuple[list[str], dict[str, Any]]:
-    if deep:
-        raise UserError(
-            f"--deep: {study.name} is a study, and models are loaded for one run at a time; check one of its runs, "
-            f"whose recipe `mopd run` writes to {out}/METHOD-SEED/recipe.yaml"
-        )
     runs = study_runs(study)
     plan = check_study(study, runs, out, offline=offline, plan_only=plan_only)
     refuse_changed_runs(runs, out)
@@ -93,13 +100,21 @@ def _show_study(
         print_samples(of_method.questions, console)
     print_study_plan(plan, console, room(out, elsewhere=bool(left)))
     of_method = {method: plan_record(each) for method, each in plan.of_method.items()}
-    return left, {"plans": of_method, "runs": len(plan.runs), "stages": plan.stages}
+    shown: dict[str, Any] = {"plans": of_method, "runs": len(plan.runs), "stages": plan.stages}
+    if deep:
+        first, *_ = plan.of_method.values()
+        shown["pace"] = _show_pace(first.measured, plan.work, console, runs=plan.parallel)
+        where = f"{out}/METHOD-SEED/recipe.yaml"
+        console.print(Text(f"teachers are asked of one run at a time: each run does, or `mopd check {where} --deep`"))
+    return left, shown
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:
-    """A plan as plain values: every field but the questions, which are shown."""
-    values = {each.name: getattr(plan, each.name) for each in fields(plan) if each.name != "questions"}
+    """A plan as plain values: every field but the questions, which are shown, and what is measured of it."""
+    left_out = ("questions", "measured")
+    values = {each.name: getattr(plan, each.name) for each in fields(plan) if each.name not in left_out}
     return {name: _plain(value) for name, value in values.items()} | {
+        "flops": plan.flops,
         "memory_bytes": plan.memory_bytes,
         "card_bytes": plan.card_bytes,
     }

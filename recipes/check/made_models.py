@@ -104,8 +104,8 @@ def _path(config: Any) -> Path | None:
     home = folder()
     if home is None or config.sub_configs:
         return None
-    told = "\n".join([_code(), type(config).__name__, config.to_json_string(use_diff=False)])
-    return home / "models" / f"{hashlib.sha256(told.encode()).hexdigest()}.json"
+    hashed = "\n".join([_code(), type(config).__name__, config.to_json_string(use_diff=False)])
+    return home / "models" / f"{hashlib.sha256(hashed.encode()).hexdigest()}.json"
 
 
 @cache

@@ -16,6 +16,7 @@ from mopd.distill.types import UserError
 from mopd.recipes.check.plan.room import FAR, Room, bytes_in, memory_here
 from mopd.recipes.check.plan.totals import Plan
 from mopd.recipes.check.plan.view import out_of, print_warnings
+from mopd.recipes.check.plan.work import Part
 from mopd.recipes.check.static import SharedChecks, check
 from mopd.recipes.resolve.run_folder import check_folder, refuse_changed_recipe, size
 from mopd.recipes.resolve.study import StudyRun
@@ -42,6 +43,17 @@ class StudyPlan:
         """Of as many of the largest runs as run at a time."""
         each = [self.of_method[run.method].memory_bytes for run in self.runs]
         return sum(sorted(each, reverse=True)[: self.parallel])
+
+    @property
+    def work(self) -> list[Part]:
+        """Of all runs; a stage that several share counts once."""
+        made: set[str] = set()
+        parts: list[Part] = []
+        for run in self.runs:
+            own = {stage for stage, fingerprint in run.fingerprints.items() if fingerprint not in made}
+            made.update(run.fingerprints.values())
+            parts += [p for p in self.of_method[run.method].work if p.stage is None or p.stage in own]
+        return parts
 
     @property
     def disk_bytes(self) -> float:
@@ -145,7 +157,7 @@ def print_study_plan(plan: StudyPlan, console: Console, there: Room) -> None:
         f"stages: {plan.stages}, each made once for all runs that share it\n"
         f"memory: about {size(plan.memory_bytes)} for {plan.parallel} at a time{memory}\n"
         f"disk: at most about {size(plan.disk_bytes)}{out_of(there.disk_bytes, 'free')}\n"
-        "time: not known beforehand; a study under way says how long it will take",
+        "time: `mopd check --deep` measures it here; a study under way says how long it will take",
         highlight=False,
     )
     if there.memory_bytes is not None and plan.memory_bytes > there.memory_bytes:

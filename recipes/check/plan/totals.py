@@ -18,15 +18,15 @@ from mopd.distill.recipe import (
     Recipe,
     RolloutRecipe,
     StageRecipe,
+    StudentRecipe,
 )
 from mopd.distill.student.engine import model_dtype
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.plan.processes import PROCESS_BYTES, ROLLOUT_BYTES, Card, ProcessPlan, cards, planned_processes
+from mopd.recipes.check.plan.work import Part, flops_of, run_parts
 from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.tasks import Lengths
-from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.stages import stage_domains
 from mopd.recipes.resolve.teachers import ResolvedTeacher, describe
 from mopd.rollouts.tokenizer import control_ids
 
@@ -87,10 +87,34 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class TriedModel:
+    """What of a run is tried out on this machine, to find out how fast it is: the student's model, and its batches.
+
+    Attributes:
+        info: the student's model.
+        lora: its adapter, if it has one.
+        prompt, answer: tokens of a mean rollout.
+        rows: rollouts that a process writes at once.
+        microbatch_tokens: of a forward that scores or learns.
+    """
+
+    info: ModelInfo
+    lora: LoRA | None
+    device: str
+    dtype: str
+    prompt: int
+    answer: int
+    rows: int
+    microbatch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a recipe will take; bytes and FLOPs are estimates.
 
     Attributes:
+        work: what is computed, part by part.
+        measured: what is tried to find out how long that takes.
         warnings: leaves that change nothing, rows that are left out.
         questions: what is asked, to be shown.
     """
@@ -99,7 +123,8 @@ class Plan:
     processes: tuple[ProcessPlan, ...]
     steps: tuple[StepPlan, ...]
     run_steps: int
-    flops: float
+    work: tuple[Part, ...]
+    measured: TriedModel = field(repr=False, compare=False)
     disk_bytes: float
     warnings: tuple[str, ...] = ()
     questions: Questions = field(default=Questions(), repr=False, compare=False)
@@ -112,6 +137,11 @@ class Plan:
         own = (sum(p.count * p.host_bytes for p in self.processes if p.phase == phase) for phase in phases)
         batch = sum(step.payload_bytes + step.tokens * ROLLOUT_BYTES for step in self.steps)
         return max(own, default=0.0) + batch + 3 * PROCESS_BYTES
+
+    @property
+    def flops(self) -> float:
+        """Of the whole run, stages included, evaluations not."""
+        return flops_of(self.work)
 
     @property
     def fullest_card(self) -> Card | None:
@@ -142,8 +172,41 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
         processes=tuple(planned_processes(resolved, model_infos, lengths, shipped)),
         steps=steps,
         run_steps=recipe.run.steps,
-        flops=_flops(resolved, model_infos, lengths),
+        work=run_parts(resolved, model_infos, lengths),
+        measured=_measured(
+            recipe.student,
+            model_infos["student.model"],
+            recipe.rollout,
+            recipe.trained_domains,
+            lengths,
+            resolved.device,
+            resolved.dtype,
+        ),
         disk_bytes=_disk(recipe, model_infos, lengths, resolved.device),
+    )
+
+
+def _measured(
+    student: StudentRecipe,
+    info: ModelInfo,
+    rollout: RolloutRecipe,
+    trained: Mapping[str, DomainRecipe],
+    lengths: Mapping[str, Lengths],
+    device: str,
+    dtype: str,
+) -> TriedModel:
+    rollouts = {name: domain.prompts * rollout.samples_per_prompt for name, domain in trained.items()}
+    count = max(1, sum(rollouts.values()))
+    processes = rollout.workers or student.engine.ranks
+    return TriedModel(
+        info=info,
+        lora=student.lora,
+        device=device,
+        dtype=dtype,
+        prompt=max(1, round(sum(n * lengths[name].mean_prompt for name, n in rollouts.items()) / count)),
+        answer=max(1, round(sum(n * lengths[name].mean_answer for name, n in rollouts.items()) / count)),
+        rows=max(1, min(rollout.batch_size, count // processes)),
+        microbatch_tokens=student.engine.microbatch_tokens,
     )
 
 
@@ -192,27 +255,6 @@ def _steps(
         most = rollouts * (length.longest_prompt + rollout.max_new_tokens)
         of_token = sum(shipped[teacher] for teacher in domain.teacher_weights)
         yield StepPlan(name, rollouts, tokens, most, rollouts * length.mean_answer * of_token)
-
-
-def _flops(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]) -> float:
-    """Generation, scoring and updates of the whole run, stages included, with answers of gold length."""
-    recipe, student = resolved.recipe, model_infos["student.model"].cost
-    total = 0.0
-    for name, domain in recipe.trained_domains.items():
-        length = [round(lengths[name].mean_prompt + lengths[name].mean_answer)]
-        each = student.train(length) if resolved.method.trains else 0
-        each += student.generate(length) if resolved.method.samples else 0
-        each += sum(model_infos[f"teachers.{teacher}.model"].cost.forward(length) for teacher in resolved.routes[name])
-        total += each * domain.prompts * recipe.rollout.samples_per_prompt
-    total *= recipe.run.steps
-    for name, stage in recipe.stages.items():
-        for domain in stage_domains(stage, recipe.trained_domains):
-            samples = METHODS[stage.method].samples
-            rollouts = stage.prompts * (stage.samples_per_prompt if samples else 1)
-            length = [round(lengths[domain].mean_prompt + lengths[domain].mean_answer)]
-            cost = model_infos[f"stages.{name}.from"].cost
-            total += stage.steps * rollouts * (cost.train(length) + (cost.generate(length) if samples else 0))
-    return total
 
 
 def _disk(recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths], device: str) -> float:
