@@ -25,14 +25,18 @@ def test_shares_by_hand() -> None:
     assert share_out(PROMPTS, []) == PROMPTS
     assert share_out(PROMPTS, [dict.fromkeys(PROMPTS, 0.0)]) == PROMPTS
     assert share_out(PROMPTS, [dict.fromkeys(PROMPTS, 0.3)]) == PROMPTS
-    # Factors 0.5, 2, 0.5 give 5, 20, 10 of 35; scaled to 40: 5.71, 22.86, 11.43.
+    # Roots of 0.5, 2, 0.5: 7.07, 14.14, 14.14 of 35.36; scaled to 40: 8, 16, 16.
     assert share_out(PROMPTS, [{"math": 0.1, "code": 0.4, "reasoning": 0.1}]) == {
-        "math": 6,
-        "code": 23,
-        "reasoning": 11,
+        "math": 8,
+        "code": 16,
+        "reasoning": 16,
     }
-    # A gap of 0 has the lower bound: 2.5, 30, 5 of 37.5; scaled: 2.67, 32, 5.33.
-    assert share_out(PROMPTS, [{"math": 0.0, "code": 1.0, "reasoning": 0.0}]) == {"math": 3, "code": 32, "reasoning": 5}
+    # A gap of 0 has the lower bound: 5, 17.32, 10 of 32.32; scaled: 6.19, 21.44, 12.38.
+    assert share_out(PROMPTS, [{"math": 0.0, "code": 1.0, "reasoning": 0.0}]) == {
+        "math": 6,
+        "code": 22,
+        "reasoning": 12,
+    }
 
 
 def test_as_many_in_all_as_the_recipe_says_and_at_least_one_each() -> None:
