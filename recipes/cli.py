@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -402,6 +403,26 @@ def recipes(
     with _console_beside(json_file) as console:
         content = show_recipes(console)
     _write_json(json_file, {"format": 1, "recipes": content})
+
+
+@app.command()
+def push(
+    run: RunArgument,
+    repo: Annotated[str, typer.Option(metavar="NAMESPACE/NAME", help="of the Hub; made where there is none")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="the adapter alone that was trained")] = False,
+    public: Annotated[bool, typer.Option("--public", help="a repository that is made is open to all")] = False,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="made where there is none; main")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Send a run's student to the Hub, with its card, recipe and seesaw, and compare what arrived."""
+    from mopd.recipes.push_command import push as send
+
+    pushed = send(run, repo, adapter=adapter, private=not public, revision=revision)
+    with _console_beside(json_file) as console:
+        console.print(
+            f"{pushed.files} files, {pushed.bytes:,} bytes, as they lie in {run}: {pushed.url}", soft_wrap=True
+        )
+    _write_json(json_file, {"format": 1, **asdict(pushed)})
 
 
 @app.command()

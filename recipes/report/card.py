@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mopd.distill.metrics.evaluate import Evaluation
 from mopd.distill.metrics.results import build_seesaw
@@ -47,6 +47,8 @@ def model_card(recipe: RecordedRecipe, seesaw: SeesawRecord, left_out: Sequence[
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["mopd", "distillation", "on-policy-distillation"],
+        model_name=recipe.name,
+        eval_results=list(_results(recipe, seesaw)) or None,
     )
     parts = [
         f"# {recipe.name}",
@@ -65,6 +67,24 @@ def model_card(recipe: RecordedRecipe, seesaw: SeesawRecord, left_out: Sequence[
     ]
     body = "\n\n".join(parts)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
+
+
+def _results(recipe: RecordedRecipe, seesaw: SeesawRecord) -> Iterator[EvalResult]:
+    """The student's score in each domain, as the Hub's index of models has it: a part of 1."""
+    for domain in seesaw.domains:
+        if (score := seesaw.models.get("student", {}).get(domain)) is None:
+            continue
+        asked = recipe.domains[domain].task if domain in recipe.domains else domain
+        source = asked.get("path", domain) if isinstance(asked, Mapping) else asked
+        yield EvalResult(
+            task_type="text-generation",
+            dataset_type=domain if is_path(str(source)) else str(source),
+            dataset_name=domain,
+            dataset_split=seesaw.split,
+            metric_type="accuracy",
+            metric_name="greedy answers that are right",
+            metric_value=round(score.score, 4),
+        )
 
 
 def _left_out(names: Sequence[str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 from huggingface_hub import ModelCard
 from run_kit import write_run
@@ -37,6 +38,12 @@ def test_the_card_names_what_the_student_is_made_of_and_its_scores(tmp_path: Pat
         for model in ("base", "student"):
             assert f"{100 * seesaw.models[model][domain].score:.1f}%" in rows[domain]
         assert f"{100 * seesaw.metrics.recovery[domain]:.0f}%" in rows[domain]  # type: ignore[index, str-format]
+    results = {result.dataset_name: result for result in card.data.eval_results or []}
+    assert card.data.to_dict()["model-index"][0]["name"] == tree["name"]
+    assert [results[domain].dataset_type for domain in ("math", "code")] == ["set/math", "code"]
+    for domain in seesaw.domains:
+        assert results[domain].metric_value == pytest.approx(seesaw.models["student"][domain].score, abs=1e-4)
+        assert results[domain].dataset_split == "test"
     for name in teachers:
         assert f"- **{name}**: `org/{name}`" in lines
 
