@@ -11,12 +11,18 @@ from mopd.distill.types import Metrics
 
 WINDOW = 10
 """Finished steps whose gaps are averaged."""
-BOUNDS = (0.5, 2.0)
-"""Of a domain's prompts, over those of the recipe, before they are scaled to the same sum."""
+MOST = 2.0
+"""A domain's prompts, over those of the recipe, at most."""
 
 
 class Mixture(Protocol):
-    """Says which prompts a step takes; a resumed run is told the same, and so says the same."""
+    """Says which prompts a step takes; a resumed run is told the same, and so says the same.
+
+    Attributes:
+        most: prompts of a step at most, over those of the recipe.
+    """
+
+    most: float
 
     def resume(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Go on after the steps of ``rows``, those of metrics.jsonl of kind ``train``, in order."""
@@ -34,6 +40,8 @@ class Mixture(Protocol):
 class FixedMixture:
     """As many prompts of every domain at every step as the recipe says."""
 
+    most = 1.0
+
     def __init__(self, prompts: Mapping[str, int]) -> None:
         self._prompts = prompts
 
@@ -49,16 +57,20 @@ class FixedMixture:
 
 
 class GapFollowingMixture:
-    """As many prompts a step as the recipe says in all, shared out by how far each domain is from its teachers.
+    """As many prompts of each domain as the recipe says, and more of those that are further from their teachers.
 
-    A domain gets ``prompts * clip(sqrt(KL_d / mean KL), 0.5, 2)``, scaled to the recipe's sum, where ``KL_d`` is the
-    mean of ``kl/d`` over the last :data:`WINDOW` steps that were finished one step before: the prompts of a step are
-    drawn while the step before it is under way. No prompt is left out and none is taken twice.
+    A domain gets ``prompts * clip(sqrt(KL_d / mean KL), 1, 2)``, where ``KL_d`` is the mean of ``kl/d`` over the last
+    :data:`WINDOW` steps that were finished one step before: the prompts of a step are drawn while the step before it is
+    under way. No prompt is left out and none is taken twice.
 
     The root, because it is the noise of the gradient that rollouts lower: of a fixed number the sum over domains is
     least where each has as many as the scatter of a token's log-ratio to its teacher (Neyman, J. Royal Statistical
-    Society 97(4), 1934), whose square is about 2 KL where they are near.
+    Society 97(4), 1934), whose square is about 2 KL where they are near. Never fewer, because a domain of few rollouts
+    is moved by the others' gradients and by the noise of its own: a quarter of its prompts cost a domain that had
+    begun at 86% half of its score within 20 steps (30 November 2026).
     """
+
+    most = MOST
 
     def __init__(self, prompts: Mapping[str, int]) -> None:
         self._prompts = dict(prompts)
@@ -90,18 +102,9 @@ MIXTURES = {"fixed": FixedMixture, "gap_following": GapFollowingMixture}
 
 
 def share_out(prompts: Mapping[str, int], gaps: Sequence[Mapping[str, float]]) -> dict[str, int]:
-    """``sum(prompts)`` prompts by domain, at least one each; the recipe's own where no gap is known or none is left."""
+    """Prompts by domain; the recipe's own where no gap is known or none is left."""
     mean_gaps = {domain: fmean(gap[domain] for gap in gaps) for domain in prompts} if gaps else {}
     mean = fmean(mean_gaps.values()) if mean_gaps else 0.0
     if mean == 0:
         return dict(prompts)
-    low, high = BOUNDS
-    wanted = {domain: n * min(high, max(low, math.sqrt(mean_gaps[domain] / mean))) for domain, n in prompts.items()}
-    total, scale = sum(prompts.values()), sum(prompts.values()) / sum(wanted.values())
-    exact = {domain: n * scale for domain, n in wanted.items()}
-    shared = {domain: max(1, int(n)) for domain, n in exact.items()}
-    # What rounding left goes to the largest remainders; equal ones in the recipe's order.
-    by_remainder = sorted(exact, key=lambda domain: shared[domain] - exact[domain])
-    for i in range(total - sum(shared.values())):
-        shared[by_remainder[i % len(by_remainder)]] += 1
-    return shared
+    return {d: round(n * min(MOST, max(1.0, math.sqrt(mean_gaps[d] / mean)))) for d, n in prompts.items()}

@@ -732,8 +732,8 @@ class Recipe(Strict):
     )
     prompt_rule: Literal["fixed", "gap_following"] = Field(
         default="fixed",
-        description="a step's prompts of each domain: fixed: those of the domains; gap_following: as many in all, "
-        "those of a domain times clip(sqrt(KL_d / mean KL), 0.5, 2) of the last 10 steps",
+        description="a step's prompts of each domain: fixed: those of the domains; gap_following: times "
+        "clip(sqrt(KL_d / mean KL), 1, 2) of the last 10 steps",
     )
     rollout: RolloutRecipe = RolloutRecipe()
     mtp: MTPRecipe = MTPRecipe()

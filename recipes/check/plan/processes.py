@@ -33,6 +33,7 @@ from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import stage_domains
 from mopd.recipes.resolve.teachers import ResolvedTeacher
+from mopd.rollouts.mixture import MIXTURES
 
 GIB = 2.0**30
 ROLLOUT_BYTES = 16
@@ -175,7 +176,8 @@ def planned_processes(
 
     student, engine = model_infos["student.model"], recipe.student.engine
     asked = len(recipe.domains) * max(recipe.evaluate.validation_prompts, recipe.evaluate.test_prompts)
-    rollouts = sum(domain.prompts for domain in recipe.trained_domains.values()) * rollout.samples_per_prompt
+    prompts = sum(domain.prompts for domain in recipe.trained_domains.values()) * MIXTURES[recipe.prompt_rule].most
+    rollouts = round(prompts * rollout.samples_per_prompt)
     prompt = max((length.longest_prompt for length in lengths.values()), default=0)
     processes = rollout.workers or engine.ranks
     writing = Writing(_rows(rollout.batch_size, max(asked, rollouts), processes), prompt, rollout.max_new_tokens)

@@ -28,6 +28,7 @@ from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.teachers import ResolvedTeacher, describe
+from mopd.rollouts.mixture import MIXTURES
 from mopd.rollouts.tokenizer import control_ids
 
 
@@ -163,7 +164,8 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
     """
     recipe = resolved.recipe
     shipped = {name: shipped_bytes(resolved.loss, teacher, model_infos) for name, teacher in resolved.teachers.items()}
-    steps = tuple(_steps(recipe.trained_domains, recipe.rollout, lengths, shipped))
+    more = MIXTURES[recipe.prompt_rule].most
+    steps = tuple(_steps(recipe.trained_domains, recipe.rollout, lengths, shipped, more))
     trained = f", {recipe.run.steps} steps" if resolved.method.trains else ""
     adapter = _adapter(model_infos["student.model"], recipe.student.lora if resolved.method.trains else None)
     made = f"{recipe.method}{trained} from {_source(recipe.student.model)}{adapter}"
@@ -246,13 +248,14 @@ def _steps(
     rollout: RolloutRecipe,
     lengths: Mapping[str, Lengths],
     shipped: Mapping[str, int],
+    more: float,
 ) -> Iterator[StepPlan]:
-    """``shipped``: bytes of a token by teacher."""
+    """``shipped``: bytes of a token by teacher; ``more``: prompts at most, over those of the recipe."""
     for name, domain in trained.items():
         rollouts = domain.prompts * rollout.samples_per_prompt
         length = lengths[name]
         tokens = rollouts * (length.mean_prompt + length.mean_answer)
-        most = rollouts * (length.longest_prompt + rollout.max_new_tokens)
+        most = round(more * rollouts) * (length.longest_prompt + rollout.max_new_tokens)
         of_token = sum(shipped[teacher] for teacher in domain.teacher_weights)
         yield StepPlan(name, rollouts, tokens, most, rollouts * length.mean_answer * of_token)
 
