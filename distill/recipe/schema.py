@@ -711,6 +711,11 @@ class Recipe(Strict):
     description: str = Field(default="", description="one line for people")
     trials: CountOrNone = Field(default=0, description="settings tried before these were chosen; 0: not told")
     seed: Seed = Field(default=0, description="of prompts, sampling noise and initialisation")
+    stages_seed: Seed | None = Field(
+        default=None,
+        description="of the stages, and of a student from scratch, in its place: runs of other seeds share base and "
+        "specialists; none: `seed`",
+    )
     method: MethodName = Field(
         default="mopd",
         description="who acts and who grades: a row of recipes/resolve/methods.py, or ./file.py:NAME, one of your own",
@@ -757,6 +762,11 @@ class Recipe(Strict):
             if isinstance(given, dict) and not isinstance(given.get("model_type"), str):
                 raise refusal(f"has no `model_type` for {name}, which says what its other keys mean")
         return value
+
+    @property
+    def seed_of_stages(self) -> int:
+        """What base and specialists are made with."""
+        return self.seed if self.stages_seed is None else self.stages_seed
 
     @property
     def trained_domains(self) -> dict[str, DomainRecipe]:

@@ -187,14 +187,16 @@ def read_model_infos(
                 repr(tokenizer_origin(stages, model.origin)),
                 drawn_from,
                 whole is None,
-                resolved.recipe.seed,
+                resolved.recipe.seed_of_stages,
                 repr(without_hub),
                 *key,
             )
             try:
                 if depends_on in shared:
                     looked_at[key] = shared[depends_on]
-                elif (info := _look(model.origin, first, stages, whole, resolved.recipe.seed, without_hub)) is not None:
+                elif (
+                    info := _look(model.origin, first, stages, whole, resolved.recipe.seed_of_stages, without_hub)
+                ) is not None:
                     looked_at[key] = shared[depends_on] = info
                 else:
                     looked_at[key] = None

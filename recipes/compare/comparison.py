@@ -208,6 +208,7 @@ class ComparedRun:
 
     Attributes:
         row: the name of its row.
+        stages_seed: what base and specialists were made with, where that is not its seed.
         selected: the step that was scored.
         base: the first run that began from the same base.
         against: domain -> whose teacher its recovery is measured by; None where nobody has one.
@@ -220,6 +221,7 @@ class ComparedRun:
     folder: str
     row: str
     seed: int
+    stages_seed: int | None
     commit: str | None
     finished: bool
     step: int
@@ -466,6 +468,7 @@ def _run(
         folder=str(run.folder),
         row=row,
         seed=run.recipe.seed,
+        stages_seed=run.recipe.tree.get("stages_seed"),
         commit=run.commit,
         finished=run.finished,
         step=run.step("validation"),

@@ -303,6 +303,12 @@ def notes(comparison: Comparison) -> list[str]:
             "Rows have different seeds: their means are of other bases; differences are of common seeds alone."
         )
     lines += _over_seeds(comparison)
+    shared = [row.name for row in comparison.rows if row.n > 1 and _one_base(comparison, row.name)]
+    if shared:
+        lines.append(
+            f"The seeds of {listed(shared)} share one base and its specialists (`stages_seed`): intervals over them "
+            "are of the method's own chance, not of other bases."
+        )
     single = [row.name for row in comparison.rows if row.n == 1]
     if single:
         lines.append(f"One seed only: {listed(single)}. Their intervals are over questions, not over seeds.")
@@ -320,6 +326,12 @@ def _choice(comparison: Comparison) -> list[str]:
     if not near:
         return [f"{by}; {comparison.leader} is ahead of all others beyond chance."]
     return [f"{by}; chance may have put {comparison.leader} before {listed(near)}."]
+
+
+def _one_base(comparison: Comparison, row: str) -> bool:
+    """Whether all runs of a row have the same base and specialists."""
+    seeds = {run.stages_seed for run in comparison.runs if run.row == row}
+    return len(seeds) == 1 and None not in seeds
 
 
 def _over_seeds(comparison: Comparison) -> list[str]:

@@ -53,7 +53,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
     stage = recipe.stages[name]
     return Recipe(
         name=f"{recipe.name}-{name}",
-        seed=stage_seed(recipe.seed, name),
+        seed=stage_seed(recipe.seed_of_stages, name),
         method=stage.method,
         device=recipe.device,
         student=StudentRecipe(
@@ -99,6 +99,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
 LATER_LEAVES: dict[str, Any] = {
     "mtp": MTPRecipe().model_dump(mode="json"),
     "prompt_rule": "fixed",
+    "stages_seed": None,
     "run.plateau": None,
     "student.optimizer.decay_steps": 0,
     "student.revision": None,

@@ -195,7 +195,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         may_write=partial(check_current, out, attempt),
     ) as tracker:
         model = starting_model(
-            recipe.student.reference, recipe.domains, recipe.seed, out=out, folder=out, attempt=attempt
+            recipe.student.reference, recipe.domains, recipe.seed_of_stages, out=out, folder=out, attempt=attempt
         )
         teachers = teacher_folders(resolved.routes, resolved.teachers, out)
         tests = recipe.evaluate.test_prompts

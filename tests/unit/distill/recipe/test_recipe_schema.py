@@ -40,6 +40,7 @@ EVERYTHING: dict[str, Any] = {
     "stages": {"s": {"from": {"architecture": "llama"}, "lora": {}, "plateau": {}}},
 }
 OTHER: dict[str, Any] = {
+    "stages_seed": 5,
     "student.optimizer.warmup_steps": 3,
     "stages.*.optimizer.warmup_steps": 3,
     "loss.settings": {"strength": 2.0},  # leaves whose other value has to be said, because most values would be refused

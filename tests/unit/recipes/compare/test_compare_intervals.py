@@ -130,6 +130,19 @@ def test_differences_are_of_common_seeds_alone(tmp_path: Path) -> None:
     assert apart["strong-0"].behind.worst_recovery is None
 
 
+def test_a_row_whose_seeds_share_one_base_says_so(tmp_path: Path) -> None:
+    def noted(name: str, **more: Any) -> list[str]:
+        folders = [
+            write_hand_run(tmp_path / f"{name}-{seed}", {"seed": seed, **more}, student=levels(70, 75, 70))
+            for seed in (0, 1)
+        ]
+        return [note for note in notes(compare(folders)) if "share one base" in note]
+
+    assert noted("apart") == []
+    (sentence,) = noted("shared", stages_seed=5)
+    assert sentence.startswith("The seeds of shared share one base")
+
+
 def test_seeds_over_one_base_have_teachers_of_their_own(tmp_path: Path) -> None:
     """A student that equals its own teacher keeps all, however good another seed's is."""
     folders = []

@@ -115,6 +115,14 @@ def test_fingerprints_follow_what_a_stage_depends_on_and_nothing_else():
     assert changed == {"math"}
 
 
+def test_runs_of_other_seeds_share_stages_of_one_seed():
+    plain = {name: stage_fingerprint(recipe(seed=3), name) for name in ("base", "math", "code")}
+    shared = recipe(seed=4, stages_seed=3)
+    assert {name: stage_fingerprint(shared, name) for name in plain} == plain
+    assert stage_recipe(shared, "math") == stage_recipe(recipe(seed=3), "math")
+    assert all(stage_fingerprint(recipe(seed=4), name) != plain[name] for name in plain)
+
+
 def test_a_result_counts_only_for_the_recipe_that_made_it(tmp_path):
     stage_folder(tmp_path, "base").mkdir(parents=True)
     assert not finished(tmp_path, "base", stage_fingerprint(recipe(), "base"))
