@@ -25,7 +25,8 @@ of the domains' means; docs/statistics.md has the definitions. Keys are added, n
                               those that saw no gold answers if there are any; null if there is none
     parity                    reference, the row whose last validation scores are to be reached; levels, these less the
                               tolerance: distill/metrics/compute_to_parity.py
-    runs                      one a folder: name, folder, row, seed, commit, finished, step, steps; selected, the step
+    runs                      one a folder: name, folder, row, seed, stages_seed (null: its seed), commit, finished, step,
+                              steps; selected, the step
                               that was scored; base, the first run that began from the same base; against, whose
                               teacher each domain is measured by, and borrowed, the domains where that is another
                               run's; models (scores with intervals); sampled, the same of sampled answers;
