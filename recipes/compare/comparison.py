@@ -25,12 +25,11 @@ of the domains' means; docs/statistics.md has the definitions. Keys are added, n
                               those that saw no gold answers if there are any; null if there is none
     parity                    reference, the row whose last validation scores are to be reached; levels, these less the
                               tolerance: distill/metrics/compute_to_parity.py
-    runs                      one a folder: name, folder, row, seed, stages_seed (null: its seed), commit, finished, step,
-                              steps; selected, the step
-                              that was scored; base, the first run that began from the same base; against, whose
-                              teacher each domain is measured by, and borrowed, the domains where that is another
-                              run's; models (scores with intervals); sampled, the same of sampled answers;
-                              metrics, metrics_ci and cost, as those of rows
+    runs                      one a folder: name, folder, row, seed, stages_seed (null: seed), commit, finished, step,
+                              steps; selected, the step that was scored; base, the first run that began from the same
+                              base; against, whose teacher each domain is measured by, and borrowed, the domains where
+                              that is another run's; models (scores with intervals); sampled, the same of sampled
+                              answers; metrics, metrics_ci and cost, as those of rows
     levels                    base and teachers on validation questions, by domain: what curves are drawn against
     transfer                  the teachers themselves: name, own domains, n, scores, transfer
     differing                 leaf of the recipes -> its value in each row, where they aren't all the same
