@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart smollm2 test test-vllm lint bench families coverage chaos mutate window
+.PHONY: help install quickstart smollm2 test test-vllm lint bench families coverage chaos mutate window gpu
 
 help:
 	@echo "make quickstart   the environment, then the quickstart recipe: three specialists into one student"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-vllm    vLLM in .venv-vllm, and the tests of a teacher that it serves"
 	@echo "make lint         ruff, types, import contracts"
 	@echo "make bench        what a step of the quickstart takes, and what teachers cost, as JSON and tables"
+	@echo "make gpu          how fast one GPU samples, scores and distils, by the python that is there (GPU_PYTHON=python3 MODEL=PATH)"
 	@echo "make window       the window study of docs/architecture.md, hours in parts: it goes on where it stopped (MINUTES=30)"
 	@echo "make coverage     how often intervals hold the truth, by simulation (minutes); the tables of docs/statistics.md"
 	@echo "make families     every causal family of transformers, made tiny: sampled right, or refused; docs/families.md"
@@ -92,3 +93,8 @@ families: install
 WRITE ?=
 coverage: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.coverage.table $(WRITE)
+
+# By the python that is there: its torch is the one that fits the card.
+GPU_PYTHON ?= python3
+gpu:
+	$(GPU_PYTHON) -m tests.benchmarks.one_gpu json=gpu.json $(if $(MODEL),MODEL=$(MODEL))
