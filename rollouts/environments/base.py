@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -18,6 +18,10 @@ from mopd.rollouts.tasks.base import Named, draw_in_split
 Turn: TypeAlias = Mapping[str, Any]
 ROLES = ("user", "tool", "system")
 """Of messages that an environment may write."""
+SPEAKERS = (*ROLES, "assistant")
+"""Of messages that a conversation may begin with."""
+MESSAGES = 1024
+"""That an environment may write at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class Step:
         done: whether it is over.
         reward: 0..1, of the whole episode, where it is over.
         failed: whether the answer tells the model that what it did failed, as a test that does not pass; counted.
+        restart: whether the messages are the whole conversation from here on, in the place of what was said so far.
+        tools: with ``restart``, what the model may call from here on.
 
     Example:
         ``Step(({"role": "tool", "content": "1776"},))``, and at the end ``Step(done=True, reward=1.0)``.
@@ -38,13 +44,16 @@ class Step:
     done: bool = False
     reward: float | None = None
     failed: bool = False
+    restart: bool = False
+    tools: tuple[Tool, ...] = ()
 
 
 class Episode(Protocol):
     """One conversation under way. It is opened again, and told the same messages, where something went wrong in it.
 
-    Two more attributes are read where an episode has them: ``answer``, a right last message, and ``script``, the
-    messages of a model that does it right, which the supervised method learns from.
+    Three more attributes are read where an episode has them: ``answer``, a right last message; ``script``, the messages
+    of a model that does it right, which the supervised method learns from; and ``close()``, called once nothing more
+    is asked of an episode that was stepped.
     """
 
     messages: Sequence[Turn]
@@ -113,32 +122,68 @@ class Drawn(Named):
         return self.episode(example.text, example.answer)
 
 
-def step_problems(step: object) -> Iterator[str]:
-    """What is wrong with what an episode answered, each a predicate; an environment is a user's own, and may be."""
+class Unusable(Exception):
+    """What an environment gave cannot be used; the message is a predicate, ``has no messages``."""
+
+
+def plain_step(step: object) -> Step:
+    """What an episode answered, made of plain values: an environment is a user's own, and its objects may be anything.
+
+    Raises:
+        Unusable: it is no step, or holds what no model can be given.
+    """
     if not isinstance(step, Step):
-        yield f"answered {type(step).__name__}, and a mopd.Step is needed"
-        return
+        raise Unusable(f"answered {type(step).__name__}, and a mopd.Step is needed")
     if step.done:
         reward = step.reward
         if not isinstance(reward, int | float) or isinstance(reward, bool) or not math.isfinite(reward):
-            yield f"ended with the reward {reward!r}, and a number from 0 to 1 is needed"
-        elif not 0 <= reward <= 1:
-            yield f"ended with the reward {reward:g}, and a number from 0 to 1 is needed"
-        return
-    if not step.messages:
-        yield "answered nothing and is not done"
-    yield from message_problems(step.messages)
+            raise Unusable(f"ended with the reward {reward!r}, and a number from 0 to 1 is needed")
+        if not 0 <= reward <= 1:
+            raise Unusable(f"ended with the reward {reward:g}, and a number from 0 to 1 is needed")
+        return Step(done=True, reward=float(reward))
+    messages = plain_messages(step.messages, SPEAKERS if step.restart else ROLES)
+    if not messages:
+        raise Unusable("answered nothing and is not done")
+    return Step(messages, failed=bool(step.failed), restart=bool(step.restart), tools=plain_tools(step.tools))
 
 
-def message_problems(messages: object) -> Iterator[str]:
-    """What is wrong with messages of an environment, each a predicate."""
+def plain_messages(messages: object, roles: Sequence[str]) -> tuple[Turn, ...]:
+    """Messages of an environment as plain mappings of plain text.
+
+    Args:
+        roles: that they may have.
+
+    Raises:
+        Unusable: they are no messages.
+    """
     if not isinstance(messages, Sequence) or isinstance(messages, str):
-        yield f"has messages of {type(messages).__name__}, and a list of mappings is needed"
-        return
-    for place, message in enumerate(messages):
+        raise Unusable(f"has messages of {type(messages).__name__}, and a list of mappings is needed")
+    if len(messages) > MESSAGES:
+        raise Unusable(f"has {len(messages)} messages at once, and {MESSAGES} at most are read")
+    plain = []
+    for place in range(len(messages)):
+        message = messages[place]
         if not isinstance(message, Mapping):
-            yield f"has {type(message).__name__} as message {place}, and a mapping with role and content is needed"
-        elif message.get("role") not in ROLES:
-            yield f"has the role {message.get('role')!r} in message {place}; it may be one of {', '.join(ROLES)}"
-        elif not isinstance(message.get("content"), str):
-            yield f"has {type(message.get('content')).__name__} as the content of message {place}, and text is needed"
+            raise Unusable(
+                f"has {type(message).__name__} as message {place}, and a mapping of role and content is needed"
+            )
+        role, content = message.get("role"), message.get("content")
+        if role not in roles:
+            raise Unusable(f"has the role {role!r:.40} in message {place}; it may be one of {', '.join(roles)}")
+        if not isinstance(content, str):
+            raise Unusable(f"has {type(content).__name__} as the content of message {place}, and text is needed")
+        assert isinstance(role, str)
+        more = {key: message[key] for key in ("name", "tool_calls") if message.get(key)}
+        plain.append({"role": str.__str__(role), "content": str.__str__(content), **more})
+    return tuple(plain)
+
+
+def plain_tools(tools: object) -> tuple[Tool, ...]:
+    """Tools of an environment.
+
+    Raises:
+        Unusable: they are none.
+    """
+    if not isinstance(tools, Sequence) or not all(isinstance(tool, Tool) for tool in tools):
+        raise Unusable("has tools that are no list of mopd tools; make each with `mopd.tool(function)`")
+    return tuple(tools)

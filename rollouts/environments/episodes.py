@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.types import EpisodeRecord, Finish, Prompt, Rollout, RunError, Sampler, UserError, Weights
 from mopd.rollouts.engines.base import SamplerSettings
-from mopd.rollouts.environments.base import Episode, Step, Turn
+from mopd.rollouts.environments.base import Step, Turn
 from mopd.rollouts.environments.runner import Failed, Runner
-from mopd.rollouts.environments.task import EnvironmentTask
-from mopd.rollouts.environments.tools import ERROR
+from mopd.rollouts.environments.task import EnvironmentTask, Opened
+from mopd.rollouts.environments.tools import ERROR, Tool
 from mopd.rollouts.environments.turns import joined
 from mopd.rollouts.tokenizer import encode
 
@@ -66,6 +66,7 @@ class _Live:
         ids, mask, logprobs, support: of the sequence so far; a cut begins another. ``support`` has
             a row a trained token.
         messages: the conversation so far.
+        tools: what may be called.
         done: sequences that a cut ended.
     """
 
@@ -73,8 +74,9 @@ class _Live:
     task: EnvironmentTask
     index: int
     group: int
-    episode: Episode
+    episode: Opened
     messages: list[Turn]
+    tools: tuple[Tool, ...]
     ids: list[int]
     mask: list[bool]
     logprobs: list[float]
@@ -130,7 +132,10 @@ class EpisodeSampler:
         samples = 1 if greedy else self._samples
         planned = [(prompt, group, group * samples + k) for group, prompt in enumerate(prompts) for k in range(samples)]
         live = [self._open(prompt, group, index) for prompt, group, index in planned if prompt.domain in self._tasks]
-        self._play([episode for episode in live if not episode.over], step=step, greedy=greedy)
+        try:
+            self._play([episode for episode in live if not episode.over], step=step, greedy=greedy)
+        finally:
+            self._close([episode for episode in live if not episode.over])
         _refuse_if_all_failed(live)
         written = {episode.index: self._rollouts(episode, greedy=greedy) for episode in live}
         plain = [(prompt, group, index) for prompt, group, index in planned if index not in written]
@@ -149,11 +154,15 @@ class EpisodeSampler:
 
     def _open(self, prompt: Prompt, group: int, index: int) -> _Live:
         task = self._tasks[prompt.domain]
-        episode = task.restart(prompt)
+        try:
+            opened = task.restart(prompt)
+        except UserError as error:
+            opened = Opened(_Unopened(str(error)), (), ())
         n = len(prompt.token_ids)
         return _Live(
-            prompt, task, index, group, episode, list(episode.messages), [*prompt.token_ids], [False] * n, [0.0] * n
-        )
+            prompt, task, index, group, opened, list(opened.messages), opened.tools, [*prompt.token_ids], [False] * n,
+            [0.0] * n,
+        )  # fmt: skip
 
     def _play(self, live: list[_Live], *, step: int, greedy: bool) -> None:
         turn = 0
@@ -161,7 +170,12 @@ class EpisodeSampler:
             self._write(live, turn, step=step, greedy=greedy)
             asked = [episode for episode in live if not episode.over]
             self._answer(asked, greedy=greedy)
+            self._close([episode for episode in asked if episode.over])
             turn += 1
+
+    def _close(self, live: Sequence[_Live]) -> None:
+        for domain, runner in self._runners.items():
+            runner.close([each.episode.episode for each in live if each.prompt.domain == domain])
 
     def _write(self, live: Sequence[_Live], turn: int, *, step: int, greedy: bool) -> None:
         """Every episode's next message, in the batches of the engine; those of one limit together."""
@@ -188,7 +202,7 @@ class EpisodeSampler:
         oldest = rollout.version[0] if not episode.record.turns else min(episode.version[0], rollout.version[0])
         episode.version = oldest, max(episode.version[1] if episode.record.turns else -1, rollout.version[1])
         episode.text = self._text(rollout.token_ids[before:].tolist())
-        message = episode.task.turns.read(episode.text, episode.episode.tools)
+        message = episode.task.turns.read(episode.text, episode.tools)
         episode.wrote.append(message)
         calls = len(message.get("tool_calls") or ()) + ("malformed" in message)
         record = episode.record
@@ -209,40 +223,58 @@ class EpisodeSampler:
                 if isinstance(answer, Failed):
                     answer = self._again(episode, answer, runner)
                 if isinstance(answer, Failed):
-                    self._replace(episode, answer, greedy=greedy)
-                else:
+                    self._replace(episode, greedy=greedy)
+                    continue
+                try:
                     self._take_answer(episode, answer)
+                except ValueError as error:  # the chat template does not write what the environment said
+                    _count(episode, Failed("answer", str(error)))
+                    self._replace(episode, greedy=greedy)
 
     def _again(self, episode: _Live, failed: Failed, runner: Runner) -> Step | Failed:
         """Open an episode anew and tell it all that was written; what was written stays as it is."""
-        episode.record = replace(episode.record, failures=(*episode.record.failures, failed.reason))
+        _count(episode, failed)
         answer: Step | Failed = failed
         while episode.attempts < ATTEMPTS:
             episode.attempts += 1
-            episode.episode = episode.task.restart(episode.prompt)
-            for message in episode.wrote:
-                if "malformed" not in message:
-                    (answer,) = runner.steps([_asking(episode, message)])
-                if isinstance(answer, Failed):
-                    break
+            self._close([episode])
+            answer = self._told_again(episode, runner)
             if not isinstance(answer, Failed):
                 return answer
-            episode.record = replace(episode.record, failures=(*episode.record.failures, answer.reason))
+            _count(episode, answer)
         return answer
 
-    def _replace(self, episode: _Live, failed: Failed, *, greedy: bool) -> None:
+    def _told_again(self, episode: _Live, runner: Runner) -> Step | Failed:
+        try:
+            episode.episode = episode.task.restart(episode.prompt)
+        except UserError as error:
+            return Failed("raised", str(error))
+        answer: Step | Failed = Failed("answer", "was told nothing")
+        for message in episode.wrote:
+            if "malformed" not in message:
+                (answer,) = runner.steps([_asking(episode, message)])
+            if isinstance(answer, Failed):
+                break
+        return answer
+
+    def _replace(self, episode: _Live, *, greedy: bool) -> None:
         """Put another in the place of one that failed for good; where models are measured, it counts as wrong."""
         failures, number = episode.record.failures, episode.replacements + 1
-        if greedy or number > REPLACEMENTS:
-            episode.record = replace(episode.record, ended="failed", reward=0.0)
-            episode.over = True
+        while not greedy and number <= REPLACEMENTS:
+            try:
+                other = episode.task.another(episode.prompt, number, self._tokenizer)
+            except UserError:
+                failures, number = (*failures, "raised"), number + 1
+                continue
+            self._close([episode])
+            new = self._open(other, episode.group, episode.index)
+            for name in type(new).__dataclass_fields__:
+                setattr(episode, name, getattr(new, name))
+            episode.record = EpisodeRecord(0.0, "turns", 0, failures=failures)
+            episode.replacements = number
             return
-        other = episode.task.another(episode.prompt, number, self._tokenizer)
-        new = self._open(other, episode.group, episode.index)
-        for name in type(new).__dataclass_fields__:
-            setattr(episode, name, getattr(new, name))
-        episode.record = EpisodeRecord(0.0, "turns", 0, failures=failures)
-        episode.replacements = number
+        episode.record = replace(episode.record, failures=failures, ended="failed", reward=0.0)
+        episode.over = True
 
     def _take_answer(self, episode: _Live, answer: Step) -> None:
         record, limits = episode.record, episode.task.limits
@@ -250,7 +282,8 @@ class EpisodeSampler:
             assert answer.reward is not None
             episode.record, episode.over = replace(record, reward=float(answer.reward), ended="done"), True
             return
-        errors = sum(str(message["content"]).startswith(ERROR) for message in answer.messages)
+        new = () if answer.restart else answer.messages
+        errors = sum(str(message["content"]).startswith(ERROR) for message in new)
         record = replace(
             record, tool_errors=record.tool_errors + errors, failed_first=record.failed_first | answer.failed
         )
@@ -259,7 +292,11 @@ class EpisodeSampler:
             episode.over = True
             return
         shown = [_shortened(message) for message in answer.messages]
-        wrote, turns, tools = episode.wrote[-1], episode.task.turns, episode.episode.tools
+        wrote, turns, tools = episode.wrote[-1], episode.task.turns, episode.tools
+        if answer.restart:
+            episode.messages, episode.tools = list(shown), answer.tools
+            self._cut(episode)
+            return
         cut = turns.drops(episode.messages, shown, tools, episode.text)
         after = joined(episode.ids, turns.after(episode.messages, shown, tools))
         episode.messages += [{key: value for key, value in wrote.items() if key != "malformed"}, *shown]
@@ -275,7 +312,7 @@ class EpisodeSampler:
     def _cut(self, episode: _Live) -> None:
         """End the sequence, and begin the next with the conversation as the template writes it from here on."""
         episode.done.append(self._sequence(episode, f"{episode.prompt.id}/turn-{episode.record.turns}"))
-        text = episode.task.turns.prompt(episode.messages, episode.episode.tools)
+        text = episode.task.turns.prompt(episode.messages, episode.tools)
         episode.ids = list(encode(self._tokenizer, text))
         episode.mask, episode.logprobs, episode.support = [False] * len(episode.ids), [0.0] * len(episode.ids), []
         limits = episode.task.limits
@@ -310,6 +347,22 @@ class EpisodeSampler:
             support_ids=support_TK,
             episode=episode.record,
         )
+
+
+class _Unopened:
+    """Stands for an episode that cannot be opened: its first step fails, as one that breaks does."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+        self.messages: Sequence[Turn] = ()
+        self.tools: Sequence[Tool] = ()
+
+    async def step(self, message: Turn) -> Step:
+        raise RunError(self._why)
+
+
+def _count(episode: _Live, failed: Failed) -> None:
+    episode.record = replace(episode.record, failures=(*episode.record.failures, failed.reason))
 
 
 def _asking(episode: _Live, message: Turn | None = None) -> Callable[[], Any]:

@@ -13,9 +13,9 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-from mopd.rollouts.environments.base import Step, step_problems
+from mopd.rollouts.environments.base import Step, Unusable, plain_step
 
 BEAT_SECONDS = 2.0
 """A loop that does not answer for longer is held by a step that never waits."""
@@ -32,6 +32,7 @@ class Failed:
 HELD = Failed("interrupted", "was interrupted: a step that never waits held the event loop")
 """Of all whose answers were owed then: which of them held it shows when each is asked alone."""
 AskStep: TypeAlias = Callable[[], Awaitable[Step] | Any]
+T = TypeVar("T")
 
 
 class _Loop:
@@ -42,11 +43,12 @@ class _Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="environment")
         self._thread.start()
 
-    def submit(self, ask: AskStep, seconds: float) -> Future[Step]:
-        async def answer() -> Step:
+    def submit(self, ask: Callable[[], Any], read: Callable[[Any], T], seconds: float) -> Future[T]:
+        async def answer() -> T:
             try:
-                step = ask()
-                return await asyncio.wait_for(step, seconds) if inspect.isawaitable(step) else step
+                given = ask()
+                # Read here as well: what an environment's own objects do when they are read may hold a thread.
+                return read(await asyncio.wait_for(given, seconds) if inspect.isawaitable(given) else given)
             except (SystemExit, KeyboardInterrupt) as error:  # these would end the loop, and its neighbours with it
                 raise RuntimeError(type(error).__name__) from error
 
@@ -79,10 +81,14 @@ class Runner:
 
     def steps(self, asks: Sequence[AskStep]) -> list[Step | Failed]:
         """The answers, in order; side by side. A step is a coroutine, so those that wait hold nobody."""
+        return self.ask(asks, plain_step)
+
+    def ask(self, asks: Sequence[Callable[[], Any]], read: Callable[[Any], T]) -> list[T | Failed]:
+        """What each gives, or its awaitable does, as ``read`` makes it of that; or why there is nothing."""
         if not asks:
             return []
         self._loop = self._loop or _Loop()
-        futures = [self._loop.submit(ask, self._seconds) for ask in asks]
+        futures = [self._loop.submit(ask, read, self._seconds) for ask in asks]
         wait(futures, timeout=self._seconds + BEAT_SECONDS)
         if all(future.done() for future in futures) or self._loop.beats():
             return [self._answer(future) for future in futures]
@@ -90,21 +96,29 @@ class Runner:
         self._loop = None
         return [self._answer(future) if future.done() else HELD for future in futures]
 
-    def _answer(self, future: Future[Step]) -> Step | Failed:
+    def close(self, episodes: Sequence[Any]) -> None:
+        """Tell episodes that nothing more is asked of them, where they want to know; what that raises is nothing."""
+        closes = [close for episode in episodes if callable(close := getattr(episode, "close", None))]
+        self.ask(closes, lambda closed: None)
+
+    def _answer(self, future: Future[T]) -> T | Failed:
         if not future.done():
             future.cancel()
             return Failed("timeout", f"did not answer within {self._seconds:g} s")
-        error: BaseException | None = None
-        step: Any = None
         try:
             error = future.exception()
-            step = None if error is not None else future.result()
         except BaseException as raised:  # cancelled, or left
             error = raised
         if isinstance(error, TimeoutError):
             return Failed("timeout", f"did not answer within {self._seconds:g} s")
-        if error is not None:
-            return Failed("raised", f"raised {type(error).__name__}: {error!s:.200}")
-        if problem := next(step_problems(step), None):
-            return Failed("answer", problem)
-        return step
+        if isinstance(error, Unusable):
+            return Failed("answer", str(error))
+        return future.result() if error is None else Failed("raised", f"raised {type(error).__name__}: {_said(error)}")
+
+
+def _said(error: BaseException) -> str:
+    """What an exception says of itself, where that does not raise as well."""
+    try:
+        return f"{error!s:.200}"
+    except BaseException:  # it is a user's own
+        return "(it cannot be shown)"

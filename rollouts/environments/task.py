@@ -5,12 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.types import Prompt, UserError
-from mopd.rollouts.environments.base import Environment, Episode, message_problems
+from mopd.rollouts.environments.base import (
+    SPEAKERS,
+    Environment,
+    Episode,
+    Turn,
+    Unusable,
+    plain_messages,
+    plain_tools,
+)
 from mopd.rollouts.environments.runner import Failed, Runner
+from mopd.rollouts.environments.tools import Tool
 from mopd.rollouts.environments.turns import Turns
 from mopd.rollouts.tasks.base import Example, content_hash
 from mopd.rollouts.tokenizer import to_prompt
@@ -38,6 +48,21 @@ class EpisodeLimits:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An episode at its start, and what it had then; see :class:`base.Episode`."""
+
+    episode: Episode
+    messages: tuple[Turn, ...]
+    tools: tuple[Tool, ...]
+    answer: str = ""
+    script: tuple[str, ...] = ()
+
+    def step(self, message: Turn) -> Any:
+        """See :class:`base.Episode`."""
+        return self.episode.step(message)
+
+
 class EnvironmentTask:
     """Satisfies :class:`rollouts.tasks.base.Task`.
 
@@ -52,23 +77,32 @@ class EnvironmentTask:
         self.turns, self.limits = turns, limits
         self._runner = Runner(limits.seconds)
 
-    def open(self, *, seed: int, split: str, index: int, easy: bool) -> Episode:
+    def open(self, *, seed: int, split: str, index: int, easy: bool) -> Opened:
         """An episode at its start.
 
         Raises:
-            UserError: it has no messages, or such as no model can be given.
+            UserError: it cannot be opened, has no messages, or such as no model can be given.
         """
-        episode = self._environment.reset(seed=seed, split=split, index=index, easy=easy)
-        messages = getattr(episode, "messages", None)
-        problem = next(message_problems(messages), None) if messages else "has no messages at its start"
-        if problem is None and not callable(getattr(episode, "step", None)):
-            problem = "has no `step`"
-        if problem is not None:
-            raise UserError(f"the environment of domain {self._domain!r}: episode {split}/{seed}-{index} {problem}")
-        return episode
 
-    def restart(self, prompt: Prompt) -> Episode:
-        """The episode that a prompt opens, at its start."""
+        def reset() -> Any:
+            try:
+                return self._environment.reset(seed=seed, split=split, index=index, easy=easy)
+            except UserError as error:
+                return error
+
+        (opened,) = self._runner.ask([reset], _opened)
+        if isinstance(opened, Failed):
+            raise UserError(f"the environment of domain {self._domain!r}: episode {split}/{seed}-{index} {opened.why}")
+        if isinstance(opened, UserError):
+            raise opened
+        return opened
+
+    def restart(self, prompt: Prompt) -> Opened:
+        """The episode that a prompt opens, at its start.
+
+        Raises:
+            UserError: as :meth:`open`.
+        """
         split, seed, index, easy = _place(prompt.id)
         return self.open(seed=seed, split=split, index=index, easy=easy)
 
@@ -84,7 +118,7 @@ class EnvironmentTask:
         Raises:
             UserError: the environment has none.
         """
-        script = getattr(self.restart(prompt), "script", ())
+        script = self.restart(prompt).script
         if not script:
             raise UserError(
                 f"the environment of domain {self._domain!r} has no `script`, so nothing can be learnt from gold "
@@ -100,18 +134,21 @@ class EnvironmentTask:
         except ValueError as error:
             raise UserError(f"the environment of domain {self._domain!r}: {error}") from error
         name = f"{self._domain}/{split}/{seed}-{index}-{'e' if easy else 'h'}-{content_hash(text)}"
-        return Example(name, text, str(getattr(episode, "answer", "")))
+        return Example(name, text, episode.answer)
 
     def texts(self, *, seed: int, index: int, easy: bool) -> Iterator[str]:
         """What a model that does it right writes and reads in a training episode, for a tokenizer to be trained on."""
         episode = self.open(seed=seed, split="train", index=index, easy=easy)
-        for text in getattr(episode, "script", ()):
-            yield text
-            message = self.turns.read(text, episode.tools)
-            (answer,) = self._runner.steps([lambda message=message: episode.step(message)])
-            if isinstance(answer, Failed) or answer.done:
-                return
-            yield from (str(message["content"]) for message in answer.messages)
+        try:
+            for text in episode.script:
+                yield text
+                message = self.turns.read(text, episode.tools)
+                (answer,) = self._runner.steps([lambda message=message: episode.step(message)])
+                if isinstance(answer, Failed) or answer.done:
+                    return
+                yield from (str(message["content"]) for message in answer.messages)
+        finally:
+            self.close([episode])
 
     def verify(self, prompt: Prompt, text: str) -> float:
         """The verdict on an episode whose only message is ``text``; 0 where that does not end it."""
@@ -119,17 +156,56 @@ class EnvironmentTask:
 
     def verify_many(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """See :class:`rollouts.tasks.base.Task`."""
-        asks = []
+        asks, opened = [], list[Opened]()
         for prompt, text in zip(prompts, texts, strict=True):
             episode = self.restart(prompt)
+            opened.append(episode)
             message = self.turns.read(text, episode.tools)
             asks.append(lambda episode=episode, message=message: episode.step(message))
         answers = self._runner.steps(asks)
+        self.close(opened)
         return [0.0 if isinstance(a, Failed) or not a.done else float(a.reward or 0.0) for a in answers]
+
+    @property
+    def stored(self) -> bool:
+        """Whether what it answers cannot be had again, so that rollouts are kept before anything is learnt of them."""
+        return bool(getattr(self._environment, "stored", False))
+
+    @property
+    def costly(self) -> bool:
+        """Whether a prompt alone takes the start of a program."""
+        return bool(getattr(self._environment, "costly", False))
+
+    def close(self, opened: Sequence[Opened]) -> None:
+        """Tell episodes that nothing more is asked of them."""
+        self._runner.close([each.episode for each in opened])
 
     def wrong_answer(self, example: Example) -> str:
         """A message that is no answer to anything."""
         return f"not {example.answer}"
+
+
+def _opened(episode: Any) -> Opened | UserError:
+    """An episode that was just opened, read once; a refusal stays one.
+
+    Raises:
+        Unusable: it cannot be used.
+    """
+    if isinstance(episode, UserError):
+        return episode
+    messages = getattr(episode, "messages", None)
+    if not messages:
+        raise Unusable("has no messages at its start")
+    if not callable(getattr(episode, "step", None)):
+        raise Unusable("has no `step`")
+    answer = getattr(episode, "answer", "")
+    return Opened(
+        episode,
+        plain_messages(messages, SPEAKERS),
+        plain_tools(getattr(episode, "tools", ())),
+        str.__str__(answer) if isinstance(answer, str) else str(answer),
+        tuple(getattr(episode, "script", ())),
+    )
 
 
 def _place(name: str) -> tuple[str, int, int, bool]:
