@@ -124,10 +124,14 @@ FiniteMapping: TypeAlias = Annotated[dict[str, Any], AfterValidator(_refuse_absu
 
 
 class ShippedOrPlugin:
-    """Marks a text field that takes one of the shipped names, or ``./file.py:NAME`` of a user's own."""
+    """Marks a text field that takes one of the shipped names, or ``./file.py:NAME`` of a user's own.
 
-    def __init__(self, *shipped: str) -> None:
-        self.shipped = shipped
+    Args:
+        prefixes: of names that are known elsewhere, for example ``verifiers:`` for ``verifiers:NAME``.
+    """
+
+    def __init__(self, *shipped: str, prefixes: tuple[str, ...] = ()) -> None:
+        self.shipped, self.prefixes = shipped, prefixes
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Text that is on offer."""
@@ -136,10 +140,13 @@ class ShippedOrPlugin:
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """For editors: the shipped names complete."""
         reference = {"type": "string", "pattern": PLUGIN_PATTERN}
-        return {"anyOf": [{"enum": list(self.shipped)}, reference]} if self.shipped else reference
+        elsewhere: list[dict[str, Any]] = [{"type": "string", "pattern": f"^{prefix}."} for prefix in self.prefixes]
+        elsewhere += [{"type": "object", "required": [prefix.removesuffix(":")]} for prefix in self.prefixes]
+        return {"anyOf": [{"enum": list(self.shipped)}, reference, *elsewhere]} if self.shipped else reference
 
     def _on_offer(self, name: str) -> str:
-        if name not in self.shipped and not is_plugin(name):
+        elsewhere = any(name.startswith(prefix) and name != prefix for prefix in self.prefixes)
+        if name not in self.shipped and not is_plugin(name) and not elsewhere:
             raise PydanticCustomError("unknown_name", "is not on offer", {"shipped": self.shipped})
         return name
 

@@ -106,16 +106,46 @@ class GymSource(Strict):
         return self
 
 
+ELSEWHERE = ("verifiers:", "program:")
+"""`verifiers:NAME` is short for `{verifiers: NAME}`, `program:COMMAND` for `{program: COMMAND}`."""
+
+
 class EnvironmentSource(Strict):
     """Episodes of an environment, in which the student writes several turns; docs/agents.md."""
 
-    environment: Annotated[str, ShippedOrPlugin("calculator", "debug")] = Field(
-        description="which: calculator, debug, or ./file.py:NAME of your own"
+    environment: Annotated[str, ShippedOrPlugin("calculator", "debug", prefixes=ELSEWHERE)] = Field(
+        description="which: calculator, debug, ./file.py:NAME of your own, {verifiers: NAME} of that package, or "
+        "{program: COMMAND} that asks an endpoint"
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="of {verifiers: NAME}: settings of the package's environment"
     )
     turns: int = Field(default=8, ge=1, le=64, description="messages of the student in an episode at most")
     max_tokens_turn: Count = Field(default=64, description="tokens of a message at most, the closing one included")
     max_tokens: Count = Field(default=1024, description="tokens of an episode after its prompt at most")
     seconds: Seconds = Field(default=30.0, description="that the environment may take for an answer")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long_form(cls, value: Any) -> Any:
+        """``{verifiers: NAME, args: {...}}`` as the environment's name and its arguments."""
+        named = value.get("environment") if isinstance(value, dict) else None
+        if not isinstance(named, dict):
+            return value
+        kinds = [kind for kind in ELSEWHERE if kind[:-1] in named]  # not per token
+        if len(kinds) != 1 or named.keys() - {kinds[0][:-1], "args"}:  # not per token
+            raise refusal("has an `environment` that is neither {verifiers: NAME, args: {...}} nor {program: COMMAND}")
+        if "args" in named and "args" in value:
+            raise refusal("has `args` twice; give them once")
+        name = named[kinds[0][:-1]]  # not per token
+        given = {"args": named["args"]} if "args" in named else {}
+        return {**value, **given, "environment": f"{kinds[0]}{name}" if isinstance(name, str) else name}
+
+    @model_validator(mode="after")
+    def _args_are_of_verifiers(self) -> Self:
+        if self.args and not self.environment.startswith(ELSEWHERE[0]):
+            raise refusal(f"has `args`, and the environment {self.environment} takes none; leave them out")
+        return self
 
 
 class Source(Strict):

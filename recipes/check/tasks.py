@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import DomainRecipe, EnvironmentSource, EvaluateRecipe, GymSource, Source
 from mopd.distill.recipe.plugins import is_plugin, own_code
-from mopd.distill.recipe.source import RUNS_PROGRAMS
+from mopd.distill.recipe.source import ELSEWHERE, RUNS_PROGRAMS
 from mopd.distill.types import Prompt, RunError, UserError
 from mopd.recipes.check.plugins import HOSTILE, check_own_task
 from mopd.rollouts.environments import domain_task
@@ -25,6 +25,8 @@ from mopd.rollouts.verifiers import unreadable_golds
 
 SAMPLED_PROMPTS = 32
 """Prompts of each domain that are drawn for the checks."""
+PLAYED_PROMPTS = 4
+"""Of these, those that a wrong answer is tried on where a verdict takes an episode of another package or program."""
 CALLS_SECONDS = 300.0
 """That all calls of a task of a user's own may take in a check, which are about 7,000."""
 UNLIKELY = 0.01
@@ -194,7 +196,12 @@ def _check_task(
         own = isinstance(source, Source) and is_plugin(source.verifier)
         prompts = [Prompt(name, example.id, (0,), example.text, example.answer) for example in examples]
         credit = CREDIT if isinstance(source, GymSource) else 0.0
-        wrong = _own_verifier(task, prompts, examples) if own else _verifier(task, prompts, examples, credit)
+        judged = PLAYED_PROMPTS if is_elsewhere(source) else SAMPLED_PROMPTS
+        wrong = (
+            _own_verifier(task, prompts, examples)
+            if own
+            else _verifier(task, prompts[:judged], examples[:judged], credit)  # not per token
+        )
         problems += [f"`domains.{name}`: {problem}" for problem in wrong]
         refused = _refused_golds(task, prompts) if gold else []
         if refused:
@@ -229,10 +236,17 @@ def _held_out(evaluate: EvaluateRecipe, task: Task) -> Iterator[str]:
 
 
 def has_gold_answers(task: str | Source | GymSource | EnvironmentSource) -> bool:
-    """Whether a task says what a right answer is; a dataset of unit tests alone doesn't."""
+    """Whether a task says what a right answer is; a dataset of unit tests alone doesn't, nor does another's program."""
+    if is_elsewhere(task):
+        return False
     return not isinstance(task, Source) or (
         task.answer is not None and (task.verifier not in RUNS_PROGRAMS or task.tests is not None)
     )
+
+
+def is_elsewhere(task: str | Source | GymSource | EnvironmentSource) -> bool:
+    """Whether a task is an environment of another package or program, each answer to which is an episode played."""
+    return isinstance(task, EnvironmentSource) and task.environment.startswith(ELSEWHERE)
 
 
 def left_out(tasks: Mapping[str, Task]) -> Iterator[str]:
@@ -309,6 +323,12 @@ def check_gold_answers(domains: Mapping[str, DomainRecipe], trained: Mapping[str
     for where, names in trained.items():
         for name in names:
             if name in domains and not has_gold_answers(domains[name].task):
+                if is_elsewhere(domains[name].task):
+                    yield (
+                        f"`{where}` trains on the gold answers of domain {name!r}, whose environment has none; learn "
+                        "it by reward, or leave it out"
+                    )
+                    continue
                 yield (
                     f"`{where}` trains on the gold answers of domain {name!r}, whose dataset has unit tests alone; "
                     f"name a column of right programs as `answer` and that of the tests as `tests`, or leave it out"

@@ -198,7 +198,8 @@ def _unlike(first: Run, other: Run) -> list[str]:
 
 def _unlike_in(domain: str, first: Run, other: Run) -> list[str]:
     tasks = [run.recipe.domains[domain].task for run in (first, other)]
-    names = [task if isinstance(task, str) else task.get("path", task.get("reasoning_gym")) for task in tasks]
+    keys = ("path", "reasoning_gym", "environment")
+    names = [task if isinstance(task, str) else next((task[k] for k in keys if k in task), None) for task in tasks]
     if names[0] != names[1]:
         return [f"domain {domain!r} is the task {names[0]} in {first.name}, and {names[1]} in {other.name}"]
     verifiers = [task.get("verifier") if isinstance(task, Mapping) else None for task in tasks]

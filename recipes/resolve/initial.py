@@ -33,14 +33,16 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
 
 PLAYED_TEXTS = 32
-"""Episodes of an environment that are played for the texts that it answers with; their tools may be slow."""
+"""Episodes of an environment that are played for the texts that it answers with, whose tools may be slow; and prompts
+of one that starts a program for each."""
 
 
 def training_texts(tasks: Mapping[str, Task], *, seed: int) -> Iterator[str]:
     """Prompts and answers of every task's training split, both forms: what a tokenizer is trained on."""
     for task in tasks.values():
         for easy in (False, True):
-            for index in range(TOKENIZER_TEXTS):
+            costly = isinstance(task, EnvironmentTask) and task.costly
+            for index in range(PLAYED_TEXTS if costly else TOKENIZER_TEXTS):
                 example = task.example(seed=seed, split="train", index=index, easy=easy)
                 yield example.text
                 yield example.answer

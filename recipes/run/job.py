@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.hosts import HOSTS
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
-from mopd.distill.recipe import DomainRecipe, MTPRecipe, RolloutRecipe
+from mopd.distill.recipe import DomainRecipe, MTPRecipe, RolloutRecipe, RunRecipe
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
@@ -38,6 +38,7 @@ from mopd.recipes.run.ranks import RayRanks
 from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
 from mopd.rollouts.engines.base import Drafts, FrozenModel
 from mopd.rollouts.environments.episodes import with_episodes
+from mopd.rollouts.environments.kept import FOLDER, KeptEpisodes, keeps_episodes
 from mopd.rollouts.prompts import Prefetched
 from mopd.rollouts.rewards import TruncatedRollouts
 from mopd.rollouts.sampler import Samplers, sampler_settings
@@ -103,7 +104,7 @@ class Training:
             samplers = self.samplers(context, closing)
             if not self.is_stage:  # no stage comes after the run itself
                 HOSTS.clear()
-            parts = self._parts(samplers, teachers, trained, recipe.rollout)
+            parts = self._parts(samplers, teachers, trained, recipe.rollout, recipe.run)
             sampler = method.actor(parts)
             if method.samples or self.evaluator is not None:
                 samplers.check(student.weights(), named=f"`student.model` ({self.model})")
@@ -179,7 +180,12 @@ class Training:
         return Drafts(mtp.drafts, measured=True, record=str(self.folder / DRAFT_COSTS))
 
     def _parts(
-        self, samplers: Samplers, pool: TeacherPool | None, trained: Mapping[str, DomainRecipe], rollout: RolloutRecipe
+        self,
+        samplers: Samplers,
+        pool: TeacherPool | None,
+        trained: Mapping[str, DomainRecipe],
+        rollout: RolloutRecipe,
+        run: RunRecipe,
     ) -> Parts:
         """What the method's sampler and grader are made of."""
         routes = {name: domain.teacher_weights for name, domain in trained.items()}
@@ -195,10 +201,15 @@ class Training:
             rewarded=frozenset(name for name, domain in trained.items() if domain.reward),
             keep_verified=rollout.keep_verified,
             truncated=rollout.truncated,
-            student=lambda: samplers.train,
+            student=lambda: self._kept(samplers.train, steps=run.save_every * (run.keep_checkpoints + 1)),
             teachers=teachers,
             writers=lambda: teachers_writing(samplers, self.resolved.teachers, self.frozen, routes),
         )
+
+    def _kept(self, sampler: Sampler, *, steps: int) -> Sampler:
+        """The sampler of rollouts to learn from; those of programs are kept for the steps that a run may go back."""
+        kept = keeps_episodes(self.tasks)
+        return KeptEpisodes(sampler, self.folder / FOLDER, steps=steps) if kept else sampler
 
     def _preflight(
         self,

@@ -4,8 +4,10 @@ A task is the environment of one turn. base.py has the Protocols, tools.py makes
 goes between messages and exact token ids, episodes.py writes rollouts of several turns with any engine, runner.py runs
 what an environment does and guards against it, task.py is an environment where a task is asked for. A rollout of
 several turns is one sequence: what the model wrote is trained, all else is masked, and nothing that was written is
-tokenised again. To add an environment: a file with its class, and a row of :data:`ENVIRONMENTS`; or `environment:
-./file.py:NAME` in a recipe.
+tokenised again. Where the environment is a program that asks for completions, dialogue.py turns its requests into
+steps: endpoint.py serves them, program.py runs a command, verifiers_hub.py plays environments of that package, kept.py
+keeps what they wrote. To add an environment: a file with its class, and a row of :data:`ENVIRONMENTS`; or
+`environment: ./file.py:NAME` in a recipe.
 """
 
 from __future__ import annotations
@@ -18,23 +20,32 @@ from mopd.distill.types import UserError
 from mopd.rollouts.environments.base import Environment
 from mopd.rollouts.environments.calculator import Calculator
 from mopd.rollouts.environments.debug import Debug
+from mopd.rollouts.environments.program import ProgramEnvironment
 from mopd.rollouts.environments.task import EnvironmentTask, EpisodeLimits
 from mopd.rollouts.environments.turns import check_turns, turns_of
+from mopd.rollouts.environments.verifiers_hub import VerifiersEnvironment
 from mopd.rollouts.tasks import Task, make_task
 
 ENVIRONMENTS: dict[str, Environment] = {"calculator": Calculator(), "debug": Debug()}
 """Every shipped environment by the name that a recipe gives in ``domains: {NAME: {environment: ...}}``."""
 
 
-def make_environment(name: str, *, where: str) -> Environment:
-    """A shipped environment by its name, or a user's own by its file and name.
+def make_environment(source: EnvironmentSource, *, where: str) -> Environment:
+    """A shipped environment by its name, a user's own by its file and name, one of ``verifiers``, or a program.
 
     Args:
         where: the leaf of the recipe that names it, for the message.
 
     Raises:
-        UserError: no shipped one has that name; there is no such object, or it has no ``reset``.
+        UserError: no shipped one has that name; there is no such object, or it has no ``reset``; or as
+            :class:`VerifiersEnvironment` and :class:`ProgramEnvironment`.
     """
+    name = source.environment
+    kind, _, rest = name.partition(":")
+    if kind == "verifiers":
+        return VerifiersEnvironment(rest, source.args, seconds=source.seconds)
+    if kind == "program":
+        return ProgramEnvironment(rest, seconds=source.seconds)
     if not is_plugin(name):
         if name not in ENVIRONMENTS:
             raise UserError(f"`{where}`: no environment is called {name!r}; there are {', '.join(ENVIRONMENTS)}")
@@ -62,7 +73,7 @@ def environment_task(
     """
     where, turns = f"domains.{domain}.environment", turns_of(tokenizer)
     limits = EpisodeLimits(source.turns, source.max_tokens_turn, source.max_tokens, source.seconds)
-    environment = make_environment(source.environment, where=where)
+    environment = make_environment(source, where=where)
     task = EnvironmentTask(environment, domain=domain, turns=turns, limits=limits)
     if tokenizer is not None:
         episode = task.open(seed=0, split="train", index=0, easy=False)

@@ -82,6 +82,7 @@ OTHER: dict[str, Any] = {
     "domains.*.task.verifier": "number",
     "loss.token_bound": 2.0,
     "domains.*.task.environment": "debug",
+    "domains.*.task.args": {"agent": {"max_turns": 4}},
     "teachers.*.prompt.template": "Q: {prompt}",
 }
 LOSS_OF: dict[str, str] = (
@@ -112,6 +113,7 @@ BESIDES: dict[str, Any] = {
     "stages.*.revision": {"from": "org/model"},
     **{f"{section}.tokenizer_revision": {"tokenizer": "org/model"} for section in ("student.model", "stages.*.from")},
     "teachers.*.prompt.hint": {"template": "{hint} {prompt}"},
+    "domains.*.task.args": {"environment": "verifiers:gsm8k"},
 }
 """What else has to change in the same section for the other value to be valid."""
 

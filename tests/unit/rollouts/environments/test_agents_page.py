@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from check_kit import save_model
+from dialogue_kit import played, prompts_of, task_of
 
 from mopd.distill.recipe import EnvironmentSource
 from mopd.recipes.resolve.initial import training_texts
@@ -17,9 +19,22 @@ from mopd.rollouts.tokenizer import build_tokenizer, closing_id, completion_text
 PAGE = (Path(__file__).parents[4] / "docs" / "agents.md").read_text()
 
 
+def code_with(text: str) -> str:
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if text in code]
+    return code
+
+
+def test_the_program_of_the_page(tmp_path: Path) -> None:
+    (tmp_path / "agent.py").write_text(code_with("OPENAI_BASE_URL"))
+    task = task_of({"program": f"{sys.executable} {tmp_path}/agent.py"})
+    prompts = prompts_of(task, 2)
+    assert [prompt.text for prompt in prompts] == ["plus 0 7=", "plus 1 7="]
+    first, second = played(task, lambda text: "7", prompts)
+    assert [rollout.episode and rollout.episode.reward for rollout in (first, second)] == [1.0, 0.0]
+
+
 def test_the_environment_of_the_page(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    (tmp_path / "longer.py").write_text(code)
+    (tmp_path / "longer.py").write_text(code_with("class Longer"))
     source = EnvironmentSource(environment=f"{tmp_path}/longer.py:Longer", turns=5, max_tokens_turn=16)
     texts = {"words": environment_task(source, domain="words", tokenizer=None)}
     tokenizer: Any = build_tokenizer(training_texts(texts, seed=0), 100)
