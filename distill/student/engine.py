@@ -9,7 +9,6 @@ import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +18,9 @@ from torch.distributed.constants import default_pg_timeout
 from mopd.distill.models.adapters import with_trained_adapter
 from mopd.distill.models.load import load_whole
 from mopd.distill.recipe import Engine, LoRA, Optimizer, PlainSGD
-from mopd.distill.storage import Digest
 from mopd.distill.student import moe
 from mopd.distill.student.spec import StudentSpec
-from mopd.distill.types import RunError, UserError
+from mopd.distill.types import UserError
 
 
 def environment(rank: int, ranks: int, *, address: str, port: int, device: str) -> dict[str, str]:
@@ -152,8 +150,6 @@ def build(spec: StudentSpec, listener: socket.socket | None = None) -> tuple[Any
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=_optimizer(spec.optimizer, spec.engine, spec.device), config=_config(spec, dtype)
     )
-    engine._copy_recovery_script = lambda _folder: None  # scripts that cannot read experts spread over ranks
-    engine.checkpoint_engine = _plain_files()
     moe.keep_router_float32(engine.module, biases)
     # A base under an adapter keeps every bit, the biases of its routers too.
     return engine, moe.LoadBalance(engine.module, 0.0 if spec.lora is not None else spec.engine.expert_bias_rate)
@@ -211,40 +207,6 @@ def step(engine: Any, lr: float) -> float | None:
     return float(norm)
 
 
-def save(engine: Any, folder: Path, name: str) -> dict[str, Digest]:
-    """Write DeepSpeed's files into ``folder/name``; returns digests of those that this rank wrote, by name.
-
-    Frozen parameters are left out: they are those of the checkpoint that the student was made from.
-    """
-    engine.checkpoint_engine.digests.clear()
-    engine.save_checkpoint(str(folder), tag=name, save_latest=False, exclude_frozen_parameters=_has_frozen(engine))
-    digests: dict[Path, Digest] = engine.checkpoint_engine.digests
-    return {path.relative_to(folder / name).as_posix(): digest for path, digest in digests.items()}
-
-
-def load(engine: Any, folder: Path, name: str) -> None:
-    """Restore weights, optimizer and buffers from ``folder/name``, bitwise.
-
-    Raises:
-        RunError: a file holds anything but tensors and plain values; nothing in it was run.
-    """
-    engine.load_checkpoint(str(folder), tag=name, custom_load_fn=_load_trained if _has_frozen(engine) else None)
-
-
-def _has_frozen(engine: Any) -> bool:
-    return any(not parameter.requires_grad for parameter in engine.module.parameters())
-
-
-def _load_trained(src: Any, dst: torch.nn.Module) -> None:
-    """Take on all that was trained, and the buffers; frozen parameters are in no checkpoint."""
-    frozen = {name for name, parameter in dst.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
-    result = dst.load_state_dict(src, strict=False)
-    if wrong := sorted({*result.missing_keys} - frozen) + sorted(result.unexpected_keys):
-        raise RunError(
-            f"the checkpoint's weights are not those of the student ({len(wrong)} differ, such as {wrong[0]})"
-        )
-
-
 @contextmanager
 def gathered(engine: Any) -> Iterator[None]:
     """Whole parameters on every rank while the context lasts; ZeRO-3 keeps a part of each.
@@ -282,12 +244,6 @@ def _without_hooks(engine: Any) -> Iterator[None]:
             held.update(kept | added)
 
 
-def _plain_files() -> Any:
-    from mopd.distill.student.shards import PlainFiles  # imports deepspeed, which looks at the environment as it does
-
-    return PlainFiles()
-
-
 def _config(spec: StudentSpec, dtype: torch.dtype) -> dict[str, Any]:
     settings = spec.engine
     config: dict[str, Any] = {
@@ -297,7 +253,6 @@ def _config(spec: StudentSpec, dtype: torch.dtype) -> dict[str, Any]:
         "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
-        "checkpoint": {"tag_validation": "Ignore"},
     }
     if dtype == torch.bfloat16:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mopd.distill.models.families import FAMILIES, experts_of, family_of, is_router
+from mopd.distill.student.shards import Place, Run
 from mopd.distill.types import Metrics, UserError
 
 _BIAS = "e_score_correction_bias"
@@ -161,9 +162,7 @@ def gather_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     Under ZeRO-3 the parameters must be gathered around the call.
     """
     state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-    for prefix, layer in model.named_modules():
-        if not getattr(layer, "_is_autoep_layer", False):
-            continue
+    for prefix, layer in _autoep_layers(model).items():
         w1, w2, w3 = (_gather_experts(getattr(layer.experts, name), layer.ep_group) for name in ("w1", "w2", "w3"))
         # AutoEP may offer its router a second time, under the name `gate`.
         for name in [name for name in state if name.startswith((f"{prefix}.experts.", f"{prefix}.gate."))]:
@@ -171,9 +170,45 @@ def gather_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
         state[f"{prefix}.experts.gate_up_proj"] = torch.cat([w1, w3], dim=1)
         state[f"{prefix}.experts.down_proj"] = w2
         for name in [name for name in state if name.startswith(f"{prefix}.router.")]:
-            tail = name.removeprefix(f"{prefix}.router.").removeprefix("gate.")
-            state[f"{prefix}.gate.{tail}"] = state.pop(name)
+            state[hf_name(model, name)] = state.pop(name)
     return state
+
+
+def places(model: nn.Module) -> dict[str, Place]:
+    """Where each of this rank's parameters lies in the whole model, by its name here.
+
+    Experts that are spread are some of a whole parameter, and their ``w1`` and ``w3`` halves of ``gate_up_proj``.
+    """
+    layers = _autoep_layers(model)
+    found = {}
+    for name, parameter in model.named_parameters():
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves the parameter itself empty
+        prefix, part, which = name.rpartition(".experts.")
+        if part and prefix in layers:
+            found[name] = _experts_place(f"{prefix}.experts", which, shape, first=layers[prefix].ep_rank * shape[0])
+        else:
+            found[name] = Place(hf_name(model, name), (Run(0, 0, shape.numel()),))
+    return found
+
+
+def hf_name(model: nn.Module, name: str) -> str:
+    """The name that transformers has for a tensor of a model whose experts may be spread; not for the experts."""
+    prefix, router, tail = name.rpartition(".router.")
+    return f"{prefix}.gate.{tail.removeprefix('gate.')}" if router and prefix in _autoep_layers(model) else name
+
+
+def _experts_place(experts: str, which: str, shape: torch.Size, *, first: int) -> Place:
+    """Where experts from number ``first`` on lie, of which this rank has ``w1``, ``w2`` or ``w3``."""
+    size = shape[1] * shape[2]
+    if which == "w2":
+        return Place(f"{experts}.down_proj", (Run(0, first * size, shape.numel()),))
+    half = {"w1": 0, "w3": size}[which]
+    runs = (Run(e * size, (first + e) * 2 * size + half, size) for e in range(shape[0]))
+    return Place(f"{experts}.gate_up_proj", tuple(runs))
+
+
+def _autoep_layers(model: nn.Module) -> dict[str, Any]:
+    return {prefix: layer for prefix, layer in model.named_modules() if getattr(layer, "_is_autoep_layer", False)}
 
 
 def _gather_experts(local: torch.Tensor, group: Any) -> torch.Tensor:

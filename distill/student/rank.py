@@ -25,15 +25,19 @@ from mopd.distill.models.heads import without_adapters
 from mopd.distill.student import checkpoint, engine, moe
 from mopd.distill.student.drafts import DraftTrainer
 from mopd.distill.student.forward import Objective, forward, read_heads
+from mopd.distill.student.shards import written_earlier
 from mopd.distill.student.spec import RankUpdate, StudentSpec
 from mopd.distill.student.update_metrics import UpdateTotals
 from mopd.distill.student.work import WorkClock
+from mopd.distill.student.zero_state import load_shards, save_shard
 from mopd.distill.types import Metrics, NonFinite, RunError, UserError
 
 ADAPTER = "adapter"
 """The folder of an exported adapter, beside that of the student that it was added into."""
 LAYOUT = "layout.json"
 """Says in a checkpoint what kind of ranks wrote it, after which step."""
+MOVABLE = {"ranks", "zero_stage", "expert_parallel", "step"}
+"""What of a layout may be another when a checkpoint is read."""
 
 
 def import_libraries(device: str) -> None:
@@ -99,10 +103,11 @@ class StudentRank:
         def prepare() -> None:
             storage.check_current(self.spec.run_dir, self.spec.attempt, name)
             storage.remove(self._checkpoints / temporary)
+            (self._checkpoints / temporary).mkdir(parents=True)
 
         self._on_first(prepare)
-        own = engine.save(self.engine, self._checkpoints, temporary)
-        written: list[dict[str, storage.Digest]] = [own] * self.world
+        own = save_shard(self.engine, self._checkpoints / temporary)
+        written: list[tuple[str, storage.Digest]] = [own] * self.world
         if self.world > 1:
             dist.all_gather_object(written, own)
 
@@ -111,8 +116,7 @@ class StudentRank:
             storage.write_atomic(folder / LAYOUT, json.dumps({**self._layout(), "step": step}))
             if self._drafts is not None:
                 self._drafts.save(folder)
-            digests = {name: digest for files in written for name, digest in files.items()}
-            storage.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name, digests)
+            storage.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name, dict(written))
             checkpoint.prune(
                 self.spec.run_dir,
                 self._checkpoints,
@@ -138,21 +142,29 @@ class StudentRank:
     def load(self, step: int) -> None:
         """Restore the checkpoint after ``step`` finished steps, which is there.
 
+        It may have been written by another number of ranks, under another ZeRO stage or expert parallelism; by as many
+        under the same, it is restored bitwise.
+
         Raises:
-            RunError: a file holds anything but tensors and plain values; nothing in it was run.
-            UserError: it was written with another number of ranks, ZeRO stage, expert parallelism, device or dtype.
+            RunError: a file is not as a rank writes it; nothing in it was run.
+            UserError: it is of another optimizer, device, dtype or adapter, or was written by an earlier version.
         """
-        name = checkpoint.checkpoint_name(step)
-        written = json.loads((self._checkpoints / name / LAYOUT).read_text())
-        written.pop("step", None)  # an earlier version wrote none
-        if written != self._layout():
+        folder = self._checkpoints / checkpoint.checkpoint_name(step)
+        if written_earlier(folder):
             raise UserError(
-                f"checkpoint {self._checkpoints / name}: written with {written}, the recipe now has {self._layout()}; "
+                f"checkpoint {folder}: written by an earlier version of mopd, in files of DeepSpeed's that this one "
+                "does not read; finish the run with that version, or start from scratch with --restart"
+            )
+        written, here = json.loads((folder / LAYOUT).read_text()), self._layout()
+        if different := [name for name in sorted({*written, *here} - MOVABLE) if written.get(name) != here.get(name)]:
+            were, are = ({name: layout.get(name) for name in different} for layout in (written, here))
+            raise UserError(
+                f"checkpoint {folder}: written with {were}, the recipe now has {are}; "
                 "resume with the old settings, or start from scratch with --restart"
             )
-        engine.load(self.engine, self._checkpoints, name)
+        load_shards(self.engine, folder)
         if self._drafts is not None:
-            self._drafts.load(self._checkpoints / name)
+            self._drafts.load(folder)
 
     def state_dict(self) -> dict[str, torch.Tensor] | None:
         """The consolidated weights under Hugging Face names, on the CPU; None on all ranks but the first.

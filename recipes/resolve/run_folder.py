@@ -41,6 +41,8 @@ MAY_DIFFER = re.compile(
     r"|teachers\.[^.]+\.endpoint: \"?http.* -> \"?http"  # a server may move
 )
 """Keys that change no number of a run: whoever resumes it may change them."""
+LAYOUT_KEYS = re.compile(r"student\.engine\.(ranks|gpus|zero_stage|expert_parallel|microbatch_tokens)\b")
+"""Keys that say how the student is spread: they change numbers by rounding alone, and may be changed with a word."""
 
 
 def note_recipe(recipe: Recipe, out: Path) -> None:
@@ -104,15 +106,7 @@ def refuse_changed_recipe(recipe: Recipe, out: Path) -> None:
     Raises:
         UserError: with every leaf that differs, and what to do.
     """
-    path = out / RECIPE
-    if not path.is_file():
-        return
-    try:
-        begun = load_recipe(str(path.resolve()), shipped=out)
-    except UserError as error:
-        first = f"{path} is no recipe of this version of mopd; give another folder with --out, or --restart"
-        raise UserError(first, *error.problems) from error
-    different = [line for line in diff_recipes(begun, recipe) if not MAY_DIFFER.match(line)]
+    different = [line for line in _differences(recipe, out) if not (MAY_DIFFER.match(line) or LAYOUT_KEYS.match(line))]
     noted = json.loads((out / OWN).read_text()) if (out / OWN).is_file() else {}
     now = plugin_digests(recipe.model_dump(mode="json"))
     different += [
@@ -130,6 +124,32 @@ def refuse_changed_recipe(recipe: Recipe, out: Path) -> None:
         + "\ngo on with the recipe as it was, give another folder with --out, or start from scratch with --restart, "
         "which moves this folder aside"
     )
+
+
+def moved_layout(recipe: Recipe, out: Path) -> list[str]:
+    """A sentence that tells how the student is spread now that it was not when the run in ``out`` was begun, if it is.
+
+    Raises:
+        UserError: the folder's recipe cannot be read.
+    """
+    if not (moved := [line for line in _differences(recipe, out) if LAYOUT_KEYS.match(line)]):
+        return []
+    return [
+        f"going on with the student spread anew ({'; '.join(moved)}): weights, optimizer and the order of the data "
+        "stay, and later numbers differ by rounding alone"
+    ]
+
+
+def _differences(recipe: Recipe, out: Path) -> list[str]:
+    """A line for each leaf that is another than in the recipe that ``out`` was begun with; none where none was."""
+    path = out / RECIPE
+    if not path.is_file():
+        return []
+    try:
+        return diff_recipes(load_recipe(str(path.resolve()), shipped=out), recipe)
+    except UserError as error:
+        first = f"{path} is no recipe of this version of mopd; give another folder with --out, or --restart"
+        raise UserError(first, *error.problems) from error
 
 
 def move_aside(out: Path) -> Path | None:

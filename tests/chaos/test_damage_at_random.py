@@ -81,7 +81,7 @@ def test_without_the_digests_a_flipped_byte_would_be_used(whole, tmp_path):
     """A control: the tests above can fail. One bit amid the newest checkpoint's weights, which are exported, and nobody
     looks."""
     out = copy(whole, tmp_path / "damaged")
-    (file,) = max((out / "checkpoints").glob("step-*")).rglob("*model_states.pt")
+    (file,) = max((out / "checkpoints").glob("step-*")).rglob("shard-*.safetensors")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 64
     file.write_bytes(content)

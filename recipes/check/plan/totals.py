@@ -265,13 +265,13 @@ def _disk(recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping
     best so far, and one more while it is written."""
     student, engine = model_infos["student.model"], recipe.student.engine
     kept = recipe.run.keep_checkpoints + 1 + (recipe.evaluate.select != "last")
-    checkpoints = kept * _checkpoint_bytes(engine, recipe.student.optimizer, device)
+    checkpoints = kept * _checkpoint_bytes(recipe.student.optimizer)
     total = student.parameters(recipe.student.lora).trained * checkpoints
     total += student.cost.total_parameters * 2.0 * model_dtype(engine, device).itemsize
     for name, stage in recipe.stages.items():
         info = model_infos[f"stages.{name}.from"]
         # The checkpoint that is kept, one being written, the initial model and the export.
-        checkpoints = 2 * _checkpoint_bytes(stage.engine, stage.optimizer, device)
+        checkpoints = 2 * _checkpoint_bytes(stage.optimizer)
         total += info.parameters(stage.lora).trained * checkpoints + info.cost.total_parameters * 2 * 4
         total += stage.steps * STEP_BYTES
     evaluations = recipe.run.steps // recipe.run.evaluate_every + 1 + 1 + len(recipe.teachers)
@@ -282,6 +282,6 @@ def _disk(recipe: Recipe, model_infos: Mapping[str, ModelInfo], lengths: Mapping
     return total + len(recipe.domains) * rows * ROW_BYTES + answers * written + recipe.run.steps * STEP_BYTES
 
 
-def _checkpoint_bytes(engine: Engine, optimizer: Optimizer, device: str) -> int:
-    """Bytes per parameter: the weights, the optimizer's float32 copy and its states."""
-    return model_dtype(engine, device).itemsize + 4 + (8 if optimizer.name == "adamw" else 0)
+def _checkpoint_bytes(optimizer: Optimizer) -> int:
+    """Bytes per parameter: its float32 value and the optimizer's states."""
+    return 4 + (8 if optimizer.name == "adamw" else 0)

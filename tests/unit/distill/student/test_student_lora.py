@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from student_kit import (
     ADAMW,
     DOMAINS,
@@ -125,19 +126,12 @@ def test_an_adapter_is_resumed_bitwise_from_a_small_checkpoint(
     files = [path for path in (tmp_path / "2" / "checkpoints" / "step-000002").rglob("*") if path.is_file()]
     trained = sum(tensor.numel() for tensor in expected.values())
     whole = sum(tensor.numel() for tensor in learner.weights().state_dict().values())
-    tensors = [t for file in files if file.suffix == ".pt" for t in tensors_in(torch.load(file, weights_only=False))]
-    # The weights, their float32 copy and two moments; beside them what is flattened twice, and buffers.
-    assert trained * 3 <= sum(t.numel() for t in tensors) < trained * 7 < whole
+    tensors = [t for file in files if file.suffix == ".safetensors" for t in load_file(file).values()]
+    buffers = 4 * 2  # the correction biases of two mixtures of four experts
+    assert sum(t.numel() for t in tensors) == 3 * trained + buffers < whole / 2, "the weights and two moments"
     assert "lora" in (tmp_path / "2" / "checkpoints" / "step-000002" / "layout.json").read_text()
     with pytest.raises(UserError, match="rank"):
         student(two.start(replace(other, lora=LoRA(rank=3))), other).load_latest()
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [tensor for entry in values for tensor in tensors_in(entry)]
 
 
 def test_an_adapter_learns_what_a_teacher_knows(models: Path, tmp_path: Path, one: ProcessRanks) -> None:
