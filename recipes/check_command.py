@@ -22,7 +22,7 @@ from mopd.recipes.check.samples import print_samples
 from mopd.recipes.check.static import check
 from mopd.recipes.check.study import check_study, print_study_plan, refuse_changed_runs
 from mopd.recipes.resolve.resolved import resolve
-from mopd.recipes.resolve.run_folder import moved_layout, refuse_changed_recipe
+from mopd.recipes.resolve.run_folder import refuse_changed_recipe
 from mopd.recipes.resolve.sources import MODELS, moved_models
 from mopd.recipes.resolve.study import study_runs
 
@@ -59,9 +59,9 @@ def _show_recipe(
 ) -> tuple[list[str], dict[str, Any]]:
     resolved = resolve(recipe)
     plan = check(resolved, out, offline=offline, plan_only=plan_only)
-    refuse_changed_recipe(recipe, out)
+    spread = refuse_changed_recipe(recipe, out)
     moved = [] if offline else moved_models(resolved.models.values(), out / MODELS)
-    for sentence in (*moved_layout(recipe, out), *moved):
+    for sentence in (*spread, *moved):
         console.print(Text(sentence, style="yellow"))
     left = unchecked(resolved) if offline else []
     # Models of the Hub are planned for other machines than the one that a plan is read on.

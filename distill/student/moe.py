@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mopd.distill.models.families import FAMILIES, experts_of, family_of, is_router
-from mopd.distill.student.shards import Place, Run
+from mopd.distill.student.shards import Place, Stretch
 from mopd.distill.types import Metrics, UserError
 
 _BIAS = "e_score_correction_bias"
@@ -180,15 +180,15 @@ def places(model: nn.Module) -> dict[str, Place]:
     Experts that are spread are some of a whole parameter, and their ``w1`` and ``w3`` halves of ``gate_up_proj``.
     """
     layers = _autoep_layers(model)
-    found = {}
+    place_of = {}
     for name, parameter in model.named_parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves the parameter itself empty
         prefix, part, which = name.rpartition(".experts.")
         if part and prefix in layers:
-            found[name] = _experts_place(f"{prefix}.experts", which, shape, first=layers[prefix].ep_rank * shape[0])
+            place_of[name] = _experts_place(f"{prefix}.experts", which, shape, first=layers[prefix].ep_rank * shape[0])
         else:
-            found[name] = Place(hf_name(model, name), (Run(0, 0, shape.numel()),))
-    return found
+            place_of[name] = Place(hf_name(model, name), (Stretch(0, 0, shape.numel()),))
+    return place_of
 
 
 def hf_name(model: nn.Module, name: str) -> str:
@@ -201,10 +201,10 @@ def _experts_place(experts: str, which: str, shape: torch.Size, *, first: int) -
     """Where experts from number ``first`` on lie, of which this rank has ``w1``, ``w2`` or ``w3``."""
     size = shape[1] * shape[2]
     if which == "w2":
-        return Place(f"{experts}.down_proj", (Run(0, first * size, shape.numel()),))
+        return Place(f"{experts}.down_proj", (Stretch(0, first * size, shape.numel()),))
     half = {"w1": 0, "w3": size}[which]
-    runs = (Run(e * size, (first + e) * 2 * size + half, size) for e in range(shape[0]))
-    return Place(f"{experts}.gate_up_proj", tuple(runs))
+    stretches = (Stretch(e * size, (first + e) * 2 * size + half, size) for e in range(shape[0]))
+    return Place(f"{experts}.gate_up_proj", tuple(stretches))
 
 
 def _autoep_layers(model: nn.Module) -> dict[str, Any]:

@@ -41,7 +41,7 @@ DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Stretch:
     """Elements that follow each other in a rank's tensor and in the whole parameter, both flattened.
 
     Attributes:
@@ -60,18 +60,18 @@ class Place:
 
     Attributes:
         name: of the whole parameter, as transformers has it.
-        runs: of all the rank's elements, ascending in ``here``.
+        stretches: of all the rank's elements, ascending in ``here``.
     """
 
     name: str
-    runs: tuple[Run, ...]
+    stretches: tuple[Stretch, ...]
 
-    def part(self, start: int, count: int) -> Iterator[Run]:
-        """The runs of ``count`` elements of the rank's parameter; ``here`` is counted from ``start``."""
-        for run in self.runs:
-            first, end = max(run.here, start), min(run.here + run.count, start + count)
+    def part(self, start: int, count: int) -> Iterator[Stretch]:
+        """The stretches of ``count`` elements of the rank's parameter; ``here`` is counted from ``start``."""
+        for stretch in self.stretches:
+            first, end = max(stretch.here, start), min(stretch.here + stretch.count, start + count)
             if first < end:
-                yield Run(first - start, run.there + first - run.here, end - first)
+                yield Stretch(first - start, stretch.there + first - stretch.here, end - first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,8 @@ def write_shard(path: Path, pieces: Sequence[Piece], buffers: Mapping[str, Tenso
     for piece in pieces:
         keys = {state: f"{state}/{piece.own_name}" for state in piece.states}
         tensors |= {keys[state]: tensor for state, tensor in piece.states.items()}
-        runs = [(run.here, run.there, run.count) for run in piece.place.part(piece.start, len(piece.states[WEIGHT]))]
-        index.append({"name": piece.place.name, "keys": keys, "runs": runs, "counts": dict(piece.counts)})
+        stretches = [(s.here, s.there, s.count) for s in piece.place.part(piece.start, len(piece.states[WEIGHT]))]
+        index.append({"name": piece.place.name, "keys": keys, "stretches": stretches, "counts": dict(piece.counts)})
     header: dict[str, Any] = {"__metadata__": {"format": "1", "pieces": json.dumps(index)}}
     end = 0
     for key, tensor in tensors.items():
@@ -127,9 +127,9 @@ def write_shard(path: Path, pieces: Sequence[Piece], buffers: Mapping[str, Tenso
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A run of a piece in a file; ``here`` counts from the piece's first element."""
+    """A stretch of a piece in a file; ``here`` counts from the piece's first element."""
 
-    run: Run
+    stretch: Stretch
     file: Any
     keys: Mapping[str, str]
 
@@ -159,7 +159,7 @@ class Shards:
             self.states |= piece["keys"].keys() - {WEIGHT}
             counts = self._counts.setdefault(piece["name"], {})
             counts |= {name: max(value, counts.get(name, 0)) for name, value in piece["counts"].items()}
-            stored = (_Stored(Run(*numbers), file, piece["keys"]) for numbers in piece["runs"])
+            stored = (_Stored(Stretch(*numbers), file, piece["keys"]) for numbers in piece["stretches"])
             self._stored.setdefault(piece["name"], []).extend(stored)
 
     def names(self) -> set[str]:
@@ -179,16 +179,16 @@ class Shards:
         wanted = filled = 0
         for state in piece.states.keys() - {WEIGHT}:
             piece.states[state].zero_()
-        for run in piece.place.part(piece.start, len(piece.states[WEIGHT])):
-            wanted += run.count
+        for stretch in piece.place.part(piece.start, len(piece.states[WEIGHT])):
+            wanted += stretch.count
             for stored in self._stored.get(piece.place.name, ()):
-                first = max(run.there, stored.run.there)
-                end = min(run.there + run.count, stored.run.there + stored.run.count)
+                first = max(stretch.there, stored.stretch.there)
+                end = min(stretch.there + stretch.count, stored.stretch.there + stored.stretch.count)
                 if first >= end:
                     continue
                 filled += end - first
-                begin = stored.run.here + first - stored.run.there
-                into = slice(run.here + first - run.there, run.here + end - run.there)
+                begin = stored.stretch.here + first - stored.stretch.there
+                into = slice(stretch.here + first - stretch.there, stretch.here + end - stretch.there)
                 for state in piece.states.keys() & stored.keys.keys():
                     values = stored.file.get_slice(stored.keys[state])[begin : begin + end - first]
                     piece.states[state][into] = values.to(piece.states[state].device)

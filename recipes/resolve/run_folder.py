@@ -100,13 +100,26 @@ def standing(out: Path) -> RunStanding:
     return RunStanding("killed" if begun else "not begun", "")
 
 
-def refuse_changed_recipe(recipe: Recipe, out: Path) -> None:
+def refuse_changed_recipe(recipe: Recipe, out: Path) -> list[str]:
     """Refuse to go on in a folder that another recipe was begun in, or the same with other Python files of its own.
+
+    Returns:
+        A sentence that says how the student is spread now that it was not as the run began, if it is.
 
     Raises:
         UserError: with every leaf that differs, and what to do.
     """
-    different = [line for line in _differences(recipe, out) if not (MAY_DIFFER.match(line) or LAYOUT_KEYS.match(line))]
+    path = out / RECIPE
+    if not path.is_file():
+        return []
+    try:
+        begun = load_recipe(str(path.resolve()), shipped=out)
+    except UserError as error:
+        first = f"{path} is no recipe of this version of mopd; give another folder with --out, or --restart"
+        raise UserError(first, *error.problems) from error
+    different = [line for line in diff_recipes(begun, recipe) if not MAY_DIFFER.match(line)]
+    moved = [line for line in different if LAYOUT_KEYS.match(line)]
+    different = [line for line in different if line not in moved]
     noted = json.loads((out / OWN).read_text()) if (out / OWN).is_file() else {}
     now = plugin_digests(recipe.model_dump(mode="json"))
     different += [
@@ -114,42 +127,21 @@ def refuse_changed_recipe(recipe: Recipe, out: Path) -> None:
         for name in now
         if noted.get(name, now[name]) != now[name]
     ]
-    if not different:
-        return
-    shown = "\n".join(f"    {line}" for line in different[:SHOWN_DIFFERENCES])
-    more = len(different) - SHOWN_DIFFERENCES
-    raise UserError(
-        f"run folder {out} was begun with another recipe. What differs, as it was -> as it is now:\n{shown}"
-        + (f"\n    and {more} more" if more > 0 else "")
-        + "\ngo on with the recipe as it was, give another folder with --out, or start from scratch with --restart, "
-        "which moves this folder aside"
-    )
-
-
-def moved_layout(recipe: Recipe, out: Path) -> list[str]:
-    """A sentence that tells how the student is spread now that it was not when the run in ``out`` was begun, if it is.
-
-    Raises:
-        UserError: the folder's recipe cannot be read.
-    """
-    if not (moved := [line for line in _differences(recipe, out) if LAYOUT_KEYS.match(line)]):
+    if different:
+        shown = "\n".join(f"    {line}" for line in different[:SHOWN_DIFFERENCES])
+        more = len(different) - SHOWN_DIFFERENCES
+        raise UserError(
+            f"run folder {out} was begun with another recipe. What differs, as it was -> as it is now:\n{shown}"
+            + (f"\n    and {more} more" if more > 0 else "")
+            + "\ngo on with the recipe as it was, give another folder with --out, or start from scratch with "
+            "--restart, which moves this folder aside"
+        )
+    if not moved:
         return []
     return [
         f"going on with the student spread anew ({'; '.join(moved)}): weights, optimizer and the order of the data "
         "stay, and later numbers differ by rounding alone"
     ]
-
-
-def _differences(recipe: Recipe, out: Path) -> list[str]:
-    """A line for each leaf that is another than in the recipe that ``out`` was begun with; none where none was."""
-    path = out / RECIPE
-    if not path.is_file():
-        return []
-    try:
-        return diff_recipes(load_recipe(str(path.resolve()), shipped=out), recipe)
-    except UserError as error:
-        first = f"{path} is no recipe of this version of mopd; give another folder with --out, or --restart"
-        raise UserError(first, *error.problems) from error
 
 
 def move_aside(out: Path) -> Path | None:

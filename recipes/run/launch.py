@@ -43,15 +43,7 @@ from mopd.recipes.resolve.placement import (
     stages_at_a_time,
 )
 from mopd.recipes.resolve.resolved import Resolved, resolve
-from mopd.recipes.resolve.run_folder import (
-    DATA,
-    kept,
-    move_aside,
-    moved_layout,
-    note_environment,
-    note_recipe,
-    refuse_changed_recipe,
-)
+from mopd.recipes.resolve.run_folder import DATA, kept, move_aside, note_environment, note_recipe, refuse_changed_recipe
 from mopd.recipes.resolve.sources import MODELS, left_out_weights, note_models, trusted_leaves
 from mopd.recipes.resolve.stages import (
     finished,
@@ -128,7 +120,7 @@ def carry_out(resolved: Resolved, context: RunContext, attempt: str) -> None:
     check_cluster(resolved)
     recipe = resolved.recipe
     say_damage(context.out, recipe.name, context)
-    for sentence in moved_layout(recipe, context.out):
+    for sentence in refuse_changed_recipe(recipe, context.out):
         context.progress.print(sentence)
     note_recipe(recipe, context.out)
     note_environment(context.out / "environment.json")

@@ -15,15 +15,7 @@ from mopd.distill.recipe.files import dump_recipe
 from mopd.distill.storage import claim
 from mopd.distill.types import UserError
 from mopd.recipes.resolve.checkpoints import local_folder
-from mopd.recipes.resolve.run_folder import (
-    check_folder,
-    existing_parent,
-    kept,
-    move_aside,
-    moved_layout,
-    refuse_changed_recipe,
-    size,
-)
+from mopd.recipes.resolve.run_folder import check_folder, existing_parent, kept, move_aside, refuse_changed_recipe, size
 
 NOBODY = 65534
 
@@ -89,12 +81,11 @@ def test_the_student_may_be_spread_anew_which_is_told(tmp_path: Path) -> None:
     def spread(**engine: int) -> Recipe:
         return recipe(student={"model": "stage:base", "engine": engine})
 
-    assert moved_layout(spread(), tmp_path) == []
+    assert refuse_changed_recipe(spread(), tmp_path) == []
     (tmp_path / "recipe.yaml").write_text(dump_recipe(spread(ranks=2)))
-    assert moved_layout(spread(ranks=2), tmp_path) == []
+    assert refuse_changed_recipe(spread(ranks=2), tmp_path) == []
     now = spread(ranks=1, zero_stage=3, microbatch_tokens=512)
-    refuse_changed_recipe(now, tmp_path)
-    (sentence,) = moved_layout(now, tmp_path)
+    (sentence,) = refuse_changed_recipe(now, tmp_path)
     assert all(f"student.engine.{leaf}" in sentence for leaf in ("ranks: 2 -> 1", "zero_stage", "microbatch_tokens"))
     other = recipe(student={"model": "stage:base", "engine": {"ranks": 1}, "updates_per_step": 3})
     with pytest.raises(UserError, match=r"updates_per_step: 2 -> 3") as caught:

@@ -33,7 +33,7 @@ def state_in(folder: Path) -> tuple[State, dict[str, float], dict[str, torch.Ten
                 steps |= {piece["name"]: piece["counts"].get("step", 0.0)}
                 for state, key in piece["keys"].items():
                     stored, whole = file.get_tensor(key), values.setdefault(piece["name"], {}).setdefault(state, {})
-                    for here, there, count in piece["runs"]:
+                    for here, there, count in piece["stretches"]:
                         for i in range(count):
                             assert there + i not in whole
                             whole[there + i] = float(stored[here + i])
@@ -197,10 +197,10 @@ def test_a_shard_that_lacks_a_part_is_not_taken(tmp_path: Path) -> None:
     """The files of one rank of two: what is asked for is counted, not zero."""
     values = torch.arange(10.0)
     for rank in range(2):
-        place = shards.Place("w", (shards.Run(0, 0, 10),))
+        place = shards.Place("w", (shards.Stretch(0, 0, 10),))
         half = shards.Piece("w", place, 5 * rank, {"weight": values[5 * rank : 5 * rank + 5]}, {})
         shards.write_shard(tmp_path / shards.shard_name(rank, 2), [half], {})
-    into = shards.Piece("w", shards.Place("w", (shards.Run(0, 2, 6),)), 1, {"weight": torch.zeros(5)}, {})
+    into = shards.Piece("w", shards.Place("w", (shards.Stretch(0, 2, 6),)), 1, {"weight": torch.zeros(5)}, {})
     with shards.open_shards(tmp_path) as read:
         read.fill(into)
     assert np.array_equal(into.states["weight"].numpy(), np.arange(3.0, 8.0))
