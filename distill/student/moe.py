@@ -20,6 +20,8 @@ from mopd.distill.student.shards import Place, Stretch
 from mopd.distill.types import Metrics, UserError
 
 _BIAS = "e_score_correction_bias"
+_WHICH = ("w1", "w2", "w3")
+"""An expert's matrices, as AutoEP names them."""
 
 
 def check_expert_parallel(config: Any, ranks: int, expert_parallel: int) -> None:
@@ -155,20 +157,24 @@ def router_biases(model: nn.Module) -> list[torch.Tensor | None]:
     return [None if bias is None else bias.detach().clone() for bias in biases]
 
 
-def gather_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+def gather_state_dict(model: nn.Module, *, keep: bool = True) -> dict[str, torch.Tensor]:
     """The whole model under Hugging Face names, on the CPU. Collective: every rank must call it.
+
+    Where ``keep`` is false nothing is copied, and nothing is returned: this rank only gives its experts to the others.
 
     Experts are gathered over their group and fused as transformers stores them: ``gate_up_proj`` is AutoEP's w1 and w3.
     Under ZeRO-3 the parameters must be gathered around the call.
     """
-    state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items() if keep}
     for prefix, layer in _autoep_layers(model).items():
-        w1, w2, w3 = (_gather_experts(getattr(layer.experts, name), layer.ep_group) for name in ("w1", "w2", "w3"))
+        experts = {which: _gather_experts(getattr(layer.experts, which), layer.ep_group, keep) for which in _WHICH}
+        if not keep:
+            continue
         # AutoEP may offer its router a second time, under the name `gate`.
         for name in [name for name in state if name.startswith((f"{prefix}.experts.", f"{prefix}.gate."))]:
             del state[name]
-        state[f"{prefix}.experts.gate_up_proj"] = torch.cat([w1, w3], dim=1)
-        state[f"{prefix}.experts.down_proj"] = w2
+        state[f"{prefix}.experts.gate_up_proj"] = torch.cat([experts["w1"], experts["w3"]], dim=1)
+        state[f"{prefix}.experts.down_proj"] = experts["w2"]
         for name in [name for name in state if name.startswith(f"{prefix}.router.")]:
             state[hf_name(model, name)] = state.pop(name)
     return state
@@ -211,10 +217,10 @@ def _autoep_layers(model: nn.Module) -> dict[str, Any]:
     return {prefix: layer for prefix, layer in model.named_modules() if getattr(layer, "_is_autoep_layer", False)}
 
 
-def _gather_experts(local: torch.Tensor, group: Any) -> torch.Tensor:
+def _gather_experts(local: torch.Tensor, group: Any, keep: bool) -> torch.Tensor:
     parts = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, local.detach().contiguous(), group=group)
-    return torch.cat(parts).cpu()
+    return torch.cat(parts).cpu() if keep else local
 
 
 def _is_autoep(router: nn.Module) -> bool:

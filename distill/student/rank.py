@@ -174,10 +174,10 @@ class StudentRank:
         with self._clock(), self._whole():
             if self.spec.lora is not None:
                 return merged_state(self.module) if self.rank == 0 else None
-            state = moe.gather_state_dict(self.module)
-        if self._drafts is not None:
-            state = self._drafts.heads.with_copies(state)
-        return state if self.rank == 0 else None
+            state = moe.gather_state_dict(self.module, keep=self.rank == 0)
+        if self.rank > 0:
+            return None
+        return state if self._drafts is None else self._drafts.heads.with_copies(state)
 
     def adapter_state(self) -> dict[str, torch.Tensor] | None:
         """The weights of the adapter alone, by peft's names, on the CPU; None on all ranks but the first."""

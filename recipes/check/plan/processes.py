@@ -240,8 +240,8 @@ def rank_plan(
     moments: dict[str, Roles] = {"learning": learns | _gathered(gathered[False])}
     if writing is not None:
         moments["writing"] = writing_bytes(info, writing, value, engine.attn_implementation) | _gathered(gathered[True])
-    host = {"process": RANK_BYTES, "rollouts and scores": learning.scores}
     gpus = engine.gpus if device == "cuda" else 0.0
+    host = {"process": RANK_BYTES, "rollouts and scores": learning.scores} | _loading(info, value, gpus)
     return ProcessPlan("run", "", engine.ranks, gpus, _context(gpus) | model | heads, moments, host)
 
 
@@ -420,7 +420,15 @@ def _teacher(
 def _frozen(info: ModelInfo, itemsize: int, device: str, gpus: float, moments: Mapping[str, Roles]) -> ProcessPlan:
     part = gpus if device == "cuda" else 0.0
     held = _context(part) | {"weights": float(info.cost.total_parameters * itemsize)}
-    return ProcessPlan("run", "", 1, part, held, moments, {"process": PROCESS_BYTES})
+    return ProcessPlan("run", "", 1, part, held, moments, {"process": PROCESS_BYTES} | _loading(info, itemsize, part))
+
+
+def _loading(info: ModelInfo, itemsize: int, gpus: float) -> dict[str, float]:
+    """What goes to a card lies in the host's memory first: every process reads the whole model, all at the same time.
+
+    An export takes no more: the first rank alone holds the model then.
+    """
+    return {"weights, as they are loaded": float(info.cost.total_parameters * itemsize)} if gpus else {}
 
 
 def _gathered(taken: float) -> dict[str, float]:

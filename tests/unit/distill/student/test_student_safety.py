@@ -23,7 +23,7 @@ from student_kit import (
     student,
     train,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mopd.distill.student import checkpoint
 from mopd.distill.types import Full, NonFinite, RunError, ScoredRollout, TeacherScore, align_logits
@@ -162,3 +162,30 @@ def test_export_is_the_live_model(models: Path, tmp_path: Path, two: ProcessRank
     for logits in live:
         assert torch.allclose(logits, forward(model, ids), atol=2e-6)
     assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name or "old" in path.name] == []
+
+
+def resident(module: torch.nn.Module, reset: bool) -> tuple[int, int]:
+    """In a rank: bytes resident now, and at most since the last reset."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    now, most = (
+        next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key)) for key in ("VmRSS", "VmHWM")
+    )
+    return now, most
+
+
+def test_the_first_rank_alone_holds_what_is_exported(tmp_path: Path, two: ProcessRanks) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8}
+    ids = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes, **ids))
+    model.save_pretrained(tmp_path / "model")
+    model_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
+    spec = make_spec(str(tmp_path / "model"), tmp_path / "run", engine=engine_of(2))
+    weights = student(two.start(spec), spec).weights()
+    before = weights.on_ranks(resident, [(True,), (True,)])
+    weights.state_dict()
+    grown = [most - now for (now, _), (_, most) in zip(before, weights.on_ranks(resident, [(False,)] * 2), strict=True)]
+    assert grown[0] > 0.8 * model_bytes, "it is seen where it is held"
+    assert grown[1] < 0.3 * model_bytes
