@@ -1,6 +1,7 @@
 """`make chaos`: processes of a run are killed at random moments; all ends bitwise as undisturbed, with every step once.
 
-KILLS of each kind, seeded, at moments of the processor seconds that the undisturbed run's own process takes. A kill
+KILLS of each kind, seeded, at moments between the victim's first sign and the run's last step, in processor seconds of
+all of its processes, of which the undisturbed run says how many they are. A kill that comes too late is not counted. It
 ends the run in plain words and leaves no process of it; the same command goes on, and is killed again, A_RUN times in
 one folder, before it may end. A teacher's death does not even end it, and another one dies later in the same run.
 `CHAOS_KILLS=4 make chaos` tries fewer; what was tried is printed.
@@ -21,18 +22,19 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent / "integration"))
 
 from runs import (
+    Course,
+    Work,
     assert_whole,
     finish,
     left,
     mark,
     mopd,
-    processes,
     retries,
+    rows_of,
     run,
+    titled,
     undisturbed,
-    wait_until,
     weights,
-    work_of,
 )
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "20"))
@@ -47,42 +49,35 @@ NAMES = {
     "raylet": "raylet",
     "gcs": "gcs_server",
 }
-OF_THE_RUN = ("rank", "sampler", "teacher")
-"""They live for a part of a run; a moment counts from when the first of them is there."""
 
 
 def victims(alive: list[psutil.Process], target: str) -> list[psutil.Process]:
     """Processes of a run that a kind of kill may meet."""
-    chosen = []
-    for process in alive:
-        try:
-            title = process.name() if target in ("raylet", "gcs") else process.cmdline()[0]
-            if title.startswith(NAMES[target]):  # a busy one has its method after its name
-                chosen.append(process)
-        except (psutil.Error, IndexError):  # it has just ended
-            continue
-    return sorted(chosen, key=lambda process: process.pid)
+    return sorted((process for process in alive if titled(process) == NAMES[target]), key=lambda process: process.pid)
 
 
 def killed(
-    command: tuple[str | Path, ...], target: str, work: float, rng: random.Random, *, times: int
+    command: tuple[str | Path, ...], target: str, course: Course, rng: random.Random, *, times: int
 ) -> tuple[int, int]:
     """Start a command and kill at so many random moments; how often that was in time, and the exit code."""
+    kept = rows_of(Path(command[-1]))
     process = mopd(*command)
-    running, begin, kills = mark(process), 0.0, 0
-    if target in OF_THE_RUN:
-        while not victims(processes(process), target) and process.poll() is None:
-            time.sleep(0.05)
-        begin = min(work, work_of(process))
-    moments = sorted(rng.uniform(begin, work) for _ in range(times))
+    running, work, kills, begin = mark(process), Work(process), 0, 0.0
+    while target != "driver" and process.poll() is None and not victims(work.alive(), target):
+        time.sleep(0.03)
+        begin = work.seconds()
+    length = course.left_after(course.signs.get(NAMES.get(target, ""), 0.0), kept)
+    moments = sorted(rng.uniform(0, length) for _ in range(times))
     for moment in moments:
-        wait_until(process, moment)
+        work.wait_until(begin + moment)
         alive: list[psutil.Process] = [psutil.Process(process.pid)] if target == "driver" else []
-        while process.poll() is None and not (alive := alive or victims(processes(process), target)):
+        while process.poll() is None and not (alive := alive or victims(work.alive(), target)):
             time.sleep(0.02)
+            work.seconds()
         if process.poll() is None:
             rng.choice(alive).kill()
             kills += 1
+    had = rows_of(Path(command[-1]))
     code, printed = finish(process)
     if target != "driver":
         assert "Traceback" not in printed, printed
@@ -91,7 +86,11 @@ def killed(
     assert left(running) == []
     said = [line.strip() for line in printed.splitlines() if " died" in line or " failed" in line]
     at = ", ".join(f"{moment:.1f}" for moment in moments)
-    print(f"chaos: {target} killed {kills} times of {times} at {at} of {work:.1f} s, exit {code}. {said}", flush=True)
+    print(
+        f"chaos: {target} killed {kills} times of {times} at {at} of {length:.1f} s, rows {kept} to {had}, exit {code}."
+        f" {said}",
+        flush=True,
+    )
     return kills, code
 
 
@@ -102,18 +101,19 @@ def test_killed_at_random_moments(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, target: str, number: int
 ) -> None:
     settings = ["track.wandb.mode=disabled", *SETTINGS.get(target, [])]
-    finished, work = undisturbed(*settings, fresh=tmp_path_factory.getbasetemp() / "undisturbed")
+    finished, made, scratch = undisturbed(*settings, fresh=tmp_path_factory.getbasetemp() / "undisturbed")
     rng = random.Random(f"{target} {number}")
     left_to_do, run_number = min(A_RUN, KILLS - A_RUN * number), 0
     while left_to_do:
         run_number += 1
         out = tmp_path / f"run-{run_number}"
         command = ("run", "smoke", *settings, "--out", out)
-        if target != "driver" or number % 2:  # a driver also dies while stages are made
+        course = scratch if target == "driver" and number % 2 else made  # a driver also dies while stages are made
+        if course is made:
             shutil.copytree(finished / "stages", out / "stages")
         code = 1
         while left_to_do and code:
-            kills, code = killed(command, target, work, rng, times=left_to_do if target == "teacher" else 1)
+            kills, code = killed(command, target, course, rng, times=left_to_do if target == "teacher" else 1)
             left_to_do -= kills
         if code:
             run(*command)

@@ -18,7 +18,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent / "integration"))
 sys.path.append(str(Path(__file__).parent))
 
-from runs import assert_whole, finish, kill, left, mark, mopd, run, undisturbed, wait_for, wait_until, weights
+from runs import Course, Work, assert_whole, finish, kill, left, mark, mopd, run, undisturbed, wait_for, weights
 from switches import customised, switched_off
 
 STEPS = 4
@@ -27,13 +27,13 @@ mounts = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a sma
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A run that nobody disturbed, and the processor seconds of its driver, stages made."""
-    return undisturbed(fresh=tmp_path_factory.mktemp("runs"))
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Course]:
+    """A run that nobody disturbed, and how it went, stages made."""
+    return undisturbed(fresh=tmp_path_factory.mktemp("runs"))[:2]  # not per token
 
 
 @pytest.fixture
-def out(finished: tuple[Path, float], tmp_path: Path) -> Path:
+def out(finished: tuple[Path, Course], tmp_path: Path) -> Path:
     """The folder of a run whose stages are there."""
     shutil.copytree(finished[0] / "stages", tmp_path / "smoke" / "stages")
     return tmp_path / "smoke"
@@ -66,7 +66,7 @@ def mounted(*arguments: str | Path) -> Iterator[None]:
 @mounts
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("seed", range(TIMES))
-def test_the_disk_is_full_from_a_random_moment_on(finished: tuple[Path, float], tmp_path: Path, seed: int) -> None:
+def test_the_disk_is_full_from_a_random_moment_on(finished: tuple[Path, Course], tmp_path: Path, seed: int) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     with mounted("-t", "tmpfs", "-o", "size=200m", "tmpfs", disk):
@@ -74,7 +74,7 @@ def test_the_disk_is_full_from_a_random_moment_on(finished: tuple[Path, float], 
         shutil.copytree(finished[0] / "stages", out / "stages")
         process = mopd("run", "smoke", "--out", out)
         running = mark(process)
-        wait_until(process, random.Random(seed).uniform(0, finished[1]))
+        Work(process).wait_until(random.Random(seed).uniform(0, finished[1].end))
         subprocess.run(["dd", "if=/dev/zero", f"of={disk / 'filler'}", "bs=64k"], capture_output=True, check=False)
         code = ends_in_plain_words(process, running)
         (disk / "filler").unlink()
@@ -86,10 +86,10 @@ def test_the_disk_is_full_from_a_random_moment_on(finished: tuple[Path, float], 
 @mounts
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("seed", range(TIMES))
-def test_the_folder_is_read_only_from_a_random_moment_on(finished: tuple[Path, float], out: Path, seed: int) -> None:
+def test_the_folder_is_read_only_from_a_random_moment_on(finished: tuple[Path, Course], out: Path, seed: int) -> None:
     process = mopd("run", "smoke", "--out", out)
     running = mark(process)
-    wait_until(process, random.Random(seed).uniform(0, finished[1]))
+    Work(process).wait_until(random.Random(seed).uniform(0, finished[1].end))
     with mounted("--bind", out, out):
         subprocess.run(["mount", "-o", "remount,ro,bind", str(out)], check=True)
         code = ends_in_plain_words(process, running)
@@ -101,10 +101,10 @@ def test_the_folder_is_read_only_from_a_random_moment_on(finished: tuple[Path, f
 
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("seed", range(TIMES))
-def test_the_folder_is_gone_from_a_random_moment_on(finished: tuple[Path, float], out: Path, seed: int) -> None:
+def test_the_folder_is_gone_from_a_random_moment_on(finished: tuple[Path, Course], out: Path, seed: int) -> None:
     process = mopd("run", "smoke", "--out", out)
     running = mark(process)
-    wait_until(process, random.Random(seed).uniform(0, finished[1]))
+    Work(process).wait_until(random.Random(seed).uniform(0, finished[1].end))
     shutil.rmtree(out, ignore_errors=True)
     code = ends_in_plain_words(process, running)
     print(f"chaos: folder deleted {seed}, exit {code}", flush=True)
@@ -123,13 +123,15 @@ time.time = lambda: real() - (86400.0 if time.process_time() >= later else 0.0)
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("seed", range(TIMES))
 def test_the_clock_is_set_back_a_day_amid_a_run_that_is_then_killed(
-    finished: tuple[Path, float], out: Path, tmp_path: Path, seed: int
+    finished: tuple[Path, Course], out: Path, tmp_path: Path, seed: int
 ) -> None:
     rng = random.Random(seed)
-    environment = customised(tmp_path / "clock", CLOCK_SET_BACK) | {"CHAOS_SECONDS": str(rng.uniform(0, finished[1]))}
+    environment = customised(tmp_path / "clock", CLOCK_SET_BACK) | {
+        "CHAOS_SECONDS": str(rng.uniform(0, finished[1].own))
+    }
     process = mopd("run", "smoke", "--out", out, **environment)
     running = mark(process)
-    wait_until(process, rng.uniform(finished[1] / 2, finished[1]))
+    Work(process).wait_until(rng.uniform(finished[1].end / 2, finished[1].end))
     kill(process)
     assert left(running) == []
     code, printed = finish(mopd("run", "smoke", "--out", out, **(environment | {"CHAOS_SECONDS": "0"})))
@@ -138,7 +140,7 @@ def test_the_clock_is_set_back_a_day_amid_a_run_that_is_then_killed(
 
 
 @pytest.mark.timeout(2400)
-def test_a_wandb_server_that_hangs(finished: tuple[Path, float], out: Path) -> None:
+def test_a_wandb_server_that_hangs(finished: tuple[Path, Course], out: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         logged_in = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "a" * 40, "NO_PROXY": "127.0.0.1", "WANDB_MODE": "online"}
@@ -170,7 +172,7 @@ def two_attempts(out: Path, environment: dict[str, str]) -> str:
 
 
 @pytest.mark.timeout(2400)
-def test_of_two_attempts_the_later_one_alone_writes(finished: tuple[Path, float], out: Path) -> None:
+def test_of_two_attempts_the_later_one_alone_writes(finished: tuple[Path, Course], out: Path) -> None:
     printed = two_attempts(out, {})
     assert "no longer owns" in printed
     assert_undisturbed(out, finished[0])

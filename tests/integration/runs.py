@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,46 +63,135 @@ def run(*args: str | Path) -> str:
     return output
 
 
-def undisturbed(*settings: str, fresh: Path) -> tuple[Path, float]:
-    """A smoke run with these overrides that nobody disturbed, and the processor seconds of its driver, stages made.
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How an undisturbed command went, in :class:`Work`.
+
+    Attributes:
+        rows: how many rows its folder's metrics.jsonl and those of its stages had, and when that was first so.
+        signs: when the first process of a title was there.
+        end: of all.
+        own: processor seconds of the command's own process alone.
+    """
+
+    rows: list[tuple[int, float]]
+    signs: dict[str, float]
+    end: float
+    own: float
+
+    def left_after(self, sign: float, kept: int) -> float:
+        """Work between a process' first sign and the last row, in a run that has ``kept`` rows when it is started."""
+        (_, first), (_, last) = self.rows[1], self.rows[-1]  # not per token
+        done = max((work for number, work in self.rows if number <= kept), default=0.0)
+        return last - sign if done < first else last - done + first - sign
+
+
+def undisturbed(*settings: str, fresh: Path) -> tuple[Path, Course, Course]:
+    """A smoke run with these overrides that nobody disturbed: how it went with its stages made, and from scratch.
 
     Args:
         fresh: where it is made, unless the environment's CHAOS_UNDISTURBED names a folder that keeps such runs: then
             they are of the code that made them, and it goes when the code changes.
     """
     folder = Path(os.environ.get("CHAOS_UNDISTURBED") or fresh) / "-".join(["smoke", *settings])
-    out, noted = folder / "smoke", folder / "work.json"
+    out, noted = folder / "smoke", folder / "course.json"
     if not noted.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        run("run", "smoke", *settings, "--out", folder / "first")
+        scratch = _course(folder / "first", *settings)
         shutil.copytree(folder / "first" / "stages", out / "stages")
-        process = mopd("run", "smoke", *settings, "--out", out)
-        work = 0.0
-        while process.poll() is None:
-            work = max(work, work_of(process))
-            time.sleep(0.05)
-        code, output = finish(process)
-        assert code == 0, output
-        noted.write_text(json.dumps(work))
-    return out, json.loads(noted.read_text())
+        noted.write_text(json.dumps([asdict(_course(out, *settings)), asdict(scratch)]))
+    made, scratch = (Course(**noted) for noted in json.loads(noted.read_text()))
+    return out, made, scratch
+
+
+def _course(out: Path, *settings: str) -> Course:
+    """Run the smoke recipe to its end, and note how that went."""
+    rows, signs, own = [(rows_of(out), 0.0)], dict[str, float](), 0.0
+    process = mopd("run", "smoke", *settings, "--out", out)
+    work = Work(process)
+    while process.poll() is None:
+        now = work.seconds()
+        own = max(own, work_of(process))
+        if (number := rows_of(out)) > rows[-1][0]:
+            rows.append((number, now))
+        for other in work.alive():
+            signs.setdefault(titled(other), now)
+        time.sleep(0.1)
+    code, output = finish(process)
+    assert code == 0, output
+    return Course(rows, signs, work.seconds(), own)
+
+
+def rows_of(out: Path) -> int:
+    """How many rows of metrics a run and its stages have."""
+    return sum(path.read_bytes().count(b"\n") for path in out.rglob("metrics.jsonl"))
+
+
+class Work:
+    """Processor seconds of a command and of all that it has started, also of what has ended.
+
+    A moment in them is about the same place of a run on any machine, whatever else that does: unlike those of the
+    command's own process, they go on while it waits for others.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process, self._mark = process, mark(process)
+        self._others, self._ours = set[int](), dict[int, psutil.Process]()
+        self._seconds: dict[int, float] = {}
+
+    def seconds(self) -> float:
+        """So far."""
+        for pid in set(psutil.pids()) - self._others - self._ours.keys():
+            try:
+                process = psutil.Process(pid)
+                ours = process.environ().get(MARK) == self._mark
+            except psutil.Error:  # another user's, or it has just ended
+                continue
+            if ours:
+                self._ours[pid] = process
+            else:
+                self._others.add(pid)
+        for pid, process in self._ours.items():
+            try:
+                times = process.cpu_times()
+            except psutil.Error:
+                continue
+            self._seconds[pid] = max(self._seconds.get(pid, 0.0), times.user + times.system)
+        return sum(self._seconds.values())
+
+    def alive(self) -> list[psutil.Process]:
+        """What the command has started and lives, as far as :meth:`seconds` has seen it."""
+        return [process for pid, process in self._ours.items() if pid != self._process.pid and _lives(process)]
+
+    def wait_until(self, seconds: float) -> None:
+        """Until so many, or the command's end."""
+        while self._process.poll() is None and self.seconds() < seconds:
+            time.sleep(0.03)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def titled(process: psutil.Process) -> str:
+    """What a process of a run is: its name, or of Ray's workers their class."""
+    try:
+        title = "".join(process.cmdline()[:1])  # not per token
+        return title.partition(".")[0] if title.startswith("ray::") else process.name()  # a busy one has its method
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 def work_of(process: subprocess.Popen[str]) -> float:
-    """Processor seconds of a command's own process so far; 0 once it has ended.
-
-    A moment in them is about the same place of a run on any machine, whatever else that does.
-    """
+    """Processor seconds of a command's own process so far; 0 once it has ended."""
     try:
         times = psutil.Process(process.pid).cpu_times()
     except psutil.Error:
         return 0.0
     return times.user + times.system
-
-
-def wait_until(process: subprocess.Popen[str], work: float) -> None:
-    """Until a command's own process has used so many processor seconds, or has ended."""
-    while process.poll() is None and work_of(process) < work:
-        time.sleep(0.02)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
