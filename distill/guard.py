@@ -1,7 +1,8 @@
 """Sees to it that no process of a run's Ray cluster outlives the run, whatever ends it; a small process beside the run.
 
 It is told of an orderly end. Where the run is killed, or dies of Ray's death (Ray ends a process whose raylet is dead
-without a word), it says what happened, kills what is left and removes what Ray has written. Imports no torch.
+without a word), it says what happened, kills what is left and removes what Ray has written. Of Ray's death it tells the
+run first, which may have all its results, or be dead: one of the two says how the run ended. Imports no torch.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ LOOK_SECONDS = 0.1
 LIST_SECONDS = 1.0
 """Between two looks at what the run has started, which goes through all processes of the machine. That one of Ray's has
 died is heard of at once."""
+ANSWER_SECONDS = 60.0
+"""How long a run may take to say whether Ray's death broke it; one that takes longer hangs, and is broken."""
 END_SECONDS = 30.0
 """How long the end of killed processes is waited for."""
 
@@ -42,15 +45,34 @@ def start_guard(folder: Path, ray: Mapping[str, int]) -> subprocess.Popen[bytes]
     return subprocess.Popen(
         [sys.executable, "-m", __name__, str(folder), str(os.getpid()), *named],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         start_new_session=True,  # a Ctrl-C is not for it
         env={name: value for name, value in os.environ.items() if name != MARK},
     )
 
 
+def ray_died(guard: subprocess.Popen[bytes]) -> None:
+    """Wait until a process of Ray's has died, or the guard has ended; then :func:`confirm` or :func:`dismiss` it."""
+    assert guard.stdout is not None
+    guard.stdout.readline()
+
+
+def confirm(guard: subprocess.Popen[bytes]) -> None:
+    """Ray's death broke the run: the guard says so, and ends all that the run has started."""
+    _answer(guard, b"broke\n")
+
+
 def dismiss(guard: subprocess.Popen[bytes]) -> None:
-    """The run ends its cluster itself."""
+    """The run ends its cluster itself, whatever has died of it meanwhile."""
+    _answer(guard, b"done\n")
+
+
+def _answer(guard: subprocess.Popen[bytes], word: bytes) -> None:
+    assert guard.stdin is not None
     with suppress(OSError):  # it has ended
-        guard.communicate(b"done\n")
+        guard.stdin.write(word)
+        guard.stdin.close()
+    guard.wait()
 
 
 def end_cluster(folder: Path) -> None:
@@ -95,9 +117,12 @@ def _guard(folder: Path, run: int, ray: Mapping[str, int]) -> None:
         with suppress(psutil.Error):
             children = psutil.Process(run).children(recursive=True)
         dead = next((name for name, process in watched.items() if not _lives(process)), None)
+    word = "" if dead is None else _ask(dead)
+    if word == "done":
+        return
     # Ray takes a run with it after a while, and a killed run takes Ray with it at once: where both are dead by now,
     # nobody can tell which was first.
-    unclear = dead is None or bool(select.select([sys.stdin], [], [], LOOK_SECONDS)[0])
+    unclear = not word
     dead = dead or next((name for name, process in watched.items() if not _lives(process)), None)
     if dead is not None:
         print(
@@ -108,6 +133,14 @@ def _guard(folder: Path, run: int, ray: Mapping[str, int]) -> None:
         )
     _kill([child for child in children if child.pid != os.getpid()])
     end_cluster(folder)
+
+
+def _ask(dead: str) -> str:
+    """Tell the run that one of Ray's processes died: what it answers; nothing where it is dead, too."""
+    with suppress(OSError):  # it is dead
+        os.write(sys.stdout.fileno(), f"{dead}\n".encode())
+    answered = select.select([sys.stdin], [], [], ANSWER_SECONDS)[0]
+    return sys.stdin.readline().strip() if answered else "broke"
 
 
 def _process(pid: int) -> psutil.Process | None:

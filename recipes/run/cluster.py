@@ -13,8 +13,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_any
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +28,7 @@ import psutil
 from mopd.distill import start_worker
 from mopd.distill.errors import RunError, UserError
 from mopd.distill.fork_server import fork_server
-from mopd.distill.guard import MARK, dismiss, end_cluster, start_guard
+from mopd.distill.guard import MARK, confirm, dismiss, end_cluster, ray_died, start_guard
 from mopd.distill.hosts import ENVIRONMENT, HOSTS
 from mopd.recipes.resolve.placement import RAY_PREFIX, temporary_folder
 
@@ -34,6 +38,9 @@ ATTEMPTS = 3
 PATIENCE = {"RAY_gcs_server_port_wait_time_s": "120", "RAY_worker_register_timeout_seconds": "600"}
 """Ray's own deadlines (30 s and 60 s), which a process that waits for a core would miss; a dead one shows at once."""
 
+
+LOOK_SECONDS = 0.2
+"""Between two looks at whether what Ray waits for has died."""
 
 FOLDERS = set[Path]()
 """Of the clusters that this process has started."""
@@ -80,6 +87,7 @@ def ray_cluster(out: Path, *, niceness: int = 0, device: str = "") -> Iterator[N
             with environment(settings), own_ways() if address == "local" else nullcontext():
                 # Ray's own logs are quiet: what fails is raised, and the guard says the rest.
                 start_ray(
+                    closing, Path(settings[MARK]) if address == "local" else None,
                     address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL,
                     namespace=str(out),
                 )  # fmt: skip
@@ -88,9 +96,7 @@ def ray_cluster(out: Path, *, niceness: int = 0, device: str = "") -> Iterator[N
                 f"no Ray cluster at RAY_ADDRESS={address}: {error}; start one, unset RAY_ADDRESS, or, where its nodes "
                 "ask for a token (`ray start` may set one up in ~/.ray), set RAY_AUTH_MODE=token"
             ) from error
-        closing.callback(stop_ray)
         if address == "local":
-            closing.enter_context(guarded(Path(settings[MARK])))
             refuse_open_cluster()
         yield
 
@@ -204,20 +210,23 @@ def guarded(folder: Path) -> Iterator[None]:
     worker.print_to_stdstream = lambda *_, **__: None  # a dead raylet's last 20 lines; the guard says it in one
     guard = start_guard(folder, {name: node.all_processes[kind][0].process.pid for name, kind in kinds.items()})
     GUARDS.append(guard)
-    over = threading.Event()
+    over, verdict = threading.Event(), threading.Lock()
 
     def wait() -> None:
-        guard.wait()
-        if not (over.is_set() or ENDING.is_set()):
-            for note in tuple(LAST_WORDS):
-                note(RunError("a process of Ray's died, and with it all processes of the run"))
-            os._exit(1)
+        ray_died(guard)
+        with verdict:  # whoever comes later keeps to it: a run that ends well, or all of this process
+            if not (over.is_set() or ENDING.is_set()):
+                confirm(guard)
+                for note in tuple(LAST_WORDS):
+                    note(RunError("a process of Ray's died, and with it all processes of the run"))
+                os._exit(1)
 
     threading.Thread(target=wait, daemon=True, name="guard").start()
     try:
         yield
     finally:
-        over.set()
+        with verdict:
+            over.set()
         dismiss(guard)
         GUARDS.remove(guard)
 
@@ -236,8 +245,12 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def start_ray(**options: Any) -> None:
-    """``ray.init(**options)``, and once more where the node was not up in time.
+def start_ray(closing: ExitStack, folder: Path | None, **options: Any) -> None:
+    """``ray.init(**options)``, and once more where the node was not up in time; ``closing`` shuts it down.
+
+    Args:
+        folder: of a cluster that is started, which has a guard from when Ray connects to it: from then on Ray ends this
+            process where one of its own is dead.
 
     Raises:
         ConnectionError: there is no cluster at the address.
@@ -249,8 +262,11 @@ def start_ray(**options: Any) -> None:
         os.environ.setdefault(name, value)
     for attempt in range(ATTEMPTS):
         try:
-            with _term_kept():
-                ray.init(**options)
+            with _term_kept(), deaths_noticed(), ExitStack() as guarding:
+                with nullcontext() if folder is None else _connecting(partial(guarding.enter_context, guarded(folder))):
+                    ray.init(**options)
+                closing.callback(stop_ray)
+                closing.push(guarding.pop_all())  # which ends first: what it guards ends on purpose
         except ConnectionError:
             raise
         except Exception as error:  # Ray raises bare exceptions of any class here
@@ -260,6 +276,104 @@ def start_ray(**options: Any) -> None:
                 raise RunError(f"Ray did not start in {ATTEMPTS} attempts: {first}") from error
         else:
             return
+
+
+@contextmanager
+def _connecting(first: Callable[[], Any]) -> Iterator[None]:
+    """Ray calls ``first`` before it connects to the node that it has started."""
+    from ray._private import worker
+
+    connect = worker.connect
+
+    def connecting(*args: Any, **settings: Any) -> None:
+        first()
+        connect(*args, **settings)
+
+    worker.connect = connecting
+    try:
+        yield
+    finally:
+        worker.connect = connect
+
+
+@contextmanager
+def deaths_noticed() -> Iterator[None]:
+    """A GCS or a raylet that is started meanwhile and dies ends Ray's waits for it, of up to two minutes. With a start
+    that fails both end: a GCS of a fixed port would be in the way of the next."""
+    from ray._private import node, services
+
+    started: list[tuple[str, subprocess.Popen[bytes]]] = []
+
+    def noting(start: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **settings: Any) -> Any:
+            info = start(*args, **settings)
+            started.append((start.__name__.removeprefix("start_"), info.process))
+            return info
+
+        return noted
+
+    changed = (
+        (node, "wait_for_persisted_port", partial(_port_unless_dead, started)),
+        (services, "get_node", partial(_node_unless_dead, started)),
+        (services, "start_gcs_server", noting),
+        (services, "start_raylet", noting),
+    )
+    with ExitStack() as closing:
+        for module, name, change in changed:
+            closing.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, change(getattr(module, name)))
+        try:
+            yield
+        except BaseException:
+            for _, process in started:
+                process.kill()
+                process.wait()
+            raise
+
+
+Started = Sequence[tuple[str, subprocess.Popen[bytes]]]
+
+
+def _port_unless_dead(started: Started, wait: Callable[..., Any]) -> Callable[..., Any]:
+    """``wait``, which keeps Python's lock while it waits for a port, in short pieces."""
+
+    def waiting(*args: Any, timeout_ms: int) -> Any:
+        late = time.monotonic() + timeout_ms / 1000
+        while True:
+            try:
+                return wait(*args, timeout_ms=min(timeout_ms, int(1000 * LOOK_SECONDS)))
+            except RuntimeError:
+                _refuse_dead(started)
+                if time.monotonic() >= late:
+                    raise
+
+    return waiting
+
+
+def _node_unless_dead(started: Started, ask: Callable[..., Any]) -> Callable[..., Any]:
+    """``ask``, which asks the GCS and has deadlines of its own, in a thread that is left to them."""
+
+    def asking(*args: Any) -> Any:
+        answer: Future[Any] = Future()
+
+        def answers() -> None:
+            try:
+                answer.set_result(ask(*args))
+            except BaseException as error:  # who asks gets it
+                answer.set_exception(error)
+
+        threading.Thread(target=answers, daemon=True, name="node").start()
+        while not wait_for_any([answer], timeout=LOOK_SECONDS).done:
+            _refuse_dead(started)
+        return answer.result()
+
+    return asking
+
+
+def _refuse_dead(started: Started) -> None:
+    for name, process in started:
+        if process.poll() is not None:
+            raise RunError(f"Ray's {name} (process {process.pid}) died as it started")
 
 
 @contextmanager

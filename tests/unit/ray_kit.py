@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import ray
@@ -13,7 +14,14 @@ def begin(**options: Any) -> None:
     """Start a cluster of two CPUs in the place of the one that there is, if any."""
     stop_ray()
     start_ray(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options
+        ExitStack(),  # never closed: it ends with this process, or with the next
+        None,
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        **options,
     )
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from mopd.distill.guard import MARK, end_cluster
 RUN = """
 import os, subprocess, sys, time
 from pathlib import Path
-from mopd.distill.guard import MARK, dismiss, start_guard
+from mopd.distill.guard import MARK, confirm, dismiss, ray_died, start_guard
 
 folder, asked = Path(sys.argv[1]), sys.argv[2]
 sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -30,10 +31,13 @@ agent = subprocess.Popen(sleeper, env=marked, start_new_session=True, **quiet)
 other = subprocess.Popen(sleeper, **quiet)
 guard = start_guard(folder, {"GCS": ray.pid})
 print(ray.pid, agent.pid, other.pid, flush=True)
-if asked == "orderly":
+if asked == "late":  # it has all its results when it hears of the death
+    ray_died(guard)
+if asked in ("orderly", "late"):
     dismiss(guard)
     sys.exit(guard.wait())
-guard.wait()
+ray_died(guard)
+confirm(guard)
 sys.exit(7)
 """
 
@@ -95,6 +99,32 @@ def test_an_orderly_end_is_the_runs_own(tmp_path: Path) -> None:
     assert ended(processes[:2])
     assert lives(processes[2]), "it is not of the cluster"
     assert not folder.exists()
+    end(processes[2])
+
+
+def test_a_run_that_has_its_results_as_ray_dies_has_not_broken(tmp_path: Path) -> None:
+    folder = tmp_path / "cluster"
+    run, processes = start(folder, "late")
+    processes[0].kill()
+    _, printed = run.communicate(timeout=patience(60))
+    assert (run.returncode, printed) == (0, "")
+    assert all(map(lives, processes[1:]))
+    end_cluster(folder)
+    end(processes[2])
+
+
+def test_a_run_that_dies_slowly_is_not_said_to_have_died_of_ray(tmp_path: Path) -> None:
+    """Ray's processes die with the run's main thread, and its pipes are closed with its last one."""
+    folder = tmp_path / "cluster"
+    run, processes = start(folder, "wait")
+    os.kill(run.pid, signal.SIGSTOP)
+    processes[0].kill()
+    time.sleep(1.0)
+    os.kill(run.pid, signal.SIGKILL)
+    _, printed = run.communicate(timeout=patience(60))
+    assert f"Ray's GCS (process {processes[0].pid}) died" in printed
+    assert "or the run was killed" in printed
+    assert ended(processes[:2])
     end(processes[2])
 
 
