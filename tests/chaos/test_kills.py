@@ -63,6 +63,7 @@ def killed(
     kept = rows_of(Path(command[-1]))
     process = mopd(*command)
     running, work, kills, begin = mark(process), Work(process), 0, 0.0
+    driver = psutil.Process(process.pid)
     while target != "driver" and process.poll() is None and not victims(work.alive(), target):
         time.sleep(0.03)
         begin = work.seconds()
@@ -70,7 +71,7 @@ def killed(
     moments = sorted(rng.uniform(0, length) for _ in range(times))
     for moment in moments:
         work.wait_until(begin + moment)
-        alive: list[psutil.Process] = [psutil.Process(process.pid)] if target == "driver" else []
+        alive: list[psutil.Process] = [driver] if target == "driver" else []
         while process.poll() is None and not (alive := alive or victims(work.alive(), target)):
             time.sleep(0.02)
             work.seconds()
