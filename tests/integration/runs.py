@@ -80,10 +80,13 @@ class Course:
     own: float
 
     def left_after(self, sign: float, kept: int) -> float:
-        """Work between a process' first sign and the last row, in a run that has ``kept`` rows when it is started."""
+        """Work between a process' first sign and the last row, in a run that has ``kept`` rows when it is started.
+
+        About: what comes before the first row is half done by what was measured, which is not measured again.
+        """
         (_, first), (_, last) = self.rows[1], self.rows[-1]  # not per token
         done = max((work for number, work in self.rows if number <= kept), default=0.0)
-        return last - sign if done < first else last - done + first - sign
+        return last - sign if done < first else last - done + (first - sign) / 2
 
 
 def undisturbed(*settings: str, fresh: Path) -> tuple[Path, Course, Course]:
