@@ -139,6 +139,12 @@ class Hosts:
             ray.kill(host)
 
 
+def death(error: Exception) -> str:
+    """What Ray knows of a process that died: its first line; more of them guess at what may kill one."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{first.rstrip('.')} (it was killed, perhaps by the system for lack of memory, or it crashed)"
+
+
 def _show(title: str) -> None:
     """Give this process a title for the time of a call; not if it is none of Ray's: tests have hosts in theirs."""
     from ray._private import worker

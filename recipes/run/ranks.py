@@ -12,7 +12,7 @@ import ray
 import ray.exceptions
 from ray.experimental import internal_kv
 
-from mopd.distill.hosts import HOSTS
+from mopd.distill.hosts import HOSTS, death
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.student import engine
@@ -165,7 +165,7 @@ def _cause(failed: dict[int, Exception], *, writing: bool) -> Exception:
     were being written (``writing``), the disk is at fault and the place in the code of no interest."""
     for rank, error in failed.items():
         if isinstance(error, ray.exceptions.RayActorError):
-            return RunError(f"rank {rank} of the student died: {error}. The last checkpoint resumes the run.")
+            return RunError(f"rank {rank} of the student died: {death(error)}. The last checkpoint resumes the run.")
     rank, error = min(failed.items())
     cause = getattr(error, "cause", None)
     if isinstance(cause, UserError | RunError):

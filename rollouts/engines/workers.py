@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mopd.distill.hosts import HOSTS
+from mopd.distill.hosts import HOSTS, death
 from mopd.distill.models.adapters import adapter_state, load_adapter_state, merged_state, with_trained_adapter
 from mopd.distill.models.heads import without_adapters
 from mopd.distill.models.mtp import DraftHeads, attach, attached, count_heads, draft_heads, is_head_tensor
@@ -152,6 +152,8 @@ class SamplerWorkers:
                 f"a sampler worker hangs: it did not answer within {self._limit_seconds:g} s, which is "
                 "`faults.rank_seconds`. The last checkpoint resumes the run; raise the limit if it was only slow"
             ) from error
+        except ray.exceptions.RayActorError as error:
+            raise RunError(f"a sampler worker died: {death(error)}. The last checkpoint resumes the run.") from error
         except ray.exceptions.RayError as error:
             raise RunError(f"a sampler worker failed: {error}. The last checkpoint resumes the run.") from error
         self._reusable = sound

@@ -81,7 +81,7 @@ def killed(
     had = rows_of(Path(command[-1]))
     code, printed = finish(process)
     if target != "driver":
-        assert "Traceback" not in printed, printed
+        assert not any(words in printed for words in ("Traceback", "Worker exit")), printed  # that is Ray's prose
         assert code in (0, 1), printed
         assert code == 0 or "the last checkpoint resumes" in " ".join(printed.lower().split()), printed
     assert left(running) == []

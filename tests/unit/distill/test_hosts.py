@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +12,10 @@ import psutil
 import pytest
 import ray
 import ray.cloudpickle
+import ray.exceptions
 from deadline_kit import Deadline
 
-from mopd.distill.hosts import Hosts
+from mopd.distill.hosts import Hosts, death
 
 pytestmark = pytest.mark.usefixtures("cluster", "classes_of_this_file")
 
@@ -64,6 +66,21 @@ def test_a_process_is_handed_on_and_shows_what_it_holds() -> None:
     third.hold.remote(Ballast, (1,))
     assert held(third, "process") != pid
     ray.kill(third)
+
+
+def test_a_death_is_a_sentence() -> None:
+    """Ray says it in paragraphs, of clusters and their switches."""
+    host = Hosts().take()
+    host.hold.remote(Ballast, (1,))
+    pid = held(host, "process")
+    slow = host.ask.remote("process", ())
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError) as caught:
+        ray.get([slow, host.ask.remote("process", ())])
+    assert "Worker exit" in str(caught.value)
+    assert "\n" not in death(caught.value)
+    assert "Worker exit" not in death(caught.value)
+    assert "killed" in death(caught.value)
 
 
 def test_what_is_left_for_later_is_started_once() -> None:
