@@ -82,11 +82,13 @@ class Course:
     def left_after(self, sign: float, kept: int) -> float:
         """Work between a process' first sign and the last row, in a run that has ``kept`` rows when it is started.
 
-        About: what comes before the first row is half done by what was measured, which is not measured again.
+        About: before its first row such a run starts its processes, and measures nothing again.
         """
         (_, first), (_, last) = self.rows[1], self.rows[-1]  # not per token
         done = max((work for number, work in self.rows if number <= kept), default=0.0)
-        return last - sign if done < first else last - done + (first - sign) / 2
+        if done < first:
+            return last - sign
+        return last - done + max(0.0, self.signs["ray::Host"] - sign) + (first - self.signs["ray::RankProcess"]) / 3
 
 
 def undisturbed(*settings: str, fresh: Path) -> tuple[Path, Course, Course]:
