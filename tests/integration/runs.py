@@ -185,7 +185,9 @@ def titled(process: psutil.Process) -> str:
     """What a process of a run is: its name, or of Ray's workers their class."""
     try:
         title = "".join(process.cmdline()[:1])  # not per token
-        return title.partition(".")[0] if title.startswith("ray::") else process.name()  # a busy one has its method
+        if title.startswith("ray::"):
+            return title.partition(".")[0]  # a busy one has its method after its class
+        return psutil.Process(process.pid).name()  # which is kept: it may have been another program's, before its own
     except psutil.Error:  # it has just ended
         return ""
 
