@@ -65,7 +65,7 @@ def killed(
     running, work, kills, begin = mark(process), Work(process), 0, 0.0
     driver = psutil.Process(process.pid)
     while target != "driver" and process.poll() is None and not victims(work.alive(), target):
-        time.sleep(0.03)
+        time.sleep(0.1)
         begin = work.seconds()
     length = course.left_after(course.signs.get(NAMES.get(target, ""), 0.0), kept)
     moments = sorted(rng.uniform(0, length) for _ in range(times))
@@ -73,7 +73,7 @@ def killed(
         work.wait_until(begin + moment)
         alive: list[psutil.Process] = [driver] if target == "driver" else []
         while process.poll() is None and not (alive := alive or victims(work.alive(), target)):
-            time.sleep(0.02)
+            time.sleep(0.1)
             work.seconds()
         if process.poll() is None:
             rng.choice(alive).kill()

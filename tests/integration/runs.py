@@ -171,7 +171,7 @@ class Work:
     def wait_until(self, seconds: float) -> None:
         """Until so many, or the command's end."""
         while self._process.poll() is None and self.seconds() < seconds:
-            time.sleep(0.03)
+            time.sleep(0.1)
 
 
 def _lives(process: psutil.Process) -> bool:
