@@ -25,6 +25,8 @@ MARK = "MOPD_TEST"
 MARKS: dict[int, str] = {}
 """Of the commands that were started, by process id."""
 
+YOUNG_SECONDS = 10.0
+"""A process without an environment that is younger may be about to begin its program."""
 SECONDS = 400
 """Of a quiet machine, that a command may take."""
 
@@ -149,12 +151,12 @@ class Work:
         for pid in set(psutil.pids()) - self._others - self._ours.keys():
             try:
                 process = psutil.Process(pid)
-                ours = process.environ().get(MARK) == self._mark
+                environment, age = process.environ(), time.time() - process.create_time()
             except psutil.Error:  # another user's, or it has just ended
                 continue
-            if ours:
+            if environment.get(MARK) == self._mark:
                 self._ours[pid] = process
-            else:
+            elif environment or age > YOUNG_SECONDS:
                 self._others.add(pid)
         for pid, process in self._ours.items():
             try:
