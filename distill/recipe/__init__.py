@@ -10,7 +10,6 @@ To add a shipped method, engine or kind of teacher, put its name into schema.py,
 """
 
 from mopd.distill.recipe.base import (
-    NonNegative,
     Strict,
 )
 from mopd.distill.recipe.drafts import MTPRecipe
@@ -77,7 +76,6 @@ __all__ = [
     "MergeRecipe",
     "ModelReference",
     "NegativeLogLikelihood",
-    "NonNegative",
     "Optimizer",
     "PlainSGD",
     "PlateauRecipe",

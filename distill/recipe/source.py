@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from mopd.distill.recipe.base import Count, Fraction, PluginReference, Seconds, ShippedOrPlugin, Strict, refusal
+from mopd.distill.recipe.base import (
+    Count,
+    CountOrNone,
+    Fraction,
+    PluginReference,
+    Seconds,
+    ShippedOrPlugin,
+    Strict,
+    refusal,
+)
 from mopd.distill.recipe.plugins import is_plugin
 
 RUNS_PROGRAMS = ("python_tests", "input_output")
@@ -217,8 +226,8 @@ class Source(Strict):
         default_factory=dict,
         description="roles of the messages by what they are called here, for example {human: user}",
     )
-    shots: int = Field(
-        default=0, ge=0, description="rows that are shown with their answers before each question; trained on by none"
+    shots: CountOrNone = Field(
+        default=0, description="rows that are shown with their answers before each question; trained on by none"
     )
     shots_split: str | None = Field(
         default=None, description="split whose first rows are the shots; none: that of training, which leaves them out"

@@ -7,11 +7,12 @@ import functools
 import inspect
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from mopd.distill.recipe import Architecture, DomainRecipe, EnvironmentSource, Recipe, TeacherRecipe
 from mopd.distill.recipe.files import diff_recipes, shipped_recipes
@@ -175,6 +176,26 @@ def test_the_difference_names_a_changed_leaf(leaf: Leaf) -> None:
     lines = diff_recipes(before, after)
     assert any(line.startswith(concrete(leaf.path)) for line in lines)
     assert diff_recipes(before, before) == []
+
+
+def numeric(annotation: Any) -> bool:
+    """Whether a leaf takes a number."""
+    return annotation in (int, float) or any(numeric(part) for part in get_args(annotation))
+
+
+@pytest.mark.parametrize(
+    "leaf", [leaf for leaf in unique_leaves() if numeric(leaf.field.annotation)], ids=lambda x: x.path
+)
+def test_no_number_is_taken_that_nothing_has(leaf: Leaf) -> None:
+    tree = everything(leaf).model_dump(mode="json", by_alias=True)
+    *above, last = concrete(leaf.path).split(".")
+    section = tree
+    for name in above:
+        section = section[name]
+    for absurd in (1e30, 10**30):
+        section[last] = absurd
+        with pytest.raises(ValidationError):
+            Recipe.model_validate(tree)
 
 
 @pytest.mark.parametrize("leaf", unique_leaves(), ids=lambda leaf: leaf.path)
