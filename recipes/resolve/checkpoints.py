@@ -100,7 +100,7 @@ def _refuse_endless(text: Any) -> None:
     """Layers and experts that nobody could wait for to be made."""
     for what, size in (("layers", getattr(text, "num_hidden_layers", 0)), ("experts", experts_of(text))):
         if isinstance(size, int) and size > MOST_PARTS:
-            raise UserError(f"its configuration has {size:.4g} {what}, and a language model has at most {MOST_PARTS:,}")
+            raise UserError(f"its `config` has {size:.4g} {what}, and a language model has at most {MOST_PARTS:,}")
 
 
 def local_folder(source: str, *, weights: bool = True) -> str:
