@@ -72,7 +72,7 @@ LearningRate: TypeAlias = Annotated[
 Clip: TypeAlias = Annotated[
     float, Within(1e-6, 1e12, "less leaves nothing of a gradient, no gradient has more", besides=(0,))
 ]
-WeightDecay: TypeAlias = Annotated[float, Within(0, 100, "a step takes lr times this part of every weight")]
+WeightDecay: TypeAlias = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
 Bound: TypeAlias = Annotated[float, Within(1e-6, 1e12, "less leaves nothing, no loss has more")]
 Epsilon: TypeAlias = Annotated[
     float, Within(1e-15, 0.1, "less divides 0 by 0 in float32, more leaves nothing of the gradient")
