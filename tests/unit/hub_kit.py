@@ -1,139 +1,109 @@
-"""A stand-in of the Hub on this machine: as much of its API as it takes to receive a commit, and to say what came."""
+"""A Hub of one repository on this machine: branches that name commits, files of each commit."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import re
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import parse_qs, unquote
+from typing import Any, Literal
 
-TOKEN = "hf_writes"
+REPO = "org/set"
 
 
 class Hub:
-    """Files by repository, branch and path.
-
-    Attributes:
-        private: whether each repository was made so.
-        spoils: a path whose bytes are changed as they arrive.
-    """
+    """Commits by name, each with its files, and what the branches are at."""
 
     def __init__(self) -> None:
-        self.files: dict[tuple[str, str], dict[str, bytes]] = {}
-        self.large: dict[str, bytes] = {}
-        self.private: dict[str, bool] = {}
-        self.commits: list[dict[str, Any]] = []
-        self.spoils: str | None = None
-        handler = type("Handler", (_Handler,), {"hub": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        self.commits: dict[str, dict[str, bytes]] = {}
+        self.branches: dict[str, str] = {}
 
-    def close(self) -> None:
-        """Stop serving."""
-        self._http.shutdown()
-        self._http.server_close()
-
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
-        """Status and JSON of the answer to one request."""
-        path = unquote(path.partition("?")[0])
-        if path == "/api/repos/create":
-            return self._create(json.loads(body))
-        if path == "/api/validate-yaml":  # of the model card
-            return 200, {"errors": [], "warnings": []}
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(branch|preupload|commit|paths-info)/(.+)", path):
-            return getattr(self, f"_{match[2].replace('-', '_')}")(match[1], match[3], body)
-        if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
-            return 200, self._batch(json.loads(body))
-        if match := re.fullmatch(r"/upload/([0-9a-f]{64})", path):
-            self.large[match[1]] = body
-            return 200, {}
-        return 404, {"error": f"{method} {path}"}
-
-    def _create(self, asked: dict[str, Any]) -> tuple[int, Any]:
-        name = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
-        known = name in self.private
-        self.private.setdefault(name, asked.get("visibility") == "private" or bool(asked.get("private")))
-        self.files.setdefault((name, "main"), {})
-        return (409 if known else 200), {"url": f"{self.url}/{name}", "name": name, "id": name}
-
-    def _branch(self, repo: str, branch: str, body: bytes) -> tuple[int, Any]:
-        self.files.setdefault((repo, branch), dict(self.files[repo, "main"]))
-        return 200, {}
-
-    def _preupload(self, repo: str, revision: str, body: bytes) -> tuple[int, Any]:
-        asked = json.loads(body)["files"]
-        modes = {f["path"]: "lfs" if f["path"].endswith(".safetensors") else "regular" for f in asked}
-        return 200, {"files": [{"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in modes.items()]}
-
-    def _batch(self, asked: dict[str, Any]) -> dict[str, Any]:
-        actions = ({"upload": {"href": f"{self.url}/upload/{o['oid']}"}} for o in asked["objects"])
-        objects = [{**o, "actions": action} for o, action in zip(asked["objects"], actions, strict=True)]
-        return {"transfer": "basic", "objects": objects}
-
-    def _commit(self, repo: str, revision: str, body: bytes) -> tuple[int, Any]:
-        lines = [json.loads(line) for line in body.decode().splitlines() if line]
-        branch = self.files[repo, revision]
-        for line in lines:
-            value = line["value"]
-            if line["key"] == "file":
-                branch[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                branch[value["path"]] = self.large[value["oid"]]
-        if self.spoils is not None:
-            branch[self.spoils] = branch[self.spoils][:-1] + b"?"
-        (header,) = [line["value"] for line in lines if line["key"] == "header"]
-        self.commits.append({"repo": repo, "branch": revision, **header})
-        oid = hashlib.sha1(body).hexdigest()
-        self.files[repo, oid] = branch
-        url = f"{self.url}/{repo}/commit/{oid}"
-        return 200, {"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""}
-
-    def _paths_info(self, repo: str, revision: str, body: bytes) -> tuple[int, Any]:
-        asked = parse_qs(body.decode())["paths"]  # a form, unlike the others
-        branch = self.files[repo, revision]
-        return 200, [_described(path, branch[path]) for path in asked if path in branch]
+    def push(self, files: Mapping[str, str | bytes], *, branch: str = "main") -> str:
+        """A new commit at the head of a branch; returns its name."""
+        content = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
+        commit = hashlib.sha1(repr(sorted(content.items())).encode()).hexdigest()
+        self.commits[commit] = content
+        self.branches[branch] = commit
+        return commit
 
 
-def _described(path: str, content: bytes) -> dict[str, Any]:
-    info: dict[str, Any] = {"type": "file", "path": path, "size": len(content)}
-    info["oid"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    if path.endswith(".safetensors"):
-        info["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-    return info
+@contextmanager
+def serving(hub: Hub, kind: Literal["datasets", "models"] = "datasets", repo: str = REPO) -> Iterator[str]:
+    """Its address."""
+    of_files = f"/datasets/{repo}/resolve/" if kind == "datasets" else f"/{repo}/resolve/"
+    of_facts = f"/api/{kind}/{repo}"
 
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    hub: Hub
+        def _answer(self, body: bytes, code: int = 200, **headers: str) -> None:
+            self.send_response(code)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:
-        pass  # the base class prints every request
+        def _json(self, value: Any) -> None:
+            self._answer(json.dumps(value).encode(), Content_Type="application/json")
 
-    def do_POST(self) -> None:
-        body = self._body()
-        allowed = self.path.startswith("/upload/") or self.headers.get("authorization") == f"Bearer {TOKEN}"
-        refusal = (401, {"error": "Invalid username or password."})
-        status, answer = self.hub.answer(self.command, self.path, body) if allowed else refusal
-        reply = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
+        def _missing(self, what: str) -> None:
+            self._answer(b"", 404, X_Error_Code=what)
 
-    def _body(self) -> bytes:
-        if self.headers.get("transfer-encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("content-length") or 0))
-        parts = []
-        while size := int(self.rfile.readline(), 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path.startswith(of_files):
+                revision, _, name = path.removeprefix(of_files).partition("/")
+                commit = hub.branches.get(revision, revision)
+                if commit not in hub.commits:
+                    return self._missing("RevisionNotFound")
+                if name not in hub.commits[commit]:
+                    return self._missing("EntryNotFound")
+                body = hub.commits[commit][name]
+                return self._answer(body, ETag=f'"{hashlib.sha1(body).hexdigest()}"', X_Repo_Commit=commit)
+            path = path if path != of_facts else f"{path}/revision/main"
+            api = f"{of_facts}/"
+            what, _, rest = path.removeprefix(api).partition("/")
+            revision, _, folder = rest.partition("/")
+            commit = hub.branches.get(revision, revision)
+            if not path.startswith(api) or commit not in hub.commits:
+                return self._missing("RevisionNotFound" if path.startswith(api) else "RepoNotFound")
+            files = [
+                {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
+                for name, body in hub.commits[commit].items()
+            ]
+            if what == "revision":
+                return self._json(
+                    {"id": repo, "sha": commit, "private": False, "siblings": [{"rfilename": f["path"]} for f in files]}
+                )
+            if what == "tree":
+                return self._json(files if not folder else [])
+            return self._missing("EntryNotFound")
 
-    do_GET = do_PUT = do_POST
+        do_HEAD = do_GET
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
+            revision = self.path.rpartition("/")[2]
+            commit = hub.branches.get(revision, revision)
+            files = hub.commits.get(commit, {})
+            paths = asked.get("paths", [])
+            self._json(
+                [
+                    {"type": "file", "path": n, "size": len(files[n]), "oid": hashlib.sha1(files[n]).hexdigest()}
+                    for n in paths
+                    if n in files
+                ]
+            )
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()

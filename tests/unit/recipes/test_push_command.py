@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_kit import TOKEN, Hub
+from push_kit import TOKEN, Hub
 from run_kit import write_run
 
 from mopd.distill.storage import seal
