@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mopd.distill.errors import RunError, UserError
+from mopd.distill.storage import digest_of
 from mopd.recipes.resolve.damage import refuse_damaged
 from mopd.recipes.resolve.run_folder import RECIPE
 
@@ -109,8 +110,7 @@ def _same(file: Path, arrived: Any) -> bool:
     """Whether what the Hub says of a file fits: its SHA-256 where it lies in large storage, else git's own hash."""
     if arrived is None or arrived.size != file.stat().st_size:
         return False
-    content = file.read_bytes() if arrived.lfs is None else b""
-    if arrived.lfs is None:
-        return arrived.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    with file.open("rb") as opened:
-        return arrived.lfs.sha256 == hashlib.file_digest(opened, "sha256").hexdigest()
+    if arrived.lfs is not None:
+        return arrived.lfs.sha256 == digest_of(file).sha256
+    content = file.read_bytes()
+    return arrived.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -10,6 +10,7 @@ To add a shipped method, engine or kind of teacher, put its name into schema.py,
 """
 
 from mopd.distill.recipe.base import (
+    NonNegative,
     Strict,
 )
 from mopd.distill.recipe.drafts import MTPRecipe
@@ -76,6 +77,7 @@ __all__ = [
     "MergeRecipe",
     "ModelReference",
     "NegativeLogLikelihood",
+    "NonNegative",
     "Optimizer",
     "PlainSGD",
     "PlateauRecipe",

@@ -23,6 +23,7 @@ MOST = 1_000_000_000
 """Of anything that is counted; what a smaller number asks of the machine, the plan says."""
 
 Positive: TypeAlias = Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False)]
+NonNegative: TypeAlias = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
 Fraction: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Count: TypeAlias = Annotated[int, Field(ge=1, le=MOST)]
 CountOrNone: TypeAlias = Annotated[int, Field(ge=0, le=MOST)]
@@ -72,7 +73,6 @@ LearningRate: TypeAlias = Annotated[
 Clip: TypeAlias = Annotated[
     float, Within(1e-6, 1e12, "less leaves nothing of a gradient, no gradient has more", besides=(0,))
 ]
-WeightDecay: TypeAlias = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
 Bound: TypeAlias = Annotated[float, Within(1e-6, 1e12, "less leaves nothing, no loss has more")]
 Epsilon: TypeAlias = Annotated[
     float, Within(1e-15, 0.1, "less divides 0 by 0 in float32, more leaves nothing of the gradient")

@@ -23,6 +23,7 @@ from mopd.distill.recipe.base import (
     Fraction,
     LearningRate,
     Name,
+    NonNegative,
     PartOfGPU,
     Pause,
     Positive,
@@ -33,7 +34,6 @@ from mopd.distill.recipe.base import (
     Strength,
     Strict,
     Temperature,
-    WeightDecay,
     refusal,
 )
 from mopd.distill.recipe.drafts import MTPRecipe
@@ -176,7 +176,7 @@ class AdamW(_Schedule):
         default=(0.9, 0.98), description="AdamW's decay rates"
     )
     eps: Epsilon = Field(default=1e-8, description="AdamW's epsilon")
-    weight_decay: WeightDecay = Field(default=0.0, description="AdamW's decoupled weight decay")
+    weight_decay: NonNegative = Field(default=0.0, description="AdamW's decoupled weight decay")
 
     @model_validator(mode="after")
     def _weights_shrink_slowly(self) -> Self:

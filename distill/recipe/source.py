@@ -115,7 +115,8 @@ class GymSource(Strict):
         return self
 
 
-ELSEWHERE = ("verifiers:", "program:")
+KINDS_ELSEWHERE = ("verifiers", "program")
+ELSEWHERE = tuple(f"{kind}:" for kind in KINDS_ELSEWHERE)
 """`verifiers:NAME` is short for `{verifiers: NAME}`, `program:COMMAND` for `{program: COMMAND}`."""
 
 
@@ -141,14 +142,14 @@ class EnvironmentSource(Strict):
         named = value.get("environment") if isinstance(value, dict) else None
         if not isinstance(named, dict):
             return value
-        kinds = [kind for kind in ELSEWHERE if kind[:-1] in named]  # not per token
-        if len(kinds) != 1 or named.keys() - {kinds[0][:-1], "args"}:  # not per token
+        kinds = [kind for kind in KINDS_ELSEWHERE if kind in named]
+        if len(kinds) != 1 or named.keys() - {*kinds, "args"}:
             raise refusal("has an `environment` that is neither {verifiers: NAME, args: {...}} nor {program: COMMAND}")
         if "args" in named and "args" in value:
             raise refusal("has `args` twice; give them once")
-        name = named[kinds[0][:-1]]  # not per token
+        name = named[kinds[0]]
         given = {"args": named["args"]} if "args" in named else {}
-        return {**value, **given, "environment": f"{kinds[0]}{name}" if isinstance(name, str) else name}
+        return {**value, **given, "environment": f"{kinds[0]}:{name}" if isinstance(name, str) else name}
 
     @model_validator(mode="after")
     def _args_are_of_verifiers(self) -> Self:

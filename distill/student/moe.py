@@ -6,7 +6,7 @@ here works on both forms: transformers' routers return (logits, weights, indices
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from typing import Any
 
@@ -157,6 +157,11 @@ def router_biases(model: nn.Module) -> list[torch.Tensor | None]:
     return [None if bias is None else bias.detach().clone() for bias in biases]
 
 
+def has_correction_bias(model: nn.Module) -> bool:
+    """Whether routers have the bias that levels the load of experts."""
+    return any(bias is not None for bias in router_biases(model))
+
+
 def gather_state_dict(model: nn.Module, *, keep: bool = True) -> dict[str, torch.Tensor]:
     """The whole model under Hugging Face names, on the CPU. Collective: every rank must call it.
 
@@ -166,7 +171,8 @@ def gather_state_dict(model: nn.Module, *, keep: bool = True) -> dict[str, torch
     Under ZeRO-3 the parameters must be gathered around the call.
     """
     state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items() if keep}
-    for prefix, layer in _autoep_layers(model).items():
+    layers = spread_layers(model)
+    for prefix, layer in layers.items():
         experts = {which: _gather_experts(getattr(layer.experts, which), layer.ep_group, keep) for which in _WHICH}
         if not keep:
             continue
@@ -176,7 +182,7 @@ def gather_state_dict(model: nn.Module, *, keep: bool = True) -> dict[str, torch
         state[f"{prefix}.experts.gate_up_proj"] = torch.cat([experts["w1"], experts["w3"]], dim=1)
         state[f"{prefix}.experts.down_proj"] = experts["w2"]
         for name in [name for name in state if name.startswith(f"{prefix}.router.")]:
-            state[hf_name(model, name)] = state.pop(name)
+            state[hf_name(name, layers)] = state.pop(name)
     return state
 
 
@@ -185,7 +191,7 @@ def places(model: nn.Module) -> dict[str, Place]:
 
     Experts that are spread are some of a whole parameter, and their ``w1`` and ``w3`` halves of ``gate_up_proj``.
     """
-    layers = _autoep_layers(model)
+    layers = spread_layers(model)
     place_of = {}
     for name, parameter in model.named_parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves the parameter itself empty
@@ -193,14 +199,18 @@ def places(model: nn.Module) -> dict[str, Place]:
         if part and prefix in layers:
             place_of[name] = _experts_place(f"{prefix}.experts", which, shape, first=layers[prefix].ep_rank * shape[0])
         else:
-            place_of[name] = Place(hf_name(model, name), (Stretch(0, 0, shape.numel()),))
+            place_of[name] = Place(hf_name(name, layers), (Stretch(0, 0, shape.numel()),))
     return place_of
 
 
-def hf_name(model: nn.Module, name: str) -> str:
-    """The name that transformers has for a tensor of a model whose experts may be spread; not for the experts."""
+def hf_name(name: str, layers: Container[str]) -> str:
+    """The name that transformers has for a tensor of a model whose experts may be spread; not for the experts.
+
+    Args:
+        layers: names of its :func:`spread_layers`.
+    """
     prefix, router, tail = name.rpartition(".router.")
-    return f"{prefix}.gate.{tail.removeprefix('gate.')}" if router and prefix in _autoep_layers(model) else name
+    return f"{prefix}.gate.{tail.removeprefix('gate.')}" if router and prefix in layers else name
 
 
 def _experts_place(experts: str, which: str, shape: torch.Size, *, first: int) -> Place:
@@ -213,7 +223,8 @@ def _experts_place(experts: str, which: str, shape: torch.Size, *, first: int) -
     return Place(f"{experts}.gate_up_proj", tuple(stretches))
 
 
-def _autoep_layers(model: nn.Module) -> dict[str, Any]:
+def spread_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers whose experts DeepSpeed spreads over ranks (AutoEP), by name."""
     return {prefix: layer for prefix, layer in model.named_modules() if getattr(layer, "_is_autoep_layer", False)}
 
 

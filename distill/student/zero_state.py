@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mopd.distill.storage import Digest
 from mopd.distill.student import moe
-from mopd.distill.student.shards import WEIGHT, Piece, Shards, open_shards, same_names, shard_name, write_shard
+from mopd.distill.student.shards import WEIGHT, Piece, Place, Shards, open_shards, same_names, shard_name, write_shard
 
 
 def save_shard(engine: Any, folder: Path) -> tuple[str, Digest]:
@@ -62,7 +62,7 @@ class _Owned:
     """
 
     name: str
-    place: Any
+    place: Place
     flat: Tensor
     offset: int
     start: int
@@ -141,7 +141,7 @@ def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
     return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
 
 
-def _trained(model: nn.Module) -> dict[str, tuple[Any, Any]]:
+def _trained(model: nn.Module) -> dict[str, tuple[Place, Any]]:
     """Each trained parameter by its name on this rank, with its place in the whole model."""
     places = moe.places(model)
     return {name: (places[name], p) for name, p in model.named_parameters() if p.requires_grad}
@@ -149,8 +149,9 @@ def _trained(model: nn.Module) -> dict[str, tuple[Any, Any]]:
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
     """Those that a checkpoint has, by Hugging Face names."""
+    layers = moe.spread_layers(model)
     return {
-        moe.hf_name(model, f"{prefix}.{name}".removeprefix(".")): buffer
+        moe.hf_name(f"{prefix}.{name}".removeprefix("."), layers): buffer
         for prefix, module in model.named_modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and name not in module._non_persistent_buffers_set

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 import mopd.distill.models
 from mopd.distill.models.attention import AttentionOffer, attention_offer
 from mopd.distill.models.flops import ModelCost
-from mopd.distill.student.moe import router_biases
+from mopd.distill.storage import write_atomic
+from mopd.distill.student.moe import has_correction_bias
 from mopd.recipes.resolve.checkpoints import empty_model
 
 CACHE = "MOPD_CACHE"
@@ -65,7 +65,7 @@ def made_model(config: Any, *, probe: Callable[[Any, int], None]) -> MadeModel:
         return known
     model, cost = empty_model(config)
     chosen = {name: getattr(config, name) for name in CHOSEN}
-    made = MadeModel(cost, any(bias is not None for bias in router_biases(model)), attention_offer(model), chosen)
+    made = MadeModel(cost, has_correction_bias(model), attention_offer(model), chosen)
     probe(config, cost.total_parameters)
     if path is not None:
         _keep(path, made)
@@ -90,9 +90,7 @@ def _keep(path: Path, made: MadeModel) -> None:
     """Where it cannot be written, later checks take as long as this one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(_FORMAT.dump_json(made))
-        os.replace(file.name, path)
+        write_atomic(path, _FORMAT.dump_json(made))
     except OSError:
         return
 

@@ -23,7 +23,7 @@ from mopd.distill.recipe import Architecture, LoRA, StageRecipe
 from mopd.distill.recipe.messages import guess, nearest
 from mopd.distill.recipe.model_names import is_path
 from mopd.distill.recipe.plugins import own_code
-from mopd.distill.student.moe import router_biases
+from mopd.distill.student.moe import has_correction_bias
 from mopd.distill.types import UserError
 from mopd.recipes.check.made_models import made_model
 from mopd.recipes.check.offline import known_config
@@ -293,7 +293,7 @@ def _look(
         )
         tokenizer, model, cost, unused = checkpoint.tokenizer, checkpoint.model, checkpoint.cost, checkpoint.unused
         own_code = model_source.trusted and has_code(model.config, tokenizer)
-    biased = any(bias is not None for bias in router_biases(model))
+    biased = has_correction_bias(model)
     return ModelInfo(end, model.config, tokenizer, cost, biased, attention_offer(model), own_code, unused)
 
 

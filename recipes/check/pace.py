@@ -17,17 +17,16 @@ from typing import Any
 import torch
 
 from mopd.distill.models.adapters import with_trained_adapter
-from mopd.distill.models.flops import ModelCost
 from mopd.recipes.check.plan.totals import TriedModel
 from mopd.recipes.check.plan.work import Part, WorkKind
 from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.drafts import NOTHING_ENDS
 from mopd.rollouts.engines.generate import generate
 
 SECONDS = 3.0
 """Each of the three measurements takes about this long."""
 FIRST_TOKENS, FIRST_ROWS = 4, 1
 """What is tried first, to find out how much fits into that time."""
-NOTHING_ENDS = (-1,)
 WORDS: Mapping[WorkKind, str] = {"write": "written", "score": "scored", "train": "learnt from"}
 
 
@@ -141,7 +140,7 @@ def _writing(model: Any, asked: TriedModel) -> tuple[float, float, float]:
             step=0,
             end_token_ids=NOTHING_ENDS,
             pad_token_id=0,
-        )  # fmt: skip
+        )
         return _seconds(lambda: generate(model, prompts, range(len(prompts)), how), asked.device)
 
     write(1)  # what is made once at a first call
@@ -171,11 +170,8 @@ def _reading(model: Any, asked: TriedModel, *, learns: bool) -> tuple[float, flo
     seconds = [read(rows)]
     while sum(seconds) + seconds[0] < SECONDS / 2 and len(seconds) < 5:
         seconds.append(read(rows))
-    return _flops(cost, length, rows, learns), length * rows, statistics.median(seconds)
-
-
-def _flops(cost: ModelCost, length: int, rows: int, learns: bool) -> float:
-    return cost.train([length] * rows) if learns else cost.forward([length] * rows)
+    flops = cost.train if learns else cost.forward
+    return flops([length] * rows), length * rows, statistics.median(seconds)
 
 
 @torch.no_grad()

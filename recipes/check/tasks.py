@@ -323,16 +323,13 @@ def check_gold_answers(domains: Mapping[str, DomainRecipe], trained: Mapping[str
     for where, names in trained.items():
         for name in names:
             if name in domains and not has_gold_answers(domains[name].task):
-                if is_elsewhere(domains[name].task):
-                    yield (
-                        f"`{where}` trains on the gold answers of domain {name!r}, whose environment has none; learn "
-                        "it by reward, or leave it out"
-                    )
-                    continue
-                yield (
-                    f"`{where}` trains on the gold answers of domain {name!r}, whose dataset has unit tests alone; "
-                    f"name a column of right programs as `answer` and that of the tests as `tests`, or leave it out"
+                lacking = (
+                    "whose environment has none; learn it by reward"
+                    if is_elsewhere(domains[name].task)
+                    else "whose dataset has unit tests alone; name a column of right programs as `answer` and that of "
+                    "the tests as `tests`"
                 )
+                yield f"`{where}` trains on the gold answers of domain {name!r}, {lacking}, or leave it out"
 
 
 def _lengths(tokenizer: PreTrainedTokenizerBase, task: Task, examples: list[Example]) -> Lengths:

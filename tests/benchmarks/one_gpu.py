@@ -31,6 +31,7 @@ from mopd.distill.student.forward import Objective, forward
 from mopd.distill.student.update_metrics import UpdateTotals
 from mopd.distill.types import Prompt, Rollout, ScoredRollout, TeacherScore
 from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.drafts import NOTHING_ENDS
 from mopd.rollouts.engines.in_process import InProcess, StudentSampler
 from mopd.teachers.kinds.checkpoint import TeacherModel
 from mopd.teachers.scorer import Conditions
@@ -45,7 +46,6 @@ SIZES = {"prompts": 64, "prompt": 128, "answer": 256, "batch": 64, "microbatch":
 SMALL = {"prompts": 4, "prompt": 6, "answer": 5, "batch": 4, "microbatch": 2, "steps": 3}
 SMALL_QWEN3 = {**QWEN3, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
                "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 300}  # fmt: skip
-NOTHING_ENDS = (-1,)
 DOMAINS = ("math", "code")
 GEMM = 8192
 RATE = 5e-4

@@ -6,8 +6,11 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+
 from mopd.distill.recipe import EnvironmentSource
-from mopd.distill.types import Prompt, Rollout
+from mopd.distill.types import Prompt, Rollout, align_logits
 from mopd.rollouts.environments import environment_task
 from mopd.rollouts.environments.episodes import EpisodeSampler, GoldWriter
 from mopd.rollouts.environments.task import EnvironmentTask
@@ -55,6 +58,15 @@ def played(
         end_token_ids=(closing_id(tokenizer),),
     )  # fmt: skip
     return [rollout for microbatch in sampler.sample(prompts, step=0, greedy=greedy) for rollout in microbatch]
+
+
+def assert_recorded_as_a_plain_forward_has_it(model: Any, rollout: Rollout) -> None:
+    """The log-probabilities of what was written are those of one forward of the whole sequence."""
+    ids_1T = torch.from_numpy(rollout.token_ids[None].astype(np.int64))
+    with torch.no_grad():
+        logits_TV = align_logits(model(input_ids=ids_1T).logits)[0]
+    expected_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, :, None])[:, 0].numpy()
+    np.testing.assert_allclose(rollout.sampler_logprobs[rollout.loss_mask], expected_T[rollout.loss_mask], atol=1e-4)
 
 
 def ids_of(*parts: tuple[str, bool]) -> tuple[list[int], list[bool]]:

@@ -6,15 +6,15 @@ import base64
 import hashlib
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote
+
+from http_kit import Headers, StandIn
 
 TOKEN = "hf_writes"
 
 
-class Hub:
+class Hub(StandIn):
     """Files by repository, branch and path.
 
     Attributes:
@@ -28,15 +28,13 @@ class Hub:
         self.private: dict[str, bool] = {}
         self.commits: list[dict[str, Any]] = []
         self.spoils: str | None = None
-        handler = type("Handler", (_Handler,), {"hub": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        super().__init__()
 
-    def close(self) -> None:
-        """Stop serving."""
-        self._http.shutdown()
-        self._http.server_close()
+    def respond(self, method: str, path: str, headers: Headers, body: bytes) -> tuple[int, Any]:
+        """See :class:`StandIn`."""
+        if not path.startswith("/upload/") and headers.get("authorization") != f"Bearer {TOKEN}":
+            return 401, {"error": "Invalid username or password."}
+        return self.answer(method, path, body)
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
         """Status and JSON of the answer to one request."""
@@ -105,35 +103,3 @@ def _described(path: str, content: bytes) -> dict[str, Any]:
     if path.endswith(".safetensors"):
         info["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
     return info
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    hub: Hub
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass  # the base class prints every request
-
-    def do_POST(self) -> None:
-        body = self._body()
-        allowed = self.path.startswith("/upload/") or self.headers.get("authorization") == f"Bearer {TOKEN}"
-        refusal = (401, {"error": "Invalid username or password."})
-        status, answer = self.hub.answer(self.command, self.path, body) if allowed else refusal
-        reply = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
-
-    def _body(self) -> bytes:
-        if self.headers.get("transfer-encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("content-length") or 0))
-        parts = []
-        while size := int(self.rfile.readline(), 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
-
-    do_GET = do_PUT = do_POST

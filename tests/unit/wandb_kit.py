@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import struct
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from deadline_kit import Deadline
+from http_kit import Headers, StandIn
 from wandb.proto import wandb_internal_pb2
 
 _BLOCK, _HEADER = 32768, 7  # of a LevelDB log; the file begins with 7 bytes of W&B's own
@@ -93,22 +91,22 @@ def offline_runs(folder: Path) -> list[OfflineRun]:
     return [OfflineRun(path) for path in sorted((folder / "wandb").glob("offline-run-*"))]
 
 
-class Server:
+class Server(StandIn):
     """As much of a W&B server as it takes to open, feed, resume and end a run. Remembers the rows of each run id."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.runs: dict[str, dict[str, Any]] = {}
         self.views: list[dict[str, Any]] = []
-        handler = type("Handler", (_Handler,), {"server_of": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        super().__init__()
 
-    def close(self) -> None:
-        """Stop serving."""
-        self._http.shutdown()
-        self._http.server_close()
+    def respond(self, method: str, path: str, headers: Headers, body: bytes) -> tuple[int, Any]:
+        """See :class:`StandIn`."""
+        try:
+            asked = json.loads(body)
+        except ValueError:
+            asked = {}
+        return 200, self.answer(path, asked)
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The answer to one request."""
@@ -151,28 +149,3 @@ class Server:
 
 
 _ENTITY = {"id": "1", "name": "somebody"}
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_of: Server
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass  # the base class prints every request
-
-    def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers.get("content-length") or 0))
-        if self.headers.get("content-encoding") == "gzip":
-            raw = gzip.decompress(raw)
-        try:
-            body = json.loads(raw)
-        except ValueError:
-            body = {}
-        reply = json.dumps(self.server_of.answer(self.path, body)).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
-
-    do_GET = do_PUT = do_POST

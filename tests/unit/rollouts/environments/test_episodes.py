@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from check_kit import save_model
+from dialogue_kit import assert_recorded_as_a_plain_forward_has_it
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.models.load import load_model
-from mopd.distill.types import Prompt, Rollout, RunError, UserError, align_logits
+from mopd.distill.types import Prompt, Rollout, RunError, UserError
 from mopd.recipes.resolve.initial import training_texts
 from mopd.rollouts.engines.base import Decoding
 from mopd.rollouts.engines.in_process import InProcess, StudentSampler
@@ -146,13 +147,7 @@ def test_what_is_written_is_trained_and_has_the_log_probability_of_a_plain_forwa
     assert [(r.group, r.index) for r in rollouts] == [(0, 0), (0, 1), (1, 2), (1, 3), (2, 4), (2, 5)]
     model = load_model(path, device="cpu", dtype="float32")
     for rollout in rollouts:
-        ids_1T = torch.from_numpy(rollout.token_ids[None].astype(np.int64))
-        with torch.no_grad():
-            logits_TV = align_logits(model(input_ids=ids_1T).logits)[0]
-        expected_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, :, None])[:, 0].numpy()
-        np.testing.assert_allclose(
-            rollout.sampler_logprobs[rollout.loss_mask], expected_T[rollout.loss_mask], atol=1e-4
-        )
+        assert_recorded_as_a_plain_forward_has_it(model, rollout)
         assert (rollout.sampler_logprobs[~rollout.loss_mask] == 0).all()
         record = rollout.episode
         assert record is not None

@@ -7,15 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from check_kit import save_model
 from deadline_kit import Deadline, patience
-from dialogue_kit import CLOSING, TOKENIZER, ids_of, played, prompts_of, task_of
+from dialogue_kit import (
+    CLOSING,
+    TOKENIZER,
+    assert_recorded_as_a_plain_forward_has_it,
+    ids_of,
+    played,
+    prompts_of,
+    task_of,
+)
 
 from mopd.distill.models.load import load_model
-from mopd.distill.types import EpisodeRecord, Prompt, Rollout, RunError, UserError, align_logits
+from mopd.distill.types import EpisodeRecord, Prompt, Rollout, RunError, UserError
 from mopd.rollouts.engines.base import Decoding
 from mopd.rollouts.engines.in_process import InProcess, StudentSampler
 from mopd.rollouts.environments.episodes import ATTEMPTS, EpisodeSampler
@@ -154,13 +161,7 @@ def test_the_student_serves_with_keyed_randomness_and_its_own_log_probabilities(
     model = load_model(path, device="cpu", dtype="float32")
     for rollout in rollouts:
         assert rollout.version == (3, 3)
-        ids_1T = torch.from_numpy(rollout.token_ids[None].astype(np.int64))
-        with torch.no_grad():
-            logits_TV = align_logits(model(input_ids=ids_1T).logits)[0]
-        expected_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, :, None])[:, 0].numpy()
-        np.testing.assert_allclose(
-            rollout.sampler_logprobs[rollout.loss_mask], expected_T[rollout.loss_mask], atol=1e-4
-        )
+        assert_recorded_as_a_plain_forward_has_it(model, rollout)
     assert len({rollout.token_ids.tobytes() for rollout in rollouts}) == 8
 
 
