@@ -19,6 +19,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import mopd.distill.models
+import mopd.distill.student
+import mopd.recipes.check
+import mopd.recipes.resolve
 from mopd.distill.models.attention import AttentionOffer, attention_offer
 from mopd.distill.models.flops import ModelCost
 from mopd.distill.storage import write_atomic
@@ -110,7 +113,7 @@ def _path(config: Any) -> Path | None:
 def _code() -> str:
     """A digest of all that decides what is found out: libraries by version, the code of this project by its bytes."""
     digest = hashlib.sha256("".join(version(name) for name in ("torch", "transformers")).encode())
-    sources = [Path(__file__), *sorted(Path(mopd.distill.models.__path__[0]).glob("*.py"))]
-    for source in sources:
-        digest.update(source.read_bytes())
+    for package in (mopd.distill.models, mopd.distill.student, mopd.recipes.check, mopd.recipes.resolve):
+        for source in sorted(Path(package.__path__[0]).glob("*.py")):
+            digest.update(source.read_bytes())
     return digest.hexdigest()
