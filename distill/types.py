@@ -149,6 +149,7 @@ class Rollout:
             masked positions. See :func:`distill.payloads.likeliest`.
         drafts: where it was written with guesses of draft heads.
         episode: of a rollout of several turns, what became of it; None of an answer to a prompt.
+        writer: the teacher that wrote it; None where that was the student.
     """
 
     prompt: Prompt
@@ -163,6 +164,7 @@ class Rollout:
     support_ids: Int32 | None = None
     drafts: DraftCounts | None = None
     episode: EpisodeRecord | None = None
+    writer: str | None = None
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.payloads import Support
 from mopd.distill.recipe import EvaluateRecipe, RolloutRecipe
-from mopd.distill.types import Prompt, Rollout, Sampler, Weights
+from mopd.distill.types import Metrics, Prompt, Rollout, Sampler, Weights
 from mopd.rollouts.engines import ENGINES
 from mopd.rollouts.engines.base import (
     Decoding,
@@ -289,7 +290,11 @@ class TeacherSampler:
         with ThreadPoolExecutor(len(self._writers), thread_name_prefix="writer") as threads:
             written = dict(zip(self._writers, threads.map(write, self._writers), strict=True))
         # A writer numbers its own prompts from 0.
-        placed = [(places[name][rollout.group], rollout) for name in self._writers for rollout in written[name]]
+        placed = [
+            (places[name][rollout.group], replace(rollout, writer=name))
+            for name in self._writers
+            for rollout in written[name]
+        ]
         placed.sort(key=lambda pair: pair[0])
         yield [
             replace(rollout, group=group, index=index, version=(self._version, self._version))
@@ -308,3 +313,76 @@ class TeacherSampler:
             ends = list(accumulate(parts))
             assigned.append(next((name for name, end in zip(names, ends, strict=True) if middle <= end), names[-1]))
         return assigned
+
+
+class MixedSampler:
+    """The student writes, and in its place a teacher where a prompt falls to one: a mixture of on- and off-policy.
+
+    Source: GKD, arXiv 2306.13649, algorithm 1, with lambda = 1 - ``part``; drawn there, counted here, so that no domain
+    gets more or fewer by chance.
+
+    Args:
+        student: writes the others, and is what weights are loaded into.
+        teachers: see :class:`TeacherSampler`.
+        part: of each domain's prompts that teachers answer, 0..1: the whole number below it, spread evenly.
+        steps: the first steps in which they do; None: in all.
+    """
+
+    def __init__(self, student: Sampler, teachers: Sampler, *, part: float, steps: int | None) -> None:
+        self._student = student
+        self._teachers = teachers
+        self._part = part
+        self._steps = steps
+
+    def load_weights(self, weights: Weights, *, version: int) -> None:
+        """The student acts with ``weights``; rollouts of both carry ``version``."""
+        self._student.load_weights(weights, version=version)
+        self._teachers.load_weights(weights, version=version)
+
+    def sample(self, prompts: Sequence[Prompt], *, step: int, greedy: bool = False) -> Iterator[list[Rollout]]:
+        """Yield what the student writes, in the order of its prompts, then what teachers write in theirs.
+
+        Both write at the same time. ``group`` numbers all prompts; a prompt has the number of samples that each
+        sampler gives, and ``index`` counts the student's rollouts first.
+        """
+        taught = set() if self._steps is not None and step >= self._steps else set(self._taught(prompts))
+        if not taught:
+            yield from self._student.sample(prompts, step=step, greedy=greedy)
+            return
+        own = [place for place in range(len(prompts)) if place not in taught]
+        of_teachers = sorted(taught)
+
+        def write() -> list[list[Rollout]]:
+            return list(self._teachers.sample([prompts[i] for i in of_teachers], step=step, greedy=greedy))
+
+        with ThreadPoolExecutor(1, thread_name_prefix="teachers") as threads:
+            written_by_teachers = threads.submit(write)
+            written = 0
+            for microbatch in self._student.sample([prompts[i] for i in own], step=step, greedy=greedy):
+                written += len(microbatch)
+                yield [replace(rollout, group=own[rollout.group]) for rollout in microbatch]
+            for microbatch in written_by_teachers.result():
+                yield [
+                    replace(rollout, group=of_teachers[rollout.group], index=written + rollout.index)
+                    for rollout in microbatch
+                ]
+
+    def _taught(self, prompts: Sequence[Prompt]) -> Iterator[int]:
+        """Places of the prompts that teachers answer: of n in a domain floor(n * part)."""
+        seen: dict[str, int] = {}
+        for place, prompt in enumerate(prompts):
+            before = seen.get(prompt.domain, 0)
+            seen[prompt.domain] = before + 1
+            if math.floor((before + 1) * self._part) > math.floor(before * self._part):
+                yield place
+
+
+def taught_shares(rollouts: Sequence[Rollout]) -> Metrics:
+    """``off_policy/d`` of every domain of which teachers wrote some: the part of its trained tokens that they wrote."""
+    tokens: dict[str, int] = {}
+    taught: dict[str, int] = {}
+    for rollout in rollouts:
+        tokens[rollout.domain] = tokens.get(rollout.domain, 0) + rollout.trained_tokens
+        if rollout.writer is not None:
+            taught[rollout.domain] = taught.get(rollout.domain, 0) + rollout.trained_tokens
+    return {f"off_policy/{domain}": count / max(1, tokens[domain]) for domain, count in taught.items()}

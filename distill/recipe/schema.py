@@ -46,7 +46,16 @@ from mopd.distill.recipe.source import GYM, EnvironmentSource, GymSource, Source
 MethodName: TypeAlias = Annotated[
     str,
     ShippedOrPlugin(
-        "mopd", "mix_rl", "expert_iteration", "off_policy", "supervised", "draft_heads", "cascade", "merge"
+        "mopd",
+        "mix_rl",
+        "expert_iteration",
+        "off_policy",
+        "supervised_distillation",
+        "rejection_sampling",
+        "supervised",
+        "draft_heads",
+        "cascade",
+        "merge",
     ),
 ]
 """A row of METHODS (recipes/resolve/methods.py); its name stands here too, so that reading a recipe loads no model."""
@@ -518,7 +527,14 @@ class RolloutRecipe(Strict):
     temperature: Temperature = Field(default=1.0, description="of sampler, policy and teachers alike")
     batch_size: Count = Field(default=256, description="sequences of one generation batch on a rank")
     keep_verified: Count = Field(
-        default=1, description="expert_iteration: different right answers to a prompt that are learnt from at most"
+        default=1,
+        description="methods that learn from verified answers: different right ones to a prompt at most",
+    )
+    off_policy: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="part of each domain's prompts that its teachers answer in the student's place"
+    )
+    off_policy_steps: CountOrNone | None = Field(
+        default=None, description="first steps in which teachers answer some; null: in all of them"
     )
 
     @model_validator(mode="before")

@@ -9,6 +9,7 @@ from mopd.distill.loss.registry import LOSSES, OWN_PAYLOADS, BoundLoss
 from mopd.distill.recipe import (
     Architecture,
     DomainRecipe,
+    EnvironmentSource,
     ModelReference,
     Optimizer,
     RolloutRecipe,
@@ -22,7 +23,7 @@ from mopd.distill.recipe.model_names import SELF, stage_name
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.recipes.check.settings import check_loss
 from mopd.recipes.check.teachers import check_teachers
-from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
+from mopd.recipes.resolve.methods import METHODS, WHOLE, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import ModelSource, chain
 from mopd.recipes.resolve.stages import stages_before
@@ -40,6 +41,7 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
         *_tasks(recipe.domains, tasks),
         *_teachers(resolved),
         *_method(resolved),
+        *_writers(recipe.rollout, resolved.method, resolved.loss, recipe.trained_domains),
         *_rewards(resolved.method, resolved.loss, recipe.domains, recipe.rollout.samples_per_prompt),
         *check_loss(resolved),
         *check_teachers(resolved),
@@ -75,7 +77,7 @@ def _teachers(resolved: Resolved) -> Iterator[str]:
         if teacher not in used and teacher != resolved.loss.reference:
             yield f"`teachers.{teacher}`: no domain uses this teacher; name it in a domain, or remove it"
     yield from _anchors(recipe.student.model, recipe.teachers, recipe.domains)
-    if resolved.method.teachers == "grade" and recipe.teachers:  # else recipes/check/settings.py says so
+    if resolved.method.teachers_grade and recipe.teachers:  # else recipes/check/settings.py says so
         yield from _turns(recipe.teachers, recipe.run.resident_teachers, resolved.turn_takers)
     for first, second in itertools.combinations([names[0] for names in resolved.groups], 2):
         a, b = recipe.teachers[first], recipe.teachers[second]
@@ -155,17 +157,64 @@ def _method(resolved: Resolved) -> Iterator[str]:
             "`student.model` names no chain of stages, and the student of a cascade is the end of one: write "
             "`stage:NAME` of a stage that is made from another model"
         )
-    asked = [what for what, may in (("teacher", method.teachers != "none"), ("reward", method.rewards)) if may]
     for name, domain in recipe.trained_domains.items():
-        if domain.teacher_weights and method.teachers == "none":
-            yield f"`domains.{name}` has a teacher, which method {recipe.method!r} never asks; remove it"
-        if domain.reward and not method.rewards:
-            yield f"`domains.{name}.reward` is true, and method {recipe.method!r} never asks for one; remove it"
-        if asked and not (domain.teacher_weights or domain.reward):
-            remedies = {"teacher": "name a `teacher`", "reward": "set `reward: true`"}
-            lacks = "neither teacher nor reward" if len(asked) > 1 else f"no {asked[0]}"
-            ways = ", ".join(remedies[what] for what in asked)
-            yield f"`domains.{name}` has {lacks}, so nothing teaches it; {ways}, or set `evaluate_only: true`"
+        yield from _what_teaches(name, domain, recipe.method, method)
+
+
+def _what_teaches(name: str, domain: DomainRecipe, method_name: str, method: Method | MadeMethod) -> Iterator[str]:
+    """Whether a trained domain has what its method learns from, and nothing that it never asks."""
+    if domain.teacher_weights and method.teachers == "none":
+        yield f"`domains.{name}` has a teacher, which method {method_name!r} never asks; remove it"
+    if domain.reward and not method.rewards:
+        yield f"`domains.{name}.reward` is true, and method {method_name!r} never asks for one; remove it"
+    asked = [what for what, may in (("teacher", method.teachers != "none"), ("reward", method.rewards)) if may]
+    remedies = {"teacher": "name a `teacher`", "reward": "set `reward: true`"}
+    has = {"teacher": bool(domain.teacher_weights), "reward": domain.reward}
+    if asked and not any(has.values()):
+        lacks = "neither teacher nor reward" if len(asked) > 1 else f"no {asked[0]}"
+        ways = ", ".join(remedies[what] for what in asked)
+        yield f"`domains.{name}` has {lacks}, so nothing teaches it; {ways}, or set `evaluate_only: true`"
+    elif method.teachers_write and method.selects:
+        for what in [what for what in asked if not has[what]]:
+            yield (
+                f"`domains.{name}` has no {what}, and method {method_name!r} learns from what teachers write and "
+                f"verifiers find right; {remedies[what]}, or set `evaluate_only: true`"
+            )
+
+
+def _writers(
+    rollout: RolloutRecipe, method: Method | MadeMethod, loss: BoundLoss, trained: Mapping[str, DomainRecipe]
+) -> Iterator[str]:
+    """Whether teachers can write what they are to write, and the loss can learn from it."""
+    if method.teachers_write or rollout.off_policy:
+        for name in [name for name, domain in trained.items() if isinstance(domain.task, EnvironmentSource)]:
+            yield f"domain {name!r} is an environment, in which only the student writes; give it a task"
+    if rollout.off_policy == 0:
+        if rollout.off_policy_steps is not None:
+            yield (
+                "`rollout.off_policy_steps` is set and would change nothing (`rollout.off_policy` is 0: teachers "
+                "answer no prompt); raise that, or remove it"
+            )
+        return
+    where = f"`rollout.off_policy` is {rollout.off_policy:g}"
+    if rollout.off_policy_steps == 0:
+        yield f"{where} for 0 steps (`rollout.off_policy_steps`); raise the steps, or remove both"
+    if not (method.samples and method.teachers_grade):
+        yield f"{where}, and only where the student writes and teachers grade (mopd) is there a part to move; remove it"
+    elif loss.payload not in ("full", "hidden"):
+        offered = ", ".join(sorted(WHOLE))
+        yield (
+            f"{where}, and {loss.estimator} learns from the student's own draws alone; take a loss of whole "
+            f"distributions ({offered}), or remove it"
+        )
+    for name, domain in trained.items():
+        if not domain.teacher_weights:
+            yield f"{where}, and domain {name!r} has no teacher to answer its prompts; name one, or remove it"
+        if int(domain.prompts * rollout.off_policy) == 0:
+            yield (
+                f"{where}, which is less than one of the {domain.prompts} prompts of domain {name!r}; raise it to "
+                f"{1 / domain.prompts:g} at least, or remove it"
+            )
 
 
 def _rewards(
@@ -174,7 +223,7 @@ def _rewards(
     weight = loss.reward_weight
     rewarded = [name for name, domain in domains.items() if domain.reward]
     if not method.rewards or not loss.takes_reward:
-        if method.teachers == "grade":
+        if method.teachers_grade:
             yield from _unweighted(rewarded)
         return
     if weight == 0:
@@ -244,7 +293,7 @@ def _updates(
     method: Method | MadeMethod,
 ) -> Iterator[str]:
     """Whether every update gets a rollout of every domain, and the warm-up ends before the training does."""
-    samples = rollout.samples_per_prompt if method.samples or method.teachers == "write" else 1
+    samples = rollout.samples_per_prompt if method.samples or method.teachers_write else 1
     for name, domain in trained.items():
         if not method.selects and domain.prompts * samples < student.updates_per_step:
             yield (

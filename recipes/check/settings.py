@@ -39,6 +39,11 @@ def check_loss(resolved: Resolved) -> Iterator[str]:
     yield from check_stop(recipe.stop, recipe.run, graded=taught and recipe.evaluate.graded_prompts > 0)
     if recipe.share_rule != "explicit":
         yield from _share_rule(recipe.share_rule, resolved.loss, trained)
+        if resolved.teachers_write and resolved.loss.payload is not None:
+            yield (
+                f"`share_rule` is {recipe.share_rule}, and reads the gap to the teachers from the student's own draws, "
+                "and here teachers write; set it to explicit"
+            )
     if recipe.prompt_rule != "fixed":
         yield from _prompt_rule(resolved.method, trained)
 
@@ -91,7 +96,7 @@ def _share_rule(rule: str, loss: BoundLoss, trained: Mapping[str, DomainRecipe])
 
 def _prompt_rule(method: Method | MadeMethod, trained: Mapping[str, DomainRecipe]) -> Iterator[str]:
     where = "`prompt_rule` is gap_following"
-    if method.teachers != "grade":
+    if not method.teachers_grade:
         yield f"{where}, and no teacher grades in this method, so no step tells a gap; set it to fixed"
     elif len(trained) == 1:
         yield f"{where}, and one domain has all prompts; set it to fixed"
@@ -144,7 +149,7 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
     """A warning for every leaf that is set and changes nothing in this recipe, with why."""
     recipe, method = resolved.recipe, resolved.method
     if not method.selects:
-        yield from _set(recipe.rollout, "rollout", ("keep_verified",), "only expert_iteration keeps some")
+        yield from _set(recipe.rollout, "rollout", ("keep_verified",), f"{recipe.method} keeps all of them")
     yield from _idle_cuts(recipe.rollout.truncated, method, recipe.trained_domains, recipe.stages)
     yield from _unsampled(recipe.evaluate)
     yield from _untrained(resolved)
@@ -179,9 +184,9 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
             if leaf in WHAT_SCORES:
                 continue  # refused
             yield from _set(teacher, f"teachers.{name}", (leaf,), why)
-        if method.teachers == "write":
+        if method.teachers_write and not method.teachers_grade:
             yield from _set(teacher, f"teachers.{name}", ("replicas",), f"{recipe.method} gives each writer a process")
-    if method.trains and (method.teachers != "grade" or not recipe.teachers):
+    if method.trains and (not method.teachers_grade or not recipe.teachers):
         yield from _set(recipe.run, "run", ("resident_teachers",), "no teacher grades")
     if resolved.device == "cpu":
         yield from _set(recipe.student.engine, "student.engine", ("gpus",), "the run is on the CPU")
@@ -200,7 +205,7 @@ def _of_stage(where: str, stage: StageRecipe, rollout: RolloutRecipe) -> Iterato
         yield from _set(stage, where, ("samples_per_prompt",), "it samples nothing it trains on")
         yield from _set(stage.mtp, f"{where}.mtp", ("drafts",), "it samples nothing it trains on")
     if not method.selects:
-        yield from _set(stage, where, ("keep_verified",), "only expert_iteration keeps some")
+        yield from _set(stage, where, ("keep_verified",), f"{stage.method} keeps all of them")
     if stage.plateau is None:
         yield from _set(stage, where, ("evaluate_every",), "without `plateau` it measures nothing")
     if method.samples or not stage.mtp.heads:
@@ -244,7 +249,7 @@ def _idle_cuts(
     """Where nothing trains on rollouts that can be cut, or gives them a reward that could be 0."""
     counts = any(METHODS[stage.method].samples for stage in stages.values())
     if truncated == "mask":
-        counts = counts or method.samples or method.teachers == "write"
+        counts = counts or method.samples or method.teachers_write
     if truncated == "zero_reward":
         counts = counts or (method.rewards and any(domain.reward for domain in trained.values()))
     if truncated != "learn" and not counts:

@@ -34,20 +34,21 @@ PROBES = 8
 
 def check_teachers(resolved: Resolved) -> Iterator[str]:
     """Whether a recipe asks of its teachers nothing but what their kinds give, each problem a sentence."""
-    recipe, role, loss = resolved.recipe, resolved.method.teachers, resolved.loss
+    recipe, method, loss = resolved.recipe, resolved.method, resolved.loss
+    needs_weights = resolved.teachers_write or method.teachers == "merge"
     for name, teacher in resolved.teachers.items():
         stanza, kind = teacher.settings, teacher.kind
         use = TeacherUse(
             name,
             stanza,
             made_by_run=stanza.model == SELF or stage_name(stanza.model) is not None,
-            grades=role == "grade",
+            grades=method.teachers_grade,
             estimator=loss.estimator,
             payload=loss.payload,
             support=None if loss.support is None else loss.support.whose,
             temperature=recipe.rollout.temperature,
         )
-        if role != "grade" and stanza.own_prompt is not None:
+        if not method.teachers_grade and stanza.own_prompt is not None:
             yield f"`teachers.{name}.prompt` is read by who grades, and method {recipe.method!r} has none; remove it"
         with own_code(f"`teachers.{name}`: its kind {stanza.kind_name} fails", seconds=CALL_SECONDS):
             unread, wrong = kind.unread_keys(stanza), list(kind.check(use))
@@ -57,11 +58,13 @@ def check_teachers(resolved: Resolved) -> Iterator[str]:
                     f"`teachers.{name}.{key}` is set, and a {kind.name} teacher does not score with it "
                     f"({unread[key]}); remove it"
                 )
-        if role in ("write", "merge") and not (kind.has_weights and kind.can_write):
+        if needs_weights and not (kind.has_weights and kind.can_write):
             why = "and it only scores" if kind.has_weights else "which are not here"
+            mixed = method.teachers_grade and not method.teachers_write
+            asks = "`rollout.off_policy`" if mixed else f"method {recipe.method!r}"
             yield (
-                f"`teachers.{name}`: method {recipe.method!r} needs its teachers' weights, {why}: it is of kind "
-                f"{kind.name}; take a checkpoint"
+                f"`teachers.{name}`: {asks} needs its teachers' weights, {why}: it is of kind {kind.name}; take a "
+                "checkpoint"
             )
         # A payload of a user's own is made of whole distributions.
         asked = use.payload if use.payload is None or use.payload in PAYLOADS else "full"

@@ -27,16 +27,14 @@ class Costs:
     Attributes:
         student: path of the student's checkpoint.
         teachers: paths of the teachers' by name.
-        samples: whether the student writes its rollouts; gold answers cost nothing to write.
-        writers: for each domain the teachers that write its rollouts, with their parts; empty where none do.
+        writes: whether models write the rollouts; gold answers cost nothing to write.
         trusted: leaves of the models whose own code may run; see :func:`recipes.resolve.sources.trusted`.
     """
 
     student: str
     teachers: Mapping[str, str]
-    samples: bool
+    writes: bool
     trusted: frozenset[str] = frozenset()
-    writers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     _student: ModelCost = field(init=False)
     _teachers: dict[str, ModelCost] = field(init=False)
 
@@ -54,7 +52,7 @@ class Costs:
             "tokens/update": float(sum(rollout.trained_tokens for rollout in kept)),
             "flops/update": float(self._student.train([len(rollout.token_ids) for rollout in kept])),
         }
-        if self.samples or self.writers:
+        if self.writes:
             metrics["tokens/generation"] = float(sum(scored.rollout.trained_tokens for scored in batch))
             metrics["flops/generation"] = self._generation(batch)
         scored_by: dict[str, list[int]] = {name: [] for name in self._teachers}
@@ -70,13 +68,14 @@ class Costs:
         return metrics
 
     def _generation(self, batch: Sequence[ScoredRollout]) -> float:
-        if not self.writers:
-            return float(self._student.generate([len(scored.rollout.token_ids) for scored in batch]))
-        total = 0.0
-        for domain, parts in self.writers.items():
-            lengths = [len(scored.rollout.token_ids) for scored in batch if scored.rollout.domain == domain]
-            total += sum(part * float(self._teachers[name].generate(lengths)) for name, part in parts.items())
-        return total
+        """What the writers of the rollouts spent on them: the student, or the teacher that it names."""
+        lengths: dict[str | None, list[int]] = {}
+        for scored in batch:
+            lengths.setdefault(scored.rollout.writer, []).append(len(scored.rollout.token_ids))
+        return sum(
+            float((self._student if writer is None else self._teachers[writer]).generate(each))
+            for writer, each in lengths.items()
+        )
 
     def of_forward(self, lengths: Sequence[int]) -> float:
         """FLOPs of a forward of the student over sequences of these lengths."""

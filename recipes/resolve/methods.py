@@ -61,7 +61,7 @@ class Method:
         grader: makes their grader.
         losses: the estimators of ``loss`` that make sense with them.
         samples: whether the actor is the student, writing rollouts of its own.
-        teachers: what the teachers of the recipe do, if it may have any.
+        teachers: what the teachers of the recipe do, if it may have any; ``both``: they write and grade.
         rewards: whether verifiers may grade.
         selects: whether the grader selects what is learnt from; see :func:`distill.student.plan.plan_updates`.
         heads_alone: whether only draft heads learn, and the model beside them stays as it is.
@@ -71,11 +71,21 @@ class Method:
     grader: Callable[[Parts], Grader]
     losses: frozenset[str]
     samples: bool
-    teachers: Literal["grade", "write", "none"] = "none"
+    teachers: Literal["grade", "write", "both", "none"] = "none"
     rewards: bool = False
     selects: bool = False
     heads_alone: bool = False
     trains: ClassVar[bool] = True
+
+    @property
+    def teachers_grade(self) -> bool:
+        """Whether teachers score what is written."""
+        return self.teachers in ("grade", "both")
+
+    @property
+    def teachers_write(self) -> bool:
+        """Whether teachers write what is learnt from."""
+        return self.teachers in ("write", "both")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,8 @@ class MadeMethod:
     selects: ClassVar[bool] = False
     heads_alone: ClassVar[bool] = False
     trains: ClassVar[bool] = False
+    teachers_grade: ClassVar[bool] = False
+    teachers_write: ClassVar[bool] = False
 
 
 def support_of(loss: BoundLoss, tokenizer: PreTrainedTokenizerBase) -> Support | None:
@@ -179,6 +191,8 @@ def _verified(parts: Parts) -> Grader:
 
 TAUGHT = frozenset(name for name, spec in LOSSES.items() if spec.payload is not None)
 """The estimators that learn from teachers."""
+WHOLE = frozenset(name for name, spec in LOSSES.items() if spec.payload == "full")
+"""Those of them that compare whole distributions: they need no rollouts of the student's own, nor any ratio."""
 
 METHODS: dict[str, Method | MadeMethod] = {
     # Multi-teacher on-policy distillation: MiMo-V2-Flash report, arXiv 2601.02780, section 4.4.
@@ -191,6 +205,12 @@ METHODS: dict[str, Method | MadeMethod] = {
     ),
     # Fine-tuning on what the teachers write: sequence-level distillation, Kim and Rush, arXiv 1606.07947, sampled.
     "off_policy": Method(_writers, _ungraded, losses=frozenset({"nll"}), samples=False, teachers="write"),
+    # The same rollouts, learnt from by whole distributions: supervised distillation, GKD, arXiv 2306.13649, section 2.
+    "supervised_distillation": Method(_writers, _teachers, losses=WHOLE, samples=False, teachers="both"),
+    # The same rollouts, of which only verified ones are learnt from: arXiv 2308.01825.
+    "rejection_sampling": Method(
+        _writers, _verified, losses=frozenset({"nll"}), samples=False, teachers="write", rewards=True, selects=True
+    ),
     # Fine-tuning on gold answers: an oracle, which sees what no distillation sees.
     "supervised": Method(_gold, _ungraded, losses=frozenset({"nll"}), samples=False),
     # The model stays as it is and gets draft heads, which learn what it would write: EAGLE-3, arXiv 2503.01840.

@@ -36,10 +36,10 @@ def resource_requests(resolved: Resolved) -> Iterator[ResourceRequest]:
     recipe, teachers = resolved.recipe, resolved.teachers
     yield ResourceRequest("the student's ranks", recipe.student.engine.ranks, _gpu(resolved.rank_gpus))
     yield ResourceRequest("sampler workers", recipe.rollout.workers, _gpu(resolved.sampler_gpus))
-    if resolved.method.teachers == "write":
+    if resolved.teachers_write:
         for name, teacher in teachers.items():
             yield ResourceRequest(f"teacher {name}", 1, teacher.takes)
-    if resolved.method.teachers != "grade":
+    if not resolved.method.teachers_grade:
         return
     for names in resolved.groups:
         if names not in resolved.turn_takers:

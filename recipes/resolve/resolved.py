@@ -36,6 +36,7 @@ class Resolved:
         groups: teachers that share processes: those of one base and placement; not those on the student.
         turn_takers: the groups that share the processes of ``run.resident_teachers``; none where that is not set.
         routes: who is asked about each trained domain's rollouts, see :func:`routes`.
+        teachers_write: whether teachers write any of what the student learns from.
         links: the stages of a cascade, first to last.
         start: what the student is before distillation, which results call the base: a cascade's is where it begins.
         niceness: of the run's processes.
@@ -54,6 +55,7 @@ class Resolved:
     groups: list[list[str]]
     turn_takers: list[list[str]]
     routes: Mapping[str, Mapping[str, float]]
+    teachers_write: bool
     links: list[str]
     start: ModelReference
     niceness: int
@@ -100,6 +102,7 @@ def resolve(recipe: Recipe) -> Resolved:
         groups=groups,
         turn_takers=[] if recipe.run.resident_teachers is None else turn_takers(groups, teachers),
         routes=routes(recipe.trained_domains, loss.reference),
+        teachers_write=method.teachers_write or recipe.rollout.off_policy > 0,
         links=cascade,
         start=recipe.stages[cascade[0]].reference
         if recipe.method == "cascade" and cascade

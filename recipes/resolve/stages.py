@@ -17,6 +17,7 @@ from mopd.distill.recipe import (
     NegativeLogLikelihood,
     PolicyGradient,
     Recipe,
+    RolloutRecipe,
     RunRecipe,
     StageRecipe,
     StudentRecipe,
@@ -77,11 +78,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
         loss=PolicyGradient(estimator="policy_gradient", reward_weight=1.0)
         if stage.method == "mix_rl"
         else NegativeLogLikelihood(estimator="nll"),
-        rollout=recipe.rollout
-        if stage.method == "supervised"
-        else recipe.rollout.model_copy(
-            update={"samples_per_prompt": stage.samples_per_prompt, "keep_verified": stage.keep_verified}
-        ),
+        rollout=_stage_rollout(recipe.rollout, stage),
         mtp=stage.mtp,
         evaluate=recipe.evaluate.model_copy(update={"select": "last"}),
         faults=recipe.faults,
@@ -96,10 +93,20 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
     )
 
 
+def _stage_rollout(rollout: RolloutRecipe, stage: StageRecipe) -> RolloutRecipe:
+    """How a stage's model writes: as the student, alone."""
+    alone: dict[str, Any] = {"off_policy": 0.0, "off_policy_steps": None}
+    if stage.method != "supervised":
+        alone |= {"samples_per_prompt": stage.samples_per_prompt, "keep_verified": stage.keep_verified}
+    return rollout.model_copy(update=alone)
+
+
 LATER_LEAVES: dict[str, Any] = {
     "mtp": MTPRecipe().model_dump(mode="json"),
     "prompt_rule": "fixed",
     "stages_seed": None,
+    "rollout.off_policy": 0.0,
+    "rollout.off_policy_steps": None,
     "run.plateau": None,
     "student.optimizer.decay_steps": 0,
     "student.revision": None,

@@ -19,6 +19,7 @@ from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import FAULTS, TeacherDistance
 from mopd.rollouts.mixture import Mixture
+from mopd.rollouts.sampler import taught_shares
 
 
 class RunCallbacks:
@@ -102,6 +103,7 @@ class RunCallbacks:
         taken = {f"prompts/{domain}": len(places) for domain, places in self._mixture.places(step - 1).items()}
         rollouts = [scored.rollout for scored in batch]
         metrics = metrics | taken | self._costs.of_step(batch) | draft_metrics(rollouts) | episode_metrics(rollouts)
+        metrics |= taught_shares(rollouts)
         self._mixture.see(metrics)
         self._tracker.log("train", step, metrics)
         self._warn_of_stale_heads(step, metrics)

@@ -35,7 +35,7 @@ from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks, run_length
 from mopd.recipes.run.preflight import Candidate, candidates, passed, preflight, wait_for_teachers
 from mopd.recipes.run.ranks import RayRanks
-from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
+from mopd.recipes.run.samplers import samplers_of_run, teachers_writing, with_teachers_writing
 from mopd.rollouts.engines.base import Drafts, FrozenModel
 from mopd.rollouts.environments.episodes import with_episodes
 from mopd.rollouts.environments.kept import FOLDER, KeptEpisodes, keeps_episodes
@@ -96,7 +96,7 @@ class Training:
             closing.callback(progress.close)
             method, trained = self.resolved.method, recipe.trained_domains
             assert isinstance(method, Method), "made_student.py makes the others"
-            teachers = self._teachers(context, lambda: student.weights()) if method.teachers == "grade" else None
+            teachers = self._teachers(context, lambda: student.weights()) if method.teachers_grade else None
             if teachers is not None:
                 closing.callback(teachers.close)
             length = run_length(recipe.run, recipe.student, tuple(trained))
@@ -105,7 +105,7 @@ class Training:
             if not self.is_stage:  # no stage comes after the run itself
                 HOSTS.clear()
             parts = self._parts(samplers, teachers, trained, recipe.rollout, recipe.run)
-            sampler = method.actor(parts)
+            sampler = with_teachers_writing(method.actor(parts), recipe.rollout, parts.writers)
             if method.samples or self.evaluator is not None:
                 samplers.check(student.weights(), named=f"`student.model` ({self.model})")
             # Whoever acts in training, it is the student that is evaluated.

@@ -305,8 +305,7 @@ def training(
     costs = Costs(
         model,
         teachers,
-        samples=method.samples,
-        writers=resolved.routes if method.teachers == "write" else {},
+        writes=method.samples or method.teachers_write,
         trusted=trusted_leaves(resolved.models.values()),
     )
     evaluator = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from mopd.distill.metrics.teacher_distance import OVERLAP_K
@@ -12,7 +12,7 @@ from mopd.distill.types import Sampler
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.engines import engine_of
 from mopd.rollouts.engines.base import FrozenModel, SamplerProcesses, SamplerSettings, StudentModel
-from mopd.rollouts.sampler import Episodes, Samplers, TeacherSampler, make_samplers
+from mopd.rollouts.sampler import Episodes, MixedSampler, Samplers, TeacherSampler, make_samplers
 
 
 def samplers_of_run(
@@ -61,6 +61,17 @@ def samplers_of_run(
         closing=closing,
         episodes=episodes,
     )
+
+
+def with_teachers_writing(sampler: Sampler, rollout: RolloutRecipe, writers: Callable[[], Sampler]) -> Sampler:
+    """A method's sampler, with teachers in its place for the part of the prompts that the recipe gives them.
+
+    Args:
+        writers: makes the sampler of the teachers' frozen weights.
+    """
+    if rollout.off_policy == 0:
+        return sampler
+    return MixedSampler(sampler, writers(), part=rollout.off_policy, steps=rollout.off_policy_steps)
 
 
 def frozen_teacher(teacher: ResolvedTeacher, folder: str) -> FrozenModel:

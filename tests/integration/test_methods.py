@@ -29,6 +29,9 @@ STAGES_BY_REWARD = [
     "teachers.reasoning.model=stage:math",
 ]
 
+STAGES = [f"stages.{name}.{leaf}" for name in ("math", "code") for leaf in ("steps=1", "optimizer.warmup_steps=0")]
+STAGES += ["stages.reasoning=null", "teachers.reasoning.model=stage:math"]
+
 
 def trained(folder: Path) -> list[dict]:
     return [row for row in rows(folder / "metrics.jsonl") if row["kind"] == "train"]
@@ -54,6 +57,36 @@ def test_teachers_write_and_the_student_learns_it(off_policy):
         assert not any(name.startswith("kl/") for name in row)
     roles = json.loads((off_policy / "ledger.json").read_text())["roles"]
     assert roles["generation"]["flops"] > 0
+
+
+def test_teachers_write_and_grade_whole_distributions(tmp_path):
+    out = tmp_path / "run"
+    run("run", "smoke", "method=supervised_distillation", "loss.estimator=forward_kl", *SMALL, *STAGES, "--out", out)
+    assert_whole(out, steps=2)
+    for row in trained(out):
+        assert row["off_policy/math"] == row["off_policy/code"] == row["off_policy/reasoning"] == 1
+        assert row["kl/math"] > 0
+        assert row["tokens/teacher/math"] > 0
+
+
+def test_teachers_answer_a_part_of_the_prompts_in_the_first_steps(tmp_path):
+    out, mixture = tmp_path / "run", ["rollout.off_policy=0.5", "rollout.off_policy_steps=1"]
+    run("run", "smoke", *mixture, *SMALL, *STAGES, "--out", out)
+    assert_whole(out, steps=2)
+    first, second = trained(out)
+    assert all(0 < first[f"off_policy/{name}"] < 1 for name in ("math", "code", "reasoning"))
+    assert not any(name.startswith("off_policy/") for name in second)
+
+
+def test_of_what_teachers_write_verified_answers_are_learnt(tmp_path):
+    out, rewards = tmp_path / "run", [f"domains.{name}.reward=true" for name in ("math", "code", "reasoning")]
+    how = ["method=rejection_sampling", "loss={estimator: nll}", "rollout.samples_per_prompt=4"]
+    run("run", "smoke", *how, "rollout.keep_verified=2", *rewards, *SMALL, *STAGES, "--out", out)
+    assert_whole(out, steps=2)
+    for row in trained(out):
+        assert row["tokens/generation"] > row["tokens/update"]
+        assert 0 <= row["kept/math"] <= row["reward/math"] <= 1
+        assert row["off_policy/math"] == 1
 
 
 def test_stages_learn_by_reward(off_policy):

@@ -189,8 +189,13 @@ def planned_processes(
                          new=rollout.max_new_tokens)  # fmt: skip
     rank = rank_plan(student, recipe.student, engine, device, None if rollout.workers else writing, learning)
     yield replace(rank, phase="run", name="rank of the student")
-    yield from _grading(resolved.groups, resolved.turn_takers, resolved.teachers, model_infos,
-                        recipe.run.resident_teachers, learning)  # fmt: skip
+    if resolved.method.teachers_grade:
+        yield from _grading(resolved.groups, resolved.turn_takers, resolved.teachers, model_infos,
+                            recipe.run.resident_teachers, learning)  # fmt: skip
+    if resolved.teachers_write:
+        taught = rollouts if resolved.method.teachers_write else round(rollouts * rollout.off_policy)
+        written = replace(writing, rows=min(rollout.batch_size, max(1, taught)))
+        yield from (_writer(name, teacher, model_infos, written) for name, teacher in resolved.teachers.items())
     if rollout.workers:
         value = model_dtype(engine, device).itemsize
         sampler = _frozen(
@@ -415,6 +420,15 @@ def _teacher(
         scores["logits"] = scored_bytes(shape, trained=learning.tokens * learning.trained, itemsize=value)
     return replace(_frozen(info, value, teacher.device, teacher.gpus, {"scoring": scores}),
                    name=f"teacher {label}", count=replicas)  # fmt: skip
+
+
+def _writer(name: str, teacher: ResolvedTeacher, model_infos: Mapping[str, ModelInfo], writing: Writing) -> ProcessPlan:
+    """The process of a teacher that writes rollouts: one each, at most all rollouts of a step in it."""
+    info, value = model_infos[teacher.model.leaf], getattr(torch, teacher.dtype).itemsize
+    roles = writing_bytes(info, writing, value, teacher.settings.attn_implementation)
+    return replace(
+        _frozen(info, value, teacher.device, teacher.gpus, {"writing": roles}), name=f"writing teacher {name}"
+    )
 
 
 def _frozen(info: ModelInfo, itemsize: int, device: str, gpus: float, moments: Mapping[str, Roles]) -> ProcessPlan:

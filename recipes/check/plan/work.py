@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from mopd.distill.models.flops import ModelCost
-from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, StageRecipe
+from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, RolloutRecipe, StageRecipe
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.methods import METHODS
@@ -41,14 +41,19 @@ def run_parts(
     resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths: Mapping[str, Lengths]
 ) -> tuple[Part, ...]:
     """Every part of a run, in the order in which they come."""
-    recipe, student = resolved.recipe, model_infos["student.model"].cost
+    recipe, method, student = resolved.recipe, resolved.method, model_infos["student.model"].cost
     written = scored = trained = 0.0
     for name, domain in recipe.trained_domains.items():
         rollouts = recipe.run.steps * domain.prompts * recipe.rollout.samples_per_prompt
         length = _mean(lengths[name])
         teachers = [model_infos[f"teachers.{teacher}.model"].cost for teacher in resolved.routes[name]]
-        written += rollouts * student.generate(length)
-        scored += rollouts * sum(teacher.forward(length) for teacher in teachers)
+        by_teachers = 1.0 if method.teachers_write else _taught_part(recipe.rollout, recipe.run.steps)
+        routes = resolved.routes[name]
+        written_by_teachers = sum(
+            part * cost.generate(length) for part, cost in zip(routes.values(), teachers, strict=True)
+        )
+        written += rollouts * ((1 - by_teachers) * student.generate(length) + by_teachers * written_by_teachers)
+        scored += rollouts * sum(teacher.forward(length) for teacher in teachers) * method.teachers_grade
         trained += rollouts * student.train(length)
     ranks, graders = recipe.student.engine.ranks, recipe.run.resident_teachers or len(recipe.teachers)
     writers = recipe.rollout.workers or ranks
@@ -58,12 +63,18 @@ def run_parts(
     costs = {name: model_infos[f"stages.{name}.from"].cost for name in recipe.stages}
     parts = [
         *_stages(recipe.stages, costs, recipe.trained_domains, recipe.run.parallel_stages, lengths),
-        Part("rollouts", "write", written if resolved.method.samples else 0.0, writers),
+        Part("rollouts", "write", written if method.samples or method.teachers_write else 0.0, writers),
         Part("scores", "score", scored, graders),
-        Part("updates", "train", trained if resolved.method.trains else 0.0, ranks),
+        Part("updates", "train", trained if method.trains else 0.0, ranks),
         Part("evaluations", "write", answers * answer, writers),
     ]
     return tuple(part for part in parts if part.flops > 0)
+
+
+def _taught_part(rollout: RolloutRecipe, steps: int) -> float:
+    """The part of a run's rollouts that teachers write in the student's place."""
+    taught_steps = steps if rollout.off_policy_steps is None else min(steps, rollout.off_policy_steps)
+    return rollout.off_policy * taught_steps / steps
 
 
 def flops_of(parts: tuple[Part, ...]) -> float:

@@ -122,7 +122,7 @@ def test_an_engine_of_a_users_own_writes_evaluations_baselines_and_preflight(
         )
 
     with Progress() as progress, Tracker(tmp_path) as tracker, ExitStack() as closing:
-        costs = Costs(model, {"math": model}, samples=True)
+        costs = Costs(model, {"math": model}, writes=True)
         evaluator = Evaluator(
             made.evaluate,
             tmp_path,

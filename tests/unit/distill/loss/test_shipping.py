@@ -75,7 +75,7 @@ def test_eight_routed_teachers_score_as_many_tokens_as_one(cluster: None, tmp_pa
     pool.wait_until_ready()
     actor = pool._worker_pools["t0"]._replicas[0].actor
     ray.get(actor.__ray_call__.remote(count_tokens))
-    costs, tokens = Costs(base, dict.fromkeys(folders, base), samples=True), sum(len(r.token_ids) for r in rollouts())
+    costs, tokens = Costs(base, dict.fromkeys(folders, base), writes=True), sum(len(r.token_ids) for r in rollouts())
     for n in COUNTS:
         shared = [replace(r, prompt=replace(r.prompt, domain=f"{n}/{r.index % n}")) for r in rollouts()]
         scored = pool.score([shared[:7], shared[7:]])
@@ -136,7 +136,7 @@ def test_plan_and_ledger_say_what_is_shipped(wide: str, loss: dict[str, Any], dt
     for rollout, payload in zip(batch, said, strict=True):
         assert payload_bytes(payload) == per_token * len(rollout.token_ids)
     scored = [ScoredRollout(r, ((1.0, TeacherScore("math", p)),)) for r, p in zip(batch, said, strict=True)]
-    booked = Costs(wide, {"math": wide}, samples=True).of_step(scored)
+    booked = Costs(wide, {"math": wide}, writes=True).of_step(scored)
     assert booked["bytes/teacher/math"] == per_token * booked["tokens/teacher/math"]
 
 

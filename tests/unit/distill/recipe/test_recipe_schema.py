@@ -42,6 +42,7 @@ EVERYTHING: dict[str, Any] = {
 }
 OTHER: dict[str, Any] = {
     "stages_seed": 5,
+    "rollout.off_policy_steps": 5,
     "student.optimizer.warmup_steps": 3,
     "stages.*.optimizer.warmup_steps": 3,
     "loss.settings": {"strength": 2.0},  # leaves whose other value has to be said, because most values would be refused

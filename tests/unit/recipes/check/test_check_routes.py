@@ -172,6 +172,55 @@ def test_off_policy_asks_teachers_to_write_and_nobody_for_rewards() -> None:
     assert any("`domains.math.reward` is true, and method 'off_policy' never asks" in problem for problem in rewarded)
 
 
+def test_supervised_distillation_has_teachers_write_and_grade_whole_distributions() -> None:
+    assert problems(method="supervised_distillation", loss={"estimator": "forward_kl"}) == []
+    sampled = problems(method="supervised_distillation", loss={"estimator": "k2"})
+    assert any("`loss.estimator` is 'k2', which method 'supervised_distillation' does not use" in p for p in sampled)
+    shared = problems(method="supervised_distillation", loss={"estimator": "forward_kl"}, share_rule="variance_scaled")
+    assert any(
+        "reads the gap to the teachers from the student's own draws, and here teachers write" in p for p in shared
+    )
+
+
+def test_rejection_sampling_needs_a_teacher_and_a_verifier_in_every_domain() -> None:
+    sound = {"method": "rejection_sampling", "loss": {"estimator": "nll"}, "rollout": {"samples_per_prompt": 4}}
+    assert problems(**sound, domains={"math": {**MATH, "reward": True}}) == []
+    for lacks, domain in (("reward", MATH), ("teacher", {"task": "arithmetic", "reward": True})):
+        found = problems(**sound, domains={"math": domain})
+        assert any(
+            f"`domains.math` has no {lacks}, and method 'rejection_sampling' learns from what" in p for p in found
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"rollout": {"off_policy": 0.3}}, None),
+        ({"rollout": {"off_policy": 0.3, "off_policy_steps": 20}}, None),
+        ({"rollout": {"off_policy_steps": 20}}, "`rollout.off_policy` is 0: teachers answer no prompt"),
+        ({"rollout": {"off_policy": 0.3, "off_policy_steps": 0}}, "for 0 steps"),
+        ({"rollout": {"off_policy": 0.3}, "loss": {"estimator": "k2"}}, "k2 learns from the student's own draws alone"),
+        (
+            {"rollout": {"off_policy": 0.3}, "method": "off_policy", "loss": {"estimator": "nll"}},
+            "only where the student writes and teachers grade",
+        ),
+        ({"rollout": {"off_policy": 0.001}}, "is less than one of the 4 prompts of domain 'math'; raise it to 0.25"),
+        (
+            {
+                "rollout": {"off_policy": 0.3},
+                "domains": {"math": MATH, "code": {"task": "list_programs", "reward": True}},
+            },
+            "domain 'code' has no teacher to answer its prompts",
+        ),
+        ({"rollout": {"off_policy": 0.3}, "domains": {"math": {"environment": "calculator", "teacher": "math"}}},
+         "domain 'math' is an environment, in which only the student writes"),
+    ],
+)  # fmt: skip
+def test_a_part_of_the_prompts_is_answered_by_teachers(changes: dict[str, Any], expected: str | None) -> None:
+    found = problems(**{"loss": {"estimator": "full_reverse_kl"}, **changes})
+    assert found == [] if expected is None else any(expected in problem for problem in found), found
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

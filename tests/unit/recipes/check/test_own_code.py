@@ -105,9 +105,9 @@ def test_trusted_code_scores_counts_trains_and_is_exported(own: str, tmp_path: P
     assert score.logprobs_T[-1] == pytest.approx(float(expected_TV[-2, IDS[-1]]), abs=1e-5)
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_model(own, device="cpu", dtype="float32")
-    assert Costs(own, {"t": own}, samples=True, trusted=frozenset({"student.model", "teachers.t.model"}))
+    assert Costs(own, {"t": own}, writes=True, trusted=frozenset({"student.model", "teachers.t.model"}))
     with pytest.raises(ValueError, match="trust_remote_code"):
-        Costs(own, {}, samples=True)
+        Costs(own, {}, writes=True)
 
     spec = make_spec(own, tmp_path / "run", trust_remote_code=True)
     learner = student(one.start(spec), spec)

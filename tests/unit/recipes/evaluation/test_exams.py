@@ -146,7 +146,7 @@ def test_an_evaluation_notes_the_mean_of_the_samples_beside_the_greedy_answer(
     with Tracker(tmp_path) as tracker:
         evaluator = Evaluator(
             settings, tmp_path, written_with=(), tokenizer=tokenizer, tracker=tracker,
-            costs=Costs(model, {}, samples=True), **more,
+            costs=Costs(model, {}, writes=True), **more,
         )  # fmt: skip
         gold = {prompt.id: prompt.answer for prompt in evaluator.prompts["test"]["math"]}
         metrics = evaluator.evaluate("student", step=0, split="test", sampler=Lucky(gold, tokenizer))  # type: ignore[arg-type]
@@ -196,7 +196,7 @@ def test_an_exam_keeps_prompts_texts_verdicts_and_reasons(
     more: dict[str, Any] = {"teachers": {}, "source": source, "tasks": {"math": TASKS["arithmetic"]}}
 
     def evaluator_in(folder: Path, tracker: Tracker) -> Evaluator:
-        costs = Costs(model, {}, samples=True)
+        costs = Costs(model, {}, writes=True)
         return Evaluator(settings, folder, written_with=(), tokenizer=tokenizer, tracker=tracker, costs=costs, **more)
 
     (tmp_path / "first").mkdir()

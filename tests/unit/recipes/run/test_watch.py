@@ -34,7 +34,7 @@ class Lost:
 
 
 def test_a_run_that_a_teacher_ends_says_what_was_lost_once(tmp_path: Path) -> None:
-    made, costs = recipe("disabled"), Costs(make_model(tmp_path), {}, samples=True)
+    made, costs = recipe("disabled"), Costs(make_model(tmp_path), {}, writes=True)
     for _ in range(2):  # the second one resumes; nobody has mended the teacher
         with Progress() as progress, Tracker(tmp_path) as tracker:
             actor: Any = Actor()
