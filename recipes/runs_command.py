@@ -145,7 +145,7 @@ def _progress(run: Path) -> tuple[str, int, int]:
     step = int((_last(run / "metrics.jsonl", "train") or {}).get("step", 0))
     finished = bool(read_marker(run))
     if step or finished:
-        return "", step, step if finished and recipe.until_plateau else recipe.steps
+        return "", step, step if finished and recipe.may_end_sooner else recipe.steps
     stages: list[tuple[str, int, int]] = []
     for name, stage in recipe.stages.items():
         row = _last(run / "stages" / name / "metrics.jsonl", "train")

@@ -1,12 +1,13 @@
-"""When a run ends before its last step: rules that the recipe declares, pure functions of its evaluations.
+"""When a run ends before its last step: rules that the recipe declares, pure functions of what it measured and spent.
 
-It ends where a domain is beyond a bound (:func:`stop_reason`), or where it has learnt what it can (:class:`RunLength`):
-a fixed number of steps fits no two seeds. On one of them a specialist is finished after half of it, on another the
-student is far from one of its teachers when it is over, and getting closer.
+It ends where a domain is beyond a bound (:func:`stop_reason`), or where it has learnt what it can or spent its compute
+(:class:`RunLength`): a fixed number of steps fits no two seeds. On one of them a specialist is finished after half of
+it, on another the student is far from one of its teachers when it is over, and getting closer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
@@ -59,12 +60,30 @@ class RunLength:
         rule: ends it earlier; None: it takes all of them.
         domains: those that are trained.
         decay: steps that the run goes on once no domain learns, for its learning rate to decay.
+        flops: that it may spend; None: any.
     """
 
-    def __init__(self, steps: int, rule: PlateauRecipe | None, *, domains: Collection[str], decay: int) -> None:
-        self.steps = self.most = steps
+    def __init__(
+        self,
+        steps: int,
+        rule: PlateauRecipe | None,
+        *,
+        domains: Collection[str],
+        decay: int,
+        flops: float | None = None,
+    ) -> None:
+        self.most = steps
         self.domains = domains
-        self._rule, self._decay = rule, decay
+        self._rule, self._decay, self._flops = rule, decay, flops
+        self._spent: dict[int, float] = {}
+        self._settled = steps
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run; where its compute is bounded, as its last steps cost, until it is spent."""
+        if self._flops is None:
+            return self._settled
+        return min(self._settled, affordable(list(self._spent.values()), self._flops, most=self.most))
 
     def see(self, evaluations: Sequence[Mapping[str, Any]]) -> None:
         """Work it out from all evaluations until now; a resumed run comes to the same.
@@ -73,7 +92,39 @@ class RunLength:
             evaluations: rows of metrics.jsonl of kind ``eval``, in order.
         """
         settled = None if self._rule is None else settled_at(self._rule, evaluations, self.domains)
-        self.steps = self.most if settled is None else min(self.most, settled + self._decay)
+        self._settled = self.most if settled is None else min(self.most, settled + self._decay)
+
+    def spend(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Note what ``step`` took, by its row of metrics.jsonl; whatever was noted of later ones is void."""
+        self._spent = {earlier: flops for earlier, flops in self._spent.items() if earlier < step}
+        self._spent[step] = training_flops(metrics)
+
+
+LAST_STEPS = 20
+"""By the mean of so many the cost of those to come is guessed: rollouts change their lengths as a model learns."""
+
+
+def affordable(spent: Sequence[float], budget: float, *, most: int) -> int:
+    """How many steps a budget lasts for: the first that reaches it, or as it looks after those that are done.
+
+    Args:
+        spent: FLOPs of each finished step.
+        most: steps, however cheap they are.
+    """
+    left = budget
+    for number, flops in enumerate(spent, 1):
+        left -= flops
+        if left <= 0:
+            return min(most, number)
+    last = spent[-LAST_STEPS:]  # not per token
+    each = fmean(last) if last else 0.0
+    return min(most, len(spent) + math.ceil(min(left / each, most))) if each > 0 else most
+
+
+def training_flops(metrics: Mapping[str, Any]) -> float:
+    """What a step's row says of generation, teachers' scoring and updates, in FLOPs; evaluations count as none."""
+    flops = {name: value for name, value in metrics.items() if name.startswith("flops/")}
+    return sum((value or 0.0 for name, value in flops.items() if name != "flops/evaluation"), 0.0)
 
 
 def settled_at(rule: PlateauRecipe, evaluations: Sequence[Mapping[str, Any]], domains: Collection[str]) -> int | None:

@@ -33,6 +33,7 @@ from mopd.distill.recipe.loss import (
 from mopd.distill.recipe.schema import (
     AdamW,
     Architecture,
+    ComputeRecipe,
     DomainRecipe,
     Engine,
     EvaluateRecipe,
@@ -62,6 +63,7 @@ __all__ = [
     "TRAPS",
     "AdamW",
     "Architecture",
+    "ComputeRecipe",
     "CustomLoss",
     "DomainRecipe",
     "Engine",

@@ -614,12 +614,39 @@ class PlateauRecipe(Strict):
     fall: Positive = Field(default=0.1, le=1, description="part by which a held-out KL fell at least, to be falling")
 
 
+class ComputeRecipe(Strict):
+    """Training ends where it has spent its floating-point operations, and `steps` is the most.
+
+    What counts is what `mopd compare` calls training: generation, teachers' scoring and updates; no evaluation.
+    """
+
+    flops: Annotated[float, Field(gt=0, le=1e28)] | None = Field(
+        default=None, description="so many, of the run itself; or `equal_to`"
+    )
+    equal_to: Name | None = Field(
+        default=None,
+        description="a method of the study: as many as it took on the same seed, each with the making of teachers",
+    )
+    times: Positive = Field(default=1.0, le=1e6, description="so many times the method of `equal_to`")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> ComputeRecipe:
+        if (self.flops is None) == (self.equal_to is None):
+            raise refusal("needs one of `flops` and `equal_to`")
+        if self.flops is not None and "times" in self.model_fields_set and self.times != 1.0:
+            raise refusal("has `times` beside `flops`, which would change nothing; multiply the flops")
+        return self
+
+
 class RunRecipe(Strict):
     """How long, how often, and beside what."""
 
     steps: Count = Field(default=200, description="loop steps; each samples, grades and updates once")
     plateau: PlateauRecipe | None = Field(
         default=None, description="ends it earlier, once no domain learns any more; null: it takes all steps"
+    )
+    compute: ComputeRecipe | None = Field(
+        default=None, description="ends it earlier, where it has spent its compute; null: it may spend any"
     )
     evaluate_every: Count = Field(default=20, description="steps between evaluations on validation prompts")
     save_every: Count = Field(default=20, description="steps between checkpoints")

@@ -46,7 +46,7 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
         *check_loss(resolved),
         *check_teachers(resolved),
         *_stages(resolved.models, recipe.stages, recipe.domains, recipe.teachers),
-        *_plateau("run", "student", recipe.run, recipe.student.optimizer),
+        *_length("run", "student", recipe.run, recipe.student.optimizer),
         *_updates(recipe.student, recipe.run.steps, recipe.trained_domains, recipe.rollout, resolved.method),
         *_stage_updates(recipe.stages),
         *_kept(recipe.rollout, recipe.stages, resolved.method),
@@ -304,17 +304,17 @@ def _updates(
     yield from _warm_up("student", student.optimizer, "run.steps", steps * student.updates_per_step)
 
 
-def _plateau(where: str, trained: str, length: RunRecipe | StageRecipe, optimizer: Optimizer) -> Iterator[str]:
+def _length(where: str, trained: str, length: RunRecipe | StageRecipe, optimizer: Optimizer) -> Iterator[str]:
     """Whether the learning rate can decay where nobody knows before when, and the rule can fire."""
-    if length.plateau is None:
-        return
-    if optimizer.schedule not in ("wsd", "constant"):
+    spends = isinstance(length, RunRecipe) and length.compute is not None
+    if (length.plateau is not None or spends) and optimizer.schedule not in ("wsd", "constant"):
+        rule = f"`{where}.plateau` ends training when no domain learns"
+        rule = rule if length.plateau is not None else f"`{where}.compute` ends training when it is spent"
         yield (
-            f"`{where}.plateau` ends training when no domain learns, and the rate of schedule {optimizer.schedule} is "
-            f"laid out over all of `{where}.steps`; set `{trained}.optimizer.schedule` to wsd with `decay_steps`, or "
-            "to constant"
+            f"{rule}, and the rate of schedule {optimizer.schedule} is laid out over all of `{where}.steps`; set "
+            f"`{trained}.optimizer.schedule` to wsd with `decay_steps`, or to constant"
         )
-    if length.steps // length.evaluate_every <= length.plateau.evaluations:
+    if length.plateau is not None and length.steps // length.evaluate_every <= length.plateau.evaluations:
         yield (
             f"`{where}.plateau.evaluations` is {length.plateau.evaluations}, and {length.steps} steps have no more at "
             f"one in {length.evaluate_every} (`{where}.evaluate_every`): the rule could never fire; lower one of them"
@@ -331,7 +331,7 @@ def _stage_updates(stages: Mapping[str, StageRecipe]) -> Iterator[str]:
                 f"update needs one of every domain; raise the prompts, or lower the updates"
             )
         yield from _warm_up(where, stage.optimizer, f"{where}.steps", stage.steps * updates)
-        yield from _plateau(where, where, stage, stage.optimizer)
+        yield from _length(where, where, stage, stage.optimizer)
 
 
 def _kept(rollout: RolloutRecipe, stages: Mapping[str, StageRecipe], method: Method | MadeMethod) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from mopd.distill.recipe import Recipe, StageRecipe
+from mopd.distill.recipe import Recipe, RunRecipe, StageRecipe
 from mopd.distill.tracking.sinks import sink_problems
 from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo, read_model_infos
@@ -31,7 +31,7 @@ from mopd.recipes.check.tasks import Lengths, TaskChecks, check_gold_answers, ch
 from mopd.recipes.check.teachers import check_texts, hint_warnings, reach_teachers
 from mopd.recipes.resolve.placement import check_device
 from mopd.recipes.resolve.resolved import Resolved, resolve
-from mopd.recipes.resolve.run_folder import check_folder
+from mopd.recipes.resolve.run_folder import BUDGET, check_folder
 from mopd.recipes.resolve.stages import stage_domains
 from mopd.rollouts.tasks import TASKS
 
@@ -69,6 +69,7 @@ def check(
         UserError: with every problem that was found.
     """
     recipe = resolved.recipe
+    in_study = shared is not None
     shared = SharedChecks() if shared is None else shared
     if broken := list(check_own_loss(recipe.loss)):
         raise UserError(*broken)  # all else asks the loss what it needs
@@ -90,6 +91,7 @@ def check(
     problems += [*sink_problems(recipe.track.sinks), *check_models(resolved, model_infos)]
     problems += check_lengths(model_infos, lengths, trained=trained, max_new_tokens=cap)
     problems += check_texts(resolved.teachers, recipe.trained_domains, tasks, tokenizer, model_infos, cap, recipe.seed)
+    problems += [] if in_study else _lacks_budget(recipe.run, out)
     problems += [] if offline else check_device(resolved)
     if not problems and not offline:  # last: it asks others, and needs a sound recipe
         problems += reach_teachers(resolved, tasks, tokenizer, lengths)
@@ -105,6 +107,16 @@ def check(
     if problems:
         raise UserError(*problems)
     return plan
+
+
+def _lacks_budget(run: RunRecipe, out: Path) -> list[str]:
+    """Whether a run by itself spends what another one took, and no study has noted how much that is."""
+    if run.compute is None or run.compute.equal_to is None or (out / BUDGET).is_file():
+        return []
+    return [
+        f"`run.compute.equal_to` is {run.compute.equal_to}, a method of a study, and this run is in none that noted "
+        "what that took; write `run: {compute: {flops: ...}}`, or run the study"
+    ]
 
 
 def _lacks_room(

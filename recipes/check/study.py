@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mopd.distill.recipe import RunRecipe
+from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.study import Study
 from mopd.distill.types import UserError
 from mopd.recipes.check.plan.room import FAR, Room, bytes_in, memory_here
@@ -89,6 +91,7 @@ def check_study(
         for problem, of in problems.items()
     ]
     sentences += asked_differently(list(first.values()))
+    sentences += budgets_that_wait({method: run.resolved.recipe.run for method, run in first.items()})
     if sentences:
         raise UserError(*sentences)
     stages = {fingerprint for run in runs for fingerprint in run.fingerprints.values()}
@@ -104,6 +107,23 @@ def check_study(
     if lacking:
         raise UserError(*lacking)
     return plan
+
+
+def budgets_that_wait(methods: Mapping[str, RunRecipe]) -> list[str]:
+    """Methods whose budget is that of a method that is not there, or waits for their own."""
+    waits = {name: run.compute.equal_to for name, run in methods.items() if run.compute is not None}
+    problems: list[str] = []
+    for name, other in waits.items():
+        where = f"`methods.{name}.run.compute.equal_to`"
+        if other is not None and other not in methods:
+            problems.append(f"{where}: no method is called {other!r}; {guess(other, methods)}")
+        path = [name]
+        while (before := waits.get(path[-1])) is not None and path.count(before) == 0:
+            path.append(before)
+        if before == name:
+            circle = " waits for ".join([*path, name])
+            problems.append(f"{where} leads back to itself: {circle}; one of them must have a budget of its own")
+    return problems
 
 
 def asked_differently(runs: Sequence[StudyRun]) -> list[str]:

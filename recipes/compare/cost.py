@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mopd.distill.metrics.results import curve
+from mopd.distill.metrics.stop_rule import training_flops
 from mopd.distill.recipe.model_names import PREFIX, SELF, stage_name
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.tracking.jsonl import read_jsonl
@@ -57,27 +58,41 @@ def run_cost(run: Run) -> RunCost:
     """What a run spent. Seconds of stages that ran side by side are summed."""
     recipe, spent = run.recipe, _spent(run)
     own = {role: s for role, s in spent.items() if not role.startswith("stage/")}
-    used = dict.fromkeys(name for weights in recipe.teacher_weights.values() for name in weights)
     links = cascade_links(recipe)
-    base_stages = {stage for stage in _stages(recipe, recipe.student_model) if stage not in links}
-    used_teachers = [recipe.teachers[name] for name in used]
+    training = _sum([_total({r: s for r, s in own.items() if r != "evaluation"}), _of_stages(spent, links)])
+    teachers = teachers_cost(recipe, spent)
+    return RunCost(
+        training=training,
+        teachers=teachers,
+        with_teachers=_sum([training, teachers]),
+        base=_sum([_of_stages(spent, _base_stages(recipe)), _elsewhere(recipe.student_model)]),
+        evaluation=_total({"evaluation": own.get("evaluation", Spent())}),
+    )
+
+
+def teachers_cost(recipe: RecordedRecipe, spent: Mapping[str, Spent]) -> Cost | None:
+    """What the making of a run's teachers took; None where it was done elsewhere and nothing tells how much.
+
+    Args:
+        spent: of the run's ledger, stages under ``stage/NAME/``.
+    """
+    used = dict.fromkeys(name for weights in recipe.teacher_weights.values() for name in weights)
+    used_teachers, base_stages = [recipe.teachers[name] for name in used], _base_stages(recipe)
     sources = [teacher.adapter if stage_name(teacher.adapter) else teacher.model for teacher in used_teachers]
     made = {stage: None for source in sources for stage in _stages(recipe, source) if stage not in base_stages}
-    training = _sum([_total({r: s for r, s in own.items() if r != "evaluation"}), _of_stages(spent, links)])
     # What an adapter from elsewhere, a user's own class or kind cost, nothing tells.
     elsewhere = any(
         (teacher.adapter and not stage_name(teacher.adapter)) or teacher.scorer or is_plugin(teacher.kind)
         for teacher in used_teachers
     )
     models = [None] if elsewhere else [_elsewhere(source) for source in dict.fromkeys(sources)]
-    teachers = _sum([_of_stages(spent, made), *models])
-    return RunCost(
-        training=training,
-        teachers=teachers,
-        with_teachers=_sum([training, teachers]),
-        base=_sum([_of_stages(spent, dict.fromkeys(base_stages)), _elsewhere(recipe.student_model)]),
-        evaluation=_total({"evaluation": own.get("evaluation", Spent())}),
-    )
+    return _sum([_of_stages(spent, made), *models])
+
+
+def _base_stages(recipe: RecordedRecipe) -> dict[str, None]:
+    """The stages that the student's base stands on; the links of a cascade are its training."""
+    links = cascade_links(recipe)
+    return {stage: None for stage in _stages(recipe, recipe.student_model) if stage not in links}
 
 
 def mean_cost(costs: Sequence[RunCost]) -> RunCost:
@@ -97,9 +112,7 @@ def compute_curve(run: Run, domains: Sequence[str]) -> list[ComputePoint]:
     total = max(flops.values())
     for row in read_jsonl(run.folder / "metrics.jsonl"):
         if row.get("kind") == "train":
-            total += sum(
-                v or 0.0 for name, v in row.items() if name.startswith("flops/") and name != "flops/evaluation"
-            )
+            total += training_flops(row)
             flops[row["step"]] = total
     return [ComputePoint(p.step, flops.get(p.step, total), p.scores) for p in curve(run.answers, domains)]
 

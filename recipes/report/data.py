@@ -114,7 +114,7 @@ class RunData:
     @property
     def steps(self) -> int:
         """Steps that the run took, or that it may take at most."""
-        return self.step if self.finished and self.recipe.until_plateau else self.recipe.steps
+        return self.step if self.finished and self.recipe.may_end_sooner else self.recipe.steps
 
     @property
     def missing(self) -> list[str]:

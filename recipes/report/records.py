@@ -82,7 +82,7 @@ class RecordedRecipe:
     It is no ``Recipe``: a folder that another version wrote can still be reported and compared.
 
     Attributes:
-        steps: of the run itself, or the most where ``until_plateau``, as it then ends when no domain learns.
+        steps: of the run itself, or the most where ``may_end_sooner``, as it then ends when no domain learns.
         trials: settings tried before these were chosen.
         domains: in the recipe's order.
         student_model: what the student starts from; as :attr:`RecordedStage.start`.
@@ -96,7 +96,7 @@ class RecordedRecipe:
     seed: int
     method: str
     steps: int
-    until_plateau: bool
+    may_end_sooner: bool
     trials: int
     domains: Mapping[str, RecordedDomain]
     teachers: Mapping[str, RecordedTeacher]
@@ -133,7 +133,7 @@ def read_recipe(tree: Mapping[str, Any]) -> RecordedRecipe:
         seed=tree["seed"],
         method=tree["method"],
         steps=int(tree["run"]["steps"]),
-        until_plateau=tree["run"].get("plateau") is not None,
+        may_end_sooner=any(tree["run"].get(rule) is not None for rule in ("plateau", "compute")),
         trials=int(tree.get("trials", 0)),
         domains={name: _domain(settings) for name, settings in tree["domains"].items()},
         teachers={

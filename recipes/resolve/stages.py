@@ -108,6 +108,7 @@ LATER_LEAVES: dict[str, Any] = {
     "rollout.off_policy": 0.0,
     "rollout.off_policy_steps": None,
     "run.plateau": None,
+    "run.compute": None,
     "student.optimizer.decay_steps": 0,
     "student.revision": None,
     "student.model.tokenizer_revision": None,

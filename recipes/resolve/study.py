@@ -32,6 +32,12 @@ class StudyRun:
     needs: Mapping[str, list[str]]
     questions: Mapping[str, object]
 
+    @property
+    def equal_to(self) -> str | None:
+        """The name of the run whose compute is its budget, if one is."""
+        compute = self.resolved.recipe.run.compute
+        return None if compute is None or compute.equal_to is None else f"{compute.equal_to}-{self.seed}"
+
 
 def study_runs(study: Study) -> list[StudyRun]:
     """All runs of a study, in its order: all methods on the first seed, then on the next.

@@ -67,7 +67,9 @@ class RunCallbacks:
         if self._evaluator is not None:
             self._evaluator.forget_after(step)
         self._step = step
-        self._mixture.resume(self._tracker.rows("train"))
+        for row in (steps := self._tracker.rows("train")):
+            self._length.spend(row["step"], row)
+        self._mixture.resume(steps)
         self._judge()
         self._progress.start_at(step)
         for last in self._tracker.rows("eval")[-1:]:  # not per token
@@ -105,6 +107,7 @@ class RunCallbacks:
         metrics = metrics | taken | self._costs.of_step(batch) | draft_metrics(rollouts) | episode_metrics(rollouts)
         metrics |= taught_shares(rollouts)
         self._mixture.see(metrics)
+        self._length.spend(step, metrics)
         self._tracker.log("train", step, metrics)
         self._warn_of_stale_heads(step, metrics)
         self._progress.advance(step, metrics)
@@ -186,10 +189,16 @@ class RunCallbacks:
         }
 
 
-def run_length(run: RunRecipe, student: StudentRecipe, domains: Collection[str]) -> RunLength:
-    """How many steps a run or a stage takes that trains on ``domains``; with a plateau its rate's decay comes after."""
+def run_length(
+    run: RunRecipe, student: StudentRecipe, domains: Collection[str], *, flops: float | None = None
+) -> RunLength:
+    """How many steps a run or a stage takes that trains on ``domains``; with a plateau its rate's decay comes after.
+
+    Args:
+        flops: that training may spend; None: any.
+    """
     decay = math.ceil(student.optimizer.decay_steps / student.updates_per_step)
-    return RunLength(run.steps, run.plateau, domains=domains, decay=decay)
+    return RunLength(run.steps, run.plateau, domains=domains, decay=decay, flops=flops)
 
 
 def sampled_advantages(scored: ScoredRollout) -> list[float]:

@@ -19,6 +19,7 @@ from mopd.distill.storage import claim, write_atomic
 from mopd.distill.tracking.console import Progress
 from mopd.distill.types import RunError, UserError
 from mopd.recipes.check.study import check_study, refuse_changed_runs
+from mopd.recipes.compare.budget import note_budget
 from mopd.recipes.compare.comparison import compare
 from mopd.recipes.compare.console import console_tables
 from mopd.recipes.compare.page import chosen_pair, write_comparison
@@ -40,7 +41,7 @@ class StudyJob:
 
     Attributes:
         kind: the stage's or the method's name; jobs of one kind take about as long.
-        needs: paths of the stages that have to be there.
+        needs: paths of the stages that have to be there, and of the run that sets its budget.
         run: brings it to its end.
     """
 
@@ -120,7 +121,8 @@ def unfinished_jobs(runs: Sequence[StudyRun], out: Path) -> dict[str, StudyJob]:
                 before = tuple(paths[other] for other in run.needs[name])
                 make = partial(_make_stage, run, name)
                 jobs.setdefault(paths[name], StudyJob(name, before, make))
-        jobs[run.name] = StudyJob(run.method, tuple(paths.values()), partial(_carry_out, run))
+        after = () if run.equal_to is None else (run.equal_to,)
+        jobs[run.name] = StudyJob(run.method, (*paths.values(), *after), partial(_carry_out, run))
     return jobs
 
 
@@ -132,8 +134,11 @@ def _make_stage(run: StudyRun, name: str, context: RunContext) -> None:
 def _carry_out(run: StudyRun, context: RunContext) -> None:
     folder = context.out / run.name
     own = replace(context, out=folder, title=run.name)
+    compute = run.resolved.recipe.run.compute
     with claim(folder) as attempt:
         with noting_its_end(own, attempt):
+            if compute is not None and run.equal_to is not None:
+                note_budget(context.out / run.equal_to, folder, compute.times)
             carry_out(run.resolved, own, attempt)
         write_report(folder)
 

@@ -29,6 +29,14 @@ methods:
     domains: {math: {teacher: null}}
     teachers: null
     stages: {math: null}
+  longer:
+    method: supervised
+    loss: {estimator: nll}
+    student: {optimizer: {schedule: constant}}
+    domains: {math: {teacher: null}}
+    teachers: null
+    stages: {math: null}
+    run: {steps: 100, evaluate_every: 50, compute: {equal_to: mopd, times: 1.5}}
 seeds: [0, 1]
 """
 RUNS = ["mopd-0", "gold-0", "mopd-1", "gold-1"]
@@ -48,12 +56,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     (out / "gold-1" / "metrics.jsonl").mkdir()
     code, printed = finish(mopd(*command))
     assert code == 1, printed
-    assert "3 of 4 runs are finished" in printed
+    assert "5 of 6 runs are finished" in printed
     assert "Failed: gold-1: " in printed, printed
     assert {path: path.stat().st_mtime_ns for path in made} == made, "a finished stage was made again"
     (out / "gold-1" / "metrics.jsonl").rmdir()
     finished = {path: path.stat().st_mtime_ns for path in out.glob("*/finished.json")}
-    assert len(finished) == 3
+    assert len(finished) == 5
     printed = run(*command)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished run was done again"
     return out, printed
@@ -88,10 +96,30 @@ def test_base_and_specialists_of_a_seed_are_made_and_measured_once(study: tuple[
 def test_it_ends_with_the_comparison_of_all_runs(study: tuple[Path, str]) -> None:
     out, printed = study
     told = json.loads((out / "comparison.json").read_text())
-    assert {row["name"]: (row["n"], row["trials"]) for row in told["rows"]} == {"mopd": (2, 2), "gold": (2, 0)}
-    assert [one["name"] for one in told["runs"]] == ["mopd-0", "mopd-1", "gold-0", "gold-1"]
+    assert {row["name"]: (row["n"], row["trials"]) for row in told["rows"]} == {
+        "mopd": (2, 2),
+        "gold": (2, 0),
+        "longer": (2, 0),
+    }
+    assert [one["name"] for one in told["runs"]] == ["mopd-0", "mopd-1", "gold-0", "gold-1", "longer-0", "longer-1"]
     assert (out / "comparison.html").is_file()
-    assert "tiny  4/4" in printed
+    assert "tiny  6/6" in printed
     code, printed = finish(mopd("compare", out, "--out", out / "again"))
     assert code == 0, printed
     assert json.loads((out / "again" / "comparison.json").read_text())["rows"] == told["rows"]
+
+
+def test_a_method_spends_what_another_took_on_the_same_seed_with_its_teachers(study: tuple[Path, str]) -> None:
+    out, _ = study
+    runs = {row["name"]: row["cost"] for row in json.loads((out / "comparison.json").read_text())["runs"]}
+    for seed in (0, 1):
+        budget = 1.5 * runs[f"mopd-{seed}"]["with_teachers"]["flops"]
+        assert json.loads((out / f"longer-{seed}" / "compute.json").read_text()) == {
+            "flops": pytest.approx(budget), "equal_to": f"mopd-{seed}", "times": 1.5
+        }  # fmt: skip
+        steps = [row for row in rows(out / f"longer-{seed}" / "metrics.jsonl") if row["kind"] == "train"]
+        assert 2 < len(steps) < 100
+        spent = runs[f"longer-{seed}"]["training"]["flops"]
+        assert budget <= spent < budget + max(row["flops/update"] for row in steps)
+        tested = [r for r in rows(out / f"longer-{seed}" / "evaluations.jsonl") if r["split"] == "test"]
+        assert {r["step"] for r in tested if r["model"] == "student"} == {len(steps)}, "the last step was measured"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mopd.distill.metrics.stop_rule import RunLength, learning, settled_at
+from mopd.distill.metrics.stop_rule import RunLength, affordable, learning, settled_at, training_flops
 from mopd.distill.recipe import PlateauRecipe
 
 RULE = PlateauRecipe(evaluations=2, points=1.0, behind=3.0, fall=0.1)
@@ -68,3 +68,42 @@ def test_the_run_goes_on_for_its_decay_and_never_beyond_its_steps() -> None:
     fixed = RunLength(300, None, domains=["math"], decay=15)
     fixed.see(evaluations)
     assert fixed.steps == 300
+
+
+def test_a_budget_ends_with_the_step_that_reaches_it_and_is_guessed_from_the_last_ones() -> None:
+    assert affordable([], 100.0, most=50) == 50, "nothing is known yet"
+    assert affordable([10.0], 100.0, most=50) == 10
+    assert affordable([10.0] * 3, 95.0, most=50) == 10, "the step that reaches it is taken"
+    assert affordable([10.0] * 9, 90.0, most=50) == 9
+    assert affordable([10.0] * 12, 90.0, most=50) == 9, "whatever came after"
+    assert affordable([10.0], 1e9, most=50) == 50
+    assert affordable([0.0, 0.0], 100.0, most=50) == 50
+    assert affordable([30.0] * 10 + [10.0] * 20, 600.0, most=500) == 40, "the last twenty cost 10 each"
+
+
+def row_of(flops: float) -> dict[str, float | None]:
+    return {"flops/update": flops, "flops/teacher/math": 1.0, "flops/generation": None, "flops/evaluation": 1e9}
+
+
+def test_what_a_run_spends_ends_it_and_a_resumed_one_comes_to_the_same() -> None:
+    assert training_flops(row_of(4.0)) == 5.0
+    length, seen = RunLength(300, None, domains=["math"], decay=0, flops=52.0), []
+    for step in range(1, 12):
+        length.spend(step, row_of(4.0 if step < 6 else 2.0))
+        seen.append(length.steps)
+    assert seen[:5] == [11] * 5
+    assert seen[-1] == 14  # 25 + 27 / 3
+    resumed = RunLength(300, None, domains=["math"], decay=0, flops=52.0)
+    for step in (1, 2, 3, 4, 5, 6, 7, 8):
+        resumed.spend(step, row_of(9.0))
+    for step in range(1, 12):
+        resumed.spend(step, row_of(4.0 if step < 6 else 2.0))
+    assert resumed.steps == length.steps, "steps that are taken again count once"
+
+
+def test_a_plateau_or_a_budget_whichever_comes_first() -> None:
+    length = RunLength(300, RULE, domains=["math"], decay=15, flops=300.0)
+    length.see(rows({"math": [0.2, 0.5, 0.5, 0.5]}))
+    assert length.steps == 75
+    length.spend(1, row_of(9.0))
+    assert length.steps == 30

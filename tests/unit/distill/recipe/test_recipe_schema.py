@@ -37,11 +37,12 @@ EVERYTHING: dict[str, Any] = {
     "loss": {"estimator": "policy_gradient"},
     "stop": dict.fromkeys(("kl", "truncation", "repetition", "length"), 0.5),
     "architectures": {"org/model": {"model_type": "llama"}},
-    "run": {"plateau": {}},
+    "run": {"plateau": {}, "compute": {"flops": 1e12}},
     "stages": {"s": {"from": {"architecture": "llama"}, "lora": {}, "plateau": {}}},
 }
 OTHER: dict[str, Any] = {
     "stages_seed": 5,
+    "run.compute": {"flops": 2e12},
     "rollout.off_policy_steps": 5,
     "student.optimizer.warmup_steps": 3,
     "stages.*.optimizer.warmup_steps": 3,
@@ -100,6 +101,8 @@ LOSS_OF: dict[str, str] = (
 BESIDES: dict[str, Any] = {
     **{f"{section}.optimizer.schedule": {"decay_steps": 0} for section in ("student", "stages.*")},
     **{f"{section}.optimizer.decay_steps": {"schedule": "wsd"} for section in ("student", "stages.*")},
+    "run.compute.equal_to": {"flops": None},
+    "run.compute.times": {"flops": None, "equal_to": "mopd"},
     "domains.*.teacher": {"teachers": {}},
     "domains.*.evaluate_only": {"teachers": {}},
     "teachers.*.settings": {"kind": "./kind.py:KIND"},

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from check_kit import CONFIG, check, problems, recipe, save_model, tokenizer_of, tree
 from transformers import AddedToken, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from mopd.distill.errors import UserError
 from mopd.distill.recipe.files import load_recipe, shipped_recipes
 from mopd.distill.recipe.study import Study, load
 from mopd.recipes import SHIPPED
@@ -113,6 +115,78 @@ def test_the_plan_counts_the_largest_of_teachers_that_take_turns(tmp_path: Path)
         ("teacher other, or another in its place", 1, sizes["teacher other"])
     ]
     assert held.memory_bytes - turns.memory_bytes == pytest.approx(sizes["teacher one"])
+
+
+def test_the_plan_counts_teachers_that_write(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("arithmetic", "ordering")
+    small, large = save_model(tmp_path / "small", tokenizer), save_model(tmp_path / "large", tokenizer, hidden_size=64)
+    sections = {
+        "student": {"model": small},
+        "domains": {"math": {"task": "arithmetic", "teacher": "one", "prompts": 8}},
+        "teachers": {"one": {"model": large}},
+        "stages": {},
+        "loss": {"estimator": "full_reverse_kl"},
+    }
+    plans = {
+        "mopd": check(recipe(**sections), tmp_path / "run"),
+        "mixed": check(recipe(**sections, rollout={"off_policy": 0.25}), tmp_path / "run"),
+        "first": check(recipe(**sections, rollout={"off_policy": 0.25, "off_policy_steps": 1}), tmp_path / "run"),
+        "both": check(recipe(**sections, method="supervised_distillation"), tmp_path / "run"),
+        "write": check(recipe(**sections | {"loss": {"estimator": "nll"}}, method="off_policy"), tmp_path / "run"),
+    }
+    of_teachers = {
+        name: [p.name for p in plan.processes if p.phase == "run" and "teacher" in p.name]
+        for name, plan in plans.items()
+    }
+    assert of_teachers == {
+        "mopd": ["teacher one"],
+        **{name: ["teacher one", "writing teacher one"] for name in ("mixed", "first", "both")},
+        "write": ["writing teacher one"],
+    }
+    work = {name: {part.name: part.flops for part in plan.work} for name, plan in plans.items()}
+    own, by_teachers = work["mopd"]["rollouts"], work["both"]["rollouts"]
+    assert by_teachers == work["write"]["rollouts"] > own
+    assert work["mixed"]["rollouts"] == pytest.approx(0.75 * own + 0.25 * by_teachers)
+    part = 0.25 / recipe(**sections).run.steps
+    assert work["first"]["rollouts"] == pytest.approx((1 - part) * own + part * by_teachers)
+    assert "scores" not in work["write"]
+    assert work["both"]["scores"] == work["mopd"]["scores"]
+
+
+def study(tmp_path: Path, **methods: dict[str, Any]) -> list[str]:
+    """The problems of a study of the small recipe's with these changes each."""
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(tree() | {"methods": methods, "seeds": [0]}))
+    made = load(str(tmp_path / "study.yaml"), shipped=SHIPPED)
+    assert isinstance(made, Study)
+    try:
+        check_study(made, study_runs(made), tmp_path / "run")
+    except UserError as error:
+        return list(error.problems)
+    return []
+
+
+def equal_to(name: str) -> dict[str, Any]:
+    return {
+        "run": {"compute": {"equal_to": name}},
+        "student": {**tree()["student"], "optimizer": {"schedule": "constant"}},
+    }
+
+
+def test_a_budget_is_that_of_a_method_of_the_study(tmp_path: Path) -> None:
+    assert study(tmp_path, first={}, second=equal_to("first"), third=equal_to("second")) == []
+    (missing,) = study(tmp_path, first={}, second=equal_to("frist"))
+    assert "`methods.second.run.compute.equal_to`: no method is called 'frist'; did you mean" in missing
+    circle = study(tmp_path, first=equal_to("second"), second=equal_to("first"), third=equal_to("first"))
+    assert circle == [
+        f"`methods.{a}.run.compute.equal_to` leads back to itself: {a} waits for {b} waits for {a}; one of them must "
+        "have a budget of its own"
+        for a, b in (("first", "second"), ("second", "first"))
+    ]
+    alone = problems(tmp_path / "alone", **equal_to("first"))
+    assert any("a method of a study, and this run is in none" in problem for problem in alone)
+    (tmp_path / "noted").mkdir()
+    (tmp_path / "noted" / "compute.json").write_text('{"flops": 1e9}')
+    assert check(recipe(**equal_to("first")), tmp_path / "noted").run_steps > 0
 
 
 def test_experts_count_by_the_share_that_a_token_passes(tmp_path: Path) -> None:

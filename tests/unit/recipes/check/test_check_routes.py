@@ -361,3 +361,12 @@ def test_a_merge_is_of_teachers_and_only_task_arithmetic_has_strengths() -> None
     (warning,) = warnings(recipe(merge={"how": "task_arithmetic"}))
     assert warning.startswith("`merge.how` is set and changes nothing")
     assert any("has no teacher, so" in p for p in problems(**merge, domains={"math": {"task": "arithmetic"}}))
+
+
+def test_a_budget_asks_for_a_rate_that_can_end_whenever() -> None:
+    spends = {"run": {"steps": 100, "compute": {"flops": 1e12}}}
+    assert any(
+        "`run.compute` ends training when it is spent, and the rate of schedule cosine" in p for p in problems(**spends)
+    )
+    constant = {"student": {"model": "stage:base", "optimizer": {"schedule": "constant"}}}
+    assert problems(**spends, **constant) == []

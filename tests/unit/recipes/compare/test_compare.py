@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compare_kit import BASE, LEDGER, TEACHERS, levels, write_hand_run
+from compare_kit import BASE, LEDGER, TEACHERS, levels, no_teachers, write_hand_run
 from rich.console import Console
 
 import mopd.recipes.compare.comparison
@@ -28,10 +28,6 @@ from mopd.rollouts.tasks import TASKS, fingerprint
 def rows(comparison: Comparison) -> dict[str, Any]:
     """Rows by name; Any, for what a test knows to be defined."""
     return {row.name: row for row in comparison.rows}
-
-
-def no_teachers() -> dict[str, Any]:
-    return {"teachers": {}, "domains.math.teacher": None, "domains.code.teacher": None, "method": "supervised"}
 
 
 def test_one_run_worked_out_by_hand(tmp_path: Path) -> None:
