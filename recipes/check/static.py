@@ -69,8 +69,7 @@ def check(
         UserError: with every problem that was found.
     """
     recipe = resolved.recipe
-    in_study = shared is not None
-    shared = SharedChecks() if shared is None else shared
+    shared, lonely = (SharedChecks(), _lacks_budget(recipe.run, out)) if shared is None else (shared, [])
     if broken := list(check_own_loss(recipe.loss)):
         raise UserError(*broken)  # all else asks the loss what it needs
     problems = [*check_routes(resolved, tasks=TASKS), *check_engine(recipe.rollout, resolved.loss, recipe.evaluate)]
@@ -91,8 +90,7 @@ def check(
     problems += [*sink_problems(recipe.track.sinks), *check_models(resolved, model_infos)]
     problems += check_lengths(model_infos, lengths, trained=trained, max_new_tokens=cap)
     problems += check_texts(resolved.teachers, recipe.trained_domains, tasks, tokenizer, model_infos, cap, recipe.seed)
-    problems += [] if in_study else _lacks_budget(recipe.run, out)
-    problems += [] if offline else check_device(resolved)
+    problems += [*lonely, *([] if offline else check_device(resolved))]
     if not problems and not offline:  # last: it asks others, and needs a sound recipe
         problems += reach_teachers(resolved, tasks, tokenizer, lengths)
     if problems:  # the plan would need sound routes; the folder can be asked about without one

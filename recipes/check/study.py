@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mopd.distill.recipe import RunRecipe
+from mopd.distill.recipe import ComputeRecipe
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.study import Study
 from mopd.distill.types import UserError
@@ -91,7 +91,7 @@ def check_study(
         for problem, of in problems.items()
     ]
     sentences += asked_differently(list(first.values()))
-    sentences += budgets_that_wait({method: run.resolved.recipe.run for method, run in first.items()})
+    sentences += budgets_that_wait({method: run.compute for method, run in first.items()})
     if sentences:
         raise UserError(*sentences)
     stages = {fingerprint for run in runs for fingerprint in run.fingerprints.values()}
@@ -109,9 +109,9 @@ def check_study(
     return plan
 
 
-def budgets_that_wait(methods: Mapping[str, RunRecipe]) -> list[str]:
+def budgets_that_wait(methods: Mapping[str, ComputeRecipe | None]) -> list[str]:
     """Methods whose budget is that of a method that is not there, or waits for their own."""
-    waits = {name: run.compute.equal_to for name, run in methods.items() if run.compute is not None}
+    waits = {name: compute.equal_to for name, compute in methods.items() if compute is not None}
     problems: list[str] = []
     for name, other in waits.items():
         where = f"`methods.{name}.run.compute.equal_to`"

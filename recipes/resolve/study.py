@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mopd.distill.recipe import ComputeRecipe
 from mopd.distill.recipe.study import Study
 from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.stages import stage_fingerprint, stages_before
@@ -21,6 +22,7 @@ class StudyRun:
         fingerprints: of its stages, by name: runs whose stage has the same one share it.
         needs: the stages that each stage starts from, or whose tokenizer it takes.
         questions: what it is measured on, by leaf; runs that are compared have the same.
+        compute: what its training may spend.
     """
 
     name: str
@@ -31,12 +33,12 @@ class StudyRun:
     fingerprints: Mapping[str, str]
     needs: Mapping[str, list[str]]
     questions: Mapping[str, object]
+    compute: ComputeRecipe | None
 
     @property
     def equal_to(self) -> str | None:
         """The name of the run whose compute is its budget, if one is."""
-        compute = self.resolved.recipe.run.compute
-        return None if compute is None or compute.equal_to is None else f"{compute.equal_to}-{self.seed}"
+        return None if self.compute is None or self.compute.equal_to is None else f"{self.compute.equal_to}-{self.seed}"
 
 
 def study_runs(study: Study) -> list[StudyRun]:
@@ -56,6 +58,7 @@ def study_runs(study: Study) -> list[StudyRun]:
             needs={name: stages_before(stage) for name, stage in child.recipe.stages.items()},
             questions={"evaluate": child.recipe.evaluate}
             | {f"domains.{name}.task": domain.task for name, domain in child.recipe.domains.items()},
+            compute=child.recipe.run.compute,
         )
         for child in study.children
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from mopd.distill.loss.teacher_tensors import sampled_logprobs, sampled_rows
@@ -15,6 +16,7 @@ from mopd.distill.recipe import RunRecipe, StopRecipe, StudentRecipe
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker, regression
 from mopd.distill.types import Metrics, RunError, Sampler, ScoredRollout, Weights
+from mopd.recipes.compare.budget import read_budget
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import FAULTS, TeacherDistance
@@ -189,14 +191,16 @@ class RunCallbacks:
         }
 
 
-def run_length(
-    run: RunRecipe, student: StudentRecipe, domains: Collection[str], *, flops: float | None = None
-) -> RunLength:
+def run_length(run: RunRecipe, student: StudentRecipe, domains: Collection[str], folder: Path) -> RunLength:
     """How many steps a run or a stage takes that trains on ``domains``; with a plateau its rate's decay comes after.
 
     Args:
-        flops: that training may spend; None: any.
+        folder: the run's, where a study notes what it may spend.
+
+    Raises:
+        UserError: see :func:`recipes.compare.budget.read_budget`.
     """
+    flops = read_budget(run.compute, folder)
     decay = math.ceil(student.optimizer.decay_steps / student.updates_per_step)
     return RunLength(run.steps, run.plateau, domains=domains, decay=decay, flops=flops)
 

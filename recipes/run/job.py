@@ -21,7 +21,6 @@ from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Prompt, Sampler, Weights
-from mopd.recipes.compare.budget import read_budget
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
@@ -100,8 +99,7 @@ class Training:
             teachers = self._teachers(context, lambda: student.weights()) if method.teachers_grade else None
             if teachers is not None:
                 closing.callback(teachers.close)
-            budget = read_budget(recipe.run.compute, self.folder)
-            length = run_length(recipe.run, recipe.student, tuple(trained), flops=budget)
+            length = run_length(recipe.run, recipe.student, tuple(trained), self.folder)
             student = self._student(closing, context.progress.print, lambda: length.steps)
             samplers = self.samplers(context, closing)
             if not self.is_stage:  # no stage comes after the run itself

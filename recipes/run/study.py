@@ -134,11 +134,10 @@ def _make_stage(run: StudyRun, name: str, context: RunContext) -> None:
 def _carry_out(run: StudyRun, context: RunContext) -> None:
     folder = context.out / run.name
     own = replace(context, out=folder, title=run.name)
-    compute = run.resolved.recipe.run.compute
     with claim(folder) as attempt:
         with noting_its_end(own, attempt):
-            if compute is not None and run.equal_to is not None:
-                note_budget(context.out / run.equal_to, folder, compute.times)
+            if run.compute is not None and run.equal_to is not None:
+                note_budget(context.out / run.equal_to, folder, run.compute.times)
             carry_out(run.resolved, own, attempt)
         write_report(folder)
 
