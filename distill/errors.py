@@ -14,6 +14,10 @@ class UserError(Exception):
         super().__init__("\n".join(problems))
 
 
+class NoHeadroom(UserError):
+    """Teachers gain less over the base than the recipe asks, so nothing is trained; found once both are measured."""
+
+
 class RunError(Exception):
     """The world broke during a run (a process died, a disk filled). Exit code 1; the last checkpoint resumes."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -108,6 +109,25 @@ class CurvePoint:
 
     step: int
     scores: Mapping[str, float]
+
+
+def headrooms(grouped: Rows, teachers: TeacherWeights) -> dict[str, float]:
+    """What each domain's teachers, by their weights, score above the base on validation prompts: parts of 1.
+
+    Absent: a domain without a teacher, or with one that is measured on nothing.
+    """
+
+    def score(model: str, domain: str) -> float | None:
+        scores = grouped.get((model, 0, "validation"), {}).get(domain)
+        return fmean(scores.values()) if scores else None
+
+    gains: dict[str, float] = {}
+    for domain, weights in teachers.items():
+        base, scores = score("base", domain), [score(f"teachers/{name}", domain) for name in weights]
+        known = [value for value in scores if value is not None]
+        if base is not None and weights and len(known) == len(scores):
+            gains[domain] = sum(w * value for w, value in zip(weights.values(), known, strict=True)) - base
+    return gains
 
 
 def curve(grouped: Rows, domains: Sequence[str]) -> list[CurvePoint]:

@@ -566,6 +566,11 @@ class EvaluateRecipe(Strict):
         description="of the validation ones, per taught domain, written as in training and graded by "
         "the teachers: held-out KL, entropy, overlap",
     )
+    min_headroom: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=0.0,
+        description="points of validation score that teachers must be above the base in every domain that they teach; "
+        "where they are not, nothing is trained, and a study leaves the seed out; 0: no rule",
+    )
     samples_per_prompt: CountOrNone = Field(
         default=0, description="answers to each held-out prompt that are sampled beside the greedy one; 0: none"
     )

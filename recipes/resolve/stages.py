@@ -80,7 +80,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
         else NegativeLogLikelihood(estimator="nll"),
         rollout=_stage_rollout(recipe.rollout, stage),
         mtp=stage.mtp,
-        evaluate=recipe.evaluate.model_copy(update={"select": "last"}),
+        evaluate=recipe.evaluate.model_copy(update={"select": "last", "min_headroom": 0.0}),
         faults=recipe.faults,
         run=RunRecipe(
             steps=stage.steps,
@@ -107,6 +107,7 @@ LATER_LEAVES: dict[str, Any] = {
     "stages_seed": None,
     "rollout.off_policy": 0.0,
     "rollout.off_policy_steps": None,
+    "evaluate.min_headroom": 0.0,
     "run.plateau": None,
     "run.compute": None,
     "student.optimizer.decay_steps": 0,
@@ -132,7 +133,7 @@ def stage_fingerprint(recipe: Recipe, name: str) -> str:
     own = stage_recipe(recipe, name).model_dump(mode="json", by_alias=True, exclude=unused)
     for path, default in LATER_LEAVES.items():
         *above, leaf = path.split(".")
-        section: Any = reduce(lambda section, key: section[key] if isinstance(section, dict) else None, above, own)
+        section: Any = reduce(lambda section, key: section.get(key) if isinstance(section, dict) else None, above, own)
         if isinstance(section, dict) and section.get(leaf, default) == default:
             section.pop(leaf, None)
     if not METHODS[recipe.stages[name].method].samples and not measured:

@@ -23,6 +23,8 @@ class StudyRun:
         needs: the stages that each stage starts from, or whose tokenizer it takes.
         questions: what it is measured on, by leaf; runs that are compared have the same.
         compute: what its training may spend.
+        taught: whether any of its domains has a teacher.
+        min_headroom: points that its teachers must be above the base.
     """
 
     name: str
@@ -34,6 +36,8 @@ class StudyRun:
     needs: Mapping[str, list[str]]
     questions: Mapping[str, object]
     compute: ComputeRecipe | None
+    taught: bool
+    min_headroom: float
 
     @property
     def equal_to(self) -> str | None:
@@ -59,6 +63,8 @@ def study_runs(study: Study) -> list[StudyRun]:
             questions={"evaluate": child.recipe.evaluate}
             | {f"domains.{name}.task": domain.task for name, domain in child.recipe.domains.items()},
             compute=child.recipe.run.compute,
+            taught=any(domain.teacher_weights for domain in child.recipe.domains.values()),
+            min_headroom=child.recipe.evaluate.min_headroom,
         )
         for child in study.children
     ]

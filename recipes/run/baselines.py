@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
-from mopd.distill.errors import Interrupted
+from mopd.distill.errors import Interrupted, NoHeadroom
 from mopd.distill.metrics.evaluate import Split
+from mopd.distill.metrics.results import Rows, TeacherWeights, headrooms
+from mopd.recipes.evaluation.cache import SharedAnswers
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.run.context import RunContext
 from mopd.rollouts.engines.base import FrozenModel
@@ -29,17 +31,48 @@ def measure_frozen(
     """
     if context.answers is None:
         _measure(models, context, evaluator, make_samplers)
-        return
+    else:
+        _measure_once(models, context, context.answers, evaluator, make_samplers)
+
+
+def _measure_once(
+    models: Mapping[str, FrozenModel],
+    context: RunContext,
+    kept: SharedAnswers,
+    evaluator: Evaluator,
+    make_samplers: Callable[[ExitStack], Samplers],
+) -> None:
+    """The same in a study, where a model that another run has measured is not asked again."""
     fingerprint = evaluator.fingerprint
-    with context.answers.asking:
+    with kept.asking:
         for name, model in models.items():
             if model.adapter is None and not evaluator.answers(name):
-                kept = context.answers
                 evaluator.take_over(kept.find(name, model.path, fingerprint), kept.files(model.path, fingerprint))
         for name in _measure(models, context, evaluator, make_samplers):
             if models[name].adapter is None:
                 answers, files = evaluator.answers(name), evaluator.files(name, 0)
-                context.answers.keep(models[name].path, fingerprint, answers, files)
+                kept.keep(models[name].path, fingerprint, answers, files)
+
+
+def refuse_low_headroom(rows: Rows, teachers: TeacherWeights, points: float, *, title: str) -> None:
+    """Train nothing where teachers are too little better than the base for a result to mean anything.
+
+    Args:
+        rows: of base and teachers.
+        points: that each domain's teachers must be above the base on validation prompts.
+        title: the run's name.
+
+    Raises:
+        NoHeadroom: with the domains in which they are not.
+    """
+    low = {domain: gain for domain, gain in headrooms(rows, teachers).items() if 100 * gain < points}
+    if low:
+        shown = ", ".join(f"{domain} by {100 * gain:+.1f}" for domain, gain in low.items())
+        raise NoHeadroom(
+            f"{title}: teachers differ from the base in {shown} points of validation score, and "
+            f"`evaluate.min_headroom` asks for {points:g}; nothing was trained. Train specialists longer, take a base "
+            "that leaves them room, or lower it"
+        )
 
 
 def _measure(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mopd.distill.hosts import HOSTS
-from mopd.distill.metrics.results import build_seesaw
+from mopd.distill.metrics.results import build_seesaw, group
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import Architecture, DomainRecipe, ModelReference, Recipe
 from mopd.distill.recipe.model_names import stage_name
@@ -55,7 +55,7 @@ from mopd.recipes.resolve.stages import (
     stage_recipe,
 )
 from mopd.recipes.resolve.teachers import ResolvedTeacher, with_folders
-from mopd.recipes.run.baselines import measure_frozen
+from mopd.recipes.run.baselines import measure_frozen, refuse_low_headroom
 from mopd.recipes.run.cluster import ray_cluster
 from mopd.recipes.run.context import RunContext, end_reports, noting_its_end, quieten_libraries, stopping
 from mopd.recipes.run.job import Training
@@ -219,6 +219,8 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         frozen = {"base": FrozenModel(base, trust_remote_code=recipe.student.trust_remote_code)} | frozen
         measure_frozen(frozen, context, evaluator, partial(job.samplers, context))
         context.report_soon()
+        taught = {name: domain.teacher_weights for name, domain in recipe.domains.items()}
+        refuse_low_headroom(group(evaluator.rows), taught, recipe.evaluate.min_headroom, title=context.title)
         method = resolved.method
         if isinstance(method, MadeMethod):
             last = make_student(method, job, context)
@@ -226,7 +228,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
             last = job.run(context, title=context.title)
         seesaw = build_seesaw(
             evaluator.rows,
-            teachers={name: domain.teacher_weights for name, domain in recipe.domains.items()},
+            teachers=taught,
             fingerprints={name: fingerprint(task, seed=recipe.evaluate.seed) for name, task in job.tasks.items()},
         )
         why = stop_reason(recipe.stop, tracker.rows("eval"))

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from mopd.distill.errors import Interrupted
+from mopd.distill.errors import Interrupted, NoHeadroom
 from mopd.distill.recipe.study import Study
 from mopd.distill.storage import claim, write_atomic
 from mopd.distill.tracking.console import Progress
@@ -81,8 +81,9 @@ def run_study(study: Study, out: Path, *, restart: bool = False) -> None:
             with ray_cluster(out, niceness=max(run.resolved.niceness for run in runs), device=device):
                 failures = run_all(study, jobs, context)
             end_reports()
-    summarize(study, out, Console())
-    refuse_unfinished(study, out, failures)
+    console = Console()
+    summarize(study, out, console)
+    refuse_unfinished(study, out, failures, console)
 
 
 def prepare(name: str, runs: Sequence[StudyRun], out: Path) -> None:
@@ -111,6 +112,11 @@ def shared_stage(seed: int, name: str, fingerprint: str) -> str:
 def unfinished_jobs(runs: Sequence[StudyRun], out: Path) -> dict[str, StudyJob]:
     """What has to be done, by path in the study's folder: of every seed first the stages, then the runs."""
     jobs: dict[str, StudyJob] = {}
+    # The first run of a seed that has teachers tells whether they have room; runs without teachers wait for it.
+    scouts: dict[int, str] = {}
+    for run in runs:
+        if run.taught and run.min_headroom > 0:
+            scouts.setdefault(run.seed, run.name)
     for run in runs:
         folder = out / run.name
         if is_finished(folder) and not result_damage(folder):
@@ -121,7 +127,8 @@ def unfinished_jobs(runs: Sequence[StudyRun], out: Path) -> dict[str, StudyJob]:
                 before = tuple(paths[other] for other in run.needs[name])
                 make = partial(_make_stage, run, name)
                 jobs.setdefault(paths[name], StudyJob(name, before, make))
-        after = () if run.equal_to is None else (run.equal_to,)
+        scout = None if run.taught else scouts.get(run.seed)
+        after = tuple(name for name in (run.equal_to, scout) if name is not None)
         jobs[run.name] = StudyJob(run.method, (*paths.values(), *after), partial(_carry_out, run))
     return jobs
 
@@ -157,7 +164,8 @@ def run_all(study: Study, jobs: Mapping[str, StudyJob], context: RunContext) -> 
             return False
         if not isinstance(error, UserError | RunError | OSError):
             context.progress.print("".join(traceback.format_exception(error)))
-        context.progress.print(f"{path} failed: {error}\nthe others go on")
+        what = "is left out" if isinstance(error, NoHeadroom) else "failed"
+        context.progress.print(f"{path} {what}: {error}\nthe others go on")
         return not context.stop.is_set()
 
     needed = {path: job.needs for path, job in jobs.items()}
@@ -178,15 +186,23 @@ def summarize(study: Study, out: Path, console: Console) -> None:
     console.print(Text(f"page: {page}"), soft_wrap=True)
 
 
-def refuse_unfinished(study: Study, out: Path, failures: Mapping[str, BaseException]) -> None:
-    """Say what a study lacks, once all that could be done is done.
+def refuse_unfinished(study: Study, out: Path, failures: Mapping[str, BaseException], console: Console) -> None:
+    """Say what a study lacks, once all that could be done is done. A seed without headroom is told, and no failure.
 
     Raises:
         Interrupted: it was stopped.
         RunError: runs or stages failed; each is named, and what waited for it.
     """
-    missing = [child.name for child in study.children if not is_finished(out / child.name)]
-    done = f"{len(study.children) - len(missing)} of {len(study.children)} runs are finished"
+    low = {child.seed for child in study.children if isinstance(failures.get(child.name), NoHeadroom)}
+    unfinished = [child for child in study.children if not is_finished(out / child.name)]
+    missing = [child.name for child in unfinished if child.seed not in low]
+    done = f"{len(study.children) - len(unfinished)} of {len(study.children)} runs are finished"
+    if low:
+        shown = ", ".join(map(str, sorted(low)))
+        done += (
+            f", and none of seed {shown} was trained, whose teachers are too near the base (`evaluate.min_headroom`)"
+        )
+    failures = {path: error for path, error in failures.items() if not isinstance(error, NoHeadroom)}
     if any(isinstance(error, Interrupted) for error in failures.values()):
         raise Interrupted(f"{done}; each of the others goes on from its last step")
     if failures:
@@ -194,3 +210,5 @@ def refuse_unfinished(study: Study, out: Path, failures: Mapping[str, BaseExcept
         waited = [name for name in missing if name not in failures]
         failed += f". For want of a stage these were not begun: {', '.join(waited)}" if waited else ""
         raise RunError(f"{done}. Failed: {failed}")
+    if low:
+        console.print(Text(done), soft_wrap=True)

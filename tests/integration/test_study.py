@@ -123,3 +123,19 @@ def test_a_method_spends_what_another_took_on_the_same_seed_with_its_teachers(st
         assert budget <= spent < budget + max(row["flops/update"] for row in steps)
         tested = [r for r in rows(out / f"longer-{seed}" / "evaluations.jsonl") if r["split"] == "test"]
         assert {r["step"] for r in tested if r["model"] == "student"} == {len(steps)}, "the last step was measured"
+
+
+def test_a_seed_whose_teachers_have_no_room_is_left_out_and_told(tmp_path: Path) -> None:
+    """A specialist of two steps is no better than its base: neither method is trained, with teachers or without."""
+    (tmp_path / "tiny.yaml").write_text(STUDY)
+    settings = ["evaluate.min_headroom=50", "seeds=[0]", "methods.longer=null"]
+    code, printed = finish(mopd("run", tmp_path / "tiny.yaml", *settings, "--out", tmp_path / "tiny"))
+    assert code == 0, printed
+    assert "mopd-0 is left out: mopd-0: teachers differ from the base in math by " in printed
+    assert "0 of 2 runs are finished, and none of seed 0 was trained" in printed
+    assert not (tmp_path / "tiny" / "mopd-0" / "metrics.jsonl").read_text().count('"train"')
+    assert not (tmp_path / "tiny" / "gold-0" / "metrics.jsonl").exists()
+    alone = tmp_path / "tiny" / "mopd-0"
+    code, printed = finish(mopd("run", alone / "recipe.yaml", "--out", alone))
+    assert code == 2, printed
+    assert "`evaluate.min_headroom` asks for 50; nothing was trained" in printed

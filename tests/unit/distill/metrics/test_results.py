@@ -13,7 +13,7 @@ from results_kit import right, rows_of
 
 from mopd.distill.metrics.against_teachers import AGAINST_TEACHERS, ESTIMATES, METRICS, Table, metrics, metrics_ci
 from mopd.distill.metrics.evaluate import Evaluation, health, interval
-from mopd.distill.metrics.results import build_seesaw, group
+from mopd.distill.metrics.results import build_seesaw, group, headrooms
 
 TEACHERS = {"math": {"math": 1.0}, "code": {"code": 1.0}, "chat": {}}
 FINGERPRINTS = {"math": "aa", "code": "bb", "chat": "cc"}
@@ -189,3 +189,18 @@ def test_sampled_scores_and_unjudged_answers_stand_beside_the_greedy_scores() ->
     assert health(student)["sampled_score/math"] == 0.5
     assert health(student)["refused/math"] == 1.0
     assert not {"sampled_score/math", "no_answer/math"} & health(rows_of("base", {"math": [1.0]})).keys()
+
+
+def test_headroom_is_what_teachers_are_above_the_base_on_validation_prompts() -> None:
+    validation = [
+        *rows_of("base", {"math": right(50), "code": right(60), "chat": right(70)}, split="validation"),
+        *rows_of("teachers/math", {"math": right(90), "code": right(20), "chat": right(65)}, split="validation"),
+        *rows_of("teachers/code", {"math": right(30), "code": right(55), "chat": right(70)}, split="validation"),
+    ]
+    rows = group([*validation, *a_run()])
+    found = headrooms(rows, TEACHERS)
+    assert found == {"math": pytest.approx(0.4), "code": pytest.approx(-0.05)}, "chat has no teacher"
+    both = {"math": {"math": 0.75, "code": 0.25}}
+    assert headrooms(rows, both) == {"math": pytest.approx(0.75 * 0.9 + 0.25 * 0.3 - 0.5)}
+    assert headrooms(rows, {"math": {"math": 0.5, "served": 0.5}}) == {}, "measured on nothing"
+    assert headrooms(group(a_run()), TEACHERS) == {}, "test prompts do not count"
