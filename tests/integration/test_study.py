@@ -133,8 +133,7 @@ def test_a_seed_whose_teachers_have_no_room_is_left_out_and_told(tmp_path: Path)
     assert code == 0, printed
     assert "mopd-0 is left out: mopd-0: teachers differ from the base in math by " in printed
     assert "0 of 2 runs are finished, and none of seed 0 was trained" in printed
-    assert not (tmp_path / "tiny" / "mopd-0" / "metrics.jsonl").read_text().count('"train"')
-    assert not (tmp_path / "tiny" / "gold-0" / "metrics.jsonl").exists()
+    assert not list((tmp_path / "tiny").glob("*-0/metrics.jsonl")), "no step was taken"
     alone = tmp_path / "tiny" / "mopd-0"
     code, printed = finish(mopd("run", alone / "recipe.yaml", "--out", alone))
     assert code == 2, printed
