@@ -127,11 +127,12 @@ def _made(asked: TriedModel, device: torch.device) -> Any:
 
 
 def _writing(model: Any, asked: TriedModel) -> tuple[float, float, float]:
-    """FLOPs, tokens and seconds of a batch of rollouts, as long as fits into the time, and at most a mean answer."""
+    """FLOPs, tokens and seconds of a batch of rollouts, as many and as long as fit into the time, at most those of the
+    run: prompts and mean answers of its lengths."""
     vocabulary = asked.info.config.get_text_config().vocab_size
     prompts = torch.randint(vocabulary, (asked.rows, asked.prompt)).tolist()
 
-    def write(tokens: int) -> float:
+    def write(tokens: int, rows: int) -> float:
         how = Decoding(
             max_new_tokens=tokens,
             temperature=1.0,
@@ -141,16 +142,17 @@ def _writing(model: Any, asked: TriedModel) -> tuple[float, float, float]:
             end_token_ids=NOTHING_ENDS,
             pad_token_id=0,
         )
-        return _seconds(lambda: generate(model, prompts, range(len(prompts)), how), asked.device)
+        return _seconds(lambda: generate(model, prompts[:rows], range(rows), how), asked.device)  # not per token
 
-    write(1)  # what is made once at a first call
+    write(1, 1)  # what is made once at a first call
+    rows = max(1, min(asked.rows, int(SECONDS / 2 / write(1, 1))))  # of a large model as many as are read in time
     first = min(FIRST_TOKENS, asked.answer)
-    tokens, seconds = first, write(first)
+    tokens, seconds = first, write(first, rows)
     more = min(asked.answer, int(first * SECONDS / seconds))
     if more > first:
-        tokens, seconds = more, write(more)
-    done = asked.info.cost.generate([asked.prompt + tokens] * asked.rows)
-    return done, tokens * asked.rows, seconds
+        tokens, seconds = more, write(more, rows)
+    done = asked.info.cost.generate([asked.prompt + tokens] * rows)
+    return done, tokens * rows, seconds
 
 
 def _reading(model: Any, asked: TriedModel, *, learns: bool) -> tuple[float, float, float]:

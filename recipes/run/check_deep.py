@@ -22,7 +22,7 @@ from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import model_path
 from mopd.recipes.resolve.teacher_prompts import teacher_reads
-from mopd.recipes.resolve.teachers import with_folders
+from mopd.recipes.resolve.teachers import ResolvedTeacher, with_folders
 from mopd.recipes.run.launch import on_disk
 from mopd.recipes.run.preflight import (
     Candidate,
@@ -81,6 +81,16 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     start = _folder(recipe.student.reference, out)
     if start is None:
         return [finding for candidate in to_examine for finding in _later(candidate, recipe.student.reference)]
+    findings: list[Finding] = []
+    there: list[tuple[Candidate, str]] = []
+    for candidate in to_examine:
+        folder, lacking = _lies_in(teachers[candidate.name], out)
+        if folder is None:
+            findings += _later(candidate, lacking)
+        else:
+            there.append((candidate, folder))
+    if not there:  # nobody is to be asked, so nothing has to be written
+        return findings
     trust = resolved.models["student.model"].trusted
     tokenizer = load_tokenizer(start, trust_remote_code=trust)
     tasks = tasks_of(recipe.domains, tokenizer)
@@ -93,7 +103,7 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     episodes = partial(with_episodes, tasks=tasks, tokenizer=tokenizer)
     with _one_model(engine, settings, resolved.device, resolved.dtype, episodes) as sampler_of:
         sampler = sampler_of(FrozenModel(start, trust_remote_code=trust))
-        rollouts = sample_rollouts(sampler, source(0), to_examine)
+        rollouts = sample_rollouts(sampler, source(0), [candidate for candidate, _ in there])
         student = validation.verdicts("base", sampler)
         del sampler
     conditions = Conditions(
@@ -101,17 +111,9 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     )
     payload = dry_run_payload(resolved.loss.payload)
     reads = teacher_reads(resolved.teachers, tasks, tokenizer)
-    findings: list[Finding] = []
-    for candidate in to_examine:
+    for candidate, folder in there:
         name = candidate.name
         teacher = teachers[name]
-        if (made := stage_name(teacher.settings.adapter)) is not None and not Path(teacher.adapter or "").is_dir():
-            findings += _later(candidate, f"{PREFIX}{made}")
-            continue
-        folder = _folder(teacher.model.source, out, weights=teacher.kind.has_weights)
-        if folder is None:
-            findings += _later(candidate, teacher.model.source)
-            continue
         setup = teacher.setup(folder)
         verdicts: dict[str, list[float]] = {}
         try:
@@ -125,6 +127,14 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
             continue
         findings += examine(candidate, trial, rollouts, student=student, teacher=verdicts)
     return findings
+
+
+def _lies_in(teacher: ResolvedTeacher, out: Path) -> tuple[str | None, ModelReference]:
+    """Where a teacher's model lies, and the model; None, and what a run has yet to make, where it cannot be asked."""
+    made = stage_name(teacher.settings.adapter)
+    if made is not None and not Path(teacher.adapter or "").is_dir():
+        return None, f"{PREFIX}{made}"
+    return _folder(teacher.model.source, out, weights=teacher.kind.has_weights), teacher.model.source
 
 
 def _folder(source: ModelReference, out: Path, *, weights: bool = True) -> str | None:
