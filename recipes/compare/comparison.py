@@ -33,10 +33,14 @@ of the domains' means; docs/statistics.md has the definitions. Keys are added, n
     levels                    base and teachers on validation questions, by domain: what curves are drawn against
     transfer                  the teachers themselves: name, own domains, n, scores, transfer
     differing                 leaf of the recipes -> its value in each row, where they aren't all the same
+    tried                     sets of rows that differ in one number: leaf; rows from its lowest value up; values; best;
+                              edge, lowest or highest, null inside; next; ahead: [worst recovery of the best less the
+                              next's, low, high], or null
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -62,6 +66,7 @@ from mopd.recipes.compare.reference import (
     teachers_on_every_domain,
 )
 from mopd.recipes.compare.runs import Run, common_split, expand_studies, read_runs, reading, refuse_unlike
+from mopd.recipes.compare.tried import Tried, tried_settings
 from mopd.recipes.report.records import PerDomain, as_ends
 from mopd.recipes.report.wording import trades
 
@@ -165,6 +170,17 @@ class BehindLeader:
 
 
 @dataclass(frozen=True, slots=True)
+class ComparedTrials(Tried):
+    """Settings of one number that were tried, and the worst recovery of the best less that of the next.
+
+    Attributes:
+        ahead: corrected for how many were tried; None where they have no seed in common, or no recovery.
+    """
+
+    ahead: Difference | None
+
+
+@dataclass(frozen=True, slots=True)
 class ComparedRow:
     """A row: runs of one recipe that differ in nothing but the seed; numbers are means over them.
 
@@ -259,6 +275,7 @@ class Comparison:
     levels: ReferenceLevels
     transfer: Sequence[TeacherTransfer]
     differing: Mapping[str, Sequence[str]]
+    tried: Sequence[ComparedTrials]
 
     def record(self) -> dict[str, Any]:
         """The content of comparison.json: fields in order as keys, triples and intervals as lists."""
@@ -323,7 +340,17 @@ def compare(folders: Sequence[Path], *, validation: bool = False) -> Comparison:
         levels=_levels(references(runs, "validation"), domains),
         transfer=teachers_on_every_domain(runs, list(reference_of.values()), split),
         differing=differing_leaves(groups),
+        tried=[_trials(each, groups, tables) for each in tried_settings(groups, chosen_by)],
     )
+
+
+def _trials(tried: Tried, groups: Sequence[Group], tables: Mapping[str, Sequence[Table]]) -> ComparedTrials:
+    """What was tried, with how far the best is ahead of the next: two rows that were chosen among all pairs."""
+    of = {group.name: group for group in groups}
+    ahead = None
+    if tried.best is not None and tried.next is not None:
+        ahead = _behind(of[tried.best], of[tried.next], tables, math.comb(len(tried.rows), 2)).worst_recovery
+    return ComparedTrials(**asdict(tried), ahead=ahead)
 
 
 RivalT = TypeVar("RivalT", Group, ComparedRow)

@@ -77,11 +77,15 @@ def _common_name(runs: Sequence[Run]) -> str:
 
 def differing_leaves(groups: Sequence[Group]) -> dict[str, list[str]]:
     """Leaves of the recipes that are not the same in every row, with each row's value; ``–`` where it has none."""
-    trees = [group.runs[0].recipe.tree for group in groups]
-    flat = [_flat({key: value for key, value in tree.items() if key not in NO_LIKENESS}) for tree in trees]
+    flat = [flat_leaves(group) for group in groups]
     leaves = dict.fromkeys(leaf for tree in flat for leaf in tree)
     values = {leaf: [tree.get(leaf, "–") for tree in flat] for leaf in leaves}
     return {leaf: of_rows for leaf, of_rows in values.items() if any(a != b for a, b in combinations(of_rows, 2))}
+
+
+def flat_leaves(group: Group) -> dict[str, str]:
+    """The leaves of a row's recipe by their paths, as text; of what makes another row of it alone."""
+    return _flat({key: value for key, value in group.runs[0].recipe.tree.items() if key not in NO_LIKENESS})
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, str]:

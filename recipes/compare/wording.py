@@ -278,7 +278,7 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(f"Not finished: {listed(under_way)}.")
     if comparison.split == "validation":
         lines.append("Scores are on validation questions, which are fewer than those of a test.")
-        lines += _choice(comparison)
+        lines += _choice(comparison) + _trials(comparison)
     bases = {row.name: {run.base for run in runs if run.row == row.name} for row in comparison.rows}
     if len({frozenset(names) for names in bases.values()}) > 1:
         lines.append(
@@ -326,6 +326,28 @@ def _choice(comparison: Comparison) -> list[str]:
     if not near:
         return [f"{by}; {comparison.leader} is ahead of all others beyond chance."]
     return [f"{by}; chance may have put {comparison.leader} before {listed(near)}."]
+
+
+def _trials(comparison: Comparison) -> list[str]:
+    """Of values of one number that were tried: the best, whether a better one may lie beyond, and how sure that is."""
+    lines: list[str] = []
+    for tried in comparison.tried:
+        if tried.best is None:
+            continue
+        value = tried.values[tried.rows.index(tried.best)]
+        shown = ", ".join(f"{each:g}" for each in tried.values)
+        where = "inside of what was tried"
+        if tried.edge is not None:
+            where = f"the {tried.edge} that was tried, so a better one may lie beyond it"
+        sure = ""
+        if tried.ahead is not None:
+            beyond = "" if tried.ahead.low > 0 else ", which chance may explain"
+            sure = (
+                f"; it is {100 * tried.ahead.value:.1f} points of worst recovery ahead of {tried.next} "
+                f"({span(tried.ahead.low, tried.ahead.high)}){beyond}"
+            )
+        lines.append(f"Of `{tried.leaf}` {shown} the best is {value:g} ({tried.best}), {where}{sure}.")
+    return lines
 
 
 def _one_base(comparison: Comparison, row: str) -> bool:

@@ -376,7 +376,7 @@ def test_comparison_json_keeps_its_format(tmp_path: Path) -> None:
     record = json.loads(json.dumps(compare(runs).record(), allow_nan=False))
     assert list(record) == [
         "format", "statistics", "split", "domains", "tasks", "rows", "leader", "parity", "runs", "levels", "transfer",
-        "differing",
+        "differing", "tried",
     ]  # fmt: skip
     row, run = record["rows"][1], record["runs"][0]
     assert list(row) == [
@@ -402,3 +402,37 @@ def test_comparison_json_keeps_its_format(tmp_path: Path) -> None:
     assert run["against"] == {
         "math": {"run": "a", "teachers": {"math": 1.0}}, "code": {"run": "a", "teachers": {"code": 1.0}}, "chat": None
     }  # fmt: skip
+
+
+def tried_runs(tmp_path: Path, scores: dict[float, int]) -> list[Path]:
+    """Runs with a learning rate each, whose students score so much on math."""
+    return [
+        write_hand_run(tmp_path / f"lr{lr:g}", {"student.optimizer.lr": lr}, curve={0: BASE, 20: levels(score, 75, 70)})
+        for lr, score in scores.items()
+    ]
+
+
+def test_the_best_of_what_was_tried_is_told_with_the_edge_and_the_noise(tmp_path: Path) -> None:
+    folders = tried_runs(tmp_path, {1e-3: 85, 5e-4: 60, 2.5e-4: 55})
+    comparison = compare(folders, validation=True)
+    (tried,) = comparison.tried
+    assert (tried.leaf, tried.values) == ("student.optimizer.lr", [2.5e-4, 5e-4, 1e-3])
+    assert tried.rows == ["lr0.00025", "lr0.0005", "lr0.001"]
+    assert (tried.best, tried.edge, tried.next) == ("lr0.001", "highest", "lr0.0005")
+    assert tried.ahead is not None
+    (line,) = [line for line in notes(comparison) if line.startswith("Of `student.optimizer.lr`")]
+    assert "0.00025, 0.0005, 0.001 the best is 0.001 (lr0.001), the highest that was tried, so a better one may" in line
+    assert f"it is {100 * tried.ahead.value:.1f} points of worst recovery ahead of lr0.0005" in line
+    assert ("which chance may explain" in line) == (tried.ahead.low <= 0)
+    assert not any(line.startswith("Of `student") for line in notes(compare(folders))), (
+        "on test questions none is chosen"
+    )
+
+
+def test_inside_of_the_grid_and_beside_other_changes_nothing_is_said_of_an_edge(tmp_path: Path) -> None:
+    folders = tried_runs(tmp_path, {1e-3: 55, 5e-4: 85, 2.5e-4: 60})
+    other = {"student.optimizer.lr": 2e-3, "run.steps": 40}
+    folders.append(write_hand_run(tmp_path / "other", other, curve={0: BASE, 20: levels(89, 79, 70)}))
+    (tried,) = compare(folders, validation=True).tried
+    assert (tried.best, tried.edge) == ("lr0.0005", None)
+    assert len(tried.rows) == 3, "a row that differs in more than one leaf was not tried beside them"
