@@ -1,0 +1,441 @@
+"""Teachers of another tokenizer: they read a rollout's text in tokens of their own, and answer on the student's.
+
+The prompt is written by the teacher's own tokenizer and chat template, the completion is encoded by it anew, and the
+token that closes an answer stands for the student's. Where both tokenizers cut at the same byte a chunk ends; what the
+teacher says of the tokens of a chunk is compared with what the student says of its own: :mod:`distill.loss.chunked`.
+
+Where the two have not the same bytes, a teacher says nothing from there on, and that is counted by its reason:
+
+- ``text``: the student wrote bytes that are no text (UTF-8), such as a part of a character;
+- ``control``: it wrote a control token amid its answer, or the teacher takes what it wrote for one;
+- ``other``: the teacher's tokenizer writes the text otherwise, for example because it normalises;
+- ``cut``: the rollout was cut at the limit, so that nobody knows how its last chunk goes on;
+- ``context``: it is longer than the teacher's context.
+
+Shape legend: N trained tokens of the student, M of the teacher, C chunks, K entries of a support, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from mopd.distill.payloads import Chunked
+from mopd.distill.types import (
+    Float32,
+    GradingFailed,
+    Int32,
+    Payload,
+    PayloadName,
+    Prompt,
+    Rollout,
+    Sampled,
+    TopK,
+    trained_rows,
+)
+from mopd.teachers.alignment import Chunks, align
+from mopd.teachers.token_bytes import TokenBytes
+from mopd.teachers.views import Reads, TeacherText
+
+Float64: TypeAlias = npt.NDArray[np.float64]
+Reason: TypeAlias = Literal["text", "control", "other", "cut", "context"]
+
+NO_TOKEN = -1
+"""In the place of a student's token that there is none of."""
+LEAST_PROBABILITY = 0.01
+"""Of a token that is compared as one of a whole distribution. A teacher that has cut here writes hardly what would have
+been in one token with what was before, whatever it thinks of the text; less likely tokens are learnt from as they are
+drawn, by the text's own probability. Our choice."""
+PAYLOADS_ACROSS: tuple[PayloadName, ...] = ("sampled", "chunked")
+"""Payloads that a teacher of another tokenizer can be turned into."""
+
+
+def asked_payload(payload: PayloadName) -> PayloadName:
+    """What a teacher's process is asked for, where the loss needs ``payload``: chunks are made of its top k here."""
+    return "topk" if payload == "chunked" else payload
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSide:
+    """A tokenizer as it is needed to align it.
+
+    Attributes:
+        strings: the bytes of its tokens.
+        encode: ids of a text, without special tokens; raises ValueError where it takes a part for a control token.
+        ends: tokens that end an answer; the first is the one that closes it.
+    """
+
+    strings: TokenBytes
+    encode: Callable[[str], Sequence[int]]
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Retokenized:
+    """A rollout in a teacher's tokens.
+
+    Attributes:
+        original: in the student's.
+        rollout: in the teacher's: its own prompt, then its tokens of the completion, of which the chunks' are scored.
+        chunks: where tokens of both end at the same byte, counted over the trained tokens of each.
+        leads: bytes of a space that each side's tokenizer begins the completion with and the other's does not have:
+            of the student's, of the teacher's.
+        unscored: how many trained tokens of the student no chunk has, by reason.
+        text: what stands in the place of the prompt.
+    """
+
+    original: Rollout
+    rollout: Rollout
+    chunks: Chunks
+    leads: tuple[bool, bool]
+    unscored: Mapping[Reason, int]
+    text: TeacherText
+
+    @property
+    def numbers(self) -> Int32:
+        """The number of the chunk of each trained token of the student, ``(N,)``; -1 where it is in none."""
+        chunk_N = np.full(self.original.trained_tokens, NO_TOKEN, dtype=np.int32)
+        sizes_C = self.chunks.student_sizes
+        chunk_N[: int(sizes_C.sum())] = np.repeat(np.arange(len(sizes_C), dtype=np.int32), sizes_C)
+        return chunk_N
+
+    def log_ratios(self, logprobs_M: Float32) -> tuple[Float64, Float64]:
+        """Of each chunk, ``(C,)``, nats: the teacher's log-probability of its tokens; and that less the sampler's."""
+        sampler_N = trained_rows(self.original.sampler_logprobs, self.original).astype(np.float64)
+        teacher_C = _sums(logprobs_M.astype(np.float64), self.chunks.teacher_C)
+        return teacher_C, teacher_C - _sums(sampler_N, self.chunks.student_C)
+
+    def apportioned(self, logprobs_M: Float32) -> Float32:
+        """The teacher's log-probability of each trained token of the student, ``(N,)``, such that a chunk's add up.
+
+        A chunk's log-ratio is dealt out evenly. In no chunk it is the sampler's own: no ratio.
+        """
+        return self._spread(logprobs_M, evenly=True)
+
+    def credited(self, logprobs_M: Float32) -> Float32:
+        """The same, but every token of a chunk gets the whole log-ratio: what it is credited with as an advantage."""
+        return self._spread(logprobs_M, evenly=False)
+
+    def _spread(self, logprobs_M: Float32, *, evenly: bool) -> Float32:
+        spread_N = trained_rows(self.original.sampler_logprobs, self.original).astype(np.float64)
+        _, ratio_C = self.log_ratios(logprobs_M)
+        sizes_C = self.chunks.student_sizes
+        spread_N[: int(sizes_C.sum())] += np.repeat(ratio_C / sizes_C if evenly else ratio_C, sizes_C)
+        return spread_N.astype(np.float32)
+
+
+def _sums(values_N: Float64, ends_C: npt.NDArray[np.int64]) -> Float64:
+    """Sums of the values up to each end, from the one before."""
+    total = np.concatenate([[0.0], np.cumsum(values_N)])
+    return np.diff(total[ends_C], prepend=0.0)
+
+
+class Retokenizer:
+    """Writes rollouts in a teacher's tokens, and its answers on the student's.
+
+    Args:
+        name: the teacher's.
+        student, teacher: both tokenizers.
+        reads: what the teacher reads in the place of a prompt, in its own tokens.
+        context: tokens that it can read; None: any number.
+        width: K of payload ``chunked``, the same for all teachers of a run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        student: TokenizerSide,
+        teacher: TokenizerSide,
+        reads: Reads,
+        context: int | None,
+        width: int,
+    ) -> None:
+        self._name = name
+        self._student, self._teacher = student, teacher
+        self._reads = reads
+        self._context = context
+        self._width = width
+        self._student_of = {token: i for i, token in reversed([*enumerate(student.strings.bytes_V)]) if token}
+        self._maps: dict[tuple[bool, bool], Int32] = {}
+
+    def __call__(self, rollout: Rollout) -> Retokenized:
+        """The rollout in the teacher's tokens.
+
+        Raises:
+            GradingFailed: it has several turns, whose messages only the student's tokenizer has written.
+        """
+        if not _one_turn(rollout):
+            raise GradingFailed(
+                f"teacher {self._name!r} has another tokenizer, and rollout {rollout.index} of domain "
+                f"{rollout.domain!r} has several turns"
+            )
+        text = self._reads(rollout.prompt)
+        written = [int(i) for i in rollout.token_ids[rollout.loss_mask]]
+        closed = rollout.finish == "eos" and written[-1] in self._student.ends
+        answer = written[:-1] if closed else written
+        tokens, why = self._readable(answer)
+        # A space that the student's tokenizer begins texts with is no part of the answer.
+        leads = self._student.strings.leads and b"".join(tokens).startswith(b" ")
+        tokens = _without_lead(tokens) if leads else tokens
+        ids, others, led, refused = self._encoded(b"".join(tokens))
+        why = why or refused
+        chunks = align(tokens, others)
+        whole = len(tokens) == len(answer) and _covers(chunks, len(tokens), len(others))
+        why = why if why is not None else None if whole else "other"
+        if whole and closed:
+            chunks, ids = chunks.followed_by_one(), [*ids, self._teacher.ends[0]]
+        elif why is None and not closed and len(chunks.student_C):
+            chunks, why = Chunks(chunks.student_C[:-1], chunks.teacher_C[:-1]), "cut"
+        room = len(ids) if self._context is None else max(0, self._context - len(text.token_ids))
+        if len(kept := chunks.upto(len(written), room).student_C) < len(chunks.student_C):
+            chunks, why = Chunks(kept, chunks.teacher_C[: len(kept)]), "context"
+        return self._retokenized(rollout, text, ids, chunks, (leads, led), why)
+
+    def _readable(self, answer: Sequence[int]) -> tuple[list[bytes], Reason | None]:
+        """The bytes of the tokens up to the first that is no text, and why it is none."""
+        bytes_V = self._student.strings.bytes_V
+        tokens: list[bytes] = []
+        why: Reason | None = None
+        for i in answer:
+            token = bytes_V[i] if i < len(bytes_V) else None
+            if token is None:
+                why = "control"
+                break
+            tokens.append(token)
+        try:
+            b"".join(tokens).decode()
+        except UnicodeDecodeError as error:
+            ends = np.cumsum([len(token) for token in tokens])
+            return tokens[: int(np.searchsorted(ends, error.start, side="right"))], "text"
+        return tokens, why
+
+    def _encoded(self, data: bytes) -> tuple[list[int], list[bytes], bool, Reason | None]:
+        """The teacher's tokens of a text: ids, bytes without a leading space of its own, whether it had one, and why
+        there are none."""
+        try:
+            ids = list(self._teacher.encode(data.decode(errors="ignore"))) if data else []
+        except ValueError:
+            return [], [], False, "control"
+        found = [self._teacher.strings.bytes_V[i] for i in ids]
+        tokens = found[: found.index(None)] if None in found else found
+        others = [token for token in tokens if token is not None]
+        led = self._teacher.strings.leads and b"".join(others)[:2] == b" " + data[:1]
+        return ids, _without_lead(others) if led else others, led, None
+
+    def _retokenized(
+        self,
+        rollout: Rollout,
+        text: TeacherText,
+        ids: Sequence[int],
+        chunks: Chunks,
+        leads: tuple[bool, bool],
+        why: Reason | None,
+    ) -> Retokenized:
+        scored = int(chunks.teacher_C[-1]) if len(chunks.teacher_C) else 0
+        left = rollout.trained_tokens - (int(chunks.student_C[-1]) if len(chunks.student_C) else 0)
+        # A request has a token at least; of one that is in no chunk nobody reads what is said.
+        completion = [*ids[:scored]] if scored else [self._teacher.ends[0]]
+        prompt = rollout.prompt
+        own = Prompt(prompt.domain, prompt.id, text.token_ids, text.text, prompt.answer)
+        token_ids = np.array([*text.token_ids, *completion], dtype=np.int32)
+        read = replace(
+            rollout,
+            prompt=own,
+            token_ids=token_ids,
+            loss_mask=np.arange(len(token_ids)) >= len(text.token_ids),
+            sampler_logprobs=np.zeros(len(token_ids), dtype=np.float32),
+            routed_experts=None,
+            support_ids=None,
+            drafts=None,
+        )
+        return Retokenized(rollout, read, chunks, leads, {why: left} if left and why else {}, text)
+
+    # ---- what comes back
+
+    def payload(self, read: Retokenized, payload: Payload) -> Payload:
+        """A teacher's answer to :attr:`Retokenized.rollout`, on the trained tokens of the student, ``N`` rows.
+
+        ``Sampled`` becomes one whose tokens are credited with their chunk's log-ratio, ``TopK`` becomes ``Chunked``.
+
+        Raises:
+            GradingFailed: of any other payload there is no such thing.
+        """
+        rows = _trained(payload, read.rollout)
+        if isinstance(rows, TopK):
+            return self._chunked(read, rows)
+        if isinstance(rows, Sampled):
+            return Sampled(read.credited(rows.logprobs_T))
+        raise GradingFailed(
+            f"teacher {self._name!r} has another tokenizer, and gave {type(payload).__name__}; {PAYLOADS_ACROSS} alone "
+            "can be compared by chunks"
+        )
+
+    def apportioned(self, read: Retokenized, logprobs_S: Float32) -> Float32:
+        """What a teacher says of the tokens that it read, on those of the student, ``(T,)``; 0 where not trained."""
+        whole_T = np.zeros(len(read.original.token_ids), dtype=np.float32)
+        whole_T[read.original.loss_mask] = read.apportioned(trained_rows(logprobs_S, read.rollout))
+        return whole_T
+
+    def hint_ids(self, read: Retokenized) -> tuple[int, ...]:
+        """The teacher's hint in the student's tokens."""
+        return () if read.text.hint is None else tuple(self._student.encode(read.text.hint))
+
+    def _chunked(self, read: Retokenized, rows: TopK) -> Chunked:
+        """See :class:`distill.payloads.Chunked`."""
+        n, written = read.original.trained_tokens, read.original.token_ids[read.original.loss_mask]
+        chunks, chunk_N = read.chunks, read.numbers
+        starts_C, first_C = chunks.student_C - chunks.student_sizes, chunks.teacher_C - chunks.teacher_sizes
+        sizes_C = chunks.student_sizes
+        teacher_ids_M = read.rollout.token_ids[read.rollout.loss_mask]
+        teacher_C, _ = read.log_ratios(rows.sampled_T)
+        ids_NK = np.repeat(written[:, None], self._width, axis=1).astype(np.int32)
+        logprobs_NK = np.full((n, self._width), -np.inf, dtype=np.float32)
+        rest_N = np.zeros(n, dtype=np.float32)
+        owed_N = np.zeros(n, dtype=np.float32)
+        owed_C = teacher_C.astype(np.float64)
+        for c, (t, s) in enumerate(zip(starts_C.tolist(), first_C.tolist(), strict=True)):
+            of_V = self._map(read.leads if c == 0 else (False, False))
+            drawn = int(written[t])
+            whole = self._row(
+                of_V, rows.ids_TK[s], rows.logprobs_TK[s], int(teacher_ids_M[s]), float(rows.sampled_T[s]), drawn,
+                ends=drawn in self._student.ends,
+            )  # fmt: skip
+            ids_NK[t, : len(whole.ids)], logprobs_NK[t, : len(whole.ids)] = whole.ids, whole.logprobs
+            rest_N[t] = whole.rest
+            if whole.drawn is not None:
+                # What the whole distribution says of the first token is said; the others owe what is left.
+                chunk_N[t] = NO_TOKEN
+                owed_C[c] -= whole.drawn
+        stops = int(sizes_C.sum())
+        owed_N[:stops] = np.repeat(owed_C, sizes_C)
+        sampled_N = read.apportioned(rows.sampled_T)
+        return Chunked(ids_NK, logprobs_NK, rest_N, sampled_N, chunk_N, owed_N)
+
+    def _map(self, leads: tuple[bool, bool]) -> Int32:
+        """Of every id of the teacher the student's token that its bytes are, or begin with; the longest such."""
+        if leads not in self._maps:
+            student_leads, teacher_leads = leads
+            of_V = np.full(len(self._teacher.strings.bytes_V), NO_TOKEN, dtype=np.int32)
+            for i, token in enumerate(self._teacher.strings.bytes_V):
+                if token is None or (teacher_leads and not token.startswith(b" ")):
+                    continue
+                data = b" " * student_leads + token[int(teacher_leads) :]
+                known = (self._student_of.get(data[:n]) for n in range(len(data), 0, -1))
+                of_V[i] = next((j for j in known if j is not None), NO_TOKEN)
+            of_V[self._teacher.ends[0]] = self._student.ends[0]
+            self._maps[leads] = of_V
+        return self._maps[leads]
+
+    def _row(
+        self,
+        of_V: Int32,
+        ids_K: Int32,
+        logprobs_K: Float32,
+        drawn_teacher: int,
+        drawn_logprob: float,
+        drawn: int,
+        *,
+        ends: bool,
+    ) -> _Row:
+        """The teacher's likeliest tokens as the student's, where a chunk begins.
+
+        Args:
+            of_V: see :meth:`_map`.
+            drawn_teacher: the token that the teacher's chunk begins with; ``drawn`` the student's.
+            ends: whether the student's ends the answer.
+        """
+        probs_K = np.exp(logprobs_K.astype(np.float64))
+        if drawn_teacher not in ids_K:
+            ids_K, probs_K = np.append(ids_K, drawn_teacher), np.append(probs_K, np.exp(drawn_logprob))
+        tokens_K = of_V[ids_K]
+        if ends:
+            tokens_K = np.where(ids_K == self._teacher.ends[0], drawn, tokens_K)
+        begins = int(tokens_K[np.flatnonzero(ids_K == drawn_teacher)[0]]) == drawn
+        # Where the teacher's text goes another way through the drawn bytes, its probability of that token says nothing.
+        there = (tokens_K >= 0) & (begins | (tokens_K != drawn))
+        tokens, places = np.unique(tokens_K[there], return_inverse=True)
+        probs = np.bincount(places, weights=probs_K[there], minlength=len(tokens))
+        tokens, probs = tokens[probs >= LEAST_PROBABILITY], probs[probs >= LEAST_PROBABILITY]
+        order = np.lexsort((tokens, -probs, tokens != drawn))[: self._width]
+        tokens, probs = tokens[order], probs[order]
+        logprobs = np.log(probs)
+        rest = float(np.log(max(1.0 - float(probs.sum()), np.finfo(np.float32).tiny)))
+        whole = float(logprobs[0]) if len(tokens) and int(tokens[0]) == drawn else None
+        return _Row(tokens.astype(np.int32), logprobs.astype(np.float32), rest, whole)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A distribution in the student's tokens; ``drawn``: its log-probability of the drawn one, None where none is."""
+
+    ids: Int32
+    logprobs: Float32
+    rest: float
+    drawn: float | None
+
+
+def as_chunks(payload: TopK) -> Chunked:
+    """The answer of a teacher of the student's own tokenizer: every token is a chunk that is compared whole."""
+    n = len(payload.sampled_T)
+    none_N = np.full(n, NO_TOKEN, dtype=np.int32)
+    return Chunked(
+        payload.ids_TK, payload.logprobs_TK, payload.rest_T, payload.sampled_T, none_N, np.zeros(n, dtype=np.float32)
+    )
+
+
+@dataclass(slots=True)
+class ChunkCount:
+    """How the tokens of rollouts align with a teacher's."""
+
+    tokens: int = 0
+    alike: int = 0
+    chunked: int = 0
+    unscored: Counter[Reason] | None = None
+
+    def add(self, read: Retokenized) -> None:
+        """Count a rollout."""
+        self.tokens += read.original.trained_tokens
+        self.alike += read.chunks.alike
+        self.chunked += int(read.chunks.student_sizes.sum())
+        self.unscored = (self.unscored or Counter()) + Counter(read.unscored)
+
+    @property
+    def share(self) -> float:
+        """The part of the student's tokens that are one token of the teacher's, too, 0..1."""
+        return self.alike / max(1, self.tokens)
+
+    def metrics(self, teacher: str) -> dict[str, float]:
+        """By name: shares of the student's trained tokens, 0..1."""
+        if not self.tokens:
+            return {}
+        reasons = {f"unscored/{teacher}/{why}": n / self.tokens for why, n in (self.unscored or {}).items()}
+        return {f"aligned/{teacher}": self.share, f"unscored/{teacher}": 1 - self.chunked / self.tokens, **reasons}
+
+
+def _one_turn(rollout: Rollout) -> bool:
+    """Whether all that follows the prompt is the policy's."""
+    return bool(rollout.loss_mask[len(rollout.prompt.token_ids) :].all())
+
+
+def _covers(chunks: Chunks, student: int, teacher: int) -> bool:
+    """Whether chunks have all of so many tokens."""
+    if not student:
+        return not teacher
+    return len(chunks.student_C) > 0 and (int(chunks.student_C[-1]), int(chunks.teacher_C[-1])) == (student, teacher)
+
+
+def _without_lead(tokens: Sequence[bytes]) -> list[bytes]:
+    """Tokens without the first byte, which is a space."""
+    place = next(n for n, token in enumerate(tokens) if token)
+    return [token[1:] if n == place else token for n, token in enumerate(tokens)]  # not per token
+
+
+def _trained(payload: Payload, rollout: Rollout) -> Payload:
+    arrays = payload.arrays()
+    return replace(payload, **{name: trained_rows(array, rollout) for name, array in arrays.items()})
