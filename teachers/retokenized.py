@@ -40,7 +40,7 @@ from mopd.distill.types import (
 )
 from mopd.teachers.alignment import Chunks, align
 from mopd.teachers.token_bytes import TokenBytes
-from mopd.teachers.views import Reads, TeacherText
+from mopd.teachers.views import Reads, TeacherText, TeacherView
 
 Float64: TypeAlias = npt.NDArray[np.float64]
 Reason: TypeAlias = Literal["text", "control", "other", "cut", "context"]
@@ -51,6 +51,13 @@ LEAST_PROBABILITY = 0.01
 """Of a token that is compared as one of a whole distribution. A teacher that has cut here writes hardly what would have
 been in one token with what was before, whatever it thinks of the text; less likely tokens are learnt from as they are
 drawn, by the text's own probability. Our choice."""
+WORDS: dict[Reason, str] = {
+    "text": "from bytes on that are no text",
+    "control": "from a control token in an answer on",
+    "other": "from text on that its tokenizer writes otherwise",
+    "cut": "at the end of answers that were cut",
+    "context": "beyond its context",
+}
 PAYLOADS_ACROSS: tuple[PayloadName, ...] = ("sampled", "chunked")
 """Payloads that a teacher of another tokenizer can be turned into."""
 
@@ -95,6 +102,12 @@ class Retokenized:
     leads: tuple[bool, bool]
     unscored: Mapping[Reason, int]
     text: TeacherText
+
+    @property
+    def view(self) -> TeacherView:
+        """What a scorer is given of it, in the teacher's tokens."""
+        own = self.rollout
+        return TeacherView(own.domain, self.text.text, self.text.hint, own.loss_mask, hint_ids=self.text.hint_ids)
 
     @property
     def numbers(self) -> Int32:
@@ -258,10 +271,13 @@ class Retokenizer:
 
     # ---- what comes back
 
-    def payload(self, read: Retokenized, payload: Payload) -> Payload:
+    def payload(self, read: Retokenized, payload: Payload, *, learnt: bool = True) -> Payload:
         """A teacher's answer to :attr:`Retokenized.rollout`, on the trained tokens of the student, ``N`` rows.
 
         ``Sampled`` becomes one whose tokens are credited with their chunk's log-ratio, ``TopK`` becomes ``Chunked``.
+
+        Args:
+            learnt: whether it is learnt from; what is only measured has a chunk's log-ratio once.
 
         Raises:
             GradingFailed: of any other payload there is no such thing.
@@ -270,7 +286,7 @@ class Retokenizer:
         if isinstance(rows, TopK):
             return self._chunked(read, rows)
         if isinstance(rows, Sampled):
-            return Sampled(read.credited(rows.logprobs_T))
+            return Sampled((read.credited if learnt else read.apportioned)(rows.logprobs_T))
         raise GradingFailed(
             f"teacher {self._name!r} has another tokenizer, and gave {type(payload).__name__}; {PAYLOADS_ACROSS} alone "
             "can be compared by chunks"
@@ -282,9 +298,14 @@ class Retokenizer:
         whole_T[read.original.loss_mask] = read.apportioned(trained_rows(logprobs_S, read.rollout))
         return whole_T
 
-    def hint_ids(self, read: Retokenized) -> tuple[int, ...]:
-        """The teacher's hint in the student's tokens."""
-        return () if read.text.hint is None else tuple(self._student.encode(read.text.hint))
+    def view(self, read: Retokenized) -> TeacherView:
+        """What it is given of the rollout, in the student's tokens: the hint by which repetitions are counted."""
+        hint, rollout = read.text.hint, read.original
+        try:
+            hint_ids = () if hint is None else tuple(self._student.encode(hint))
+        except ValueError:  # it spells a control token, which the student does not write as text
+            hint_ids = ()
+        return TeacherView(rollout.domain, read.text.text, hint, rollout.loss_mask, hint_ids=hint_ids)
 
     def _chunked(self, read: Retokenized, rows: TopK) -> Chunked:
         """See :class:`distill.payloads.Chunked`."""
@@ -403,18 +424,30 @@ class ChunkCount:
         self.tokens += read.original.trained_tokens
         self.alike += read.chunks.alike
         self.chunked += int(read.chunks.student_sizes.sum())
-        self.unscored = (self.unscored or Counter()) + Counter(read.unscored)
+        self.unscored = self.left + Counter(read.unscored)
 
     @property
     def share(self) -> float:
         """The part of the student's tokens that are one token of the teacher's, too, 0..1."""
         return self.alike / max(1, self.tokens)
 
+    @property
+    def sentence(self) -> str:
+        """How they align, as a person reads it."""
+        reasons = ", ".join(f"{100 * n / max(1, self.tokens):.2g}% {WORDS[why]}" for why, n in self.left.items() if n)
+        scored = f"{100 * self.share:.0f}% of the student's tokens are one of the teacher's, too"
+        return scored + (f"; it says nothing of {reasons}" if reasons else "")
+
+    @property
+    def left(self) -> Counter[Reason]:
+        """Tokens in no chunk, by reason."""
+        return Counter() if self.unscored is None else self.unscored
+
     def metrics(self, teacher: str) -> dict[str, float]:
         """By name: shares of the student's trained tokens, 0..1."""
         if not self.tokens:
             return {}
-        reasons = {f"unscored/{teacher}/{why}": n / self.tokens for why, n in (self.unscored or {}).items()}
+        reasons = {f"unscored/{teacher}/{why}": n / self.tokens for why, n in self.left.items()}
         return {f"aligned/{teacher}": self.share, f"unscored/{teacher}": 1 - self.chunked / self.tokens, **reasons}
 
 

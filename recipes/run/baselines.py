@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from mopd.distill.errors import Interrupted
 from mopd.distill.metrics.evaluate import Split
 from mopd.recipes.evaluation.evaluator import Evaluator
+from mopd.recipes.evaluation.own_tokens import SamplersInOwnTokens
 from mopd.recipes.run.context import RunContext
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.sampler import Samplers
@@ -19,7 +20,7 @@ def measure_frozen(
     models: Mapping[str, FrozenModel],
     context: RunContext,
     evaluator: Evaluator,
-    make_samplers: Callable[[ExitStack], Samplers],
+    make_samplers: Callable[[ExitStack], Samplers | SamplersInOwnTokens],
 ) -> None:
     """Measure base and teachers, unless they were: their scores are the lines that the student is held against.
 
@@ -46,7 +47,7 @@ def _measure(
     models: Mapping[str, FrozenModel],
     context: RunContext,
     evaluator: Evaluator,
-    make_samplers: Callable[[ExitStack], Samplers],
+    make_samplers: Callable[[ExitStack], Samplers | SamplersInOwnTokens],
 ) -> list[str]:
     """Evaluate all models that have not answered everything; returns their names."""
     todo = [name for name in models if not all(evaluator.has_evaluated(name, 0, split) for split in SPLITS)]

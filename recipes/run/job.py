@@ -23,20 +23,21 @@ from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Prompt, Sampler, Weights
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
+from mopd.recipes.evaluation.own_tokens import SamplersInOwnTokens
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
 from mopd.recipes.report.card import run_card
 from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import named_base
-from mopd.recipes.resolve.teacher_prompts import teacher_reads
+from mopd.recipes.resolve.teacher_prompts import OwnTokenizer, prompts_in, retokenizers_of, teacher_reads
 from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks, run_length
 from mopd.recipes.run.preflight import Candidate, candidates, passed, preflight, wait_for_teachers
 from mopd.recipes.run.ranks import RayRanks
 from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
-from mopd.rollouts.engines.base import Drafts, FrozenModel
+from mopd.rollouts.engines.base import Drafts, FrozenModel, SamplerSettings
 from mopd.rollouts.environments.episodes import with_episodes
 from mopd.rollouts.environments.kept import FOLDER, KeptEpisodes, keeps_episodes
 from mopd.rollouts.prompts import Prefetched
@@ -63,6 +64,7 @@ class Training:
         attempt: the id that owns ``folder``.
         model: the checkpoint it starts from.
         teachers: checkpoints of its teachers by name; the bases of those that are adapters.
+        own_tokenizers: of the teachers that read rollouts in their own tokens, by name.
         frozen: its teachers as models that are sampled, by name.
         left_out: weights that the checkpoint at the beginning of its chain has and the student has not, by name.
     """
@@ -72,6 +74,7 @@ class Training:
     attempt: str
     model: str
     teachers: Mapping[str, str]
+    own_tokenizers: Mapping[str, OwnTokenizer]
     frozen: Mapping[str, FrozenModel]
     tokenizer: PreTrainedTokenizerBase
     tasks: Mapping[str, Task]
@@ -112,7 +115,8 @@ class Training:
             eval_sampler = sampler if self.evaluator is None else samplers.evaluate
             source = prompt_source(trained, self.tasks, self.tokenizer, seed=recipe.seed, rule=recipe.prompt_rule)
             if teachers is not None:
-                wait_for_teachers(teachers, tokens=len(self.tokenizer))
+                own = {name: token_count(of_teacher.tokenizer) for name, of_teacher in self.own_tokenizers.items()}
+                wait_for_teachers(teachers, tokens=len(self.tokenizer), own=own)
                 to_examine = candidates(self.resolved.teachers, trained)
                 self._preflight(teachers, student, samplers.train, source(0), to_examine, context.progress.print)
             routes, loss, graded = self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
@@ -142,14 +146,29 @@ class Training:
             self._conclude(student, eval_sampler, progress, last)
             return last
 
-    def samplers(self, context: RunContext, closing: ExitStack) -> Samplers:
-        """All that samples in the run; the processes end with ``closing``."""
+    def samplers_in_own_tokens(self, context: RunContext, closing: ExitStack, *, teacher: str) -> SamplersInOwnTokens:
+        """What measures a teacher of another tokenizer; the processes end with ``closing``."""
+        own = self.own_tokenizers[teacher]
+        settings = sampler_settings(
+            self.resolved.recipe.rollout,
+            own.tokenizer,
+            model=self.teachers[teacher],
+            seed=self.resolved.recipe.seed,
+            support=None,
+            evaluate=self.resolved.recipe.evaluate,
+        )
+        prompt_of = prompts_in(teacher, own.tokenizer, self.tasks)
+        return SamplersInOwnTokens(self.samplers(context, closing, settings), prompt_of, own.tokenizer)
+
+    def samplers(self, context: RunContext, closing: ExitStack, settings: SamplerSettings | None = None) -> Samplers:
+        """All that samples in the run; the processes end with ``closing``. ``settings``: None: the student's."""
         recipe = self.resolved.recipe
         support = support_of(self.resolved.loss, self.tokenizer)
         return samplers_of_run(
             recipe.rollout,
             recipe.student.engine,
-            settings=sampler_settings(
+            settings=settings
+            or sampler_settings(
                 recipe.rollout,
                 self.tokenizer,
                 model=self.model,
@@ -306,20 +325,28 @@ class Training:
             keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
         )
 
+    @property
+    def of_student(self) -> OwnTokenizer:
+        """The student's tokenizer with what ends its answers."""
+        return OwnTokenizer(self.tokenizer, end_token_ids(self.tokenizer, self.model))
+
+    def conditions(self, tokenizer: PreTrainedTokenizerBase) -> Conditions:
+        """What a teacher is asked under that scores tokens of ``tokenizer``."""
+        recipe, support = self.resolved.recipe, support_of(self.resolved.loss, tokenizer)
+        microbatch_tokens = recipe.student.engine.microbatch_tokens
+        return Conditions(recipe.rollout.temperature, microbatch_tokens, support, token_count(tokenizer))
+
     def _teachers(self, context: RunContext, student: Callable[[], Weights]) -> TeacherPool | None:
         """The teachers, which begin to load in their processes; ``student`` gives its weights once they are there."""
         if not self.teachers:
             return None
         recipe = self.resolved.recipe
-        support, vocabulary = support_of(self.resolved.loss, self.tokenizer), token_count(self.tokenizer)
-        conditions = Conditions(
-            recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support, vocabulary
-        )
-        asked = {name: self.resolved.teachers[name] for name in self.teachers}
+        asked, own = {name: self.resolved.teachers[name] for name in self.teachers}, self.own_tokenizers
+        tokenizers = {name: own[name].tokenizer if name in own else self.tokenizer for name in asked}
         specs = {
             name: TeacherSpec(
                 make_source(teacher.setup(self.teachers[name])),
-                conditions,
+                self.conditions(tokenizers[name]),
                 gpus=teacher.gpus,
                 replicas=teacher.settings.replicas,
                 adapter=teacher.adapter,
@@ -338,6 +365,7 @@ class Training:
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
             reads=teacher_reads(asked, self.tasks, self.tokenizer),
+            retokenizers=retokenizers_of(asked, own, self.tasks, self.of_student, self.resolved.loss),
             on_student=[name for name in specs if name in self.resolved.on_student],
             student=student,
         )

@@ -54,6 +54,7 @@ from mopd.recipes.resolve.stages import (
     stage_folder,
     stage_recipe,
 )
+from mopd.recipes.resolve.teacher_prompts import own_tokenizers
 from mopd.recipes.resolve.teachers import ResolvedTeacher, with_folders
 from mopd.recipes.run.baselines import measure_frozen
 from mopd.recipes.run.cluster import ray_cluster
@@ -217,7 +218,12 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
             else model
         )
         frozen = {"base": FrozenModel(base, trust_remote_code=recipe.student.trust_remote_code)} | frozen
-        measure_frozen(frozen, context, evaluator, partial(job.samplers, context))
+        own = {f"teachers/{name}": name for name in job.own_tokenizers}
+        alike = {name: model for name, model in frozen.items() if name not in own}
+        measure_frozen(alike, context, evaluator, partial(job.samplers, context))
+        for name in [name for name in frozen if name in own]:
+            make = partial(job.samplers_in_own_tokens, context, teacher=own[name])
+            measure_frozen({name: frozen[name]}, context, evaluator, make)
         context.report_soon()
         method = resolved.method
         if isinstance(method, MadeMethod):
@@ -332,6 +338,7 @@ def training(
         attempt=attempt,
         model=model,
         teachers=teachers,
+        own_tokenizers=own_tokenizers(resolved.teachers, teachers),
         frozen={name: frozen_teacher(resolved.teachers[name], folder) for name, folder in teachers.items()},
         tokenizer=tokenizer,
         tasks=tasks,
