@@ -53,10 +53,9 @@ class Chunks:
         keep_C = (self.student_C <= student) & (self.teacher_C <= teacher)
         return Chunks(self.student_C[keep_C], self.teacher_C[keep_C])
 
-    def followed_by_one(self) -> Chunks:
-        """The same, and one more of one token of each: what closes both."""
-        ends = [int(of_C[-1]) if len(of_C) else 0 for of_C in (self.student_C, self.teacher_C)]
-        return Chunks(np.append(self.student_C, ends[0] + 1), np.append(self.teacher_C, ends[1] + 1))
+    def closed(self, student: int, teacher: int) -> Chunks:
+        """The same, and one more that ends at so many tokens of each: what closes both."""
+        return Chunks(np.append(self.student_C, student), np.append(self.teacher_C, teacher))
 
 
 def align(student: Sequence[bytes], teacher: Sequence[bytes]) -> Chunks:
@@ -69,13 +68,13 @@ def align(student: Sequence[bytes], teacher: Sequence[bytes]) -> Chunks:
         teacher: of each of its M tokens.
     """
     ends_N, ends_M = (np.cumsum([len(token) for token in tokens], dtype=np.int64) for tokens in (student, teacher))
-    same = _same_bytes(b"".join(student), b"".join(teacher))
+    same = same_bytes(b"".join(student), b"".join(teacher))
     cuts_C = np.intersect1d(ends_N, ends_M)
     cuts_C = cuts_C[(cuts_C > 0) & (cuts_C <= same)]
     return Chunks(np.searchsorted(ends_N, cuts_C, side="right"), np.searchsorted(ends_M, cuts_C, side="right"))
 
 
-def _same_bytes(one: bytes, other: bytes) -> int:
+def same_bytes(one: bytes, other: bytes) -> int:
     """With how many of the same bytes both begin."""
     shorter = min(len(one), len(other))
     if one[:shorter] == other[:shorter]:

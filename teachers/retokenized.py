@@ -38,7 +38,7 @@ from mopd.distill.types import (
     TopK,
     trained_rows,
 )
-from mopd.teachers.alignment import Chunks, align
+from mopd.teachers.alignment import Chunks, align, same_bytes
 from mopd.teachers.token_bytes import TokenBytes
 from mopd.teachers.views import Reads, TeacherText, TeacherView
 
@@ -199,10 +199,11 @@ class Retokenizer:
         ids, others, led, refused = self._encoded(b"".join(tokens))
         why = why or refused
         chunks = align(tokens, others)
-        whole = len(tokens) == len(answer) and _covers(chunks, len(tokens), len(others))
+        whole = len(tokens) == len(answer) and _covers(chunks, tokens, others)
         why = why if why is not None else None if whole else "other"
         if whole and closed:
-            chunks, ids = chunks.followed_by_one(), [*ids, self._teacher.ends[0]]
+            ids = [*ids, self._teacher.ends[0]]
+            chunks = chunks.closed(len(written), len(ids))
         elif why is None and not closed and len(chunks.student_C):
             chunks, why = Chunks(chunks.student_C[:-1], chunks.teacher_C[:-1]), "cut"
         room = len(ids) if self._context is None else max(0, self._context - len(text.token_ids))
@@ -238,7 +239,8 @@ class Retokenizer:
         found = [self._teacher.strings.bytes_V[i] for i in ids]
         tokens = found[: found.index(None)] if None in found else found
         others = [token for token in tokens if token is not None]
-        led = self._teacher.strings.leads and b"".join(others)[:2] == b" " + data[:1]
+        whole = b"".join(others)
+        led = self._teacher.strings.leads and same_bytes(whole, b" " + data) > same_bytes(whole, data)
         return ids, _without_lead(others) if led else others, led, None
 
     def _retokenized(
@@ -456,11 +458,12 @@ def _one_turn(rollout: Rollout) -> bool:
     return bool(rollout.loss_mask[len(rollout.prompt.token_ids) :].all())
 
 
-def _covers(chunks: Chunks, student: int, teacher: int) -> bool:
-    """Whether chunks have all of so many tokens."""
-    if not student:
-        return not teacher
-    return len(chunks.student_C) > 0 and (int(chunks.student_C[-1]), int(chunks.teacher_C[-1])) == (student, teacher)
+def _covers(chunks: Chunks, student: Sequence[bytes], teacher: Sequence[bytes]) -> bool:
+    """Whether chunks have all of the tokens that have bytes."""
+    if not any(student):
+        return not any(teacher)
+    ends = len(student), len(teacher)
+    return len(chunks.student_C) > 0 and (int(chunks.student_C[-1]), int(chunks.teacher_C[-1])) == ends
 
 
 def _without_lead(tokens: Sequence[bytes]) -> list[bytes]:

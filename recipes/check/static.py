@@ -28,7 +28,13 @@ from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.settings import idle_leaves
 from mopd.recipes.check.tasks import Lengths, TaskChecks, check_gold_answers, check_tasks, make_tasks
-from mopd.recipes.check.teachers import check_texts, hint_warnings, reach_teachers
+from mopd.recipes.check.teachers import (
+    align_golds,
+    check_texts,
+    hint_warnings,
+    reach_teachers,
+    tokenizer_warnings,
+)
 from mopd.recipes.resolve.placement import check_device
 from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import check_folder
@@ -92,14 +98,16 @@ def check(
     problems += check_texts(resolved.teachers, recipe.trained_domains, tasks, tokenizer, model_infos, cap, recipe.seed)
     problems += [] if offline else check_device(resolved)
     if not problems and not offline:  # last: it asks others, and needs a sound recipe
-        problems += reach_teachers(resolved, tasks, tokenizer, lengths)
+        problems += reach_teachers(resolved, tasks, tokenizer, lengths, model_infos)
     if problems:  # the plan would need sound routes; the folder can be asked about without one
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
     doubtful = (*model_warnings(resolved.models, model_infos, recipe.mtp, recipe.student, recipe.stages), *doubtful)
-    hints = hint_warnings(resolved.teachers, resolved.loss)
+    hints = (*hint_warnings(resolved.teachers, resolved.loss), *tokenizer_warnings(resolved.teachers, model_infos))
     warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout), *doubtful, *hints)
     asked = Questions(recipe.domains, tasks, tokenizer, recipe.seed)
     plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked)
+    trained_domains, loss = recipe.trained_domains, resolved.loss
+    plan = replace(plan, aligned=align_golds(resolved.teachers, trained_domains, tasks, loss, model_infos, recipe.seed))
     problems = [] if plan_only else lacks_cards(plan, card_here(recipe.run.card_gib, elsewhere=offline))
     problems += [] if offline or plan_only else _lacks_room(resolved, plan, out, model_infos, lengths)
     if problems:

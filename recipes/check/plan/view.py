@@ -20,6 +20,8 @@ def print_plan(plan: Plan, console: Console, there: Room) -> None:
     console.print(Fitted(_models(plan)))
     for words, names in _attention(plan).items():
         console.print(Text(f"attention: {words} ({', '.join(names)})"), soft_wrap=True)
+    for name, count in plan.aligned.items():
+        console.print(Text(f"tokens: of gold answers for teacher {name}, {count.sentence}"), soft_wrap=True)
     console.print(Fitted(_processes(plan)))
     console.print(Fitted(_steps(plan)))
     if (card := plan.fullest_card) is not None:

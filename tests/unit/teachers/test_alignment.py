@@ -107,7 +107,7 @@ def test_a_character_cut_into_bytes_is_one_chunk_with_it_whole() -> None:
     emoji = "👍".encode()
     chunks = align([b"a", emoji[:1], emoji[1:3], emoji[3:], b"b"], [b"a", emoji + b"b"])
     assert (chunks.student_C.tolist(), chunks.teacher_C.tolist(), chunks.alike) == ([1, 5], [1, 2], 1)
-    assert chunks.followed_by_one().student_C.tolist() == [1, 5, 6]
+    assert chunks.closed(6, 3).student_C.tolist() == [1, 5, 6]
     assert chunks.upto(4, 9).student_C.tolist() == [1]
 
 
