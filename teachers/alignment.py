@@ -18,8 +18,8 @@ Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Chunks:
-    """Chunks in their order; chunk ``c`` has the tokens from where ``c - 1`` ends up to where it ends itself.
+class ByteChunks:
+    """ByteChunks in their order; chunk ``c`` has the tokens from where ``c - 1`` ends up to where it ends itself.
 
     Attributes:
         student_C: where each ends among the student's tokens, ascending.
@@ -48,17 +48,21 @@ class Chunks:
         """How many have one token of each: there both tokenizers cut alike."""
         return int(((self.student_sizes == 1) & (self.teacher_sizes == 1)).sum())
 
-    def upto(self, student: int, teacher: int) -> Chunks:
+    def upto(self, student: int, teacher: int) -> ByteChunks:
         """Those that end within so many tokens of each."""
         keep_C = (self.student_C <= student) & (self.teacher_C <= teacher)
-        return Chunks(self.student_C[keep_C], self.teacher_C[keep_C])
+        return ByteChunks(self.student_C[keep_C], self.teacher_C[keep_C])
 
-    def closed(self, student: int, teacher: int) -> Chunks:
+    def first(self, count: int) -> ByteChunks:
+        """The first so many."""
+        return ByteChunks(self.student_C[:count], self.teacher_C[:count])
+
+    def closed(self, student: int, teacher: int) -> ByteChunks:
         """The same, and one more that ends at so many tokens of each: what closes both."""
-        return Chunks(np.append(self.student_C, student), np.append(self.teacher_C, teacher))
+        return ByteChunks(np.append(self.student_C, student), np.append(self.teacher_C, teacher))
 
 
-def align(student: Sequence[bytes], teacher: Sequence[bytes]) -> Chunks:
+def align(student: Sequence[bytes], teacher: Sequence[bytes]) -> ByteChunks:
     """The chunks of two tokenisations, up to the first byte in which they differ.
 
     A token of no bytes belongs to the chunk before it; at the beginning, to the first.
@@ -71,12 +75,12 @@ def align(student: Sequence[bytes], teacher: Sequence[bytes]) -> Chunks:
     same = same_bytes(b"".join(student), b"".join(teacher))
     cuts_C = np.intersect1d(ends_N, ends_M)
     cuts_C = cuts_C[(cuts_C > 0) & (cuts_C <= same)]
-    return Chunks(np.searchsorted(ends_N, cuts_C, side="right"), np.searchsorted(ends_M, cuts_C, side="right"))
+    return ByteChunks(np.searchsorted(ends_N, cuts_C, side="right"), np.searchsorted(ends_M, cuts_C, side="right"))
 
 
-def same_bytes(one: bytes, other: bytes) -> int:
+def same_bytes(first: bytes, second: bytes) -> int:
     """With how many of the same bytes both begin."""
-    shorter = min(len(one), len(other))
-    if one[:shorter] == other[:shorter]:
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:  # not per token
         return shorter
-    return next(place for place in range(shorter) if one[place] != other[place])
+    return next(place for place in range(shorter) if first[place] != second[place])

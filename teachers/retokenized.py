@@ -17,6 +17,7 @@ Shape legend: N trained tokens of the student, M of the teacher, C chunks, K ent
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,11 +39,10 @@ from mopd.distill.types import (
     TopK,
     trained_rows,
 )
-from mopd.teachers.alignment import Chunks, align, same_bytes
+from mopd.teachers.alignment import ByteChunks, align, same_bytes
 from mopd.teachers.token_bytes import TokenBytes
 from mopd.teachers.views import Reads, TeacherText, TeacherView
 
-Float64: TypeAlias = npt.NDArray[np.float64]
 Reason: TypeAlias = Literal["text", "control", "other", "cut", "context"]
 
 NO_TOKEN = -1
@@ -98,7 +98,7 @@ class Retokenized:
 
     original: Rollout
     rollout: Rollout
-    chunks: Chunks
+    chunks: ByteChunks
     leads: tuple[bool, bool]
     unscored: Mapping[Reason, int]
     text: TeacherText
@@ -117,7 +117,7 @@ class Retokenized:
         chunk_N[: int(sizes_C.sum())] = np.repeat(np.arange(len(sizes_C), dtype=np.int32), sizes_C)
         return chunk_N
 
-    def log_ratios(self, logprobs_M: Float32) -> tuple[Float64, Float64]:
+    def log_ratios(self, logprobs_M: Float32) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Of each chunk, ``(C,)``, nats: the teacher's log-probability of its tokens; and that less the sampler's."""
         sampler_N = trained_rows(self.original.sampler_logprobs, self.original).astype(np.float64)
         teacher_C = _sums(logprobs_M.astype(np.float64), self.chunks.teacher_C)
@@ -142,7 +142,7 @@ class Retokenized:
         return spread_N.astype(np.float32)
 
 
-def _sums(values_N: Float64, ends_C: npt.NDArray[np.int64]) -> Float64:
+def _sums(values_N: npt.NDArray[np.float64], ends_C: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Sums of the values up to each end, from the one before."""
     total = np.concatenate([[0.0], np.cumsum(values_N)])
     return np.diff(total[ends_C], prepend=0.0)
@@ -191,7 +191,9 @@ class Retokenizer:
         text = self._reads(rollout.prompt)
         written = [int(i) for i in rollout.token_ids[rollout.loss_mask]]
         closed = rollout.finish == "eos" and written[-1] in self._student.ends
-        answer = written[:-1] if closed else written
+        answer = [*written]
+        if closed:
+            answer.pop()
         tokens, why = self._readable(answer)
         # A space that the student's tokenizer begins texts with is no part of the answer.
         leads = self._student.strings.leads and b"".join(tokens).startswith(b" ")
@@ -205,10 +207,10 @@ class Retokenizer:
             ids = [*ids, self._teacher.ends[0]]
             chunks = chunks.closed(len(written), len(ids))
         elif why is None and not closed and len(chunks.student_C):
-            chunks, why = Chunks(chunks.student_C[:-1], chunks.teacher_C[:-1]), "cut"
+            chunks, why = chunks.first(len(chunks.student_C) - 1), "cut"
         room = len(ids) if self._context is None else max(0, self._context - len(text.token_ids))
-        if len(kept := chunks.upto(len(written), room).student_C) < len(chunks.student_C):
-            chunks, why = Chunks(kept, chunks.teacher_C[: len(kept)]), "context"
+        if len((kept := chunks.upto(len(written), room)).student_C) < len(chunks.student_C):
+            chunks, why = kept, "context"
         return self._retokenized(rollout, text, ids, chunks, (leads, led), why)
 
     def _readable(self, answer: Sequence[int]) -> tuple[list[bytes], Reason | None]:
@@ -236,9 +238,8 @@ class Retokenizer:
             ids = list(self._teacher.encode(data.decode(errors="ignore"))) if data else []
         except ValueError:
             return [], [], False, "control"
-        found = [self._teacher.strings.bytes_V[i] for i in ids]
-        tokens = found[: found.index(None)] if None in found else found
-        others = [token for token in tokens if token is not None]
+        strings = (self._teacher.strings.bytes_V[i] for i in ids)
+        others = [token for token in itertools.takewhile(lambda token: token is not None, strings) if token is not None]
         whole = b"".join(others)
         led = self._teacher.strings.leads and same_bytes(whole, b" " + data) > same_bytes(whole, data)
         return ids, _without_lead(others) if led else others, led, None
@@ -248,7 +249,7 @@ class Retokenizer:
         rollout: Rollout,
         text: TeacherText,
         ids: Sequence[int],
-        chunks: Chunks,
+        chunks: ByteChunks,
         leads: tuple[bool, bool],
         why: Reason | None,
     ) -> Retokenized:
@@ -458,7 +459,7 @@ def _one_turn(rollout: Rollout) -> bool:
     return bool(rollout.loss_mask[len(rollout.prompt.token_ids) :].all())
 
 
-def _covers(chunks: Chunks, student: Sequence[bytes], teacher: Sequence[bytes]) -> bool:
+def _covers(chunks: ByteChunks, student: Sequence[bytes], teacher: Sequence[bytes]) -> bool:
     """Whether chunks have all of the tokens that have bytes."""
     if not any(student):
         return not any(teacher)

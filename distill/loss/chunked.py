@@ -46,32 +46,32 @@ def chunked_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: Chu
     def one_teacher(rows: TeacherRows, mask_BT: Tensor) -> TokenLoss:
         if rows.arrays and "chunk_T" not in rows.arrays:
             raise ValueError("this estimator needs scores by chunks, and the microbatch has others")
-        said = {name: array[mask_BT] for name, array in rows.arrays.items()}
+        rows_N = {name: array[mask_BT] for name, array in rows.arrays.items()}
         tokens_N, sampler_N = microbatch.token_ids_BT[mask_BT], microbatch.sampler_logprobs_BT[mask_BT]
         row_BT = torch.arange(len(mask_BT), device=mask_BT.device).unsqueeze(1).expand_as(mask_BT)
         # A number of a chunk is of its rollout; -1 of each is a group of its own, which is not read.
-        group_N = torch.stack([row_BT[mask_BT], said["chunk_T"]])
+        group_N = torch.stack([row_BT[mask_BT], rows_N["chunk_T"]])
         group_N = torch.unique(group_N, dim=1, return_inverse=True)[1] if len(tokens_N) else tokens_N
-        drawn_N = said["chunk_T"] >= 0
+        drawn_N = rows_N["chunk_T"] >= 0
         happened: dict[str, Tensor] = {}
 
         def divergence(logp_NV: Tensor) -> Divergence:
             logp_N = pick(logp_NV, tokens_N)
             total_N = torch.zeros_like(logp_N).index_add_(0, group_N, logp_N)[group_N]
-            advantage_N, clipped_N = clip_gap(said["owed_T"] - total_N, settings.advantage_clip)
+            advantage_N, clipped_N = clip_gap(rows_N["owed_T"] - total_N, settings.advantage_clip)
             gated = gated_ratio(student_logprobs_N=logp_N, sampler_logprobs_N=sampler_N, gate=settings.gate)
             pull_N = torch.where(drawn_N, gated.weight_N * advantage_N, 0.0)
             happened["clipped"] = clipped_N & drawn_N
             happened["gate_dropped"] = gated.dropped_N & drawn_N
-            kl_N = logp_N - said["sampled_T"]
-            whole = _whole(logp_NV, said["ids_TK"], logq_NK=said["logprobs_TK"])
+            kl_N = logp_N - rows_N["sampled_T"]
+            whole = _whole(logp_NV, rows_N["ids_TK"], logq_NK=rows_N["logprobs_TK"])
             gradient_NV = logp_NV.exp_().mul_((pull_N - whole.mean_N).unsqueeze(-1))
-            gradient_NV.scatter_add_(-1, said["ids_TK"], whole.pull_NK)
+            gradient_NV.scatter_add_(-1, rows_N["ids_TK"], whole.pull_NK)
             gradient_NV.scatter_add_(-1, tokens_N.unsqueeze(-1), -pull_N.unsqueeze(-1))
             return Divergence(whole.value_N - pull_N * logp_N, gradient_NV, kl_N)
 
-        loss = divergence_loss(logits_BTV, microbatch, mask_BT, divergence, teacher_logprobs_N=said["sampled_T"])
-        return TokenLoss(loss.loss_BT, loss.stats | spread(said["sampled_T"], happened, mask_BT).stats)
+        loss = divergence_loss(logits_BTV, microbatch, mask_BT, divergence, teacher_logprobs_N=rows_N["sampled_T"])
+        return TokenLoss(loss.loss_BT, loss.stats | spread(rows_N["sampled_T"], happened, mask_BT).stats)
 
     return each_teacher(microbatch, one_teacher)
 

@@ -228,7 +228,15 @@ def _of_prompt(
         )
 
 
-def tokenizer_warnings(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+def teacher_warnings(
+    teachers: Mapping[str, ResolvedTeacher], loss: BoundLoss, model_infos: Mapping[str, ModelInfo]
+) -> Iterator[str]:
+    """What a person should know of teachers that see more, or read otherwise, each a sentence."""
+    yield from hint_warnings(teachers, loss)
+    yield from _same_tokens(teachers, model_infos)
+
+
+def _same_tokens(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
     """Teachers that are asked in tokens of their own, which are the student's."""
     student = model_infos.get("student.model")
     for name, teacher in teachers.items():

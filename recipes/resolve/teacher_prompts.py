@@ -81,6 +81,11 @@ def own_tokenizers(teachers: Mapping[str, ResolvedTeacher], folders: Mapping[str
     return made
 
 
+def own_sizes(own: Mapping[str, OwnTokenizer]) -> dict[str, int]:
+    """How many tokens each tokenizer has, by name of the teacher."""
+    return {name: token_count(of_teacher.tokenizer) for name, of_teacher in own.items()}
+
+
 def retokenizers_of(
     teachers: Mapping[str, ResolvedTeacher],
     own: Mapping[str, OwnTokenizer],

@@ -23,21 +23,20 @@ from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.types import Prompt, Sampler, Weights
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
-from mopd.recipes.evaluation.own_tokens import SamplersInOwnTokens
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
 from mopd.recipes.report.card import run_card
 from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import named_base
-from mopd.recipes.resolve.teacher_prompts import OwnTokenizer, prompts_in, retokenizers_of, teacher_reads
+from mopd.recipes.resolve.teacher_prompts import OwnTokenizer, own_sizes, retokenizers_of, teacher_reads
 from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks, run_length
 from mopd.recipes.run.preflight import Candidate, candidates, passed, preflight, wait_for_teachers
 from mopd.recipes.run.ranks import RayRanks
 from mopd.recipes.run.samplers import samplers_of_run, teachers_writing
-from mopd.rollouts.engines.base import Drafts, FrozenModel, SamplerSettings
+from mopd.rollouts.engines.base import Drafts, FrozenModel
 from mopd.rollouts.environments.episodes import with_episodes
 from mopd.rollouts.environments.kept import FOLDER, KeptEpisodes, keeps_episodes
 from mopd.rollouts.prompts import Prefetched
@@ -115,8 +114,7 @@ class Training:
             eval_sampler = sampler if self.evaluator is None else samplers.evaluate
             source = prompt_source(trained, self.tasks, self.tokenizer, seed=recipe.seed, rule=recipe.prompt_rule)
             if teachers is not None:
-                own = {name: token_count(of_teacher.tokenizer) for name, of_teacher in self.own_tokenizers.items()}
-                wait_for_teachers(teachers, tokens=len(self.tokenizer), own=own)
+                wait_for_teachers(teachers, tokens=len(self.tokenizer), own=own_sizes(self.own_tokenizers))
                 to_examine = candidates(self.resolved.teachers, trained)
                 self._preflight(teachers, student, samplers.train, source(0), to_examine, context.progress.print)
             routes, loss, graded = self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
@@ -146,36 +144,25 @@ class Training:
             self._conclude(student, eval_sampler, progress, last)
             return last
 
-    def samplers_in_own_tokens(self, context: RunContext, closing: ExitStack, *, teacher: str) -> SamplersInOwnTokens:
-        """What measures a teacher of another tokenizer; the processes end with ``closing``."""
-        own = self.own_tokenizers[teacher]
-        settings = sampler_settings(
-            self.resolved.recipe.rollout,
-            own.tokenizer,
-            model=self.teachers[teacher],
-            seed=self.resolved.recipe.seed,
-            support=None,
-            evaluate=self.resolved.recipe.evaluate,
-        )
-        prompt_of = prompts_in(teacher, own.tokenizer, self.tasks)
-        return SamplersInOwnTokens(self.samplers(context, closing, settings), prompt_of, own.tokenizer)
+    def samplers(self, context: RunContext, closing: ExitStack, teacher: str | None = None) -> Samplers:
+        """All that samples in the run; the processes end with ``closing``.
 
-    def samplers(self, context: RunContext, closing: ExitStack, settings: SamplerSettings | None = None) -> Samplers:
-        """All that samples in the run; the processes end with ``closing``. ``settings``: None: the student's."""
+        Args:
+            teacher: one of another tokenizer, which they sample as its answers are written; None: as the student's are.
+        """
         recipe = self.resolved.recipe
-        support = support_of(self.resolved.loss, self.tokenizer)
+        tokenizer = self.tokenizer if teacher is None else self.own_tokenizers[teacher].tokenizer
         return samplers_of_run(
             recipe.rollout,
             recipe.student.engine,
-            settings=settings
-            or sampler_settings(
+            settings=sampler_settings(
                 recipe.rollout,
-                self.tokenizer,
-                model=self.model,
+                tokenizer,
+                model=self.model if teacher is None else self.teachers[teacher],
                 seed=recipe.seed,
-                support=support,
+                support=support_of(self.resolved.loss, tokenizer),
                 evaluate=recipe.evaluate,
-                drafts=self._drafts(recipe.mtp),
+                drafts=self._drafts(recipe.mtp) if teacher is None else None,
             ),
             initial=FrozenModel(
                 self.model,
@@ -330,12 +317,6 @@ class Training:
         """The student's tokenizer with what ends its answers."""
         return OwnTokenizer(self.tokenizer, end_token_ids(self.tokenizer, self.model))
 
-    def conditions(self, tokenizer: PreTrainedTokenizerBase) -> Conditions:
-        """What a teacher is asked under that scores tokens of ``tokenizer``."""
-        recipe, support = self.resolved.recipe, support_of(self.resolved.loss, tokenizer)
-        microbatch_tokens = recipe.student.engine.microbatch_tokens
-        return Conditions(recipe.rollout.temperature, microbatch_tokens, support, token_count(tokenizer))
-
     def _teachers(self, context: RunContext, student: Callable[[], Weights]) -> TeacherPool | None:
         """The teachers, which begin to load in their processes; ``student`` gives its weights once they are there."""
         if not self.teachers:
@@ -343,10 +324,11 @@ class Training:
         recipe = self.resolved.recipe
         asked, own = {name: self.resolved.teachers[name] for name in self.teachers}, self.own_tokenizers
         tokenizers = {name: own[name].tokenizer if name in own else self.tokenizer for name in asked}
+        asking = recipe.rollout.temperature, recipe.student.engine.microbatch_tokens
         specs = {
             name: TeacherSpec(
                 make_source(teacher.setup(self.teachers[name])),
-                self.conditions(tokenizers[name]),
+                Conditions(*asking, support_of(self.resolved.loss, tokenizers[name]), token_count(tokenizers[name])),
                 gpus=teacher.gpus,
                 replicas=teacher.settings.replicas,
                 adapter=teacher.adapter,

@@ -342,6 +342,6 @@ def test_a_pool_asks_teachers_with_and_without_tokens_of_their_own(
     measured = pool.score([rollouts], asking="sampled")
     assert all(isinstance(score.payload, Sampled) for scored in measured for _, score in scored.scores)
     assert "aligned/other" not in pool.metrics(), "what is measured is not counted as learnt from"
+    read = writes(rollouts[0])
     with pytest.raises(GradingFailed, match="'other' has another tokenizer, and gave Full"):
-        read = writes(rollouts[0])
         writes.payload(read, Full(np.zeros((len(read.rollout.token_ids), 2), dtype=np.float32)))
