@@ -93,11 +93,12 @@ def _topk(logprobs_TV: torch.Tensor, token_ids_T: torch.Tensor, asked: AskedSupp
 
 
 def _chunked(logprobs_TV: torch.Tensor, token_ids_T: torch.Tensor, asked: AskedSupport) -> Chunked:
-    """Of a teacher of the student's tokenizer: every token is a chunk."""
+    """Of a teacher of the student's tokenizer, where every token is a chunk: teachers/retokenized.py has the rule."""
     whole = _topk(logprobs_TV, token_ids_T, asked)
-    none_T = np.full(len(whole.sampled_T), -1, dtype=np.int32)
-    owed_T = np.zeros(len(whole.sampled_T), dtype=np.float32)
-    return Chunked(whole.ids_TK, whole.logprobs_TK, whole.rest_T, whole.sampled_T, none_T, owed_T)
+    outside_T = (whole.ids_TK != token_ids_T.cpu().numpy()[:, None]).all(axis=1)
+    chunk_T = np.where(outside_T, np.arange(len(outside_T)), -1).astype(np.int32)
+    owed_T = np.where(outside_T, whole.sampled_T, 0.0).astype(np.float32)
+    return Chunked(whole.ids_TK, whole.logprobs_TK, whole.rest_T, whole.sampled_T, chunk_T, owed_T)
 
 
 PAYLOADS: dict[str, PayloadSpec] = {

@@ -13,7 +13,7 @@ from mopd.distill.types import Metrics, Payload, PayloadName, Rollout, ScoredRol
 from mopd.teachers.actor import ScoreResponse, TeacherGroup, TeacherSpec
 from mopd.teachers.dry_run import DryRun, dry_run, dry_run_payload
 from mopd.teachers.kinds.checkpoint import microbatches
-from mopd.teachers.retokenized import ChunkCount, Retokenized, Retokenizer, as_chunks, asked_payload
+from mopd.teachers.retokenized import ChunkCount, Retokenized, Retokenizer, as_chunks, asked_payload, trained
 from mopd.teachers.shared_base import SharedBase
 from mopd.teachers.validate import Expected, check_answer, likeliest_of
 from mopd.teachers.views import HintCount, Reads, ScoreRequest, TeacherView, length, view_of
@@ -240,7 +240,8 @@ class TeacherPool:
         if not request.own:
             if payload != "chunked":
                 return [*payloads]
-            return [as_chunks(answer) for answer in payloads if isinstance(answer, TopK)]
+            pairs = zip(request.rollouts, payloads, strict=True)
+            return [as_chunks(trained(p, r), r.token_ids[r.loss_mask]) for r, p in pairs if isinstance(p, TopK)]
         retokenizer = self._retokenizers[request.teacher]
         if learnt:
             for read in request.own:

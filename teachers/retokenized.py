@@ -21,7 +21,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,7 @@ from mopd.teachers.alignment import ByteChunks, align, same_bytes
 from mopd.teachers.token_bytes import TokenBytes
 from mopd.teachers.views import Reads, TeacherText, TeacherView
 
+SomePayload = TypeVar("SomePayload", bound=Payload)
 Reason: TypeAlias = Literal["text", "control", "other", "cut", "context"]
 
 NO_TOKEN = -1
@@ -285,7 +286,7 @@ class Retokenizer:
         Raises:
             GradingFailed: of any other payload there is no such thing.
         """
-        rows = _trained(payload, read.rollout)
+        rows = trained(payload, read.rollout)
         if isinstance(rows, TopK):
             return self._chunked(read, rows)
         if isinstance(rows, Sampled):
@@ -327,7 +328,7 @@ class Retokenizer:
             of_V = self._map(read.leads if c == 0 else (False, False))
             drawn = int(written[t])
             whole = self._row(
-                of_V, rows.ids_TK[s], rows.logprobs_TK[s], int(teacher_ids_M[s]), float(rows.sampled_T[s]), drawn,
+                *(of_V, rows.ids_TK[s], rows.logprobs_TK[s], int(teacher_ids_M[s]), drawn),
                 ends=drawn in self._student.ends,
             )  # fmt: skip
             ids_NK[t, : len(whole.ids)], logprobs_NK[t, : len(whole.ids)] = whole.ids, whole.logprobs
@@ -362,7 +363,6 @@ class Retokenizer:
         ids_K: Int32,
         logprobs_K: Float32,
         drawn_teacher: int,
-        drawn_logprob: float,
         drawn: int,
         *,
         ends: bool,
@@ -374,13 +374,10 @@ class Retokenizer:
             drawn_teacher: the token that the teacher's chunk begins with; ``drawn`` the student's.
             ends: whether the student's ends the answer.
         """
-        probs_K = np.exp(logprobs_K.astype(np.float64))
-        if drawn_teacher not in ids_K:
-            ids_K, probs_K = np.append(ids_K, drawn_teacher), np.append(probs_K, np.exp(drawn_logprob))
-        tokens_K = of_V[ids_K]
+        probs_K, tokens_K = np.exp(logprobs_K.astype(np.float64)), of_V[ids_K]
         if ends:
             tokens_K = np.where(ids_K == self._teacher.ends[0], drawn, tokens_K)
-        begins = int(tokens_K[np.flatnonzero(ids_K == drawn_teacher)[0]]) == drawn
+        begins = drawn == (drawn if ends and drawn_teacher == self._teacher.ends[0] else int(of_V[drawn_teacher]))
         # Where the teacher's text goes another way through the drawn bytes, its probability of that token says nothing.
         there = (tokens_K >= 0) & (begins | (tokens_K != drawn))
         tokens, places = np.unique(tokens_K[there], return_inverse=True)
@@ -404,13 +401,18 @@ class _Row:
     drawn: float | None
 
 
-def as_chunks(payload: TopK) -> Chunked:
-    """The answer of a teacher of the student's own tokenizer: every token is a chunk that is compared whole."""
-    n = len(payload.sampled_T)
-    none_N = np.full(n, NO_TOKEN, dtype=np.int32)
-    return Chunked(
-        payload.ids_TK, payload.logprobs_TK, payload.rest_T, payload.sampled_T, none_N, np.zeros(n, dtype=np.float32)
-    )
+def as_chunks(payload: TopK, token_ids_N: Int32) -> Chunked:
+    """The answer of a teacher of the student's own tokenizer: every token is a chunk.
+
+    One that the teacher's likeliest have is compared as one of these, any other is learnt from as it was drawn.
+
+    Args:
+        payload: a row for each of the tokens.
+    """
+    outside_N = (payload.ids_TK != token_ids_N[:, None]).all(axis=1)
+    chunk_N = np.where(outside_N, np.arange(len(token_ids_N)), NO_TOKEN).astype(np.int32)
+    owed_N = np.where(outside_N, payload.sampled_T, 0.0).astype(np.float32)
+    return Chunked(payload.ids_TK, payload.logprobs_TK, payload.rest_T, payload.sampled_T, chunk_N, owed_N)
 
 
 @dataclass(slots=True)
@@ -473,6 +475,7 @@ def _without_lead(tokens: Sequence[bytes]) -> list[bytes]:
     return [token[1:] if n == place else token for n, token in enumerate(tokens)]  # not per token
 
 
-def _trained(payload: Payload, rollout: Rollout) -> Payload:
+def trained(payload: SomePayload, rollout: Rollout) -> SomePayload:
+    """A payload with the rows of a rollout's trained tokens alone."""
     arrays = payload.arrays()
     return replace(payload, **{name: trained_rows(array, rollout) for name, array in arrays.items()})

@@ -30,13 +30,14 @@ def chunked_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: Chu
     first token by other tokens, so that it says nothing of it, all of the chunk is learnt from so.
     Several teachers: ``sum_k w_k`` of theirs; where one says nothing of a token, its part is 0.
 
-    What it estimates: where the teacher has the student's own tokenizer it is :func:`~.topk.topk_reverse_kl` with
-    ``outside: left_out``. Where a teacher's cuts do not depend on what follows them, and S is all that it may write,
-    the gradient expected over what the student draws is that of the sum over chunks of ``KL(student || teacher)``,
-    states held as they are. Else it is no KL's: a teacher's tokens are one way to write these bytes, so their
-    log-probability is at most that of the bytes; and two ways in which the student may write them are both credited
-    with it. Computed by enumeration over drawn vocabularies the gradient points where that of the KL to the teacher's
-    distribution over the student's tokens does: docs/tokenizers.md has the cosines.
+    What it estimates: where the teacher has the student's own tokenizer, every token is a chunk, and the gradient
+    expected over what the student draws is the exact reverse KL's, whatever k. Where a teacher's cuts do not depend on
+    what follows them, it is that of the KL of the first token of each chunk, and of the others together given it,
+    states held as they are. Else it is no KL's: a teacher that has cut somewhere does not write what it would have put
+    in one token with what was before; its tokens are one way to write these bytes, so their log-probability is at most
+    that of the bytes; and two ways in which the student may write them are both credited with it. Computed by
+    enumeration over drawn vocabularies the gradient points where that of the KL to the teacher's distribution over the
+    student's tokens does: docs/tokenizers.md has the cosines.
 
     The statistic ``kl`` is the one-sample estimate; over a chunk it adds up to the log-ratio of the chunk.
 

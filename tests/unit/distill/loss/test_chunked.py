@@ -270,12 +270,14 @@ def test_expected_gradient_is_that_of_the_kl_of_a_chunks_parts_where_cuts_depend
     assert (ours - other).abs().max() > 1e-3, "the parts matter"
 
 
-def test_a_teacher_of_the_same_tokens_under_other_numbers_gives_the_exact_reverse_kl() -> None:
+@pytest.mark.parametrize("k", [None, 1, 2])
+def test_a_teacher_of_the_same_tokens_under_other_numbers_gives_the_exact_reverse_kl(k: int | None) -> None:
+    """Whatever k is: a drawn token that is not among the teacher's likeliest is learnt from as it was drawn."""
     tokens = ["a", "b", "ab"]
     texts, others = drawn_texts("ab", 3, seed=5), drawn_texts("ab", 3, seed=6)
     world = World(tokens, ["ab", "b", "a"], table_of(texts, tokens), table_of(others, tokens))
     truth = token_kl_gradient(world, table_of(others, tokens))
-    torch.testing.assert_close(expected_gradient(world, "chunked_reverse_kl", WHOLE), truth, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(expected_gradient(world, "chunked_reverse_kl", WHOLE, k=k), truth, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("estimator", ["chunked_reverse_kl", "policy_gradient"])

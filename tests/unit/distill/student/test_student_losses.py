@@ -65,7 +65,9 @@ def shipped(scored: ScoredRollout, payload: PayloadName | None) -> ScoredRollout
             kept = np.take_along_axis(full_TV, likely, -1)
             rest = np.log(1 - np.exp(kept.astype(np.float64)).sum(-1)).astype(np.float32)
             topk = TopK(likely, kept, rest, full_TV[np.arange(len(ids)), ids])
-            return replace(score, payload=topk if payload == "topk" else as_chunks(topk))
+            return replace(
+                score, payload=topk if payload == "topk" else as_chunks(topk, np.resize(topk.ids_TK[:, 0], len(ids)))
+            )
         return score if payload == "full" else replace(score, payload=Sampled(full_TV[np.arange(len(ids)), ids]))
 
     return replace(scored, scores=tuple((w, cut(score)) for w, score in scored.scores))
