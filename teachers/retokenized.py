@@ -17,6 +17,7 @@ Shape legend: N trained tokens of the student, M of the teacher, C chunks, K ent
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -76,11 +77,31 @@ class TokenizerSide:
         strings: the bytes of its tokens.
         encode: ids of a text, without special tokens; raises ValueError where it takes a part for a control token.
         ends: tokens that end an answer; the first is the one that closes it.
+        encode_each: ids of each of many texts, which may be control tokens.
     """
 
     strings: TokenBytes
     encode: Callable[[str], Sequence[int]]
     ends: tuple[int, ...]
+    encode_each: Callable[[Sequence[str]], Sequence[Sequence[int]]]
+
+    def first_tokens(self, strings: Sequence[bytes]) -> list[int]:
+        """By which token it begins to write each string, which is not empty; :data:`NO_TOKEN` where by none.
+
+        Where it writes the string otherwise than it stands in a text, such as with a space before it, or where it is no
+        text, that is the longest token that it begins with.
+        """
+        of = {token: i for i, token in reversed([*enumerate(self.strings.bytes_V)]) if token}
+        texts = [string.decode(errors="ignore") for string in strings]
+        made: list[int] = []
+        for string, text, ids in zip(strings, texts, self.encode_each(texts), strict=True):
+            first = self.strings.bytes_V[ids[0]] if ids and text.encode() == string else None
+            if first and string.startswith(first):
+                made.append(ids[0])
+            else:
+                fitting = (of.get(string[:n]) for n in range(len(string), 0, -1))
+                made.append(next((i for i in fitting if i is not None), NO_TOKEN))
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +196,6 @@ class Retokenizer:
         self._reads = reads
         self._context = context
         self._width = width
-        self._student_of = {token: i for i, token in reversed([*enumerate(student.strings.bytes_V)]) if token}
         self._maps: dict[tuple[bool, bool], Int32] = {}
 
     def __call__(self, rollout: Rollout) -> Retokenized:
@@ -343,19 +363,34 @@ class Retokenizer:
         return Chunked(ids_NK, logprobs_NK, rest_N, sampled_N, chunk_N, owed_N)
 
     def _map(self, leads: tuple[bool, bool]) -> Int32:
-        """Of every id of the teacher the student's token that its bytes are, or begin with; the longest such."""
+        """Of every id of the teacher the student's token that a text which goes on with it goes on with, ``(V,)``.
+
+        That is the first token by which the student's tokenizer writes its bytes. Of a token that both have it is that,
+        unless the student has a longer one, which the teacher writes by this one and more: then nobody knows.
+        """
         if leads not in self._maps:
             student_leads, teacher_leads = leads
-            of_V = np.full(len(self._teacher.strings.bytes_V), NO_TOKEN, dtype=np.int32)
+            ids: list[int] = []
+            strings: list[bytes] = []
             for i, token in enumerate(self._teacher.strings.bytes_V):
-                if token is None or (teacher_leads and not token.startswith(b" ")):
-                    continue
-                data = b" " * student_leads + token[int(teacher_leads) :]
-                known = (self._student_of.get(data[:n]) for n in range(len(data), 0, -1))
-                of_V[i] = next((j for j in known if j is not None), NO_TOKEN)
+                if token and (not teacher_leads or token.startswith(b" ")):
+                    ids.append(i)
+                    strings.append(b" " * student_leads + token[int(teacher_leads) :])
+            first = self._student.first_tokens(strings)
+            of_V = np.full(len(self._teacher.strings.bytes_V), NO_TOKEN, dtype=np.int32)
+            of_V[ids] = first
+            alike = [self._student.strings.bytes_V[j] == string for j, string in zip(first, strings, strict=True)]
+            of_V[[i for i, same in zip(ids, alike, strict=True) if same and i in self._begins]] = NO_TOKEN
             of_V[self._teacher.ends[0]] = self._student.ends[0]
             self._maps[leads] = of_V
         return self._maps[leads]
+
+    @functools.cached_property
+    def _begins(self) -> frozenset[int]:
+        """Tokens of the teacher by which it begins to write one of the student's that it has not itself."""
+        known = {token for token in self._teacher.strings.bytes_V if token}
+        lacking = [token for token in self._student.strings.bytes_V if token and token not in known]
+        return frozenset(self._teacher.first_tokens(lacking))
 
     def _row(
         self,
@@ -379,7 +414,8 @@ class Retokenizer:
             tokens_K = np.where(ids_K == self._teacher.ends[0], drawn, tokens_K)
         begins = drawn == (drawn if ends and drawn_teacher == self._teacher.ends[0] else int(of_V[drawn_teacher]))
         # Where the teacher's text goes another way through the drawn bytes, its probability of that token says nothing.
-        there = (tokens_K >= 0) & (begins | (tokens_K != drawn))
+        other_way = drawn if begins else int(of_V[drawn_teacher])
+        there = (tokens_K >= 0) & (begins | ((tokens_K != drawn) & (tokens_K != other_way)))
         tokens, places = np.unique(tokens_K[there], return_inverse=True)
         probs = np.bincount(places, weights=probs_K[there], minlength=len(tokens))
         tokens, probs = tokens[probs >= LEAST_PROBABILITY], probs[probs >= LEAST_PROBABILITY]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -145,7 +146,11 @@ def tokenizer_side(own: OwnTokenizer, where: str) -> TokenizerSide:
     def text_ids(text: str) -> tuple[int, ...]:
         return encode(own.tokenizer, text, letters=[(0, len(text))])
 
-    return TokenizerSide(strings, text_ids, own.ends)
+    def each(texts: Sequence[str]) -> list[list[int]]:
+        encoded: Any = own.tokenizer([*texts], add_special_tokens=False, split_special_tokens=True) if texts else {}
+        return encoded.get("input_ids", [])
+
+    return TokenizerSide(strings, text_ids, own.ends, each)
 
 
 def reads_of(
