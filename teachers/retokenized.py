@@ -17,8 +17,8 @@ Shape legend: N trained tokens of the student, M of the teacher, C chunks, K ent
 
 from __future__ import annotations
 
-import functools
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -85,22 +85,21 @@ class TokenizerSide:
     ends: tuple[int, ...]
     encode_each: Callable[[Sequence[str]], Sequence[Sequence[int]]]
 
-    def first_tokens(self, strings: Sequence[bytes]) -> list[int]:
-        """By which token it begins to write each string, which is not empty; :data:`NO_TOKEN` where by none.
+    def paths(self, strings: Sequence[bytes]) -> list[list[int]]:
+        """The tokens by which it writes each string.
 
         Where it writes the string otherwise than it stands in a text, such as with a space before it, or where it is no
-        text, that is the longest token that it begins with.
+        text, that is the longest token that it begins with; none where there is none.
         """
         of = {token: i for i, token in reversed([*enumerate(self.strings.bytes_V)]) if token}
         texts = [string.decode(errors="ignore") for string in strings]
-        made: list[int] = []
-        for string, text, ids in zip(strings, texts, self.encode_each(texts), strict=True):
-            first = self.strings.bytes_V[ids[0]] if ids and text.encode() == string else None
-            if first and string.startswith(first):
-                made.append(ids[0])
+        made: list[list[int]] = []
+        for string, ids in zip(strings, self.encode_each(texts), strict=True):
+            if b"".join(self.strings.bytes_V[i] or b"" for i in ids) == string:
+                made.append([*ids])
             else:
                 fitting = (of.get(string[:n]) for n in range(len(string), 0, -1))
-                made.append(next((i for i in fitting if i is not None), NO_TOKEN))
+                made.append(list(itertools.islice((i for i in fitting if i is not None), 1)))
         return made
 
 
@@ -196,7 +195,7 @@ class Retokenizer:
         self._reads = reads
         self._context = context
         self._width = width
-        self._maps: dict[tuple[bool, bool], Int32] = {}
+        self._maps: dict[tuple[bool, bool], list[list[int]]] = {}
 
     def __call__(self, rollout: Rollout) -> Retokenized:
         """The rollout in the teacher's tokens.
@@ -334,107 +333,121 @@ class Retokenizer:
     def _chunked(self, read: Retokenized, rows: TopK) -> Chunked:
         """See :class:`distill.payloads.Chunked`."""
         n, written = read.original.trained_tokens, read.original.token_ids[read.original.loss_mask]
-        chunks, chunk_N = read.chunks, read.numbers
-        starts_C, first_C = chunks.student_C - chunks.student_sizes, chunks.teacher_C - chunks.teacher_sizes
-        sizes_C = chunks.student_sizes
+        chunks, chunk_N = read.chunks, np.full(read.original.trained_tokens, NO_TOKEN, dtype=np.int32)
         teacher_ids_M = read.rollout.token_ids[read.rollout.loss_mask]
         teacher_C, _ = read.log_ratios(rows.sampled_T)
         ids_NK = np.repeat(written[:, None], self._width, axis=1).astype(np.int32)
         logprobs_NK = np.full((n, self._width), -np.inf, dtype=np.float32)
-        rest_N = np.zeros(n, dtype=np.float32)
         owed_N = np.zeros(n, dtype=np.float32)
-        owed_C = teacher_C.astype(np.float64)
-        for c, (t, s) in enumerate(zip(starts_C.tolist(), first_C.tolist(), strict=True)):
-            of_V = self._map(read.leads if c == 0 else (False, False))
-            drawn = int(written[t])
-            whole = self._row(
-                *(of_V, rows.ids_TK[s], rows.logprobs_TK[s], int(teacher_ids_M[s]), drawn),
-                ends=drawn in self._student.ends,
-            )  # fmt: skip
-            ids_NK[t, : len(whole.ids)], logprobs_NK[t, : len(whole.ids)] = whole.ids, whole.logprobs
-            rest_N[t] = whole.rest
-            if whole.drawn is not None:
-                # What the whole distribution says of the first token is said; the others owe what is left.
-                chunk_N[t] = NO_TOKEN
-                owed_C[c] -= whole.drawn
-        stops = int(sizes_C.sum())
-        owed_N[:stops] = np.repeat(owed_C, sizes_C)
-        sampled_N = read.apportioned(rows.sampled_T)
-        return Chunked(ids_NK, logprobs_NK, rest_N, sampled_N, chunk_N, owed_N)
+        t = s = 0
+        reach = _Reach()
+        for c, (end, stop) in enumerate(zip(chunks.student_C.tolist(), chunks.teacher_C.tolist(), strict=True)):
+            paths = self._paths(read.leads if c == 0 else (False, False))
+            drawn = written[t:end].tolist()
+            closing = {self._student.ends[0]: drawn[-1]} if drawn[-1] in self._student.ends else {}
+            probs_K = np.exp(rows.logprobs_TK[s].astype(np.float64)).tolist()
+            ways = [
+                (paths[i], reach.cut * p) for i, p in zip(rows.ids_TK[s].tolist(), probs_K, strict=True) if paths[i]
+            ]
+            ways = [([closing.get(i, i) for i in path], p) for path, p in [*ways, *reach.beyond]]
+            taken = [closing.get(i, i) for i in paths[int(teacher_ids_M[s])]]
+            compared, ahead = _along(ways, taken, drawn, self._width)
+            for place, (ids, logprobs) in enumerate(compared.rows, start=t):
+                ids_NK[place, : len(ids)], logprobs_NK[place, : len(ids)] = ids, logprobs
+            # What whole distributions say of the first tokens is said; the others owe what is left.
+            chunk_N[t + compared.tokens : end] = c
+            owed_N[t + compared.tokens : end] = teacher_C[c] + math.log(reach.cut) - compared.logprob
+            reach = ahead if stop == s + 1 else _Reach()
+            t, s = end, stop
+        used_NK = np.where(np.isfinite(logprobs_NK), np.exp(logprobs_NK.astype(np.float64)), 0.0)
+        rest_N = np.log(np.maximum(1.0 - used_NK.sum(axis=1), np.finfo(np.float32).tiny)).astype(np.float32)
+        return Chunked(ids_NK, logprobs_NK, rest_N, read.apportioned(rows.sampled_T), chunk_N, owed_N)
 
-    def _map(self, leads: tuple[bool, bool]) -> Int32:
-        """Of every id of the teacher the student's token that a text which goes on with it goes on with, ``(V,)``.
+    def _paths(self, leads: tuple[bool, bool]) -> list[list[int]]:
+        """Of every id of the teacher the student's tokens that its bytes are, as its tokenizer writes them.
 
-        That is the first token by which the student's tokenizer writes its bytes. Of a token that both have it is that,
-        unless the student has a longer one, which the teacher writes by this one and more: then nobody knows.
+        None where that is not known: of a token that both have, where the student has a longer one, which the teacher
+        writes by this one and more.
         """
         if leads not in self._maps:
             student_leads, teacher_leads = leads
-            ids: list[int] = []
-            strings: list[bytes] = []
-            for i, token in enumerate(self._teacher.strings.bytes_V):
-                if token and (not teacher_leads or token.startswith(b" ")):
-                    ids.append(i)
-                    strings.append(b" " * student_leads + token[int(teacher_leads) :])
-            first = self._student.first_tokens(strings)
-            of_V = np.full(len(self._teacher.strings.bytes_V), NO_TOKEN, dtype=np.int32)
-            of_V[ids] = first
-            alike = [self._student.strings.bytes_V[j] == string for j, string in zip(first, strings, strict=True)]
-            of_V[[i for i, same in zip(ids, alike, strict=True) if same and i in self._begins]] = NO_TOKEN
-            of_V[self._teacher.ends[0]] = self._student.ends[0]
-            self._maps[leads] = of_V
+            known = {token for token in self._teacher.strings.bytes_V if token}
+            lacking = [token for token in self._student.strings.bytes_V if token and token not in known]
+            begins = {path[0] for path in self._teacher.paths(lacking) if path}
+            paths: list[list[int]] = [[] for _ in self._teacher.strings.bytes_V]
+            bytes_V = self._teacher.strings.bytes_V
+            ids = [i for i, token in enumerate(bytes_V) if token and (not teacher_leads or token.startswith(b" "))]
+            strings = [b" " * student_leads + (bytes_V[i] or b"")[int(teacher_leads) :] for i in ids]
+            for i, path in zip(ids, self._student.paths(strings), strict=True):
+                paths[i] = [] if len(path) == 1 and i in begins else path
+            paths[self._teacher.ends[0]] = [self._student.ends[0]]
+            self._maps[leads] = paths
         return self._maps[leads]
-
-    @functools.cached_property
-    def _begins(self) -> frozenset[int]:
-        """Tokens of the teacher by which it begins to write one of the student's that it has not itself."""
-        known = {token for token in self._teacher.strings.bytes_V if token}
-        lacking = [token for token in self._student.strings.bytes_V if token and token not in known]
-        return frozenset(self._teacher.first_tokens(lacking))
-
-    def _row(
-        self,
-        of_V: Int32,
-        ids_K: Int32,
-        logprobs_K: Float32,
-        drawn_teacher: int,
-        drawn: int,
-        *,
-        ends: bool,
-    ) -> _Row:
-        """The teacher's likeliest tokens as the student's, where a chunk begins.
-
-        Args:
-            of_V: see :meth:`_map`.
-            drawn_teacher: the token that the teacher's chunk begins with; ``drawn`` the student's.
-            ends: whether the student's ends the answer.
-        """
-        probs_K, tokens_K = np.exp(logprobs_K.astype(np.float64)), of_V[ids_K]
-        if ends:
-            tokens_K = np.where(ids_K == self._teacher.ends[0], drawn, tokens_K)
-        begins = drawn == (drawn if ends and drawn_teacher == self._teacher.ends[0] else int(of_V[drawn_teacher]))
-        # Where the teacher's text goes another way through the drawn bytes, its probability of that token says nothing.
-        other_way = drawn if begins else int(of_V[drawn_teacher])
-        there = (tokens_K >= 0) & (begins | ((tokens_K != drawn) & (tokens_K != other_way)))
-        tokens, places = np.unique(tokens_K[there], return_inverse=True)
-        probs = np.bincount(places, weights=probs_K[there], minlength=len(tokens))
-        tokens, probs = tokens[probs >= LEAST_PROBABILITY], probs[probs >= LEAST_PROBABILITY]
-        order = np.lexsort((tokens, -probs, tokens != drawn))[: self._width]
-        tokens, probs = tokens[order], probs[order]
-        logprobs = np.log(probs)
-        rest = float(np.log(max(1.0 - float(probs.sum()), np.finfo(np.float32).tiny)))
-        whole = float(logprobs[0]) if len(tokens) and int(tokens[0]) == drawn else None
-        return _Row(tokens.astype(np.int32), logprobs.astype(np.float32), rest, whole)
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """A distribution in the student's tokens; ``drawn``: its log-probability of the drawn one, None where none is."""
+class _Compared:
+    """What is said of the first tokens of a chunk by whole distributions.
 
-    ids: Int32
-    logprobs: Float32
-    rest: float
-    drawn: float | None
+    Attributes:
+        rows: of each the student's tokens and their log-probabilities; one more where the drawn one is not among them.
+        tokens: how many of the drawn tokens are among theirs.
+        logprob: of these together.
+    """
+
+    rows: list[tuple[list[int], list[float]]]
+    tokens: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """What a teacher's likeliest tokens say of what follows a chunk that is one of its tokens.
+
+    Attributes:
+        cut: the probability that it ends its token here, given that it wrote these bytes.
+        beyond: the student's tokens by which longer ones go on, with the probability of each.
+    """
+
+    cut: float = 1.0
+    beyond: tuple[tuple[list[int], float], ...] = ()
+
+
+def _along(
+    ways: Sequence[tuple[list[int], float]], taken: Sequence[int], drawn: Sequence[int], width: int
+) -> tuple[_Compared, _Reach]:
+    """The teacher's next token as a distribution over the student's next, and next but one, as far as it reaches.
+
+    Args:
+        ways: the student's tokens that each of the teacher's likeliest is, with its probability.
+        taken: those of the one that the teacher's chunk begins with; ``drawn`` the student's chunk.
+    """
+    rows: list[tuple[list[int], list[float]]] = []
+    alive, total, logprob = [*ways], 1.0, 0.0
+    for place, token in enumerate(drawn):
+        if place >= len(taken):
+            break  # what follows is the teacher's next token's
+        masses: dict[int, float] = {}
+        for way, p in alive:
+            if len(way) > place:
+                masses[way[place]] = masses.get(way[place], 0.0) + p
+        # Where the teacher's text goes another way through the drawn bytes, neither way's probability says anything.
+        apart = {token, taken[place]} if taken[place] != token else set[int]()
+        likely = {i: min(1.0, m / total) for i, m in masses.items() if i not in apart}
+        kept = sorted((i for i, p in likely.items() if p >= LEAST_PROBABILITY), key=lambda i: (-likely[i], i))[:width]
+        rows.append((kept, [math.log(likely[i]) for i in kept]))
+        if token not in kept:
+            return _Compared(rows, place, logprob), _Reach()
+        logprob += math.log(likely[token])
+        alive, total = [(way, p) for way, p in alive if len(way) > place and way[place] == token], masses[token]
+    n = len(rows)
+    if n < len(drawn) or n < len(taken):
+        return _Compared(rows, n, logprob), _Reach()
+    cut = math.fsum(p for way, p in alive if len(way) == n) / total
+    if cut < LEAST_PROBABILITY:
+        return _Compared(rows, n, logprob), _Reach()
+    beyond = tuple((way[n:], p / total) for way, p in alive if len(way) > n)
+    return _Compared(rows, n, logprob), _Reach(min(1.0, cut), beyond)
 
 
 def as_chunks(payload: TopK, token_ids_N: Int32) -> Chunked:

@@ -15,7 +15,7 @@ from tokenizers_kit import HARD, byte_level, drawn_texts, unigram
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mopd.distill.loss.registry import bind
-from mopd.distill.payloads import Chunked, Full, Sampled, Support, TopK, top_k
+from mopd.distill.payloads import Chunked, Full, Sampled, TopK
 from mopd.distill.recipe import ChunkedReverseKL, FaultRecipe
 from mopd.distill.types import EpisodeRecord, GradingFailed, Prompt, Rollout
 from mopd.recipes.resolve.methods import support_of
@@ -24,8 +24,9 @@ from mopd.rollouts.tokenizer import encode, token_count
 from mopd.teachers.actor import TeacherSpec
 from mopd.teachers.kinds.checkpoint import Checkpoint
 from mopd.teachers.pool import TeacherPool
-from mopd.teachers.retokenized import LEAST_PROBABILITY, ChunkCount, Retokenized, Retokenizer
+from mopd.teachers.retokenized import ChunkCount, Retokenized, Retokenizer, TokenizerSide
 from mopd.teachers.scorer import Conditions
+from mopd.teachers.token_bytes import TokenBytes
 from mopd.teachers.views import TeacherText
 
 CORPUS = [
@@ -231,71 +232,78 @@ def test_sampled_scores_credit_every_token_of_a_chunk_with_its_log_ratio(
     assert several > 3
 
 
-def test_whole_distributions_are_those_of_the_students_tokens_that_the_teachers_begin_with(
-    tokenizers: dict[str, PreTrainedTokenizerFast], plain: Plain
-) -> None:
-    student, teacher = tokenizers["bytes"], tokenizers["unigram"]
-    writes = retokenizer(student, teacher)
-    one = tokenizer_side(OwnTokenizer(student, (end_of(student),)), "").strings.bytes_V
-    other = tokenizer_side(OwnTokenizer(teacher, (end_of(teacher),)), "").strings.bytes_V
-    begun = left = 0
-    for index, text in enumerate(TEXTS):
-        read = writes(written(student, text, index=index))
-        logq_MV, ids = scores(plain, read), completion(read)
-        for m in range(0, len(ids), 2):  # of every other token it thinks well
-            likely_V = 0.5 * np.exp(logq_MV[m])
-            likely_V[ids[m]] += 0.5
-            logq_MV[m] = np.log(likely_V)
-        rows = torch.from_numpy(logq_MV).float()
-        kept, kept_logq, rest = top_k(rows, Support(8, (end_of(teacher),)))
-        sampled = rows[range(len(ids)), ids].numpy()
-        answer = writes.payload(read, TopK(kept.numpy().astype(np.int32), kept_logq.numpy(), rest.numpy(), sampled))
-        assert isinstance(answer, Chunked)
-        drawn = read.original.token_ids[read.original.loss_mask].tolist()
-        a = b = 0
-        for c, (end, stop) in enumerate(zip(read.chunks.student_C, read.chunks.teacher_C, strict=True)):
-            # The same by strings, from the definition.
-            target: dict[int, float] = {}
-            first = other[ids[b]]
-            for i in kept[b].tolist():
-                token = other[i]
-                if i == end_of(teacher):
-                    to = end_of(student)
-                elif token is None or (c == 0 and read.leads[1] and not token.startswith(b" ")):
-                    continue
-                else:
-                    string = token[1:] if c == 0 and read.leads[1] else token
-                    fits = [j for j, known in enumerate(one) if known and string.startswith(known)]
-                    if not fits:
-                        continue
-                    to = max(fits, key=lambda j: len(one[j] or b""))
-                target[to] = target.get(to, 0.0) + math.exp(logq_MV[b][i])
-            string = None if first is None else first[1:] if c == 0 and read.leads[1] else first
-            own = one[drawn[a]]
-            longer = [t for t in one if t and own and string and string.startswith(t) and len(t) > len(own)]
-            begins = own is None if string is None else own is not None and string.startswith(own) and not longer
-            if not begins:
-                target.pop(drawn[a], None)
-            target = {j: q for j, q in target.items() if q >= LEAST_PROBABILITY}
-            used = answer.logprobs_TK[a] > -np.inf
-            got = dict(zip(answer.ids_TK[a][used].tolist(), answer.logprobs_TK[a][used].tolist(), strict=True))
-            assert got == pytest.approx({j: math.log(q) for j, q in target.items()}, abs=1e-3)
-            owed = sum(float(logq_MV[m][ids[m]]) for m in range(b, stop))
-            if drawn[a] in target:
-                begun += 1
-                owed -= math.log(target[drawn[a]])
-                assert answer.chunk_T[a] == -1
-            else:
-                assert answer.chunk_T[a] == c
-            for t in range(a + 1, end):
-                left += 1
-                assert answer.chunk_T[t] == c
-                assert not (answer.logprobs_TK[t] > -np.inf).any()
-            if end - a > 1 or drawn[a] not in target:
-                assert answer.owed_T[end - 1] == pytest.approx(owed, abs=1e-3)
-            a, b = end, stop
-    assert begun > 0
-    assert left > 5
+STUDENT, TEACHER = ("a", "b", "c"), ("a", "ab", "abc", "b", "c")
+"""Tokens after END, which is 0 of both."""
+
+
+def by_hand(tokens: Sequence[str]) -> TokenizerSide:
+    """A tokenizer that takes the longest token that fits."""
+
+    def ids(text: str) -> list[int]:
+        if not text:
+            return []
+        token = max((token for token in tokens if text.startswith(token)), key=len)
+        return [tokens.index(token) + 1, *ids(text.removeprefix(token))]
+
+    return TokenizerSide(
+        TokenBytes((None, *(token.encode() for token in tokens)), leads=False),
+        ids,
+        (0,),
+        lambda texts: [ids(text) for text in texts],
+    )
+
+
+def answered(text: str, *rows: dict[str, float]) -> tuple[Chunked, Retokenized]:
+    """What a teacher says of a text and its END: ``rows`` are its probabilities at each of its own tokens."""
+    writes = Retokenizer(
+        "other", student=by_hand(STUDENT), teacher=by_hand(TEACHER), reads=lambda prompt: TeacherText("", (1,)),
+        context=None, width=4,
+    )  # fmt: skip
+    read = writes(rollout_of([*(STUDENT.index(letter) + 1 for letter in text), 0]))
+    names = ("$", *TEACHER)
+    probs = np.array([[row.get(name, 1e-9) for name in names] for row in rows])
+    ids = np.tile(np.arange(6, dtype=np.int32), (len(rows), 1))
+    sampled = np.log(probs[range(len(rows)), completion(read)]).astype(np.float32)
+    topk = TopK(ids, np.log(probs).astype(np.float32), np.full(len(rows), -np.inf, dtype=np.float32), sampled)
+    answer = writes.payload(read, topk)
+    assert isinstance(answer, Chunked)
+    return answer, read
+
+
+def said(answer: Chunked, t: int) -> dict[str, float]:
+    """The probabilities of a row by the student's tokens."""
+    used = answer.logprobs_TK[t] > -np.inf
+    names = ("$", *STUDENT)
+    pairs = zip(answer.ids_TK[t][used].tolist(), np.exp(answer.logprobs_TK[t][used]).tolist(), strict=True)
+    return {names[i]: p for i, p in pairs}
+
+
+def test_a_long_token_of_the_teachers_is_a_distribution_at_each_of_the_students_in_it() -> None:
+    answer, read = answered("ab", {"a": 0.1, "ab": 0.5, "abc": 0.3, "b": 0.1}, {"$": 0.6, "a": 0.4})
+    assert (read.chunks.student_C.tolist(), read.chunks.teacher_C.tolist()) == ([2, 3], [1, 2])
+    assert said(answer, 0) == pytest.approx({"a": 0.9, "b": 0.1}, rel=1e-5)
+    assert said(answer, 1) == pytest.approx({"b": 0.8 / 0.9}, rel=1e-5), "that `a` ends its token is no letter"
+    # That it wrote `ab` and not `abc` says what follows, too: 0.5 of 0.8 that it cuts here, 0.3 that `c` is next.
+    assert said(answer, 2) == pytest.approx({"c": 0.375, "$": 0.625 * 0.6, "a": 0.625 * 0.4}, rel=1e-5)
+    assert answer.chunk_T.tolist() == [-1, -1, -1]
+    assert answer.rest_T[1] == pytest.approx(math.log(1 - 0.8 / 0.9), rel=1e-4)
+    logq = math.log(0.5), math.log(0.6)
+    assert (answer.sampled_T[:2].sum(), answer.sampled_T[2]) == pytest.approx(logq, abs=1e-5)
+
+
+def test_what_the_teacher_finds_unlikely_is_learnt_from_as_it_was_drawn() -> None:
+    answer, _ = answered("ba", {"a": 0.995, "b": 0.005}, {"a": 0.5, "abc": 0.5}, {"$": 1.0})
+    assert said(answer, 0) == pytest.approx({"a": 0.995}, rel=1e-5)
+    assert answer.chunk_T.tolist() == [0, -1, -1]
+    assert answer.owed_T[0] == pytest.approx(math.log(0.005), rel=1e-5)
+    assert said(answer, 1) == pytest.approx({"a": 1.0}, rel=1e-5)
+    # Cut after `a`, one half; the other half goes on with `b`.
+    assert said(answer, 2) == pytest.approx({"b": 0.5, "$": 0.5}, rel=1e-5)
+    # Of `abc` the second letter is unlikely: it and the third are learnt from together, less what is said of the first.
+    answer, _ = answered("abc", {"a": 0.993, "abc": 0.007}, {"$": 1.0})
+    assert (said(answer, 0), said(answer, 1), said(answer, 2)) == ({"a": pytest.approx(1.0)}, {}, {})
+    assert answer.chunk_T.tolist() == [-1, 0, 0, -1]
+    assert answer.owed_T[1:3].tolist() == pytest.approx([math.log(0.007)] * 2, rel=1e-4)
 
 
 def test_a_pool_asks_teachers_with_and_without_tokens_of_their_own(
