@@ -79,9 +79,9 @@ class TopK(Payload):
 class Chunked(TopK):
     """What a teacher of any tokenizer says, by chunks: tokens of the student that are the same bytes as the teacher's.
 
-    Where a chunk begins, ``ids_TK`` and ``logprobs_TK`` have the student's tokens that the teacher's likeliest are, or
-    begin with; -inf marks a place that is not used, as all are at other tokens. ``sampled_T`` adds up over a chunk to
-    the teacher's log-probability of it; where the teacher says nothing it is the sampler's own.
+    ``ids_TK`` and ``logprobs_TK`` have the student's tokens by which the teacher's likeliest go on; -inf marks a place
+    that is not used, and at some tokens none is. ``sampled_T`` adds up over a chunk to the teacher's log-probability of
+    it; where the teacher says nothing it is the sampler's own.
 
     Attributes:
         chunk_T: which tokens are learnt from together, as they were drawn: those of one number; -1: none.

@@ -19,29 +19,29 @@ from mopd.distill.recipe import ChunkedReverseKL
 
 
 def chunked_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: ChunkedReverseKL) -> TokenLoss:
-    """The reverse KL of the token that a chunk begins with, and a policy gradient of what is left of it.
+    """The reverse KL to the teacher's next token, written in the student's; a policy gradient of what is left.
 
-    **Where a chunk begins**, both have read the same bytes, and the teacher's whole distribution is there: its
-    likeliest tokens, each as the student's token that its bytes are or begin with (S). The loss is
-    ``sum_S [p log(p/q) - p + q]``.
-    **The other tokens** of a chunk are learnt from as they were drawn: ``- w_t A log pi_theta(y_t)`` with one ``A`` for
-    all of them, the teacher's log-probability of its tokens of the chunk less what it says of the first of the
-    student's, less the student's log-probabilities of the others, clipped. Where the teacher's text goes through the
-    first token by other tokens, so that it says nothing of it, all of the chunk is learnt from so.
+    **Where both have read the same bytes** the teacher's whole distribution is there. Each of its likeliest tokens is
+    some tokens of the student's, as the student's tokenizer writes it; those that begin with what the student has drawn
+    so far make a distribution over its next token, as far as they reach. On the tokens of it that have 1% and more (S)
+    the loss is ``sum_S [p log(p/q) - p + q]``.
+    **A drawn token that is not in S**, and the others of its chunk with it, is learnt from as it was drawn:
+    ``- w_t A log pi_theta(y_t)`` with one ``A`` for all of them, the teacher's log-probability of its tokens of the
+    chunk less what was said of the chunk's tokens before, less the student's log-probabilities of these, clipped.
     Several teachers: ``sum_k w_k`` of theirs; where one says nothing of a token, its part is 0.
 
     What it estimates: where the teacher has the student's own tokenizer, every token is a chunk, and the gradient
-    expected over what the student draws is the exact reverse KL's, whatever k. Where a teacher's cuts do not depend on
-    what follows them, it is that of the KL of the first token of each chunk, and of the others together given it,
-    states held as they are. Else it is no KL's: a teacher that has cut somewhere does not write what it would have put
-    in one token with what was before; its tokens are one way to write these bytes, so their log-probability is at most
-    that of the bytes; and two ways in which the student may write them are both credited with it. Computed by
-    enumeration over drawn vocabularies the gradient points where that of the KL to the teacher's distribution over the
-    student's tokens does: docs/tokenizers.md has the cosines.
+    expected over what the student draws is the exact reverse KL's, whatever k. Where the teacher's cuts depend on
+    nothing that follows them and its tokens are whole ones of the student's, it is that, too. Else it is no KL's: the
+    teacher's tokens are one way to write these bytes, so their log-probability is at most that of the bytes; where the
+    student may write them in two ways, both are credited with it; and a teacher that needs several tokens for one of
+    the student's tells its probability only where it was drawn. Computed by enumeration over drawn vocabularies the
+    gradient points where that of the KL to the teacher's distribution over the student's tokens does:
+    docs/tokenizers.md has the cosines.
 
     The statistic ``kl`` is the one-sample estimate; over a chunk it adds up to the log-ratio of the chunk.
 
-    Source: ours. Comparing sums over chunks of equal text is arXiv 2503.20083's.
+    Source: ours. Comparing chunks of equal text by the likelihoods of their tokens is arXiv 2503.20083's.
     """
 
     def one_teacher(rows: TeacherRows, mask_BT: Tensor) -> TokenLoss:
