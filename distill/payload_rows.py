@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mopd.distill.errors import UserError
-from mopd.distill.payloads import Full, Hidden, Payload, PayloadName, Sampled, Support, TopK, top_k
+from mopd.distill.payloads import Chunked, Full, Hidden, Payload, PayloadName, Sampled, Support, TopK, top_k
 from mopd.distill.recipe.plugins import is_plugin, load_plugin, located_plugin
 
 
@@ -92,9 +92,20 @@ def _topk(logprobs_TV: torch.Tensor, token_ids_T: torch.Tensor, asked: AskedSupp
     return TopK(ids_TK.astype(np.int32), logprobs_TK, rest_T, sampled.logprobs_T)
 
 
+def _chunked(logprobs_TV: torch.Tensor, token_ids_T: torch.Tensor, asked: AskedSupport) -> Chunked:
+    """Of a teacher of the student's tokenizer, where every token is a chunk: teachers/retokenized.py has the rule."""
+    whole = _topk(logprobs_TV, token_ids_T, asked)
+    outside_T = (whole.ids_TK != token_ids_T.cpu().numpy()[:, None]).all(axis=1)
+    chunk_T = np.where(outside_T, np.arange(len(outside_T)), -1).astype(np.int32)
+    owed_T = np.where(outside_T, whole.sampled_T, 0.0).astype(np.float32)
+    return Chunked(whole.ids_TK, whole.logprobs_TK, whole.rest_T, whole.sampled_T, chunk_T, owed_T)
+
+
 PAYLOADS: dict[str, PayloadSpec] = {
     "sampled": PayloadSpec(Sampled, lambda sizes: 4, _sampled),
     "topk": PayloadSpec(TopK, lambda sizes: 8 * sizes.support + 8, _topk),
+    # A process is asked for its top k; the driver makes chunks of it, see teachers/retokenized.py.
+    "chunked": PayloadSpec(Chunked, lambda sizes: 8 * sizes.support + 16, _chunked),
     "full": PayloadSpec(Full, lambda sizes: 4 * sizes.vocabulary, _full),
     # Of the layer before the output head, shipped as they are; all else is shipped in float32.
     "hidden": PayloadSpec(Hidden, lambda sizes: sizes.value_bytes * sizes.hidden),

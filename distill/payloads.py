@@ -76,6 +76,23 @@ class TopK(Payload):
 
 
 @dataclass(frozen=True, slots=True)
+class Chunked(TopK):
+    """What a teacher of any tokenizer says, by chunks: tokens of the student that are the same bytes as the teacher's.
+
+    ``ids_TK`` and ``logprobs_TK`` have the student's tokens by which the teacher's likeliest go on; -inf marks a place
+    that is not used, and at some tokens none is. ``sampled_T`` adds up over a chunk to the teacher's log-probability of
+    it; where the teacher says nothing it is the sampler's own.
+
+    Attributes:
+        chunk_T: which tokens are learnt from together, as they were drawn: those of one number; -1: none.
+        owed_T: the teacher's log-probability of these together, in nats, the same at each of them.
+    """
+
+    chunk_T: Int32
+    owed_T: Float32
+
+
+@dataclass(frozen=True, slots=True)
 class Hidden(Payload):
     """What goes into the output head: the last hidden states ``(T, H)``, aligned.
 

@@ -23,6 +23,7 @@ from mopd.distill.errors import GradingFailed as GradingFailed
 from mopd.distill.errors import NonFinite as NonFinite
 from mopd.distill.errors import RunError as RunError
 from mopd.distill.errors import UserError as UserError
+from mopd.distill.payloads import Chunked as Chunked
 from mopd.distill.payloads import Float32 as Float32
 from mopd.distill.payloads import Full as Full
 from mopd.distill.payloads import Hidden as Hidden

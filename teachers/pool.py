@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from mopd.distill.recipe import FaultRecipe
-from mopd.distill.types import Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore, Weights
+from mopd.distill.types import Metrics, Payload, PayloadName, Rollout, ScoredRollout, TeacherScore, TopK, Weights
 from mopd.teachers.actor import ScoreResponse, TeacherGroup, TeacherSpec
 from mopd.teachers.dry_run import DryRun, dry_run, dry_run_payload
 from mopd.teachers.kinds.checkpoint import microbatches
+from mopd.teachers.retokenized import ChunkCount, Retokenized, Retokenizer, as_chunks, asked_payload, trained
 from mopd.teachers.shared_base import SharedBase
 from mopd.teachers.validate import Expected, check_answer, likeliest_of
 from mopd.teachers.views import HintCount, Reads, ScoreRequest, TeacherView, length, view_of
@@ -21,12 +22,22 @@ from mopd.teachers.worker_pool import WorkerPool
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """A microbatch on its way: whom it was given to, its rollouts' places in the step, what the teacher reads of each,
-    the response to come."""
+    """A microbatch on its way.
+
+    Attributes:
+        teacher: whom it was given to.
+        places: of its rollouts in the step.
+        rollouts: those, as the teacher was asked about them.
+        views: what the teacher reads of each.
+        own: the same in the teacher's own tokens; empty where they are the student's.
+        response: to come.
+    """
 
     teacher: str
     places: list[int]
+    rollouts: list[Rollout]
     views: list[TeacherView]
+    own: list[Retokenized]
     response: Future[ScoreResponse]
 
 
@@ -44,6 +55,7 @@ class TeacherPool:
         on_student: those that are the student without its adapter, which its own ranks score.
         student: its weights; asked for whenever these score.
         reads: what a teacher reads in the place of a prompt, by its name; the others read the student's.
+        retokenizers: of teachers that read rollouts in their own tokens, by name.
     """
 
     def __init__(
@@ -58,6 +70,7 @@ class TeacherPool:
         on_student: Collection[str] = (),
         student: Callable[[], Weights] | None = None,
         reads: Mapping[str, Reads] | None = None,
+        retokenizers: Mapping[str, Retokenizer] | None = None,
     ) -> None:
         self._specs = dict(specs)
         self._routes = {domain: dict(weights) for domain, weights in routes.items()}
@@ -81,7 +94,9 @@ class TeacherPool:
             self._worker_pools |= dict.fromkeys(on_student, base)
         self._seconds = dict.fromkeys(specs, 0.0)
         self._reads = dict(reads or {})
+        self._retokenizers = dict(retokenizers or {})
         self._hints: dict[str, HintCount] = {}
+        self._aligned: dict[str, ChunkCount] = {}
 
     def wait_until_ready(self) -> dict[str, int]:
         """Wait until every teacher has loaded; returns the size of each one's output vocabulary.
@@ -121,14 +136,15 @@ class TeacherPool:
                     for teacher in self._routes[rollouts[place].domain]:
                         places.setdefault(teacher, []).append(place)
                 for teacher, teachers_places in places.items():
-                    pending += self._ask(teacher, teachers_places, rollouts, asking or self._payload)
+                    pending += self._ask(teacher, teachers_places, rollouts, asked_payload(asking or self._payload))
         payloads: dict[tuple[int, str], Payload] = {}
         for request in pending:
             response = request.response.result()
             self._seconds[request.teacher] += response.seconds
-            expected = self._expected(request.teacher, asking or self._payload)
-            check_answer(request.teacher, [rollouts[place] for place in request.places], response.payloads, expected)
-            for place, payload in zip(request.places, response.payloads, strict=True):
+            expected = self._expected(request.teacher, asked_payload(asking or self._payload))
+            check_answer(request.teacher, request.rollouts, response.payloads, expected)
+            answers = self._laid_back(request, response.payloads, asking or self._payload, learnt=asking is None)
+            for place, payload in zip(request.places, answers, strict=True):
                 payloads[place, request.teacher] = payload
             self._count_hints(request, rollouts, response.payloads)
         return [
@@ -156,13 +172,14 @@ class TeacherPool:
         expected = self._expected(teacher, wanted)
         return dry_run(
             teacher, ask, rollouts, expected, tokens=tokens, reference=partial(worker_pool.reference, teacher),
-            reads=self._reads.get(teacher),
+            reads=self._reads.get(teacher), retokenizer=self._retokenizers.get(teacher),
         )  # fmt: skip
 
     def metrics(self) -> Metrics:
         """By teacher, since the last call: microbatches that were lost and asked again, the seconds that its own
         processes worked, and, where not all are resident, how often it was loaded in the place of another; of one that
-        sees a hint, what :class:`teachers.views.HintCount` counted; and the number of all processes."""
+        sees a hint, what :class:`teachers.views.HintCount` counted; of one with tokens of its own, what
+        :class:`teachers.retokenized.ChunkCount` did; and the number of all processes."""
         metrics: Metrics = {
             f"teacher_retries/{name}": worker_pool.take_retries(name)
             for name, worker_pool in self._worker_pools.items()
@@ -174,7 +191,9 @@ class TeacherPool:
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         for name, hint in self._hints.items():
             metrics |= hint.metrics(name)
-        self._hints = {}
+        for name, aligned in self._aligned.items():
+            metrics |= aligned.metrics(name)
+        self._hints, self._aligned = {}, {}
         return metrics
 
     def close(self) -> None:
@@ -194,23 +213,50 @@ class TeacherPool:
         """Hand rollouts out to a teacher, forward by forward."""
         pending = []
         support = self._specs[teacher].conditions.support
-        reads = self._reads.get(teacher)
-        views = [view_of(rollouts[place], None if reads is None else reads(rollouts[place].prompt)) for place in places]
-        lengths = [length(rollouts[place], view) for place, view in zip(places, views, strict=True)]
+        reads, retokenizer = self._reads.get(teacher), self._retokenizers.get(teacher)
+        asked, own = [rollouts[place] for place in places], list[Retokenized]()
+        if retokenizer is None:
+            views = [view_of(rollout, None if reads is None else reads(rollout.prompt)) for rollout in asked]
+        else:
+            own = [retokenizer(rollout) for rollout in asked]
+            asked, views = [read.rollout for read in own], [read.view for read in own]
+        lengths = [length(rollout, view) for rollout, view in zip(asked, views, strict=True)]
         for members in microbatches(lengths, self._specs[teacher].conditions.microbatch_tokens):
-            taken = [places[member] for member in members]
-            token_ids = [rollouts[place].token_ids for place in taken]
-            given = likeliest_of([rollouts[place] for place in taken]) if support and support.given else None
+            taken = [asked[member] for member in members]
+            token_ids = [rollout.token_ids for rollout in taken]
+            given = likeliest_of(taken) if support and support.given else None
             taken_views = [views[member] for member in members]
-            masks = [rollouts[place].loss_mask for place in taken]
+            masks = [rollout.loss_mask for rollout in taken]
             request = ScoreRequest(token_ids, payload, given, taken_views, masks)
-            pending.append(_Pending(teacher, taken, taken_views, self._worker_pools[teacher].ask(teacher, request)))
+            response = self._worker_pools[teacher].ask(teacher, request)
+            taken_places, taken_own = [places[member] for member in members], [own[m] for m in members] if own else []
+            pending.append(_Pending(teacher, taken_places, taken, taken_views, taken_own, response))
         return pending
 
+    def _laid_back(
+        self, request: _Pending, payloads: Sequence[Payload], payload: PayloadName, *, learnt: bool
+    ) -> list[Payload]:
+        """Answers as the loss needs them: those of a teacher with tokens of its own on the student's tokens."""
+        if not request.own:
+            if payload != "chunked":
+                return [*payloads]
+            pairs = zip(request.rollouts, payloads, strict=True)
+            return [as_chunks(trained(p, r), r.token_ids[r.loss_mask]) for r, p in pairs if isinstance(p, TopK)]
+        retokenizer = self._retokenizers[request.teacher]
+        if learnt:
+            for read in request.own:
+                self._aligned.setdefault(request.teacher, ChunkCount()).add(read)
+        pairs = zip(request.own, payloads, strict=True)
+        return [retokenizer.payload(read, answer, learnt=learnt) for read, answer in pairs]
+
     def _count_hints(self, request: _Pending, rollouts: list[Rollout], payloads: Sequence[Payload]) -> None:
-        """Count where a teacher's gain is, of payloads that tell the log-probability of the tokens."""
-        for place, view, payload in zip(request.places, request.views, payloads, strict=True):
-            rollout = rollouts[place]
-            logprobs = None if view.hint is None else payload.sampled_logprobs(rollout.token_ids[rollout.loss_mask])
+        """Count where a teacher's gain is, of payloads that tell the log-probability of the tokens that it read."""
+        retokenizer = self._retokenizers.get(request.teacher)
+        for n, (place, payload) in enumerate(zip(request.places, payloads, strict=True)):
+            view, read = request.views[n], request.rollouts[n]
+            logprobs = None if view.hint is None else payload.sampled_logprobs(read.token_ids[read.loss_mask])
+            if logprobs is not None and retokenizer is not None:
+                logprobs = retokenizer.apportioned(request.own[n], logprobs)
+                view = retokenizer.view(request.own[n])
             if logprobs is not None:
-                self._hints.setdefault(request.teacher, HintCount()).add(rollout, view, logprobs)
+                self._hints.setdefault(request.teacher, HintCount()).add(rollouts[place], view, logprobs)

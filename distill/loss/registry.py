@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from mopd.distill.loss.base import GradedTokens, TokenLoss, bounded, gap_to_teacher
+from mopd.distill.loss.chunked import chunked_reverse_kl
 from mopd.distill.loss.divergences import forward_kl, full_reverse_kl, jsd
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.sampled import k2, nll, policy_gradient, token_advantage
@@ -29,6 +30,7 @@ from mopd.distill.payloads import Payload, Support
 from mopd.distill.recipe import (
     JSD,
     K2,
+    ChunkedReverseKL,
     CustomLoss,
     ForwardKL,
     FullReverseKL,
@@ -74,6 +76,9 @@ LOSSES: dict[str, LossSpec] = {
     "forward_kl": LossSpec("full", forward_kl, needs_each_teacher=True, settings=ForwardKL, held_rows=10),
     "jsd": LossSpec("full", jsd, needs_each_teacher=True, settings=JSD, held_rows=15),
     "topk_reverse_kl": LossSpec("topk", topk_reverse_kl, needs_each_teacher=True, settings=TopKReverseKL, held_rows=5),
+    "chunked_reverse_kl": LossSpec(
+        "chunked", chunked_reverse_kl, needs_each_teacher=True, settings=ChunkedReverseKL, held_rows=5
+    ),
     "policy_gradient": LossSpec(
         "sampled", policy_gradient, settings=PolicyGradient, token_advantage=token_advantage, held_rows=4
     ),
@@ -160,9 +165,15 @@ def bind(settings: Loss) -> BoundLoss:
         extrapolation=1.0 if sampled is None else sampled.extrapolation,
         takes_reward=rewarded is not None,
         reward_weight=0.0 if rewarded is None else rewarded.reward_weight,
-        support=Support(settings.k, (), settings.support) if isinstance(settings, TopKReverseKL) else None,
+        support=_support(settings),
         token_bound=settings.token_bound if isinstance(settings, WholeDistribution) else None,
     )
+
+
+def _support(settings: Loss) -> Support | None:
+    if isinstance(settings, TopKReverseKL):
+        return Support(settings.k, (), settings.support)
+    return Support(settings.k, ()) if isinstance(settings, ChunkedReverseKL) else None
 
 
 def _custom_spec(reference: str) -> LossSpec:

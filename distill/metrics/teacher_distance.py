@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mopd.distill.loss.teacher_tensors import sampled_logprobs
-from mopd.distill.types import Full, Int32, Metrics, ScoredRollout, TopK, align_logits, trained_rows
+from mopd.distill.types import Chunked, Full, Int32, Metrics, ScoredRollout, TopK, align_logits, trained_rows
 
 OVERLAP_K = 8
 """Likeliest tokens that student and teacher are compared on."""
@@ -104,6 +104,8 @@ def _overlap(scored: ScoredRollout) -> float | None:
     total = 0.0
     for weight, score in scored.scores:
         match score.payload:
+            case Chunked():  # of tokens of the teacher's own
+                return None
             case Full(logprobs_TV):
                 theirs_NK = _top(trained_rows(logprobs_TV, rollout), own_NK.shape[1])
             case TopK(ids_TK, logprobs_TK) if ids_TK.shape[1] >= own_NK.shape[1]:

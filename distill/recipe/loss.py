@@ -20,7 +20,10 @@ TRAPS: dict[str, str] = {
 """Estimators that look right and are not, with the reason."""
 
 
-WHICH = "which loss: full_reverse_kl, forward_kl, jsd, topk_reverse_kl, policy_gradient, k2, nll or ./file.py:NAME"
+WHICH = (
+    "which loss: full_reverse_kl, forward_kl, jsd, topk_reverse_kl, chunked_reverse_kl, policy_gradient, k2, nll or "
+    "./file.py:NAME"
+)
 
 
 class WholeDistribution(Strict):
@@ -73,17 +76,11 @@ class TopKReverseKL(WholeDistribution):
     )
 
 
-class SampledToken(Strict):
-    """What estimators on the sampled token share: bounds of a single token's pull."""
+class Gated(Strict):
+    """What estimators on what was drawn share: bounds of a single token's pull."""
 
     advantage_clip: Bound = Field(default=5.0, description="nats; bound of the teacher gap, arXiv 2606.30406")
     gate: tuple[Positive, Positive] = Field(default=(0.2, 5.0), description="kept range of policy/sampler ratio")
-    extrapolation: Annotated[float, Within(0.01, 10, "less drops the teacher, more leaves it far behind")] = Field(
-        default=1.0, description="lambda of ExOPD, arXiv 2602.12125: 1 is the teacher, 1.25 beyond it, 1.5 was unstable"
-    )
-    reference: str | None = Field(
-        default=None, description="where extrapolation goes away from: a teacher whose model is self"
-    )
 
     @field_validator("gate")
     @classmethod
@@ -95,6 +92,24 @@ class SampledToken(Strict):
                 f"is [{gate[0]:g}, {gate[1]:g}], without 1: on-policy every ratio is 1, so nothing would be learnt"
             )
         return gate
+
+
+class ChunkedReverseKL(Gated):
+    """Reverse KL by chunks of bytes, for teachers of another tokenizer; no exact KL: docs/tokenizers.md."""
+
+    estimator: Literal["chunked_reverse_kl"] = Field(default="chunked_reverse_kl", description=WHICH)
+    k: Count = Field(default=64, description="the teacher's likeliest tokens, besides EOS and all control tokens")
+
+
+class SampledToken(Gated):
+    """What estimators on the sampled token share, besides: how far beyond the teacher."""
+
+    extrapolation: Annotated[float, Within(0.01, 10, "less drops the teacher, more leaves it far behind")] = Field(
+        default=1.0, description="lambda of ExOPD, arXiv 2602.12125: 1 is the teacher, 1.25 beyond it, 1.5 was unstable"
+    )
+    reference: str | None = Field(
+        default=None, description="where extrapolation goes away from: a teacher whose model is self"
+    )
 
 
 class PolicyGradient(SampledToken):
@@ -130,6 +145,7 @@ ESTIMATORS: dict[str, type[Strict]] = {
     "forward_kl": ForwardKL,
     "jsd": JSD,
     "topk_reverse_kl": TopKReverseKL,
+    "chunked_reverse_kl": ChunkedReverseKL,
     "policy_gradient": PolicyGradient,
     "k2": K2,
     "nll": NegativeLogLikelihood,
@@ -147,6 +163,7 @@ Loss: TypeAlias = Annotated[
     | Annotated[ForwardKL, Tag("<forward_kl>")]
     | Annotated[JSD, Tag("<jsd>")]
     | Annotated[TopKReverseKL, Tag("<topk_reverse_kl>")]
+    | Annotated[ChunkedReverseKL, Tag("<chunked_reverse_kl>")]
     | Annotated[PolicyGradient, Tag("<policy_gradient>")]
     | Annotated[K2, Tag("<k2>")]
     | Annotated[NegativeLogLikelihood, Tag("<nll>")]

@@ -431,6 +431,11 @@ class TeacherRecipe(Strict):
     )
 
     prompt: TeacherPromptRecipe = TeacherPromptRecipe()
+    tokenizer: Literal["student", "own"] = Field(
+        default="student",
+        description="whose tokens it scores: student: the student's, and its tokenizer must be the same; own: its own, "
+        "aligned with the student's where both cut the text at the same byte (docs/tokenizers.md)",
+    )
 
     settings: dict[Name, float | str | int | bool] = Field(
         default_factory=dict, description="what a `kind` of your own reads, by name"
@@ -450,6 +455,11 @@ class TeacherRecipe(Strict):
     def own_prompt(self) -> TeacherPromptRecipe | None:
         """What it reads in the place of the student's prompt; None where it reads that."""
         return None if self.prompt == TeacherPromptRecipe() else self.prompt
+
+    @property
+    def reads_own_tokens(self) -> bool:
+        """Whether it scores tokens of its own tokenizer."""
+        return self.tokenizer == "own"
 
     @property
     def kind_name(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,7 @@ from mopd.recipes.resolve.sources import ModelSource
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.tokenizer import control_ids
 from mopd.teachers.compatibility import compare_heads, compare_tokenizers
+from mopd.teachers.token_bytes import token_bytes
 
 NOT_EXPORTED = "they are neither used, nor trained, nor exported"
 """Said of weights of the student's checkpoint before a run, and once more of its export."""
@@ -310,24 +311,49 @@ def _attention(teachers: Mapping[str, TeacherRecipe], model_infos: Mapping[str, 
             yield f"`teachers.{name}.attn_implementation`: {refusal}"
 
 
-def _teachers(teachers: Iterable[str], loss: BoundLoss, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+def _teachers(
+    teachers: Mapping[str, ResolvedTeacher], loss: BoundLoss, model_infos: Mapping[str, ModelInfo]
+) -> Iterator[str]:
     student = model_infos.get("student.model")
     full = loss.payload not in (None, "sampled")
     for name in teachers:
         teacher = model_infos.get(f"teachers.{name}.model")
-        if student is None or teacher is None or teacher is student:
+        if student is None or teacher is None:
+            continue
+        if teachers[name].settings.reads_own_tokens:
+            yield from (
+                f"`teachers.{name}.tokenizer` is own, and {problem}" for problem in _own_tokens(teacher, student)
+            )
+            continue
+        if teacher is student:
             continue
         different: list[str] = []
         used = 0
         if teacher.tokenizer is not None and student.tokenizer is not None:
             different = compare_tokenizers(teacher.tokenizer, student.tokenizer)
             used = max(student.tokenizer.get_vocab().values()) + 1
+        apart = f", or let it score its own: `teachers.{name}.tokenizer: own` (docs/tokenizers.md)" if different else ""
         different = different or compare_heads(teacher.config, student.config, full=full, tokens=used)
         for problem in different:
             yield (
                 f"`teachers.{name}` ({_told(teacher)}) {problem}; a teacher scores the student's token ids, so take "
-                f"one of the student's family ({_told(student)})"
+                f"one of the student's family ({_told(student)}){apart}"
             )
+
+
+def _own_tokens(teacher: ModelInfo, student: ModelInfo) -> Iterator[str]:
+    """What keeps the tokens of two models from being aligned, as ends of sentences."""
+    for whose, info in (("the student's tokenizer", student), ("its tokenizer", teacher)):
+        if info.tokenizer is not None:
+            try:
+                token_bytes(info.tokenizer, control_ids(info.tokenizer))
+            except UserError as error:
+                yield f"{whose} ({_told(info)}) {error}"
+    if teacher.tokenizer is not None:
+        tokens = max(teacher.tokenizer.get_vocab().values()) + 1
+        yield from (
+            f"it {problem}" for problem in compare_heads(teacher.config, teacher.config, full=True, tokens=tokens)
+        )
 
 
 def _support(loss: BoundLoss, model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:

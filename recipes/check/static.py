@@ -28,7 +28,12 @@ from mopd.recipes.check.routes import check_routes
 from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.settings import idle_leaves
 from mopd.recipes.check.tasks import Lengths, TaskChecks, check_gold_answers, check_tasks, make_tasks
-from mopd.recipes.check.teachers import check_texts, hint_warnings, reach_teachers
+from mopd.recipes.check.teachers import (
+    align_golds,
+    check_texts,
+    reach_teachers,
+    teacher_warnings,
+)
 from mopd.recipes.resolve.placement import check_device
 from mopd.recipes.resolve.resolved import Resolved, resolve
 from mopd.recipes.resolve.run_folder import BUDGET, check_folder
@@ -79,30 +84,29 @@ def check(
     tokenizer = student.tokenizer if (student := model_infos.get("student.model")) is not None else None
     if tokenizer is not None:  # once more with the student's, which renders a dataset's chat messages
         tasks, unusable = make_tasks(recipe.domains, tokenizer, seed=recipe.seed, without=far)
-    cap = recipe.rollout.max_new_tokens
+    cap, on_domains = recipe.rollout.max_new_tokens, recipe.trained_domains
     lengths, unsound, doubtful = check_tasks(
         recipe.domains, tasks, tokenizer, seed=recipe.seed, evaluate=recipe.evaluate, max_new_tokens=cap,
         shared=shared.tasks,
     )  # fmt: skip
     lengths = assumed_lengths(recipe.domains, cap, lengths) if offline else lengths
-    trained = _supervised(recipe.method, tuple(recipe.trained_domains), recipe.stages)
+    trained = _supervised(recipe.method, tuple(on_domains), recipe.stages)
     problems += [*unusable, *unreadable, *unsound, *check_gold_answers(recipe.domains, trained)]
     problems += [*sink_problems(recipe.track.sinks), *check_models(resolved, model_infos)]
     problems += check_lengths(model_infos, lengths, trained=trained, max_new_tokens=cap)
-    problems += check_texts(resolved.teachers, recipe.trained_domains, tasks, tokenizer, model_infos, cap, recipe.seed)
+    problems += check_texts(resolved.teachers, on_domains, tasks, tokenizer, model_infos, cap, recipe.seed)
     problems += [*lonely, *([] if offline else check_device(resolved))]
-    if not problems and not offline:  # last: it asks others, and needs a sound recipe
-        problems += reach_teachers(resolved, tasks, tokenizer, lengths)
+    if not (problems or offline):  # last: it asks others, and needs a sound recipe
+        problems += reach_teachers(resolved, tasks, tokenizer, lengths, model_infos)
     if problems:  # the plan would need sound routes; the folder can be asked about without one
         raise UserError(*problems, *check_folder(out, needed_bytes=0))
     doubtful = (*model_warnings(resolved.models, model_infos, recipe.mtp, recipe.student, recipe.stages), *doubtful)
-    hints = hint_warnings(resolved.teachers, resolved.loss)
+    hints = teacher_warnings(resolved.teachers, resolved.loss, model_infos)
     warnings = (*idle_leaves(resolved), *engine_warnings(recipe.rollout), *doubtful, *hints)
     asked = Questions(recipe.domains, tasks, tokenizer, recipe.seed)
-    plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked)
-    problems = [] if plan_only else lacks_cards(plan, card_here(recipe.run.card_gib, elsewhere=offline))
-    problems += [] if offline or plan_only else _lacks_room(resolved, plan, out, model_infos, lengths)
-    if problems:
+    aligned = align_golds(resolved.teachers, on_domains, tasks, resolved.loss, model_infos, recipe.seed)
+    plan = replace(make_plan(resolved, model_infos, lengths), warnings=warnings, questions=asked, aligned=aligned)
+    if not plan_only and (problems := _lacks_room(resolved, plan, out, model_infos, lengths, offline=offline)):
         raise UserError(*problems)
     return plan
 
@@ -123,8 +127,14 @@ def _lacks_room(
     out: Path,
     model_infos: Mapping[str, ModelInfo],
     lengths: Mapping[str, Lengths],
+    *,
+    offline: bool,
 ) -> list[str]:
-    """Whether this machine lacks the memory or the disk that a plan needs, with the leaf that asks for the most."""
+    """Whether cards, or this machine, lack the memory or the disk that a plan needs, with the leaf that asks for the
+    most; ``offline``: the plan is read on another machine than it is for."""
+    cards = lacks_cards(plan, card_here(resolved.recipe.run.card_gib, elsewhere=offline))
+    if offline:
+        return cards
 
     def asker(what: Literal["memory_bytes", "disk_bytes"]) -> Asker | None:
         def measure(recipe: Recipe) -> float:
@@ -133,6 +143,7 @@ def _lacks_room(
         return find_asker(resolved.recipe, measure)
 
     return [
+        *cards,
         *lacks_memory(plan, lambda: asker("memory_bytes"), memory_here()),
         *lacks_disk(plan, lambda: asker("disk_bytes"), out),
     ]

@@ -17,7 +17,7 @@ from mopd.distill.recipe.study import Study
 from mopd.distill.types import UserError
 from mopd.recipes.check.plan.room import FAR, Room, bytes_in, memory_here
 from mopd.recipes.check.plan.totals import Plan
-from mopd.recipes.check.plan.view import out_of, print_warnings
+from mopd.recipes.check.plan.view import out_of, print_aligned, print_warnings
 from mopd.recipes.check.plan.work import Part
 from mopd.recipes.check.static import SharedChecks, check
 from mopd.recipes.resolve.run_folder import check_folder, refuse_changed_recipe, size
@@ -182,4 +182,6 @@ def print_study_plan(plan: StudyPlan, console: Console, there: Room) -> None:
     )
     if there.memory_bytes is not None and plan.memory_bytes > there.memory_bytes:
         console.print("That is more memory than this machine has: a lower `parallel` takes less.", style="yellow")
+    for method, of_run in plan.of_method.items():
+        print_aligned(of_run.aligned, console, where=f" of {method}")
     print_warnings((warning for of_run in plan.of_method.values() for warning in of_run.warnings), console)

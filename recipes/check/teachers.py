@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.loss.registry import LOSSES, BoundLoss
 from mopd.distill.payload_rows import PAYLOADS
-from mopd.distill.recipe import DomainRecipe, WholeDistribution
+from mopd.distill.recipe import DomainRecipe, EnvironmentSource, TeacherRecipe, WholeDistribution
 from mopd.distill.recipe.model_names import SELF, stage_name
 from mopd.distill.recipe.plugins import own_code
-from mopd.distill.types import Prompt, UserError
+from mopd.distill.types import Prompt, Rollout, UserError
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
-from mopd.recipes.resolve.teacher_prompts import reads_of
+from mopd.recipes.resolve.teacher_prompts import OwnTokenizer, reads_of, retokenizers_of
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.tasks import Task
-from mopd.rollouts.tokenizer import to_prompt
+from mopd.rollouts.tokenizer import closing_id, completion_ids, to_prompt
+from mopd.teachers.compatibility import compare_tokenizers
 from mopd.teachers.kinds import TeacherKind, TeacherReach, TeacherUse
+from mopd.teachers.retokenized import PAYLOADS_ACROSS, ChunkCount, asked_payload
 from mopd.teachers.views import TeacherText
 
 WHAT_SCORES = ("adapter", "scorer", "endpoint", "served_model")
@@ -30,6 +33,8 @@ CALL_SECONDS, REACH_SECONDS = 60.0, 600.0
 """That a kind of a user's own may take to look at a stanza, and any kind to reach a teacher elsewhere."""
 PROBES = 8
 """Prompts of each domain that a server's tokenizer is tried on."""
+GOLDS = 64
+"""Gold answers of each domain on which two tokenizers are aligned."""
 
 
 def check_teachers(resolved: Resolved) -> Iterator[str]:
@@ -44,12 +49,18 @@ def check_teachers(resolved: Resolved) -> Iterator[str]:
             made_by_run=stanza.model == SELF or stage_name(stanza.model) is not None,
             grades=method.teachers_grade,
             estimator=loss.estimator,
-            payload=loss.payload,
+            payload=None if loss.payload is None else asked_payload(loss.payload),
             support=None if loss.support is None else loss.support.whose,
             temperature=recipe.rollout.temperature,
         )
         if not method.teachers_grade and stanza.own_prompt is not None:
             yield f"`teachers.{name}.prompt` is read by who grades, and method {recipe.method!r} has none; remove it"
+        if stanza.reads_own_tokens:
+            yield from _own_tokens(
+                name, stanza, loss, grades_alone=method.teachers_grade and not resolved.teachers_write
+            )
+            graded = {d: domain for d, domain in recipe.trained_domains.items() if name in domain.teacher_weights}
+            yield from _own_turns(name, graded)
         with own_code(f"`teachers.{name}`: its kind {stanza.kind_name} fails", seconds=CALL_SECONDS):
             unread, wrong = kind.unread_keys(stanza), list(kind.check(use))
         for key in WHAT_SCORES:
@@ -73,6 +84,91 @@ def check_teachers(resolved: Resolved) -> Iterator[str]:
         yield from wrong
 
 
+def _own_tokens(name: str, stanza: TeacherRecipe, loss: BoundLoss, *, grades_alone: bool) -> Iterator[str]:
+    """What cannot be had of a teacher that scores its own tokens, each a sentence."""
+    where = f"`teachers.{name}.tokenizer` is own"
+    if not grades_alone:
+        yield f"{where}, which is for who grades alone, and here teachers do something else; remove it"
+        return
+    if stanza.model == SELF:
+        yield f"{where}, and its model is self, whose tokenizer is the student's; remove it"
+    if loss.payload is not None and loss.payload not in PAYLOADS_ACROSS:
+        fitting = ", ".join(sorted(name for name, spec in LOSSES.items() if spec.payload in PAYLOADS_ACROSS))
+        yield (
+            f"{where}, and `loss.estimator` {loss.estimator} compares distributions over the student's tokens; take "
+            f"one of {fitting}"
+        )
+    if loss.extrapolation != 1:
+        yield (
+            f"{where}, and `loss.extrapolation` {loss.extrapolation:g} leads away from a reference token by token, "
+            "which chunks are not; set it to 1"
+        )
+
+
+def _own_turns(name: str, graded: Mapping[str, DomainRecipe]) -> Iterator[str]:
+    for domain, settings in graded.items():
+        if isinstance(settings.task, EnvironmentSource):
+            yield (
+                f"`teachers.{name}.tokenizer` is own, and domain {domain!r} is an environment of several turns, which "
+                "only the student's tokenizer writes in this version; take a teacher of the student's tokenizer there"
+            )
+
+
+def align_golds(
+    teachers: Mapping[str, ResolvedTeacher],
+    trained: Mapping[str, DomainRecipe],
+    tasks: Mapping[str, Task],
+    loss: BoundLoss,
+    model_infos: Mapping[str, ModelInfo],
+    seed: int,
+) -> dict[str, ChunkCount]:
+    """How gold answers of its domains align, of each teacher that scores its own tokens, by name.
+
+    Args:
+        seed: of the prompts that are tried.
+
+    Raises:
+        UserError: a prompt cannot be written for the teacher.
+    """
+    own = {
+        name: OwnTokenizer(info.tokenizer, (closing_id(info.tokenizer),))
+        for name, teacher in teachers.items()
+        if teacher.settings.reads_own_tokens
+        and (info := model_infos.get(f"teachers.{name}.model")) is not None
+        and info.tokenizer is not None
+    }
+    student = model_infos.get("student.model")
+    if not own or student is None or student.tokenizer is None:
+        return {}
+    tokenizer, closing = student.tokenizer, closing_id(student.tokenizer)
+    counts: dict[str, ChunkCount] = {}
+    for name, retokenizer in retokenizers_of(teachers, own, tasks, OwnTokenizer(tokenizer, (closing,)), loss).items():
+        counts[name] = ChunkCount()
+        for domain in [d for d, domain in trained.items() if name in domain.teacher_weights and d in tasks]:
+            for i in range(GOLDS):
+                example = tasks[domain].example(seed=seed, split="train", index=i)
+                if example.answer:
+                    prompt = to_prompt(tokenizer, domain=domain, example=example)
+                    ids = completion_ids(tokenizer, example.answer, closing=closing)
+                    counts[name].add(retokenizer(_written(prompt, ids)))
+    return counts
+
+
+def _written(prompt: Prompt, ids: Sequence[int]) -> Rollout:
+    """An answer as if the student had drawn it, with a closing token at its end."""
+    token_ids = np.array([*prompt.token_ids, *ids], dtype=np.int32)
+    return Rollout(
+        prompt=prompt,
+        token_ids=token_ids,
+        loss_mask=np.arange(len(token_ids)) >= len(prompt.token_ids),
+        sampler_logprobs=np.zeros(len(token_ids), dtype=np.float32),
+        finish="eos",
+        version=(0, 0),
+        group=0,
+        index=0,
+    )
+
+
 def check_texts(
     teachers: Mapping[str, ResolvedTeacher],
     trained: Mapping[str, DomainRecipe],
@@ -82,7 +178,8 @@ def check_texts(
     max_new_tokens: int,
     seed: int,
 ) -> Iterator[str]:
-    """Whether teachers that read a prompt of their own can be given it on their domains; each problem a sentence.
+    """Whether teachers that read a prompt or tokens of their own can be given them on their domains; each problem a
+    sentence.
 
     Args:
         trained: the domains that are.
@@ -92,20 +189,22 @@ def check_texts(
         seed: of the prompts that are tried.
     """
     for name, teacher in teachers.items():
-        if (settings := teacher.settings.own_prompt) is None or tokenizer is None:
+        model, reads_own = model_infos.get(f"teachers.{name}.model"), teacher.settings.reads_own_tokens
+        in_tokens = tokenizer if not reads_own else None if model is None else model.tokenizer
+        if (teacher.settings.own_prompt is None and not reads_own) or tokenizer is None or in_tokens is None:
             continue
-        model = model_infos.get(f"teachers.{name}.model")
+        settings = teacher.settings.prompt
         context = None if model is None else getattr(model.config.get_text_config(), "max_position_embeddings", None)
         graded = [d for d, domain in trained.items() if name in domain.teacher_weights and d in tasks]
         problems: dict[str, None] = {}
         try:
-            reads = reads_of(name, settings, tasks, tokenizer)
+            reads = reads_of(name, settings, tasks, in_tokens)
             for domain in graded:
                 examples = (tasks[domain].example(seed=seed, split="train", index=i) for i in range(PROBES))
                 for example in examples:
                     prompt = to_prompt(tokenizer, domain=domain, example=example)
                     text = reads(prompt)
-                    unreadable = [*_of_prompt(name, domain, prompt, text, tokenizer)]
+                    unreadable = [*_of_prompt(name, domain, prompt, text, in_tokens)]
                     longest = len(text.token_ids) + max_new_tokens
                     if context is not None and longest > context:
                         unreadable.append(
@@ -134,6 +233,29 @@ def _of_prompt(
         )
 
 
+def teacher_warnings(
+    teachers: Mapping[str, ResolvedTeacher], loss: BoundLoss, model_infos: Mapping[str, ModelInfo]
+) -> Iterator[str]:
+    """What a person should know of teachers that see more, or read otherwise, each a sentence."""
+    yield from hint_warnings(teachers, loss)
+    yield from _same_tokens(teachers, model_infos)
+
+
+def _same_tokens(teachers: Mapping[str, ResolvedTeacher], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:
+    """Teachers that are asked in tokens of their own, which are the student's."""
+    student = model_infos.get("student.model")
+    for name, teacher in teachers.items():
+        info = model_infos.get(f"teachers.{name}.model")
+        if not teacher.settings.reads_own_tokens or info is None or student is None:
+            continue
+        of_both = info.tokenizer, student.tokenizer
+        if of_both[0] is not None and of_both[1] is not None and not compare_tokenizers(of_both[0], of_both[1]):
+            yield (
+                f"`teachers.{name}.tokenizer` is own, and its tokenizer is the student's: without it whole "
+                "distributions could be compared; remove it"
+            )
+
+
 def hint_warnings(teachers: Mapping[str, ResolvedTeacher], loss: BoundLoss) -> Iterator[str]:
     """What is known to go wrong with teachers that see more, where nothing guards against it."""
     for name, teacher in teachers.items():
@@ -152,7 +274,10 @@ def hint_warnings(teachers: Mapping[str, ResolvedTeacher], loss: BoundLoss) -> I
 
 
 def _other_payload(use: TeacherUse, kind: TeacherKind) -> str:
-    fitting = [name for name, spec in LOSSES.items() if spec.payload in kind.payloads]
+    given = {*kind.payloads}
+    fitting = [
+        name for name, spec in LOSSES.items() if isinstance(spec.payload, str) and asked_payload(spec.payload) in given
+    ]
     take = "`payload: full`" if use.payload == "hidden" and "full" in kind.payloads else f"one of {', '.join(fitting)}"
     return (
         f"`teachers.{use.name}`: a {kind.name} teacher gives {', '.join(kind.payloads)}, and `loss.estimator` "
@@ -165,22 +290,28 @@ def reach_teachers(
     tasks: Mapping[str, Task],
     tokenizer: PreTrainedTokenizerBase | None,
     lengths: Mapping[str, Lengths],
+    model_infos: Mapping[str, ModelInfo],
 ) -> Iterator[str]:
     """Whether every teacher that lies elsewhere is there, and what the run needs it to be; each problem a sentence.
 
     Args:
         tokenizer: the student's.
+        model_infos: by the leaf that names a model.
     """
     recipe = resolved.recipe
     tried = [task.example(seed=recipe.seed, split="train", index=i) for task in tasks.values() for i in range(PROBES)]
     for name, teacher in resolved.teachers.items():
         if (reach := teacher.kind.reach) is not None:
+            in_tokens = tokenizer
+            if teacher.settings.reads_own_tokens:
+                model = model_infos.get(f"teachers.{name}.model")
+                in_tokens = None if model is None else model.tokenizer
             asked = TeacherReach(
                 name,
                 teacher.settings,
                 texts=[example.text for example in tried],
-                tokenizer=tokenizer,
-                support=None if tokenizer is None else support_of(resolved.loss, tokenizer),
+                tokenizer=in_tokens,
+                support=None if in_tokens is None else support_of(resolved.loss, in_tokens),
                 longest_prompt=max((length.longest_prompt for length in lengths.values()), default=0),
                 max_new_tokens=recipe.rollout.max_new_tokens,
             )

@@ -23,6 +23,7 @@ from mopd.distill.tracking.answers import answers_path, read_answers
 from mopd.distill.tracking.tracker import Tracker, fallen
 from mopd.distill.types import Metrics, Prompt, Rollout, Sampler
 from mopd.recipes.evaluation.costs import Costs
+from mopd.recipes.evaluation.own_tokens import InOwnTokens
 from mopd.rollouts.prompts import PromptSource
 from mopd.rollouts.sampler import asks_more
 from mopd.rollouts.tasks import Task
@@ -68,7 +69,8 @@ def examine(
 
     A sampler without ``examine``, such as a server's, samples none; its answers are cut at stop strings all the same.
     """
-    whole = asks_more(settings) and hasattr(sampler, "examine")
+    asked_of = sampler.sampler if isinstance(sampler, InOwnTokens) else sampler
+    whole = asks_more(settings) and hasattr(asked_of, "examine")
 
     def decoded(rollout: Rollout) -> str:
         return cut_at(decode(rollout), settings.stop_strings)
@@ -162,6 +164,7 @@ class Evaluator:
         self.prompts: dict[Split, dict[str, list[Prompt]]] = {
             split: source.held_out(split, n, seed=settings.seed) for split, n in counts.items()
         }
+        self._asked = {prompt.id: prompt for of in self.prompts.values() for some in of.values() for prompt in some}
         self._written_with = written_with
         self._tasks = tasks
         self._tokenizer = tokenizer
@@ -218,8 +221,9 @@ class Evaluator:
     def evaluate(self, model: str, *, step: int, split: Split, sampler: Sampler) -> Metrics:
         """Have the weights that ``sampler`` has now answer ``split``; returns ``score/D`` and signs of health."""
         start = time.perf_counter()
+        decode = sampler.decode if isinstance(sampler, InOwnTokens) else self.decode
         rows, drawn = examine(
-            *(sampler, self.prompts[split], self.verify, self.decode),
+            *(sampler, self.prompts[split], self.verify, decode),
             settings=self._settings, step=step, model=model, split=split,
         )  # fmt: skip
         seconds = time.perf_counter() - start
@@ -263,8 +267,8 @@ class Evaluator:
         self._replace(kept)
 
     def verify(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        """Scores 0..1 of answers to prompts of any domains, in order."""
-        return verify(self._tasks, prompts, texts)
+        """Scores 0..1 of answers to prompts of any domains, in order, in whosever tokens the prompts are."""
+        return verify(self._tasks, [self._asked.get(prompt.id, prompt) for prompt in prompts], texts)
 
     def decode(self, rollout: Rollout) -> str:
         """The completion's text, without the closing EOS."""

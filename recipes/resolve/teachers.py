@@ -114,7 +114,7 @@ def group_key(teacher: TeacherRecipe) -> tuple[object, ...]:
     """What scores, besides the base that teachers have in common: those that differ in it never share a process."""
     settings = tuple(sorted(teacher.settings.items()))
     scores = (teacher.kind_name, settings, teacher.scorer, teacher.endpoint, teacher.served_model, teacher.api_key_env)
-    return (teacher.dtype, teacher.attn_implementation, *scores)
+    return (teacher.dtype, teacher.attn_implementation, teacher.tokenizer, *scores)
 
 
 def placement(teacher: TeacherRecipe) -> dict[str, object]:

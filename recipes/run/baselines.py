@@ -10,6 +10,7 @@ from mopd.distill.metrics.evaluate import Split
 from mopd.distill.metrics.results import Rows, TeacherWeights, headrooms
 from mopd.recipes.evaluation.cache import SharedAnswers
 from mopd.recipes.evaluation.evaluator import Evaluator
+from mopd.recipes.evaluation.own_tokens import SamplersInOwnTokens
 from mopd.recipes.run.context import RunContext
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.sampler import Samplers
@@ -21,7 +22,7 @@ def measure_frozen(
     models: Mapping[str, FrozenModel],
     context: RunContext,
     evaluator: Evaluator,
-    make_samplers: Callable[[ExitStack], Samplers],
+    make_samplers: Callable[[ExitStack], Samplers | SamplersInOwnTokens],
 ) -> None:
     """Measure base and teachers, unless they were: their scores are the lines that the student is held against.
 
@@ -40,7 +41,7 @@ def _measure_once(
     context: RunContext,
     kept: SharedAnswers,
     evaluator: Evaluator,
-    make_samplers: Callable[[ExitStack], Samplers],
+    make_samplers: Callable[[ExitStack], Samplers | SamplersInOwnTokens],
 ) -> None:
     """The same in a study, where a model that another run has measured is not asked again."""
     fingerprint = evaluator.fingerprint
@@ -79,7 +80,7 @@ def _measure(
     models: Mapping[str, FrozenModel],
     context: RunContext,
     evaluator: Evaluator,
-    make_samplers: Callable[[ExitStack], Samplers],
+    make_samplers: Callable[[ExitStack], Samplers | SamplersInOwnTokens],
 ) -> list[str]:
     """Evaluate all models that have not answered everything; returns their names."""
     todo = [name for name in models if not all(evaluator.has_evaluated(name, 0, split) for split in SPLITS)]

@@ -11,17 +11,25 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.metrics.evaluate import evaluate
-from mopd.distill.recipe import Architecture, ModelReference
+from mopd.distill.recipe import Architecture, ModelReference, RolloutRecipe
 from mopd.distill.recipe.model_names import PREFIX, stage_name
 from mopd.distill.types import GradingFailed, Payload, PayloadName, Prompt, Rollout, RunError, Sampler, UserError
 from mopd.recipes.evaluation.evaluator import verify
+from mopd.recipes.evaluation.own_tokens import InOwnTokens
 from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer
 from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import model_path
-from mopd.recipes.resolve.teacher_prompts import teacher_reads
+from mopd.recipes.resolve.teacher_prompts import (
+    OwnTokenizer,
+    own_tokenizers,
+    prompts_in,
+    retokenizers_of,
+    teacher_reads,
+)
 from mopd.recipes.resolve.teachers import ResolvedTeacher, with_folders
 from mopd.recipes.run.launch import on_disk
 from mopd.recipes.run.preflight import (
@@ -39,9 +47,10 @@ from mopd.rollouts.engines.base import FrozenModel, RolloutEngine, SamplerProces
 from mopd.rollouts.environments.episodes import with_episodes
 from mopd.rollouts.sampler import Episodes, make_samplers, sampler_settings
 from mopd.rollouts.tasks import Task
-from mopd.rollouts.tokenizer import completion_text, token_count
+from mopd.rollouts.tokenizer import completion_text, end_token_ids, token_count
 from mopd.teachers.dry_run import DryRun, dry_run, dry_run_payload, reference_of
 from mopd.teachers.kinds import TeacherSetup, make_source
+from mopd.teachers.retokenized import Retokenizer
 from mopd.teachers.scorer import Conditions
 from mopd.teachers.validate import Expected
 from mopd.teachers.views import Reads, ScoreRequest, score_views
@@ -57,11 +66,13 @@ class _Validation:
 
     def verdicts(self, model: str, sampler: Sampler) -> dict[str, list[float]]:
         """Of a model's greedy answers, by domain; see :data:`recipes.run.preflight.ByDomain`."""
+        asked = {prompt.id: prompt for prompts in self.prompts.values() for prompt in prompts}
+        tokenizer = sampler.tokenizer if isinstance(sampler, InOwnTokens) else self.tokenizer
         rows = evaluate(
             sampler,
             self.prompts,
-            lambda prompts, texts: verify(self.tasks, prompts, texts),
-            lambda rollout: completion_text(self.tokenizer, rollout),
+            lambda prompts, texts: verify(self.tasks, [asked[prompt.id] for prompt in prompts], texts),
+            lambda rollout: completion_text(tokenizer, rollout),
             0,
             model=model,
             split="validation",
@@ -106,22 +117,17 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
         rollouts = sample_rollouts(sampler, source(0), [candidate for candidate, _ in there])
         student = validation.verdicts("base", sampler)
         del sampler
-    conditions = Conditions(
-        recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support, token_count(tokenizer)
+    end_tokens = end_token_ids(tokenizer, start)
+    trials = _Trials(
+        *(recipe.rollout, recipe.seed, recipe.student.engine.microbatch_tokens, resolved.loss),
+        *(tasks, OwnTokenizer(tokenizer, end_tokens), validation, engine, settings, episodes),
+        reads=teacher_reads(resolved.teachers, tasks, tokenizer),
     )
-    payload = dry_run_payload(resolved.loss.payload)
-    reads = teacher_reads(resolved.teachers, tasks, tokenizer)
     for candidate, folder in there:
         name = candidate.name
         teacher = teachers[name]
-        setup = teacher.setup(folder)
-        verdicts: dict[str, list[float]] = {}
         try:
-            if candidate.can_write and not candidate.is_student:
-                with _one_model(engine, settings, teacher.device, teacher.dtype, episodes) as sampler_of:
-                    model = frozen_teacher(teacher, folder)
-                    verdicts = validation.verdicts(f"teachers/{name}", sampler_of(model))
-            trial = _open(setup, conditions, payload, reads.get(name))
+            trial, verdicts = trials.of(candidate, teacher, folder)
         except RunError as error:
             findings += [unanswering(name, domain, str(error)) for domain in candidate.domains]
             continue
@@ -135,6 +141,57 @@ def _lies_in(teacher: ResolvedTeacher, out: Path) -> tuple[str | None, ModelRefe
     if made is not None and not Path(teacher.adapter or "").is_dir():
         return None, f"{PREFIX}{made}"
     return _folder(teacher.model.source, out, weights=teacher.kind.has_weights), teacher.model.source
+
+
+@dataclass(frozen=True, slots=True)
+class _Trials:
+    """What teachers are tried with, one after the other.
+
+    Attributes:
+        student: its tokenizer.
+        settings: how it writes.
+        reads: what teachers read that have a prompt of their own and the student's tokens, by name.
+    """
+
+    rollout: RolloutRecipe
+    seed: int
+    microbatch_tokens: int
+    loss: BoundLoss
+    tasks: Mapping[str, Task]
+    student: OwnTokenizer
+    validation: _Validation
+    engine: RolloutEngine
+    settings: SamplerSettings
+    episodes: Episodes
+    reads: Mapping[str, Reads]
+
+    def of(
+        self, candidate: Candidate, teacher: ResolvedTeacher, folder: str
+    ) -> tuple[Callable[[Sequence[Rollout]], DryRun], dict[str, list[float]]]:
+        """What has a teacher score rollouts twice, and its verdicts on the validation prompts, if it is asked.
+
+        Raises:
+            RunError: it cannot be opened, or does not answer.
+        """
+        name, verdicts = teacher.name, dict[str, list[float]]()
+        teachers = {name: teacher}
+        own = own_tokenizers(teachers, {name: folder})
+        tokenizer = own[name].tokenizer if own else self.student.tokenizer
+        if candidate.can_write and not candidate.is_student:
+            settings = self.settings
+            if own:
+                settings = sampler_settings(self.rollout, tokenizer, model=folder, seed=self.seed, support=None)
+            with _one_model(self.engine, settings, teacher.device, teacher.dtype, self.episodes) as sampler_of:
+                sampler = sampler_of(frozen_teacher(teacher, folder))
+                if own:
+                    sampler = InOwnTokens(sampler, prompts_in(name, tokenizer, self.tasks), tokenizer)
+                verdicts = self.validation.verdicts(f"teachers/{name}", sampler)
+        support, vocabulary = support_of(self.loss, tokenizer), token_count(tokenizer)
+        conditions = Conditions(self.rollout.temperature, self.microbatch_tokens, support, vocabulary)
+        retokenizers = retokenizers_of(teachers, own, self.tasks, self.student, self.loss)
+        payload = dry_run_payload(self.loss.payload)
+        trial = _open(teacher.setup(folder), conditions, payload, self.reads.get(name), retokenizers.get(name))
+        return trial, verdicts
 
 
 def _folder(source: ModelReference, out: Path, *, weights: bool = True) -> str | None:
@@ -170,7 +227,11 @@ def _one_model(
 
 
 def _open(
-    setup: TeacherSetup, conditions: Conditions, payload: PayloadName, reads: Reads | None
+    setup: TeacherSetup,
+    conditions: Conditions,
+    payload: PayloadName,
+    reads: Reads | None,
+    retokenizer: Retokenizer | None,
 ) -> Callable[[Sequence[Rollout]], DryRun]:
     """Open a teacher in this process; returns what has it scored twice. ``reads``: in the place of a prompt.
 
@@ -194,6 +255,7 @@ def _open(
         tokens=conditions.microbatch_tokens,
         reference=partial(reference_of, scorer, adapter=setup.adapter),
         reads=reads,
+        retokenizer=retokenizer,
     )
 
 

@@ -29,7 +29,7 @@ from mopd.recipes.resolve.data import prompt_source
 from mopd.recipes.resolve.methods import Method, Parts, support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import named_base
-from mopd.recipes.resolve.teacher_prompts import teacher_reads
+from mopd.recipes.resolve.teacher_prompts import OwnTokenizer, own_sizes, retokenizers_of, teacher_reads
 from mopd.recipes.resolve.teachers import head_sources
 from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks, run_length
@@ -63,6 +63,7 @@ class Training:
         attempt: the id that owns ``folder``.
         model: the checkpoint it starts from.
         teachers: checkpoints of its teachers by name; the bases of those that are adapters.
+        own_tokenizers: of the teachers that read rollouts in their own tokens, by name.
         frozen: its teachers as models that are sampled, by name.
         left_out: weights that the checkpoint at the beginning of its chain has and the student has not, by name.
     """
@@ -72,6 +73,7 @@ class Training:
     attempt: str
     model: str
     teachers: Mapping[str, str]
+    own_tokenizers: Mapping[str, OwnTokenizer]
     frozen: Mapping[str, FrozenModel]
     tokenizer: PreTrainedTokenizerBase
     tasks: Mapping[str, Task]
@@ -112,7 +114,7 @@ class Training:
             eval_sampler = sampler if self.evaluator is None else samplers.evaluate
             source = prompt_source(trained, self.tasks, self.tokenizer, seed=recipe.seed, rule=recipe.prompt_rule)
             if teachers is not None:
-                wait_for_teachers(teachers, tokens=len(self.tokenizer))
+                wait_for_teachers(teachers, tokens=len(self.tokenizer), own=own_sizes(self.own_tokenizers))
                 to_examine = candidates(self.resolved.teachers, trained)
                 self._preflight(teachers, student, samplers.train, source(0), to_examine, context.progress.print)
             routes, loss, graded = self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
@@ -142,21 +144,25 @@ class Training:
             self._conclude(student, eval_sampler, progress, last)
             return last
 
-    def samplers(self, context: RunContext, closing: ExitStack) -> Samplers:
-        """All that samples in the run; the processes end with ``closing``."""
+    def samplers(self, context: RunContext, closing: ExitStack, teacher: str | None = None) -> Samplers:
+        """All that samples in the run; the processes end with ``closing``.
+
+        Args:
+            teacher: one of another tokenizer, which they sample as its answers are written; None: as the student's are.
+        """
         recipe = self.resolved.recipe
-        support = support_of(self.resolved.loss, self.tokenizer)
+        tokenizer = self.tokenizer if teacher is None else self.own_tokenizers[teacher].tokenizer
         return samplers_of_run(
             recipe.rollout,
             recipe.student.engine,
             settings=sampler_settings(
                 recipe.rollout,
-                self.tokenizer,
-                model=self.model,
+                tokenizer,
+                model=self.model if teacher is None else self.teachers[teacher],
                 seed=recipe.seed,
-                support=support,
+                support=support_of(self.resolved.loss, tokenizer),
                 evaluate=recipe.evaluate,
-                drafts=self._drafts(recipe.mtp),
+                drafts=self._drafts(recipe.mtp) if teacher is None else None,
             ),
             initial=FrozenModel(
                 self.model,
@@ -306,20 +312,23 @@ class Training:
             keep_steps=lambda: () if self.evaluator is None else (self.evaluator.selected(0).step,),
         )
 
+    @property
+    def of_student(self) -> OwnTokenizer:
+        """The student's tokenizer with what ends its answers."""
+        return OwnTokenizer(self.tokenizer, end_token_ids(self.tokenizer, self.model))
+
     def _teachers(self, context: RunContext, student: Callable[[], Weights]) -> TeacherPool | None:
         """The teachers, which begin to load in their processes; ``student`` gives its weights once they are there."""
         if not self.teachers:
             return None
         recipe = self.resolved.recipe
-        support, vocabulary = support_of(self.resolved.loss, self.tokenizer), token_count(self.tokenizer)
-        conditions = Conditions(
-            recipe.rollout.temperature, recipe.student.engine.microbatch_tokens, support, vocabulary
-        )
-        asked = {name: self.resolved.teachers[name] for name in self.teachers}
+        asked, own = {name: self.resolved.teachers[name] for name in self.teachers}, self.own_tokenizers
+        tokenizers = {name: own[name].tokenizer if name in own else self.tokenizer for name in asked}
+        asking = recipe.rollout.temperature, recipe.student.engine.microbatch_tokens
         specs = {
             name: TeacherSpec(
                 make_source(teacher.setup(self.teachers[name])),
-                conditions,
+                Conditions(*asking, support_of(self.resolved.loss, tokenizers[name]), token_count(tokenizers[name])),
                 gpus=teacher.gpus,
                 replicas=teacher.settings.replicas,
                 adapter=teacher.adapter,
@@ -338,6 +347,7 @@ class Training:
             say=context.progress.print,
             resident=recipe.run.resident_teachers,
             reads=teacher_reads(asked, self.tasks, self.tokenizer),
+            retokenizers=retokenizers_of(asked, own, self.tasks, self.of_student, self.resolved.loss),
             on_student=[name for name in specs if name in self.resolved.on_student],
             student=student,
         )

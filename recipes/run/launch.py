@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from mopd.recipes.check.models import NOT_EXPORTED
 from mopd.recipes.check.static import check
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator, exam_settings
+from mopd.recipes.evaluation.own_tokens import SamplersInOwnTokens
 from mopd.recipes.report.data import load_run
 from mopd.recipes.report.page import table_of, write_page
 from mopd.recipes.resolve.checkpoints import downloaded, local_folder
@@ -54,6 +56,7 @@ from mopd.recipes.resolve.stages import (
     stage_folder,
     stage_recipe,
 )
+from mopd.recipes.resolve.teacher_prompts import own_tokenizers, prompts_in
 from mopd.recipes.resolve.teachers import ResolvedTeacher, with_folders
 from mopd.recipes.run.baselines import measure_frozen, refuse_low_headroom
 from mopd.recipes.run.cluster import ray_cluster
@@ -217,7 +220,11 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
             else model
         )
         frozen = {"base": FrozenModel(base, trust_remote_code=recipe.student.trust_remote_code)} | frozen
-        measure_frozen(frozen, context, evaluator, partial(job.samplers, context))
+        own = {f"teachers/{name}": name for name in job.own_tokenizers}
+        alike = {name: model for name, model in frozen.items() if name not in own}
+        measure_frozen(alike, context, evaluator, partial(job.samplers, context))
+        for name in [name for name in frozen if name in own]:
+            measure_frozen({name: frozen[name]}, context, evaluator, partial(in_own_tokens, job, context, own[name]))
         context.report_soon()
         taught = {name: domain.teacher_weights for name, domain in recipe.domains.items()}
         refuse_low_headroom(group(evaluator.rows), taught, recipe.evaluate.min_headroom, title=context.title)
@@ -239,6 +246,13 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
         tracker.summarize(seesaw)
     write_ledger(out, recipe.stages)
+
+
+def in_own_tokens(job: Training, context: RunContext, teacher: str, closing: ExitStack) -> SamplersInOwnTokens:
+    """What measures a teacher of another tokenizer; the processes end with ``closing``."""
+    tokenizer = job.own_tokenizers[teacher].tokenizer
+    prompt_of = prompts_in(teacher, tokenizer, job.tasks)
+    return SamplersInOwnTokens(job.samplers(context, closing, teacher), prompt_of, tokenizer)
 
 
 def starting_model(
@@ -333,6 +347,7 @@ def training(
         attempt=attempt,
         model=model,
         teachers=teachers,
+        own_tokenizers=own_tokenizers(resolved.teachers, teachers),
         frozen={name: frozen_teacher(resolved.teachers[name], folder) for name, folder in teachers.items()},
         tokenizer=tokenizer,
         tasks=tasks,

@@ -159,6 +159,8 @@ def examine(
             continue
         kl, error = distance(trial, rollouts[domain])
         finding = judge(candidate.name, domain, kl, student.get(domain, []), gave, error=error)
+        if trial.aligned is not None:
+            finding = replace(finding, reason=f"{finding.reason}; {trial.aligned.sentence}")
         findings.append(with_hint(finding, trial) if candidate.own_prompt else finding)
     return findings
 
@@ -296,15 +298,20 @@ def refuse_unusable(findings: Sequence[Finding]) -> None:
 # ---- before the first step of a run
 
 
-def wait_for_teachers(pool: TeacherPool, *, tokens: int) -> None:
-    """Wait until every teacher is loaded and scores at least as many tokens as the student's tokenizer has.
+def wait_for_teachers(pool: TeacherPool, *, tokens: int, own: Mapping[str, int]) -> None:
+    """Wait until every teacher is loaded and scores at least as many tokens as its tokenizer has.
+
+    Args:
+        tokens: of the student's tokenizer, which is that of teachers that are not in ``own``.
+        own: tokens of the tokenizers of the others, by name.
 
     Raises:
         RunError: one has not come, or has fewer.
     """
     for name, size in pool.wait_until_ready().items():
-        if size < tokens:
-            raise RunError(f"teacher {name!r} has {size} output tokens, the student's tokenizer {tokens}")
+        if size < (needed := own.get(name, tokens)):
+            whose = "its own" if name in own else "the student's"
+            raise RunError(f"teacher {name!r} has {size} output tokens, {whose} tokenizer {needed}")
 
 
 def preflight(

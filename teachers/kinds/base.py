@@ -14,7 +14,7 @@ from mopd.distill.recipe import TeacherRecipe
 from mopd.distill.types import PayloadName
 from mopd.teachers.scorer import TeacherSource
 
-EVERY_KIND_READS = frozenset({"model", "trust_remote_code", "replicas", "resources", "prompt"})
+EVERY_KIND_READS = frozenset({"model", "trust_remote_code", "replicas", "resources", "prompt", "tokenizer"})
 """Keys of a teacher's stanza that mean the same for every kind."""
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mopd.distill.types import Full, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, TopK
+from mopd.distill.types import Chunked, Full, Prompt, Rollout, Sampled, ScoredRollout, TeacherScore, TopK
 
 V = 9
 SHARES = {"math": 1.0, "code": 3.0}
@@ -70,6 +70,22 @@ def as_topk(rollout: ScoredRollout, *, k=3, forced=1) -> ScoredRollout:
     return ScoredRollout(rollout.rollout, scores, rollout.reward)
 
 
+def as_chunked(rollout: ScoredRollout) -> ScoredRollout:
+    """The same by chunks of three tokens, fewer in the last one: the first of each as :func:`as_topk` has it."""
+    n, prompt = len(rollout.rollout.token_ids), len(rollout.rollout.prompt.token_ids)
+    place = np.arange(n) - prompt
+    others = (place >= 0) & (place % 3 > 0)
+
+    def chunks(topk: TopK) -> Chunked:
+        unused = np.where(others[:, None], -np.inf, topk.logprobs_TK).astype(np.float32)
+        chunk = np.where(others, place // 3, -1).astype(np.int32)
+        owed = np.array([topk.sampled_T[chunk == number].sum() if number >= 0 else 0.0 for number in chunk])
+        return Chunked(topk.ids_TK, unused, topk.rest_T, topk.sampled_T, chunk, owed.astype(np.float32))
+
+    scores = tuple((w, TeacherScore(s.teacher, chunks(s.payload))) for w, s in as_topk(rollout).scores)
+    return ScoredRollout(rollout.rollout, scores, rollout.reward)
+
+
 def cut_for(payload, rollout: ScoredRollout) -> ScoredRollout:
     """The same rollout, its teachers' whole distributions cut down to a payload."""
-    return {"sampled": as_sampled, "topk": as_topk}.get(payload, lambda same: same)(rollout)
+    return {"sampled": as_sampled, "topk": as_topk, "chunked": as_chunked}.get(payload, lambda same: same)(rollout)

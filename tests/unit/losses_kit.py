@@ -6,13 +6,23 @@ from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.registry import LOSSES, TokenLoss
 from mopd.distill.loss.teacher_tensors import TeacherRows
 from mopd.distill.payloads import Support, top_k
-from mopd.distill.recipe import JSD, K2, ForwardKL, FullReverseKL, NegativeLogLikelihood, PolicyGradient, TopKReverseKL
+from mopd.distill.recipe import (
+    JSD,
+    K2,
+    ChunkedReverseKL,
+    ForwardKL,
+    FullReverseKL,
+    NegativeLogLikelihood,
+    PolicyGradient,
+    TopKReverseKL,
+)
 
 FULL = FullReverseKL(estimator="full_reverse_kl")
 PLAIN = PolicyGradient(estimator="policy_gradient", advantage_clip=1e9, gate=(1e-9, 1e9))  # no clip, no gate
 FORWARD = ForwardKL(estimator="forward_kl")
 HALF = JSD(estimator="jsd", beta=0.5)
 TOPK = TopKReverseKL(estimator="topk_reverse_kl", k=2)
+CHUNKED = ChunkedReverseKL(estimator="chunked_reverse_kl", k=2, advantage_clip=1e9, gate=(1e-9, 1e9))
 BUCKET = TopKReverseKL(estimator="topk_reverse_kl", k=2, outside="bucket")
 SQUARE = K2(estimator="k2", advantage_clip=1e9, gate=(1e-9, 1e9))  # no clip, no gate
 NLL = NegativeLogLikelihood(estimator="nll")
@@ -55,11 +65,12 @@ def topk_arrays(ids, logprobs, rest, sampled) -> dict[str, torch.Tensor]:
 def graded(name, mask, tokens, teacher, **more) -> Microbatch:
     """A microbatch of one teacher, given as whole distributions, in the form that the estimator wants."""
     sampled = teacher.gather(-1, torch.as_tensor(tokens)[..., None])[..., 0]
-    if LOSSES[name].payload == "topk":
+    if LOSSES[name].payload in ("topk", "chunked"):
         ids, teacher, rest = top_k(teacher, Support(k=2, forced=(0,)))
-        return microbatch(
-            mask, tokens, slots=[([1.0] * len(teacher), topk_arrays(ids, teacher, rest, sampled))], **more
-        )
+        arrays = topk_arrays(ids, teacher, rest, sampled)
+        if LOSSES[name].payload == "chunked":  # every token is a chunk, of which all is compared
+            arrays |= {"chunk_T": torch.full(sampled.shape, -1), "owed_T": torch.zeros_like(sampled)}
+        return microbatch(mask, tokens, slots=[([1.0] * len(teacher), arrays)], **more)
     if LOSSES[name].needs_each_teacher:
         return microbatch(mask, tokens, slots=[([1.0] * len(teacher), teacher)], **more)
     if LOSSES[name].payload == "sampled":

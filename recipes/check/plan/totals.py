@@ -30,6 +30,7 @@ from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.teachers import ResolvedTeacher, describe
 from mopd.rollouts.mixture import MIXTURES
 from mopd.rollouts.tokenizer import control_ids
+from mopd.teachers.retokenized import ChunkCount
 
 
 def shipped_bytes(loss: BoundLoss, teacher: ResolvedTeacher, model_infos: Mapping[str, ModelInfo]) -> int:
@@ -118,6 +119,7 @@ class Plan:
         measured: what is tried to find out how long that takes.
         warnings: leaves that change nothing, rows that are left out.
         questions: what is asked, to be shown.
+        aligned: how gold answers align with the tokens of teachers that score their own, by name.
     """
 
     models: tuple[ModelPlan, ...]
@@ -129,6 +131,7 @@ class Plan:
     disk_bytes: float
     warnings: tuple[str, ...] = ()
     questions: Questions = field(default=Questions(), repr=False, compare=False)
+    aligned: Mapping[str, ChunkCount] = field(default_factory=dict, compare=False)
 
     @property
     def memory_bytes(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,7 @@ from mopd.recipes.check.plan.room import LOWER_CARD, Room
 from mopd.recipes.check.plan.totals import Plan
 from mopd.recipes.resolve.run_folder import size
 from mopd.recipes.tables import Fitted
+from mopd.teachers.retokenized import ChunkCount
 
 
 def print_plan(plan: Plan, console: Console, there: Room) -> None:
@@ -20,6 +21,7 @@ def print_plan(plan: Plan, console: Console, there: Room) -> None:
     console.print(Fitted(_models(plan)))
     for words, names in _attention(plan).items():
         console.print(Text(f"attention: {words} ({', '.join(names)})"), soft_wrap=True)
+    print_aligned(plan.aligned, console)
     console.print(Fitted(_processes(plan)))
     console.print(Fitted(_steps(plan)))
     if (card := plan.fullest_card) is not None:
@@ -41,6 +43,12 @@ def print_plan(plan: Plan, console: Console, there: Room) -> None:
     if card is not None and there.card_bytes is not None and card.needed_bytes > there.card_bytes:
         console.print(f"The estimate is more than a card holds: {LOWER_CARD}.", style="yellow")
     print_warnings(plan.warnings, console)
+
+
+def print_aligned(aligned: Mapping[str, ChunkCount], console: Console, *, where: str = "") -> None:
+    """Print how tokens of teachers that score their own align with the student's."""
+    for name, count in aligned.items():
+        console.print(Text(f"tokens{where}: of gold answers for teacher {name}, {count.sentence}"), soft_wrap=True)
 
 
 def print_warnings(warnings: Iterable[str], console: Console) -> None:

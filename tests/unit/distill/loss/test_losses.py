@@ -4,7 +4,22 @@ import math
 
 import pytest
 import torch
-from losses_kit import FORWARD, FULL, HALF, NLL, PLAIN, SQUARE, TOPK, V, every_token, graded, microbatch, rows, run
+from losses_kit import (
+    CHUNKED,
+    FORWARD,
+    FULL,
+    HALF,
+    NLL,
+    PLAIN,
+    SQUARE,
+    TOPK,
+    V,
+    every_token,
+    graded,
+    microbatch,
+    rows,
+    run,
+)
 from naive import kl, numeric_gradient, reverse_kl_gradient, score, softmax
 
 from mopd.distill.loss.registry import LOSSES
@@ -96,7 +111,9 @@ def test_impossible_tokens_cost_nothing_unless_the_student_takes_them():
     assert out.loss_BT[0, 1] == math.inf
 
 
-@pytest.mark.parametrize("settings", [FULL, FORWARD, HALF, TOPK, PLAIN, SQUARE, NLL], ids=lambda s: s.estimator)
+@pytest.mark.parametrize(
+    "settings", [FULL, FORWARD, HALF, TOPK, CHUNKED, PLAIN, SQUARE, NLL], ids=lambda s: s.estimator
+)
 def test_one_tensor_of_the_size_of_the_logits_is_kept_for_the_backward(settings):
     name, kept = settings.estimator, []
     batch = graded(name, [[True] * 3] * 2, [[0, 1, 2]] * 2, rows(2, 3, V, seed=10).log_softmax(-1))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from losses_kit import BUCKET, FORWARD, FULL, HALF, NLL, PLAIN, SQUARE, TOPK, V, graded, microbatch, rows, run
+from losses_kit import BUCKET, CHUNKED, FORWARD, FULL, HALF, NLL, PLAIN, SQUARE, TOPK, V, graded, microbatch, rows, run
 
 from mopd.distill.loss.registry import LOSSES
 from mopd.distill.recipe import PolicyGradient
@@ -22,7 +22,17 @@ def poisoned_case(name, masked):
 
 CASES = [
     (settings.estimator, settings)
-    for settings in (FULL, FORWARD, HALF, TOPK, BUCKET, PLAIN.model_copy(update={"reward_weight": 1.0}), SQUARE, NLL)
+    for settings in (
+        FULL,
+        FORWARD,
+        HALF,
+        TOPK,
+        BUCKET,
+        CHUNKED,
+        PLAIN.model_copy(update={"reward_weight": 1.0}),
+        SQUARE,
+        NLL,
+    )
 ]
 
 
@@ -57,6 +67,7 @@ def test_nan_at_a_trained_place_is_not_hidden(name, settings, where):
     reads = {
         "full": {"logits", "teacher"},
         "topk": {"logits", "teacher"},
+        "chunked": {"logits", "teacher"},
         "sampled": {"logits", "teacher", "sampler_logprobs_BT"},
         None: {"logits"},
     }[LOSSES[name].payload]

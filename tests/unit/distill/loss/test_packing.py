@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from batch_kit import SHARES, V, as_topk, cut_for, mixed_batch, scored
-from naive import jensen_shannon, topk_bucket
+from batch_kit import SHARES, V, as_chunked, as_topk, cut_for, mixed_batch, scored
+from naive import jensen_shannon, topk_bucket, topk_left_out
 
 from mopd.distill.loss.microbatch import collate
 from mopd.distill.loss.registry import LOSSES
-from mopd.distill.recipe import JSD, K2, ForwardKL, FullReverseKL, PolicyGradient, TopKReverseKL
+from mopd.distill.recipe import JSD, K2, ChunkedReverseKL, ForwardKL, FullReverseKL, PolicyGradient, TopKReverseKL
 from mopd.distill.student.plan import plan_updates
 from mopd.distill.types import Full, ScoredRollout, TeacherScore, align_logits
 
@@ -19,6 +19,7 @@ SETTINGS = {
     "forward_kl": ForwardKL(estimator="forward_kl"),
     "jsd": JSD(estimator="jsd", beta=0.3),
     "topk_reverse_kl": TopKReverseKL(estimator="topk_reverse_kl", k=3, outside="bucket"),
+    "chunked_reverse_kl": ChunkedReverseKL(estimator="chunked_reverse_kl", k=3, gate=(0.5, 2.0)),
     "policy_gradient": PolicyGradient(estimator="policy_gradient", gate=(0.5, 2.0), reward_weight=0.5),
     "k2": K2(estimator="k2", gate=(0.5, 2.0)),
 }
@@ -61,7 +62,23 @@ def update(batch, name, *, shares=None, ranks=1, budget=10_000, pad_id=0, settin
     return total, model.table.grad
 
 
-def naive_token_loss(one: ScoredRollout, t, logp, name):
+def naive_chunked(one: ScoredRollout, t, table):
+    """The first token of three on the teacher's support; the others by the log-ratio of them both."""
+    ids, prompt = one.rollout.token_ids, len(one.rollout.prompt.token_ids)
+    place = t - prompt
+    if place % 3 == 0:
+        support = as_topk(one).scores[0][1].payload.ids_TK[t].tolist()
+        teacher = one.scores[0][1].payload.logprobs_TV[t].astype(np.float64)
+        return topk_left_out(np.exp(table[ids[t - 1]]), np.exp(teacher), support)
+    owed = as_chunked(one).scores[0][1].payload.owed_T[t]
+    others = [u for u in range(prompt, len(ids)) if (u - prompt) // 3 == place // 3 and (u - prompt) % 3]
+    ratio = np.exp(table[ids[t - 1]][ids[t]] - one.rollout.sampler_logprobs[t])
+    advantage = min(5.0, max(-5.0, owed - sum(table[ids[u - 1]][ids[u]] for u in others)))
+    return -ratio * advantage * table[ids[t - 1]][ids[t]] if 0.5 <= ratio <= 2.0 else 0.0
+
+
+def naive_token_loss(one: ScoredRollout, t, table, name):
+    logp = table[one.rollout.token_ids[t - 1]]
     y = one.rollout.token_ids[t]
     teacher = one.scores[0][1].payload.logprobs_TV[t].astype(np.float64)
     if name == "full_reverse_kl":
@@ -71,6 +88,8 @@ def naive_token_loss(one: ScoredRollout, t, logp, name):
     if name == "topk_reverse_kl":
         support = as_topk(one).scores[0][1].payload.ids_TK[t].tolist()
         return topk_bucket(np.exp(logp), np.exp(teacher), support)
+    if name == "chunked_reverse_kl":
+        return naive_chunked(one, t, table)
     ratio = np.exp(logp[y] - one.rollout.sampler_logprobs[t])
     if not 0.5 <= ratio <= 2.0:
         return 0.0
@@ -87,7 +106,7 @@ def naive_update(batch, name):
     total, dropped = 0.0, 0
     for domain, share in SHARES.items():
         losses = [
-            naive_token_loss(one, t, logp[one.rollout.token_ids[t - 1]], name)
+            naive_token_loss(one, t, logp, name)
             for one in batch
             if one.rollout.domain == domain
             for t in range(len(one.rollout.token_ids))
@@ -104,7 +123,7 @@ def test_loss_is_the_definition_and_dropped_tokens_stay_in_the_denominator(name)
     expected, dropped = naive_update(batch, name)
     assert update(batch, name)[0] == pytest.approx(expected, rel=1e-6)
     trained = sum(one.rollout.trained_tokens for one in batch)
-    assert 0 < dropped < trained if LOSSES[name].payload == "sampled" else dropped == 0
+    assert 0 < dropped < trained if LOSSES[name].payload in ("sampled", "chunked") else dropped == 0
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -27,12 +27,14 @@ from transformers import AutoModelForCausalLM
 from mopd.distill.loss.registry import LOSSES
 from mopd.distill.recipe import ESTIMATORS
 from mopd.distill.types import Float32, Full, PayloadName, Sampled, ScoredRollout, TeacherScore, TopK, align_logits
+from mopd.teachers.retokenized import as_chunks
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full_reverse_kl": {},
     "forward_kl": {},
     "jsd": {"beta": 0.3},
     "topk_reverse_kl": {"k": 5},
+    "chunked_reverse_kl": {"k": 5},
     "policy_gradient": {"advantage_clip": 2.0, "gate": (1e-9, 1e9)},
     "k2": {"advantage_clip": 1e9, "gate": (1e-9, 1e9)},
 }
@@ -58,11 +60,14 @@ def shipped(scored: ScoredRollout, payload: PayloadName | None) -> ScoredRollout
 
     def cut(score: TeacherScore) -> TeacherScore:
         full_TV = whole(score)
-        if payload == "topk":
+        if payload in ("topk", "chunked"):
             likely = np.argsort(-full_TV, axis=-1)[:, :5].astype(np.int32)
             kept = np.take_along_axis(full_TV, likely, -1)
             rest = np.log(1 - np.exp(kept.astype(np.float64)).sum(-1)).astype(np.float32)
-            return replace(score, payload=TopK(likely, kept, rest, full_TV[np.arange(len(ids)), ids]))
+            topk = TopK(likely, kept, rest, full_TV[np.arange(len(ids)), ids])
+            return replace(
+                score, payload=topk if payload == "topk" else as_chunks(topk, np.resize(topk.ids_TK[:, 0], len(ids)))
+            )
         return score if payload == "full" else replace(score, payload=Sampled(full_TV[np.arange(len(ids)), ids]))
 
     return replace(scored, scores=tuple((w, cut(score)) for w, score in scored.scores))
@@ -83,7 +88,7 @@ def reference(name: str, logp_TV: Tensor, logq_TV: Tensor, ids_T: Tensor, sample
     if name == "jsd":
         m_TV = 0.3 * q_TV + 0.7 * p_TV
         return 0.3 * (q_TV * (q_TV / m_TV).log()).sum(-1) + 0.7 * (p_TV * (p_TV / m_TV).log()).sum(-1)
-    if name == "topk_reverse_kl":
+    if name in ("topk_reverse_kl", "chunked_reverse_kl"):  # every token is a chunk, all of which is compared
         likely_TV = q_TV >= q_TV.topk(5).values.amin(-1, keepdim=True)
         return ((p_TV * (logp_TV - logq_TV) - p_TV + q_TV) * likely_TV).sum(-1)
     logp_T, logq_T = (x.gather(-1, ids_T[:, None])[:, 0] for x in (logp_TV, logq_TV))
