@@ -612,12 +612,13 @@ def _placed(frame: Frame, labels: Sequence[_Label]) -> list[Any]:
 def _axes(frame: Frame, x_label: str, x_format: Format, y_format: Format | None, *, y_label: str = "") -> Spec:
     """Axes with their ticks and labels as they are to be written; ``y_format`` None: no vertical axis."""
     edge = {frame.x_ticks[0]: "0"} if frame.log_x else {}
+    plain = {"nice": False, "zero": False, "padding": 0}
     x = {
-        "scale": {"type": "log" if frame.log_x else "linear", "domain": list(frame.x), "nice": False, "zero": False},
+        "scale": {"type": "log" if frame.log_x else "linear", "domain": list(frame.x), **plain},
         "axis": _axis(frame.x_ticks, lambda value: edge.get(value) or x_format(value))
         | {"title": x_label, "grid": y_format is None or bool(y_label), "titlePadding": 6},
     }
-    y: Spec = {"scale": {"domain": list(frame.y), "nice": False, "zero": False}, "axis": None}
+    y: Spec = {"scale": {"domain": list(frame.y), **plain}, "axis": None}
     if y_format is not None:
         y["axis"] = _axis(frame.y_ticks, y_format) | {"title": None, "domain": False, "ticks": False}
     if y_label:
@@ -646,7 +647,7 @@ def _spec(frame: Frame, layers: Sequence[Spec], axes: Spec) -> Spec:
         "padding": {"left": frame.left, "right": frame.right, "top": frame.top, "bottom": frame.bottom},
         "resolve": {"scale": dict.fromkeys(("color", "stroke", "strokeDash", "shape"), "independent")},
         "config": _CONFIG,
-        "background": None,
+        "background": "transparent",
     }
     _set_axes(spec, axes)
     return spec
