@@ -99,7 +99,7 @@ def test_a_teachers_change_has_the_interval_that_a_student_would_have_and_about_
     changes = build_seesaw(rows, teachers=TEACHERS, fingerprints=FINGERPRINTS)["metrics_ci"]["teacher_points"]
     assert list(changes) == ["math"]
     alone = rows_of("base", drawn["b"]) + rows_of("student", drawn["t"])
-    untaught: dict[str, dict[str, float]] = dict.fromkeys(TEACHERS, {})
+    untaught: dict[str, dict[str, float]] = {domain: {} for domain in TEACHERS}
     student = build_seesaw(alone, teachers=untaught, fingerprints=FINGERPRINTS)["metrics_ci"]["points"]
     for domain in TEACHERS:
         assert changes["math"][domain] == pytest.approx(student[domain], abs=1e-9)
