@@ -5,8 +5,8 @@ Where its parts lie is set here to the pixel, so that labels at the ends of line
 and value have a row of their own. A row that is not chosen is dimmed by the parameter ``chosen``, which only a page's
 script sets. Numbers are drawn as they are given: percentages are percentages already.
 
-Specifications are written as what they are, JSON: altair's builder took 0.2 s of processor time a chart, and a report is
-written at every evaluation. A test holds each against altair's copy of the Vega-Lite schema.
+Specifications are written as what they are, JSON: altair's builder took 0.2 s of processor time a chart, and a report
+is written at every evaluation. A test holds each against altair's copy of the Vega-Lite schema.
 """
 
 from __future__ import annotations
