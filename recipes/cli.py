@@ -463,10 +463,14 @@ def _asked(question: str, usual: str) -> str:
 def workspace(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Save a W&B workspace of the recipe's project, in which recipes line up."""
     from mopd.distill.tracking.wandb_workspace import save_workspace
+    from mopd.recipes.report.charts import seesaw_preset
 
     loaded = _load(recipe, overrides, None)[0]
     track = loaded.track.wandb
-    typer.echo(save_workspace(list(loaded.domains), project=track.project, entity=track.entity))
+    where = {"project": track.project, "entity": track.entity}
+    typer.echo(
+        save_workspace(list(loaded.domains), seesaw_preset(), **where, say=lambda line: typer.echo(line, err=True))
+    )
 
 
 @app.command()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from mopd.distill.errors import UserError
+from mopd.distill.tracking.sink import CHANGES, one_line
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Does one domain pay for another?": (
@@ -42,13 +44,28 @@ def axis(metric: str) -> str:
     return "cost/flops" if metric.startswith("over_flops/") else "step"
 
 
-def save_workspace(domains: Sequence[str], *, project: str, entity: str | None) -> str:
+CHART = "mopd-changes"
+"""The name of the custom chart, of the entity that the workspace is saved for."""
+
+
+def save_workspace(
+    domains: Sequence[str],
+    chart: Mapping[str, Any],
+    *,
+    project: str,
+    entity: str | None,
+    say: Callable[[str], None],
+) -> str:
     """Save a workspace in a W&B project, its runs grouped by recipe and without stages; returns its address.
 
     Args:
         domains: each has a panel of every metric that is measured by domain.
+        chart: a Vega-Lite specification of the table ``changes``, which becomes the custom chart :data:`CHART` and the
+            first panel.
         project: the W&B project.
         entity: the W&B team or user; none: the one that is logged in.
+        say: is told where W&B does not take the custom chart, as of one of that name that it has already; the workspace
+            is saved all the same.
 
     Raises:
         UserError: the package is not installed, W&B is not logged in, its server can't be reached, or refuses.
@@ -62,16 +79,44 @@ def save_workspace(domains: Sequence[str], *, project: str, entity: str | None) 
     if not wandb.login(prompt=False, verify=False):
         raise UserError("W&B is not logged in; `wandb login` does that")
     try:
+        api = wandb.Api()
+        owner = entity or str(api.default_entity)
+        preset = _custom_chart(api, owner, chart, say)
+        changes = wr.CustomChart(
+            query={"summaryTable": {"tableKey": "changes"}},
+            chart_name=preset,
+            chart_fields={name: name for name in CHANGES},
+        )
         workspace = ws.Workspace(
-            entity=entity or str(wandb.Api().default_entity),
+            entity=owner,
             project=project,
             name=f"mopd: {', '.join(domains)}",
             sections=[
-                ws.Section(name=name, panels=[wr.LinePlot(title=m, x=axis(m), y=[m]) for m in metrics])
-                for name, metrics in panels(domains).items()
+                ws.Section(name="What did each specialist gain and lose?", panels=[changes], is_open=True),
+                *(
+                    ws.Section(name=name, panels=[wr.LinePlot(title=m, x=axis(m), y=[m]) for m in metrics])
+                    for name, metrics in panels(domains).items()
+                ),
             ],
             runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group")], filters=[ws.Metric("JobType") != "stage"]),
         )
         return str(workspace.save().url)
     except Exception as error:  # W&B's package has no errors of its own for this
         raise UserError(f"W&B did not save the workspace: {type(error).__name__}: {error}") from error
+
+
+def _custom_chart(api: Any, owner: str, chart: Mapping[str, Any], say: Callable[[str], None]) -> str:
+    """Make the custom chart; returns what a panel calls it."""
+    preset = f"{owner}/{CHART}"
+    try:
+        api.create_custom_chart(
+            entity=owner,
+            name=CHART,
+            display_name="Change against the base, by model and domain",
+            spec_type="vega2",
+            access="private",
+            spec=dict(chart),
+        )
+    except Exception as error:  # W&B's package has no errors of its own for this
+        say(f"W&B did not make the custom chart {preset} ({one_line(error)}); the panel shows the one that it has")
+    return preset

@@ -19,6 +19,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any, TypeAlias
 
+from mopd.distill.tracking.sink import CHANGES
 from mopd.recipes.report.drawing import CARD, GRID, INK, MUTED, Picture, colour, dash, shape
 
 Point: TypeAlias = tuple[float, float]
@@ -347,10 +348,6 @@ class ModelBars:
     bars: Sequence[Bar]
 
 
-SEESAW_FIELDS = ("model", "domain", "points", "low", "high")
-"""Columns of the table that :func:`seesaw_chart` is drawn from, in points; ``low`` and ``high`` are the interval's."""
-
-
 def seesaw_chart(models: Sequence[ModelBars], *, title: str) -> Picture:
     """Every model's change on every domain with its interval, in one picture with a legend: for a model card."""
     domains = {bar.label: bar.series for model in models for bar in model.bars}
@@ -363,13 +360,13 @@ def seesaw_chart(models: Sequence[ModelBars], *, title: str) -> Picture:
     rows = [[m.model, b.whole_name, b.text, b.interval] for m in models for b in m.bars]
     lines = [Line(name, series, []) for name, series in domains.items()]
     order = [model.model for model in models]
-    spec = _seesaw_spec({"values": values}, lines, order, title, dict(zip(SEESAW_FIELDS, SEESAW_FIELDS, strict=True)))
+    spec = _seesaw_spec({"values": values}, lines, order, title, dict(zip(CHANGES, CHANGES, strict=True)))
     return Picture(title, spec, ["model", "domain", "points", "95% interval"], rows)
 
 
 def seesaw_preset() -> Spec:
     """The specification of :func:`seesaw_chart` as a custom chart of W&B, which fills in data and field names."""
-    fields = {name: f"${{field:{name}}}" for name in SEESAW_FIELDS}
+    fields = {name: f"${{field:{name}}}" for name in CHANGES}
     return _seesaw_spec({"name": "wandb"}, None, None, "The seesaw: change against the base, in points", fields)
 
 
@@ -393,7 +390,7 @@ def _seesaw_spec(
             "x": {**points, "title": "points, with 95% intervals"},
             "color": {"field": fields["domain"], "type": "nominal", "sort": None, "scale": scale,
                       "legend": {"orient": "top", "title": None, "labelFontSize": 13, "columns": 4}},
-            "tooltip": [{"field": fields[name]} for name in SEESAW_FIELDS],
+            "tooltip": [{"field": fields[name]} for name in CHANGES],
         },
     }  # fmt: skip
     rule = {

@@ -98,6 +98,8 @@ class Server(StandIn):
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.runs: dict[str, dict[str, Any]] = {}
         self.views: list[dict[str, Any]] = []
+        self.charts: list[dict[str, Any]] = []
+        self.takes_charts = True
         super().__init__()
 
     def respond(self, method: str, path: str, headers: Headers, body: bytes) -> tuple[int, Any]:
@@ -115,6 +117,8 @@ class Server(StandIn):
             self.rows.setdefault(match[1], []).extend(map(json.loads, lines))
             return {}
         operation = re.search(r"(?:query|mutation)\s+(\w+)", body.get("query", ""))
+        if operation and operation[1] == "CreateCustomChart" and not self.takes_charts:
+            return {"data": None, "errors": [{"message": "a chart of that name exists", "path": ["createCustomChart"]}]}
         data = getattr(self, f"_{operation[1]}", lambda _: {})(body.get("variables") or {}) if operation else {}
         return {"data": data}
 
@@ -135,6 +139,10 @@ class Server(StandIn):
     def _UpsertView2(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         self.views.append(asked)
         return {"upsertView": {"view": {"id": "1", "name": asked["name"]}, "inserted": True}}
+
+    def _CreateCustomChart(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        self.charts.append(asked)
+        return {"createCustomChart": {"chart": {"id": f"{asked['entity']}/{asked['chartName']}"}}}
 
     def _Viewer(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         return {

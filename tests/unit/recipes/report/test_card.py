@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from run_kit import write_run
+from track_kit import tracked_run
 
 from mopd.distill.metrics.evaluate import Evaluation
-from mopd.recipes.report.card import CARD, PICTURE, run_card
+from mopd.distill.tracking.sink import TrackedRun
+from mopd.distill.tracking.sinks import SinkThread
+from mopd.distill.tracking.tracker import Tracker
+from mopd.recipes.report.card import CARD, PICTURE, run_card, seesaw_picture
 from mopd.recipes.report.data import load_run
 from mopd.recipes.report.drawing import COLOURS
+from mopd.recipes.report.records import recorded_recipe
 
 
 def answers(folder: Path) -> list[Evaluation]:
@@ -82,3 +89,40 @@ def test_the_picture_shows_every_model_on_every_domain_and_the_card_says_its_num
         name = "student" if model == "student" else f"teacher {model.removeprefix('teachers/')}"
         changes = {d: 100 * (score.score - seesaw.models["base"][d].score) for d, score in scores.items()}
         assert f"{name} " + ", ".join(f"{d} {c:+.1f}".replace("-", "−") for d, c in changes.items()) in line
+
+
+def test_sinks_are_given_the_numbers_that_the_picture_is_drawn_from(tmp_path: Path) -> None:
+    """W&B draws its table with the same specification."""
+    folder = write_run(tmp_path / "run", n_test=300, n_validation=50)
+    tables: dict[str, Sequence[Sequence[Any]]] = {}
+
+    class Kept:
+        def __init__(self, run: TrackedRun) -> None:
+            self.run = run
+
+        def log(self, row: Mapping[str, Any]) -> None:
+            pass
+
+        def table(
+            self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, bars: bool
+        ) -> None:
+            tables[name] = [columns, *rows]
+
+        def summary(self, values: Mapping[str, float | None]) -> None:
+            pass
+
+        def close(self, *, failed: bool) -> None:
+            pass
+
+    (tmp_path / "tracked").mkdir()
+    with Tracker(
+        tmp_path / "tracked", sinks=[SinkThread(lambda: Kept, tracked_run(tmp_path), title="kept")]
+    ) as tracker:
+        tracker.summarize(json.loads((folder / "seesaw.json").read_text()))
+    columns, *rows = tables["changes"]
+    picture = seesaw_picture(recorded_recipe(folder), load_run(folder).seesaw)
+    assert picture is not None
+    drawn = picture.spec["data"]["values"]
+    assert len(rows) == len(drawn) == 4 * 3
+    for row, value in zip(rows, drawn, strict=True):
+        assert dict(zip(columns, row, strict=True)) == pytest.approx(value, abs=1e-3)
