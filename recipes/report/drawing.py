@@ -114,7 +114,7 @@ def script() -> str:
     """The JavaScript of Vega, Vega-Lite and Vega-Embed, which come with vl-convert; about 0.9 MB."""
     import vl_convert
 
-    return vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
 
 
 def _svg(spec: Mapping[str, Any], title: str) -> Markup:
