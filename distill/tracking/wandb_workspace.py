@@ -1,4 +1,4 @@
-"""A saved W&B workspace for the runs of a project: panels that recipes are compared by, made by W&B's own package."""
+"""What is saved on a W&B server by W&B's own package: a workspace for a project's runs, a comparison as a report."""
 
 from __future__ import annotations
 
@@ -70,14 +70,7 @@ def save_workspace(
     Raises:
         UserError: the package is not installed, W&B is not logged in, its server can't be reached, or refuses.
     """
-    if importlib.util.find_spec("wandb_workspaces") is None:
-        raise UserError("a workspace is saved by W&B's package wandb-workspaces; `pip install 'mopd[wandb]'` brings it")
-    import wandb
-    import wandb_workspaces.reports.v2 as wr
-    import wandb_workspaces.workspaces as ws
-
-    if not wandb.login(prompt=False, verify=False):
-        raise UserError("W&B is not logged in; `wandb login` does that")
+    wandb, wr, ws = _packages("a workspace")
     try:
         api = wandb.Api()
         owner = entity or str(api.default_entity)
@@ -120,3 +113,57 @@ def _custom_chart(api: Any, owner: str, chart: Mapping[str, Any], say: Callable[
     except Exception as error:  # W&B's package has no errors of its own for this
         say(f"W&B did not make the custom chart {preset} ({one_line(error)}); the panel shows the one that it has")
     return preset
+
+
+def save_report(
+    title: str, text: str, runs: Mapping[str, Sequence[str]], domains: Sequence[str], *, entity: str | None
+) -> str:
+    """Save a report: a text, and below it what the runs of recipes measured, over compute; returns its address.
+
+    Args:
+        title: at most 128 letters of it are kept.
+        text: Markdown.
+        runs: project -> names of recipes whose runs are shown, without their stages. The report is the first one's.
+        domains: each has a panel.
+        entity: the W&B team or user; none: the one that is logged in.
+
+    Raises:
+        UserError: as :func:`save_workspace`.
+    """
+    wandb, wr, ws = _packages("a report")
+    metrics = ["worst_recovery_estimate", "mean_recovery", *(f"score/{domain}" for domain in domains)]
+    try:
+        owner = entity or str(wandb.Api().default_entity)
+        sets = [
+            wr.Runset(
+                entity=owner,
+                project=project,
+                name=project,
+                filters=[ws.Metric("Group").isin(list(groups)), ws.Metric("JobType") != "stage"],
+                groupby=["group"],
+            )
+            for project, groups in runs.items()
+        ]
+        panels = [wr.LinePlot(title=m, x="cost/flops", y=[f"over_flops/{m}"]) for m in metrics]
+        blocks = [wr.MarkdownBlock(text=text), wr.PanelGrid(runsets=sets, panels=panels)]
+        report = wr.Report(entity=owner, project=next(iter(runs)), title=title[:128], blocks=blocks)
+        return str(report.save().url)
+    except Exception as error:  # W&B's package has no errors of its own for this
+        raise UserError(f"W&B did not save the report: {type(error).__name__}: {error}") from error
+
+
+def _packages(what: str) -> tuple[Any, Any, Any]:
+    """W&B, and of its package for workspaces the modules of reports and of workspaces.
+
+    Raises:
+        UserError: the package is not installed, or W&B is not logged in.
+    """
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise UserError(f"{what} is saved by W&B's package wandb-workspaces; `pip install 'mopd[wandb]'` brings it")
+    import wandb
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    if not wandb.login(prompt=False, verify=False):
+        raise UserError("W&B is not logged in; `wandb login` does that")
+    return wandb, wr, ws
