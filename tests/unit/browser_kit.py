@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deadline_kit import Deadline, patience
 from page_kit import CHROMIUM
 
 WITHOUT = [name for name in ("playwright", "axe_playwright_python") if importlib.util.find_spec(name) is None]
@@ -45,7 +46,7 @@ def opened(
             java_script_enabled=scripts,
             bypass_csp=own,
         )
-        context.set_default_timeout(120_000)
+        context.set_default_timeout(1000 * patience(60))
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -64,6 +65,15 @@ def _wait(page: Any) -> None:
     charts = page.locator("[data-chart]").count()
     if charts:
         page.locator(".drawn").nth(charts - 1).wait_for()
+
+
+def becomes(look: Callable[[], Any], expected: Any) -> bool:
+    """Whether what a page shows becomes what is expected: it draws a little after it is told to."""
+    deadline = Deadline(20)
+    while look() != expected:
+        if not deadline.waits(0.05):
+            return False
+    return True
 
 
 def serious(page: Any) -> dict[str, list[str]]:

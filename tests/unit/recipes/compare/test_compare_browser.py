@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from browser_kit import least_text, needs_browser, opened, serious
+from browser_kit import becomes, least_text, needs_browser, opened, serious
 from compare_kit import levels, write_hand_run
 
 from mopd.recipes.compare.comparison import compare
@@ -75,21 +75,18 @@ def test_a_row_is_chosen_by_keys_or_pointer_and_the_others_are_dimmed(page: Path
             return [float(bars.nth(i).get_attribute("opacity")) < 0.5 for i in range(bars.count())]
 
         count = bars.count()
-        assert dimmed() == [False] * count
+        assert becomes(dimmed, [False] * count)
         tab.locator(".choose select").focus()
         tab.keyboard.press("ArrowDown")
         tab.keyboard.press("ArrowDown")
-        tab.wait_for_timeout(300)
-        assert dimmed() == [i != 1 for i in range(count)]
+        assert becomes(dimmed, [i != 1 for i in range(count)])
         assert tab.locator("#table tbody").first.locator("tr:not(.dim)").count() == 1
         bars.nth(4).click()
-        tab.wait_for_timeout(300)
-        assert dimmed() == [i != 4 for i in range(count)]
+        assert becomes(dimmed, [i != 4 for i in range(count)])
         fifth = tab.locator("#table tbody").first.locator("tr").nth(4).get_attribute("data-row")
         assert tab.locator(".choose select").input_value() == fifth
         bars.nth(4).click()  # once more: all again
-        tab.wait_for_timeout(300)
-        assert dimmed() == [False] * count
+        assert becomes(dimmed, [False] * count)
 
 
 def test_the_numbers_of_a_mark_stand_at_the_pointer(page: Path) -> None:
