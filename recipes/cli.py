@@ -187,6 +187,9 @@ def compare(
     validation: Annotated[
         bool, typer.Option("--validation", help="score validation prompts, by which settings are chosen")
     ] = False,
+    wandb_report: Annotated[
+        bool, typer.Option("--wandb-report", help="save it as a report on the W&B server that is logged in to")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Set the seesaw of several runs side by side: a table, a page, and JSON. Seeds of one recipe become one row.
@@ -204,6 +207,10 @@ def compare(
         from mopd.recipes.compare.markdown import write_markdown
 
         write_markdown(comparison, markdown)
+    if wandb_report:
+        from mopd.recipes.compare.wandb_report import save_wandb_report
+
+        typer.echo(f"report: {save_wandb_report(comparison)}", err=True)
     with _console_beside(json_file) as console:
         console.print(console_tables(comparison))
         console.print(Text(f"page: {page}"), soft_wrap=True)
@@ -463,10 +470,14 @@ def _asked(question: str, usual: str) -> str:
 def workspace(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Save a W&B workspace of the recipe's project, in which recipes line up."""
     from mopd.distill.tracking.wandb_workspace import save_workspace
+    from mopd.recipes.report.charts import seesaw_preset
 
     loaded = _load(recipe, overrides, None)[0]
     track = loaded.track.wandb
-    typer.echo(save_workspace(list(loaded.domains), project=track.project, entity=track.entity))
+    where = {"project": track.project, "entity": track.entity}
+    typer.echo(
+        save_workspace(list(loaded.domains), seesaw_preset(), **where, say=lambda line: typer.echo(line, err=True))
+    )
 
 
 @app.command()

@@ -21,6 +21,7 @@ from mopd.distill.metrics.against_teachers import (
     AGAINST_TEACHERS,
     METRICS,
     Table,
+    changes_in_points,
     metrics,
     metrics_ci,
     plain,
@@ -261,6 +262,30 @@ def _last_rows(rows: Sequence[Evaluation], split: Split) -> dict[str, list[Evalu
     return {model: list(answers.values()) for model, answers in kept.items()}
 
 
+def teacher_changes(grouped: Rows, split: Split, domains: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Teacher -> domain -> ``[low, high]``: 95% intervals of its change over the base, paired by question.
+
+    A domain that the teacher was not asked about is left out. Empty while the base has not been evaluated.
+    """
+    last = last_steps(grouped, split)
+    if "base" not in last:
+        return {}
+    base = grouped["base", last["base"], split]
+    changes: dict[str, dict[str, list[float]]] = {}
+    for model, step in last.items():
+        if not model.startswith("teachers/"):
+            continue
+        given = grouped[model, step, split]
+        asked = [domain for domain in domains if domain in given and domain in base]
+        columns = {d: _column(grouped, (model, step, split), d, list(base[d])) for d in asked}
+        unknown = {d: np.full(len(base[d]), np.nan) for d in asked}
+        table = Table({d: np.stack([np.array(list(base[d].values())), unknown[d], columns[d]]) for d in asked})
+        ends = np.clip(changes_in_points([table]).ends(), -1.0, 1.0) if asked else ((), ())
+        pairs = zip(asked, *ends, strict=True)
+        changes[model.removeprefix("teachers/")] = {domain: [float(low), float(high)] for domain, low, high in pairs}
+    return changes
+
+
 def _teacher_transfer(table: Table, models: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
     """Teacher -> domain -> its change over base as a share of that domain's headroom: who hurts whom."""
     domains = list(table.answers)
@@ -327,6 +352,7 @@ def build_seesaw(
         "metrics": (metrics(table) if table else dict.fromkeys(METRICS))
         | asdict(over_time(grouped, domains))
         | {"teacher_transfer": _teacher_transfer(table, models) if table else None},
-        "metrics_ci": (metrics_ci(table) if table else dict.fromkeys(AGAINST_TEACHERS)) | {"forgetting": lost or None},
+        "metrics_ci": (metrics_ci(table) if table else dict.fromkeys(AGAINST_TEACHERS))
+        | {"forgetting": lost or None, "teacher_points": teacher_changes(grouped, split, domains)},
         "verdict": None if judged is None else asdict(judged),
     }

@@ -50,10 +50,6 @@ def prune(
                 remove(path)
 
 
-CARD = "README.md"
-"""The name of a model card in an exported folder, as the Hub has it."""
-
-
 def export_hf(
     path: str | Path,
     *,

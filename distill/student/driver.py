@@ -184,10 +184,10 @@ class DeepSpeedStudent:
             )
         self._all("load", step)
 
-    def export(self, path: str, card: str = "") -> None:
-        """Write a Hugging Face checkpoint with its tokenizer, and its model card unless that is empty; an adapter is
-        added in, and lies beside it."""
-        self._all("export", path, card)
+    def export(self, path: str, beside: Mapping[str, bytes] | None = None) -> None:
+        """Write a Hugging Face checkpoint with its tokenizer and, by name, files that go with it; an adapter is added
+        in, and lies in a folder beside it."""
+        self._all("export", path, beside)
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         return self._ranks.call(method, [args] * self._ranks.size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -184,13 +184,13 @@ class StudentRank:
         with self._whole():
             return adapter_state(self.module) if self.rank == 0 else None
 
-    def export(self, path: str, card: str = "") -> None:
+    def export(self, path: str, beside: Mapping[str, bytes] | None = None) -> None:
         """Write a Hugging Face checkpoint with its tokenizer into ``path``, replacing what is there.
 
         An adapter is added in, and written by itself into the folder ``adapter`` beside it, as peft does.
 
         Args:
-            card: the text of its model card, README.md; empty: it gets none.
+            beside: files that go with it, by name: its model card and what that shows.
         """
         if self.spec.lora is not None:
             self._export_adapter(Path(path).with_name(ADAPTER))
@@ -209,8 +209,8 @@ class StudentRank:
                 end_token_ids=self.spec.end_token_ids,
                 published={} if self._drafts is None else self._drafts.heads.published(),
             )
-            if card:
-                (temporary / checkpoint.CARD).write_text(card)
+            for name, content in (beside or {}).items():
+                (temporary / name).write_bytes(content)
             storage.publish(self.spec.run_dir, self.spec.attempt, temporary, path)
 
         self._on_first(publish)

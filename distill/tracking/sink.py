@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+CHANGES = ("model", "domain", "points", "low", "high")
+"""Columns of the table ``changes``: a model's change over the base on a domain in points, and its 95% interval."""
+
 NO_METRICS = ("step", "kind", "message")
 """Keys of a line of metrics.jsonl that are not numbers to show."""
 
@@ -71,7 +74,7 @@ class Sink(Protocol):
         ...
 
     def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, bars: bool) -> None:
-        """Show a table: ``"rollouts"`` of a step; at the end ``"scores"`` and ``"recovery_by_domain"``.
+        """Show a table: ``"rollouts"`` of a step; at the end ``"scores"``, ``"changes"`` and ``"recovery_by_domain"``.
 
         Args:
             bars: whether it has two columns, a name and a number, and is best shown as a bar chart.

@@ -14,6 +14,7 @@ from typing import Any, Self
 from mopd.distill.errors import Interrupted
 from mopd.distill.tracking.answers import answers_path, forget_answers, write_answers
 from mopd.distill.tracking.jsonl import append_jsonl, as_json, read_jsonl, truncate_jsonl
+from mopd.distill.tracking.sink import CHANGES
 from mopd.distill.tracking.sinks import SinkThread, close_sinks
 
 __all__ = ["Tracker", "read_jsonl", "truncate_jsonl"]
@@ -136,7 +137,7 @@ class Tracker:
         truncate_jsonl(self._rows(name), keep)
 
     def summarize(self, seesaw: Mapping[str, Any]) -> None:
-        """Show the result in the sinks: a summary of its numbers, a table of models x domains, recovery as bars.
+        """Show the result in the sinks: a summary of its numbers, tables of models x domains, recovery as bars.
 
         Args:
             seesaw: the content of seesaw.json (format 1).
@@ -148,9 +149,10 @@ class Tracker:
         ]
         recovery = [[name, value] for name, value in seesaw["metrics"]["recovery"].items() if value is not None]
         numbers = _flat("seesaw", seesaw["metrics"]) | _flat("seesaw", seesaw["metrics_ci"])
-        last = max(self._last_steps.values(), default=0)
+        changes, last = _changes(seesaw), max(self._last_steps.values(), default=0)
         for sink in self._sinks:
             sink.table("scores", last, ["model", *domains], scores)
+            sink.table("changes", last, CHANGES, changes)
             sink.table("recovery_by_domain", last, ["domain", "recovery_by_domain"], recovery, bars=True)
             sink.summary(numbers)
         for domain, ends in fallen(seesaw["metrics_ci"].get("points_at_once")).items():
@@ -227,6 +229,22 @@ def regression(domain: str, ends: Sequence[float], when: str) -> tuple[str, str]
     """
     low, high = (100 * end for end in ends)
     return f"{domain} fell below the base", f"{domain}, {when}: {low:.1f} to {high:.1f} points, beyond chance"
+
+
+def _changes(seesaw: Mapping[str, Any]) -> list[list[Any]]:
+    """Of :data:`CHANGES`, every teacher's and the student's; none where the base was not measured."""
+    models, ends = seesaw["models"], seesaw["metrics_ci"]
+    rows: list[list[Any]] = []
+    for model, scores in models.items():
+        teacher = model.removeprefix("teachers/")
+        of = ends.get("points") if model == "student" else (ends.get("teacher_points") or {}).get(teacher)
+        for domain, score in scores.items():
+            if (base := models.get("base", {}).get(domain)) is not None and model != "base":
+                low, high = (of or {}).get(domain) or (None, None)
+                change = score["score"] - base["score"]
+                in_points = [None if value is None else round(100 * value, 3) for value in (change, low, high)]
+                rows.append(["student" if model == "student" else f"teacher {teacher}", domain, *in_points])
+    return rows
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, float | None]:

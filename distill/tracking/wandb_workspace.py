@@ -1,11 +1,13 @@
-"""A saved W&B workspace for the runs of a project: panels that recipes are compared by, made by W&B's own package."""
+"""What is saved on a W&B server by W&B's own package: a workspace for a project's runs, a comparison as a report."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from mopd.distill.errors import UserError
+from mopd.distill.tracking.sink import CHANGES, one_line
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Does one domain pay for another?": (
@@ -42,36 +44,126 @@ def axis(metric: str) -> str:
     return "cost/flops" if metric.startswith("over_flops/") else "step"
 
 
-def save_workspace(domains: Sequence[str], *, project: str, entity: str | None) -> str:
+CHART = "mopd-changes"
+"""The name of the custom chart, of the entity that the workspace is saved for."""
+
+
+def save_workspace(
+    domains: Sequence[str],
+    chart: Mapping[str, Any],
+    *,
+    project: str,
+    entity: str | None,
+    say: Callable[[str], None],
+) -> str:
     """Save a workspace in a W&B project, its runs grouped by recipe and without stages; returns its address.
 
     Args:
         domains: each has a panel of every metric that is measured by domain.
+        chart: a Vega-Lite specification of the table ``changes``, which becomes the custom chart :data:`CHART` and the
+            first panel.
         project: the W&B project.
         entity: the W&B team or user; none: the one that is logged in.
+        say: is told where W&B does not take the custom chart, as of one of that name that it has already; the workspace
+            is saved all the same.
 
     Raises:
         UserError: the package is not installed, W&B is not logged in, its server can't be reached, or refuses.
     """
-    if importlib.util.find_spec("wandb_workspaces") is None:
-        raise UserError("a workspace is saved by W&B's package wandb-workspaces; `pip install 'mopd[wandb]'` brings it")
-    import wandb
-    import wandb_workspaces.reports.v2 as wr
-    import wandb_workspaces.workspaces as ws
-
-    if not wandb.login(prompt=False, verify=False):
-        raise UserError("W&B is not logged in; `wandb login` does that")
+    wandb, wr, ws = _packages("a workspace")
     try:
+        api = wandb.Api()
+        owner = entity or str(api.default_entity)
+        preset = _custom_chart(api, owner, chart, say)
+        changes = wr.CustomChart(
+            query={"summaryTable": {"tableKey": "changes"}},
+            chart_name=preset,
+            chart_fields={name: name for name in CHANGES},
+        )
         workspace = ws.Workspace(
-            entity=entity or str(wandb.Api().default_entity),
+            entity=owner,
             project=project,
             name=f"mopd: {', '.join(domains)}",
             sections=[
-                ws.Section(name=name, panels=[wr.LinePlot(title=m, x=axis(m), y=[m]) for m in metrics])
-                for name, metrics in panels(domains).items()
+                ws.Section(name="What did each specialist gain and lose?", panels=[changes], is_open=True),
+                *(
+                    ws.Section(name=name, panels=[wr.LinePlot(title=m, x=axis(m), y=[m]) for m in metrics])
+                    for name, metrics in panels(domains).items()
+                ),
             ],
             runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group")], filters=[ws.Metric("JobType") != "stage"]),
         )
         return str(workspace.save().url)
     except Exception as error:  # W&B's package has no errors of its own for this
         raise UserError(f"W&B did not save the workspace: {type(error).__name__}: {error}") from error
+
+
+def _custom_chart(api: Any, owner: str, chart: Mapping[str, Any], say: Callable[[str], None]) -> str:
+    """Make the custom chart; returns what a panel calls it."""
+    preset = f"{owner}/{CHART}"
+    try:
+        api.create_custom_chart(
+            entity=owner,
+            name=CHART,
+            display_name="Change against the base, by model and domain",
+            spec_type="vega2",
+            access="private",
+            spec=dict(chart),
+        )
+    except Exception as error:  # W&B's package has no errors of its own for this
+        say(f"W&B did not make the custom chart {preset} ({one_line(error)}); the panel shows the one that it has")
+    return preset
+
+
+def save_report(
+    title: str, text: str, runs: Mapping[str, Sequence[str]], domains: Sequence[str], *, entity: str | None
+) -> str:
+    """Save a report: a text, and below it what the runs of recipes measured, over compute; returns its address.
+
+    Args:
+        title: at most 128 letters of it are kept.
+        text: Markdown.
+        runs: project -> names of recipes whose runs are shown, without their stages. The report is the first one's.
+        domains: each has a panel.
+        entity: the W&B team or user; none: the one that is logged in.
+
+    Raises:
+        UserError: as :func:`save_workspace`.
+    """
+    wandb, wr, ws = _packages("a report")
+    metrics = ["worst_recovery_estimate", "mean_recovery", *(f"score/{domain}" for domain in domains)]
+    try:
+        owner = entity or str(wandb.Api().default_entity)
+        sets = [
+            wr.Runset(
+                entity=owner,
+                project=project,
+                name=project,
+                filters=[ws.Metric("Group").isin(list(groups)), ws.Metric("JobType") != "stage"],
+                groupby=["group"],
+            )
+            for project, groups in runs.items()
+        ]
+        panels = [wr.LinePlot(title=m, x="cost/flops", y=[f"over_flops/{m}"]) for m in metrics]
+        blocks = [wr.MarkdownBlock(text=text), wr.PanelGrid(runsets=sets, panels=panels)]
+        report = wr.Report(entity=owner, project=next(iter(runs)), title=title[:128], blocks=blocks)
+        return str(report.save().url)
+    except Exception as error:  # W&B's package has no errors of its own for this
+        raise UserError(f"W&B did not save the report: {type(error).__name__}: {error}") from error
+
+
+def _packages(what: str) -> tuple[Any, Any, Any]:
+    """W&B, and of its package for workspaces the modules of reports and of workspaces.
+
+    Raises:
+        UserError: the package is not installed, or W&B is not logged in.
+    """
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise UserError(f"{what} is saved by W&B's package wandb-workspaces; `pip install 'mopd[wandb]'` brings it")
+    import wandb
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    if not wandb.login(prompt=False, verify=False):
+        raise UserError("W&B is not logged in; `wandb login` does that")
+    return wandb, wr, ws

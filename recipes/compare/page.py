@@ -1,12 +1,18 @@
-"""comparison.html: several runs on one page that needs neither network nor scripts; writes it and comparison.json."""
+"""comparison.html: several runs on one page that needs no network; writes it and comparison.json.
+
+Without scripts, and in print, its charts are the pictures that it holds. Its own script draws them anew, so that a row
+may be chosen and values stand at the pointer.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -15,7 +21,7 @@ from mopd.distill.errors import UserError
 from mopd.distill.metrics.compute_to_parity import MEASURES
 from mopd.distill.recipe.messages import guess
 from mopd.distill.storage import write_atomic
-from mopd.recipes.compare.charts import heat_map, pareto_chart, recovery_bars, widest
+from mopd.recipes.compare.charts import TitledChart, heat_map, pareto_chart, recovery_charts, widest
 from mopd.recipes.compare.comparison import ComparedRow, Comparison, RowPoint, SeedSpread, rivals
 from mopd.recipes.compare.wording import (
     flops_of,
@@ -33,11 +39,14 @@ from mopd.recipes.compare.wording import (
     worst_forgetting,
 )
 from mopd.recipes.compare.wrong import compared_answers
-from mopd.recipes.report.charts import MOST_LABELS, Line, ReferenceLine, line_chart
-from mopd.recipes.report.page import SEARCH, page_template
+from mopd.recipes.report.charts import Line, ReferenceLine, line_chart
+from mopd.recipes.report.drawing import Picture, css_class, key, script
+from mopd.recipes.report.page import SEARCH, page_template, policy
+from mopd.recipes.report.records import Ends
 from mopd.recipes.report.wording import Tile, between, percent, points, si
 
 TEMPLATE = Path(__file__).parent / "templates" / "compare.html.j2"
+_LIVE = (TEMPLATE.parent / "live.js").read_text()
 SHOWN_LEAVES = 24
 """Settings that differ between rows, as many as are shown."""
 BANDS = 3
@@ -83,11 +92,19 @@ def write_comparison(comparison: Comparison, out: Path, pair: Sequence[str]) -> 
 def render(comparison: Comparison, pair: Sequence[str]) -> str:
     """The page as HTML. Names of runs, domains and teachers are escaped."""
     rows = ranked(comparison)
-    css = {row.name: f"d{i % 8}" for i, row in enumerate(comparison.rows)}
+    series = {row.name: i for i, row in enumerate(comparison.rows)}
+    css = {name: css_class(i) for name, i in series.items()}
     tone, title = headline(comparison)
+    recovery = recovery_charts(rows, series, comparison.domains)
+    compute = _compute(comparison, rows, series)
+    pareto = _pareto(comparison, rows, series, pair) if len(pair) == 2 else None
+    pictures = [chart.picture for chart in (*recovery, *compute)] + ([pareto] if pareto else [])
+    engine = f"(() => {{{script()}}})()"
+    search = str(SEARCH["script"])
     return page_template(TEMPLATE).render(
         comparison=comparison,
         css=css,
+        key={name: key(i) for name, i in series.items()},
         tone=tone,
         headline=title,
         tiles=_tiles(rivals(rows), alone=len(comparison.domains) == 1),
@@ -96,34 +113,46 @@ def render(comparison: Comparison, pair: Sequence[str]) -> str:
         sentences=sentences(comparison),
         notes=notes(comparison),
         table=[_table_row(row, comparison.domains) for row in rows],
-        bars=recovery_bars(rows, css, comparison.domains),
-        compute=_compute(comparison, rows, css),
+        recovery=recovery,
+        compute=compute,
         logarithmic=spread_out(rows),
         banded=banded(rows),
-        most_labels=MOST_LABELS,
         parity=_parities(comparison, rows) if len(rows) > 1 else [],
         heat=heat_map(comparison, rows, css),
-        pareto=_pareto(comparison, rows, css, pair) if len(pair) == 2 else None,
+        pareto=pareto,
+        pictures=pictures,
+        scripts=[Markup(engine), Markup(_LIVE)],
         pair=pair,
         differing=_differing(comparison, rows),
         wrong=compared_answers(comparison, rows),
         domain_css=dict.fromkeys(comparison.domains, "plain"),
-        **SEARCH,
+        **SEARCH | {"policy": policy(engine, _LIVE, search)},
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
+class Cell(NamedTuple):
+    """Of a table: its text, what stands small behind it, and by what its column is sorted (None: last)."""
+
+    text: str
+    small: str = ""
+    value: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class BehindByDomain:
-    """A row's scores less the leader's, in points, as text by domain."""
+    """A row's scores less the leader's, in points, by domain."""
 
     name: str
-    cells: Sequence[str]
+    cells: Sequence[Cell]
 
 
 def _behind_by_domain(comparison: Comparison, rows: Sequence[ComparedRow]) -> list[BehindByDomain]:
     behind = {row.name: row.behind.points for row in rows if row.behind is not None and row.behind.points is not None}
-    return [BehindByDomain(name, [signed(of[d]) for d in comparison.domains]) for name, of in behind.items()]
+    return [
+        BehindByDomain(name, [Cell(signed(of[d]), value=of[d].value) for d in comparison.domains])
+        for name, of in behind.items()
+    ]
 
 
 def _tiles(rows: Sequence[ComparedRow], *, alone: bool) -> list[Tile]:
@@ -153,27 +182,27 @@ def _tiles(rows: Sequence[ComparedRow], *, alone: bool) -> list[Tile]:
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """What the page's two tables show of a row, as text: values with their intervals, or without and with teachers.
+    """What the page's two tables show of a row: values with their intervals, or without and with teachers.
 
     Attributes:
-        recovery: domain, value, interval.
+        recovery: by domain.
         seesaws: how many of the row's runs are one.
     """
 
     name: str
     note: str
-    recovery: Sequence[tuple[str, str, str]]
-    mean: tuple[str, str]
-    pooled: tuple[str, str]
-    worst: tuple[str, str]
-    imbalance: tuple[str, str]
-    behind: str
-    regression: tuple[str, str]
-    forgetting: str
-    seesaw: tuple[str, str]
+    recovery: Mapping[str, Cell]
+    mean: Cell
+    pooled: Cell
+    worst: Cell
+    imbalance: Cell
+    behind: Cell
+    regression: Cell
+    forgetting: Cell
+    seesaw: Cell
     seesaws: int
-    flops: tuple[str, str]
-    seconds: tuple[str, str]
+    flops: Sequence[Cell]
+    seconds: Sequence[Cell]
 
 
 def _table_row(row: ComparedRow, domains: Sequence[str]) -> TableRow:
@@ -181,56 +210,56 @@ def _table_row(row: ComparedRow, domains: Sequence[str]) -> TableRow:
     seeds = f"{row.n} seeds" if row.n > 1 else f"seed {row.seeds[0]}"
     seeds += f", {row.trials} settings tried" if row.trials else ""
     low, high = ends.max_regression
+    lost = [value for value in (metrics.forgetting_estimate or {}).values() if value is not None]
+    behind = row.behind.worst_recovery if row.behind else None
 
-    def recovered(domain: str) -> tuple[str, str, str]:
-        if metrics.recovery[domain] is None:
-            return domain, f"{points(metrics.points[domain])} pt", ""
-        return domain, percent(metrics.recovery[domain]), between(ends.recovery[domain])
+    def recovered(domain: str) -> Cell:
+        value = metrics.recovery[domain]
+        if value is None:
+            return Cell(f"{points(metrics.points[domain])} pt")
+        return Cell(percent(value), between(ends.recovery[domain]), value)
 
+    def valued(value: float | None, interval: Ends | None) -> Cell:
+        return Cell(percent(value), between(interval), value)
+
+    spent = (cost.training, cost.with_teachers)
     return TableRow(
         name=row.name,
         note=f"{row.method}, {seeds}" + ("" if row.finished else f", step {row.step} of {row.steps}"),
-        recovery=[recovered(domain) for domain in domains],
-        mean=(percent(metrics.mean_recovery), between(ends.mean_recovery)),
-        pooled=(percent(metrics.pooled_recovery), between(ends.pooled_recovery)),
-        worst=(percent(metrics.worst_recovery_estimate), between(ends.worst_recovery)),
-        imbalance=(percent(metrics.imbalance_estimate), between(ends.imbalance)),
-        behind=signed(row.behind.worst_recovery) if row.behind else "",
-        regression=(f"{100 * metrics.max_regression_estimate:.1f}", f"{100 * low:.1f}–{100 * high:.1f}"),
-        forgetting=worst_forgetting(metrics),
-        seesaw=(percent(metrics.seesaw_share), f"noise {percent(metrics.seesaw_noise, 1)}"),
+        recovery={domain: recovered(domain) for domain in domains},
+        mean=valued(metrics.mean_recovery, ends.mean_recovery),
+        pooled=valued(metrics.pooled_recovery, ends.pooled_recovery),
+        worst=valued(metrics.worst_recovery_estimate, ends.worst_recovery),
+        imbalance=valued(metrics.imbalance_estimate, ends.imbalance),
+        behind=Cell(signed(behind) or "–", value=behind.value if behind else None),
+        regression=Cell(
+            f"{100 * metrics.max_regression_estimate:.1f}",
+            f"{100 * low:.1f}–{100 * high:.1f}",
+            metrics.max_regression_estimate,
+        ),
+        forgetting=Cell(worst_forgetting(metrics), value=max(lost, default=None)),
+        seesaw=Cell(percent(metrics.seesaw_share), f"noise {percent(metrics.seesaw_noise, 1)}", metrics.seesaw_share),
         seesaws=row.seesaws,
-        flops=(flops_of(cost.training), flops_of(cost.with_teachers)),
-        seconds=(seconds_of(cost.training), seconds_of(cost.with_teachers)),
+        flops=[Cell(flops_of(of), value=None if of is None else of.flops) for of in spent],
+        seconds=[Cell(seconds_of(of), value=None if of is None else of.seconds) for of in spent],
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ComputeChart:
-    """A chart over the FLOPs of training."""
-
-    title: str
-    svg: Markup
-
-
-def _compute(comparison: Comparison, rows: Sequence[ComparedRow], css: Mapping[str, str]) -> list[ComputeChart]:
+def _compute(comparison: Comparison, rows: Sequence[ComparedRow], series: Mapping[str, int]) -> list[TitledChart]:
     """Validation score over the FLOPs of training, a line a row, numbered as in the legend: worst, mean, by domain."""
     levels, domains = comparison.levels, comparison.domains
-    charts: list[ComputeChart] = []
+    charts: list[TitledChart] = []
     of_all = (("worst_score", "the worst domain"), ("mean_score", "the mean of the domains"))
     for name, title in of_all if len(domains) > 1 else ():
-        parity = ReferenceLine("parity", "plain teacher", comparison.parity.levels[name])
-        charts.append(_over_compute(rows, css, title, _over_domains(name, domains), [parity]))
+        parity = ReferenceLine("parity", None, 100 * comparison.parity.levels[name], dashed=True)
+        charts.append(_over_compute(rows, series, title, _over_domains(name, domains), [parity]))
     for domain in domains:
         references = [
-            ReferenceLine(name, kind, level)
-            for name, kind, level in (
-                ("teacher", "plain teacher", levels.teacher[domain]),
-                ("base", "base", levels.base[domain]),
-            )
+            ReferenceLine(name, None, 100 * level, dashed=name == "teacher")
+            for name, level in (("teacher", levels.teacher[domain]), ("base", levels.base[domain]))
             if level is not None
         ]
-        charts.append(_over_compute(rows, css, domain, _of_domain(domain), references))
+        charts.append(_over_compute(rows, series, domain, _of_domain(domain), references))
     return charts
 
 
@@ -261,30 +290,31 @@ def banded(rows: Sequence[ComparedRow]) -> bool:
 
 def _over_compute(
     rows: Sequence[ComparedRow],
-    css: Mapping[str, str],
+    series: Mapping[str, int],
     title: str,
     value_of: Callable[[RowPoint], SeedSpread],
     references: Sequence[ReferenceLine],
-) -> ComputeChart:
+) -> TitledChart:
     lines: list[Line] = []
     bands = banded(rows)
     for number, row in enumerate(rows, start=1):
         curve = [(point.flops, value_of(point)) for point in row.curve]
-        band = [(x, spread.lowest, spread.highest) for x, spread in curve] if bands and row.n > 1 else []
-        lines.append(Line(f"{number} ·", css[row.name], [(x, spread.mean) for x, spread in curve], band, marks=True))
+        band = [(x, 100 * of.lowest, 100 * of.highest) for x, of in curve] if bands and row.n > 1 else []
+        path = [(x, 100 * spread.mean) for x, spread in curve]
+        lines.append(Line(f"{number} ·", series[row.name], path, band, marks=True, name=row.name))
     drawn = [y for line in lines for _, y in line.points] + [low for line in lines for _, low, _ in line.band]
-    lowest = min(drawn + [reference.y for reference in references])
-    svg = line_chart(
+    heights = drawn + [reference.y for reference in references]
+    picture = line_chart(
         lines,
-        title=f"Score on {title} over the FLOPs of training",
-        y_range=(int(10 * lowest) / 10, 1.0),
-        y_format=lambda y: f"{100 * y:.3g}",
+        title=f"Score on {title} over the FLOPs of training, in %",
+        y_range=(10 * math.floor(min(heights) / 10), 10 * math.ceil(max(heights) / 10)),
+        y_format="{:.3g}".format,
         levels=references,
         x_label="FLOP",
         x_format=lambda x: si(x) if x else "0",
         log_x=spread_out(rows),
     )
-    return ComputeChart(title, svg)
+    return TitledChart(title, picture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +323,7 @@ class ParityLine:
     ``reference`` is the row that is to be reached."""
 
     name: str
-    cells: Sequence[tuple[str, str]]
+    cells: Sequence[Cell]
     reference: bool
 
 
@@ -301,17 +331,20 @@ def _parities(comparison: Comparison, rows: Sequence[ComparedRow]) -> list[Parit
     """What every row computes to reach the reference, by measure: its compute alone, and with its teachers' making."""
     lines: list[ParityLine] = []
     for row in rows:
-        cells: list[tuple[str, str]] = []
+        cells: list[Cell] = []
         for name in measures(comparison):
             alone = row.parity[name]
             counted = with_teachers(alone)
-            cells.append((times(alone), times_interval(alone)))
-            cells.append(("unknown", "") if counted is None else (times(counted), times_interval(counted)))
+            cells.append(Cell(times(alone), times_interval(alone), alone.ratio))
+            both = None if counted is None else Cell(times(counted), times_interval(counted), counted.ratio)
+            cells.append(both or Cell("unknown"))
         lines.append(ParityLine(row.name, cells, reference=row.name == comparison.parity.reference))
     return lines
 
 
-def _pareto(comparison: Comparison, rows: Sequence[ComparedRow], css: Mapping[str, str], pair: Sequence[str]) -> Markup:
+def _pareto(
+    comparison: Comparison, rows: Sequence[ComparedRow], series: Mapping[str, int], pair: Sequence[str]
+) -> Picture:
     bases = [run.models["base"] for run in comparison.runs]
     x, y = (sum(base[d].score for base in bases) / len(bases) for d in pair)
     others = {"base": (x, y)}
@@ -319,7 +352,7 @@ def _pareto(comparison: Comparison, rows: Sequence[ComparedRow], css: Mapping[st
         across, up = (teacher.scores[domain] for domain in pair)
         if set(teacher.own) & set(pair) and across is not None and up is not None:
             others[f"teacher {teacher.name}"] = across, up
-    return pareto_chart(rows, css, others, pair)
+    return pareto_chart(rows, series, others, pair)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,22 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from mopd.distill.metrics.evaluate import Evaluation
 from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.recipe.model_names import is_hub_id, is_path
+from mopd.recipes.report.charts import seesaw_chart
+from mopd.recipes.report.drawing import Picture
 from mopd.recipes.report.records import DomainScore, RecordedRecipe, SeesawRecord, read_seesaw, recorded_recipe
+from mopd.recipes.report.scores import change_bars
 from mopd.recipes.report.wording import between, percent
 
 SETTINGS = ("method", "seed", "loss.estimator", "run.steps", "rollout.max_new_tokens", "student.optimizer.lr")
 """The leaves that the card tells; the run's folder has the whole recipe."""
 
 
-def run_card(folder: Path, answers: Sequence[Evaluation], *, left_out: Sequence[str] = ()) -> str:
-    """The card of the student of a run, of what its folder and its answers say.
+CARD, PICTURE = "README.md", "seesaw.png"
+"""Names of the card and of its picture beside the weights; the Hub shows the first, and in it the second."""
+
+
+def run_card(folder: Path, answers: Sequence[Evaluation], *, left_out: Sequence[str] = ()) -> dict[str, bytes]:
+    """The card of the student of a run, of what its folder and its answers say, and its picture: files by name.
 
     Args:
         folder: the run's, with recipe.yaml.
@@ -28,12 +36,21 @@ def run_card(folder: Path, answers: Sequence[Evaluation], *, left_out: Sequence[
     """
     recipe = recorded_recipe(folder)
     unknown = dict.fromkeys(recipe.domains, "")
-    seesaw = build_seesaw(answers, teachers=recipe.teacher_weights, fingerprints=unknown)
-    return model_card(recipe, read_seesaw(seesaw), left_out)
+    seesaw = read_seesaw(build_seesaw(answers, teachers=recipe.teacher_weights, fingerprints=unknown))
+    picture = seesaw_picture(recipe, seesaw)
+    files = {CARD: model_card(recipe, seesaw, left_out, picture).encode()}
+    return files if picture is None else {**files, PICTURE: picture.png()}
 
 
-def model_card(recipe: RecordedRecipe, seesaw: SeesawRecord, left_out: Sequence[str]) -> str:
-    """The card as text: a header of YAML for the Hub, and Markdown for people."""
+def seesaw_picture(recipe: RecordedRecipe, seesaw: SeesawRecord) -> Picture | None:
+    """What every teacher and the student gained and lost on every domain; None where the base was not measured."""
+    models = change_bars(seesaw, {domain: i for i, domain in enumerate(seesaw.domains)})
+    named = [replace(each, model=each.model if each.model == "student" else f"teacher {each.model}") for each in models]
+    return seesaw_chart(named, title=f"{recipe.name}: change against the base, in points") if named else None
+
+
+def model_card(recipe: RecordedRecipe, seesaw: SeesawRecord, left_out: Sequence[str], picture: Picture | None) -> str:
+    """The card as text: a header of YAML for the Hub, and Markdown for people, with ``picture`` as a file beside it."""
     teachers = {
         name: _code(str(teacher.model)) + (f", with adapter {_code(str(teacher.adapter))}" if teacher.adapter else "")
         for name, teacher in recipe.teachers.items()
@@ -58,6 +75,7 @@ def model_card(recipe: RecordedRecipe, seesaw: SeesawRecord, left_out: Sequence[
         "## Teachers",
         "\n".join(f"- **{name}**: {model}" for name, model in teachers.items()) or "None.",
         "## The seesaw",
+        *([] if picture is None else [f"![Bars; their numbers: {_in_words(picture)}]({PICTURE})"]),
         _table(seesaw),
         "Recovery is the part of the teacher's gain over the base that the student has. Scores are of greedy answers "
         f"to {seesaw.split} questions, with 95% intervals; they say nothing of what was not asked.",
@@ -67,6 +85,14 @@ def model_card(recipe: RecordedRecipe, seesaw: SeesawRecord, left_out: Sequence[
     ]
     body = "\n\n".join(parts)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
+
+
+def _in_words(picture: Picture) -> str:
+    """The numbers of the picture, in points, for who does not see it."""
+    by_model: dict[str, list[str]] = {}
+    for model, domain, change, _ in picture.rows:
+        by_model.setdefault(model, []).append(f"{domain} {change}")
+    return "; ".join(f"{model} {', '.join(changes)}" for model, changes in by_model.items())
 
 
 def _results(recipe: RecordedRecipe, seesaw: SeesawRecord) -> Iterator[EvalResult]:

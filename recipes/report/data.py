@@ -11,6 +11,7 @@ from mopd.distill.metrics.evaluate import Evaluation, Split
 from mopd.distill.metrics.results import STATISTICS, build_seesaw
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.ledger import Ledger, ledger_of
+from mopd.recipes.report.drawing import css_class
 from mopd.recipes.report.records import (
     RecordedRecipe,
     RunEnvironment,
@@ -178,8 +179,13 @@ class RunData:
 
 
 def css_of(data: RunData) -> dict[str, str]:
-    """One colour a domain throughout the report; eight, then again from the first."""
-    return {domain: f"d{i % 8}" for i, domain in enumerate(data.domains)}
+    """One colour a domain throughout the report, and one shape: 24 that differ."""
+    return {domain: css_class(series) for domain, series in series_of(data).items()}
+
+
+def series_of(data: RunData) -> dict[str, int]:
+    """The number of each domain, by which its colour, dashes and shape are chosen."""
+    return {domain: i for i, domain in enumerate(data.domains)}
 
 
 def run_ledger(run_dir: Path) -> Ledger:
@@ -233,10 +239,14 @@ def _final(record: Mapping[str, Any], answers: Sequence[Evaluation], recipe: Rec
     """What seesaw.json says; where an older version wrote it, with metrics and intervals made anew from the answers."""
     split = record.get("split", "test")
     measured = {row.model for row in answers if row.split == split}
-    if record.get("statistics") == STATISTICS or not {"base", "student"} <= measured:
+    current = record.get("statistics") == STATISTICS
+    if (current and "teacher_points" in record["metrics_ci"]) or not {"base", "student"} <= measured:
         return read_seesaw(record)
     unknown = dict.fromkeys(recipe.domains, "")
     anew = build_seesaw(whole_evaluations(answers), teachers=recipe.teacher_weights, fingerprints=unknown, split=split)
+    if current:
+        ends = {**record["metrics_ci"], "teacher_points": anew["metrics_ci"]["teacher_points"]}
+        return read_seesaw({**record, "metrics_ci": ends})
     return read_seesaw({**record, **{key: anew[key] for key in ("metrics", "metrics_ci", "verdict")}})
 
 

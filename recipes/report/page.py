@@ -18,6 +18,7 @@ from rich.text import Text
 from mopd.distill.storage import write_atomic
 from mopd.recipes.report.behind import left_behind
 from mopd.recipes.report.data import RunData, css_of, load_run
+from mopd.recipes.report.drawing import stylesheet
 from mopd.recipes.report.records import DomainScore, SeesawRecord
 from mopd.recipes.report.run import cost, environment, learning, samples, settings
 from mopd.recipes.report.scores import changes, curves, health, recovery_rows, sampled_rows, unjudged_rows
@@ -27,10 +28,17 @@ from mopd.recipes.tables import Fitted
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 _SCRIPT = (TEMPLATE.parent / "find.js").read_text()
-_DIGEST = b64encode(sha256(_SCRIPT.encode()).digest()).decode()
-POLICY = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{_DIGEST}'"
-"""What a page may do: nothing from anywhere, and no script but the one that filters questions."""
-SEARCH: dict[str, Any] = {"policy": Markup(POLICY), "script": Markup(_SCRIPT), "kinds": KINDS, "shown": shown}
+
+
+def policy(*scripts: str) -> Markup:
+    """What a page may do, as its meta element says it: nothing from anywhere, and no script but these."""
+    digests = (b64encode(sha256(script.encode()).digest()).decode() for script in scripts)
+    sources = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return Markup(f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {sources}")
+
+
+POLICY = policy(_SCRIPT)
+SEARCH: dict[str, Any] = {"policy": POLICY, "script": Markup(_SCRIPT), "kinds": KINDS, "shown": shown}
 """What templates/wrong.html.j2 needs."""
 
 
@@ -82,6 +90,7 @@ def page_template(path: Path) -> jinja2.Template:
     """A page's template, which escapes whatever it is given, and may include what lies beside it or the report's."""
     loader = jinja2.FileSystemLoader([path.parent, TEMPLATE.parent])
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    templates.globals |= {"colours": stylesheet()}
     templates.filters |= {"percent": percent, "between": _between, "ends": between}
     return templates.get_template(path.name)
 

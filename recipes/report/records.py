@@ -203,7 +203,11 @@ class SeesawMetrics:
 
 @dataclass(frozen=True, slots=True)
 class SeesawIntervals:
-    """The ``metrics_ci`` of seesaw.json: 95% intervals; None where the metric is undefined."""
+    """The ``metrics_ci`` of seesaw.json: 95% intervals; None where the metric is undefined.
+
+    Attributes:
+        teacher_points: teacher -> domain -> of its change over the base.
+    """
 
     points: Mapping[str, Ends | None] | None
     recovery: Mapping[str, Ends | None] | None
@@ -215,6 +219,7 @@ class SeesawIntervals:
     points_at_once: Mapping[str, Ends | None] | None
     pooled_recovery: Ends | None
     forgetting: Mapping[str, Ends | None] | None
+    teacher_points: Mapping[str, Mapping[str, Ends]] | None
 
 
 @dataclass(frozen=True, slots=True)

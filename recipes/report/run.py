@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup
-
 from mopd.distill.tracking.ledger import ROLES, Spent
 from mopd.recipes.report.charts import Line, line_chart, share_chart
-from mopd.recipes.report.data import RunData, css_of
+from mopd.recipes.report.data import RunData, css_of, series_of
+from mopd.recipes.report.drawing import Picture
 from mopd.recipes.report.records import SampledRollout, StepMetrics
 from mopd.recipes.report.wording import duration, si
 
@@ -45,62 +44,62 @@ class NotedChart:
 
     title: str
     note: str
-    svg: Markup
+    picture: Picture
 
 
 def learning(data: RunData) -> list[NotedChart]:
     """Loss, KL and entropy by domain, shares of tokens and of the gradient, the stages' losses, and who waited, where
     logged."""
-    css = css_of(data)
+    series = series_of(data)
     note = "nats a token, on validation questions that it does not train on"
     overlap = "which part of the student’s likeliest tokens is among the teacher’s"
     stage_lines = [
-        Line(s.name, css[s.domains[0]] if len(s.domains) == 1 else "plain", _series(s.rows, "loss"))
+        Line(s.name, series[s.domains[0]] if len(s.domains) == 1 else None, _values(s.rows, "loss"))
         for s in data.stages
     ]
     charts = [
-        _lines("KL to the teacher", "nats a token, student against its own teacher", _by_domain("kl", data.train, css)),
-        _lines("KL to the teacher, held out", note, _by_domain("held_out_kl", data.evals, css)),
-        _lines("Top-k overlap with the teacher, held out", overlap, _by_domain("topk_overlap", data.evals, css)),
-        _lines("Loss", "weighted sum over domains", [Line("loss", "plain", _series(data.train, "loss"))]),
-        _lines("Entropy", "nats a token; towards 0 is collapse", _by_domain("entropy", data.train, css)),
-        _shares("Token share", "who writes the tokens that are trained", "token_share", data.train, css),
+        _lines("KL to the teacher", "nats a token, student against its own", _by_domain("kl", data.train, series)),
+        _lines("KL to the teacher, held out", note, _by_domain("held_out_kl", data.evals, series)),
+        _lines("Top-k overlap with the teacher, held out", overlap, _by_domain("topk_overlap", data.evals, series)),
+        _lines("Loss", "weighted sum over domains", [Line("loss", None, _values(data.train, "loss"))]),
+        _lines("Entropy", "nats a token; towards 0 is collapse", _by_domain("entropy", data.train, series)),
+        _shares("Token share", "who writes the tokens that are trained", "token_share", data.train, series),
         _shares(
             "Gradient share",
             "who moves the weights: the recipe’s shares decide, not lengths",
             "gradient_share",
             data.train,
-            css,
+            series,
         ),
-        *_draft_heads(data.train, css),
+        *_draft_heads(data.train, series),
         _lines("Stages before it: loss", "base and specialists, nats a token", stage_lines),
         _lines(
             "Idle share",
             "part of a step in which a rank or a teacher computes nothing, mean over their processes",
             [
-                Line(who, colour, _series(data.train, f"idle/{who}"))
-                for who, colour in (("ranks", "plain"), ("teachers", "d1"))
+                Line(who, colour, _values(data.train, f"idle/{who}"))
+                for who, colour in (("ranks", None), ("teachers", 1))
             ],
         ),
     ]
     return [chart for chart in charts if chart is not None]
 
 
-def _draft_heads(train: Sequence[StepMetrics], css: Mapping[str, str]) -> list[NotedChart | None]:
+def _draft_heads(train: Sequence[StepMetrics], series: Mapping[str, int]) -> list[NotedChart | None]:
     """How well draft heads guess, where the student has any."""
     agree, written = "part of draws in which it can be the student’s token", "of what was written with guesses"
     return [
-        _lines("Draft heads: first guess", agree, _by_domain("draft_overlap_1", train, css)),
-        _lines("Draft heads: tokens a forward", written, _by_domain("draft_tokens_per_forward", train, css)),
+        _lines("Draft heads: first guess", agree, _by_domain("draft_overlap_1", train, series)),
+        _lines("Draft heads: tokens a forward", written, _by_domain("draft_tokens_per_forward", train, series)),
     ]
 
 
-def _series(rows: Iterable[StepMetrics], name: str) -> list[tuple[float, float]]:
+def _values(rows: Iterable[StepMetrics], name: str) -> list[tuple[float, float]]:
     return [(row.step, row.values[name]) for row in rows if row.values.get(name) is not None]
 
 
-def _by_domain(metric: str, rows: Sequence[StepMetrics], css: Mapping[str, str]) -> list[Line]:
-    return [Line(domain, colour, _series(rows, f"{metric}/{domain}")) for domain, colour in css.items()]
+def _by_domain(metric: str, rows: Sequence[StepMetrics], series: Mapping[str, int]) -> list[Line]:
+    return [Line(domain, i, _values(rows, f"{metric}/{domain}")) for domain, i in series.items()]
 
 
 def _lines(title: str, note: str, lines: Sequence[Line]) -> NotedChart | None:
@@ -109,19 +108,22 @@ def _lines(title: str, note: str, lines: Sequence[Line]) -> NotedChart | None:
     if not drawn:
         return None
     highest = max([y for line in drawn for _, y in line.points], default=1.0) * 1.05 or 1.0
-    svg = line_chart(drawn, title=title, y_range=(0.0, highest), y_format=lambda y: f"{y:.3g}", label_values=False)
-    return NotedChart(title, note, svg)
+    picture = line_chart(
+        drawn, title=f"{title}: {note}", y_range=(0.0, highest), y_format="{:.3g}".format, label_values=False
+    )
+    return NotedChart(title, note, picture)
 
 
 def _shares(
-    title: str, note: str, metric: str, rows: Sequence[StepMetrics], css: Mapping[str, str]
+    title: str, note: str, metric: str, rows: Sequence[StepMetrics], series: Mapping[str, int]
 ) -> NotedChart | None:
     """A chart of the domains' shares; None where fewer than two steps have any."""
-    names = [domain for domain in css if _series(rows, f"{metric}/{domain}")]
+    names = [domain for domain in series if _values(rows, f"{metric}/{domain}")]
     shares = [(row.step, [row.values[f"{metric}/{domain}"] or 0.0 for domain in names]) for row in rows if names]
     if len(shares) < 2:
         return None
-    return NotedChart(title, note, share_chart([(domain, css[domain]) for domain in names], shares, title=title))
+    pairs = [(domain, series[domain]) for domain in names]
+    return NotedChart(title, note, share_chart(pairs, shares, title=f"{title}: {note}"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,90 +7,97 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from markupsafe import Markup
-
 from mopd.distill.metrics.evaluate import interval
-from mopd.recipes.report.charts import Line, ReferenceLine, line_chart
-from mopd.recipes.report.data import RunData, css_of
-from mopd.recipes.report.records import DomainScore, own_teacher
+from mopd.distill.metrics.quotients import Ends
+from mopd.recipes.report.charts import Bar, Line, ModelBars, ReferenceLine, bar_chart, line_chart
+from mopd.recipes.report.data import RunData, css_of, series_of
+from mopd.recipes.report.drawing import Picture
+from mopd.recipes.report.records import DomainScore, SeesawRecord, own_teacher
 from mopd.recipes.report.wording import between, percent, points
 
 ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeBar:
-    """A model's change against the base on a domain.
-
-    Attributes:
-        css: the domain's colour.
-        own: a teacher's own domain, or the student.
-        text: the change in points.
-        left, width: percentages of the scale that all bars share.
-    """
-
-    domain: str
-    css: str
-    own: bool
-    text: str
-    left: float
-    width: float
-
-
-@dataclass(frozen=True, slots=True)
 class ChangePanel:
-    """The bars of one model: a teacher's name, or the student."""
+    """The changes of one model: a teacher's name, or the student."""
 
     title: str
     student: bool
-    bars: Sequence[ChangeBar]
+    picture: Picture
 
 
-@dataclass(frozen=True, slots=True)
-class ChangePanels:
-    """The panels of all models, none while the base has not been measured; ``zero`` is where no change lies."""
+def changes(data: RunData) -> list[ChangePanel]:
+    """The seesaw as bars with intervals: every teacher's, and the student's, change against the base on each domain.
 
-    panels: Sequence[ChangePanel]
-    zero: float
-
-
-def changes(data: RunData) -> ChangePanels:
-    """The seesaw as bars: every teacher's, and the student's, change against the base on each domain.
-
-    Positions are percentages of one common scale, so that bars of different models compare.
+    All have one scale, so that bars of different models compare. Empty while the base has not been measured.
     """
-    seesaw, css = data.seesaw, css_of(data)
+    models = change_bars(data.seesaw, series_of(data))
+    drawn = [(bar.value, *(bar.ends or ())) for model in models for bar in model.bars]
+    values = [value for of_bar in drawn for value in of_bar if value is not None]
+    low, high = min([0.0, *values]), max([2.0, *values])
+    edge = 0.03 * (high - low)
+    return [
+        ChangePanel(
+            title=model.model,
+            student=model.model == "student",
+            picture=bar_chart(
+                model.bars,
+                title=f"Change of {_called(model.model)} against the base on each domain, in points",
+                x_range=(max(-100.0, low - edge), min(100.0, high + edge)),
+                x_format=lambda x: f"{x:+g}".replace("-", "−") if x else "0",
+                x_label="points",
+                head=["domain", "points", "95% interval"],
+            ),
+        )
+        for model in models
+    ]
+
+
+def change_bars(seesaw: SeesawRecord, series: Mapping[str, int]) -> list[ModelBars]:
+    """Teachers, then the student: each one's change against the base by domain, in points; beside its own, faint.
+
+    Empty while the base has not been measured.
+    """
     base = seesaw.models.get("base")
     if base is None:
-        return ChangePanels([], 0.0)
-    own = {
-        name: {domain for domain, weights in seesaw.teachers.items() if name in weights}
-        for name in data.recipe.teachers
-    }
-    changes_of = {
-        model: {domain: scores[domain].score - base[domain].score for domain in data.domains}
-        for model, scores in seesaw.models.items()
-        if model.startswith("teachers/") or model == "student"
-    }
-    low = min([0.0, *(change for row in changes_of.values() for change in row.values())])
-    high = max([0.02, *(change for row in changes_of.values() for change in row.values())])
-    zero = -low / (high - low) * 100
+        return []
+    intervals = seesaw.intervals
+    models: list[ModelBars] = []
+    for model, scores in seesaw.models.items():
+        name = model.removeprefix("teachers/")
+        if model == name != "student":  # the base, and what is compared with neither
+            continue
+        ends = intervals.points if model == "student" else (intervals.teacher_points or {}).get(name)
+        bars = [
+            _change_bar(
+                domain,
+                series[domain],
+                scores[domain].score - base[domain].score,
+                _of(ends, domain),
+                own=model == "student" or name in seesaw.teachers[domain],
+            )
+            for domain in seesaw.domains
+            if domain in scores and domain in base
+        ]
+        models.append(ModelBars(name, bars))
+    return models
 
-    def bar(model: str, domain: str, change: float) -> ChangeBar:
-        width = abs(change) / (high - low) * 100
-        is_own = model == "student" or domain in own.get(model.removeprefix("teachers/"), set())
-        left = zero if change >= 0 else zero - width
-        return ChangeBar(domain, css[domain], is_own, points(change), left, width)
 
-    panels = [
-        ChangePanel(
-            title=model.removeprefix("teachers/"),
-            student=model == "student",
-            bars=[bar(model, domain, change) for domain, change in row.items()],
-        )
-        for model, row in changes_of.items()
-    ]
-    return ChangePanels(panels, zero)
+def _change_bar(domain: str, series: int, change: float, ends: Ends | None, *, own: bool) -> Bar:
+    return Bar(
+        label=domain,
+        series=series,
+        value=100 * change,
+        ends=None if ends is None else (100 * ends.low, 100 * ends.high),
+        text=points(change),
+        interval="" if ends is None else f"{points(ends.low)} to {points(ends.high)}",
+        faint=not own,
+    )
+
+
+def _called(model: str) -> str:
+    return "the student" if model == "student" else f"teacher {model}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,44 +106,45 @@ class DomainChart:
 
     title: str
     css: str
-    svg: Markup
+    picture: Picture
 
 
 def curves(data: RunData) -> list[DomainChart]:
     """The student's score on validation over steps, a chart a domain, against its teacher's and the base's line."""
-    css, curve = css_of(data), data.validation.curve
+    css, series, curve = css_of(data), series_of(data), data.validation.curve
     models = data.validation.models if "base" in data.validation.models else data.seesaw.models
     if not curve:
         return []
     n = data.recipe.prompts["validation"]
     bands = {d: [(point.step, *_ends(point.scores[d], n)) for point in curve] for d in data.domains}
     lowest = [low for band in bands.values() for _, low, _ in band]
-    lowest += [models["base"][d].score for d in data.domains if "base" in models]
-    floor = math.floor(10 * min(lowest)) / 10
+    lowest += [100 * models["base"][d].score for d in data.domains if "base" in models]
+    floor = 10 * math.floor(min(lowest) / 10)
     charts: list[DomainChart] = []
     for domain in data.domains:
         levels: list[ReferenceLine] = []
         if (teacher := own_teacher(models, data.validation.teachers, domain)) is not None:
-            levels.append(ReferenceLine("teacher", f"{css[domain]} teacher", teacher.score))
+            levels.append(ReferenceLine("teacher", series[domain], 100 * teacher.score, dashed=True))
         if "base" in models:
-            levels.append(ReferenceLine("base", "base", models["base"][domain].score))
-        path = [(point.step, point.scores[domain]) for point in curve]
-        svg = line_chart(
-            [Line("student", css[domain], path, bands[domain], marks=True)],
-            title=f"Score of the student on {domain} over training steps",
-            y_range=(floor, 1.0),
-            y_format=lambda y: f"{100 * y:.3g}",
+            levels.append(ReferenceLine("base", None, 100 * models["base"][domain].score, dashed=False))
+        path = [(point.step, 100 * point.scores[domain]) for point in curve]
+        picture = line_chart(
+            [Line("student", series[domain], path, bands[domain], marks=True)],
+            title=f"Score of the student on {domain} over training steps, in %",
+            y_range=(floor, 100),
+            y_format="{:.3g}".format,
             levels=levels,
             x_end=data.steps,
         )
-        charts.append(DomainChart(domain, css[domain], svg))
+        charts.append(DomainChart(domain, css[domain], picture))
     return charts
 
 
 def _ends(score: float, n: int) -> tuple[float, float]:
+    """In %."""
     right = round(score * n)
     wilson = interval([1.0] * right + [0.0] * (n - right))
-    return wilson.low, wilson.high
+    return 100 * wilson.low, 100 * wilson.high
 
 
 @dataclass(frozen=True, slots=True)

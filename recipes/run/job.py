@@ -264,12 +264,12 @@ class Training:
             progress.note("measuring the student on test prompts")
             eval_sampler.load_weights(student.weights(), version=step)
             self.evaluator.evaluate("student", step=step, split="test", sampler=eval_sampler)
-        student.export(str(self.folder / "student"), card=self.card())
+        student.export(str(self.folder / "student"), beside=self.card())
 
-    def card(self) -> str:
-        """The model card of the student that was measured; a stage's has none."""
+    def card(self) -> Mapping[str, bytes]:
+        """The model card of the student that was measured, with its picture, by file names; a stage's has none."""
         if self.is_stage or self.evaluator is None:
-            return ""
+            return {}
         return run_card(self.folder, self.evaluator.rows, left_out=self.left_out)
 
     def _student(self, closing: ExitStack, say: Callable[[str], None], steps: Callable[[], int]) -> DeepSpeedStudent:

@@ -12,7 +12,6 @@ from pathlib import Path
 from mopd.distill.errors import Interrupted
 from mopd.distill.metrics.evaluate import Split
 from mopd.distill.storage import publish, remove
-from mopd.distill.student.checkpoint import CARD
 from mopd.distill.types import Metrics
 from mopd.recipes.resolve.merge_and_cascade import MakingJob
 from mopd.recipes.resolve.methods import MadeMethod
@@ -78,7 +77,8 @@ def make_student(method: MadeMethod, job: Training, context: RunContext) -> int:
     temporary = Path(f"{job.folder / 'student'}.tmp-{job.attempt}")
     remove(temporary)
     shutil.copytree(made.folder, temporary)
-    (temporary / CARD).write_text(job.card())
+    for name, content in job.card().items():
+        (temporary / name).write_bytes(content)
     publish(job.folder, job.attempt, temporary, job.folder / "student")
     return made.steps
 

@@ -54,3 +54,13 @@ def test_the_sink_that_is_shown_is_one(tmp_path: Path, capsys: pytest.CaptureFix
         write_run(tracker)
     printed = capsys.readouterr().out.splitlines()
     assert printed == [f"tiny {line}" for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_chart_of_ones_own_is_drawn_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "pages.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == "['step', 'mine'] ['0', '31.5']\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import struct
@@ -98,6 +99,8 @@ class Server(StandIn):
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.runs: dict[str, dict[str, Any]] = {}
         self.views: list[dict[str, Any]] = []
+        self.charts: list[dict[str, Any]] = []
+        self.takes_charts = True
         super().__init__()
 
     def respond(self, method: str, path: str, headers: Headers, body: bytes) -> tuple[int, Any]:
@@ -115,6 +118,8 @@ class Server(StandIn):
             self.rows.setdefault(match[1], []).extend(map(json.loads, lines))
             return {}
         operation = re.search(r"(?:query|mutation)\s+(\w+)", body.get("query", ""))
+        if operation and operation[1] == "CreateCustomChart" and not self.takes_charts:
+            return {"data": None, "errors": [{"message": "a chart of that name exists", "path": ["createCustomChart"]}]}
         data = getattr(self, f"_{operation[1]}", lambda _: {})(body.get("variables") or {}) if operation else {}
         return {"data": data}
 
@@ -135,6 +140,25 @@ class Server(StandIn):
     def _UpsertView2(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         self.views.append(asked)
         return {"upsertView": {"view": {"id": "1", "name": asked["name"]}, "inserted": True}}
+
+    def _ProjectInternalId(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return {"project": {"id": "1", "internalId": base64.b64encode(b"Project:1").decode()}}
+
+    def _GetProjects(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        project = {"id": "1", "entityName": asked["entity"], "createdAt": "", "isBenchmark": False, "user": None}
+        edges = [{"node": project | {"name": name}} for name in ("others", "seesaws")]
+        return {"models": {"pageInfo": {"endCursor": None, "hasNextPage": False}, "edges": edges}}
+
+    def _upsertView(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        self.views.append(asked)
+        kept = {name: asked[name] for name in ("type", "name", "displayName", "description", "spec")}
+        project = {"id": "1", "name": asked["projectName"], "entityName": asked["entityName"]}
+        view = {"id": "Vmlldzox", "updatedAt": "2026-01-01T00:00:00", "project": project} | kept
+        return {"upsertView": {"view": view, "inserted": True}}
+
+    def _CreateCustomChart(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        self.charts.append(asked)
+        return {"createCustomChart": {"chart": {"id": f"{asked['entity']}/{asked['chartName']}"}}}
 
     def _Viewer(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         return {

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from results_kit import right, rows_of
+from scipy import stats
 
 from mopd.distill.metrics.against_teachers import AGAINST_TEACHERS, ESTIMATES, METRICS, Table, metrics, metrics_ci
 from mopd.distill.metrics.evaluate import Evaluation, health, interval
@@ -83,10 +84,31 @@ def test_an_unfinished_run_has_what_is_there_and_null_for_the_rest() -> None:
     assert len(found["curve"]) == 1
     assert set(found["metrics"]) == set(build_seesaw(a_run(), teachers=TEACHERS, fingerprints=FINGERPRINTS)["metrics"])
     assert set(found["metrics"].values()) == {None}
-    assert set(found["metrics_ci"].values()) == {None}
+    assert {name for name, value in found["metrics_ci"].items() if value is not None} == {"teacher_points"}
     nothing = build_seesaw([], teachers=TEACHERS, fingerprints=FINGERPRINTS)
     assert nothing["models"] == {}
     assert nothing["curve"] == []
+
+
+def test_a_teachers_change_has_the_interval_that_a_student_would_have_and_about_that_of_a_paired_t_test() -> None:
+    rng = random.Random(0)
+    drawn = {
+        m: {d: [float(rng.random() < p) for _ in range(200)] for d in TEACHERS} for m, p in (("b", 0.4), ("t", 0.7))
+    }
+    rows = rows_of("base", drawn["b"]) + rows_of("teachers/math", drawn["t"])
+    changes = build_seesaw(rows, teachers=TEACHERS, fingerprints=FINGERPRINTS)["metrics_ci"]["teacher_points"]
+    assert list(changes) == ["math"]
+    alone = rows_of("base", drawn["b"]) + rows_of("student", drawn["t"])
+    untaught: dict[str, dict[str, float]] = {domain: {} for domain in TEACHERS}
+    student = build_seesaw(alone, teachers=untaught, fingerprints=FINGERPRINTS)["metrics_ci"]["points"]
+    for domain in TEACHERS:
+        assert changes["math"][domain] == pytest.approx(student[domain], abs=1e-9)
+        paired = stats.ttest_rel(drawn["t"][domain], drawn["b"][domain]).confidence_interval(0.95)
+        assert changes["math"][domain] == pytest.approx([paired.low, paired.high], abs=0.005)
+    # Of a teacher that was not asked about every domain, what it was asked.
+    fewer = [row for row in rows if (row.model, row.domain) != ("teachers/math", "chat")]
+    asked = build_seesaw(fewer, teachers=TEACHERS, fingerprints=FINGERPRINTS)["metrics_ci"]["teacher_points"]
+    assert asked["math"] == {d: ends for d, ends in changes["math"].items() if d != "chat"}
 
 
 def test_a_missing_teacher_leaves_its_domain_undefined() -> None:

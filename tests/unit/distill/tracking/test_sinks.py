@@ -101,7 +101,7 @@ def test_a_sink_from_one_file_gets_every_row_in_order_also_after_a_resume(tmp_pa
     assert [row["step"] for row in written(tmp_path)] == [0, 1, 2, 2, 3, 4, 4]
     # The rollouts of step 2 stand after the rows of step 2 and before those of step 3.
     places = [call[1]["step"] if call[0] == "log" else call[1] for call in second[1:-1]]
-    assert places == [0, 1, 2, 2, "rollouts", 3, 4, 4, "scores", "recovery_by_domain", second[-2][1]]
+    assert places == [0, 1, 2, 2, "rollouts", 3, 4, 4, "scores", "changes", "recovery_by_domain", second[-2][1]]
     assert second[-2][1]["seesaw/worst_recovery"] == 0.9
 
 

@@ -24,6 +24,7 @@ from wandb_kit import OfflineRun, Server, offline_runs, records
 from mopd.distill.errors import Interrupted, RunError
 from mopd.distill.recipe import Recipe
 from mopd.distill.tracking.jsonl import read_jsonl
+from mopd.distill.tracking.sink import CHANGES
 from mopd.distill.tracking.tracker import Tracker
 from mopd.recipes.resolve.run_folder import environment
 from mopd.recipes.run.tracking import start_sinks
@@ -90,6 +91,8 @@ def test_tables(tmp_path: Path) -> None:
     (scores,) = tables["scores"]
     assert scores["columns"] == ["model", "math", "code"]
     assert scores["data"] == [["base", 0.5, 0.25], ["student", 0.75, None]]
+    (changes,) = tables["changes"]
+    assert (changes["columns"], changes["data"]) == (list(CHANGES), [["student", "math", 25.0, None, None]])
     (bars,) = tables["recovery_by_domain_table"]
     assert (bars["columns"], bars["data"]) == (["domain", "recovery_by_domain"], [["math", 0.9]])
     (rollouts,) = tables["rollouts"]

@@ -12,7 +12,9 @@ from track_kit import recipe
 from wandb_kit import Server
 
 from mopd.distill.recipe.files import dump_recipe
-from mopd.distill.tracking.wandb_workspace import panels
+from mopd.distill.tracking.sink import CHANGES
+from mopd.distill.tracking.wandb_workspace import CHART, SECTIONS, panels
+from mopd.recipes.report.charts import seesaw_preset
 
 ROOT = Path(__file__).parents[4]
 
@@ -45,7 +47,7 @@ def test_a_server_is_sent_one_panel_for_each_metric(tmp_path: Path) -> None:
     sent = {
         group["name"]: [panel["config"]["metrics"] for panel in group["panels"]]
         for group in section["panelBankConfig"]["sections"]
-        if group["panels"]
+        if group["panels"] and group["name"] in SECTIONS
     }
     assert sent == {name: [[metric] for metric in metrics] for name, metrics in panels(list(recipe().domains)).items()}
     (runs,) = section["runSets"]
@@ -54,6 +56,7 @@ def test_a_server_is_sent_one_panel_for_each_metric(tmp_path: Path) -> None:
         panel["config"]["metrics"][0]: panel["config"]["xAxis"]
         for group in section["panelBankConfig"]["sections"]
         for panel in group["panels"]
+        if group["name"] in SECTIONS
     }
     assert {metric for metric, over in drawn.items() if over == "cost/flops"} == {
         "over_flops/worst_recovery_estimate",
@@ -65,6 +68,37 @@ def test_a_server_is_sent_one_panel_for_each_metric(tmp_path: Path) -> None:
     assert '"jobType"' in conditions
     assert '"!="' in conditions
     assert '"stage"' in conditions
+
+
+def test_the_picture_of_the_model_card_is_a_custom_chart_and_the_first_panel(tmp_path: Path) -> None:
+    served = Server()
+    try:
+        ended = workspace(tmp_path, WANDB_BASE_URL=served.url, WANDB_API_KEY="a" * 40)
+    finally:
+        served.close()
+    assert ended.returncode == 0, ended.stderr
+    (chart,) = served.charts
+    assert (chart["entity"], chart["chartName"], chart["chartType"]) == ("somebody", CHART, "vega2")
+    assert json.loads(chart["spec"]) == seesaw_preset()
+    bank = json.loads(served.views[0]["spec"])["section"]["panelBankConfig"]["sections"]
+    (panel,) = bank[0]["panels"]
+    assert panel["config"]["panelDefId"] == f"somebody/{CHART}"
+    assert panel["config"]["fieldSettings"] == {name: name for name in CHANGES}
+    assert '"changes"' in json.dumps(panel["config"]["userQuery"])
+
+
+def test_a_server_that_takes_no_chart_is_said_and_gets_the_workspace(tmp_path: Path) -> None:
+    served = Server()
+    served.takes_charts = False
+    try:
+        ended = workspace(tmp_path, WANDB_BASE_URL=served.url, WANDB_API_KEY="a" * 40)
+    finally:
+        served.close()
+    assert ended.returncode == 0, ended.stderr
+    assert f"W&B did not make the custom chart somebody/{CHART}" in ended.stderr
+    assert "a chart of that name exists" in ended.stderr
+    assert ended.stdout.startswith(f"{served.url}/somebody/seesaws")
+    assert len(served.views) == 1
 
 
 def test_every_panel_shows_a_metric_of_the_page() -> None:

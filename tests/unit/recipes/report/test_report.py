@@ -12,6 +12,7 @@ import yaml
 from page_kit import Page
 from rich.console import Console
 from run_kit import domain_settings, recipe, write_run
+from svg_kit import at, marks, x_scale
 
 from mopd.distill.storage import claim
 from mopd.distill.tracking.jsonl import append_jsonl, truncate_jsonl
@@ -48,7 +49,8 @@ def test_the_report_is_self_contained_and_whole(run: Path) -> None:
     assert "url(" not in path.read_text()
     assert "@import" not in path.read_text()
     assert not {"script", "iframe", "img", "object"} & set(page.tags)
-    assert page.tags.count("svg") == 3 + 6
+    assert page.tags.count("svg") == 4 + 3 + 6
+    assert page.tags.count("details") == 4 + 3 + 6 + 3  # each chart's numbers; two steps' rollouts, the recipe
     assert "What is missing" not in page.sections[""]
     assert path.stat().st_size < 300_000
 
@@ -68,23 +70,41 @@ def test_the_numbers_of_the_page_are_those_of_seesaw_json(run: Path) -> None:
     assert verdict(load_run(run)).headline in " ".join(page.sections[""].split())
 
 
-def test_bars_share_one_scale_and_point_away_from_zero(run: Path) -> None:
+def test_bars_share_one_scale_and_carry_the_change_with_its_interval(run: Path) -> None:
     data = load_run(run)
-    drawn = changes(data)
-    assert [panel.title for panel in drawn.panels] == ["math", "code", "reasoning", "student"]
-    score = {m: {d: s.score for d, s in scored.items()} for m, scored in data.seesaw.models.items()}
-    per_point = set()
-    for panel in drawn.panels:
+    panels = changes(data)
+    assert [panel.title for panel in panels] == ["math", "code", "reasoning", "student"]
+    seesaw = json.loads((run / "seesaw.json").read_text())
+    score = {model: {d: s["score"] for d, s in scored.items()} for model, scored in seesaw["models"].items()}
+    assert len({tuple(x_scale(panel.picture.svg).items()) for panel in panels}) == 1
+    for panel in panels:
         model = "student" if panel.student else f"teachers/{panel.title}"
-        for bar in panel.bars:
-            change = score[model][bar.domain] - score["base"][bar.domain]
-            ends = bar.left, bar.left + bar.width
-            near, far = ends if change > 0 else ends[::-1]
-            assert near == pytest.approx(drawn.zero)
-            per_point.add(round((far - near) / change, 6))
-            assert 0 <= bar.left <= bar.left + bar.width <= 100.0001
-            assert bar.own == (panel.student or panel.title == bar.domain)
-    assert len(per_point) == 1
+        intervals = seesaw["metrics_ci"]
+        ends = intervals["points"] if panel.student else intervals["teacher_points"][panel.title]
+        bars = [each for each in marks(panel.picture.svg, "rect") if "stroke" in each.given]
+        whiskers = [each for each in marks(panel.picture.svg, "rule role-mark") if each.given["stroke"] == "var(--ink)"]
+        scale = {float(label.replace("−", "-")): x for label, x in x_scale(panel.picture.svg).items()}
+        for domain, bar, whisker, row in zip(data.domains, bars, whiskers, panel.picture.rows, strict=True):
+            change = 100 * (score[model][domain] - score["base"][domain])
+            (left, _), (right, _) = bar.path()
+            assert sorted((left, right)) == pytest.approx(sorted((at(0, scale), at(change, scale))), abs=0.01)
+            low, high = (100 * end for end in ends[domain])
+            assert low < change < high
+            drawn = whisker.x, whisker.x + float(whisker.given["x2"])
+            assert drawn == pytest.approx((at(low, scale), at(high, scale)), abs=0.01)
+            assert row == [domain, f"{change:+.1f}".replace("-", "−"), f"{low:+.1f} to {high:+.1f}".replace("-", "−")]
+            assert (bar.given["fill-opacity"] == "1") == (panel.student or panel.title == domain)
+
+
+def test_a_run_of_an_older_version_gets_its_teachers_intervals_from_the_answers(run: Path, tmp_path: Path) -> None:
+    older = shutil.copytree(run, tmp_path / "older")
+    record = json.loads((older / "seesaw.json").read_text())
+    known = record["metrics_ci"].pop("teacher_points")
+    record["metrics_ci"]["worst_recovery"] = [0.125, 0.25]  # what is there stays
+    (older / "seesaw.json").write_text(json.dumps(record))
+    intervals = load_run(older).seesaw.intervals
+    assert intervals.worst_recovery == (0.125, 0.25)
+    assert intervals.teacher_points == {t: {d: tuple(ends) for d, ends in of.items()} for t, of in known.items()}
 
 
 def test_a_seesaw_is_called_one(tmp_path: Path) -> None:

@@ -36,3 +36,17 @@ print(json.dumps(list(sys.modules)))
     modules = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
     assert [name for name in HEAVY if name in modules] == []
     assert (tmp_path / "comparison" / "comparison.html").is_file()
+
+
+def test_what_draws_is_imported_where_something_is_drawn() -> None:
+    script = """
+import json, sys
+import mopd.recipes.cli, mopd.recipes.compare.page, mopd.recipes.report.page
+from mopd.recipes.report.charts import Line, line_chart
+picture = line_chart([Line("a", 0, [(0, 1), (1, 2)])], title="t", y_range=(0, 2), y_format=str)
+before = "vl_convert" in sys.modules
+picture.svg
+print(json.dumps([before, "vl_convert" in sys.modules, "altair" in sys.modules]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert json.loads(done.stdout) == [False, True, False]
