@@ -56,7 +56,7 @@ from mopd.distill.metrics.power import Verdict, verdict
 from mopd.distill.metrics.quotients import TAIL, Ends, Quotients
 from mopd.distill.metrics.results import STATISTICS, OverTime, forgotten, over_time, scored_models
 from mopd.recipes.compare.cost import ComputePoint, RunCost, compute_curve, mean_cost, run_cost
-from mopd.recipes.compare.groups import Group, differing_leaves, group_seeds
+from mopd.recipes.compare.groups import Group, Tried, differing_leaves, group_seeds, tried_settings
 from mopd.recipes.compare.parity import ParityTarget, RowParity, compute_parity
 from mopd.recipes.compare.reference import (
     MeasuredAgainst,
@@ -66,7 +66,6 @@ from mopd.recipes.compare.reference import (
     teachers_on_every_domain,
 )
 from mopd.recipes.compare.runs import Run, common_split, expand_studies, read_runs, reading, refuse_unlike
-from mopd.recipes.compare.tried import Tried, tried_settings
 from mopd.recipes.report.records import PerDomain, as_ends
 from mopd.recipes.report.wording import trades
 

@@ -16,7 +16,7 @@ from typing import Any, get_args
 from check_kit import CONFIG
 from pydantic import BaseModel
 
-from mopd.distill.recipe import Architecture, Source, StageRecipe, StopRecipe, TopKReverseKL
+from mopd.distill.recipe import Architecture, ChunkedReverseKL, Source, StageRecipe, StopRecipe, TopKReverseKL
 from mopd.distill.recipe.loss import ESTIMATORS, CustomLoss
 from mopd.distill.recipe.messages import Leaf, leaves
 from mopd.distill.recipe.schema import AdamW, PlainSGD
@@ -220,6 +220,8 @@ def beside(owner: type[BaseModel]) -> dict[str, Any]:
         return {"samples_per_prompt": 2}
     if owner is TopKReverseKL:
         return {"estimator": "topk_reverse_kl", "k": 8}
+    if owner is ChunkedReverseKL:
+        return {"estimator": "chunked_reverse_kl", "k": 8}
     names = [name for name, settings in ESTIMATORS.items() if settings is owner]
     return {"estimator": names[0]} if names else {}
 
