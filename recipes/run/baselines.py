@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from mopd.distill.errors import Interrupted, NoHeadroom
-from mopd.distill.metrics.evaluate import Split
-from mopd.distill.metrics.results import Rows, TeacherWeights, headrooms
+from mopd.distill.metrics.evaluate import Evaluation, Split
+from mopd.distill.metrics.results import TeacherWeights, group, headrooms
 from mopd.recipes.evaluation.cache import SharedAnswers
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.own_tokens import SamplersInOwnTokens
@@ -55,18 +55,20 @@ def _measure_once(
                 kept.keep(models[name].path, fingerprint, answers, files)
 
 
-def refuse_low_headroom(rows: Rows, teachers: TeacherWeights, points: float, *, title: str) -> None:
+def refuse_low_headroom(rows: Sequence[Evaluation], teachers: TeacherWeights, points: float, *, title: str) -> None:
     """Train nothing where teachers are too little better than the base for a result to mean anything.
 
     Args:
         rows: of base and teachers.
-        points: that each domain's teachers must be above the base on validation prompts.
+        points: that each domain's teachers must be above the base on validation prompts; 0: no rule.
         title: the run's name.
 
     Raises:
         NoHeadroom: with the domains in which they are not.
     """
-    low = {domain: gain for domain, gain in headrooms(rows, teachers).items() if 100 * gain < points}
+    if points == 0:  # a teacher below its base is the preflight's to tell, and no reason to end
+        return
+    low = {domain: gain for domain, gain in headrooms(group(rows), teachers).items() if 100 * gain < points}
     if low:
         shown = ", ".join(f"{domain} by {100 * gain:+.1f}" for domain, gain in low.items())
         raise NoHeadroom(

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mopd.distill.hosts import HOSTS
-from mopd.distill.metrics.results import build_seesaw, group
+from mopd.distill.metrics.results import build_seesaw
 from mopd.distill.metrics.stop_rule import stop_reason
 from mopd.distill.recipe import Architecture, DomainRecipe, ModelReference, Recipe
 from mopd.distill.recipe.model_names import stage_name
@@ -227,7 +227,7 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
             measure_frozen({name: frozen[name]}, context, evaluator, partial(in_own_tokens, job, context, own[name]))
         context.report_soon()
         taught = {name: domain.teacher_weights for name, domain in recipe.domains.items()}
-        refuse_low_headroom(group(evaluator.rows), taught, recipe.evaluate.min_headroom, title=context.title)
+        refuse_low_headroom(evaluator.rows, taught, recipe.evaluate.min_headroom, title=context.title)
         method = resolved.method
         if isinstance(method, MadeMethod):
             last = make_student(method, job, context)
