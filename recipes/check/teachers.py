@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.loss.registry import LOSSES, BoundLoss
@@ -12,13 +11,14 @@ from mopd.distill.payload_rows import PAYLOADS
 from mopd.distill.recipe import DomainRecipe, EnvironmentSource, TeacherRecipe, WholeDistribution
 from mopd.distill.recipe.model_names import SELF, stage_name
 from mopd.distill.recipe.plugins import own_code
-from mopd.distill.types import Prompt, Rollout, UserError
+from mopd.distill.types import Prompt, UserError
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.methods import support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.teacher_prompts import OwnTokenizer, reads_of, retokenizers_of
 from mopd.recipes.resolve.teachers import ResolvedTeacher
+from mopd.rollouts.sampler import GoldSampler
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import closing_id, completion_ids, to_prompt
 from mopd.teachers.compatibility import compare_tokenizers
@@ -141,32 +141,16 @@ def align_golds(
     if not own or student is None or student.tokenizer is None:
         return {}
     tokenizer, closing = student.tokenizer, closing_id(student.tokenizer)
+    gold = GoldSampler(lambda answer: completion_ids(tokenizer, answer, closing=closing))
     counts: dict[str, ChunkCount] = {}
     for name, retokenizer in retokenizers_of(teachers, own, tasks, OwnTokenizer(tokenizer, (closing,)), loss).items():
         counts[name] = ChunkCount()
         for domain in [d for d, domain in trained.items() if name in domain.teacher_weights and d in tasks]:
-            for i in range(GOLDS):
-                example = tasks[domain].example(seed=seed, split="train", index=i)
-                if example.answer:
-                    prompt = to_prompt(tokenizer, domain=domain, example=example)
-                    ids = completion_ids(tokenizer, example.answer, closing=closing)
-                    counts[name].add(retokenizer(_written(prompt, ids)))
+            examples = [tasks[domain].example(seed=seed, split="train", index=i) for i in range(GOLDS)]
+            prompts = [to_prompt(tokenizer, domain=domain, example=each) for each in examples if each.answer]
+            for rollout in next(gold.sample(prompts, step=0)):
+                counts[name].add(retokenizer(rollout))
     return counts
-
-
-def _written(prompt: Prompt, ids: Sequence[int]) -> Rollout:
-    """An answer as if the student had drawn it, with a closing token at its end."""
-    token_ids = np.array([*prompt.token_ids, *ids], dtype=np.int32)
-    return Rollout(
-        prompt=prompt,
-        token_ids=token_ids,
-        loss_mask=np.arange(len(token_ids)) >= len(prompt.token_ids),
-        sampler_logprobs=np.zeros(len(token_ids), dtype=np.float32),
-        finish="eos",
-        version=(0, 0),
-        group=0,
-        index=0,
-    )
 
 
 def check_texts(

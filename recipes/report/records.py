@@ -82,7 +82,7 @@ class RecordedRecipe:
     It is no ``Recipe``: a folder that another version wrote can still be reported and compared.
 
     Attributes:
-        steps: of the run itself, or the most where ``may_end_sooner``, as it then ends when no domain learns.
+        steps: of the run itself, or the most where ``may_end_sooner``: at a plateau, or with its compute.
         trials: settings tried before these were chosen.
         domains: in the recipe's order.
         student_model: what the student starts from; as :attr:`RecordedStage.start`.

@@ -46,9 +46,9 @@ def run_parts(
     for name, domain in recipe.trained_domains.items():
         rollouts = recipe.run.steps * domain.prompts * recipe.rollout.samples_per_prompt
         length = _mean(lengths[name])
-        teachers = [model_infos[f"teachers.{teacher}.model"].cost for teacher in resolved.routes[name]]
-        by_teachers = 1.0 if method.teachers_write else _taught_part(recipe.rollout, recipe.run.steps)
         routes = resolved.routes[name]
+        teachers = [model_infos[f"teachers.{teacher}.model"].cost for teacher in routes]
+        by_teachers = 1.0 if method.teachers_write else _taught_part(recipe.rollout, recipe.run.steps)
         written_by_teachers = sum(
             part * cost.generate(length) for part, cost in zip(routes.values(), teachers, strict=True)
         )
