@@ -1,4 +1,4 @@
-"""What a run leaves behind is loaded by a real vLLM: an adapter's student added in, the adapter over its base, a whole model.
+"""A real vLLM loads what a run leaves: an adapter added in, the adapter over its base, a whole model.
 
 `make test-vllm` installs vLLM in an environment of its own and runs this; elsewhere it is skipped.
 """
