@@ -16,7 +16,7 @@ from torch import Tensor
 from mopd.distill.loss.base import Divergence, TokenLoss, divergence_loss, each_teacher, pick, teachers_mean
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.teacher_tensors import TeacherRows
-from mopd.distill.recipe import JSD, ForwardKL, FullReverseKL
+from mopd.distill.recipe import JSD, ForwardKL, FullReverseKL, SkewedKL
 
 
 def full_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: FullReverseKL) -> TokenLoss:
@@ -52,6 +52,18 @@ def jsd(logits_BTV: Tensor, microbatch: Microbatch, settings: JSD) -> TokenLoss:
     return _each_against(logits_BTV, microbatch, lambda logp, logq: mixture_rows(logp, logq, beta=settings.beta))
 
 
+def skewed_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: SkewedKL) -> TokenLoss:
+    """``KL(pi_theta || a pi_theta + (1 - a) pi_T)``, or forward ``KL(pi_T || a pi_T + (1 - a) pi_theta)``.
+
+    ``a`` is ``skew``. Neither exceeds ``-log a`` nats, and no gradient a bound, however far the two are apart. Several teachers:
+    ``sum_k w_k`` of each one's.
+
+    Source: DistiLLM, arXiv 2402.03898, eq 5 (skew KL) and the skew reverse KL beside it.
+    """
+    rows = skewed_forward_rows if settings.direction == "forward" else skewed_reverse_rows
+    return _each_against(logits_BTV, microbatch, lambda logp, logq: rows(logp, logq, skew=settings.skew))
+
+
 def reverse_rows(logp_NV: Tensor, logq_NV: Tensor) -> Divergence:
     """``KL(p || q)`` and ``p (log p / q - KL)``; overwrites ``logp_NV``."""
     p_NV = logp_NV.exp()
@@ -73,19 +85,56 @@ def forward_rows(logp_NV: Tensor, logq_NV: Tensor) -> Divergence:
 def mixture_rows(logp_NV: Tensor, logq_NV: Tensor, *, beta: float) -> Divergence:
     """The generalised Jensen-Shannon divergence, ``0 < beta < 1``, and ``(1 - beta) p (log p / m - KL(p || m))``.
 
-    With ``d = log q - log p`` the logarithms of ``q / m`` and ``p / m`` are written with ``expm1`` and ``log1p`` of
-    ``-|d|``: nothing overflows, and where the two agree (``d = 0``) value and gradient are exactly 0.
+    Where the two agree, value and gradient are exactly 0.
     """
     p_NV, q_NV = logp_NV.exp(), logq_NV.exp().to(logp_NV.dtype)
-    d_NV = logq_NV - logp_NV
-    weight_NV = torch.full_like(logp_NV, beta).masked_fill_(d_NV > 0, 1 - beta)
-    rest_NV = torch.log1p(weight_NV * torch.expm1(-d_NV.abs()))
-    q_to_m_NV = d_NV.clamp(max=0).sub_(rest_NV).masked_fill_(q_NV == 0, 0.0)
-    p_to_m_NV = d_NV.clamp_(min=0).neg_().sub_(rest_NV).masked_fill_(p_NV == 0, 0.0)
+    p_to_m_NV, q_to_m_NV = _to_mixture(logp_NV, logq_NV, beta)
+    q_to_m_NV.masked_fill_(q_NV == 0, 0.0)
+    p_to_m_NV.masked_fill_(p_NV == 0, 0.0)
     student_N = (p_NV * p_to_m_NV).sum(-1)
     value_N = beta * (q_NV * q_to_m_NV).sum(-1) + (1 - beta) * student_N
-    kl_N = (p_NV * (logp_NV - logq_NV).masked_fill_(p_NV == 0, 0.0)).sum(-1)
+    kl_N = _kl(p_NV, logp_NV, logq_NV)
     return Divergence(value_N, p_NV.mul_(p_to_m_NV.sub_(student_N.unsqueeze(-1))).mul_(1 - beta), kl_N)
+
+
+def skewed_reverse_rows(logp_NV: Tensor, logq_NV: Tensor, *, skew: float) -> Divergence:
+    """``KL(p || m)``, ``m = skew p + (1 - skew) q``, and ``p (g - E_p g)`` with ``g = log p / m - skew p / m``."""
+    p_NV = logp_NV.exp()
+    p_to_m_NV, _ = _to_mixture(logp_NV, logq_NV, 1 - skew)
+    p_to_m_NV.masked_fill_(p_NV == 0, 0.0)
+    value_N = (p_NV * p_to_m_NV).sum(-1)
+    pull_NV = p_to_m_NV - skew * p_to_m_NV.expm1()
+    gradient_NV = p_NV * (pull_NV - (p_NV * pull_NV).sum(-1, keepdim=True))
+    return Divergence(value_N, gradient_NV, _kl(p_NV, logp_NV, logq_NV))
+
+
+def skewed_forward_rows(logp_NV: Tensor, logq_NV: Tensor, *, skew: float) -> Divergence:
+    """``KL(q || m)``, ``m = skew q + (1 - skew) p``, and ``(1 - skew) (p E_q[p / m] - q p / m)``."""
+    p_NV, q_NV = logp_NV.exp(), logq_NV.exp().to(logp_NV.dtype)
+    p_to_m_NV, q_to_m_NV = _to_mixture(logp_NV, logq_NV, skew)
+    value_N = (q_NV * q_to_m_NV.masked_fill_(q_NV == 0, 0.0)).sum(-1)
+    # p / m - 1, so that the gradient is exactly 0 where the two agree, though a rounded q does not sum to 1.
+    pull_NV = q_NV * p_to_m_NV.masked_fill_(p_NV == 0, -torch.inf).expm1_()
+    gradient_NV = (p_NV - q_NV + p_NV * pull_NV.sum(-1, keepdim=True) - pull_NV).mul_(1 - skew)
+    return Divergence(value_N, gradient_NV, _kl(p_NV, logp_NV, logq_NV))
+
+
+def _to_mixture(logp_NV: Tensor, logq_NV: Tensor, part: float) -> tuple[Tensor, Tensor]:
+    """The logarithms of ``p / m`` and ``q / m``, where ``m = part q + (1 - part) p``; NaN where p and q are both 0.
+
+    With ``d = log q - log p`` they are written with ``expm1`` and ``log1p`` of ``-|d|``: nothing overflows, and where
+    the two agree (``d = 0``) both are exactly 0.
+    """
+    d_NV = logq_NV - logp_NV
+    weight_NV = torch.full_like(logp_NV, part).masked_fill_(d_NV > 0, 1 - part)
+    rest_NV = torch.log1p(weight_NV * torch.expm1(-d_NV.abs()))
+    q_to_m_NV = d_NV.clamp(max=0).sub_(rest_NV)
+    return d_NV.clamp_(min=0).neg_().sub_(rest_NV), q_to_m_NV
+
+
+def _kl(p_NV: Tensor, logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
+    """``KL(p || q)``, which runs are compared by, whatever the loss."""
+    return (p_NV * (logp_NV - logq_NV).masked_fill_(p_NV == 0, 0.0)).sum(-1)
 
 
 def _against(

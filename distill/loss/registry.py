@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mopd.distill.loss.base import GradedTokens, TokenLoss, bounded, gap_to_teacher
 from mopd.distill.loss.chunked import chunked_reverse_kl
-from mopd.distill.loss.divergences import forward_kl, full_reverse_kl, jsd
+from mopd.distill.loss.divergences import forward_kl, full_reverse_kl, jsd, skewed_kl
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.sampled import k2, nll, policy_gradient, token_advantage
 from mopd.distill.loss.topk import topk_reverse_kl
@@ -38,6 +38,7 @@ from mopd.distill.recipe import (
     NegativeLogLikelihood,
     PolicyGradient,
     SampledToken,
+    SkewedKL,
     Strict,
     TopKReverseKL,
     WholeDistribution,
@@ -75,6 +76,7 @@ LOSSES: dict[str, LossSpec] = {
     "full_reverse_kl": LossSpec("full", full_reverse_kl, settings=FullReverseKL),
     "forward_kl": LossSpec("full", forward_kl, needs_each_teacher=True, settings=ForwardKL, held_rows=10),
     "jsd": LossSpec("full", jsd, needs_each_teacher=True, settings=JSD, held_rows=15),
+    "skewed_kl": LossSpec("full", skewed_kl, needs_each_teacher=True, settings=SkewedKL, held_rows=15),
     "topk_reverse_kl": LossSpec("topk", topk_reverse_kl, needs_each_teacher=True, settings=TopKReverseKL, held_rows=5),
     "chunked_reverse_kl": LossSpec(
         "chunked", chunked_reverse_kl, needs_each_teacher=True, settings=ChunkedReverseKL, held_rows=5

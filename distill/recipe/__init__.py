@@ -28,6 +28,7 @@ from mopd.distill.recipe.loss import (
     NegativeLogLikelihood,
     PolicyGradient,
     SampledToken,
+    SkewedKL,
     TopKReverseKL,
     WholeDistribution,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "RolloutRecipe",
     "RunRecipe",
     "SampledToken",
+    "SkewedKL",
     "Source",
     "StageRecipe",
     "StopRecipe",

@@ -21,8 +21,8 @@ TRAPS: dict[str, str] = {
 
 
 WHICH = (
-    "which loss: full_reverse_kl, forward_kl, jsd, topk_reverse_kl, chunked_reverse_kl, policy_gradient, k2, nll or "
-    "./file.py:NAME"
+    "which loss: full_reverse_kl, forward_kl, jsd, skewed_kl, topk_reverse_kl, chunked_reverse_kl, policy_gradient, "
+    "k2, nll or ./file.py:NAME"
 )
 
 
@@ -59,6 +59,20 @@ class JSD(WholeDistribution):
     estimator: Literal["jsd"] = Field(default="jsd", description=WHICH)
     beta: Annotated[float, Within(1e-4, 0.9999, "the gradient vanishes in between", besides=(0, 1))] = Field(
         default=0.5, description="teacher's part of the mixture; 0 is the forward KL, 1 the reverse KL"
+    )
+
+
+class SkewedKL(WholeDistribution):
+    """KL to a mixture of both over the whole vocabulary, which is bounded; DistiLLM, arXiv 2402.03898."""
+
+    estimator: Literal["skewed_kl"] = Field(default="skewed_kl", description=WHICH)
+    skew: Annotated[float, Within(1e-3, 0.9, "less is the plain KL, and more leaves next to nothing to learn")] = Field(
+        default=0.1, description="alpha, the part of the first distribution in the mixture; the paper takes 0.1"
+    )
+    direction: Literal["forward", "reverse"] = Field(
+        default="reverse",
+        description="reverse: KL(student || alpha student + (1 - alpha) teacher); "
+        "forward: KL(teacher || alpha teacher + (1 - alpha) student)",
     )
 
 
@@ -144,6 +158,7 @@ ESTIMATORS: dict[str, type[Strict]] = {
     "full_reverse_kl": FullReverseKL,
     "forward_kl": ForwardKL,
     "jsd": JSD,
+    "skewed_kl": SkewedKL,
     "topk_reverse_kl": TopKReverseKL,
     "chunked_reverse_kl": ChunkedReverseKL,
     "policy_gradient": PolicyGradient,
@@ -162,6 +177,7 @@ Loss: TypeAlias = Annotated[
     Annotated[FullReverseKL, Tag("<full_reverse_kl>")]
     | Annotated[ForwardKL, Tag("<forward_kl>")]
     | Annotated[JSD, Tag("<jsd>")]
+    | Annotated[SkewedKL, Tag("<skewed_kl>")]
     | Annotated[TopKReverseKL, Tag("<topk_reverse_kl>")]
     | Annotated[ChunkedReverseKL, Tag("<chunked_reverse_kl>")]
     | Annotated[PolicyGradient, Tag("<policy_gradient>")]

@@ -8,7 +8,7 @@ import torch
 from losses_kit import FORWARD, FULL, HALF, PLAIN, SQUARE, V, every_token, graded, microbatch, rows, run
 from naive import jensen_shannon, kl, numeric_gradient, reverse_kl_gradient, softmax
 
-from mopd.distill.recipe import JSD
+from mopd.distill.recipe import JSD, SkewedKL
 
 BETAS = (0, 0.1, 0.5, 0.9, 1)
 
@@ -17,17 +17,25 @@ def jsd(beta):
     return JSD(estimator="jsd", beta=beta)
 
 
-SETTINGS = [FORWARD, *map(jsd, BETAS)]
+def skewed(direction, skew):
+    return SkewedKL(estimator="skewed_kl", direction=direction, skew=skew)
+
+
+SKEWED = [skewed(direction, skew) for direction in ("forward", "reverse") for skew in (1e-3, 0.1, 0.5, 0.9)]
+SETTINGS = [FORWARD, *map(jsd, BETAS), *SKEWED]
 
 
 def definition(settings, p, q):
     if settings.estimator == "full_reverse_kl":
         return kl(p, q)
+    if settings.estimator == "skewed_kl":
+        first, second = (p, q) if settings.direction == "reverse" else (q, p)
+        return kl(first, [settings.skew * a + (1 - settings.skew) * b for a, b in zip(first, second, strict=True)])
     return jensen_shannon(p, q, 0 if settings.estimator == "forward_kl" else settings.beta)
 
 
 def told(settings):
-    return f"{settings.estimator}-{getattr(settings, 'beta', '')}"
+    return "-".join(str(value) for name, value in settings if name in ("estimator", "beta", "direction", "skew"))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=told)
@@ -98,7 +106,17 @@ def test_the_ends_are_the_two_kls_and_the_interior_vanishes_towards_them():
         assert near[2] == pytest.approx(1e-4 * theirs[0].loss_BT[0, 1].item(), rel=1e-2), "over beta it is the KL"
 
 
-@pytest.mark.parametrize("settings", [FORWARD, HALF], ids=told)
+@pytest.mark.parametrize("settings", SKEWED, ids=told)
+def test_a_skewed_kl_is_bounded_however_far_the_two_are_apart(settings):
+    for distance in (10.0, 1e3, 1e4):
+        logits = torch.tensor([[[0.0, 0.0], [distance, 0.0]]])
+        teacher = torch.tensor([[[0.0, 0.0], [0.0, distance]]]).log_softmax(-1)
+        out, gradient = run("skewed_kl", logits, graded("skewed_kl", [[False, True]], [[0, 1]], teacher), settings)
+        assert 0 < out.loss_BT[0, 1].item() <= -math.log(settings.skew) * (1 + 1e-6)
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("settings", [FORWARD, HALF, *SKEWED], ids=told)
 def test_several_teachers_give_the_weighted_sum_of_their_divergences(settings):
     """Row 0 has two teachers, row 1 has one: its second slot is empty and says nothing."""
     logits, first, second = rows(2, 2, V, seed=10), rows(2, 2, V, seed=11), rows(2, 2, V, seed=12)

@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 import torch
 from batch_kit import SHARES, V, as_chunked, as_topk, cut_for, mixed_batch, scored
-from naive import jensen_shannon, topk_bucket, topk_left_out
+from naive import jensen_shannon, kl, topk_bucket, topk_left_out
 
 from mopd.distill.loss.microbatch import collate
 from mopd.distill.loss.registry import LOSSES
-from mopd.distill.recipe import JSD, K2, ChunkedReverseKL, ForwardKL, FullReverseKL, PolicyGradient, TopKReverseKL
+from mopd.distill.recipe import (
+    JSD,
+    K2,
+    ChunkedReverseKL,
+    ForwardKL,
+    FullReverseKL,
+    PolicyGradient,
+    SkewedKL,
+    TopKReverseKL,
+)
 from mopd.distill.student.plan import plan_updates
 from mopd.distill.types import Full, ScoredRollout, TeacherScore, align_logits
 
@@ -18,6 +27,7 @@ SETTINGS = {
     "full_reverse_kl": FullReverseKL(estimator="full_reverse_kl"),
     "forward_kl": ForwardKL(estimator="forward_kl"),
     "jsd": JSD(estimator="jsd", beta=0.3),
+    "skewed_kl": SkewedKL(estimator="skewed_kl", direction="forward", skew=0.3),
     "topk_reverse_kl": TopKReverseKL(estimator="topk_reverse_kl", k=3, outside="bucket"),
     "chunked_reverse_kl": ChunkedReverseKL(estimator="chunked_reverse_kl", k=3, gate=(0.5, 2.0)),
     "policy_gradient": PolicyGradient(estimator="policy_gradient", gate=(0.5, 2.0), reward_weight=0.5),
@@ -85,6 +95,9 @@ def naive_token_loss(one: ScoredRollout, t, table, name):
         return sum(np.exp(logp[v]) * (logp[v] - teacher[v]) for v in range(V))
     if name in ("forward_kl", "jsd"):
         return jensen_shannon(np.exp(logp), np.exp(teacher), {"forward_kl": 0, "jsd": 0.3}[name])
+    if name == "skewed_kl":
+        p, q = np.exp(logp), np.exp(teacher)
+        return kl(q, 0.3 * q + 0.7 * p)
     if name == "topk_reverse_kl":
         support = as_topk(one).scores[0][1].payload.ids_TK[t].tolist()
         return topk_bucket(np.exp(logp), np.exp(teacher), support)

@@ -91,6 +91,8 @@ OTHER: dict[str, Any] = {
 LOSS_OF: dict[str, str] = (
     {
         "loss.beta": "jsd",
+        "loss.skew": "skewed_kl",
+        "loss.direction": "skewed_kl",
         "loss.payload": "full_reverse_kl",
         "loss.settings": "./loss.py:LOSS",
     }

@@ -33,6 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "full_reverse_kl": {},
     "forward_kl": {},
     "jsd": {"beta": 0.3},
+    "skewed_kl": {"skew": 0.2},
     "topk_reverse_kl": {"k": 5},
     "chunked_reverse_kl": {"k": 5},
     "policy_gradient": {"advantage_clip": 2.0, "gate": (1e-9, 1e9)},
@@ -88,6 +89,8 @@ def reference(name: str, logp_TV: Tensor, logq_TV: Tensor, ids_T: Tensor, sample
     if name == "jsd":
         m_TV = 0.3 * q_TV + 0.7 * p_TV
         return 0.3 * (q_TV * (q_TV / m_TV).log()).sum(-1) + 0.7 * (p_TV * (p_TV / m_TV).log()).sum(-1)
+    if name == "skewed_kl":
+        return (p_TV * (p_TV / (0.2 * p_TV + 0.8 * q_TV)).log()).sum(-1)
     if name in ("topk_reverse_kl", "chunked_reverse_kl"):  # every token is a chunk, all of which is compared
         likely_TV = q_TV >= q_TV.topk(5).values.amin(-1, keepdim=True)
         return ((p_TV * (logp_TV - logq_TV) - p_TV + q_TV) * likely_TV).sum(-1)

@@ -26,7 +26,7 @@ def test_a_sound_recipe_has_no_problems() -> None:
 
 
 @pytest.mark.parametrize(
-    "estimator", ["full_reverse_kl", "forward_kl", "jsd", "topk_reverse_kl", "policy_gradient", "k2"]
+    "estimator", ["full_reverse_kl", "forward_kl", "jsd", "skewed_kl", "topk_reverse_kl", "policy_gradient", "k2"]
 )
 def test_every_estimator_of_the_teachers_is_mopds(estimator: str) -> None:
     assert problems(loss={"estimator": estimator}) == []

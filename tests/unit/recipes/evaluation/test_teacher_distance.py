@@ -93,6 +93,7 @@ def test_a_student_that_is_its_teacher_overlaps_wholly() -> None:
     [
         ({"estimator": "full_reverse_kl"}, "full"),
         ({"estimator": "jsd"}, "full"),
+        ({"estimator": "skewed_kl"}, "full"),
         ({"estimator": "k2"}, "sampled"),
         ({"estimator": "topk_reverse_kl", "k": 64}, "topk"),
         ({"estimator": "topk_reverse_kl", "k": 64, "support": "union"}, "topk"),
