@@ -2,9 +2,10 @@
 
     python docs/site/build.py [--out build/site]
 
-The pages stay as they are in the repository. Beside a copy of zensical.toml they are laid out anew: README.md is the first
-page, what they link to outside of docs/ is on the site as well (recipes and Python files as pages, anything else as a file), the
-notebook is a page, and keys.md is written from the schema. Exit code 1: zensical or links.py has something to complain of.
+The pages stay as they are in the repository. Beside a copy of zensical.toml they are laid out anew: README.md is the
+first page, what they link to outside of docs/ is on the site as well (recipes and Python files as pages, anything else
+as a file), the notebook is a page, and keys.md is written from the schema. Exit code 1: zensical or links.py has
+something to complain of.
 """
 
 from __future__ import annotations

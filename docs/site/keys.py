@@ -1,6 +1,6 @@
 """The page of every key of a recipe, from the schema that `mopd schema` prints: type, bounds, default, what it is.
 
-    python docs/site/keys.py        # prints it
+python docs/site/keys.py        # prints it
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Node = dict[str, Any]
 
 INTRODUCTION = """# Recipes by key
 
-Every key that a recipe may have, written from the schema as this site was built; `mopd schema` prints the same for an editor.
-Headings are paths, in which `NAME` stands for a name of your own. A key that is not written has the default that is told here, and
-`null` removes one that another recipe has (`extends`). From the command line a key is given by its path:
-`mopd run quickstart student.optimizer.lr=1e-3`.
-What the keys are for is told on other pages: [recipe.md](recipe.md), [mixture.md](mixture.md), [teachers.md](teachers.md),
-[datasets.md](datasets.md), [cluster.md](cluster.md).
+Every key that a recipe may have, written from the schema as this site was built; `mopd schema` prints the same for an
+editor. Headings are paths, in which `NAME` stands for a name of your own. A key that is not written has the default
+that stands here, and `null` removes one that another recipe has (`extends`). From the command line a key is given by
+its path: `mopd run quickstart student.optimizer.lr=1e-3`. What the keys are for is on other pages:
+[Recipes and commands](recipe.md), [Mixing teachers](mixture.md), [Teachers](teachers.md), [Datasets](datasets.md),
+[On a Ray cluster](cluster.md).
 """
 STUDY = "Keys of a study"
 TOP = "Keys of a run"
@@ -46,7 +46,10 @@ def page() -> str:
         node = recipe if definition == "" else recipe["$defs"][definition]
         parts.append(_section(headings, node, homes, recipe["$defs"]))
     study = StudySettings.model_json_schema()
-    study["properties"]["extends"] = {"type": "string", "description": "a shipped recipe's name, or a path; of any recipe"}
+    study["properties"]["extends"] = {
+        "type": "string",
+        "description": "of any recipe: a shipped one's name, or a path, that this one changes",
+    }
     study["required"] = [name for name in study["required"] if name != "extends"]
     parts.append(_section([STUDY], study, homes, {}))
     return "\n".join(parts)

@@ -1,6 +1,6 @@
-"""Whether a built site is whole: every link leads to a page and to a place in it, and no page asks another host for anything.
+"""Whether a built site is whole: every link leads to a page and a place in it, and no page asks another host.
 
-    python docs/site/links.py build/site/html
+python docs/site/links.py build/site/html
 """
 
 from __future__ import annotations
