@@ -67,7 +67,7 @@ def test_every_page_of_the_repository_is_on_the_site_and_in_its_navigation(html:
 def test_pages_read_as_they_do_in_the_repository(html: Path) -> None:
     texts = {path.stem: path.read_text() for path in html.glob("*.html")}
     for page in sorted((REPOSITORY / "docs").glob("*.md")):
-        blocks = re.findall(r"^```\w+.*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+        blocks = re.findall(r"^```\w+[^\n]*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
         shown = re.findall(r"<pre>(.*?)</pre>", texts[page.stem], re.DOTALL)
         code = [unescape(re.sub(r"<[^>]*>", "", block)).strip() for block in shown]
         assert [block for block in blocks if block.strip() not in code] == [], page.name
