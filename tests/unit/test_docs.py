@@ -65,7 +65,7 @@ def parsed(words: list[str]) -> Any:
     return commands.commands[name].make_context(name, rest)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_every_command_of_a_page_has_options_targets_and_modules_that_are_there(page: Path) -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
