@@ -7,7 +7,9 @@ On a GPU none is: its memory is only surely free when the process has ended.
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +32,7 @@ class Host:
     def hold(self, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """Make an object in the place of the one that is here, whose memory is freed first."""
         self._held = None
-        gc.collect()
+        _free()
         self._become(type(make.__name__, (Host,), {}))
         self._held = make(*args)
 
@@ -47,7 +49,7 @@ class Host:
         """Free what is held; answers that the process is there."""
         self._held = None
         self._become(Host)
-        gc.collect()
+        _free()
         return True
 
     def _become(self, kind: type[Host]) -> None:
@@ -143,6 +145,13 @@ def death(error: Exception) -> str:
     """What Ray knows of a process that died: its first line; more of them guess at what may kill one."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return f"{first.rstrip('.')} (it was killed, perhaps by the system for lack of memory, or it crashed)"
+
+
+def _free() -> None:
+    """Give the memory of what nobody holds any more back to the system; glibc keeps freed weights for itself."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _show(title: str) -> None:

@@ -33,19 +33,17 @@ from tests.benchmarks import attention, drafts, generation, hidden, sandbox, tea
 
 ROLES = ("generation", "scoring", "update")
 WARM_UP_STEPS = 4
+SHORT = ("steps=4", "plateau=null", "optimizer.warmup_steps=1", "optimizer.decay_steps=1")
 QUICKLY = (
     "run.steps=16",
+    "run.plateau=null",
+    "student.optimizer.decay_steps=4",
     "run.evaluate_every=16",
     "run.save_every=16",
     "evaluate.validation_prompts=20",
     "evaluate.test_prompts=20",
     "stages.base.steps=80",
-    "stages.math.steps=4",
-    "stages.math.optimizer.warmup_steps=1",
-    "stages.code.steps=4",
-    "stages.code.optimizer.warmup_steps=1",
-    "stages.reasoning.steps=4",
-    "stages.reasoning.optimizer.warmup_steps=1",
+    *(f"stages.{name}.{leaf}" for name in ("math", "code", "reasoning") for leaf in SHORT),
     "track.wandb.mode=disabled",
 )
 

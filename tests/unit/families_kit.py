@@ -264,4 +264,4 @@ def page(found: Mapping[str, Outcome]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return text.strip().replace("|", "\\|").replace("<", "&lt;")

@@ -35,6 +35,14 @@ class Ballast:
         return " ".join(psutil.Process().cmdline()).strip()
 
 
+class Pieces(Ballast):
+    """Holds so many megabytes in pieces, the last of which outlives it and keeps the heap from shrinking at its end."""
+
+    def __init__(self, megabytes: int) -> None:
+        self.pieces = [bytearray(MEGABYTE // 16) for _ in range(16 * megabytes)]
+        sys.last_piece = self.pieces[-1]  # a class of this file is freed with its object
+
+
 @pytest.fixture(scope="module")
 def classes_of_this_file() -> Iterator[None]:
     """Processes of the cluster cannot import it."""
@@ -107,3 +115,14 @@ def test_a_dropped_object_leaves_no_memory() -> None:
         sizes.append(psutil.Process(pid).memory_info().rss / MEGABYTE)
     ray.kill(host)
     assert sizes[-1] < sizes[0] + 32
+
+
+def test_freed_pieces_go_back_to_the_system() -> None:
+    host = Hosts().take()
+    host.hold.remote(Pieces, (256,))
+    process = psutil.Process(held(host, "process"))
+    full = process.memory_info().rss / MEGABYTE
+    ray.get(host.drop.remote())
+    left = process.memory_info().rss / MEGABYTE
+    ray.kill(host)
+    assert left < full - 200
