@@ -118,6 +118,19 @@ def test_the_test_tells_right_from_wrong(tmp_path: Path) -> None:
     assert [bool(wrong(tree)) for tree in mappings(page)] == [False, False, False, True]
 
 
+def test_the_recipe_that_the_readme_shortens_says_what_it_shows() -> None:
+    (block,) = re.findall(r"```yaml\n(name: quickstart\n.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    shown = plain(yaml.safe_load(re.sub(r"^ *\.\.\.$", "", block, flags=re.MULTILINE)))
+    whole = yaml.safe_load((SHIPPED / "quickstart.yaml").read_text())
+
+    def differences(part: Any, of: Any, path: str) -> list[str]:
+        if not isinstance(part, dict) or not isinstance(of, dict):
+            return [] if part == of else [f"{path} is {part}, and {of} in the recipe"]
+        return [line for key in part for line in differences(part[key], of.get(key), f"{path}.{key}")]
+
+    assert differences(shown, whole, "quickstart") == []
+
+
 def test_the_study_of_the_readme_is_one(tmp_path: Path) -> None:
     (block,) = re.findall(r"```yaml\n(extends: .*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     path = tmp_path / "rates.yaml"
