@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart smollm2 test test-vllm lint bench families coverage chaos mutate window gpu
+.PHONY: help install quickstart smollm2 test test-vllm lint docs bench families coverage chaos mutate window gpu
 
 help:
 	@echo "make quickstart   the environment, then the quickstart recipe: three specialists into one student"
@@ -20,6 +20,7 @@ help:
 	@echo "make test         the environment, then every test that this machine can run"
 	@echo "make test-vllm    vLLM in .venv-vllm, and the tests of a teacher that it serves"
 	@echo "make lint         ruff, types, import contracts"
+	@echo "make docs         the docs site in build/site/html, every link checked; it opens from its folder, without a network"
 	@echo "make bench        what a step of the quickstart takes, and what teachers cost, as JSON and tables"
 	@echo "make gpu          how fast one GPU samples, scores and distils, by the python that is there (GPU_PYTHON=python3 MODEL=PATH)"
 	@echo "make window       the window study of docs/architecture.md, hours in parts: it goes on where it stopped (MINUTES=30)"
@@ -70,6 +71,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+docs: install
+	$(BIN)/python docs/site/build.py
 
 bench: install
 	$(BIN)/python -m tests.benchmarks

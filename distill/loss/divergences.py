@@ -55,8 +55,8 @@ def jsd(logits_BTV: Tensor, microbatch: Microbatch, settings: JSD) -> TokenLoss:
 def skewed_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: SkewedKL) -> TokenLoss:
     """``KL(pi_theta || a pi_theta + (1 - a) pi_T)``, or forward ``KL(pi_T || a pi_T + (1 - a) pi_theta)``.
 
-    ``a`` is ``skew``. Neither exceeds ``-log a`` nats, and no gradient a bound, however far the two are apart. Several teachers:
-    ``sum_k w_k`` of each one's.
+    ``a`` is ``skew``. Neither exceeds ``-log a`` nats, however far the two are apart. Several teachers: ``sum_k w_k``
+    of each one's.
 
     Source: DistiLLM, arXiv 2402.03898, eq 5 (skew KL) and the skew reverse KL beside it.
     """

@@ -244,7 +244,7 @@ class Engine(Strict):
     expert_parallel: Count = Field(default=1, description="ranks that share one set of experts (DeepSpeed AutoEP)")
     microbatch_tokens: Count = Field(default=4096, description="padded tokens of one forward and backward on a rank")
     expert_bias_rate: BiasRate = Field(
-        default=1e-4, description="step of the router's correction bias; MiMo-V2-Flash report, section 7 of the notes"
+        default=1e-4, description="step of the router's correction bias; MiMo-V2-Flash report"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")

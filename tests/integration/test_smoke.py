@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 STEPS = 4
 DOMAINS = ["math", "code", "reasoning"]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,13 @@ def test_a_run_leaves_what_the_design_promises(smoke):
         assert (out / name).exists(), name
     assert_whole(out, steps=STEPS)
     assert str(out / "report.html") in printed.replace("\n", "")
+
+
+def test_all_that_a_run_leaves_is_on_the_page_of_files(smoke):
+    out, _ = smoke
+    rows_of_page = [line for line in (ROOT / "docs" / "files.md").read_text().splitlines() if line.startswith("| `")]
+    named = {name.split("/")[0] for row in rows_of_page for name in re.findall(r"`([^`]+)`", row)}
+    assert [path.name for path in out.iterdir() if path.name not in named] == []
 
 
 def test_every_teacher_was_tried_out_before_the_first_step(smoke):
