@@ -8,6 +8,7 @@ that is where it records; else it records in ``<run>/<tracker>/``, without a net
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import queue
@@ -55,8 +56,9 @@ def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str 
             flat |= flat_settings(value, f"{prefix}{name}.")
         elif value is not None:
             plain = value if isinstance(value, str | int | float | bool) else json.dumps(value)
-            long = isinstance(plain, str) and len(plain) > SETTING_CHARACTERS
-            flat[f"{prefix}{name}"] = f"{plain[:SETTING_CHARACTERS]}..." if long else plain  # not per token
+            if isinstance(plain, str) and len(plain) > SETTING_CHARACTERS:
+                plain = f"{plain[:SETTING_CHARACTERS]}..."  # not per token
+            flat[f"{prefix}{name}"] = plain
     return flat
 
 
@@ -90,8 +92,7 @@ def _aim(run: TrackedRun, folder: Path) -> GeneralTracker:
 
 
 def _comet_ml(run: TrackedRun, folder: Path) -> GeneralTracker:
-    import comet_ml
-
+    comet_ml: Any = importlib.import_module("comet_ml")  # not among what types are checked with
     os.environ.setdefault("COMET_OFFLINE_DIRECTORY", str(folder))
     online = None if comet_ml.get_config("comet.api_key") else False
     settings = comet_ml.ExperimentConfig(name=run.name, tags=list(run.tags), auto_output_logging=False, log_code=False)
