@@ -8,6 +8,8 @@
 # /work is where runs, models and recipes of your own lie.
 
 FROM python:3.11-slim-bookworm AS base
+# Debian removes a version of a package when it has the next.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends build-essential git \
     && rm -rf /var/lib/apt/lists/*
@@ -24,7 +26,7 @@ RUN useradd --create-home --uid 1000 mopd && mkdir /work && chown mopd /work
 
 FROM base AS cpu
 RUN pip install --extra-index-url https://download.pytorch.org/whl/cpu --constraint constraints.txt '.[envs]'
-USER mopd
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["mopd"]
 CMD ["--help"]
@@ -33,7 +35,7 @@ CMD ["--help"]
 FROM base AS gpu
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 RUN pip install --constraint constraints.txt '.[envs]'
-USER mopd
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["mopd"]
 CMD ["--help"]

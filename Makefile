@@ -1,17 +1,20 @@
-# What a person types. Needs Python 3.11 and nothing else; everything lands in .venv of this folder.
+# What a person types. Needs Python 3.11, 3.12 or 3.13 and nothing else; everything lands in .venv of this folder.
 #
 # TORCH_INDEX names one more index for torch. PyPI's own torch for Linux is the CUDA build (several GB), which is right on
 # a machine with a GPU and works on any other. To save the download where there is no GPU:
 #
 #     make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
-PYTHON ?= python3.11
+# The first that runs, for a name on the PATH may be one that does not (pyenv's, of a version that is not switched on).
+SUPPORTED := python3.11 python3.12 python3.13 python3
+RUNS = $(1) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1
+PYTHON ?= $(shell for python in $(SUPPORTED); do if $(call RUNS,$$python); then echo $$python; break; fi; done)
 TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart smollm2 test test-vllm lint docs bench families coverage chaos mutate window gpu
+.PHONY: help install quickstart smollm2 test test-vllm lint docs lock lowest pythons bench families coverage chaos mutate window gpu
 
 help:
 	@echo "make quickstart   the environment, then the quickstart recipe: three specialists into one student"
@@ -21,6 +24,9 @@ help:
 	@echo "make test-vllm    vLLM in .venv-vllm, and the tests of a teacher that it serves"
 	@echo "make lint         ruff, types, import contracts"
 	@echo "make docs         the docs site in build/site/html, every link checked; it opens from its folder, without a network"
+	@echo "make lowest       the lowest versions that pyproject.toml admits, in .venv-lowest, and a part of the tests with them"
+	@echo "make pythons      types and unit tests on each of Python 3.11 to 3.13 that runs here, in .venv-VERSION"
+	@echo "make lock         uv.lock anew, from constraints.txt"
 	@echo "make bench        what a step of the quickstart takes, and what teachers cost, as JSON and tables"
 	@echo "make gpu          how fast one GPU samples, scores and distils, by the python that is there (GPU_PYTHON=python3 MODEL=PATH)"
 	@echo "make window       the window study of docs/architecture.md, hours in parts: it goes on where it stopped (MINUTES=30)"
@@ -31,9 +37,13 @@ help:
 
 install: $(INSTALLED)
 
+# tests/unit/test_packaging.py compares these with the sizes in uv.lock.
+DOWNLOADS = downloading torch $(if $(TORCH_INDEX),from $(TORCH_INDEX) (0.2 GB) and 0.5 GB of other packages,with the libraries of CUDA and other packages: 3.2 GB (less with TORCH_INDEX=https://download.pytorch.org/whl/cpu, for machines without a GPU)); what pip has in its cache is not downloaded again
+
 # DS_BUILD_OPS=0: DeepSpeed compiles nothing at installation; the ops it needs are torch's own.
 $(INSTALLED): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on the PATH; install Python 3.11, or name yours: make PYTHON=..."; exit 2; }
+	@test -n "$(PYTHON)" && $(call RUNS,$(PYTHON)) || { echo "no Python 3.11 to 3.13 runs here as $(or $(PYTHON),any of $(SUPPORTED)); install one, or name yours: make PYTHON=..."; exit 2; }
+	@echo "$(DOWNLOADS)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt --editable '.[dev]'
@@ -66,11 +76,45 @@ $(SERVED): Makefile
 test-vllm: install $(SERVED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/served_by_vllm
 
+# Types are checked for every Python that is supported; unannotated code of one is no code of another.
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+# uv.lock, with the versions of constraints.txt and what they bring along elsewhere; a test compares the two.
+lock: install
+	$(BIN)/uv lock $$(grep -v '^#' constraints.txt | sed 's/^/--upgrade-package /')
+
+# Whether the lower bounds of pyproject.toml are true: the lowest versions that it admits, in .venv-lowest, and the parts of
+# the tests that touch most of the libraries. Test tools are those of constraints.txt.
+LOWEST := .venv-lowest
+LOWEST_TESTS := $(addprefix tests/unit/,distill/recipe distill/loss/test_losses.py distill/loss/test_divergences.py \
+	distill/loss/test_topk.py distill/models/test_adapters.py distill/metrics/test_seesaw.py distill/tracking/test_answers.py \
+	distill/tracking/test_sinks.py rollouts/test_verifiers.py rollouts/tasks/test_dataset_task.py recipes/test_cli.py \
+	recipes/report/test_report.py recipes/report/test_card.py)
+lowest: install
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python-version 3.11 pyproject.toml --output-file $(LOWEST).txt
+	$(BIN)/uv venv --quiet --allow-existing --python 3.11 $(LOWEST)
+	grep -E '^(pytest|pytest-timeout|pytest-xdist|pillow)==' constraints.txt > $(LOWEST)-tools.txt
+	DS_BUILD_OPS=0 $(BIN)/uv pip install --quiet --python $(LOWEST) --constraint $(LOWEST).txt --editable . -r $(LOWEST)-tools.txt
+	$(LOWEST)/bin/mopd check smoke --offline
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)
+	rm -rf $(LOWEST)-run && $(LOWEST)/bin/mopd run smoke --out $(LOWEST)-run
+
+# Types as each Python of 3.11 to 3.13 has them, and the unit tests on each that runs here, each in a .venv-VERSION of its own,
+# pinned as .venv is.
+pythons: install
+	for version in 3.11 3.12 3.13; do \
+		$(BIN)/pyright --pythonpath $(BIN)/python --pythonversion $$version || exit 1; done
+	for version in 3.11 3.12 3.13; do \
+		if ! $(call RUNS,python$$version); then echo "python$$version does not run here: not tested"; continue; fi; \
+		test -x .venv-$$version/bin/python || python$$version -m venv .venv-$$version || exit 1; \
+		DS_BUILD_OPS=0 .venv-$$version/bin/python -m pip install --quiet --disable-pip-version-check \
+			$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt --editable '.[dev]' || exit 1; \
+		OMP_NUM_THREADS=1 .venv-$$version/bin/python -m pytest -n 2 --dist loadfile tests/unit || exit 1; done
 
 docs: install
 	$(BIN)/python docs/site/build.py

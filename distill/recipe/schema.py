@@ -694,12 +694,18 @@ class WandbRecipe(Strict):
     tags: tuple[str, ...] = Field(default=(), description="W&B tags")
 
 
+SHIPPED_SINKS = ("tensorboard", "trackio", "mlflow", "aim", "comet_ml", "clearml", "swanlab", "dvclive")
+"""Of distill/tracking/sinks.py, by name."""
+
+
 class TrackRecipe(Strict):
     """What is written besides metrics.jsonl."""
 
     wandb: WandbRecipe = WandbRecipe()
-    sinks: tuple[Annotated[str, ShippedOrPlugin("tensorboard")], ...] = Field(
-        default=(), description="who is given every row beside W&B: tensorboard, or ./file.py:NAME of your own"
+    sinks: tuple[Annotated[str, ShippedOrPlugin(*SHIPPED_SINKS)], ...] = Field(
+        default=(),
+        description="who is given every row beside W&B: trackers of the package accelerate, or ./file.py:NAME of your "
+        "own; docs/files.md",
     )
     rollouts_per_domain: CountOrNone = Field(default=3, description="rollouts kept at each evaluation")
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mopd.distill.errors import UserError
@@ -39,15 +40,22 @@ def _wandb() -> SinkFactory:
     return WandbSink
 
 
-def _tensorboard() -> SinkFactory:
-    from mopd.distill.tracking.accelerate_sink import tensorboard
+def _of_accelerate(name: str) -> SinkFactory:
+    from mopd.distill.tracking.accelerate_sink import apart
 
-    return tensorboard
+    return partial(apart, name)
 
 
 SINKS: dict[str, SinkRow] = {
     "wandb": SinkRow("W&B", ("wandb",), _wandb),
-    "tensorboard": SinkRow("TensorBoard", ("tensorboard", "tensorboardX"), _tensorboard),
+    "tensorboard": SinkRow("TensorBoard", ("tensorboard", "tensorboardX"), partial(_of_accelerate, "tensorboard")),
+    "trackio": SinkRow("trackio", ("trackio",), partial(_of_accelerate, "trackio")),
+    "mlflow": SinkRow("MLflow", ("mlflow",), partial(_of_accelerate, "mlflow")),
+    "aim": SinkRow("Aim", ("aim",), partial(_of_accelerate, "aim")),
+    "comet_ml": SinkRow("Comet", ("comet_ml",), partial(_of_accelerate, "comet_ml")),
+    "clearml": SinkRow("ClearML", ("clearml",), partial(_of_accelerate, "clearml")),
+    "swanlab": SinkRow("SwanLab", ("swanlab",), partial(_of_accelerate, "swanlab")),
+    "dvclive": SinkRow("DVCLive", ("dvclive",), partial(_of_accelerate, "dvclive")),
 }
 """By the name that a recipe has for it in ``track.sinks``; W&B is on unless ``track.wandb.mode`` is ``disabled``."""
 

@@ -51,7 +51,7 @@ from mopd.distill.types import UserError
         ("teachers.math.kind=custom", "`teachers.math` is of kind custom, which needs `scorer`"),
         ("teachers.math={model: ./m, kind: checkpoint, scorer: ./s.py:S}", "remove `scorer`"),
         ("teachers.math.settings={a: 1}", "`teachers.math` has `settings`, which only a `kind` of your own reads"),
-        ("track.sinks=[wandb]", "`track.sinks[0]` is the text 'wandb'; known: tensorboard, or ./file.py:NAME"),
+        ("track.sinks=[wandb]", "known: tensorboard, trackio, mlflow, aim, comet_ml, "),
         ("device=gpu", "known: auto, cpu, cuda"),
         ("loss=nll", "`loss` must be a mapping such as {estimator: full_reverse_kl}"),
         ("loss={estimator: full_reverse_kal}", "did you mean `full_reverse_kl`"),
