@@ -19,6 +19,7 @@ from mopd.distill.recipe.source import ELSEWHERE, RUNS_PROGRAMS
 from mopd.distill.types import Prompt, RunError, UserError
 from mopd.recipes.check.plugins import HOSTILE, check_own_task
 from mopd.rollouts.environments import domain_task
+from mopd.rollouts.environments.task import EnvironmentTask
 from mopd.rollouts.tasks import Example, Task
 from mopd.rollouts.tasks.dataset import DatasetTask
 from mopd.rollouts.verifiers import unreadable_golds
@@ -250,9 +251,10 @@ def is_elsewhere(task: str | Source | GymSource | EnvironmentSource) -> bool:
 
 
 def left_out(tasks: Mapping[str, Task]) -> Iterator[str]:
-    """A warning for every split of a dataset of which rows are left out, with how many, and which."""
+    """A warning for every split of a dataset of which rows are left out, and for every environment of which cases are,
+    with how many, and which."""
     for name, task in tasks.items():
-        if isinstance(task, DatasetTask):
+        if isinstance(task, DatasetTask | EnvironmentTask):
             yield from (f"`domains.{name}`: {sentence}" for sentence in task.left_out)
 
 

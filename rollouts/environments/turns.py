@@ -50,6 +50,10 @@ class Turns(Protocol):
         """What a model wrote as an assistant's message, with its ``tool_calls``; ``malformed``: why a call is none."""
         ...
 
+    def written(self, text: str, tools: Sequence[Tool]) -> str:
+        """A message of a script, whose calls are as :func:`plain_call` reads them, as :meth:`read` reads it."""
+        ...
+
     def drops(self, messages: Sequence[Turn], answer: Sequence[Turn], tools: Sequence[Tool], text: str) -> bool:
         """Whether the template would leave a part of ``text``, an earlier message of the assistant, out."""
         ...
@@ -75,6 +79,10 @@ class PlainTurns:
         """A message that is ``NAME(...)`` of a tool is a call; see :func:`plain_call`."""
         return plain_call(text, tools)
 
+    def written(self, text: str, tools: Sequence[Tool]) -> str:
+        """As it is."""
+        return text
+
     def drops(self, messages: Sequence[Turn], answer: Sequence[Turn], tools: Sequence[Tool], text: str) -> bool:
         """Nothing is left out."""
         return False
@@ -91,12 +99,26 @@ class ChatTurns:
         self._tokenizer = tokenizer
         self._arguments = dict(arguments or {})
         template = str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
-        self._read = tagged_calls if "<tool_call>" in template else json_call
+        self._tagged = "<tool_call>" in template
+        self._read = tagged_calls if self._tagged else json_call
         self._closings = _closings(tokenizer)
 
     def prompt(self, messages: Sequence[Turn], tools: Sequence[Tool]) -> str:
-        """See :class:`Turns`."""
-        return self._render(messages, tools)
+        """See :class:`Turns`. Tools that the template leaves out stand in a system message, or before a user's first."""
+        text = self._render(messages, tools)
+        if all(tool.name in text for tool in tools):
+            return text
+        list_of_tools = tools_as_text(tools)
+        first, *others = messages
+        if first["role"] == "system":
+            return self._render([{**first, "content": f"{first['content']}\n\n{list_of_tools}"}, *others], tools)
+        try:
+            written = self._render([{"role": "system", "content": list_of_tools}, *messages], tools)
+        except ValueError:
+            written = ""
+        if list_of_tools in written:
+            return written
+        return self._render([{**first, "content": f"{list_of_tools}\n\n{first['content']}"}, *others], tools)
 
     def after(self, messages: Sequence[Turn], answer: Sequence[Turn], tools: Sequence[Tool]) -> tuple[int, ...]:
         """See :class:`Turns`."""
@@ -113,6 +135,14 @@ class ChatTurns:
     def read(self, text: str, tools: Sequence[Tool]) -> dict[str, Any]:
         """Calls as the template's family writes them: tagged ``<tool_call>`` JSON, or a message that is JSON."""
         return self._read(text, tools)
+
+    def written(self, text: str, tools: Sequence[Tool]) -> str:
+        """Its calls as :meth:`read` reads them."""
+        calls = plain_call(text, tools).get("tool_calls")
+        if not calls:
+            return text
+        (call,) = (json.dumps(call["function"], ensure_ascii=False) for call in calls)
+        return f"<tool_call>\n{call}\n</tool_call>" if self._tagged else call
 
     def drops(self, messages: Sequence[Turn], answer: Sequence[Turn], tools: Sequence[Tool], text: str) -> bool:
         """See :class:`Turns`: whether it closes a thought, and the template leaves thoughts of earlier turns out."""
@@ -159,6 +189,17 @@ class ChatTurns:
             )  # fmt: skip
         except Exception as error:  # templates raise what they like
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
+
+
+def tools_as_text(tools: Sequence[Tool]) -> str:
+    """What a model is told of its tools where its chat template says nothing of them; calls are as :func:`json_call`
+    reads them.
+    """
+    listed = "\n".join(json.dumps(tool.schema["function"], ensure_ascii=False) for tool in tools)
+    return (
+        'You may call functions. A call is a message of this JSON object alone: {"name": NAME, "arguments": {...}}. '
+        f"Once nothing is left to call, answer in words. These are the functions:\n{listed}"
+    )
 
 
 def turns_of(tokenizer: PreTrainedTokenizerBase | None) -> Turns:
