@@ -129,6 +129,10 @@ class EnvironmentTask:
         split, seed, index, easy = _place(prompt.id)
         return self.open(seed=seed, split=split, index=index, easy=easy)
 
+    def tool_names(self, prompt: Prompt) -> tuple[str, ...]:
+        """What may be called in the episode that a prompt opens."""
+        return tuple(tool.name for tool in self.restart(prompt).tools)
+
     def another(self, prompt: Prompt, number: int, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """The prompt of the episode that takes the place of another: the ``number``-th in turn."""
         split, seed, index, easy = _place(prompt.id)

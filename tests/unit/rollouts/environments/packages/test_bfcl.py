@@ -327,6 +327,6 @@ def test_what_cannot_be_played_is_refused(name: str) -> None:
 def test_without_the_package_its_installation_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "bfcl_eval" else found(name, *a))
-    read_cases.cache_clear()
+    read_cases.cache_clear()  # of a process that has read them
     with pytest.raises(UserError, match=r"pip install --no-deps bfcl-eval"):
         task_of(f"bfcl:{BASE}")
