@@ -146,7 +146,10 @@ class EnvironmentSource(Strict):
             return value
         kinds = [kind for kind in KINDS_ELSEWHERE if kind in named]
         if len(kinds) != 1 or named.keys() - {*kinds, "args"}:
-            raise refusal("has an `environment` that is none of {verifiers: NAME, args: {...}}, {bfcl: NAME} and {program: COMMAND}")
+            raise refusal(
+                "has an `environment` that is none of {verifiers: NAME, args: {...}}, {bfcl: NAME, args: {...}} and "
+                "{program: COMMAND}"
+            )
         if "args" in named and "args" in value:
             raise refusal("has `args` twice; give them once")
         name = named[kinds[0]]

@@ -193,9 +193,7 @@ class StudentSampler:
         support = None if greedy else self._decoding.support
         drafts = self._decoding.drafts and self._with_costs(weights, self._decoding.drafts)
         how = replace(self._decoding, step=step, greedy=greedy, support=support, drafts=drafts)
-        decoding = replace(
-            self._examined(step=step, greedy=greedy) if exam else how, max_new_tokens=max_new_tokens
-        )
+        decoding = replace(self._examined(step=step, greedy=greedy) if exam else how, max_new_tokens=max_new_tokens)
         planned = [_Planned(prompt, index=n, group=n) for prompt, n in zip(prompts, numbers, strict=True)]
         size = self._batch_size * weights.ranks
         batches = [planned[start : start + size] for start in range(0, len(planned), size)]

@@ -104,7 +104,7 @@ class ChatTurns:
         self._closings = _closings(tokenizer)
 
     def prompt(self, messages: Sequence[Turn], tools: Sequence[Tool]) -> str:
-        """See :class:`Turns`. Tools that the template leaves out stand in a system message, or before a user's first."""
+        """See :class:`Turns`. Tools that the template leaves out stand in a system message, or in a user's first."""
         text = self._render(messages, tools)
         if all(tool.name in text for tool in tools):
             return text

@@ -105,7 +105,9 @@ class BfclEnvironment:
     def __init__(self, category: str, args: Mapping[str, Any], *, seconds: float) -> None:
         self.name = f"bfcl:{category}"
         if category not in CATEGORIES:
-            raise UserError(f"bfcl has no cases of several turns called {category!r}; there are {', '.join(CATEGORIES)}")
+            raise UserError(
+                f"bfcl has no cases of several turns called {category!r}; there are {', '.join(CATEGORIES)}"
+            )
         try:
             self._settings = BfclSettings.model_validate(dict(args))
         except ValidationError as error:
@@ -151,8 +153,8 @@ class BfclEnvironment:
         listed = ", ".join(f"{name} ({size})" for name, size in list(self._unfit.items())[:LISTED_CASES])
         more = len(self._unfit) - LISTED_CASES
         return [
-            f"{len(self._unfit)} of {len(self._cases)} cases of {self.name} are left out, because their tools and first "
-            f"message have more tokens than the {self._room} that the student's context leaves them: {listed}"
+            f"{len(self._unfit)} of {len(self._cases)} cases of {self.name} are left out, because their tools and "
+            f"first message have more tokens than the {self._room} that the student's context leaves them: {listed}"
             f"{f' and {more} more' if more > 0 else ''}"
         ]
 
@@ -300,8 +302,8 @@ def read_cases(category: str) -> tuple[Case, ...]:
         return tuple(_case(entry, answers[entry["id"]], base[_number(entry["id"])], functions) for entry in entries)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"the cases {category!r} of bfcl-eval in {folder} cannot be read ({type(error).__name__}: {error}); install "
-            f"2026.3.23: {INSTALL}==2026.3.23"
+            f"the cases {category!r} of bfcl-eval in {folder} cannot be read ({type(error).__name__}: {error}); "
+            f"install 2026.3.23: {INSTALL}==2026.3.23"
         ) from error
 
 

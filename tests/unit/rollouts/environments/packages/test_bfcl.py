@@ -122,14 +122,22 @@ def test_a_call_too_few_or_a_wrong_one_is_failed() -> None:
     assert [(record.reward, record.ended) for record in records(short)] == [(0.0, "done")] * 4
     silent = records(played(task, lambda text: "I would rather not.", prompts))
     assert [(record.reward, record.ended, record.tool_calls) for record in silent] == [(0.0, "done", 0)] * 4
-    right = [("ls", {"a": True}), ("cd", {"folder": "workspace"}), ("mv", {"source": "log.txt", "destination": "archive"})]
+    right = [
+        ("ls", {"a": True}),
+        ("cd", {"folder": "workspace"}),
+        ("mv", {"source": "log.txt", "destination": "archive"}),
+    ]
     rest = [
         said("Done."), calling(("cd", {"folder": "archive"}), ("grep", {"file_name": "log.txt", "pattern": "Error"})),
         said("Done."), calling(("tail", {"file_name": "log.txt", "lines": 20})), said("Done."),
     ]  # fmt: skip
     begun = [calling(right[0]), said("Done."), calling(*right[1:])]
     assert steps(opened("multi_turn_base_1"), *begun, *rest)[-1] == Step(done=True, reward=1.0)
-    other = [calling(right[0]), said("Done."), calling(right[1], ("mv", {"source": "log.txt", "destination": "log2.txt"}))]
+    other = [
+        calling(right[0]),
+        said("Done."),
+        calling(right[1], ("mv", {"source": "log.txt", "destination": "log2.txt"})),
+    ]
     assert steps(opened("multi_turn_base_1"), *other, *rest)[-1] == Step(done=True, reward=0.0)
 
 
@@ -206,7 +214,7 @@ def test_a_value_that_looks_like_code_stays_a_value(tmp_path: Path) -> None:
     steps(opened("multi_turn_base_0"), calling(("cd", {"folder": text}), ("echo", {"content": f"') or {text} or ('"})))
     assert not (tmp_path / "made").exists()
     tools = case_of("multi_turn_base_0").offered[0]
-    assert written_call(calling(("cd", {"folder": "a'b"}))["tool_calls"][0], tools).text == "cd(folder=\"a'b\")"
+    assert written_call(calling(("cd", {"folder": "a'b"}))["tool_calls"][0], tools).text == 'cd(folder="a\'b")'
 
 
 @here
