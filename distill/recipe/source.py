@@ -118,6 +118,8 @@ class GymSource(Strict):
 PACKAGES_ELSEWHERE = ("verifiers", "bfcl")
 """Packages whose environments are played by name; their settings are `args`."""
 KINDS_ELSEWHERE = (*PACKAGES_ELSEWHERE, "program")
+SCRIPTED = ("bfcl:",)
+"""Of them, those whose episodes have scripts, which the supervised method learns from."""
 ELSEWHERE = tuple(f"{kind}:" for kind in KINDS_ELSEWHERE)
 """`verifiers:NAME` is short for `{verifiers: NAME}`, `program:COMMAND` for `{program: COMMAND}`."""
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import DomainRecipe, EnvironmentSource, EvaluateRecipe, GymSource, Source
 from mopd.distill.recipe.plugins import is_plugin, own_code
-from mopd.distill.recipe.source import ELSEWHERE, RUNS_PROGRAMS
+from mopd.distill.recipe.source import ELSEWHERE, RUNS_PROGRAMS, SCRIPTED
 from mopd.distill.types import Prompt, RunError, UserError
 from mopd.recipes.check.plugins import HOSTILE, check_own_task
 from mopd.rollouts.environments import domain_task
@@ -250,6 +250,11 @@ def is_elsewhere(task: str | Source | GymSource | EnvironmentSource) -> bool:
     return isinstance(task, EnvironmentSource) and task.environment.startswith(ELSEWHERE)
 
 
+def has_scripts(task: str | Source | GymSource | EnvironmentSource) -> bool:
+    """Whether a task is an environment of another package that says which messages are right."""
+    return isinstance(task, EnvironmentSource) and task.environment.startswith(SCRIPTED)
+
+
 def left_out(tasks: Mapping[str, Task]) -> Iterator[str]:
     """A warning for every split of a dataset of which rows are left out, and for every environment of which cases are,
     with how many, and which."""
@@ -324,7 +329,7 @@ def check_gold_answers(domains: Mapping[str, DomainRecipe], trained: Mapping[str
     """
     for where, names in trained.items():
         for name in names:
-            if name in domains and not has_gold_answers(domains[name].task):
+            if name in domains and not (has_gold_answers(domains[name].task) or has_scripts(domains[name].task)):
                 lacking = (
                     "whose environment has none; learn it by reward"
                     if is_elsewhere(domains[name].task)

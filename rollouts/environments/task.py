@@ -23,7 +23,7 @@ from mopd.rollouts.environments.runner import Failed, Runner
 from mopd.rollouts.environments.tools import Tool
 from mopd.rollouts.environments.turns import Turns
 from mopd.rollouts.tasks.base import Example, content_hash
-from mopd.rollouts.tokenizer import encode, to_prompt
+from mopd.rollouts.tokenizer import context_of, encode, to_prompt
 
 PLACE = re.compile(r"/(train|validation|test)/(\d+)-(\d+)-([eh])-[0-9a-f]{16}")
 """In the id of a prompt, which episode it opens: split, seed, index, easy or hard."""
@@ -104,14 +104,15 @@ class EnvironmentTask:
             UserError: the chat template cannot write one of them.
         """
         fit = getattr(self._environment, "fit", None)
-        if fit is None:
+        context = context_of(tokenizer)
+        if fit is None or context is None:
             return
 
         def tokens(messages: Sequence[Turn], tools: Sequence[Tool]) -> int:
             return len(encode(tokenizer, self.turns.prompt(messages, tools)))
 
         try:
-            fit(tokens, tokenizer.model_max_length - self.limits.tokens)
+            fit(tokens, context - self.limits.tokens)
         except ValueError as error:
             raise UserError(f"the environment of domain {self._domain!r}: {error}") from error
 

@@ -106,7 +106,7 @@ class ChatTurns:
     def prompt(self, messages: Sequence[Turn], tools: Sequence[Tool]) -> str:
         """See :class:`Turns`. Tools that the template leaves out stand in a system message, or in a user's first."""
         text = self._render(messages, tools)
-        if all(tool.name in text for tool in tools):
+        if not tools or text != self._render(messages, []):
             return text
         list_of_tools = tools_as_text(tools)
         first, *others = messages

@@ -277,13 +277,14 @@ def data_folder() -> Path:
     Raises:
         UserError: it is not installed, or what its simulators import is not.
     """
-    for name in ("bfcl_eval", "mpmath"):
-        spec = importlib.util.find_spec(name)
+    specs = {name: importlib.util.find_spec(name) for name in ("bfcl_eval", "mpmath")}
+    for name, spec in specs.items():
         if spec is None or spec.origin is None:
             raise UserError(f"environments of bfcl need the package {name}; install it: {INSTALL}")
-        if name == "bfcl_eval":
-            folder = Path(spec.origin).parent / "data"
-    return folder
+    package = specs["bfcl_eval"]
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "data"
 
 
 @functools.cache
