@@ -28,9 +28,9 @@ def recipe(path: Path, model: str, domain: dict[str, Any], **sections: Any) -> s
         "student": {"model": model},
         "domains": {"played": {**domain, "reward": True}},
         "method": "mix_rl",
-        "loss": {"estimator": "policy_gradient"},
+        "loss": {"estimator": "policy_gradient", "reward_weight": 1.0},
         "evaluate": {"test_prompts": 4, "validation_prompts": 4},
-        "rollout": {"max_new_tokens": 6},
+        "rollout": {"max_new_tokens": 6, "samples_per_prompt": 2},
         **sections,
     }
     path.write_text(json.dumps(written))
@@ -64,6 +64,7 @@ def test_check_shows_a_case_of_bfcl_with_its_tools_and_eval_plays_it(tmp_path: P
     checked = mopd("check", path, "--out", str(tmp_path / "run"))
     shown = checked.output.replace("\n", "")
     assert '"type": "function", "function": {"name": ' in shown
+    assert "tools: " in shown
     assert "of 200 cases of bfcl:multi_turn_base are left out" in " ".join(checked.output.split())
     result = mopd("eval", model, "--recipe", path, "--prompts", "2", "--json", str(tmp_path / "a.json"))
     assert result.exit_code == 0, result.output
