@@ -172,13 +172,13 @@ def context_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
     What the tokenizer says (``model_max_length``) and the configuration beside it (``max_position_embeddings``): the
     least of them.
     """
-    said = [tokenizer.model_max_length] if tokenizer.model_max_length < VERY_LARGE_INTEGER else []
+    limits = [tokenizer.model_max_length] if tokenizer.model_max_length < VERY_LARGE_INTEGER else []
     path = Path(str(tokenizer.name_or_path)) / "config.json"
     if path.is_file():
         config = json.loads(path.read_text(encoding="utf-8"))
         positions = config.get("text_config", config).get("max_position_embeddings")
-        said += [positions] if isinstance(positions, int) else []
-    return min(said, default=None)
+        limits += [positions] if isinstance(positions, int) else []
+    return min(limits, default=None)
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: str) -> tuple[int, ...]:

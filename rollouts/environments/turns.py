@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -104,32 +104,35 @@ class ChatTurns:
         self._closings = _closings(tokenizer)
 
     def prompt(self, messages: Sequence[Turn], tools: Sequence[Tool]) -> str:
-        """See :class:`Turns`. Tools that the template leaves out stand in a system message, or in a user's first."""
-        text = self._render(messages, tools)
-        if not tools or text != self._render(messages, []):
-            return text
-        list_of_tools = tools_as_text(tools)
-        first, *others = messages
-        if first["role"] == "system":
-            return self._render([{**first, "content": f"{first['content']}\n\n{list_of_tools}"}, *others], tools)
-        try:
-            written = self._render([{"role": "system", "content": list_of_tools}, *messages], tools)
-        except ValueError:
-            written = ""
-        if list_of_tools in written:
-            return written
-        return self._render([{**first, "content": f"{list_of_tools}\n\n{first['content']}"}, *others], tools)
+        """See :class:`Turns`. Of tools that the template says nothing of, a system message or the first tells."""
+        if not tools or self._writes_tools(tools):
+            return self._render(messages, tools)
+        why = ""
+        for conversation in (with_calls_as_text(messages), as_users(messages)):
+            for opening in _openings(conversation, tools_as_text(tools)):
+                try:
+                    text = self._render(opening, [])
+                except ValueError as error:
+                    why = str(error)
+                    continue
+                if all(str(message["content"]).strip() in text for message in opening):
+                    return text
+                why = "the chat template leaves out a message"
+        raise ValueError(why)
+
+    def _writes_tools(self, tools: Sequence[Tool]) -> bool:
+        probe = [{"role": "user", "content": WRITTEN}]
+        return self._render(probe, tools) != self._render(probe, [])
 
     def after(self, messages: Sequence[Turn], answer: Sequence[Turn], tools: Sequence[Tool]) -> tuple[int, ...]:
         """See :class:`Turns`."""
         try:
             tail = self._whole_tail(messages, answer, tools)
         except ValueError:
-            if all(message["role"] != "tool" for message in answer):
+            if all(message["role"] != "tool" for message in (*messages, *answer)):
                 raise
             # A template that writes no messages of tools is given them as a user's.
-            renamed = [{**message, "role": "user"} if message["role"] == "tool" else message for message in answer]
-            tail = self._whole_tail(messages, renamed, tools)
+            tail = self._whole_tail(as_users(messages), as_users(answer), tools)
         return encode(self._tokenizer, tail)
 
     def read(self, text: str, tools: Sequence[Tool]) -> dict[str, Any]:
@@ -200,6 +203,43 @@ def tools_as_text(tools: Sequence[Tool]) -> str:
         'You may call functions. A call is a message of this JSON object alone: {"name": NAME, "arguments": {...}}. '
         f"Once nothing is left to call, answer in words. These are the functions:\n{listed}"
     )
+
+
+def _openings(messages: Sequence[Turn], told: str) -> Iterator[list[Turn]]:
+    """Conversations in which a model is told something before all else."""
+    first, *others = messages
+    if first["role"] != "system":
+        yield [{"role": "system", "content": told}, *messages]
+        yield [{**first, "content": f"{told}\n\n{first['content']}"}, *others]
+    else:
+        yield [{**first, "content": f"{first['content']}\n\n{told}"}, *others]
+
+
+def with_calls_as_text(messages: Sequence[Turn]) -> list[Turn]:
+    """A conversation for a template that knows no calls: they stand in the assistant's content, as JSON."""
+    plain = list[Turn]()
+    for message in messages:
+        calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or ()]
+        content = "\n".join(text for text in (str(message["content"]), *calls) if text)
+        plain.append({**{key: value for key, value in message.items() if key != "tool_calls"}, "content": content})
+    return plain
+
+
+def as_users(messages: Sequence[Turn]) -> list[Turn]:
+    """A conversation for a template that knows no tools either: what they gave is a user's, and what a user says at
+    once is one message, because such templates want turns that alternate.
+
+    Example:
+        ``[assistant, tool, tool]`` becomes ``[assistant, user]``.
+    """
+    plain = list[Turn]()
+    for message in with_calls_as_text(messages):
+        if message["role"] == "tool":
+            message = {"role": "user", "content": message["content"]}
+        if plain and plain[-1]["role"] == message["role"] == "user":
+            message = {"role": "user", "content": f"{plain.pop()['content']}\n{message['content']}"}
+        plain.append(message)
+    return plain
 
 
 def turns_of(tokenizer: PreTrainedTokenizerBase | None) -> Turns:

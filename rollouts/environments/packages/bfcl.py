@@ -213,7 +213,8 @@ class BfclEpisode:
         """What calls give; from then on they have been made."""
         if not calls:
             return []
-        made = [*self._made[:-1], [*self._made[-1], calls]]
+        *earlier, turn = self._made
+        made = [*earlier, [*turn, calls]]
         reply = await self._simulators.ask(self._question(made), seconds=self._seconds)
         self._made = made
         return list(reply["results"])
@@ -387,8 +388,8 @@ class Simulators:
             assert self._process.stdout is not None
             if self._process.stdout.readline().strip() != b"ready":
                 _, why = self._process.communicate()
-                last = why.decode(errors="replace").strip().splitlines()[-1:]
-                raise UserError(f"the simulators of bfcl-eval do not begin ({''.join(last)}); install them: {INSTALL}")
+                last = why.decode(errors="replace").strip().rpartition("\n")[2]
+                raise UserError(f"the simulators of bfcl-eval do not begin ({last}); install them: {INSTALL}")
             return self._socket
 
     async def ask(self, question: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:

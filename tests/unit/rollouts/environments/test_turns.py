@@ -164,3 +164,20 @@ def test_a_template_that_refuses_system_messages_has_the_tools_in_the_first_of_t
     assert text.startswith("<|im_start|>user\nYou may call functions.")
     assert text.index("The sum of two numbers.") < text.index(QUESTION[0]["content"])
     assert "functions" not in ChatTurns(tokenizer).prompt(QUESTION, [])
+
+
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 2}}}]}
+GAVE = [{"role": "tool", "name": "add", "content": "five"}, {"role": "tool", "name": "add", "content": "seven"}]
+
+
+@pytest.mark.parametrize("family", CLOSINGS)
+def test_a_conversation_with_calls_behind_it_goes_on_in_every_template(family: str) -> None:
+    turns = ChatTurns(tokenizer_of(family))
+    behind = [*QUESTION, CALL, *GAVE, {"role": "assistant", "content": "So it is 12."}]
+    again = turns.prompt([*behind, {"role": "user", "content": "And now?"}], [ADD])
+    assert all(text in again for text in ("five", "seven", "So it is 12.", "And now?"))
+    assert "add" in again.partition(QUESTION[0]["content"])[2]
+    answer = [{"role": "user", "content": "And now?"}]
+    assert "And now?" in tokenizer_of(family).decode(turns.after([*QUESTION, CALL, *GAVE], answer, [ADD]))
+    two = tokenizer_of(family).decode(turns.after([*behind, *answer], GAVE, [ADD]))
+    assert two.index("five") < two.index("seven")
