@@ -205,14 +205,14 @@ def tools_as_text(tools: Sequence[Tool]) -> str:
     )
 
 
-def _openings(messages: Sequence[Turn], told: str) -> Iterator[list[Turn]]:
-    """Conversations in which a model is told something before all else."""
+def _openings(messages: Sequence[Turn], list_of_tools: str) -> Iterator[list[Turn]]:
+    """Conversations that list tools before all else."""
     first, *others = messages
     if first["role"] != "system":
-        yield [{"role": "system", "content": told}, *messages]
-        yield [{**first, "content": f"{told}\n\n{first['content']}"}, *others]
+        yield [{"role": "system", "content": list_of_tools}, *messages]
+        yield [{**first, "content": f"{list_of_tools}\n\n{first['content']}"}, *others]
     else:
-        yield [{**first, "content": f"{first['content']}\n\n{told}"}, *others]
+        yield [{**first, "content": f"{first['content']}\n\n{list_of_tools}"}, *others]
 
 
 def with_calls_as_text(messages: Sequence[Turn]) -> list[Turn]:
