@@ -12,6 +12,8 @@ import pytest
 from check_kit import save_model
 from cli_kit import mopd
 
+from mopd.distill.recipe import DomainRecipe
+from mopd.recipes.check.tasks import check_gold_answers
 from mopd.rollouts.tokenizer import build_tokenizer
 
 TEMPLATE = (
@@ -71,3 +73,10 @@ def test_check_shows_a_case_of_bfcl_with_its_tools_and_eval_plays_it(tmp_path: P
     task = json.loads((tmp_path / "a.json").read_text())["tasks"]["played"]
     assert sum(task["episodes"]["ended"].values()) == 2
     assert "multi_turn_base_" in task["left_out"][0]
+
+
+def test_supervised_learning_takes_environments_with_scripts() -> None:
+    named = {"calls": "bfcl:multi_turn_base", "maths": "verifiers:gsm8k", "sums": "calculator"}
+    domains = {name: DomainRecipe.model_validate({"environment": source}) for name, source in named.items()}
+    (refusal,) = check_gold_answers(domains, {"method": list(domains)})
+    assert "'maths'" in refusal
