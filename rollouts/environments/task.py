@@ -57,6 +57,7 @@ class Opened:
     tools: tuple[Tool, ...]
     answer: str = ""
     script: tuple[str, ...] = ()
+    later_tools: tuple[Tool, ...] = ()
 
     def step(self, message: Turn) -> Any:
         """See :class:`base.Episode`."""
@@ -147,7 +148,7 @@ class EnvironmentTask:
             UserError: the environment has none.
         """
         opened = self.restart(prompt)
-        script = [self.turns.written(text, opened.tools) for text in opened.script]
+        script = [self.turns.written(text, (*opened.tools, *opened.later_tools)) for text in opened.script]
         if not script:
             raise UserError(
                 f"the environment of domain {self._domain!r} has no `script`, so nothing can be learnt from gold "
@@ -234,6 +235,7 @@ def _opened(episode: Any) -> Opened | UserError:
         plain_tools(getattr(episode, "tools", ())),
         str.__str__(answer) if isinstance(answer, str) else str(answer),
         tuple(getattr(episode, "script", ())),
+        plain_tools(getattr(episode, "later_tools", ())),
     )
 
 

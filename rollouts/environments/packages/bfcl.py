@@ -171,6 +171,8 @@ class BfclEpisode:
         self._case, self._simulators, self._limit, self._seconds = case, simulators, calls, seconds
         self.messages: Sequence[Turn] = case.asked[0]
         self.tools: Sequence[Tool] = case.offered[0]
+        last = case.offered[max(case.offered)]
+        self.later_tools: Sequence[Tool] = [tool for tool in last if tool not in self.tools]
         self.script = [text for turn in case.answers for text in (*turn, LAST_WORD)]
         self._spoken: list[Turn] = list(case.asked[0])
         self._made: list[list[list[str]]] = [[]]

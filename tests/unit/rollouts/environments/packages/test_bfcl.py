@@ -299,12 +299,14 @@ def test_cases_beyond_the_context_are_left_out_by_name() -> None:
 
 
 @here
-@pytest.mark.parametrize("family", ["qwen3", "llama3_1", "gemma3"])
-def test_in_a_chat_template_the_packages_own_calls_are_right_and_tools_are_shown(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "category"), [("qwen3", BASE), ("llama3_1", BASE), ("gemma3", BASE), ("qwen3", CATEGORIES[1])]
+)
+def test_in_a_chat_template_the_packages_own_calls_are_right_and_tools_are_shown(family: str, category: str) -> None:
     tokenizer = tokenizer_of(family)
     turns = ChatTurns(tokenizer)
     task = EnvironmentTask(
-        BfclEnvironment(BASE, {}, seconds=20.0), domain="played", turns=turns,
+        BfclEnvironment(category, {}, seconds=20.0), domain="played", turns=turns,
         limits=EpisodeLimits(64, 400, 100_000, 20.0),
     )  # fmt: skip
     example = task.example(seed=0, split="validation", index=0)
