@@ -7,6 +7,7 @@ are learnt within what lies between them.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, cast
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from mopd.distill.types import Prompt, Rollout, UserError
 from mopd.rollouts.tasks.base import Example
@@ -162,6 +164,21 @@ def closing_id(tokenizer: PreTrainedTokenizerBase) -> int:
     closing = tokenizer.eos_token_id if turn_end is None else turn_end
     assert isinstance(closing, int)
     return closing
+
+
+def context_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Tokens that the model of a tokenizer's folder reads at most; None where nothing says.
+
+    What the tokenizer says (``model_max_length``) and the configuration beside it (``max_position_embeddings``): the
+    least of them.
+    """
+    limits = [tokenizer.model_max_length] if tokenizer.model_max_length < VERY_LARGE_INTEGER else []
+    path = Path(str(tokenizer.name_or_path)) / "config.json"
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        positions = config.get("text_config", config).get("max_position_embeddings")
+        limits += [positions] if isinstance(positions, int) else []
+    return min(limits, default=None)
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: str) -> tuple[int, ...]:

@@ -1,10 +1,16 @@
-"""What became of a step's episodes: turns, calls of tools, errors, and who got it right after a first failure."""
+"""What became of episodes, of a step or of an evaluation: turns, calls of tools, errors, who got it right at last."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from statistics import fmean
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
 
+from scipy.stats import t as student_t
+
+from mopd.distill.metrics.evaluate import Interval, interval
 from mopd.distill.types import EpisodeRecord, Metrics, Rollout
 
 
@@ -36,3 +42,70 @@ def episode_metrics(rollouts: Iterable[Rollout]) -> Metrics:
             count = sum(record.failures.count(reason) for record in records)
             metrics[f"episode_failures/{domain}/{reason}"] = float(count)
     return metrics
+
+
+@dataclass(frozen=True, slots=True)
+class MeanCount:
+    """The mean of a count over ``n`` episodes with its 95% interval; no ends where one episode tells of no spread."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredEpisodes:
+    """How a model fares in an environment.
+
+    Attributes:
+        solved: part of the episodes whose reward is 1.
+        turns: messages that it wrote in an episode.
+        tool_calls, tool_errors: in an episode.
+        ended: how many episodes ended how; see :class:`distill.types.EpisodeRecord`.
+        failures: how many attempts failed of the environment's own fault, by reason.
+    """
+
+    solved: Interval
+    turns: MeanCount
+    tool_calls: MeanCount
+    tool_errors: MeanCount
+    ended: dict[str, int]
+    failures: dict[str, int]
+
+
+def measured_episodes(records: Sequence[EpisodeRecord]) -> MeasuredEpisodes:
+    """What the episodes of one domain come to.
+
+    Raises:
+        ValueError: there are none.
+
+    Example:
+        Episodes of two and of four turns, the first solved, have a mean of 3 turns and .5 solved.
+    """
+    return MeasuredEpisodes(
+        solved=interval([float(record.reward == 1.0) for record in records]),
+        turns=mean_count([record.turns for record in records]),
+        tool_calls=mean_count([record.tool_calls for record in records]),
+        tool_errors=mean_count([record.tool_errors for record in records]),
+        ended=dict(sorted(Counter(record.ended for record in records).items())),
+        failures=dict(sorted(Counter(reason for record in records for reason in record.failures).items())),
+    )
+
+
+def mean_count(counts: Sequence[int]) -> MeanCount:
+    """The mean of counts, with the 95% interval of Student's t; it does not reach below 0.
+
+    Raises:
+        ValueError: there are none.
+
+    Source: Student, Biometrika 6 (1908) 1-25.
+    """
+    n = len(counts)
+    if n == 0:
+        raise ValueError("no episodes: a mean needs at least one")
+    mean = fmean(counts)
+    if n == 1:
+        return MeanCount(mean, None, None, n)
+    half = float(student_t.ppf(0.975, n - 1)) * stdev(counts) / math.sqrt(n)
+    return MeanCount(mean, max(0.0, mean - half), mean + half, n)

@@ -18,7 +18,7 @@ from mopd.distill.errors import RunError
 from mopd.distill.verdicts import UnjudgedScore
 
 if TYPE_CHECKING:  # whoever only reads answers doesn't wait for torch
-    from mopd.distill.types import Metrics, Prompt, Rollout, Sampler
+    from mopd.distill.types import EpisodeRecord, Metrics, Prompt, Rollout, Sampler
 
 Split: TypeAlias = Literal["validation", "test"]
 Verify: TypeAlias = "Callable[[Sequence[Prompt], Sequence[str]], list[float]]"
@@ -59,6 +59,7 @@ class Evaluation:
         unjudged: ``no_answer`` or ``refused``, where no verifier looked at the answer; see
             :mod:`distill.verdicts`.
         reason: why none did.
+        episode: what became of it, where the question opens an episode of an environment.
     """
 
     model: str
@@ -74,6 +75,7 @@ class Evaluation:
     sampled: float | None = None
     unjudged: str = ""
     reason: str = ""
+    episode: EpisodeRecord | None = None
 
     def record(self) -> dict[str, Any]:
         """The row of evaluations.jsonl; ``Evaluation(**record)`` reads it back."""
@@ -148,6 +150,7 @@ def evaluate(
                 text=text,
                 unjudged=verdict.kind if isinstance(verdict, UnjudgedScore) else "",
                 reason=verdict.reason if isinstance(verdict, UnjudgedScore) else "",
+                episode=rollout.episode,
             )
         )
     return rows

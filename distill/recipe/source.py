@@ -115,7 +115,11 @@ class GymSource(Strict):
         return self
 
 
-KINDS_ELSEWHERE = ("verifiers", "program")
+PACKAGES_ELSEWHERE = ("verifiers", "bfcl")
+"""Packages whose environments are played by name; their settings are `args`."""
+KINDS_ELSEWHERE = (*PACKAGES_ELSEWHERE, "program")
+SCRIPTED = ("bfcl:",)
+"""Of them, those whose episodes have scripts, which the supervised method learns from."""
 ELSEWHERE = tuple(f"{kind}:" for kind in KINDS_ELSEWHERE)
 """`verifiers:NAME` is short for `{verifiers: NAME}`, `program:COMMAND` for `{program: COMMAND}`."""
 
@@ -124,11 +128,11 @@ class EnvironmentSource(Strict):
     """Episodes of an environment, in which the student writes several turns; docs/agents.md."""
 
     environment: Annotated[str, ShippedOrPlugin("calculator", "debug", prefixes=ELSEWHERE)] = Field(
-        description="which: calculator, debug, ./file.py:NAME of your own, {verifiers: NAME} of that package, or "
-        "{program: COMMAND} that asks an endpoint"
+        description="which: calculator, debug, ./file.py:NAME of your own, {verifiers: NAME} or {bfcl: NAME} of those "
+        "packages, or {program: COMMAND} that asks an endpoint"
     )
     args: dict[str, Any] = Field(
-        default_factory=dict, description="of {verifiers: NAME}: settings of the package's environment"
+        default_factory=dict, description="of {verifiers: NAME} and {bfcl: NAME}: settings of the package's environment"
     )
     turns: int = Field(default=8, ge=1, le=64, description="messages of the student in an episode at most")
     max_tokens_turn: Count = Field(default=64, description="tokens of a message at most, the closing one included")
@@ -144,7 +148,10 @@ class EnvironmentSource(Strict):
             return value
         kinds = [kind for kind in KINDS_ELSEWHERE if kind in named]
         if len(kinds) != 1 or named.keys() - {*kinds, "args"}:
-            raise refusal("has an `environment` that is neither {verifiers: NAME, args: {...}} nor {program: COMMAND}")
+            raise refusal(
+                "has an `environment` that is none of {verifiers: NAME, args: {...}}, {bfcl: NAME, args: {...}} and "
+                "{program: COMMAND}"
+            )
         if "args" in named and "args" in value:
             raise refusal("has `args` twice; give them once")
         name = named[kinds[0]]
@@ -152,8 +159,8 @@ class EnvironmentSource(Strict):
         return {**value, **given, "environment": f"{kinds[0]}:{name}" if isinstance(name, str) else name}
 
     @model_validator(mode="after")
-    def _args_are_of_verifiers(self) -> Self:
-        if self.args and not self.environment.startswith(ELSEWHERE[0]):
+    def _args_are_of_packages(self) -> Self:
+        if self.args and self.environment.partition(":")[0] not in PACKAGES_ELSEWHERE:
             raise refusal(f"has `args`, and the environment {self.environment} takes none; leave them out")
         return self
 

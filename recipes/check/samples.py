@@ -14,6 +14,7 @@ from mopd.distill.recipe import DomainRecipe, EnvironmentSource, GymSource, Sour
 from mopd.distill.recipe.source import RUNS_PROGRAMS
 from mopd.distill.types import Prompt
 from mopd.recipes.check.tasks import as_written, has_gold_answers
+from mopd.rollouts.environments.task import EnvironmentTask
 from mopd.rollouts.tasks import Example, Task
 from mopd.rollouts.tasks.dataset import DatasetTask
 from mopd.rollouts.tokenizer import control_texts, to_prompt
@@ -47,6 +48,7 @@ class Sample:
         tokens: of the prompt; None where the student's tokenizer is not known.
         gold: the gold answer; None where the domain has none.
         verdicts: answers with what the verifier says of each; the last is a wrong one, where there is any.
+        tools: that may be called, by name; of an environment.
     """
 
     domain: str
@@ -54,6 +56,7 @@ class Sample:
     tokens: int | None
     gold: str | None
     verdicts: tuple[tuple[str, float], ...]
+    tools: tuple[str, ...] = ()
 
 
 def samples(questions: Questions) -> Iterable[Sample]:
@@ -73,7 +76,8 @@ def samples(questions: Questions) -> Iterable[Sample]:
         answers = clothes(source, gold, task.wrong_answer(example), example)
         prompts = [prompt] * len(answers)
         scores = task.verify_many(prompts, as_written(task, prompts, answers))
-        yield Sample(name, example.text, tokens, gold, tuple(zip(answers, scores, strict=True)))
+        tools = task.tool_names(prompt) if isinstance(task, EnvironmentTask) else ()
+        yield Sample(name, example.text, tokens, gold, tuple(zip(answers, scores, strict=True)), tools)
 
 
 def clothes(
@@ -103,6 +107,8 @@ def print_samples(questions: Questions, console: Console) -> None:
         size = "" if sample.tokens is None else f", {sample.tokens} tokens"
         console.print(Text(f"a prompt of {sample.domain}{size}", style="bold"))
         console.print(_marked(_shortened(sample.prompt), marks), soft_wrap=True)
+        if sample.tools:
+            console.print(Text(f"tools: {', '.join(sample.tools)}"), soft_wrap=True)
         gold = "none; its verifier alone says what is right" if sample.gold is None else _shown(sample.gold)
         console.print(Text(f"gold: {gold}"), soft_wrap=True)
         sandbox = questions.sandboxes.get(sample.domain)

@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.recipe import DomainRecipe, EnvironmentSource, EvaluateRecipe, GymSource, Source
 from mopd.distill.recipe.plugins import is_plugin, own_code
-from mopd.distill.recipe.source import ELSEWHERE, RUNS_PROGRAMS
+from mopd.distill.recipe.source import ELSEWHERE, RUNS_PROGRAMS, SCRIPTED
 from mopd.distill.types import Prompt, RunError, UserError
 from mopd.recipes.check.plugins import HOSTILE, check_own_task
 from mopd.rollouts.environments import domain_task
+from mopd.rollouts.environments.task import EnvironmentTask
 from mopd.rollouts.tasks import Example, Task
 from mopd.rollouts.tasks.dataset import DatasetTask
 from mopd.rollouts.verifiers import unreadable_golds
@@ -249,10 +250,16 @@ def is_elsewhere(task: str | Source | GymSource | EnvironmentSource) -> bool:
     return isinstance(task, EnvironmentSource) and task.environment.startswith(ELSEWHERE)
 
 
+def has_scripts(task: str | Source | GymSource | EnvironmentSource) -> bool:
+    """Whether a task is an environment of another package that says which messages are right."""
+    return isinstance(task, EnvironmentSource) and task.environment.startswith(SCRIPTED)
+
+
 def left_out(tasks: Mapping[str, Task]) -> Iterator[str]:
-    """A warning for every split of a dataset of which rows are left out, with how many, and which."""
+    """A warning for every split of a dataset of which rows are left out, and for every environment of which cases are,
+    with how many, and which."""
     for name, task in tasks.items():
-        if isinstance(task, DatasetTask):
+        if isinstance(task, DatasetTask | EnvironmentTask):
             yield from (f"`domains.{name}`: {sentence}" for sentence in task.left_out)
 
 
@@ -322,7 +329,7 @@ def check_gold_answers(domains: Mapping[str, DomainRecipe], trained: Mapping[str
     """
     for where, names in trained.items():
         for name in names:
-            if name in domains and not has_gold_answers(domains[name].task):
+            if name in domains and not (has_gold_answers(domains[name].task) or has_scripts(domains[name].task)):
                 lacking = (
                     "whose environment has none; learn it by reward"
                     if is_elsewhere(domains[name].task)

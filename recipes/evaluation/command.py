@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from rich.table import Table
 
+from mopd.distill.metrics.episodes import MeanCount, MeasuredEpisodes, measured_episodes
 from mopd.distill.metrics.evaluate import Evaluation, Interval, interval, scores
 from mopd.distill.metrics.results import UnjudgedAnswers, unjudged_answers
 from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, RolloutRecipe
@@ -26,8 +27,16 @@ from mopd.recipes.tables import Fitted
 from mopd.rollouts.engines import ENGINES
 from mopd.rollouts.engines.base import FrozenModel, SamplerProcesses
 from mopd.rollouts.environments.episodes import with_episodes
+from mopd.rollouts.environments.task import EnvironmentTask
 from mopd.rollouts.sampler import make_samplers, sampler_settings
+from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import completion_text
+
+ENDINGS = {
+    "done": "the environment", "turns": "the limit of turns", "tokens": "the limit of tokens",
+    "failed": "a failure of the environment",
+}  # fmt: skip
+"""What ended an episode, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,8 @@ class MeasuredTask:
         truncated: part of the greedy answers that were cut at the limit.
         mean_tokens: of a greedy answer.
         unjudged: greedy answers that no verifier looked at; None where there were none.
+        episodes: turns and tool calls of greedy episodes; None where the domain is no environment.
+        left_out: in sentences, what the domain holds and the model cannot be asked.
     """
 
     greedy: Interval
@@ -66,6 +77,8 @@ class MeasuredTask:
     truncated: float
     mean_tokens: float
     unjudged: UnjudgedAnswers | None
+    episodes: MeasuredEpisodes | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def evaluate_model(
@@ -117,16 +130,33 @@ def evaluate_model(
         )
     if answers is not None:
         write_answers(answers, answer_rows(asked, rows, drawn))
+    unjudged = unjudged_answers(rows, "test").get(model, {})
     return {
-        domain: MeasuredTask(
-            greedy,
-            _sampled([row for row in rows if row.domain == domain]),
-            truncated=fmean(row.truncated for row in rows if row.domain == domain),
-            mean_tokens=fmean(row.tokens for row in rows if row.domain == domain),
-            unjudged=unjudged_answers(rows, "test").get(model, {}).get(domain),
+        domain: _measured(
+            [row for row in rows if row.domain == domain], greedy, unjudged.get(domain), _left_out(by_domain[domain])
         )
         for domain, greedy in scores(rows).items()
     }
+
+
+def _measured(
+    rows: Sequence[Evaluation], greedy: Interval, unjudged: UnjudgedAnswers | None, left_out: tuple[str, ...]
+) -> MeasuredTask:
+    """What the answers to one domain come to."""
+    episodes = [row.episode for row in rows if row.episode is not None]
+    return MeasuredTask(
+        greedy,
+        _sampled(rows),
+        truncated=fmean(row.truncated for row in rows),
+        mean_tokens=fmean(row.tokens for row in rows),
+        unjudged=unjudged,
+        episodes=measured_episodes(episodes) if episodes else None,
+        left_out=left_out,
+    )
+
+
+def _left_out(task: Task) -> tuple[str, ...]:
+    return tuple(task.left_out) if isinstance(task, EnvironmentTask) else ()
 
 
 class _Counted:
@@ -164,13 +194,32 @@ def measured_table(model: str, measured: Mapping[str, MeasuredTask], *, samples:
     for task, scored in measured.items():
         more = () if scored.sampled is None else _words(scored.sampled)
         table.add_row(task, *_words(scored.greedy), *more, str(scored.greedy.n), f"{100 * scored.truncated:.0f}%")
-    unjudged = {task: scored.unjudged for task, scored in measured.items() if scored.unjudged is not None}
-    if unjudged:
-        table.caption = "\n".join(
-            f"{task}: {each.no_answer} without an answer, {each.refused} programs refused ({each.first_reason})"
-            for task, each in unjudged.items()
-        )
+    notes = [note for task, scored in measured.items() for note in _notes(task, scored)]
+    if notes:
+        table.caption = "\n".join(notes)
     return Fitted(table)
+
+
+def _notes(task: str, scored: MeasuredTask) -> Iterator[str]:
+    """Lines under the table about a task."""
+    if scored.unjudged is not None:
+        each = scored.unjudged
+        yield f"{task}: {each.no_answer} without an answer, {each.refused} programs refused ({each.first_reason})"
+    if scored.episodes is not None:
+        episodes = scored.episodes
+        solved, between = _words(episodes.solved)
+        yield f"{task}: {solved}% solved ({between})"
+        counts = {"turns": episodes.turns, "tool calls": episodes.tool_calls, "tool errors": episodes.tool_errors}
+        yield ", ".join(f"{_count_words(count)} {name}" for name, count in counts.items())
+        ended = ", ".join(f"{count} by {ENDINGS[how]}" for how, count in episodes.ended.items())
+        failed = "".join(f"; {count} attempts failed ({reason})" for reason, count in episodes.failures.items())
+        yield f"ended: {ended}{failed}"
+    yield from (f"{task}: {sentence}" for sentence in scored.left_out)
+
+
+def _count_words(count: MeanCount) -> str:
+    ends = "" if count.low is None or count.high is None else f" ({count.low:.1f} to {count.high:.1f})"
+    return f"{count.mean:.1f}{ends}"
 
 
 def measured_record(model: str, measured: Mapping[str, MeasuredTask], questions: EvalQuestions) -> dict[str, Any]:

@@ -133,15 +133,18 @@ class StudentSampler:
         Raises:
             RuntimeError: no weights were loaded.
         """
+        keyed = step if sample is None else EXAM_STEP + sample
+        decoding = self._examined(step=keyed, greedy=sample is None)
+        yield from self._written(prompts, decoding, samples=1)
+
+    def _examined(self, *, step: int, greedy: bool) -> Decoding:
         exam = self._exam
-        decoding = replace(self._decoding, step=step, greedy=sample is None, support=None, drafts=None)
+        decoding = replace(self._decoding, step=step, greedy=greedy, support=None, drafts=None)
         if exam is not None:
             decoding = replace(decoding, stops=exam.stops)
-        if exam is not None and sample is not None:
-            decoding = replace(
-                decoding, step=EXAM_STEP + sample, temperature=exam.temperature, top_p=exam.top_p, top_k=exam.top_k
-            )
-        yield from self._written(prompts, decoding, samples=1)
+        if exam is not None and not greedy:
+            decoding = replace(decoding, temperature=exam.temperature, top_p=exam.top_p, top_k=exam.top_k)
+        return decoding
 
     def _written(self, prompts: Sequence[Prompt], decoding: Decoding, *, samples: int) -> Iterator[list[Rollout]]:
         weights = self._loaded()
@@ -172,23 +175,29 @@ class StudentSampler:
         return self._decoding.drafts
 
     def write(
-        self, prompts: Sequence[Prompt], numbers: Sequence[int], *, step: int, greedy: bool, max_new_tokens: int
+        self,
+        prompts: Sequence[Prompt],
+        numbers: Sequence[int],
+        *,
+        step: int,
+        greedy: bool,
+        max_new_tokens: int,
+        exam: bool = False,
     ) -> list[Rollout]:
         """One completion of each prompt, in order; see :class:`rollouts.environments.episodes.TurnWriter`.
 
         Raises:
             RuntimeError: no weights were loaded.
         """
-        if self._weights is None:
-            raise RuntimeError("the sampler has no weights; call load_weights first")
+        weights = self._loaded()
         support = None if greedy else self._decoding.support
-        drafts = self._decoding.drafts and self._with_costs(self._weights, self._decoding.drafts)
-        how = replace(self._decoding, support=support, drafts=drafts, max_new_tokens=max_new_tokens)
-        decoding = replace(how, step=step, greedy=greedy)
+        drafts = self._decoding.drafts and self._with_costs(weights, self._decoding.drafts)
+        how = replace(self._decoding, step=step, greedy=greedy, support=support, drafts=drafts)
+        decoding = replace(self._examined(step=step, greedy=greedy) if exam else how, max_new_tokens=max_new_tokens)
         planned = [_Planned(prompt, index=n, group=n) for prompt, n in zip(prompts, numbers, strict=True)]
-        size = self._batch_size * self._weights.ranks
+        size = self._batch_size * weights.ranks
         batches = [planned[start : start + size] for start in range(0, len(planned), size)]
-        written = {r.index: r for batch in batches for r in self._microbatch(self._weights, batch, decoding)}
+        written = {r.index: r for batch in batches for r in self._microbatch(weights, batch, decoding)}
         return [written[number] for number in numbers]
 
     def _microbatch(self, weights: Weights, planned: Sequence[_Planned], decoding: Decoding) -> list[Rollout]:

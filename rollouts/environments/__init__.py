@@ -5,12 +5,14 @@ goes between messages and exact token ids, episodes.py writes rollouts of severa
 what an environment does and guards against it, task.py is an environment where a task is asked for. A rollout of
 several turns is one sequence: what the model wrote is trained, all else is masked, and nothing that was written is
 tokenised again. Where the environment is a program that asks for completions, dialogue.py turns its requests into
-steps: endpoint.py serves them, program.py runs a command, verifiers_hub.py plays environments of that package, kept.py
-keeps what they wrote. To add an environment: a file with its class, and a row of :data:`ENVIRONMENTS`; or
+steps: endpoint.py serves them, program.py runs a command, kept.py keeps what they wrote; packages/ has the environments
+of other packages. To add an environment: a file with its class, and a row of :data:`ENVIRONMENTS`; or
 `environment: ./file.py:NAME` in a recipe.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,30 +22,34 @@ from mopd.distill.types import UserError
 from mopd.rollouts.environments.base import Environment
 from mopd.rollouts.environments.calculator import Calculator
 from mopd.rollouts.environments.debug import Debug
+from mopd.rollouts.environments.packages.bfcl import BfclEnvironment
+from mopd.rollouts.environments.packages.verifiers_hub import VerifiersEnvironment
 from mopd.rollouts.environments.program import ProgramEnvironment
 from mopd.rollouts.environments.task import EnvironmentTask, EpisodeLimits
 from mopd.rollouts.environments.turns import check_turns, turns_of
-from mopd.rollouts.environments.verifiers_hub import VerifiersEnvironment
 from mopd.rollouts.tasks import Task, make_task
 
 ENVIRONMENTS: dict[str, Environment] = {"calculator": Calculator(), "debug": Debug()}
 """Every shipped environment by the name that a recipe gives in ``domains: {NAME: {environment: ...}}``."""
 
+PACKAGES: dict[str, Callable[..., Environment]] = {"bfcl": BfclEnvironment, "verifiers": VerifiersEnvironment}
+"""Of each package that has environments, what makes one of its name, `args` and seconds."""
+
 
 def make_environment(source: EnvironmentSource, *, where: str) -> Environment:
-    """A shipped environment by its name, a user's own by its file and name, one of ``verifiers``, or a program.
+    """A shipped environment by its name, a user's own by its file and name, one of another package, or a program.
 
     Args:
         where: the leaf of the recipe that names it, for the message.
 
     Raises:
         UserError: no shipped one has that name; there is no such object, or it has no ``reset``; or as
-            :class:`VerifiersEnvironment` and :class:`ProgramEnvironment`.
+            those of :data:`PACKAGES` and :class:`ProgramEnvironment`.
     """
     name = source.environment
     kind, _, rest = name.partition(":")
-    if kind == "verifiers":
-        return VerifiersEnvironment(rest, source.args, seconds=source.seconds)
+    if kind in PACKAGES:
+        return PACKAGES[kind](rest, source.args, seconds=source.seconds)
     if kind == "program":
         return ProgramEnvironment(rest, seconds=source.seconds)
     if not is_plugin(name):
@@ -76,6 +82,7 @@ def environment_task(
     environment = make_environment(source, where=where)
     task = EnvironmentTask(environment, domain=domain, turns=turns, limits=limits)
     if tokenizer is not None:
+        task.fit(tokenizer)
         episode = task.open(seed=0, split="train", index=0, easy=False)
         check_turns(turns, episode.messages, episode.tools, where=where)
     return task

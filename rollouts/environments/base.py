@@ -51,9 +51,10 @@ class Step:
 class Episode(Protocol):
     """One conversation under way. It is opened again, and told the same messages, where something went wrong in it.
 
-    Three more attributes are read where an episode has them: ``answer``, a right last message; ``script``, the messages
-    of a model that does it right, which the supervised method learns from; and ``close()``, called once nothing more
-    is asked of an episode that was stepped.
+    Four more attributes are read where an episode has them: ``answer``, a right last message; ``script``, the messages
+    of a model that does it right, which the supervised method learns from; ``later_tools``, which its script calls and
+    which are offered after its start (:attr:`Step.tools`); and ``close()``, called once nothing more is asked of an
+    episode that was stepped.
     """
 
     messages: Sequence[Turn]

@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.types import EpisodeRecord, Finish, Prompt, Rollout, RunError, Sampler, UserError, Weights
-from mopd.rollouts.engines.base import SamplerSettings
+from mopd.rollouts.engines.base import EXAM_STEP, SamplerSettings
 from mopd.rollouts.environments.base import Step, Turn
 from mopd.rollouts.environments.runner import Failed, Runner
 from mopd.rollouts.environments.task import EnvironmentTask, Opened
@@ -51,11 +51,34 @@ class TurnWriter(Protocol):
 
         Args:
             numbers: different ones; they key each completion's randomness in the place of its number in the step.
+
+        One that evaluations can sample from takes ``exam``, too: as :class:`rollouts.engines.base.ExamDecoding` says.
         """
         ...
 
 
 NOT_BEGUN = EpisodeRecord(0.0, "turns", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How episodes are played.
+
+    Attributes:
+        greedy: the likeliest token each time.
+        measured: an episode that fails for good counts as wrong, and is one rollout, the last where it was cut.
+        exam: sampled as evaluations want it; see :class:`rollouts.engines.base.ExamDecoding`.
+    """
+
+    step: int
+    greedy: bool
+    measured: bool
+    exam: bool = False
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """What an engine is told of it; ``exam`` alone where it is one."""
+        return {"step": self.step, "greedy": self.greedy, **({"exam": True} if self.exam else {})}
 
 
 @dataclass(slots=True)
@@ -129,26 +152,41 @@ class EpisodeSampler:
         Raises:
             RunError: every episode of a domain failed.
         """
-        samples = 1 if greedy else self._samples
+        how = _How(step, greedy=greedy, measured=greedy)
+        yield self._sampled(prompts, how, samples=1 if greedy else self._samples)
+
+    def examine(self, prompts: Sequence[Prompt], *, step: int, sample: int | None) -> Iterator[list[Rollout]]:
+        """One rollout a prompt as evaluations want them: as :meth:`sample` greedily, or sampled as they say.
+
+        Args:
+            sample: its number, which keys its randomness; None: greedily.
+
+        Raises:
+            RunError: every episode of a domain failed.
+        """
+        keyed = step if sample is None else EXAM_STEP + sample
+        yield self._sampled(prompts, _How(keyed, greedy=sample is None, measured=True, exam=True), samples=1)
+
+    def _sampled(self, prompts: Sequence[Prompt], how: _How, *, samples: int) -> list[Rollout]:
         planned = [(prompt, group, group * samples + k) for group, prompt in enumerate(prompts) for k in range(samples)]
         live = [self._open(prompt, group, index) for prompt, group, index in planned if prompt.domain in self._tasks]
         try:
-            self._play([episode for episode in live if not episode.over], step=step, greedy=greedy)
+            self._play([episode for episode in live if not episode.over], how)
         finally:
             self._close([episode for episode in live if not episode.over])
         _refuse_if_all_failed(live)
-        written = {episode.index: self._rollouts(episode, greedy=greedy) for episode in live}
+        written = {episode.index: self._rollouts(episode, measured=how.measured) for episode in live}
         plain = [(prompt, group, index) for prompt, group, index in planned if index not in written]
         answers = self._writer.write(
-            [prompt for prompt, _, _ in plain], [index for _, _, index in plain], step=step, greedy=greedy,
-            max_new_tokens=self._max_new_tokens,
+            [prompt for prompt, _, _ in plain], [index for _, _, index in plain],
+            max_new_tokens=self._max_new_tokens, **how.written,
         ) if plain else []  # fmt: skip
         for (_, group, index), rollout in zip(plain, answers, strict=True):
             written[index] = [replace(rollout, group=group)]
         in_order = [rollout for _, _, index in planned for rollout in written[index]]
         if len(in_order) > len(planned):  # some were cut
             in_order = [replace(rollout, index=number) for number, rollout in enumerate(in_order)]
-        yield in_order
+        return in_order
 
     # ---- an episode's life
 
@@ -164,30 +202,25 @@ class EpisodeSampler:
             [0.0] * n,
         )  # fmt: skip
 
-    def _play(self, live: list[_Live], *, step: int, greedy: bool) -> None:
-        turn = 0
+    def _play(self, live: list[_Live], how: _How) -> None:
         while live := [episode for episode in live if not episode.over]:
-            self._write(live, turn, step=step, greedy=greedy)
+            self._write(live, how)
             asked = [episode for episode in live if not episode.over]
-            self._answer(asked, greedy=greedy)
+            self._answer(asked, measured=how.measured)
             self._close([episode for episode in asked if episode.over])
-            turn += 1
 
     def _close(self, live: Sequence[_Live]) -> None:
         for domain, runner in self._runners.items():
             runner.close([each.episode.episode for each in live if each.prompt.domain == domain])
 
-    def _write(self, live: Sequence[_Live], turn: int, *, step: int, greedy: bool) -> None:
+    def _write(self, live: Sequence[_Live], how: _How) -> None:
         """Every episode's next message, in the batches of the engine; those of one limit together."""
         for tokens in sorted({episode.task.limits.turn_tokens for episode in live}):
             writers = [episode for episode in live if episode.task.limits.turn_tokens == tokens]
             prompts = [replace(e.prompt, token_ids=tuple(e.ids)) for e in writers]
             numbers = [e.index + TURN_KEYS * (e.record.turns + e.task.limits.turns * e.replacements) for e in writers]
-            for episode, rollout in zip(
-                writers,
-                self._writer.write(prompts, numbers, step=step, greedy=greedy, max_new_tokens=tokens),
-                strict=True,
-            ):
+            rollouts = self._writer.write(prompts, numbers, max_new_tokens=tokens, **how.written)
+            for episode, rollout in zip(writers, rollouts, strict=True):
                 self._take(episode, rollout)
 
     def _take(self, episode: _Live, rollout: Rollout) -> None:
@@ -212,7 +245,7 @@ class EpisodeSampler:
         kept = written[:-1] if written and written[-1] in self._ends else written  # not per token
         return str(self._tokenizer.decode(kept, skip_special_tokens=False))
 
-    def _answer(self, live: Sequence[_Live], *, greedy: bool) -> None:
+    def _answer(self, live: Sequence[_Live], *, measured: bool) -> None:
         """What the environments say to what was written; malformed calls are answered here."""
         for domain, runner in self._runners.items():
             asked = [episode for episode in live if episode.prompt.domain == domain]
@@ -223,13 +256,13 @@ class EpisodeSampler:
                 if isinstance(answer, Failed):
                     answer = self._again(episode, answer, runner)
                 if isinstance(answer, Failed):
-                    self._replace(episode, greedy=greedy)
+                    self._replace(episode, measured=measured)
                     continue
                 try:
                     self._take_answer(episode, answer)
                 except ValueError as error:  # the chat template does not write what the environment said
                     _count(episode, Failed("answer", str(error)))
-                    self._replace(episode, greedy=greedy)
+                    self._replace(episode, measured=measured)
 
     def _again(self, episode: _Live, failed: Failed, runner: Runner) -> Step | Failed:
         """Open an episode anew and tell it all that was written; what was written stays as it is."""
@@ -257,10 +290,10 @@ class EpisodeSampler:
                 break
         return answer
 
-    def _replace(self, episode: _Live, *, greedy: bool) -> None:
+    def _replace(self, episode: _Live, *, measured: bool) -> None:
         """Put another in the place of one that failed for good; where models are measured, it counts as wrong."""
         failures, number = episode.record.failures, episode.replacements + 1
-        while not greedy and number <= REPLACEMENTS:
+        while not measured and number <= REPLACEMENTS:
             try:
                 other = episode.task.another(episode.prompt, number, self._tokenizer)
             except UserError:
@@ -319,10 +352,10 @@ class EpisodeSampler:
         if len(episode.ids) + limits.turn_tokens > limits.tokens + len(episode.prompt.token_ids):
             episode.record, episode.over = replace(episode.record, ended="tokens"), True
 
-    def _rollouts(self, episode: _Live, *, greedy: bool) -> list[Rollout]:
+    def _rollouts(self, episode: _Live, *, measured: bool) -> list[Rollout]:
         last = [self._sequence(episode, episode.prompt.id)] if any(episode.mask) else []
         sequences = [replace(rollout, episode=episode.record) for rollout in [*episode.done, *last]]
-        if greedy:
+        if measured:
             return [replace(sequences[-1], prompt=replace(sequences[-1].prompt, id=episode.prompt.id))]
         return sequences
 

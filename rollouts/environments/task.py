@@ -23,7 +23,7 @@ from mopd.rollouts.environments.runner import Failed, Runner
 from mopd.rollouts.environments.tools import Tool
 from mopd.rollouts.environments.turns import Turns
 from mopd.rollouts.tasks.base import Example, content_hash
-from mopd.rollouts.tokenizer import to_prompt
+from mopd.rollouts.tokenizer import context_of, encode, to_prompt
 
 PLACE = re.compile(r"/(train|validation|test)/(\d+)-(\d+)-([eh])-[0-9a-f]{16}")
 """In the id of a prompt, which episode it opens: split, seed, index, easy or hard."""
@@ -57,6 +57,7 @@ class Opened:
     tools: tuple[Tool, ...]
     answer: str = ""
     script: tuple[str, ...] = ()
+    later_tools: tuple[Tool, ...] = ()
 
     def step(self, message: Turn) -> Any:
         """See :class:`base.Episode`."""
@@ -97,6 +98,30 @@ class EnvironmentTask:
             raise opened
         return opened
 
+    def fit(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Have an environment leave out what the tokenizer's model cannot read, where it is one of limited episodes.
+
+        Raises:
+            UserError: the chat template cannot write one of them.
+        """
+        fit = getattr(self._environment, "fit", None)
+        context = context_of(tokenizer)
+        if fit is None or context is None:
+            return
+
+        def tokens(messages: Sequence[Turn], tools: Sequence[Tool]) -> int:
+            return len(encode(tokenizer, self.turns.prompt(messages, tools)))
+
+        try:
+            fit(tokens, context - self.limits.tokens)
+        except ValueError as error:
+            raise UserError(f"the environment of domain {self._domain!r}: {error}") from error
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """In sentences, what :meth:`fit` left out."""
+        return tuple(getattr(self._environment, "left_out", ()))
+
     def restart(self, prompt: Prompt) -> Opened:
         """The episode that a prompt opens, at its start.
 
@@ -106,6 +131,10 @@ class EnvironmentTask:
         split, seed, index, easy = _place(prompt.id)
         return self.open(seed=seed, split=split, index=index, easy=easy)
 
+    def tool_names(self, prompt: Prompt) -> tuple[str, ...]:
+        """What may be called in the episode that a prompt opens."""
+        return tuple(tool.name for tool in self.restart(prompt).tools)
+
     def another(self, prompt: Prompt, number: int, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """The prompt of the episode that takes the place of another: the ``number``-th in turn."""
         split, seed, index, easy = _place(prompt.id)
@@ -113,12 +142,13 @@ class EnvironmentTask:
         return to_prompt(tokenizer, domain=prompt.domain, example=example)
 
     def script(self, prompt: Prompt) -> Sequence[str]:
-        """The messages of a model that does it right.
+        """The messages of a model that does it right, with calls as its chat template's family writes them.
 
         Raises:
             UserError: the environment has none.
         """
-        script = self.restart(prompt).script
+        opened = self.restart(prompt)
+        script = [self.turns.written(text, (*opened.tools, *opened.later_tools)) for text in opened.script]
         if not script:
             raise UserError(
                 f"the environment of domain {self._domain!r} has no `script`, so nothing can be learnt from gold "
@@ -205,6 +235,7 @@ def _opened(episode: Any) -> Opened | UserError:
         plain_tools(getattr(episode, "tools", ())),
         str.__str__(answer) if isinstance(answer, str) else str(answer),
         tuple(getattr(episode, "script", ())),
+        plain_tools(getattr(episode, "later_tools", ())),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -50,6 +50,10 @@ class Turns(Protocol):
         """What a model wrote as an assistant's message, with its ``tool_calls``; ``malformed``: why a call is none."""
         ...
 
+    def written(self, text: str, tools: Sequence[Tool]) -> str:
+        """A message of a script, whose calls are as :func:`plain_call` reads them, as :meth:`read` reads it."""
+        ...
+
     def drops(self, messages: Sequence[Turn], answer: Sequence[Turn], tools: Sequence[Tool], text: str) -> bool:
         """Whether the template would leave a part of ``text``, an earlier message of the assistant, out."""
         ...
@@ -75,6 +79,10 @@ class PlainTurns:
         """A message that is ``NAME(...)`` of a tool is a call; see :func:`plain_call`."""
         return plain_call(text, tools)
 
+    def written(self, text: str, tools: Sequence[Tool]) -> str:
+        """As it is."""
+        return text
+
     def drops(self, messages: Sequence[Turn], answer: Sequence[Turn], tools: Sequence[Tool], text: str) -> bool:
         """Nothing is left out."""
         return False
@@ -91,28 +99,53 @@ class ChatTurns:
         self._tokenizer = tokenizer
         self._arguments = dict(arguments or {})
         template = str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
-        self._read = tagged_calls if "<tool_call>" in template else json_call
+        self._tagged = "<tool_call>" in template
+        self._read = tagged_calls if self._tagged else json_call
         self._closings = _closings(tokenizer)
 
     def prompt(self, messages: Sequence[Turn], tools: Sequence[Tool]) -> str:
-        """See :class:`Turns`."""
-        return self._render(messages, tools)
+        """See :class:`Turns`. Of tools that the template says nothing of, a system message or the first tells."""
+        if not tools or self._writes_tools(tools):
+            return self._render(messages, tools)
+        why = ""
+        for conversation in (with_calls_as_text(messages), as_users(messages)):
+            for opening in _openings(conversation, tools_as_text(tools)):
+                try:
+                    text = self._render(opening, [])
+                except ValueError as error:
+                    why = str(error)
+                    continue
+                if all(str(message["content"]).strip() in text for message in opening):
+                    return text
+                why = "the chat template leaves out a message"
+        raise ValueError(why)
+
+    def _writes_tools(self, tools: Sequence[Tool]) -> bool:
+        probe = [{"role": "user", "content": WRITTEN}]
+        return self._render(probe, tools) != self._render(probe, [])
 
     def after(self, messages: Sequence[Turn], answer: Sequence[Turn], tools: Sequence[Tool]) -> tuple[int, ...]:
         """See :class:`Turns`."""
         try:
             tail = self._whole_tail(messages, answer, tools)
         except ValueError:
-            if all(message["role"] != "tool" for message in answer):
+            if all(message["role"] != "tool" for message in (*messages, *answer)):
                 raise
             # A template that writes no messages of tools is given them as a user's.
-            renamed = [{**message, "role": "user"} if message["role"] == "tool" else message for message in answer]
-            tail = self._whole_tail(messages, renamed, tools)
+            tail = self._whole_tail(as_users(messages), as_users(answer), tools)
         return encode(self._tokenizer, tail)
 
     def read(self, text: str, tools: Sequence[Tool]) -> dict[str, Any]:
         """Calls as the template's family writes them: tagged ``<tool_call>`` JSON, or a message that is JSON."""
         return self._read(text, tools)
+
+    def written(self, text: str, tools: Sequence[Tool]) -> str:
+        """Its calls as :meth:`read` reads them."""
+        calls = plain_call(text, tools).get("tool_calls")
+        if not calls:
+            return text
+        (call,) = (json.dumps(call["function"], ensure_ascii=False) for call in calls)
+        return f"<tool_call>\n{call}\n</tool_call>" if self._tagged else call
 
     def drops(self, messages: Sequence[Turn], answer: Sequence[Turn], tools: Sequence[Tool], text: str) -> bool:
         """See :class:`Turns`: whether it closes a thought, and the template leaves thoughts of earlier turns out."""
@@ -159,6 +192,54 @@ class ChatTurns:
             )  # fmt: skip
         except Exception as error:  # templates raise what they like
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
+
+
+def tools_as_text(tools: Sequence[Tool]) -> str:
+    """What a model is told of its tools where its chat template says nothing of them; calls are as :func:`json_call`
+    reads them.
+    """
+    listed = "\n".join(json.dumps(tool.schema["function"], ensure_ascii=False) for tool in tools)
+    return (
+        'You may call functions. A call is a message of this JSON object alone: {"name": NAME, "arguments": {...}}. '
+        f"Once nothing is left to call, answer in words. These are the functions:\n{listed}"
+    )
+
+
+def _openings(messages: Sequence[Turn], list_of_tools: str) -> Iterator[list[Turn]]:
+    """Conversations that list tools before all else."""
+    first, *others = messages
+    if first["role"] != "system":
+        yield [{"role": "system", "content": list_of_tools}, *messages]
+        yield [{**first, "content": f"{list_of_tools}\n\n{first['content']}"}, *others]
+    else:
+        yield [{**first, "content": f"{first['content']}\n\n{list_of_tools}"}, *others]
+
+
+def with_calls_as_text(messages: Sequence[Turn]) -> list[Turn]:
+    """A conversation for a template that knows no calls: they stand in the assistant's content, as JSON."""
+    plain = list[Turn]()
+    for message in messages:
+        calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or ()]
+        content = "\n".join(text for text in (str(message["content"]), *calls) if text)
+        plain.append({**{key: value for key, value in message.items() if key != "tool_calls"}, "content": content})
+    return plain
+
+
+def as_users(messages: Sequence[Turn]) -> list[Turn]:
+    """A conversation for a template that knows no tools either: what they gave is a user's, and what a user says at
+    once is one message, because such templates want turns that alternate.
+
+    Example:
+        ``[assistant, tool, tool]`` becomes ``[assistant, user]``.
+    """
+    plain = list[Turn]()
+    for message in with_calls_as_text(messages):
+        if message["role"] == "tool":
+            message = {"role": "user", "content": message["content"]}
+        if plain and plain[-1]["role"] == message["role"] == "user":
+            message = {"role": "user", "content": f"{plain.pop()['content']}\n{message['content']}"}
+        plain.append(message)
+    return plain
 
 
 def turns_of(tokenizer: PreTrainedTokenizerBase | None) -> Turns:

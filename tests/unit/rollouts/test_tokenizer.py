@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from mopd.distill.types import Prompt, Rollout
 from mopd.rollouts.rewards import RewardGrader
@@ -15,6 +16,7 @@ from mopd.rollouts.tokenizer import (
     build_tokenizer,
     completion_ids,
     completion_text,
+    context_of,
     control_ids,
     encode,
     end_token_ids,
@@ -133,3 +135,16 @@ def test_what_ends_a_completion_is_said_by_tokenizer_template_and_generation_con
 def test_a_tokenizer_has_as_many_ids_as_its_last_one_says() -> None:
     tokenizer = chat_tokenizer()
     assert token_count(tokenizer) == len(tokenizer) == tokenizer.convert_tokens_to_ids("<call>") + 1
+
+
+def test_the_context_is_the_least_that_tokenizer_and_configuration_say(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(["some words"] * 2, 60)
+    assert context_of(tokenizer) is None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 700}))
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert context_of(loaded) == 700
+    loaded.model_max_length = 500
+    assert context_of(loaded) == 500
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 300}}))
+    assert context_of(loaded) == 300

@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from check_kit import save_model
 from dialogue_kit import played, prompts_of, task_of
 
-from mopd.distill.recipe import EnvironmentSource
+from mopd.distill.recipe import DomainRecipe, EnvironmentSource
 from mopd.recipes.resolve.initial import training_texts
 from mopd.rollouts.environments import environment_task
 from mopd.rollouts.environments.episodes import gold_episodes
+from mopd.rollouts.environments.packages.bfcl import CATEGORIES, INSTALL, BfclSettings
 from mopd.rollouts.tokenizer import build_tokenizer, closing_id, completion_text, to_prompt
 
 PAGE = (Path(__file__).parents[4] / "docs" / "agents.md").read_text()
@@ -52,3 +54,14 @@ def test_the_environment_of_the_page(tmp_path: Path) -> None:
         shown = "".join(f"count({word})<eos>{len(word)};" for word in words) + max(words, key=len)
         assert completion_text(tokenizer, rollout) == f"{shown}<eos>"
     assert task.verify_many(prompts, ["no"] * 8) == [0.0] * 8
+
+
+def test_the_stanza_of_bfcl_is_one() -> None:
+    (stanza,) = [text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "bfcl" in text]
+    (domain,) = yaml.safe_load(stanza)["domains"].values()
+    task = DomainRecipe.model_validate(domain).task
+    assert isinstance(task, EnvironmentSource)
+    assert task.environment.removeprefix("bfcl:") in CATEGORIES
+    assert BfclSettings.model_validate(task.args).calls == 5
+    assert all(f"`{category}`" in PAGE for category in CATEGORIES)
+    assert INSTALL in PAGE

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.models.load import load_model
 from mopd.distill.types import Prompt, Rollout, RunError, UserError
 from mopd.recipes.resolve.initial import training_texts
-from mopd.rollouts.engines.base import Decoding
+from mopd.rollouts.engines.base import Decoding, ExamDecoding
 from mopd.rollouts.engines.in_process import InProcess, StudentSampler
 from mopd.rollouts.environments import ENVIRONMENTS
 from mopd.rollouts.environments.base import Environment, Step, ToolEpisode
@@ -381,3 +381,27 @@ def test_tool_episodes_judge_the_first_message_without_a_call() -> None:
     episode = ToolEpisode([{"role": "user", "content": "?"}], [], lambda text: float(text == "!"))
     step = asyncio.run(episode.step({"role": "assistant", "content": "!"}))
     assert (step.done, step.reward) == (True, 1.0)
+
+
+def test_evaluations_sample_episodes_as_they_say(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    task = made_task(ENVIRONMENTS["calculator"], tokenizer)
+    asked = prompts(task, tokenizer, 6)
+    decoding = Decoding(16, 1.0, False, 7, 0, (EOS,), 0)
+
+    def examined(sample: int | None, **exam: Any) -> list[list[int]]:
+        how = ExamDecoding(**{"temperature": 1.0, "top_p": None, "top_k": None, "stops": None, **exam})
+        writer = StudentSampler(decoding, samples_per_prompt=3, batch_size=4, exam=how)
+        writer.load_weights(InProcess(load_model(path, device="cpu", dtype="float32")), version=0)
+        sampler = EpisodeSampler(
+            writer, {"calc": task}, tokenizer, samples_per_prompt=3, max_new_tokens=16, end_token_ids=(EOS,)
+        )
+        (rollouts,) = sampler.examine(asked, step=2, sample=sample)
+        assert [rollout.prompt.id for rollout in rollouts] == [prompt.id for prompt in asked]
+        assert all(rollout.episode is not None for rollout in rollouts)
+        return [rollout.token_ids.tolist() for rollout in rollouts]
+
+    greedy, first = examined(None), examined(0)
+    assert examined(0) == first
+    assert first not in (greedy, examined(1))
+    assert examined(1, top_k=1) == greedy
+    assert examined(0, temperature=3.0) != first

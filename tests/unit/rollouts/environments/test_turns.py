@@ -139,3 +139,45 @@ def test_a_tokenizer_without_a_template_writes_contents_alone() -> None:
     assert isinstance(turns, PlainTurns)
     after = turns.after(QUESTION, [{"role": "tool", "content": "5;"}], [])
     assert after == (closing_id(tokenizer), *encode(tokenizer, "5;"))
+
+
+@pytest.mark.parametrize("family", CLOSINGS)
+def test_every_template_shows_the_tools_and_reads_the_calls_of_a_script(family: str) -> None:
+    turns = ChatTurns(tokenizer_of(family))
+    for messages in (QUESTION, [{"role": "system", "content": "Be brief."}, *QUESTION]):
+        text = turns.prompt(messages, [ADD])
+        assert text.count("The sum of two numbers.") == 1
+        assert all(message["content"] in text for message in messages)
+    read = turns.read(turns.written("add(2, b=3)", [ADD]), [ADD])
+    assert [call["function"] for call in read["tool_calls"]] == [{"name": "add", "arguments": {"a": 2, "b": 3}}]
+    assert turns.written("5 at last", [ADD]) == "5 at last"
+    assert "tool_calls" not in turns.read("5 at last", [ADD])
+
+
+def test_a_template_that_refuses_system_messages_has_the_tools_in_the_first_of_the_user() -> None:
+    tokenizer = tokenizer_of("qwen3")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    text = ChatTurns(tokenizer).prompt(QUESTION, [ADD])
+    assert text.startswith("<|im_start|>user\nYou may call functions.")
+    assert text.index("The sum of two numbers.") < text.index(QUESTION[0]["content"])
+    assert "functions" not in ChatTurns(tokenizer).prompt(QUESTION, [])
+
+
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 2}}}]}
+GAVE = [{"role": "tool", "name": "add", "content": "five"}, {"role": "tool", "name": "add", "content": "seven"}]
+
+
+@pytest.mark.parametrize("family", CLOSINGS)
+def test_a_conversation_with_calls_behind_it_goes_on_in_every_template(family: str) -> None:
+    turns = ChatTurns(tokenizer_of(family))
+    behind = [*QUESTION, CALL, *GAVE, {"role": "assistant", "content": "So it is 12."}]
+    again = turns.prompt([*behind, {"role": "user", "content": "And now?"}], [ADD])
+    assert all(text in again for text in ("five", "seven", "So it is 12.", "And now?"))
+    assert "add" in again.partition(QUESTION[0]["content"])[2]
+    answer = [{"role": "user", "content": "And now?"}]
+    assert "And now?" in tokenizer_of(family).decode(turns.after([*QUESTION, CALL, *GAVE], answer, [ADD]))
+    two = tokenizer_of(family).decode(turns.after([*behind, *answer], GAVE, [ADD]))
+    assert two.index("five") < two.index("seven")

@@ -155,6 +155,7 @@ def test_problems_are_keyed_and_splits_are_disjoint() -> None:
 def test_tools_are_the_packages_own_and_the_conversation_is_exact() -> None:
     task = task_of({"verifiers": "mopd_test_tools"})
     prompts = prompts_of(task, 4)
+    assert task.tool_names(prompts[0]) == ("adder_add",)
     rollouts = played(task, calling, prompts, samples=2)
     assert [(r.reward, r.turns, r.tool_calls, r.tool_errors) for r in records(rollouts)] == [(1.0, 2, 1, 0)] * 8
     for rollout in rollouts:
