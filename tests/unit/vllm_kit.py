@@ -13,7 +13,8 @@ from mopd.rollouts.engines.vllm.pool import Here
 from mopd.rollouts.engines.vllm.server import ServerSpec, VLLMServer
 
 PROGRAM = """
-import json, os, pathlib, signal, socket, sys, time
+import json, os, pathlib, signal, socket, sys, threading, time
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
 import torch
 from transformers import AutoModelForCausalLM
 

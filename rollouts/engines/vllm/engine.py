@@ -58,9 +58,9 @@ class _Student:
             RunError: see :class:`VLLMServers`.
         """
         published = self._servers.publish(weights, version=version)
-        if not self._tested and self._draws:
+        if self._draws and not self._tested:
             self._servers.check_draws(weights, self._decoding, draws=self._draws, vocabulary=self._vocabulary)
-        self._tested.append(True)
+            self._tested.append(True)
         return published
 
 
@@ -171,7 +171,7 @@ def _sampler(settings: SamplerSettings, servers: VLLMServers, transport: WeightT
 def lacking(rollout: RolloutRecipe) -> Iterator[str]:
     """What this machine has not that servers need, each a sentence."""
     python = rollout.vllm.python
-    if not os.access(python, os.X_OK) or os.path.isdir(python):
+    if "\0" in python or not os.access(python, os.X_OK) or os.path.isdir(python):
         yield (
             f"`rollout.vllm.python` is {python}, and no program is there; `make install-vllm` installs vLLM in "
             ".venv-vllm, or name the Python of another environment that has it"

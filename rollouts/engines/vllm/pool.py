@@ -158,8 +158,8 @@ class _Server:
                 self.close()
                 if attempt == faults.retries:
                     raise RunError(
-                        f"{error}. So often in a row it was lost: {attempt + 1}. The last checkpoint resumes the run; "
-                        "`faults.retries` bears more"
+                        f"{error}. It was lost {attempt + 1} times in a row, and `faults.retries` is {faults.retries}; "
+                        "the last checkpoint resumes the run"
                     ) from error
                 pause, why = faults.backoff_seconds * 2**attempt, str(error).splitlines()[0]
                 self._servers.say(f"{why}; it is started again in {pause:g} s, with the weights that it had")
@@ -172,17 +172,23 @@ class _Server:
         if self._refused is not None:
             raise self._refused
         if self._owner is None:
-            began = time.monotonic()
             self._owner = self._servers.own(self.spec)
-            try:
-                about = self._owner.call("start", (self._servers.model, seconds), (), seconds)
-            except ServerRefused as error:  # it would again, for whoever asks next
-                self._refused = error
-                raise
-            self._servers.note({"started": self.spec.number, "seconds": time.monotonic() - began, **about})
+            if self._servers.starts_with_weights:
+                self._owner.call("begin", (self._servers.model,), (), seconds)
+            else:
+                self._start(self._owner, seconds)
         if wanted is not None and wanted is not self._held:
             self._take_on(self._owner, wanted, seconds)
         return self._owner
+
+    def _start(self, owner: Hosted | Here, seconds: float) -> None:
+        began = time.monotonic()
+        try:
+            about = owner.call("start", (self._servers.model, seconds), (), seconds)
+        except ServerRefused as error:  # it would again, for whoever asks next
+            self._refused = error
+            raise
+        self._servers.note({"started": self.spec.number, "seconds": time.monotonic() - began, **about})
 
     def _take_on(self, owner: Hosted | Here, wanted: _Version, seconds: float) -> None:
         began, transport = time.monotonic(), self._servers.transport
@@ -248,6 +254,11 @@ class VLLMServers:
         """How many servers there are."""
         return len(self._servers)
 
+    @property
+    def starts_with_weights(self) -> bool:
+        """Whether a server is started on the weights that are published, and not before."""
+        return self.transport == "restart"
+
     def on_ranks(self, fn: Callable[..., Any], per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Refuse.
 
@@ -273,8 +284,9 @@ class VLLMServers:
         for server in self._servers:
             server.close()
         self.model, self.wanted = model, None
-        for server in self._servers:
-            self._threads.submit(server.prepare)  # who asks next is told what went wrong
+        if not self.starts_with_weights:
+            for server in self._servers:
+                self._threads.submit(server.prepare)  # who asks next is told what went wrong
 
     def publish(self, weights: Weights, *, version: int) -> Weights:
         """Have every server hold ``weights``; those that they hold already are not sent again.

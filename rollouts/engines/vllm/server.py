@@ -102,6 +102,11 @@ class VLLMServer:
         self._model: HeldModel | None = None
         self._written = 0
 
+    def begin(self, model: HeldModel) -> None:
+        """Stand in for ``model``, whose process starts with the weights that :meth:`publish` is given."""
+        self.close()
+        self._model = model
+
     def start(self, model: HeldModel, seconds: float) -> dict[str, Any]:
         """Start a process that holds ``model``, in the place of the one that is there; what it says of itself.
 
@@ -109,8 +114,7 @@ class VLLMServer:
             ServerRefused: it ended, with the last lines of its log.
             ServerLost: it was killed, or is not up in ``seconds``.
         """
-        self.close()
-        self._model = model
+        self.begin(model)
         return self._start(served_folder(model.path, self._config(), self._files("model")), seconds)
 
     def ask(self, call: str, arguments: Mapping[str, Any], seconds: float | None) -> Any:

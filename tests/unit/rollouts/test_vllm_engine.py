@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,26 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from deadline_kit import Deadline
 from peft import PeftModel
 from pydantic import ValidationError
 from student_kit import VOCABULARY, make_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from vllm_kit import owned_here, stand_in
 
+from mopd.distill.loss.registry import bind
 from mopd.distill.models.adapters import with_trained_adapter
 from mopd.distill.models.load import load_model
 from mopd.distill.payloads import Support, likeliest
-from mopd.distill.recipe import FaultRecipe, LoRA, RolloutRecipe, VLLMRecipe
-from mopd.distill.types import Prompt, RunError, align_logits
+from mopd.distill.recipe import EvaluateRecipe, FaultRecipe, LoRA, RolloutRecipe, TopKReverseKL, VLLMRecipe
+from mopd.distill.recipe.vllm import Transport
+from mopd.distill.types import Prompt, RunError, Sampler, align_logits
+from mopd.recipes.check.plugins import check_engine, engine_warnings
 from mopd.rollouts.engines.agreement import fixed_rows
-from mopd.rollouts.engines.base import Decoding, SamplerSettings
-from mopd.rollouts.engines.in_process import InProcess
+from mopd.rollouts.engines.base import Decoding, FrozenModel, SamplerProcesses, SamplerSettings, StudentModel
+from mopd.rollouts.engines.in_process import InProcess, StudentSampler
 from mopd.rollouts.engines.vllm import process
-from mopd.rollouts.engines.vllm.engine import _sampler, _Student, lacking, refused
+from mopd.rollouts.engines.vllm.engine import VLLM, _sampler, _Student, lacking, refused
 from mopd.rollouts.engines.vllm.files import own_keys, served_folder, transport_of, write_adapter, write_model
 from mopd.rollouts.engines.vllm.pool import VLLMServers
 from mopd.rollouts.engines.vllm.requests import completions_of, seed_of, write_request
@@ -41,7 +46,7 @@ DECODING = Decoding(
     vocabulary=VOCABULARY - 4,
 )  # fmt: skip
 SETTINGS = SamplerSettings(DECODING, samples_per_prompt=3, batch_size=8)
-FAULTS = FaultRecipe(retries=2, backoff_seconds=0.0, start_seconds=300.0)
+FAULTS = FaultRecipe(retries=1, backoff_seconds=0.0, start_seconds=300.0)
 
 
 # ---- requests
@@ -212,17 +217,20 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 class Running:
     """Servers of stand-ins and a sampler of a student, whose faults a test orders."""
 
-    def __init__(self, folder: Path, path: str, *, servers: int = 1, draws: int = 0) -> None:
+    def __init__(
+        self, folder: Path, path: str, *, servers: int = 1, draws: int = 0, transport: Transport = "reload"
+    ) -> None:
         self.folder, self.said = folder, list[str]()
         python = stand_in(folder)
         self.servers = VLLMServers(
             [ServerSpec(i, python, "cpu", "float32", str(folder / "logs"), 0.0, {}) for i in range(servers)],
             faults=FAULTS, limit_seconds=30.0, own=owned_here, share=lambda state: state, say=self.said.append,
         )  # fmt: skip
+        self.servers.transport = transport
         self.servers.rows = fixed_rows(AutoConfig.from_pretrained(path), context=128)
         self.servers.hold(HeldModel(path))
-        transport = _Student(self.servers, DECODING, draws=draws, vocabulary=VOCABULARY - 4, tested=[])
-        self.sampler = _sampler(SETTINGS, self.servers, transport)
+        student = _Student(self.servers, DECODING, draws=draws, vocabulary=VOCABULARY - 4, tested=[])
+        self.sampler = _sampler(SETTINGS, self.servers, student)
 
     def order(self, fault: str) -> None:
         (self.folder / fault).touch()
@@ -319,16 +327,31 @@ def test_one_that_does_not_start_ends_the_run_with_the_end_of_its_log(tmp_path: 
     running.servers.close()
 
 
-def test_draws_from_another_distribution_end_the_run(tmp_path: Path, paths: list[str]) -> None:
-    running = Running(tmp_path, paths[0], servers=2, draws=800)
-    running.load(paths[0], 0)
-    assert running.notes("draws")[0]["problem"] is None
+def test_a_restart_starts_a_server_on_the_weights_and_not_before(tmp_path: Path, paths: list[str]) -> None:
+    running = Running(tmp_path, paths[0], transport="restart")
+    assert not (tmp_path / "logs").exists()
+    for version, path in enumerate(reversed(paths)):
+        module = running.load(path, version)
+        greedy = running.written(greedy=True)
+        sampler = StudentSampler(DECODING, samples_per_prompt=1, batch_size=8)
+        sampler.load_weights(InProcess(module), version=version)
+        prompts = [rollout.prompt for rollout in running.rollouts]
+        assert [r.token_ids.tolist() for m in sampler.sample(prompts, step=2, greedy=True) for r in m] == greedy
+    started = (tmp_path / "logs" / "server-0.log").read_text().count("vLLM would start")
+    assert (started, running.notes("started")) == (2, [])
     running.servers.close()
-    other = Running(tmp_path / "hot", paths[0], draws=800)
-    other.order("hot")
+
+
+def test_draws_from_another_distribution_end_the_run(tmp_path: Path, paths: list[str]) -> None:
+    running = Running(tmp_path, paths[0], draws=800)
+    module = running.load(paths[0], 0)
+    assert [row["problem"] for row in running.notes("draws")] == [None]
+    running.load(paths[0], 1)  # it is asked once
+    assert len(running.notes("draws")) == 1
+    running.order("hot")
     with pytest.raises(RunError, match="does not draw from the student's distribution"):
-        other.load(paths[0], 0)
-    other.servers.close()
+        running.servers.check_draws(InProcess(module), DECODING, draws=800, vocabulary=VOCABULARY - 4)
+    running.servers.close()
 
 
 def test_two_servers_share_a_batch_and_leave_no_file(tmp_path: Path, paths: list[str]) -> None:
@@ -343,6 +366,62 @@ def test_two_servers_share_a_batch_and_leave_no_file(tmp_path: Path, paths: list
     for each in (running, alone):
         each.servers.close()
     assert [folder for folder in folders if folder is None or folder.exists()] == []
+
+
+@pytest.mark.usefixtures("cluster")
+def test_servers_live_in_hosts_of_rays_and_are_shared_by_the_samplers_of_a_student(
+    tmp_path: Path, paths: list[str]
+) -> None:
+    rollout = RolloutRecipe(engine="vllm", workers=2, vllm=VLLMRecipe(python=stand_in(tmp_path), draws=200))
+    engine = VLLM.bound(rollout, faults=FAULTS, folder=str(tmp_path / "run"), say=lambda _: None)
+    processes = SamplerProcesses(2, "cpu", "float32", limit_seconds=60.0)
+    module = load_model(paths[1], device="cpu", dtype="float32")
+    asked = [Prompt("math", str(i), tuple(range(2, 9 + i)), "", "") for i in range(3)]
+
+    def written(sampler: Sampler, **how: Any) -> list[list[int]]:
+        return [r.token_ids.tolist() for m in sampler.sample(asked, step=1, **how) for r in m]
+
+    with ExitStack() as closing:
+        make = engine.of_student(StudentModel(FrozenModel(paths[0]), processes), closing)  # type: ignore[misc]
+        train, measured = make(SETTINGS), make(replace(SETTINGS, samples_per_prompt=1))
+        for sampler in (train, measured):
+            sampler.load_weights(InProcess(module), version=4)
+        before, greedy = written(train), written(measured, greedy=True)
+        assert len(before) == 9
+        stand_ins(tmp_path)[0].parent().kill()  # type: ignore[union-attr]
+        assert (written(train), written(measured, greedy=True)) == (before, greedy)
+        frozen = engine.of_checkpoints(processes, SETTINGS, closing)(FrozenModel(paths[1]))  # type: ignore[misc]
+        assert written(frozen, greedy=True) == greedy
+        notes = [json.loads(line) for line in (tmp_path / "run" / "vllm" / "published.jsonl").read_text().splitlines()]
+        published = [row["server"] for row in notes if "published" in row]
+        assert (sorted(published[:2]), len(published)) == ([0, 1], 3)
+        assert sum("draws" in row for row in notes) == 1
+        assert sum("died" in row.get("why", "") for row in notes if "lost" in row) == 1
+    deadline = Deadline(60)
+    while stand_ins(tmp_path) and deadline.waits():
+        pass
+    assert stand_ins(tmp_path) == []
+
+
+def stand_ins(folder: Path) -> list[psutil.Process]:
+    """The processes of stand-ins in a folder."""
+    running = []
+    for child in psutil.process_iter():
+        try:
+            if f"{folder}/stand_in.py" in " ".join(child.cmdline()):
+                running.append(child)
+        except psutil.Error:
+            continue
+    return running
+
+
+def test_check_says_what_is_missing_here_and_not_of_another_machine(tmp_path: Path) -> None:
+    loss, missing = bind(TopKReverseKL(estimator="topk_reverse_kl")), vllm_recipe(python=str(tmp_path / "none"))
+    (problem,) = check_engine(missing, loss, EvaluateRecipe(samples_per_prompt=2, stop_strings=("a",)))
+    assert "`rollout.vllm.python`" in problem
+    assert not list(check_engine(missing, loss, EvaluateRecipe(), elsewhere=True))
+    (warning,) = engine_warnings(missing)
+    assert "vllm is not `keyed`" in warning
 
 
 def test_a_process_ends_with_who_started_it(tmp_path: Path) -> None:
