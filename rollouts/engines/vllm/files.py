@@ -56,7 +56,7 @@ def own_keys(config: Any) -> dict[str, Any]:
         "swa_num_key_value_heads": 2 * config.num_key_value_heads,
         "swa_rope_theta": sliding["rope_theta"],
         "rope_theta": full["rope_theta"],
-        "partial_rotary_factor": full["partial_rotary_factor"],
+        "partial_rotary_factor": full.get("partial_rotary_factor", 1.0),
         "add_swa_attention_sink_bias": True,
         "add_full_attention_sink_bias": False,
         "scoring_func": "sigmoid",

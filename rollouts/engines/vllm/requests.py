@@ -45,8 +45,8 @@ def write_request(
     """A request for one completion of each prompt, in which equal prompts are one; and where each completion is.
 
     Returns:
-        The arguments of :meth:`rollouts.engines.vllm.process.VLLMProcess.write`; and the place of the completion of each
-        of ``prompts`` in the answer, which goes prompt by prompt.
+        Arguments of :meth:`rollouts.engines.vllm.process.VLLMProcess.write`; and the place of each prompt's completion
+        in the answer, which goes prompt by prompt.
     """
     places: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):
