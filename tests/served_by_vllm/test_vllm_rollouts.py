@@ -62,6 +62,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mimo_v2_flash": {
         **EXPERTS, "n_routed_experts": 4, "v_head_dim": 64, "sliding_window": 20,
         "layer_types": ["full_attention", "sliding_attention"], "num_attention_heads": 4,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": base, "partial_rotary_factor": 0.5}
+            for kind, base in (("full_attention", 5e6), ("sliding_attention", 1e4))
+        },
     },
 }  # fmt: skip
 DECODING = Decoding(

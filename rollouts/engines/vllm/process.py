@@ -83,7 +83,8 @@ class VLLMProcess:
         before, self._adapter = self._adapter, request
         if before is not None:
             self._llm.llm_engine.remove_lora(before.lora_int_id)
-        self._llm.llm_engine.add_lora(request)  # here, so that the folder may go
+        if not self._llm.llm_engine.add_lora(request):  # here, so that the folder may go
+            raise RuntimeError("vLLM did not take the adapter (add_lora)")
 
 
 def _completion(completion: Any, likeliest: int) -> list[Any]:
