@@ -205,7 +205,7 @@ def test_a_dense_student_reaches_it_by_reload_and_is_what_writes(tmp_path: Path)
         threading.Timer(0.2, os.kill, (engine.pid, signal.SIGKILL)).start()
         assert _until_lost(engine, 1) == expected
         os.kill(engine.pid, signal.SIGSTOP)
-        engine.servers._limit_seconds = 10.0
+        engine.servers._limit_seconds = 30.0
         assert engine.written() == expected
         assert len(engine.notes("lost")) == 2
         assert "hangs" in engine.notes("lost")[1]["why"]

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from check_kit import CONFIG, problems
 from deadline_kit import Deadline
 from peft import PeftModel
 from pydantic import ValidationError
@@ -203,6 +204,19 @@ def test_what_cannot_work_is_refused_by_its_leaf(tmp_path: Path) -> None:
         ("restart", mixture, None, "cpu"),
     ):
         assert not list(refused(vllm_recipe(transport=transport), config, own, device))
+
+
+def test_mopd_check_asks_the_engine_about_the_models_that_it_samples(tmp_path: Path) -> None:
+    mixture = {**CONFIG, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+    made = {"architecture": "qwen3_moe", "config": mixture, "vocabulary": 100}
+    vllm = {"python": stand_in(tmp_path), "transport": "reload"}
+    sentences = problems(
+        tmp_path / "out",
+        device="cpu",
+        stages={"base": {"from": made}, "math": {"from": "stage:base"}},
+        rollout={"engine": "vllm", "workers": 1, "vllm": vllm},
+    )
+    assert [sentence.split(" ")[0] for sentence in sentences] == ["`rollout.vllm.transport`"]
 
 
 # ---- servers
