@@ -20,12 +20,10 @@ from mopd.distill.types import RunError, aligned_rows
 
 ROWS = (3, 11, 25, 60)
 """Tokens of the fixed rows; one more is longer than the window of a model that has one."""
-BEYOND_WINDOW = 24
-"""Tokens of that row which follow the window."""
+SCORED = 24
+"""Tokens of a row, at its end, that are scored; so many of the longest row follow the window."""
 LONGEST = 600
 """Tokens of a row at most: a longer window is not looked beyond, because the logits would take gigabytes."""
-CHUNK = 64
-"""Tokens whose distributions are made in float32 at a time."""
 MEAN, MOST = 0, 1
 TOLERANCE = {"float32": (1e-4, 1e-3), "bfloat16": (0.05, 1.0)}
 """Nats by which two ways to one log-probability may differ on fixed rows, in the mean and at most, by the dtype of the
@@ -57,16 +55,19 @@ def fixed_rows(config: Any, *, context: int) -> list[list[int]]:
     """
     text = config.get_text_config()
     window = getattr(text, "sliding_window", None) or 0
-    lengths = [*ROWS, min(LONGEST, window + BEYOND_WINDOW)] if window else [*ROWS]
+    lengths = [*ROWS, min(LONGEST, window + SCORED)] if window else [*ROWS]
     rng = np.random.default_rng(0)
     return [rng.integers(0, text.vocab_size, max(2, min(n, context - 1))).tolist() for n in lengths]
 
 
 @torch.no_grad()
 def row_logprobs(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """The log-probability of every token of every row, ``(T,)`` each, by a forward over the row alone; the first is 0.
+    """The log-probabilities of the last tokens of every row, each given those before it, by a forward over the row.
 
     Runs in the processes that hold the model.
+
+    Returns:
+        For each row of T tokens ``(min(SCORED, T - 1),)``.
     """
     was_training = model.training
     model.eval()
@@ -79,13 +80,9 @@ def row_logprobs(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[np.nda
 def _of_row(model: nn.Module, row: Sequence[int]) -> np.ndarray:
     ids_1T = torch.tensor([[*row]], device=next(model.parameters()).device)
     logits_1TV = model(input_ids=ids_1T, use_cache=False).logits
-    parts = []
-    for places_1N in torch.arange(len(row), device=ids_1T.device)[None].split(CHUNK, dim=1):
-        logprobs_NV = torch.log_softmax(aligned_rows(logits_1TV, places_1N)[0].float(), dim=-1)
-        parts.append(logprobs_NV.gather(1, ids_1T[0, places_1N[0]][:, None])[:, 0])
-    logprobs_T = torch.cat(parts)
-    logprobs_T[0] = 0.0
-    return logprobs_T.cpu().numpy()
+    places_1N = torch.arange(max(1, len(row) - SCORED), len(row), device=ids_1T.device)[None]
+    logprobs_NV = torch.log_softmax(aligned_rows(logits_1TV, places_1N)[0].float(), dim=-1)
+    return logprobs_NV.gather(1, ids_1T[0, places_1N[0]][:, None])[:, 0].cpu().numpy()
 
 
 @dataclass(frozen=True, slots=True)

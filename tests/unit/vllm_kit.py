@@ -47,8 +47,9 @@ class StandIn:
     def logprobs(self, ids, temperature=1.0):
         return torch.log_softmax(self.model(input_ids=torch.tensor([ids])).logits[0] / temperature, -1)
 
-    def score(self, rows):
-        return [[0.0, *self.logprobs(r)[:-1].gather(1, torch.tensor(r[1:])[:, None])[:, 0].tolist()] for r in rows]
+    def score(self, rows, last):
+        every = [self.logprobs(r)[:-1].gather(1, torch.tensor(r[1:])[:, None])[:, 0].tolist() for r in rows]
+        return [scores[-last:] for scores in every]
 
     def write(self, prompts, seeds, settings, vocabulary):
         if ordered("die"):

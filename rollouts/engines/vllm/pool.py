@@ -24,6 +24,7 @@ from mopd.distill.recipe import FaultRecipe
 from mopd.distill.recipe.vllm import Transport
 from mopd.distill.types import RunError, Weights
 from mopd.rollouts.engines.agreement import (
+    SCORED,
     Published,
     check_published,
     draws_problem,
@@ -193,7 +194,8 @@ class _Server:
     def _take_on(self, owner: Hosted | Here, wanted: _Version, seconds: float) -> None:
         began, transport = time.monotonic(), self._servers.transport
         owner.call("publish", (wanted.number, transport, seconds), (wanted.state,), seconds)
-        scores = owner.call("ask", ("score", {"rows": self._servers.rows}, seconds), (), seconds)
+        asked = {"rows": self._servers.rows, "last": SCORED}
+        scores = owner.call("ask", ("score", asked, seconds), (), seconds)
         now = Published(wanted.own, [np.array(row, dtype=np.float32) for row in scores])
         named = f"vLLM server {self.spec.number}, to which version {wanted.number} was published by {transport},"
         mean, most = check_published(now, self._published, dtype=self.spec.dtype, named=named)

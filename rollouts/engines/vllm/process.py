@@ -63,13 +63,28 @@ class VLLMProcess:
         )
         return [_completion(request.outputs[0], settings.get("logprobs") or 0) for request in finished]
 
-    def score(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of every token of every row, given those before it, untempered; the first's is 0."""
-        how = import_module("vllm").SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        asked = [{"prompt_token_ids": [*row]} for row in rows]
-        finished = self._llm.generate(asked, how, use_tqdm=False, lora_request=self._adapter)
-        pairs = [zip(request.prompt_logprobs, row, strict=True) for request, row in zip(finished, rows, strict=True)]
-        return [[0.0 if known is None else known[token].logprob for known, token in pair] for pair in pairs]
+    def score(self, rows: Sequence[Sequence[int]], last: int) -> list[list[float]]:
+        """The log-probabilities of so many tokens at the end of every row, each given those before it, untempered.
+
+        Each is asked for after a prompt of its own, as what is written is: vLLM's scores of prompts (`prompt_logprobs`)
+        raise under an adapter, whose rows they miscount (0.32).
+        """
+        self.vocabulary = None
+        how = import_module("vllm").SamplingParams
+        counts = [min(last, len(row) - 1) for row in rows]
+        places = [(row, t) for row, n in zip(rows, counts, strict=True) for t in range(len(row) - n, len(row))]
+        finished = self._llm.generate(
+            [{"prompt_token_ids": [*row[:t]]} for row, t in places],
+            [
+                how(max_tokens=1, temperature=1.0, seed=0, logprob_token_ids=[row[t]], detokenize=False)
+                for row, t in places
+            ],
+            use_tqdm=False,
+            lora_request=self._adapter,
+        )
+        pairs = zip(finished, places, strict=True)
+        scores = iter([request.outputs[0].logprobs[0][row[t]].logprob for request, (row, t) in pairs])
+        return [[next(scores) for _ in range(n)] for n in counts]
 
     def reload(self, folder: str) -> None:
         """Take on the weights that lie in ``folder``, as a checkpoint's do; what was kept of prompts is forgotten."""

@@ -12,6 +12,7 @@ from student_kit import make_model
 from mopd.distill.models.load import load_model
 from mopd.distill.types import RunError
 from mopd.rollouts.engines.agreement import (
+    SCORED,
     Published,
     check_published,
     draws_problem,
@@ -84,12 +85,13 @@ def test_fixed_rows_are_scored_as_a_naive_loop_scores_them(tmp_path: Path, famil
     assert rows == fixed_rows(model.config, context=64)
     assert max(map(len, rows)) < 64
     scored = row_logprobs(model, rows)
-    for row, own_T in zip(rows, scored, strict=True):
-        assert own_T[0] == 0
-        for t in (1, len(row) - 1):
+    for row, own_N in zip(rows, scored, strict=True):
+        assert len(own_N) == min(SCORED, len(row) - 1)
+        for back in (1, len(own_N)):
+            t = len(row) - back
             with torch.no_grad():
                 expected = torch.log_softmax(model(input_ids=torch.tensor([row[:t]])).logits[0, -1], -1)[row[t]]
-            assert own_T[t] == pytest.approx(float(expected), abs=1e-4)
+            assert own_N[-back] == pytest.approx(float(expected), abs=1e-4)
     prompts = short_prompts(60)
     likely = next_logprobs(model, prompts, 0.5, 60)
     with torch.no_grad():
