@@ -271,7 +271,7 @@ def recipe(folder: Path, family: str = "qwen3", **changes: Any) -> Path:
         "domains": {"math": {"task": "arithmetic", "teacher": "big", "prompts": 8}},
         "teachers": {"big": {"model": str(folder / "teacher")}},
         "rollout": {
-            "engine": "vllm", "workers": 1, "max_new_tokens": 24, "batch_size": 16, "samples_per_prompt": 2,
+            "engine": "vllm", "workers": 1, "max_new_tokens": 40, "batch_size": 16, "samples_per_prompt": 2,
             "vllm": VLLMRecipe(python=str(PYTHON), draws=5000).model_dump(mode="json"),
         },
         "faults": {"backoff_seconds": 0.1},
