@@ -47,7 +47,7 @@ class VLLMRecipe(Strict):
         "adapter: a LoRA student's adapter alone; restart: the engine is started again on such files; auto: adapter "
         "where vLLM can hold it, restart for a mixture on a CPU, where a reload is silently wrong, and else reload",
     )
-    draws: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+    test_draws: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=20_000,
         description="tokens drawn after a short prompt before the first rollout, whose counts are held against the "
         "student's own distribution; 0: none",

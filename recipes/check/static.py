@@ -78,8 +78,7 @@ def check(
     shared, lonely = (SharedChecks(), _lacks_budget(recipe.run, out)) if shared is None else (shared, [])
     if broken := list(check_own_loss(recipe.loss)):
         raise UserError(*broken)  # all else asks the loss what it needs
-    elsewhere = offline or bool(os.environ.get("RAY_ADDRESS"))
-    problems = [*check_routes(resolved, tasks=TASKS)]
+    problems, elsewhere = check_routes(resolved, tasks=TASKS), offline or "RAY_ADDRESS" in os.environ
     problems += check_engine(recipe.rollout, resolved.loss, recipe.evaluate, elsewhere=elsewhere)
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
     tasks, unusable = make_tasks(recipe.domains, None, seed=recipe.seed, without=far)

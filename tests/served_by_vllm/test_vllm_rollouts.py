@@ -272,7 +272,7 @@ def recipe(folder: Path, family: str = "qwen3", **changes: Any) -> Path:
         "teachers": {"big": {"model": str(folder / "teacher")}},
         "rollout": {
             "engine": "vllm", "workers": 1, "max_new_tokens": 40, "batch_size": 16, "samples_per_prompt": 2,
-            "vllm": VLLMRecipe(python=str(PYTHON), draws=5000).model_dump(mode="json"),
+            "vllm": VLLMRecipe(python=str(PYTHON), test_draws=5000).model_dump(mode="json"),
         },
         "faults": {"backoff_seconds": 0.1},
         "evaluate": {"validation_prompts": 4, "test_prompts": 4, "graded_prompts": 4},

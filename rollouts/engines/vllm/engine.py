@@ -94,7 +94,7 @@ class _Bound:
 
         def make(own: SamplerSettings) -> Sampler:
             known = min(ids, own.decoding.vocabulary or ids)
-            transport = _Student(servers, own.decoding, draws=settings.draws, vocabulary=known, tested=tested)
+            transport = _Student(servers, own.decoding, draws=settings.test_draws, vocabulary=known, tested=tested)
             return _sampler(own, servers, transport)
 
         return make

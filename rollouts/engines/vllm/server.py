@@ -252,7 +252,7 @@ class VLLMServer:
     def _last_lines(self) -> str:
         if self._log is None or not self._log.is_file():
             return ""
-        lines = self._log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
+        lines = self._log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]  # not per token
         return f"; the end of its log ({self._log}):\n" + "\n".join(lines)
 
     def _config(self) -> Any:

@@ -386,7 +386,7 @@ def test_two_servers_share_a_batch_and_leave_no_file(tmp_path: Path, paths: list
 def test_servers_live_in_hosts_of_rays_and_are_shared_by_the_samplers_of_a_student(
     tmp_path: Path, paths: list[str]
 ) -> None:
-    rollout = RolloutRecipe(engine="vllm", workers=2, vllm=VLLMRecipe(python=stand_in(tmp_path), draws=200))
+    rollout = RolloutRecipe(engine="vllm", workers=2, vllm=VLLMRecipe(python=stand_in(tmp_path), test_draws=200))
     engine = VLLM.bound(rollout, faults=FAULTS, folder=str(tmp_path / "run"), say=lambda _: None)
     processes = SamplerProcesses(2, "cpu", "float32", limit_seconds=60.0)
     module = load_model(paths[1], device="cpu", dtype="float32")
