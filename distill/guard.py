@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,6 +24,8 @@ import psutil
 MARK = "MOPD_CLUSTER"
 """In the environment of every process of a cluster: the folder that Ray writes to. So none of them is overlooked,
 whoever its parent is by now, and a killed run's can be known by the next."""
+
+SHARED_MEMORY = Path("/dev/shm")
 
 LOOK_SECONDS = 0.1
 LIST_SECONDS = 1.0
@@ -76,13 +79,32 @@ def _answer(guard: subprocess.Popen[bytes], word: bytes) -> None:
 
 
 def end_cluster(folder: Path) -> None:
-    """Kill every process of the cluster that writes to ``folder``, wait for their end, and remove the folder."""
+    """Kill every process of the cluster that writes to ``folder``, wait for their end, and remove the folder, and what
+    they have in shared memory."""
     for _ in range(3):  # one may be starting another
         marked = [process for process in psutil.process_iter() if _mark_of(process) == str(folder)]
         if not marked:
             break
         _kill(marked)
+    shutil.rmtree(_in_memory(folder), ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def memory_folder() -> Path:
+    """Where a process of a run puts files that another process of its node is to read at once: in shared memory, by the
+    name of the run's cluster, with which they go; in the folder of temporary files where there is none."""
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        return Path(tempfile.gettempdir())
+    cluster = os.environ.get(MARK)
+    if cluster is None:  # one that others have started: who makes files here removes them
+        return SHARED_MEMORY
+    folder = _in_memory(Path(cluster))
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _in_memory(cluster: Path) -> Path:
+    return SHARED_MEMORY / f"mopd-{cluster.name}"
 
 
 def _mark_of(process: psutil.Process) -> str | None:

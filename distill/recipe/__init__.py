@@ -1,10 +1,9 @@
 """What may be written in YAML, and how a recipe is read. Loads neither torch nor ray nor transformers.
 
 schema.py has every leaf, source.py those of a dataset or a generator, drafts.py those of draft heads, lora.py those of
-an adapter, base.py the types of fields, loss.py the settings of the estimators; files.py reads and writes a recipe,
-study.py several of one file;
-model_names.py tells stages, paths and Hub ids apart; messages.py says what is wrong, json_schema.py is for editors,
-plugins.py loads `./file.py:NAME`.
+an adapter, vllm.py those of that engine, base.py the types of fields, loss.py the settings of the estimators; files.py
+reads and writes a recipe, study.py several of one file; model_names.py tells stages, paths and Hub ids apart;
+messages.py says what is wrong, json_schema.py is for editors, plugins.py loads `./file.py:NAME`.
 To add a leaf, write it in schema.py with default, unit and source, and read it where it matters.
 To add a shipped method, engine or kind of teacher, put its name into schema.py, beside its row elsewhere.
 """
@@ -57,6 +56,7 @@ from mopd.distill.recipe.schema import (
     WandbRecipe,
 )
 from mopd.distill.recipe.source import EnvironmentSource, GymSource, Source
+from mopd.distill.recipe.vllm import VLLMRecipe
 
 __all__ = [
     "ESTIMATORS",
@@ -101,6 +101,7 @@ __all__ = [
     "TeacherRecipe",
     "TopKReverseKL",
     "TrackRecipe",
+    "VLLMRecipe",
     "WandbRecipe",
     "WholeDistribution",
 ]

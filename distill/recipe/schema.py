@@ -42,6 +42,7 @@ from mopd.distill.recipe.loss import FullReverseKL, Loss
 from mopd.distill.recipe.model_names import at_revision, is_hub_id, is_path
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.source import GYM, EnvironmentSource, GymSource, Source, columns_of, is_template
+from mopd.distill.recipe.vllm import VLLMRecipe
 
 MethodName: TypeAlias = Annotated[
     str,
@@ -60,7 +61,7 @@ MethodName: TypeAlias = Annotated[
 ]
 """A row of METHODS (recipes/resolve/methods.py); its name stands here too, so that reading a recipe loads no model."""
 
-EngineName: TypeAlias = Annotated[str, ShippedOrPlugin("in_process")]
+EngineName: TypeAlias = Annotated[str, ShippedOrPlugin("in_process", "vllm")]
 """A row of ENGINES (rollouts/engines)."""
 
 Truncated: TypeAlias = Literal["learn", "mask", "zero_reward"]
@@ -495,8 +496,9 @@ class TeacherRecipe(Strict):
 
 
 class FaultRecipe(Strict):
-    """A teacher that dies, hangs or fails is restarted from its checkpoint and asked again; then the run ends. It ends
-    at once where one of the student's ranks, or a sampler worker, dies or hangs.
+    """A teacher that dies, hangs or fails is restarted from its checkpoint and asked again; then the run ends. So is a
+    server of vLLM, with the weights that it had. The run ends at once where one of the student's ranks, or a sampler
+    worker of transformers', dies or hangs.
 
     What would be the same again (NaN, another length, another vocabulary) ends it at once. Either way the finished
     steps are saved.
@@ -505,11 +507,13 @@ class FaultRecipe(Strict):
     retries: int = Field(default=3, ge=0, le=1000, description="times that a lost microbatch is asked again; 0: never")
     backoff_seconds: Pause = Field(default=1.0, description="pause before a restart; doubles with each in a row")
     microbatch_seconds: Seconds = Field(default=600.0, description="a teacher that scores one for longer is hung")
-    start_seconds: Seconds = Field(default=1800.0, description="a teacher or a rank that starts for longer is hung")
+    start_seconds: Seconds = Field(
+        default=1800.0, description="a teacher, a rank or a server of vLLM that starts for longer is hung"
+    )
     rank_seconds: Seconds = Field(
         default=1800.0,
-        description="the student's ranks are hung if no microbatch is written or learnt from, and no file is whole, "
-        "for longer",
+        description="the student's ranks, or what samples it, are hung if no microbatch is written or learnt from, and "
+        "no file is whole, for longer",
     )
 
 
@@ -519,8 +523,9 @@ class RolloutRecipe(Strict):
     engine: EngineName = Field(
         default="in_process",
         description="what writes tokens: in_process: transformers, in the student's own ranks or in `workers`; "
-        "or ./file.py:NAME, a row of your own",
+        "vllm: vLLM, in `workers` servers that are started beside them; or ./file.py:NAME, a row of your own",
     )
+    vllm: VLLMRecipe = VLLMRecipe()
     workers: CountOrNone = Field(default=0, description="sampler processes; 0: the student's own ranks, no weight copy")
     gpus: PartOfGPU = Field(
         default=1.0,
@@ -558,6 +563,15 @@ class RolloutRecipe(Strict):
                     f"for evaluations there is `evaluate.{key}`"
                 )
         return values
+
+    @model_validator(mode="after")
+    def _servers(self) -> Self:
+        if self.engine == "vllm" and not self.workers:
+            raise refusal(
+                "has `engine: vllm`, which writes in servers beside the student's ranks, and `workers` is 0; set how "
+                "many are started"
+            )
+        return self
 
     @field_validator("engine", mode="before")
     @classmethod

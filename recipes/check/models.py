@@ -14,7 +14,15 @@ from mopd.distill.models.families import family_of
 from mopd.distill.models.heads import head_problem
 from mopd.distill.models.load import FP8
 from mopd.distill.models.mtp import count_heads, draft_family, is_head_tensor
-from mopd.distill.recipe import Engine, ModelReference, MTPRecipe, StageRecipe, StudentRecipe, TeacherRecipe
+from mopd.distill.recipe import (
+    Engine,
+    ModelReference,
+    MTPRecipe,
+    RolloutRecipe,
+    StageRecipe,
+    StudentRecipe,
+    TeacherRecipe,
+)
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import PREFIX, hub_name, is_path, stage_name
 from mopd.distill.storage import Digest, digest_of
@@ -23,9 +31,11 @@ from mopd.distill.types import UserError
 from mopd.recipes.check.model_info import ModelInfo
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.checkpoints import empty_model, weight_files
+from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import ModelSource
 from mopd.recipes.resolve.teachers import ResolvedTeacher
+from mopd.rollouts.engines import engine_of
 from mopd.rollouts.tokenizer import control_ids
 from mopd.teachers.compatibility import compare_heads, compare_tokenizers
 from mopd.teachers.token_bytes import token_bytes
@@ -46,6 +56,7 @@ def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> li
         *_unsampled(resolved.models, model_infos),
         *_packed(model_infos),
         *_engines(recipe.student, recipe.stages, model_infos, resolved.device),
+        *_samplers(recipe.rollout, recipe.student, recipe.stages, model_infos, resolved.device),
         *_attention(recipe.teachers, model_infos),
         *_teachers(resolved.teachers, resolved.loss, model_infos),
         *_support(resolved.loss, model_infos),
@@ -302,6 +313,28 @@ def _engines(
                 f"`{section}.engine.expert_bias_rate` is set and would change nothing (no router of "
                 f"{model_infos[leaf].config.model_type} has a correction bias); remove it"
             )
+
+
+def _samplers(
+    rollout: RolloutRecipe,
+    student: StudentRecipe,
+    stages: Mapping[str, StageRecipe],
+    model_infos: Mapping[str, ModelInfo],
+    device: str,
+) -> Iterator[str]:
+    """What the engine of rollouts cannot do with a model that it is to sample."""
+    try:
+        engine = engine_of(rollout.engine, workers=rollout.workers)
+    except UserError:  # check_engine says it
+        return
+    sampled = {"student.model": student.lora} | {
+        f"stages.{name}.from": stage.lora
+        for name, stage in stages.items()
+        if METHODS[stage.method].samples or stage.plateau is not None
+    }
+    for leaf, lora in sampled.items():
+        if engine.refused is not None and leaf in model_infos:
+            yield from engine.refused(rollout, model_infos[leaf].config, lora, device)
 
 
 def _attention(teachers: Mapping[str, TeacherRecipe], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:

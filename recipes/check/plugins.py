@@ -219,13 +219,21 @@ def _probe(payload: PayloadName | None, *, needs_each_teacher: bool) -> Microbat
     )  # fmt: skip
 
 
-def check_engine(rollout: RolloutRecipe, loss: BoundLoss, evaluate: EvaluateRecipe) -> Iterator[str]:
-    """Whether the engine of rollouts is there and can do what the recipe asks of it, each problem a sentence."""
+def check_engine(
+    rollout: RolloutRecipe, loss: BoundLoss, evaluate: EvaluateRecipe, *, elsewhere: bool = False
+) -> Iterator[str]:
+    """Whether the engine of rollouts is there and can do what the recipe asks of it, each problem a sentence.
+
+    Args:
+        elsewhere: it is to run on another machine, and what this one lacks does not matter.
+    """
     try:
         engine = engine_of(rollout.engine, workers=rollout.workers)
     except UserError as error:
         yield from error.problems
         return
+    if engine.lacking is not None and not elsewhere:
+        yield from engine.lacking(rollout)
     if is_plugin(rollout.engine) and rollout.workers:
         yield f"`rollout.workers` is set and would change nothing ({rollout.engine} decides where it writes); remove it"
     if loss.support is not None and loss.support.given and not engine.records_support:

@@ -23,7 +23,6 @@ from mopd.distill.recipe import (
 )
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import SELF
-from mopd.distill.recipe.plugins import is_plugin
 from mopd.distill.recipe.schema import Truncated
 from mopd.recipes.check.teachers import WHAT_SCORES
 from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
@@ -169,11 +168,15 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         if all(isinstance(task, Source) or (isinstance(task, GymSource) and not task.easy) for task in tasks):
             yield from _set(stage, f"stages.{name}", ("easy_share",), "none of its tasks has an easy form")
     if recipe.method == "supervised":
-        leaves = ("samples_per_prompt", "temperature", "workers")
+        leaves = ("samples_per_prompt", "temperature", *_own_workers(recipe.rollout))
         yield from _set(recipe.rollout, "rollout", leaves, "a supervised run samples nothing it trains on")
+    if recipe.rollout.engine != "vllm":
+        why = f"`rollout.engine` is {recipe.rollout.engine}"
+        yield from _set(recipe.rollout.vllm, "rollout.vllm", tuple(type(recipe.rollout.vllm).model_fields), why)
     if not recipe.teachers:
         leaves = ("retries", "backoff_seconds", "microbatch_seconds")
-        yield from _set(recipe.faults, "faults", leaves, "the recipe has no teachers")
+        unread = leaves if recipe.rollout.engine != "vllm" else ("microbatch_seconds",)
+        yield from _set(recipe.faults, "faults", unread, "the recipe has no teachers")
     elif recipe.faults.retries == 0:
         yield from _set(recipe.faults, "faults", ("backoff_seconds",), "a lost microbatch is never asked again")
     for name, teacher in recipe.teachers.items():
@@ -230,7 +233,7 @@ def _drafts(mtp: MTPRecipe, engine: Engine, rollout: RolloutRecipe, where: str) 
             f"`{where}mtp.drafts` is {mtp.drafts} and changes nothing: ranks that share experts take equally many "
             f"forwards, so the student writes without drafts; set `rollout.workers`, or `{where}mtp.drafts: 0`"
         )
-    elif is_plugin(rollout.engine):
+    elif rollout.engine != "in_process":
         yield f"`{where}mtp.drafts` is {mtp.drafts} and changes nothing where `rollout.engine` is {rollout.engine}"
 
 
@@ -284,8 +287,15 @@ def _untrained(resolved: Resolved) -> Iterator[str]:
     run = tuple(name for name in type(recipe.run).model_fields if name != "parallel_stages")
     yield from _set(recipe.run, "run", run, why)
     yield from _set(recipe.student, "student", ("optimizer", "updates_per_step", "lora"), why)
-    yield from _set(recipe.rollout, "rollout", ("samples_per_prompt", "temperature", "workers"), why)
+    yield from _set(
+        recipe.rollout, "rollout", ("samples_per_prompt", "temperature", *_own_workers(recipe.rollout)), why
+    )
     yield from _set(recipe, "", ("share_rule", "stop", "mtp"), why)
+
+
+def _own_workers(rollout: RolloutRecipe) -> tuple[str, ...]:
+    """The leaf of worker processes, where they are nothing but those that write what is trained on."""
+    return () if rollout.engine == "vllm" else ("workers",)
 
 
 def _set(section: Any, where: str, names: tuple[str, ...], why: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,7 +78,8 @@ def check(
     shared, lonely = (SharedChecks(), _lacks_budget(recipe.run, out)) if shared is None else (shared, [])
     if broken := list(check_own_loss(recipe.loss)):
         raise UserError(*broken)  # all else asks the loss what it needs
-    problems = [*check_routes(resolved, tasks=TASKS), *check_engine(recipe.rollout, resolved.loss, recipe.evaluate)]
+    problems, elsewhere = check_routes(resolved, tasks=TASKS), offline or "RAY_ADDRESS" in os.environ
+    problems += check_engine(recipe.rollout, resolved.loss, recipe.evaluate, elsewhere=elsewhere)
     far = frozenset(name for name, domain in recipe.domains.items() if offline and on_hub(domain.task))
     tasks, unusable = make_tasks(recipe.domains, None, seed=recipe.seed, without=far)
     model_infos, unreadable = read_model_infos(resolved, tasks, offline=offline, shared=shared.models)

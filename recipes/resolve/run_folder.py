@@ -37,7 +37,8 @@ ENDED = "ended.json"
 """Lies in the folder of a run that was interrupted or broke, until it goes on: how it ended, why and when."""
 SHOWN_DIFFERENCES = 20
 MAY_DIFFER = re.compile(
-    r"trials\b|description\b|faults\.|run\.(resident_teachers|niceness)\b|teachers\.[^.]+\.(replicas|api_key_env)\b"
+    r"trials\b|description\b|faults\.|run\.(resident_teachers|niceness)\b|rollout\.vllm\.(python|test_draws|transport)\b"
+    r"|teachers\.[^.]+\.(replicas|api_key_env)\b"
     r"|domains\.[^.]+\.task\.(revision|sandbox)\b"  # data.json says which rows it stood for, and which was taken
     r"|(student|teachers\.[^.]+|stages\.[^.]+)(\.(model|from))?\.(tokenizer_)?revision\b"  # models.json has the commits
     r"|teachers\.[^.]+\.endpoint: \"?http.* -> \"?http"  # a server may move

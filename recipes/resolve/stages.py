@@ -22,6 +22,7 @@ from mopd.distill.recipe import (
     StageRecipe,
     StudentRecipe,
     TrackRecipe,
+    VLLMRecipe,
     WandbRecipe,
 )
 from mopd.distill.recipe.model_names import PREFIX, stage_name
@@ -105,6 +106,7 @@ LATER_LEAVES: dict[str, Any] = {
     "mtp": MTPRecipe().model_dump(mode="json"),
     "prompt_rule": "fixed",
     "stages_seed": None,
+    "rollout.vllm": VLLMRecipe().model_dump(mode="json"),
     "rollout.off_policy": 0.0,
     "rollout.off_policy_steps": None,
     "evaluate.min_headroom": 0.0,

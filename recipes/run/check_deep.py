@@ -110,7 +110,9 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
     validation = _Validation(source.held_out("validation", n, seed=seed), tasks, tokenizer)
     support = support_of(resolved.loss, tokenizer)
     settings = sampler_settings(recipe.rollout, tokenizer, model=start, seed=recipe.seed, support=support)
-    engine = engine_of(recipe.rollout.engine, workers=0)
+    engine = engine_of(recipe.rollout.engine, workers=0).bound(
+        recipe.rollout, faults=recipe.faults, folder=None, say=print
+    )
     episodes = partial(with_episodes, tasks=tasks, tokenizer=tokenizer)
     with _one_model(engine, settings, resolved.device, resolved.dtype, episodes) as sampler_of:
         sampler = sampler_of(FrozenModel(start, trust_remote_code=trust))

@@ -334,6 +334,7 @@ def training(
             written_with=(
                 *(rollout.max_new_tokens, rollout.batch_size, recipe.student.engine.dtype),
                 *(*plugin_digests(rollout.engine).items(), *exam_settings(recipe.evaluate)),
+                *([rollout.engine] if rollout.engine == "vllm" else []),
             ),
             source=prompt_source(recipe.domains, tasks, tokenizer, seed=recipe.seed),
             tasks=tasks,

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from mopd.distill.metrics.teacher_distance import OVERLAP_K
 from mopd.distill.payloads import Support
-from mopd.distill.recipe import Engine, LoRA, RolloutRecipe
+from mopd.distill.recipe import Engine, FaultRecipe, LoRA, RolloutRecipe
 from mopd.distill.types import Sampler
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.engines import engine_of
@@ -25,7 +25,9 @@ def samplers_of_run(
     device: str,
     dtype: str,
     gpus: float,
-    limit_seconds: float,
+    faults: FaultRecipe,
+    folder: str,
+    say: Callable[[str], None],
     closing: ExitStack,
     heads: bool = False,
     episodes: Episodes | None = None,
@@ -39,24 +41,27 @@ def samplers_of_run(
         lora: the adapter that it trains over it, if any.
         dtype: of the student's weights, resolved.
         gpus: the part of a GPU that a process which holds a model takes.
-        limit_seconds: after which one that does not answer is held to hang.
+        faults: after what time a process that does not answer is held to hang, and what is done then.
+        folder: of the run or the stage, where logs go.
+        say: to people.
         closing: ends every process that is started.
         heads: whether the student has draft heads.
         episodes: has samplers play the episodes of environments; None where there are none.
     """
     # On a CPU two processes measure twice as fast; GPUs are only those that the run needs anyway.
     measuring = max(2, engine.ranks) if device == "cpu" else engine.ranks
+    limit = faults.rank_seconds
     return make_samplers(
-        engine_of(rollout.engine, workers=rollout.workers),
+        engine_of(rollout.engine, workers=rollout.workers).bound(rollout, faults=faults, folder=folder, say=say),
         settings=settings,
         student=StudentModel(
             initial,
-            SamplerProcesses(rollout.workers, device, dtype, gpus, limit_seconds=limit_seconds),
+            SamplerProcesses(rollout.workers, device, dtype, gpus, limit_seconds=limit),
             lockstep=engine.expert_parallel > 1,
             heads=heads,
             lora=lora,
         ),
-        frozen=SamplerProcesses(measuring, device, dtype, gpus, limit_seconds=limit_seconds),
+        frozen=SamplerProcesses(measuring, device, dtype, gpus, limit_seconds=limit),
         measured_support=Support(OVERLAP_K, forced=()),
         closing=closing,
         episodes=episodes,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch
 from mopd.distill.endpoint import Endpoint
 from mopd.distill.models.attention import AttnImplementation
 from mopd.distill.payloads import Support
-from mopd.distill.recipe import FaultRecipe, LoRA
+from mopd.distill.recipe import FaultRecipe, LoRA, RolloutRecipe
 from mopd.distill.types import Sampler, Weights
 
 MARGIN = 1.1
@@ -229,6 +229,8 @@ class StudentModel:
     lora: LoRA | None = None
 
 
+Bind: TypeAlias = "Callable[[RolloutRecipe, FaultRecipe, str | None, Callable[[str], None]], RolloutEngine]"
+"""Makes an engine of a recipe's settings, its fault policy, the folder that keeps logs, and what speaks to people."""
 MakeSampler: TypeAlias = Callable[[SamplerSettings], Sampler]
 """Makes a sampler of the student; whatever is loaded, is loaded once for all of them."""
 HoldCheckpoint: TypeAlias = Callable[[FrozenModel], Sampler]
@@ -255,6 +257,10 @@ class RolloutEngine:
         shares_student: it samples in the student's own processes, and copies no weight.
         canary: compares what it records with a plain forward of the same weights, before a run's first step; see
             :func:`rollouts.engines.canary.check_sampler`. None: its sampling is its own affair.
+        bind: makes the engine of a recipe, where it has settings of its own there; None: it reads none.
+        lacking: of a recipe's settings, what this machine has not that they need, each a sentence.
+        refused: of a recipe's settings, a configuration of a model that is sampled, the adapter that is trained over it
+            (or None) and its device, what cannot work, each a sentence.
 
     Example:
         ``RolloutEngine(of_student=lambda student, closing: MySampler)`` in ``./mine.py`` under the name ``ENGINE`` is
@@ -270,6 +276,22 @@ class RolloutEngine:
     examines: bool = False
     shares_student: bool = False
     canary: Callable[..., float] | None = None
+    bind: Bind | None = None
+    lacking: Callable[[RolloutRecipe], Iterator[str]] | None = None
+    refused: Callable[[RolloutRecipe, Any, LoRA | None, str], Iterator[str]] | None = None
+
+    def bound(
+        self, rollout: RolloutRecipe, *, faults: FaultRecipe, folder: str | None, say: Callable[[str], None]
+    ) -> RolloutEngine:
+        """The engine of a recipe.
+
+        Args:
+            rollout: its section on rollouts.
+            faults: what is done where processes are lost.
+            folder: the run's or a stage's, where logs go; None: nobody keeps them.
+            say: to people.
+        """
+        return self if self.bind is None else self.bind(rollout, faults, folder, say)
 
 
 class WeightTransport(Protocol):

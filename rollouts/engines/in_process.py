@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -79,6 +79,15 @@ def loaded(model: FrozenModel, *, device: str, dtype: str) -> Any:
     )
 
 
+Complete: TypeAlias = Callable[[Weights, Sequence[tuple[Any, ...]]], list[list[Completion]]]
+"""What every process that holds weights writes, each to arguments of :func:`generate`, but the model."""
+
+
+def by_generate(weights: Weights, arguments: Sequence[tuple[Any, ...]]) -> list[list[Completion]]:
+    """What models of transformers write in the processes that hold them."""
+    return weights.on_ranks(generate, arguments)
+
+
 class StudentSampler:
     """Samples from whatever weights it was given last, by calls into the processes that hold them.
 
@@ -88,6 +97,7 @@ class StudentSampler:
     Args:
         transport: how the weights reach those processes; None: they hold them already.
         exam: how answers of evaluations are written; None: greedily, with the rest of ``decoding``.
+        complete: how the processes write.
     """
 
     def __init__(
@@ -98,8 +108,10 @@ class StudentSampler:
         batch_size: int,
         transport: WeightTransport | None = None,
         exam: ExamDecoding | None = None,
+        complete: Complete = by_generate,
     ) -> None:
         self._decoding = decoding
+        self._complete = complete
         self._exam = exam
         self._samples = samples_per_prompt
         self._batch_size = batch_size
@@ -204,7 +216,7 @@ class StudentSampler:
         # Dealt out like cards, so that every rank gets the same mixture of domains and none waits long for another.
         hands = [planned[rank :: weights.ranks] for rank in range(weights.ranks)]
         arguments = [([p.prompt.token_ids for p in hand], [p.index for p in hand], decoding) for hand in hands]
-        written = weights.on_ranks(generate, arguments)
+        written = self._complete(weights, arguments)
         rollouts = [
             self._rollout(plan, completion)
             for hand, completions in zip(hands, written, strict=True)

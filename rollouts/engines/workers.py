@@ -51,7 +51,7 @@ class SamplerWorker:
         now held."""
         assert self.model is not None
         config: Any = without_adapters(self.model).config.get_text_config()
-        tensors = {name: _as_tensor(dtype, array) for name, (dtype, array) in state.items()}
+        tensors = {name: as_tensor(dtype, array) for name, (dtype, array) in state.items()}
         of_heads = {name: tensors.pop(name) for name in list(tensors) if is_head_tensor(name, config)}
         if adapter:
             load_adapter_state(self.model, tensors)
@@ -113,7 +113,7 @@ class SamplerWorkers:
 
         adapter = self._lora is not None
         tensors = weights.adapter_state() if adapter else weights.state_dict()
-        state = ray.put({name: _as_array(tensor) for name, tensor in tensors.items()})
+        state = ray.put({name: as_array(tensor) for name, tensor in tensors.items()})
         held = self._ask("publish", [(version, adapter)] * self.ranks, state)
         if held != [version] * self.ranks:
             raise RunError(f"sampler workers hold versions {held} after publishing version {version}")
@@ -166,14 +166,14 @@ def _state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
-def _as_array(tensor: torch.Tensor) -> tuple[torch.dtype, np.ndarray]:
+def as_array(tensor: torch.Tensor) -> tuple[torch.dtype, np.ndarray]:
     """A tensor as Ray ships it without a copy; numpy has no bfloat16, whose bits go as integers."""
     bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
     return tensor.dtype, bits.numpy()
 
 
-def _as_tensor(dtype: torch.dtype, array: np.ndarray) -> torch.Tensor:
-    """The inverse of :func:`_as_array`."""
+def as_tensor(dtype: torch.dtype, array: np.ndarray) -> torch.Tensor:
+    """The inverse of :func:`as_array`."""
     tensor = torch.from_numpy(array)
     return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
 

@@ -38,6 +38,8 @@ from mopd.rollouts.mixture import MIXTURES
 GIB = 2.0**30
 ROLLOUT_BYTES = 16
 """A token of a rollout in the process that holds it: its id, its mask, its log-probability, and what graded it."""
+VLLM_BYTES = 1.7 * GIB
+"""Of a vLLM process on a CPU with a tiny model: its libraries, and 1 GiB for keys and values."""
 PROCESS_BYTES = 0.35 * GIB
 """A process that has imported torch and transformers (measured: 325 MB after the imports)."""
 RANK_BYTES = 0.45 * GIB
@@ -205,7 +207,8 @@ def planned_processes(
             rollout.gpus,
             {"writing": writing_bytes(student, writing, value, engine.attn_implementation)},
         )
-        yield replace(sampler, name="sampler", count=rollout.workers)
+        beside = {"vLLM": VLLM_BYTES} if rollout.engine == "vllm" else {}
+        yield replace(sampler, name="sampler", count=rollout.workers, host={**sampler.host, **beside})
 
 
 def rank_plan(

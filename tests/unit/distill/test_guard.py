@@ -14,7 +14,7 @@ import psutil
 import pytest
 from deadline_kit import Deadline, patience
 
-from mopd.distill.guard import MARK, end_cluster
+from mopd.distill.guard import MARK, SHARED_MEMORY, end_cluster, memory_folder
 
 RUN = """
 import os, subprocess, sys, time
@@ -85,6 +85,21 @@ def test_no_process_and_no_folder_outlives_a_run_or_its_ray(tmp_path: Path, kill
         assert f"Ray's GCS (process {processes[0].pid}) died" in printed
         assert "The last checkpoint resumes it" in printed
     end(processes[2])
+
+
+@pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="this system has no folder of shared memory")
+def test_what_a_cluster_has_in_shared_memory_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MARK, raising=False)
+    assert memory_folder() == SHARED_MEMORY
+    cluster = tmp_path / f"cluster-{os.getpid()}"
+    cluster.mkdir()
+    monkeypatch.setenv(MARK, str(cluster))
+    file = memory_folder() / "weights"
+    file.touch()
+    assert memory_folder().stat().st_mode & 0o077 == 0
+    end_cluster(cluster)
+    assert not file.parent.exists()
+    assert not cluster.exists()
 
 
 def test_an_orderly_end_is_the_runs_own(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from mopd.rollouts.engines.canary import check_sampler
 from mopd.rollouts.engines.drafts import Speculation
 from mopd.rollouts.engines.generate import Completion, generate
 from mopd.rollouts.engines.in_process import InProcess, StudentSampler
-from mopd.rollouts.engines.workers import SamplerWorker, _as_array
+from mopd.rollouts.engines.workers import SamplerWorker, as_array
 
 EOS, PAD = 1, 0
 HOW = Decoding(24, 1.0, False, 3, 5, (EOS,), PAD)
@@ -193,7 +193,7 @@ def test_a_worker_takes_on_heads_that_its_checkpoint_has_not(tmp_path: Path) -> 
     worker = SamplerWorker("cpu", "float32")
     worker.load(FrozenModel(path), None, True)
     state = {**student.state_dict(), **heads.tensors()}
-    worker.publish({name: _as_array(tensor) for name, tensor in state.items()}, 3)
+    worker.publish({name: as_array(tensor) for name, tensor in state.items()}, 3)
     how = replace(HOW, drafts=Drafts(3))
     assert_same(generate(student, prompts(4), range(4), how), worker.call(generate, (prompts(4), range(4), how)))
     counts = [total_counts(c.drafts for c in generate(m, prompts(4), range(4), how)) for m in (student, worker.model)]

@@ -34,7 +34,7 @@ from mopd.recipes.run.preflight import Candidate, preflight
 from mopd.rollouts.engines import ENGINES, engine_of
 from mopd.rollouts.engines.base import Decoding, FrozenModel, SamplerProcesses, SamplerSettings, StudentModel
 from mopd.rollouts.engines.in_process import InProcess
-from mopd.rollouts.engines.workers import SamplerWorker, _as_array, _as_tensor
+from mopd.rollouts.engines.workers import SamplerWorker, as_array, as_tensor
 from mopd.rollouts.sampler import Samplers, make_samplers, sampler_settings
 from mopd.teachers.dry_run import DryRun
 
@@ -266,7 +266,7 @@ def test_who_holds_a_frozen_model(parrot: tuple[str, Path]) -> None:
 def test_weights_arrive_as_they_were_sent(dtype: torch.dtype) -> None:
     for shape in ((), (3,), (2, 5)):
         sent = (100 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype)
-        arrived = _as_tensor(*_as_array(sent))
+        arrived = as_tensor(*as_array(sent))
         assert arrived.dtype == dtype
         assert torch.equal(arrived, sent)
 
@@ -277,7 +277,7 @@ def test_a_worker_takes_on_every_weight_in_the_students_dtype(tmp_path: Path, dt
     student = load_model(later, device="cpu", dtype=dtype)
     worker = SamplerWorker("cpu", dtype)
     worker.load(FrozenModel(initial))
-    assert worker.publish({name: _as_array(tensor) for name, tensor in student.state_dict().items()}, 3) == 3
+    assert worker.publish({name: as_array(tensor) for name, tensor in student.state_dict().items()}, 3) == 3
     assert worker.model is not None
     held = worker.model.state_dict()
     for name, tensor in student.state_dict().items():
@@ -295,7 +295,7 @@ def test_a_worker_takes_on_an_adapter_alone_and_answers_as_the_student(tmp_path:
                 weight.add_(0.1)
     worker = SamplerWorker("cpu", "float32")
     worker.load(FrozenModel(base), lora)
-    sent = {name: _as_array(tensor) for name, tensor in InProcess(student).adapter_state().items()}
+    sent = {name: as_array(tensor) for name, tensor in InProcess(student).adapter_state().items()}
     assert sum(array.size for _, array in sent.values()) < 0.2 * sum(w.numel() for w in student.parameters())
     assert worker.publish(sent, 3, True) == 3
     ids = torch.arange(12)[None]

@@ -51,6 +51,7 @@ OTHER: dict[str, Any] = {
     "teachers.*.resources": {"big": 1.0},
     "method": "cascade",
     "rollout.engine": "./engine.py:ENGINE",
+    "rollout.vllm.extra": {"max_model_len": 64},
     "teachers.*.kind": "./kind.py:KIND",
     "teachers.*.settings": {"strength": 2.0},
     "track.sinks": ["./sink.py:SINK"],
