@@ -196,8 +196,8 @@ def test_make_takes_the_first_supported_python_that_runs(tmp_path: Path) -> None
     assert "no Python 3.11 to 3.13 runs here as any of python3.11" in done.stdout
 
 
-INSTALLED_APART = {"bfcl_eval", "vllm"}
-"""One pins an old numpy and is installed without what it asks for (docs/agents.md); the other has an environment of its own."""
+INSTALLED_APART = {"bfcl_eval"}
+"""It pins an old numpy, and is installed without what it asks for; see docs/agents.md."""
 
 
 def test_every_package_that_is_imported_is_a_requirement() -> None:

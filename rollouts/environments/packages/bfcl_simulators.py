@@ -27,10 +27,11 @@ from typing import Any
 MEMORY_BYTES = 2 << 30
 WAITING = 4096
 """Questions that may wait to be taken."""
+CHECKER = "bfcl_eval.eval_checker.multi_turn_eval"
 MODULES = (
-    "bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker",
+    f"{CHECKER}.multi_turn_checker",
     *(
-        f"bfcl_eval.eval_checker.multi_turn_eval.func_source_code.{name}"
+        f"{CHECKER}.func_source_code.{name}"
         for name in (
             "gorilla_file_system", "math_api", "message_api", "posting_api", "ticket_api", "trading_bot",
             "travel_booking", "vehicle_control",
@@ -44,11 +45,10 @@ NAME = "student"
 
 def results_of(case: dict[str, Any], turns: list[list[list[str]]]) -> list[str]:
     """What the calls of the last message give, after all calls before them."""
-    from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_utils import execute_multi_turn_func_call
-
+    execute = importlib.import_module(f"{CHECKER}.multi_turn_utils").execute_multi_turn_func_call
     results: list[str] = []
     for calls in [calls for turn in turns for calls in turn]:
-        results, _ = execute_multi_turn_func_call(
+        results, _ = execute(
             func_call_list=calls,
             initial_config=case["initial_config"],
             involved_classes=case["involved_classes"],
@@ -61,9 +61,8 @@ def results_of(case: dict[str, Any], turns: list[list[list[str]]]) -> list[str]:
 
 def error_of(case: dict[str, Any], turns: list[list[list[str]]], answers: list[list[str]]) -> dict[str, str]:
     """Why the checker finds the calls wrong; empty where they are right."""
-    from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import multi_turn_checker
-
-    verdict = multi_turn_checker(turns, answers, case, case["id"].rsplit("_", 1)[0], NAME)
+    check = importlib.import_module(f"{CHECKER}.multi_turn_checker").multi_turn_checker
+    verdict = check(turns, answers, case, case["id"].rsplit("_", 1)[0], NAME)
     return {} if verdict["valid"] else {"type": str(verdict["error_type"]), "message": str(verdict["error_message"])}
 
 
