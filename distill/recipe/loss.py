@@ -71,8 +71,8 @@ class SkewedKL(WholeDistribution):
     )
     direction: Literal["forward", "reverse"] = Field(
         default="reverse",
-        description="reverse: KL(student || alpha student + (1 - alpha) teacher); "
-        "forward: KL(teacher || alpha teacher + (1 - alpha) student)",
+        description="reverse: the student's KL to alpha student + (1 - alpha) teacher; "
+        "forward: the teacher's to alpha teacher + (1 - alpha) student",
     )
 
 
