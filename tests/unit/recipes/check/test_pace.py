@@ -40,11 +40,11 @@ def test_a_runs_work_by_part(tmp_path: Path) -> None:
     assert work["updates"] == 3 * work["scores"]
     assert 0.9 < work["rollouts"] / work["scores"] < 1  # the last token is never fed back
     assert {part.stage for part in plan.work if part.name == "stages"} == {"base", "math", "code", "reasoning"}
-    twice = by_name(planned(tmp_path, "run.steps=600", "evaluate.samples_per_prompt=1"))
+    twice = by_name(planned(tmp_path, "run.steps=800", "evaluate.samples_per_prompt=1"))
     assert [twice[name] / work[name] for name in ("stages", "rollouts", "updates")] == [1, 2, 2]
-    # 15 and 30 evaluations of the student, base and teachers on validation questions; five models on 1,000 others.
+    # 20 and 40 evaluations of the student, base and teachers on validation questions; five models on 1,000 others.
     assert twice["evaluations"] / work["evaluations"] == pytest.approx(
-        2 * ((30 + 4) * 200 + 5 * 1000) / ((15 + 4) * 200 + 5 * 1000)
+        2 * ((40 + 4) * 200 + 5 * 1000) / ((20 + 4) * 200 + 5 * 1000)
     )
 
 
