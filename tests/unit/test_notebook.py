@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas.io.formats.style  # noqa: F401  read at collection: later, a class of some test has jinja2 take a path for a list
 import pytest
 from run_kit import write_run
 
