@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mopd.distill.models.load import eval_mode
 from mopd.distill.types import Float32, Weights
 from mopd.teachers.actor import ScoreResponse
 from mopd.teachers.dry_run import reference_of
@@ -116,12 +117,8 @@ class SharedBase:
 @contextmanager
 def _teacher(module: Any, conditions: Conditions) -> Iterator[TeacherModel]:
     """The live module as a teacher, in eval mode while the block lasts."""
-    was_training = module.training
-    module.eval()
-    try:
+    with eval_mode(module):
         yield TeacherModel.around(module, conditions)
-    finally:
-        module.train(was_training)
 
 
 def _vocabulary(module: Any, conditions: Conditions) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from mopd.distill.models.adapters import merged
 from mopd.distill.models.attention import AttnImplementation, set_attention
@@ -48,6 +50,17 @@ def load_model(
     if adapter is not None:
         model = merged(model, adapter)
     return model.to(device).eval()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout and the like off while the block lasts; then the mode is what it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def load_whole(

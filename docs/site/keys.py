@@ -34,13 +34,10 @@ TOP = "Keys of a run"
 def page() -> str:
     """The page as Markdown."""
     recipe = Recipe.model_json_schema(by_alias=True)
-    sections = list(_sections(recipe))
-    homes: dict[str, str] = {}
-    for heading, _, definition in sections:
-        homes.setdefault(definition, heading)
     places: dict[str, list[str]] = {}
-    for heading, _, definition in sections:
+    for heading, definition in _sections(recipe):
         places.setdefault(definition, []).append(heading)
+    homes = {definition: headings[0] for definition, headings in places.items()}
     parts = [INTRODUCTION]
     for definition, headings in places.items():
         node = recipe if definition == "" else recipe["$defs"][definition]
@@ -55,17 +52,18 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _sections(recipe: Node) -> Iterator[tuple[str, str, str]]:
-    """Every mapping of the schema: its heading, the path of its keys, and its definition ("" is the recipe itself)."""
+def _sections(recipe: Node) -> Iterator[tuple[str, str]]:
+    """Every mapping of the schema: its heading and its definition ("" is the recipe itself)."""
     waiting: deque[tuple[str, str, str]] = deque([(TOP, "", "")])
     while waiting:
         heading, path, definition = waiting.popleft()
-        yield heading, path, definition
+        yield heading, definition
         node = recipe if definition == "" else recipe["$defs"][definition]
         for name, value in reversed(node.get("properties", {}).items()):
             below = f"{path}.{name}" if path else name
-            for inner, inner_path in reversed(list(_references(value, below))):
-                title = _titled(inner_path, recipe["$defs"][inner], alone=len(list(_references(value, below))) == 1)
+            references = list(_references(value, below))
+            for inner, inner_path in reversed(references):
+                title = _titled(inner_path, recipe["$defs"][inner], alone=len(references) == 1)
                 waiting.appendleft((title, inner_path, inner))
 
 
@@ -91,8 +89,8 @@ def _titled(path: str, node: Node, *, alone: bool) -> str:
         constant = node["properties"].get(name, {}).get("const")
         if constant is not None:
             return f"{path} with {name} {constant}"
-    told = {"Source": "from a dataset", "GymSource": "from reasoning_gym", "EnvironmentSource": "from an environment"}
-    return f"{path} {told.get(node['title'], 'of your own' if node['title'].startswith('Custom') else '')}".strip()
+    kinds = {"Source": "from a dataset", "GymSource": "from reasoning_gym", "EnvironmentSource": "from an environment"}
+    return f"{path} {kinds.get(node['title'], 'of your own' if node['title'].startswith('Custom') else '')}".strip()
 
 
 def _anchor(heading: str) -> str:

@@ -16,6 +16,7 @@ import torch
 from scipy.special import chdtrc
 from torch import nn
 
+from mopd.distill.models.load import eval_mode
 from mopd.distill.types import RunError, aligned_rows
 
 ROWS = (3, 11, 25, 60)
@@ -69,12 +70,8 @@ def row_logprobs(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[np.nda
     Returns:
         For each row of T tokens ``(min(SCORED, T - 1),)``.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         return [_of_row(model, row) for row in rows]
-    finally:
-        model.train(was_training)
 
 
 def _of_row(model: nn.Module, row: Sequence[int]) -> np.ndarray:
@@ -145,14 +142,10 @@ def next_logprobs(
         prompts: all of one length.
         vocabulary: ids from here on are not the tokenizer's; None: all are.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         ids_BT = torch.tensor([[*prompt] for prompt in prompts], device=next(model.parameters()).device)
         logits_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1, :vocabulary].float()
-        return torch.log_softmax(logits_BV / temperature, dim=-1).double().cpu().numpy()
-    finally:
-        model.train(was_training)
+    return torch.log_softmax(logits_BV / temperature, dim=-1).double().cpu().numpy()
 
 
 def short_prompts(vocabulary: int) -> list[list[int]]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mopd.distill.models.load import eval_mode
 from mopd.distill.types import UserError, Weights, align_logits
 from mopd.rollouts.engines.base import Decoding, Drafts
 from mopd.rollouts.engines.drafts import can_draft
@@ -82,14 +83,10 @@ def _canary(model: nn.Module, decoding: Decoding) -> tuple[float, float] | str:
 @torch.no_grad()
 def _difference(model: nn.Module, prompt: list[int], row: Completion, decoding: Decoding) -> float:
     """Nats between what was recorded of a row and a forward over it alone; infinite where either is not finite."""
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         ids_1T = torch.tensor([[*prompt, *row.token_ids.tolist()]], device=next(model.parameters()).device)
         logits_TV = align_logits(model(input_ids=ids_1T, use_cache=False).logits)[0, :, : decoding.vocabulary]
         logprobs_TV = torch.log_softmax(logits_TV.float() / decoding.temperature, dim=-1)
         expected_T = logprobs_TV.gather(1, ids_1T[0][:, None])[:, 0].cpu().numpy()
         worst = float(np.abs(expected_T[len(prompt) :] - row.logprobs).max())
-    finally:
-        model.train(was_training)
     return worst if np.isfinite(worst) else np.inf

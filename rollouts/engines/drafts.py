@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from mopd.distill.models.heads import plain_head, without_adapters
+from mopd.distill.models.load import eval_mode
 from mopd.distill.models.mtp import draft_heads
 from mopd.distill.storage import write_atomic
 from mopd.distill.types import DraftCounts
@@ -303,9 +304,7 @@ def measure_costs(model: nn.Module, decoding: Decoding, write: Callable[..., Any
     forced = replace(decoding, drafts=Drafts(decoding.drafts.limit), end_token_ids=NOTHING_ENDS, support=None)
     least = partial(_least, clock=time.process_time if next(model.parameters()).device.type == "cpu" else _device_clock)
     plain, rounds, takeover = list[float](), list[tuple[float, ...]](), list[float]()
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         for rows in MEASURED_ROWS:
             prompts = rng.integers(0, vocabulary, (rows, MEASURED_PROMPT)).tolist()
             short, long = (replace(forced, max_new_tokens=n, drafts=None) for n in (1, 1 + MEASURED_TOKENS))
@@ -325,8 +324,6 @@ def measure_costs(model: nn.Module, decoding: Decoding, write: Callable[..., Any
                 by_k.append(least(lambda k=k, s=speculation: s.round(k)))
             rounds.append(tuple(by_k))
             takeover.append(max(1e-6, least(begun) - by_k[0]))
-    finally:
-        model.train(was_training)
     return DraftCosts(MEASURED_ROWS, tuple(plain), tuple(rounds), tuple(takeover))
 
 

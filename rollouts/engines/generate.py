@@ -18,6 +18,7 @@ from torch import nn
 from transformers import Cache
 
 from mopd.distill.models.heads import without_adapters
+from mopd.distill.models.load import eval_mode
 from mopd.distill.payloads import likeliest
 from mopd.distill.types import DraftCounts, Finish, Float32, Int32
 from mopd.rollouts.engines.base import Decoding
@@ -61,12 +62,8 @@ def generate(
     Returns:
         One completion per prompt, in order.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         return _Batch(model, prompts, rollouts, decoding).run()
-    finally:
-        model.train(was_training)
 
 
 RECURRENT = "cache_params"

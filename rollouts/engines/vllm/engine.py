@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mopd.distill.models.families import experts_of
 from mopd.distill.recipe import FaultRecipe, LoRA, RolloutRecipe
 from mopd.distill.types import Sampler, Weights
 from mopd.rollouts.engines.agreement import fixed_rows
@@ -30,7 +29,7 @@ from mopd.rollouts.engines.base import (
     WeightTransport,
 )
 from mopd.rollouts.engines.in_process import StudentSampler
-from mopd.rollouts.engines.vllm.files import transport_of
+from mopd.rollouts.engines.vllm.files import mixture_on_cpu, transport_of, unheld_part
 from mopd.rollouts.engines.vllm.pool import Here, Hosted, VLLMServers
 from mopd.rollouts.engines.vllm.server import HeldModel, ServerSpec, VLLMServer
 
@@ -186,16 +185,14 @@ def refused(rollout: RolloutRecipe, config: Any, lora: LoRA | None, device: str)
         lora: the adapter that is trained over it; None: all of its weights change.
     """
     transport, family = rollout.vllm.transport, config.model_type
-    mixture_on_cpu = bool(experts_of(config.get_text_config())) and device == "cpu"
     if transport == "adapter" and lora is None:
         yield "`rollout.vllm.transport` is adapter, and `student.lora` is not set: no adapter is trained; take auto"
-    elif transport == "adapter" and lora is not None and (lora.experts or lora.embeddings):
-        what = "experts" if lora.experts else "embeddings"
+    elif transport == "adapter" and lora is not None and (part := unheld_part(lora)) is not None:
         yield (
-            f"`rollout.vllm.transport` is adapter, and `student.lora.{what}` is set, which vLLM holds in no adapter; "
+            f"`rollout.vllm.transport` is adapter, and `student.lora.{part}` is set, which vLLM holds in no adapter; "
             "take auto"
         )
-    if mixture_on_cpu and transport in ("reload", "adapter"):
+    if mixture_on_cpu(config, device) and transport in ("reload", "adapter"):
         why = "a reload is silently wrong" if transport == "reload" else "vLLM does not start with adapters"
         yield (
             f"`rollout.vllm.transport` is {transport}, and the student is a {family} on the CPU, where {why}; take "

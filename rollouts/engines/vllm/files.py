@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from mopd.distill.models.adapters import CONFIG as ADAPTER_CONFIG
+from mopd.distill.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from mopd.distill.models.families import experts_of
 from mopd.distill.models.mtp import is_head_tensor
 from mopd.distill.recipe import LoRA
@@ -28,10 +30,19 @@ def transport_of(asked: Transport, config: Any, *, lora: LoRA | None, device: st
     """
     if asked != "auto":
         return asked
-    mixture_on_cpu = bool(experts_of(config.get_text_config())) and device == "cpu"
-    if lora is not None and not (mixture_on_cpu or lora.experts or lora.embeddings):
-        return "adapter"
-    return "restart" if mixture_on_cpu else "reload"
+    if mixture_on_cpu(config, device):  # it takes a reload on wrongly, and does not start with adapters
+        return "restart"
+    return "reload" if lora is None or unheld_part(lora) is not None else "adapter"
+
+
+def mixture_on_cpu(config: Any, device: str) -> bool:
+    """Whether a model has experts and is served from the CPU, where vLLM can neither reload nor adapt it."""
+    return bool(experts_of(config.get_text_config())) and device == "cpu"
+
+
+def unheld_part(lora: LoRA) -> str | None:
+    """The leaf of an adapter's part that vLLM holds in no adapter; None where it holds all of it."""
+    return "experts" if lora.experts else "embeddings" if lora.embeddings else None
 
 
 def own_keys(config: Any) -> dict[str, Any]:
@@ -112,8 +123,8 @@ def write_adapter(state: Mapping[str, torch.Tensor], folder: Path, *, lora: LoRA
         "target_modules": layers,
         "bias": "none",
     }
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "adapter_model.safetensors")
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(settings))
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / ADAPTER_WEIGHTS[0])
 
 
 def _write_config(source: Path, keys: Mapping[str, Any], folder: Path) -> None:
