@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,21 +15,17 @@ import pytest
 import torch
 import yaml
 
-REPOSITORY = Path(__file__).parents[2]
-for folder in ("unit", "integration"):
-    sys.path.append(str(REPOSITORY / "tests" / folder))
+sys.path.append(str(Path(__file__).parent))
 
-from check_kit import save_model, tokenizer_of  # noqa: E402
-from runs import run  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+from real_vllm_kit import PYTHON, environment, tiny_models
+from runs import run
+from transformers import AutoModelForCausalLM
 
-PYTHON = REPOSITORY / ".venv-vllm" / "bin" / "python"
 pytestmark = [
     pytest.mark.skipif(not PYTHON.exists(), reason="vLLM is not installed; `make test-vllm` does that"),
     pytest.mark.timeout(1800),
 ]
 
-SIZES = {"hidden_size": 128, "num_hidden_layers": 2, "initializer_range": 0.3}  # vLLM's kernels want heads of 64
 PROMPTS = [[2, *range(5, 5 + n)] for n in (3, 9, 17, 30)]
 NEW_TOKENS = 24
 STARTED_SECONDS = 900.0
@@ -39,12 +34,7 @@ STARTED_SECONDS = 900.0
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Base and teacher: one tokenizer, other weights."""
-    made, tokenizer = tmp_path_factory.mktemp("models"), tokenizer_of("arithmetic", "list_programs", "ordering")
-    paths = {}
-    for seed, name in enumerate(("base", "teacher")):
-        torch.manual_seed(seed)
-        paths[name] = save_model(made / name, tokenizer, **SIZES)
-    return paths
+    return tiny_models(tmp_path_factory.mktemp("models"), ("base", "teacher"))
 
 
 def finished(models: dict[str, str], folder: Path, **student: Any) -> Path:
@@ -70,13 +60,8 @@ def by_vllm(model: str | Path, folder: Path, adapter: Path | None = None) -> lis
     """Greedy answers to :data:`PROMPTS`, token ids, by vLLM in its own environment."""
     prompts, answers = folder / "prompts.json", folder / "answers.json"
     prompts.write_text(json.dumps(PROMPTS))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-    }
     command = [PYTHON, Path(__file__).with_name("greedy.py"), model, prompts, answers, *([adapter] if adapter else [])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=STARTED_SECONDS)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=STARTED_SECONDS)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads(answers.read_text())
 

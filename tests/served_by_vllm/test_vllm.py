@@ -20,31 +20,26 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
 import yaml
 
-REPOSITORY = Path(__file__).parents[2]
-for folder in ("unit", "integration"):
-    sys.path.append(str(REPOSITORY / "tests" / folder))
+sys.path.append(str(Path(__file__).parent))
 
-from check_kit import save_model, tokenizer_of  # noqa: E402
-from pydantic import SecretStr  # noqa: E402
-from runs import finish, mopd, rows, wait_for  # noqa: E402
+from pydantic import SecretStr
+from real_vllm_kit import PYTHON, environment, tiny_models
+from runs import finish, mopd, rows, wait_for
 
-from mopd.distill.endpoint import Endpoint  # noqa: E402
-from mopd.distill.payloads import Support  # noqa: E402
-from mopd.distill.types import Full, TopK  # noqa: E402
-from mopd.teachers.kinds.checkpoint import TeacherModel  # noqa: E402
-from mopd.teachers.kinds.served import Served  # noqa: E402
-from mopd.teachers.scorer import Conditions  # noqa: E402
-from mopd.teachers.validate import sampled_of  # noqa: E402
+from mopd.distill.endpoint import Endpoint
+from mopd.distill.payloads import Support
+from mopd.distill.types import Full, TopK
+from mopd.teachers.kinds.checkpoint import TeacherModel
+from mopd.teachers.kinds.served import Served
+from mopd.teachers.scorer import Conditions
+from mopd.teachers.validate import sampled_of
 
-PYTHON = REPOSITORY / ".venv-vllm" / "bin" / "python"
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="vLLM is not installed; `make test-vllm` does that")
 
 KEY = secrets.token_hex(16)
 START_SECONDS, AWAY_SECONDS = 300.0, 5.0
-SIZES = {"hidden_size": 128, "num_hidden_layers": 2, "initializer_range": 0.3}  # vLLM's kernels want heads of 64
 TOLERANCE = 1e-3
 """Nats between two float32 ways to one log-probability, as a run's preflight bears."""
 
@@ -101,28 +96,19 @@ class Proxy:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Student and teacher: one tokenizer, other weights."""
-    folder, tokenizer = tmp_path_factory.mktemp("models"), tokenizer_of("arithmetic", "list_programs", "ordering")
-    made = {}
-    for seed, name in enumerate(("student", "teacher")):
-        torch.manual_seed(seed)
-        made[name] = save_model(folder / name, tokenizer, **SIZES)
-    return made
+    return tiny_models(tmp_path_factory.mktemp("models"), ("student", "teacher"))
 
 
 @pytest.fixture(scope="module")
 def server(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     port, log = free_port(), tmp_path_factory.mktemp("vllm") / "log"
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
-        "VLLM_API_KEY": KEY,
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-    }
     command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", models["teacher"]]
     command += ["--served-model-name", "big", "--port", str(port), "--enforce-eager", "--dtype", "float32"]
     command += ["--max-model-len", "128", "--max-logprobs", "64"]
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env=environment() | {"VLLM_API_KEY": KEY}, start_new_session=True
+        )
     try:
         wait_until_healthy(port, process, log)
         yield port
