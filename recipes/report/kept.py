@@ -1,7 +1,8 @@
 """What a comparison reads of a finished run, in one file: kept when its folder is gone, or made on another machine.
 
-``NAME.zip`` holds the :data:`FILES` of the run's folder as they are, metrics.jsonl cut down to what each step computed.
-They are compressed by LZMA, so that a verdict takes about a bit. Weights, answers' texts and checkpoints are not in it.
+``NAME.zip`` holds the :data:`FILES` of the run's folder. metrics.jsonl is cut down to what each step computed, and the
+rows of evaluations.jsonl are turned into columns, so that a verdict takes about a bit; :func:`unpack` turns them back.
+Weights, answers' texts and checkpoints are not in it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from io import BytesIO
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from mopd.distill.errors import UserError
 from mopd.distill.storage import write_atomic
@@ -29,11 +32,13 @@ NEEDED = (RECIPE, EVALUATIONS, RESULTS, LEDGER, METRICS)
 FILES = (*NEEDED, DATA, BUDGET, "environment.json")
 DAMAGED = (
     *(zipfile.BadZipFile, lzma.LZMAError, zlib.error, struct.error),
-    *(OSError, EOFError, ValueError, RuntimeError, NotImplementedError, MemoryError),
+    *(OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError, NotImplementedError, MemoryError),
 )
 """What zipfile raises of a file that is none, or of one with other bytes in it."""
 MOST_BYTES = 500_000_000
 """Of a file that is unpacked: more is no record of a run."""
+SHARED = ("model", "step", "split", "domain")
+"""Keys of answers that a whole exam has in common."""
 WRITTEN = (1980, 1, 1, 0, 0, 0)
 """The time that a zip file notes of what it holds: the same run gives the same bytes."""
 
@@ -76,10 +81,11 @@ def unpack(path: Path) -> Path:
             if missing := [name for name in NEEDED if name not in held]:
                 raise UserError(f"{path} is no kept run: it holds no {', '.join(missing)}")
             for name in FILES:
-                if name in held and held[name].file_size <= MOST_BYTES:
-                    (folder / name).write_bytes(archive.read(name))
-                elif name in held:
+                if name in held and held[name].file_size > MOST_BYTES:
                     raise UserError(f"{path} is no kept run: its {name} is of {held[name].file_size / 1e6:,.0f} MB")
+                if name in held:
+                    content = archive.read(name)
+                    (folder / name).write_bytes(_as_rows(content) if name == EVALUATIONS else content)
     except DAMAGED as error:
         raise UserError(f"{path} is damaged, or no file of `mopd keep` ({type(error).__name__}: {error})") from error
     return folder
@@ -101,9 +107,38 @@ def _packed(run: Path) -> bytes:
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as archive:
         for name in (name for name in FILES if (run / name).is_file()):
-            content = "".join(_computed(run / name)).encode() if name == METRICS else (run / name).read_bytes()
+            lines = SHORTENED[name](run / name) if name in SHORTENED else None
+            content = (run / name).read_bytes() if lines is None else "".join(lines).encode()
             archive.writestr(zipfile.ZipInfo(name, WRITTEN), content, zipfile.ZIP_LZMA)
     return buffer.getvalue()
+
+
+def _columns(evaluations: Path) -> Iterator[str]:
+    """Answers of a model to a domain's questions, a line each: what they share, and a list for every other key.
+
+    Of questions that an earlier line has as well there is only that line's number.
+    """
+    lines_of: dict[str, int] = {}
+    exams = groupby(read_jsonl(evaluations), key=lambda row: ([row[name] for name in SHARED], list(row)))
+    for number, ((shared, names), rows) in enumerate(exams):
+        answers = list(rows)
+        columns = {name: [row[name] for row in answers] for name in names if name not in SHARED}
+        kept: dict[str, Any] = dict(zip(SHARED, shared, strict=True))
+        for name, values in columns.items():
+            earlier = lines_of.setdefault(f"{name}{values}", number) if name == "prompt_id" else number
+            kept[name] = values if earlier == number else earlier
+        yield json.dumps(kept) + "\n"
+
+
+def _as_rows(columns: bytes) -> bytes:
+    lines = [json.loads(line) for line in columns.splitlines()]
+    rows: list[str] = []
+    for line in lines:
+        shared = {name: line.pop(name) for name in SHARED}
+        whole = {name: values if isinstance(values, list) else lines[values][name] for name, values in line.items()}
+        line |= whole  # a later line may name this one
+        rows += [json.dumps(shared | dict(zip(whole, row, strict=True))) for row in zip(*whole.values(), strict=True)]
+    return "".join(f"{row}\n" for row in rows).encode()
 
 
 def _computed(metrics: Path) -> Iterator[str]:
@@ -112,3 +147,7 @@ def _computed(metrics: Path) -> Iterator[str]:
         if row.get("kind") == "train":
             kept = {name: value for name, value in row.items() if name in ("kind", "step") or name.startswith("flops/")}
             yield json.dumps(kept) + "\n"
+
+
+SHORTENED: dict[str, Callable[[Path], Iterator[str]]] = {METRICS: _computed, EVALUATIONS: _columns}
+"""Files that are not kept as they are."""

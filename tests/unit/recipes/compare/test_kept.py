@@ -39,6 +39,7 @@ def test_a_kept_run_is_compared_as_its_folder_is(runs: list[Path], tmp_path: Pat
     first = kept[0].read_bytes()
     keep(runs, tmp_path / "kept")
     assert kept[0].read_bytes() == first
+    assert (unpack(kept[0]) / "evaluations.jsonl").read_bytes() == (runs[0] / "evaluations.jsonl").read_bytes()
     shutil.rmtree(runs[0])
     assert numbers([kept[0], runs[1]]) == before  # parts made at different times are joined
     held = set(zipfile.ZipFile(kept[0]).namelist())
