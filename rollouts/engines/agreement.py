@@ -7,7 +7,8 @@ student; before the first rollout the counts of tokens that it has drawn are hel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,10 @@ ERROR_RATE = 1e-6
 """How often a right sampler is refused."""
 EXPECTED = 10.0
 """Draws that a cell of a test has to expect."""
+LATER_TOKENS = 4
+"""Of the rows whose later tokens are tested: speculative decoding has no part in a first token."""
+LATER_PREFIXES, LATER_ROWS = 8, 40
+"""Of each length: the beginnings that most rows share, and the rows that one has to have."""
 CELLS = 8
 """Of the test that asks how likely the drawn tokens are, in order of their likelihood."""
 
@@ -166,7 +171,34 @@ def visible_temperature(logprobs_V: np.ndarray, draws: int) -> float:
     return float(np.sqrt(58.0 / (draws * max(_variance(logprobs_V), 1e-12))))
 
 
-def draws_problem(tokens: Sequence[int], logprobs_V: np.ndarray) -> str | None:
+def shared_beginnings(rows: Sequence[Sequence[int]]) -> list[list[tuple[int, ...]]]:
+    """The commonest beginnings of rows that have a token after them, by length from 1 on."""
+    by_length: list[list[tuple[int, ...]]] = []
+    for length in range(1, LATER_TOKENS):
+        counts = Counter(tuple(row[:length]) for row in rows if len(row) > length)
+        by_length.append([prefix for prefix, n in counts.most_common(LATER_PREFIXES) if n >= LATER_ROWS])
+    return by_length
+
+
+def later_draws_problem(rows: Sequence[Sequence[int]], logprobs_of: Mapping[tuple[int, ...], np.ndarray]) -> str | None:
+    """What is wrong with tokens that were drawn after others, as a sentence; None where nothing is.
+
+    Every distribution is tested by the rows that begin alike, see :func:`draws_problem`, with all tests together at
+    :data:`ERROR_RATE`.
+
+    Args:
+        rows: ids that were drawn after one prompt.
+        logprobs_of: nats of every id after a beginning of :func:`shared_beginnings`, the prompt before it.
+    """
+    for prefix, logprobs_V in logprobs_of.items():
+        length = len(prefix)
+        after = [row[length] for row in rows if len(row) > length and tuple(row[:length]) == prefix]
+        if problem := draws_problem(after, logprobs_V, tests=len(logprobs_of)):
+            return f"token {length + 1} of a row, {problem}"
+    return None
+
+
+def draws_problem(tokens: Sequence[int], logprobs_V: np.ndarray, *, tests: int = 1) -> str | None:
     """What is wrong with draws that should come from a distribution, as a sentence; None where nothing is.
 
     Two chi-square tests (Pearson 1900) on the same draws, each at half of :data:`ERROR_RATE`: one of tokens, which sees
@@ -175,6 +207,7 @@ def draws_problem(tokens: Sequence[int], logprobs_V: np.ndarray) -> str | None:
     Args:
         tokens: ids that were drawn.
         logprobs_V: nats of every id; what is beyond must not be drawn.
+        tests: of how many this is one: together they are at :data:`ERROR_RATE`.
     """
     drawn = np.asarray(tokens)
     if drawn.max() >= len(logprobs_V) or drawn.min() < 0:
@@ -187,7 +220,7 @@ def draws_problem(tokens: Sequence[int], logprobs_V: np.ndarray) -> str | None:
             continue
         statistic = float(((seen - wanted) ** 2 / wanted).sum())
         chance = float(chdtrc(len(seen) - 1, statistic))
-        if not chance > ERROR_RATE / 2:
+        if not chance > ERROR_RATE / 2 / tests:
             worst = int(np.argmax((seen - wanted) ** 2 / wanted))
             return (
                 f"{len(drawn)} draws by {what} in {len(seen)} cells: chi-square {statistic:.0f}, which a right sampler "

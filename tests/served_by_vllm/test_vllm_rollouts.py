@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,13 +31,16 @@ from check_kit import tokenizer_of  # noqa: E402
 from runs import MARK, finish, kill, left, mark, mopd, rows, wait_for  # noqa: E402
 
 from mopd.distill.guard import SHARED_MEMORY  # noqa: E402
+from mopd.distill.metrics.drafts import total_counts  # noqa: E402
 from mopd.distill.models.adapters import with_trained_adapter  # noqa: E402
 from mopd.distill.models.load import load_model  # noqa: E402
+from mopd.distill.models.mtp import DraftHeads, attach, draft_heads, make_heads  # noqa: E402
 from mopd.distill.payloads import Support  # noqa: E402
 from mopd.distill.recipe import FaultRecipe, LoRA, VLLMRecipe  # noqa: E402
 from mopd.distill.types import Prompt, RunError, align_logits  # noqa: E402
 from mopd.rollouts.engines.agreement import fixed_rows, next_logprobs, visible_temperature  # noqa: E402
-from mopd.rollouts.engines.base import Decoding, SamplerSettings  # noqa: E402
+from mopd.rollouts.engines.base import Decoding, Drafts, SamplerSettings  # noqa: E402
+from mopd.rollouts.engines.generate import generate  # noqa: E402
 from mopd.rollouts.engines.in_process import InProcess, StudentSampler  # noqa: E402
 from mopd.rollouts.engines.vllm.engine import _sampler, _Student  # noqa: E402
 from mopd.rollouts.engines.vllm.files import transport_of  # noqa: E402
@@ -101,9 +104,11 @@ class Forgetful(VLLMServer):
 class Running:
     """One server, owned by this process, and a sampler of its student."""
 
-    def __init__(self, folder: Path, path: str, *, lora: LoRA | None = None, draws: int = 0) -> None:
+    def __init__(
+        self, folder: Path, path: str, *, lora: LoRA | None = None, draws: int = 0, extra: Mapping[str, Any] = {}
+    ) -> None:
         self.folder, self.said = folder, list[str]()
-        spec = ServerSpec(0, str(PYTHON), "cpu", "float32", str(folder / "logs"), 0.0, {})
+        spec = ServerSpec(0, str(PYTHON), "cpu", "float32", str(folder / "logs"), 0.0, extra)
         self.server = Forgetful(spec)
         self.servers = VLLMServers(
             [spec], faults=FaultRecipe(backoff_seconds=0.0), limit_seconds=240.0, own=lambda _: Here(self.server),
@@ -245,12 +250,74 @@ def test_a_lora_student_reaches_it_by_its_adapter_alone(tmp_path: Path) -> None:
 def test_a_mixture_on_a_cpu_reaches_it_by_a_restart(tmp_path: Path, family: str) -> None:
     """MiMo's fixed rows are longer than its window, which vLLM and transformers count in different ways."""
     paths = [make(tmp_path, family, seed) for seed in (0, 1)]
-    with running(tmp_path, paths[0]) as engine:
+    with running(tmp_path, paths[0], draws=8000) as engine:
         module = load_model(paths[1], device="cpu", dtype="float32")
         engine.sampler.load_weights(InProcess(module), version=1)
         assert_own(engine, module)
         assert [row["transport"] for row in engine.notes("published")] == ["restart"]
+        assert [row["problem"] for row in engine.notes("draws")] == [None]
         print(engine.notes("published"))
+
+
+class WithHeads(InProcess):
+    """A model with draft heads, which are published with it as a rank of a run publishes them."""
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        heads = draft_heads(self._model)
+        assert heads is not None
+        return heads.with_copies(super().state_dict())
+
+
+def taught_heads(path: str, module: Any) -> DraftHeads:
+    """One draft layer that has learnt by heart what the model writes greedily to the prompts of :class:`Running`."""
+    heads = make_heads(path, module, 1, seed=1)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(2, TOKENS, 9).tolist() for _ in range(8)]
+    how = replace(DECODING, support=None, greedy=True, end_token_ids=(-1,), max_new_tokens=30)
+    rows = [[*p, *c.token_ids.tolist()] for p, c in zip(prompts, generate(module, prompts, range(8), how), strict=True)]
+    ids_BT = torch.tensor(rows)
+    with torch.no_grad():
+        hidden_BTH = module(input_ids=ids_BT, output_hidden_states=True).hidden_states[-1]
+    optimizer = torch.optim.Adam(heads.parameters(), lr=3e-3)
+    for _ in range(150):
+        made = heads.unroll(hidden_BTH, ids_BT, 2)
+        losses = [
+            torch.nn.functional.cross_entropy(
+                heads.logits(guess_BTH[:, : -j - 1]).flatten(0, 1),
+                ids_BT[:, j + 1 :].flatten(),  # not per token
+            )
+            for j, guess_BTH in enumerate(made, start=1)
+        ]
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+    return heads
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_draft_heads_write_the_same_greedily_and_wrong_draws_are_refused(tmp_path: Path, k: int) -> None:
+    """vLLM 0.32 for CPUs draws wrongly as it speculates, with right log-probabilities; greedy answers are right."""
+    path = make(tmp_path, "mimo_v2_flash", 0)
+    module = load_model(path, device="cpu", dtype="float32")
+    attach(module, taught_heads(path, module))
+    speculation = {"speculative_config": {"method": "mtp", "num_speculative_tokens": k}}
+    with running(tmp_path, path, extra={**speculation, "enable_prefix_caching": False}) as engine:
+        engine.sampler.load_weights(WithHeads(module), version=0)
+        assert engine.written(greedy=True) == greedy_of(engine, module)
+        ours = StudentSampler(replace(DECODING, support=None, drafts=Drafts(k)), samples_per_prompt=1, batch_size=24)
+        ours.load_weights(InProcess(module), version=0)
+        engine.written(ours, greedy=True)
+        counts = total_counts(rollout.drafts for rollout in engine.rollouts)
+        assert counts is not None
+        assert counts.tokens > 1.2 * counts.forwards  # the heads guess, so guesses were taken there as well
+        with pytest.raises(RunError, match=r"take `speculative_config` out of `rollout.vllm.extra`"):
+            engine.servers.check_draws(
+                WithHeads(module), replace(DECODING, vocabulary=None), draws=4000, vocabulary=VOCABULARY
+            )
+        (draws,) = engine.notes("draws")
+        assert draws["problem"].startswith("token 2 of a row, ")  # a first one is drawn without guesses, and rightly
+        assert "chi-square" in draws["problem"]
+        print(draws["problem"])
 
 
 # ---- whole runs

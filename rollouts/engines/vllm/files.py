@@ -89,20 +89,28 @@ def served_folder(source: str, config: Any, folder: Path) -> str:
 
 
 def write_model(
-    state: Mapping[str, torch.Tensor], folder: Path, *, source: str, config: Any, trust_remote_code: bool
+    state: Mapping[str, torch.Tensor],
+    folder: Path,
+    *,
+    source: str,
+    config: Any,
+    trust_remote_code: bool,
+    heads: bool = False,
 ) -> None:
     """Write a checkpoint as vLLM reads it.
 
     Args:
-        state: weights of a model of transformers, by its names; draft heads beside them are left out.
+        state: weights of a model of transformers, by its names, and of draft heads beside it.
         source: the checkpoint that the model began with, whose other files it keeps.
         config: of the model.
+        heads: vLLM drafts with them; else they are left out.
     """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    weights = {name: tensor for name, tensor in state.items() if not is_head_tensor(name, config.get_text_config())}
+    text = config.get_text_config()
+    weights = {name: tensor for name, tensor in state.items() if heads or not is_head_tensor(name, text)}
     shell.save_pretrained(folder, state_dict=weights)  # by the names of files, which a mixture's layers have not
     _write_config(Path(source), own_keys(config), folder)
 

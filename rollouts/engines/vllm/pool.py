@@ -24,20 +24,30 @@ from mopd.distill.recipe import FaultRecipe
 from mopd.distill.recipe.vllm import Transport
 from mopd.distill.types import RunError, Weights
 from mopd.rollouts.engines.agreement import (
+    LATER_TOKENS,
     SCORED,
     Published,
     check_published,
     draws_problem,
+    later_draws_problem,
     most_telling,
     next_logprobs,
     row_logprobs,
+    shared_beginnings,
     short_prompts,
     visible_temperature,
 )
 from mopd.rollouts.engines.base import Decoding
 from mopd.rollouts.engines.generate import Completion
 from mopd.rollouts.engines.vllm.requests import completions_of, write_request
-from mopd.rollouts.engines.vllm.server import HeldModel, ServerLost, ServerRefused, ServerSpec, VLLMServer
+from mopd.rollouts.engines.vllm.server import (
+    SPECULATION,
+    HeldModel,
+    ServerLost,
+    ServerRefused,
+    ServerSpec,
+    VLLMServer,
+)
 from mopd.rollouts.engines.workers import as_array
 
 RECORD = "published.jsonl"
@@ -325,22 +335,44 @@ class VLLMServers:
         logprobs_BV = weights.on_ranks(next_logprobs, [asked] * weights.ranks)[0]
         telling = most_telling(logprobs_BV)
         prompt, logprobs_V = prompts[telling], logprobs_BV[telling]
-        how = replace(decoding, max_new_tokens=1, greedy=False, support=None, top_p=None, top_k=None, stops=None)
-        tokens: list[int] = []
-        for start in range(0, draws, DRAWS_AT_ONCE * self.ranks):
-            batch = range(start, min(draws, start + DRAWS_AT_ONCE * self.ranks))
-            hands = [[*batch][rank :: self.ranks] for rank in range(self.ranks)]
-            written = self.complete(weights, [([prompt] * len(hand), hand, how) for hand in hands])
-            tokens += [int(completion.token_ids[0]) for hand in written for completion in hand]
-        problem = draws_problem(tokens, logprobs_V)
-        visible = visible_temperature(logprobs_V, len(tokens))
-        self.note({"draws": len(tokens), "prompt": prompt, "visible_temperature": visible, "problem": problem})
+        how = replace(decoding, greedy=False, support=None, top_p=None, top_k=None, stops=None)
+        first = self._draw(weights, prompt, range(draws), replace(how, max_new_tokens=1))
+        problem = draws_problem([row[0] for row in first], logprobs_V)
+        if problem is None:
+            later = range(draws, draws + max(1, draws // LATER_TOKENS))
+            problem = self._later_problem(weights, prompt, later, replace(how, max_new_tokens=LATER_TOKENS))
+        visible = visible_temperature(logprobs_V, draws)
+        self.note({"draws": draws, "prompt": prompt, "visible_temperature": visible, "problem": problem})
         if problem is not None:
+            drafting = any(SPECULATION in server.spec.extra for server in self._servers)
             raise RunError(
                 f"vLLM does not draw from the student's distribution at temperature {decoding.temperature:g}: "
-                f"{problem}. Nothing was learnt from what it would have written; take another version of vLLM, or "
-                "`rollout.engine: in_process`"
+                f"{problem}. Nothing was learnt from what it would have written; {_remedy(drafting=drafting)}"
             )
+
+    def _later_problem(
+        self, weights: Weights, prompt: Sequence[int], rollouts: Sequence[int], decoding: Decoding
+    ) -> str | None:
+        """What is wrong with the tokens that are drawn after a first one."""
+        rows = self._draw(weights, prompt, rollouts, decoding)
+        logprobs_of: dict[tuple[int, ...], np.ndarray] = {}
+        for prefixes in filter(None, shared_beginnings(rows)):
+            asked = ([[*prompt, *prefix] for prefix in prefixes], decoding.temperature, decoding.vocabulary)
+            logprobs_of |= zip(prefixes, weights.on_ranks(next_logprobs, [asked] * weights.ranks)[0], strict=True)
+        return later_draws_problem(rows, logprobs_of)
+
+    def _draw(
+        self, weights: Weights, prompt: Sequence[int], rollouts: Sequence[int], decoding: Decoding
+    ) -> list[list[int]]:
+        """What the servers draw after one prompt, a row for each number of a rollout."""
+        rows: list[list[int]] = []
+        at_once = DRAWS_AT_ONCE * self.ranks
+        for start in range(0, len(rollouts), at_once):
+            batch = rollouts[start : start + at_once]  # not per token
+            hands = [[*batch][rank :: self.ranks] for rank in range(self.ranks)]
+            written = self.complete(weights, [([prompt] * len(hand), hand, decoding) for hand in hands])
+            rows += [completion.token_ids.tolist() for hand in written for completion in hand]
+        return rows
 
     def note(self, row: Mapping[str, Any]) -> None:
         """Write down what happened, in the run's folder."""
@@ -374,3 +406,13 @@ class VLLMServers:
 
 def _same(before: Sequence[np.ndarray], now: Sequence[np.ndarray]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(before, now, strict=True))
+
+
+def _remedy(*, drafting: bool) -> str:
+    """What to do about a server that draws wrongly; ``drafting``: it guesses several tokens a forward."""
+    if drafting:
+        return (
+            f"take `{SPECULATION}` out of `rollout.vllm.extra`: vLLM 0.32 for CPUs draws wrongly with it at any "
+            "temperature above 0, and reports right log-probabilities"
+        )
+    return "take another version of vLLM, or `rollout.engine: in_process`"

@@ -28,13 +28,16 @@ class VLLMProcess:
     def __init__(self) -> None:
         self._llm: Any = None
         self._adapter: Any = None
+        self._drafts = False
         self.vocabulary: int | None = None
         """Ids from here on are never drawn; None: all ids are the tokenizer's."""
 
     def start(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Load a checkpoint; answers with vLLM's version and how many tokens a sequence may have."""
         vllm = import_module("vllm")
-        self._llm = vllm.LLM(**arguments, logits_processors=[_without_ids(self)])
+        self._drafts = bool(arguments.get("speculative_config"))
+        own = {} if self._drafts else {"logits_processors": [_without_ids(self)]}  # vLLM takes only one of the two
+        self._llm = vllm.LLM(**arguments, **own)
         return {"version": vllm.__version__, "context": self._llm.llm_engine.model_config.max_model_len}
 
     def write(
@@ -52,6 +55,8 @@ class VLLMProcess:
             vocabulary: see the attribute.
         """
         self.vocabulary = vocabulary
+        if self._drafts and vocabulary is not None:
+            settings = settings | {"allowed_token_ids": [*range(vocabulary)]}
         parameters = import_module("vllm").SamplingParams
         asked = [
             ({"prompt_token_ids": [*prompt]}, parameters(seed=seed, **settings))
@@ -67,11 +72,19 @@ class VLLMProcess:
         """The log-probabilities of so many tokens at the end of every row, each given those before it, untempered.
 
         Each is asked for after a prompt of its own, as what is written is: vLLM's scores of prompts (`prompt_logprobs`)
-        raise under an adapter, whose rows they miscount (0.32).
+        raise under an adapter, whose rows they miscount (0.32). Where vLLM drafts, it is the other way round: there are
+        no adapters, and it gives no log-probabilities of tokens that are asked for.
         """
         self.vocabulary = None
         how = import_module("vllm").SamplingParams
         counts = [min(last, len(row) - 1) for row in rows]
+        if self._drafts:
+            asked, plain = [{"prompt_token_ids": [*row]} for row in rows], how(max_tokens=1, prompt_logprobs=0)
+            read = [request.prompt_logprobs for request in self._llm.generate(asked, plain, use_tqdm=False)]
+            return [
+                [read[i][t][row[t]].logprob for t in range(len(row) - n, len(row))]
+                for i, (row, n) in enumerate(zip(rows, counts, strict=True))
+            ]
         places = [(row, t) for row, n in zip(rows, counts, strict=True) for t in range(len(row) - n, len(row))]
         finished = self._llm.generate(
             [{"prompt_token_ids": [*row[:t]]} for row, t in places],

@@ -40,6 +40,8 @@ OWN_VARIABLES = {
     "HF_HUB_OFFLINE": "1",  # what it reads lies in a folder
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several servers, and the student's ranks, share the cores
 }
+SPECULATION = "speculative_config"
+"""vLLM's argument under which it guesses several tokens a forward, by draft heads of the checkpoint or otherwise."""
 DEFAULT_VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 """Of a process on a CPU, where the environment does not say; GiB that keys and values take."""
 
@@ -164,6 +166,7 @@ class VLLMServer:
                 self.ask("adapt", {"folder": str(folder), "number": self._written}, seconds)
                 return
             own: Any = {"source": model.path, "trust_remote_code": model.trust_remote_code}
+            own["heads"] = SPECULATION in self._spec.extra
             write_model(tensors, folder, config=self._config(), **own)
             if transport == "reload":
                 self.ask("reload", {"folder": str(folder)}, seconds)

@@ -12,14 +12,17 @@ from student_kit import make_model
 from mopd.distill.models.load import load_model
 from mopd.distill.types import RunError
 from mopd.rollouts.engines.agreement import (
+    LATER_TOKENS,
     SCORED,
     Published,
     check_published,
     draws_problem,
     fixed_rows,
+    later_draws_problem,
     most_telling,
     next_logprobs,
     row_logprobs,
+    shared_beginnings,
     short_prompts,
     visible_temperature,
 )
@@ -66,6 +69,27 @@ def test_what_temperatures_do_not_show_is_refused_too() -> None:
         assert draws_problem(wrong.tolist(), logprobs_V) is not None
     greedy_of_many = np.full(300, int(np.argmax(logprobs_V)))
     assert draws_problem(greedy_of_many.tolist(), logprobs_V) is not None
+
+
+@pytest.mark.parametrize(("temperature", "refused"), [(1.0, False), (1.5, True), (0.7, True)])
+def test_later_tokens_are_held_against_the_distribution_after_those_before_them(
+    temperature: float, refused: bool
+) -> None:
+    """First tokens are drawn rightly; a chain of which each token depends on the one before it."""
+    first_V, after_VV = distribution(12, 1.0), [distribution(12, 1.5, seed) for seed in range(12)]
+    for seed in range(20):
+        rows = [[int(token)] for token in drawn(first_V, 2000, seed)]
+        rng = np.random.default_rng(seed)
+        for row in rows:
+            while len(row) < LATER_TOKENS and row[-1]:  # 0 ends a row
+                row.append(int(drawn(after_VV[row[-1]], 1, int(rng.integers(1 << 30)), temperature=temperature)[0]))
+        shared = shared_beginnings(rows)
+        assert [len(prefixes[0]) for prefixes in shared[:2]] == [1, 2]
+        logprobs_of = {prefix: after_VV[prefix[-1]] for prefixes in shared for prefix in prefixes}
+        assert draws_problem([row[0] for row in rows], first_V) is None
+        problem = later_draws_problem(rows, logprobs_of)
+        assert (problem is not None) is refused
+        assert problem is None or problem.startswith("token 2 of a row")
 
 
 def test_the_prompt_after_which_a_temperature_shows_most_is_taken() -> None:
