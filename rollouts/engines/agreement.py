@@ -183,22 +183,18 @@ def shared_beginnings(rows: Sequence[Sequence[int]]) -> list[list[tuple[int, ...
 def later_draws_problem(rows: Sequence[Sequence[int]], logprobs_of: Mapping[tuple[int, ...], np.ndarray]) -> str | None:
     """What is wrong with tokens that were drawn after others, as a sentence; None where nothing is.
 
-    Every distribution is tested by the rows that begin alike, see :func:`draws_problem`, with all tests together at
-    :data:`ERROR_RATE`.
+    The tests of :func:`draws_problem`, their statistics summed over the beginnings that rows share.
 
     Args:
         rows: ids that were drawn after one prompt.
         logprobs_of: nats of every id after a beginning of :func:`shared_beginnings`, the prompt before it.
     """
-    for prefix, logprobs_V in logprobs_of.items():
-        length = len(prefix)
-        after = [row[length] for row in rows if len(row) > length and tuple(row[:length]) == prefix]
-        if problem := draws_problem(after, logprobs_V, tests=len(logprobs_of)):
-            return f"token {length + 1} of a row, {problem}"
-    return None
+    after = {prefix: [row[len(prefix)] for row in rows if _goes_on(row, prefix)] for prefix in logprobs_of}
+    problem = _problem([(after[prefix], logprobs_V) for prefix, logprobs_V in logprobs_of.items()])
+    return None if problem is None else f"after the first token of a row, {problem}"
 
 
-def draws_problem(tokens: Sequence[int], logprobs_V: np.ndarray, *, tests: int = 1) -> str | None:
+def draws_problem(tokens: Sequence[int], logprobs_V: np.ndarray) -> str | None:
     """What is wrong with draws that should come from a distribution, as a sentence; None where nothing is.
 
     Two chi-square tests (Pearson 1900) on the same draws, each at half of :data:`ERROR_RATE`: one of tokens, which sees
@@ -207,27 +203,39 @@ def draws_problem(tokens: Sequence[int], logprobs_V: np.ndarray, *, tests: int =
     Args:
         tokens: ids that were drawn.
         logprobs_V: nats of every id; what is beyond must not be drawn.
-        tests: of how many this is one: together they are at :data:`ERROR_RATE`.
     """
-    drawn = np.asarray(tokens)
-    if drawn.max() >= len(logprobs_V) or drawn.min() < 0:
-        return f"id {int(drawn.max())} was drawn, and the tokenizer has {len(logprobs_V)}"
-    counts = np.bincount(drawn, minlength=len(logprobs_V)).astype(float)
-    expected = np.exp(logprobs_V - np.logaddexp.reduce(logprobs_V)) * len(drawn)
-    for what, cells in (("tokens", _by_token(expected)), ("their likelihood", _by_likelihood(expected))):
-        seen, wanted = (np.bincount(cells, weights=values) for values in (counts, expected))
-        if len(seen) < 2:
+    return _problem([(tokens, logprobs_V)])
+
+
+def _problem(groups: Sequence[tuple[Sequence[int], np.ndarray]]) -> str | None:
+    """Of draws from several distributions; those of each with its log-probabilities."""
+    counted: list[tuple[np.ndarray, np.ndarray]] = []
+    for tokens, logprobs_V in groups:
+        drawn, size = np.asarray(tokens), len(logprobs_V)
+        if drawn.max() >= size or drawn.min() < 0:
+            return f"id {int(drawn.max())} was drawn, and the tokenizer has {size}"
+        expected = np.exp(logprobs_V - np.logaddexp.reduce(logprobs_V)) * len(drawn)
+        counted.append((np.bincount(drawn, minlength=size).astype(float), expected))
+    for what, cells_of in (("tokens", _by_token), ("their likelihood", _by_likelihood)):
+        cells = [(cells_of(wanted), seen, wanted) for seen, wanted in counted]
+        cells = [each for each in cells if each[0].max() > 0]
+        if not cells:
             continue
-        statistic = float(((seen - wanted) ** 2 / wanted).sum())
-        chance = float(chdtrc(len(seen) - 1, statistic))
-        if not chance > ERROR_RATE / 2 / tests:
-            worst = int(np.argmax((seen - wanted) ** 2 / wanted))
+        seen_C, wanted_C = (np.concatenate([np.bincount(each[0], weights=each[i]) for each in cells]) for i in (1, 2))
+        parts_C = (seen_C - wanted_C) ** 2 / wanted_C
+        chance = float(chdtrc(len(parts_C) - len(cells), parts_C.sum()))
+        if not chance > ERROR_RATE / 2:
+            worst = int(np.argmax(parts_C))
             return (
-                f"{len(drawn)} draws by {what} in {len(seen)} cells: chi-square {statistic:.0f}, which a right sampler "
-                f"reaches with probability {chance:.1g}; the worst cell has {seen[worst]:.0f} draws where "
-                f"{wanted[worst]:.0f} are expected"
+                f"{seen_C.sum():.0f} draws by {what} in {len(parts_C)} cells: chi-square {parts_C.sum():.0f}, which a "
+                f"right sampler reaches with probability {chance:.1g}; the worst cell has {seen_C[worst]:.0f} draws "
+                f"where {wanted_C[worst]:.0f} are expected"
             )
     return None
+
+
+def _goes_on(row: Sequence[int], prefix: tuple[int, ...]) -> bool:
+    return len(row) > len(prefix) and tuple(row[: len(prefix)]) == prefix
 
 
 def _variance(logprobs_V: np.ndarray) -> float:

@@ -315,7 +315,9 @@ def test_draft_heads_write_the_same_greedily_and_wrong_draws_are_refused(tmp_pat
                 WithHeads(module), replace(DECODING, vocabulary=None), draws=4000, vocabulary=VOCABULARY
             )
         (draws,) = engine.notes("draws")
-        assert draws["problem"].startswith("token 2 of a row, ")  # a first one is drawn without guesses, and rightly
+        assert draws["problem"].startswith(
+            "after the first token of a row, "
+        )  # which is drawn without guesses, and rightly
         assert "chi-square" in draws["problem"]
         print(draws["problem"])
 
