@@ -671,6 +671,11 @@ class RunRecipe(Strict):
     """How long, how often, and beside what."""
 
     steps: Count = Field(default=200, description="loop steps; each samples, grades and updates once")
+    lag: Literal[0, 1, 2] = Field(
+        default=0,
+        description="a step's rollouts are written with the weights of so many steps before, while those steps are "
+        "learnt from; 0: with the weights that learn from them (docs/lag.md)",
+    )
     plateau: PlateauRecipe | None = Field(
         default=None, description="ends it earlier, once no domain learns any more; null: it takes all steps"
     )

@@ -89,10 +89,13 @@ class StudentRank:
         """Seconds that it updated, sampled or gave out weights since the last call, without waits for other ranks."""
         return self._clock.take()
 
-    def save(self, step: int, keep_steps: Collection[int]) -> None:
+    def save(self, step: int, keep_steps: Collection[int], beside: Mapping[str, bytes] | None = None) -> None:
         """Write the checkpoint after ``step`` finished steps under a temporary name, then publish it.
 
         Older ones go, but for the newest few and those of the steps ``keep_steps``.
+
+        Args:
+            beside: files that go with it, by name.
 
         Raises:
             RunError: a newer attempt owns the run.
@@ -116,6 +119,8 @@ class StudentRank:
             storage.write_atomic(folder / LAYOUT, json.dumps({**self._layout(), "step": step}))
             if self._drafts is not None:
                 self._drafts.save(folder)
+            for file, content in (beside or {}).items():
+                (folder / file).write_bytes(content)
             storage.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name, dict(written))
             checkpoint.prune(
                 self.spec.run_dir,

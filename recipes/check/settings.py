@@ -71,6 +71,27 @@ def check_stop(stop: StopRecipe, run: RunRecipe, *, graded: bool) -> Iterator[st
         )
 
 
+def check_lag(name: str, method: Method | MadeMethod, run: RunRecipe) -> Iterator[str]:
+    """Every problem of `run.lag`, each a sentence.
+
+    Args:
+        name: of the method.
+    """
+    if not run.lag:
+        return
+    where = f"`run.lag` is {run.lag}"
+    if not method.samples:
+        why = "nothing is written with its weights" if method.trains else "nothing is trained"
+        yield f"{where}, and in method {name} the student writes no rollouts: {why} that could be older; set it to 0"
+    elif method.heads_alone:
+        yield f"{where}, and method {name} moves no weight that writes rollouts; set it to 0"
+    elif run.lag >= run.steps:
+        yield (
+            f"{where}, and the run has {run.steps} steps (`run.steps`): all rollouts would be written with the weights "
+            "at the start; lower it, or take more steps"
+        )
+
+
 def _share_rule(rule: str, loss: BoundLoss, trained: Mapping[str, DomainRecipe]) -> Iterator[str]:
     where = f"`share_rule` is {rule}"
     if loss.payload is None:

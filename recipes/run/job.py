@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.hosts import HOSTS
+from mopd.distill.lagged_loop import train_with_lag
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
 from mopd.distill.recipe import DomainRecipe, MTPRecipe, RolloutRecipe, RunRecipe
@@ -39,7 +40,7 @@ from mopd.recipes.run.samplers import samplers_of_run, teachers_writing, with_te
 from mopd.rollouts.engines.base import Drafts, FrozenModel
 from mopd.rollouts.environments.episodes import with_episodes
 from mopd.rollouts.environments.kept import FOLDER, KeptEpisodes, keeps_episodes
-from mopd.rollouts.prompts import Prefetched
+from mopd.rollouts.prompts import Prefetched, PromptSource
 from mopd.rollouts.rewards import TruncatedRollouts
 from mopd.rollouts.sampler import Samplers, sampler_settings
 from mopd.rollouts.tasks import Task
@@ -112,14 +113,15 @@ class Training:
                 samplers.check(student.weights(), named=f"`student.model` ({self.model})")
             # Whoever acts in training, it is the student that is evaluated.
             eval_sampler = sampler if self.evaluator is None else samplers.evaluate
-            source = prompt_source(trained, self.tasks, self.tokenizer, seed=recipe.seed, rule=recipe.prompt_rule)
+            source = self._prompts(trained)
             if teachers is not None:
                 wait_for_teachers(teachers, tokens=len(self.tokenizer), own=own_sizes(self.own_tokenizers))
                 to_examine = candidates(self.resolved.teachers, trained)
                 self._preflight(teachers, student, samplers.train, source(0), to_examine, context.progress.print)
             routes, loss, graded = self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
             prompts = closing.enter_context(closing_of(Prefetched(source)))
-            last = train(
+            with_lag = partial(train_with_lag, lag=recipe.run.lag, beside=samplers.beside_student)
+            last = (with_lag if recipe.run.lag else train)(
                 student=student,
                 sampler=sampler,
                 grader=TruncatedRollouts(method.grader(parts), policy=recipe.rollout.truncated),
@@ -143,6 +145,11 @@ class Training:
             )
             self._conclude(student, eval_sampler, progress, last)
             return last
+
+    def _prompts(self, trained: Mapping[str, DomainRecipe]) -> PromptSource:
+        recipe = self.resolved.recipe
+        rule, lag = recipe.prompt_rule, recipe.run.lag
+        return prompt_source(trained, self.tasks, self.tokenizer, seed=recipe.seed, rule=rule, lag=lag)
 
     def samplers(self, context: RunContext, closing: ExitStack, teacher: str | None = None) -> Samplers:
         """All that samples in the run; the processes end with ``closing``.

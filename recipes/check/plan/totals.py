@@ -28,6 +28,7 @@ from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.teachers import ResolvedTeacher, describe
+from mopd.rollouts.engines import engine_of
 from mopd.rollouts.mixture import MIXTURES
 from mopd.rollouts.tokenizer import control_ids
 from mopd.teachers.retokenized import ChunkCount
@@ -120,6 +121,7 @@ class Plan:
         warnings: leaves that change nothing, rows that are left out.
         questions: what is asked, to be shown.
         aligned: how gold answers align with the tokens of teachers that score their own, by name.
+        lag: how rollouts are older than what learns from them, in a sentence; empty where they are not.
     """
 
     models: tuple[ModelPlan, ...]
@@ -132,6 +134,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     questions: Questions = field(default=Questions(), repr=False, compare=False)
     aligned: Mapping[str, ChunkCount] = field(default_factory=dict, compare=False)
+    lag: str = ""
 
     @property
     def memory_bytes(self) -> float:
@@ -188,7 +191,19 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
             resolved.dtype,
         ),
         disk_bytes=_disk(recipe, model_infos, lengths, resolved.device),
+        lag=_lag(recipe.run.lag, recipe.rollout),
     )
+
+
+def _lag(lag: int, rollout: RolloutRecipe) -> str:
+    """With which weights rollouts are written, and what goes on meanwhile."""
+    if not lag:
+        return ""
+    steps = "1 step" if lag == 1 else f"{lag} steps"
+    written = f"lag: a step's rollouts are written with the weights of {steps} before"
+    if engine_of(rollout.engine, workers=rollout.workers).shares_student:
+        return f"{written}, by the ranks, before they learn; only grading goes on while they do"
+    return f"{written}, and graded, while the ranks learn"
 
 
 def _measured(

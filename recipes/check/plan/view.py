@@ -24,6 +24,8 @@ def print_plan(plan: Plan, console: Console, there: Room) -> None:
     print_aligned(plan.aligned, console)
     console.print(Fitted(_processes(plan)))
     console.print(Fitted(_steps(plan)))
+    if plan.lag:
+        console.print(Text(plan.lag), soft_wrap=True)
     if (card := plan.fullest_card) is not None:
         console.print(Fitted(_card(card, there.card_bytes)))
     console.print(
