@@ -20,6 +20,7 @@ import torch.distributed as dist
 from mopd.distill import storage
 from mopd.distill.loss.microbatch import collate
 from mopd.distill.loss.registry import bind
+from mopd.distill.loss.stale import without_stale
 from mopd.distill.models.adapters import adapter_state, merged_state, save_adapter
 from mopd.distill.models.heads import without_adapters
 from mopd.distill.student import checkpoint, engine, moe
@@ -279,9 +280,10 @@ class StudentRank:
         with nullcontext() if drafts is None else drafts.watching(), torch.set_grad_enabled(not self.spec.heads_alone):
             token_loss = forward(self.engine, microbatch, self._objective, totals)
         self.load_balance.pause()
-        totals.add(microbatch, token_loss)
+        learnt, token_loss = without_stale(microbatch, token_loss, self.spec.stale)
+        totals.add(learnt, token_loss)
         # DeepSpeed averages gradients over ranks; the weights g_d / N_d already hold the whole batch's denominator.
-        loss = (token_loss.loss_BT * microbatch.weights_BT).sum() * self.world
+        loss = (token_loss.loss_BT * learnt.weights_BT).sum() * self.world
         if not self.spec.heads_alone:
             self.engine.backward(loss)
         if drafts is not None:

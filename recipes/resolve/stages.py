@@ -113,6 +113,7 @@ LATER_LEAVES: dict[str, Any] = {
     "run.plateau": None,
     "run.compute": None,
     "run.lag": 0,
+    "run.stale": None,
     "student.optimizer.decay_steps": 0,
     "student.revision": None,
     "student.model.tokenizer_revision": None,

@@ -120,8 +120,7 @@ class Training:
                 self._preflight(teachers, student, samplers.train, source(0), to_examine, context.progress.print)
             routes, loss, graded = self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
             prompts = closing.enter_context(closing_of(Prefetched(source)))
-            with_lag = partial(train_with_lag, lag=recipe.run.lag, beside=samplers.beside_student)
-            last = (with_lag if recipe.run.lag else train)(
+            last = self._loop(samplers)(
                 student=student,
                 sampler=sampler,
                 grader=TruncatedRollouts(method.grader(parts), policy=recipe.rollout.truncated),
@@ -145,6 +144,10 @@ class Training:
             )
             self._conclude(student, eval_sampler, progress, last)
             return last
+
+    def _loop(self, samplers: Samplers) -> Callable[..., int]:
+        lag = self.resolved.recipe.run.lag
+        return partial(train_with_lag, lag=lag, beside=samplers.beside_student) if lag else train
 
     def _prompts(self, trained: Mapping[str, DomainRecipe]) -> PromptSource:
         recipe = self.resolved.recipe
@@ -303,6 +306,7 @@ class Training:
             mtp=recipe.mtp,
             heads_alone=self.resolved.method.heads_alone,
             lora=recipe.student.lora,
+            stale=recipe.run.stale,
             base=named_base(recipe.student.reference, self.model),
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
