@@ -83,8 +83,7 @@ def check_lag(name: str, method: Method | MadeMethod, run: RunRecipe) -> Iterato
         return
     where = f"`run.lag` is {run.lag}"
     if not method.samples:
-        why = "nothing is written with its weights" if method.trains else "nothing is trained"
-        yield f"{where}, and in method {name} the student writes no rollouts: {why} that could be older; set it to 0"
+        yield f"{where}, and in method {name} the student writes no rollouts, which could be older than it; set it to 0"
     elif method.heads_alone:
         yield f"{where}, and method {name} moves no weight that writes rollouts; set it to 0"
     elif run.lag >= run.steps:

@@ -132,8 +132,8 @@ class RunCallbacks:
             )
 
     def unused(self, step: int, rollouts: Sequence[Rollout]) -> None:
-        """Log what was written for steps that never come; it is counted, and nothing is learnt from it."""
-        if rollouts:
+        """Log what was written for steps that never come, once; it is counted, and nothing is learnt from it."""
+        if rollouts and not any(row["step"] == step for row in self._tracker.rows("unused")):
             self._tracker.log("unused", step, self._costs.of_unused(rollouts))
 
     def failed(self, step: int, metrics: Metrics, error: RunError) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -57,7 +57,7 @@ class Writer(Actor):
         assert not self.writing, "weights were changed under a rollout"
         super().load_weights(weights, version=version)
 
-    def sample(self, prompts: Any, *, step: int, greedy: bool = False) -> Iterator[list[Rollout]]:
+    def sample(self, prompts: Any, *, step: int, greedy: bool = False) -> Any:
         self.writing = True
         self.before(step)
         yield from super().sample(prompts, step=step)
@@ -138,11 +138,9 @@ class Run:
     def __init__(self, *, lag: int, saved: dict[int, dict[str, bytes]] | None = None, **watch: int) -> None:
         self.events: Events = []
         self.lag = lag
-        self.learner, self.writer, self.grader = (
-            Learner(self.events, saved),
-            Writer(self.events),
-            Grades(self.events),
-        )
+        self.learner: Any = Learner(self.events, saved)
+        self.writer: Any = Writer(self.events)
+        self.grader: Any = Grades(self.events)
         self.watch = Watch(self.events, self.writer, **watch)
 
     def go(self, steps: int = 6, *, beside: bool = True) -> int:

@@ -62,6 +62,7 @@ def test_staleness_and_what_was_written_in_vain_are_logged_with_a_lag(tmp_path: 
         callbacks.unused(4, [])
         callbacks.record(4, [ScoredRollout(rollout) for rollout in written], {"loss": 1.0})
         callbacks.unused(4, written)
+        callbacks.unused(4, written)  # a run that was resumed at its end
     learnt, in_vain = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert learnt["staleness"] == 1
     assert (in_vain["kind"], in_vain["rollouts"], in_vain["tokens/generation"]) == ("unused", 2, 2)
