@@ -57,24 +57,18 @@ def train_with_lag(
     step = saved = student.load_latest()
     callbacks.resumed(step)
     clock = StepClock()
-    with _Ahead(sampler, grader) as ahead:
-
-        def save(step: int) -> None:
-            student.save(step, {_file(later): ahead.content(later) for later in ahead.steps if later < step + lag})
-
-        for later in range(step, min(step + lag, steps)):
-            if (content := student.beside(step, _file(later))) is not None:
-                ahead.take_up(later, content)
+    with _Ahead(student, sampler, grader, lag=lag) as ahead:
+        ahead.take_up(step, steps)
         while True:
             if callbacks.evaluates(step):
-                with kept_if_grading_fails(save, grader, callbacks, step, saved):
+                with kept_if_grading_fails(ahead.save, grader, callbacks, step, saved):
                     ahead.finish()  # the evaluation takes the sampler's processes, and the graders
                     callbacks.evaluate(step, student.weights())
             stops, over = callbacks.stops(), step >= steps or callbacks.ended()
             if over:
                 callbacks.unused(step, ahead.drop())
             if step > saved and (callbacks.saves(step) or stops or over):
-                save(step)
+                ahead.save(step)
             if over:
                 return step
             if stops:
@@ -83,17 +77,15 @@ def train_with_lag(
             student.worked()  # what was asked of it since the last step is not part of this one
             with clock("publish"):
                 sampler.load_weights(student.weights(), version=step)  # all that was begun is written by now
-            for later in range(step, min(step + lag + 1, steps)):
-                if later not in ahead.steps:
-                    ahead.begin(later, prompts(later))
+            ahead.begin(range(step, min(step + lag + 1, steps)), prompts)
             with clock("generation"):
                 ahead.wait_until_written(range(step, step + 1 if beside else steps))
-            with clock("scoring"), kept_if_grading_fails(save, grader, callbacks, step, saved):
+            with clock("scoring"), kept_if_grading_fails(ahead.save, grader, callbacks, step, saved):
                 batch, of_grading = ahead.graded(step)
             with clock("update"):
                 metrics = student.update(batch, step=step)
             with clock("generation"):
-                ahead.wait_until_written(ahead.steps)
+                ahead.wait_until_written(range(steps))
             step += 1
             metrics |= of_grading | clock.read()
             callbacks.record(step, batch, metrics | idle_shares(metrics, student.worked()))
@@ -129,8 +121,8 @@ class _Ahead:
     waits for what was; whoever owns the processes ends them.
     """
 
-    def __init__(self, sampler: Sampler, grader: Grader) -> None:
-        self._sampler, self._grader = sampler, grader
+    def __init__(self, student: Student, sampler: Sampler, grader: Grader, *, lag: int) -> None:
+        self._student, self._sampler, self._grader, self._lag = student, sampler, grader, lag
         self._steps: dict[int, _Step] = {}
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="writing")
         self._grading = ThreadPoolExecutor(1, thread_name_prefix="grading")
@@ -145,39 +137,39 @@ class _Ahead:
             threads.shutdown(wait=False, cancel_futures=True)
         self.drop()
 
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Those that were begun, and that nobody has taken, ascending."""
-        return tuple(self._steps)
+    def begin(self, steps: Iterable[int], prompts: Prompts) -> None:
+        """Have those of ``steps`` that were not begun written with the weights that the sampler has now, and graded."""
+        for step in steps:
+            if step not in self._steps:
+                ahead = self._steps[step] = _Step()
+                ahead.written = self._writing.submit(self._write, ahead, step, prompts(step))
+                ahead.graded = self._grading.submit(self._grade, ahead)
 
-    def begin(self, step: int, prompts: Sequence[Prompt]) -> None:
-        """Have a step written with the weights that the sampler has now, and graded."""
-        ahead = self._steps[step] = _Step()
-        ahead.written = self._writing.submit(self._write, ahead, step, prompts)
-        ahead.graded = self._grading.submit(self._grade, ahead)
-
-    def take_up(self, step: int, content: bytes) -> None:
-        """Have a step graded that was written before the run was resumed.
+    def save(self, step: int) -> None:
+        """Write a checkpoint of the student after ``step`` finished steps, with what was written by its older weights.
 
         Raises:
-            RunError: ``content`` is not what :meth:`content` gives.
+            RunError: that could not be written.
         """
-        try:
-            microbatches = unpacked(content, asked=str(step))
-        except ValueError as error:
-            raise RunError(f"rollouts of step {step} in the checkpoint cannot be read ({error})") from error
-        if microbatches is None:
-            raise RunError(f"the checkpoint's rollouts of step {step} are those of another step")
-        ahead = self._steps[step] = _Step()
-        for microbatch in microbatches:
-            ahead.stream.put(microbatch)
-        ahead.stream.put(None)
-        ahead.written.set_result(microbatches)
-        ahead.graded = self._grading.submit(self._grade, ahead)
+        older = {n: ahead for n, ahead in self._steps.items() if n < step + self._lag}
+        self._student.save(step, {_file(n): packed(a.written.result(), asked=str(n)) for n, a in older.items()})
 
-    def content(self, step: int) -> bytes:
-        """What was written for a step, for a file."""
-        return packed(self._steps[step].written.result(), asked=str(step))
+    def take_up(self, finished: int, steps: int) -> None:
+        """Have what lies in the checkpoint after ``finished`` steps graded, of those before ``steps``.
+
+        Raises:
+            RunError: it is not what :meth:`save` writes.
+        """
+        for step in range(finished, min(finished + self._lag, steps)):
+            if (content := self._student.beside(finished, _file(step))) is None:
+                continue
+            microbatches = _read(content, step)
+            ahead = self._steps[step] = _Step()
+            for microbatch in microbatches:
+                ahead.stream.put(microbatch)
+            ahead.stream.put(None)
+            ahead.written.set_result(microbatches)
+            ahead.graded = self._grading.submit(self._grade, ahead)
 
     def wait_until_written(self, steps: Iterable[int]) -> None:
         """Until nobody writes for any of ``steps``."""
@@ -199,7 +191,7 @@ class _Ahead:
         dropped = list(self._steps.values())
         self._steps = {}
         for ahead in dropped:
-            ahead.stream.put(None)  # a grader that was not begun to be written for waits for something
+            ahead.stream.put(None)  # else its grader waits for ever where nobody has begun to write
         whole = [ahead.written.result() for ahead in dropped if _succeeded(ahead.written)]
         return [rollout for microbatches in whole for microbatch in microbatches for rollout in microbatch]
 
@@ -226,6 +218,16 @@ class _Ahead:
         except BaseException:
             self._broken = True  # what a later step took would be counted as this one's
             raise
+
+
+def _read(content: bytes, step: int) -> list[list[Rollout]]:
+    try:
+        microbatches = unpacked(content, asked=str(step))
+    except ValueError as error:
+        raise RunError(f"rollouts of step {step} in the checkpoint cannot be read ({error})") from error
+    if microbatches is None:
+        raise RunError(f"the checkpoint's rollouts of step {step} are those of another step")
+    return microbatches
 
 
 def _arriving(stream: SimpleQueue[list[Rollout] | BaseException | None]) -> Iterator[list[Rollout]]:

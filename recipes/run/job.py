@@ -113,14 +113,14 @@ class Training:
                 samplers.check(student.weights(), named=f"`student.model` ({self.model})")
             # Whoever acts in training, it is the student that is evaluated.
             eval_sampler = sampler if self.evaluator is None else samplers.evaluate
-            source = self._prompts(trained)
+            source = self._prompts(trained, seed=recipe.seed, rule=recipe.prompt_rule, lag=recipe.run.lag)
             if teachers is not None:
                 wait_for_teachers(teachers, tokens=len(self.tokenizer), own=own_sizes(self.own_tokenizers))
                 to_examine = candidates(self.resolved.teachers, trained)
                 self._preflight(teachers, student, samplers.train, source(0), to_examine, context.progress.print)
             routes, loss, graded = self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
             prompts = closing.enter_context(closing_of(Prefetched(source)))
-            last = self._loop(samplers)(
+            last = _loop(recipe.run.lag, samplers)(
                 student=student,
                 sampler=sampler,
                 grader=TruncatedRollouts(method.grader(parts), policy=recipe.rollout.truncated),
@@ -145,14 +145,8 @@ class Training:
             self._conclude(student, eval_sampler, progress, last)
             return last
 
-    def _loop(self, samplers: Samplers) -> Callable[..., int]:
-        lag = self.resolved.recipe.run.lag
-        return partial(train_with_lag, lag=lag, beside=samplers.beside_student) if lag else train
-
-    def _prompts(self, trained: Mapping[str, DomainRecipe]) -> PromptSource:
-        recipe = self.resolved.recipe
-        rule, lag = recipe.prompt_rule, recipe.run.lag
-        return prompt_source(trained, self.tasks, self.tokenizer, seed=recipe.seed, rule=rule, lag=lag)
+    def _prompts(self, trained: Mapping[str, DomainRecipe], *, seed: int, rule: str, lag: int) -> PromptSource:
+        return prompt_source(trained, self.tasks, self.tokenizer, seed=seed, rule=rule, lag=lag)
 
     def samplers(self, context: RunContext, closing: ExitStack, teacher: str | None = None) -> Samplers:
         """All that samples in the run; the processes end with ``closing``.
@@ -364,3 +358,7 @@ class Training:
             on_student=[name for name in specs if name in self.resolved.on_student],
             student=student,
         )
+
+
+def _loop(lag: int, samplers: Samplers) -> Callable[..., int]:
+    return partial(train_with_lag, lag=lag, beside=samplers.beside_student) if lag else train
