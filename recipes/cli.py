@@ -172,7 +172,9 @@ def check(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, finished or under way")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="folders of runs, finished or under way, or kept runs")
+    ],
     out: Annotated[Path, typer.Option(help="the folder that comparison.json and comparison.html go to")] = Path(
         "runs/comparison"
     ),
@@ -215,6 +217,18 @@ def compare(
         console.print(console_tables(comparison))
         console.print(Text(f"page: {page}"), soft_wrap=True)
     _write_json(json_file, comparison.record())
+
+
+@app.command()
+def keep(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of finished runs, or of studies")],
+    out: Annotated[Path, typer.Option(help="the folder that a file for each run goes to")],
+) -> None:
+    """Write what a comparison reads of finished runs, a file each; `compare` takes these in the place of folders."""
+    from mopd.recipes.report.kept import keep as keep_runs
+
+    for path in keep_runs(runs, out):
+        typer.echo(f"{path}: {path.stat().st_size / 1e3:,.0f} kB")
 
 
 @app.command("compare-architectures")

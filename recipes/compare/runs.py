@@ -15,6 +15,7 @@ from mopd.distill.metrics.evaluate import Evaluation, Interval, Split
 from mopd.distill.metrics.results import Rows, group, last_steps, sampled_models
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.recipes.report.data import whole_evaluations
+from mopd.recipes.report.kept import SUFFIX, unpack
 from mopd.recipes.report.records import RecordedRecipe, read_environment, read_json, read_recipe, recipe_tree
 from mopd.recipes.resolve.run_folder import DATA, FIRST_SANDBOX, STUDY, noted_sandbox
 
@@ -62,13 +63,16 @@ class Run:
 
 
 def expand_studies(folders: Sequence[Path]) -> list[Path]:
-    """The folders, with a study's replaced by those of its runs that have been measured.
+    """The folders, with a study's replaced by those of its runs that have been measured, and kept runs unpacked.
 
     Raises:
-        UserError: a study none of whose runs has been.
+        UserError: a study none of whose runs has been; a kept run that is damaged.
     """
     expanded: list[Path] = []
     for folder in folders:
+        if folder.is_file() and folder.suffix == SUFFIX:
+            expanded.append(unpack(folder))
+            continue
         if not (folder / STUDY).is_file():
             expanded.append(folder)
             continue
