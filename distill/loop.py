@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -79,7 +79,7 @@ def train(
     clock = StepClock()
     while True:
         if callbacks.evaluates(step):
-            with kept_if_grading_fails(student, grader, callbacks, step, saved):
+            with kept_if_grading_fails(student.save, grader, callbacks, step, saved):
                 callbacks.evaluate(step, student.weights())
         stops, over = callbacks.stops(), step >= steps or callbacks.ended()
         if step > saved and (callbacks.saves(step) or stops or over):
@@ -94,7 +94,7 @@ def train(
             sampler.load_weights(student.weights(), version=step)  # act with the weights the gradient is taken at
         with clock("scoring"):
             rollouts = clock.during("generation", sampler.sample(prompts(step), step=step))
-            with kept_if_grading_fails(student, grader, callbacks, step, saved):
+            with kept_if_grading_fails(student.save, grader, callbacks, step, saved):
                 batch = grader.score(rollouts)  # consumes microbatches while later ones are being written
         with clock("update"):
             metrics = student.update(batch, step=step)
@@ -105,16 +105,16 @@ def train(
 
 @contextmanager
 def kept_if_grading_fails(
-    student: Student, grader: Grader, callbacks: Callbacks, step: int, saved: int
+    save: Callable[[int], None], grader: Grader, callbacks: Callbacks, step: int, saved: int
 ) -> Iterator[None]:
-    """Where a grader breaks in the block, nothing of the student has moved: what is finished is kept, and the faults
-    of the step that is not are logged."""
+    """Where a grader breaks in the block, nothing of the student has moved: what is finished is kept by ``save``, and
+    the faults of the step that is not are logged."""
     try:
         yield
     except (GradingFailed, NonFinite) as error:
         callbacks.failed(step, grader.metrics(), error)
         if step > saved:
-            student.save(step)
+            save(step)
         raise
 
 

@@ -316,8 +316,14 @@ class Student(Protocol):
         """Seconds that each rank computed since the last call, without waits for the others."""
         ...
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint from which a run resumes exactly after ``step`` finished steps."""
+    def save(self, step: int, beside: Mapping[str, bytes] | None = None) -> None:
+        """Write a checkpoint from which a run resumes exactly after ``step`` finished steps, with files ``beside`` it
+        by their names."""
+        ...
+
+    def beside(self, step: int, name: str) -> bytes | None:
+        """A file that :meth:`save` wrote with the checkpoint after ``step`` finished steps; None where it wrote none of
+        that name."""
         ...
 
     def export(self, path: str) -> None:

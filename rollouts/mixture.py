@@ -42,7 +42,7 @@ class FixedMixture:
 
     most = 1.0
 
-    def __init__(self, prompts: Mapping[str, int]) -> None:
+    def __init__(self, prompts: Mapping[str, int], *, lag: int = 0) -> None:
         self._prompts = prompts
 
     def resume(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -72,8 +72,9 @@ class GapFollowingMixture:
 
     most = MOST
 
-    def __init__(self, prompts: Mapping[str, int]) -> None:
-        self._prompts = dict(prompts)
+    def __init__(self, prompts: Mapping[str, int], *, lag: int = 0) -> None:
+        """``lag``: how many more steps are under way while the prompts of a step are drawn: `run.lag`."""
+        self._prompts, self._lag = dict(prompts), lag
         self._gaps: list[dict[str, float]] = []
         self._ends: list[dict[str, int]] = []
 
@@ -90,7 +91,7 @@ class GapFollowingMixture:
     def places(self, step: int) -> dict[str, range]:
         """After those of the steps before, as many as their gaps ask for."""
         while len(self._ends) <= step:
-            known = self._gaps[: max(0, len(self._ends) - 1)][-WINDOW:]  # not per token
+            known = self._gaps[: max(0, len(self._ends) - 1 - self._lag)][-WINDOW:]  # not per token
             before = self._ends[-1] if self._ends else dict.fromkeys(self._prompts, 0)
             self._ends.append({d: before[d] + n for d, n in share_out(self._prompts, known).items()})
         first = self._ends[step - 1] if step else dict.fromkeys(self._prompts, 0)

@@ -89,6 +89,11 @@ class Samplers:
         """The student's, for measuring it; it has the weights that ``load_weights`` gave it last."""
         return self._episodes(self._of_student(self._evaluation), self._evaluation)
 
+    @property
+    def beside_student(self) -> bool:
+        """Whether the student's rollouts are written in processes other than its own ranks."""
+        return not self._engine.shares_student
+
     def check(self, weights: Weights, *, named: str) -> None:
         """Whether the student is sampled as a plain forward says, by an engine that can tell.
 

@@ -2,7 +2,7 @@
 
 A rule is a pure function of the recipe's shares and of the step's own rollouts, so a resumed run has the same ones.
 It is asked once a step, before the first of its updates, and holds for all of them: at that point the sampler's
-log-probabilities are the policy's, up to rounding.
+log-probabilities are the policy's, up to rounding, or with `run.lag` those that it had so many steps before.
 
 Shape legend: N trained tokens of a domain in the step.
 """

@@ -667,10 +667,40 @@ class ComputeRecipe(Strict):
         return self
 
 
+class StaleRecipe(Strict):
+    """What becomes of rollouts that the student has moved away from since they were written.
+
+    It is judged at each update by the policy's probability of what was drawn over the sampler's, with `lag` 0 too. What
+    is left out stays in the count of its domain's trained tokens, so that nothing else weighs more.
+    """
+
+    ratio: tuple[Positive, Positive] = Field(default=(0.5, 2.0), description="kept range of policy/sampler ratio")
+    action: Literal["drop", "mask"] = Field(
+        default="drop",
+        description="drop: nothing is learnt from a rollout whose geometric mean over its tokens is outside; mask: "
+        "nothing from a token that is",
+    )
+
+    @field_validator("ratio")
+    @classmethod
+    def _around_one(cls, ratio: tuple[float, float]) -> tuple[float, float]:
+        if not ratio[0] < 1 < ratio[1]:
+            raise refusal(f"is [{ratio[0]:g}, {ratio[1]:g}]; it needs a bound below 1 and one above it, in that order")
+        return ratio
+
+
 class RunRecipe(Strict):
     """How long, how often, and beside what."""
 
     steps: Count = Field(default=200, description="loop steps; each samples, grades and updates once")
+    lag: Literal[0, 1, 2] = Field(
+        default=0,
+        description="a step's rollouts are written with the weights of so many steps before, while those steps are "
+        "learnt from; 0: with the weights that learn from them (docs/lag.md)",
+    )
+    stale: StaleRecipe | None = Field(
+        default=None, description="what of rollouts is left out that the student has moved away from; null: nothing"
+    )
     plateau: PlateauRecipe | None = Field(
         default=None, description="ends it earlier, once no domain learns any more; null: it takes all steps"
     )

@@ -163,10 +163,16 @@ class DeepSpeedStudent:
         """Seconds that each rank computed since the last call; see :mod:`distill.student.work`."""
         return self._all("worked")
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint from which a run resumes exactly after ``step`` finished steps, unless it is there."""
+    def save(self, step: int, beside: Mapping[str, bytes] | None = None) -> None:
+        """Write a checkpoint from which a run resumes exactly after ``step`` finished steps, unless it is there; with
+        files ``beside`` it by their names."""
         if step not in self._checkpoints():
-            self._all("save", step, tuple(self._keep_steps()))
+            self._all("save", step, tuple(self._keep_steps()), beside)
+
+    def beside(self, step: int, name: str) -> bytes | None:
+        """A file that :meth:`save` wrote with a checkpoint; None where it wrote none of that name."""
+        path = self._folder / checkpoint.checkpoint_name(step) / name
+        return path.read_bytes() if path.is_file() else None
 
     def load(self, step: int) -> None:
         """Go back to the weights after ``step`` finished steps.

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from mopd.distill import storage
 from mopd.distill.loss.microbatch import collate
 from mopd.distill.loss.registry import bind
+from mopd.distill.loss.stale import without_stale
 from mopd.distill.models.adapters import adapter_state, merged_state, save_adapter
 from mopd.distill.models.heads import without_adapters
 from mopd.distill.student import checkpoint, engine, moe
@@ -89,10 +90,13 @@ class StudentRank:
         """Seconds that it updated, sampled or gave out weights since the last call, without waits for other ranks."""
         return self._clock.take()
 
-    def save(self, step: int, keep_steps: Collection[int]) -> None:
+    def save(self, step: int, keep_steps: Collection[int], beside: Mapping[str, bytes] | None = None) -> None:
         """Write the checkpoint after ``step`` finished steps under a temporary name, then publish it.
 
         Older ones go, but for the newest few and those of the steps ``keep_steps``.
+
+        Args:
+            beside: files that go with it, by name.
 
         Raises:
             RunError: a newer attempt owns the run.
@@ -116,6 +120,8 @@ class StudentRank:
             storage.write_atomic(folder / LAYOUT, json.dumps({**self._layout(), "step": step}))
             if self._drafts is not None:
                 self._drafts.save(folder)
+            for file, content in (beside or {}).items():
+                (folder / file).write_bytes(content)
             storage.publish(self.spec.run_dir, self.spec.attempt, folder, self._checkpoints / name, dict(written))
             checkpoint.prune(
                 self.spec.run_dir,
@@ -274,9 +280,10 @@ class StudentRank:
         with nullcontext() if drafts is None else drafts.watching(), torch.set_grad_enabled(not self.spec.heads_alone):
             token_loss = forward(self.engine, microbatch, self._objective, totals)
         self.load_balance.pause()
-        totals.add(microbatch, token_loss)
+        learnt, token_loss = without_stale(microbatch, token_loss, self.spec.stale)
+        totals.add(learnt, token_loss)
         # DeepSpeed averages gradients over ranks; the weights g_d / N_d already hold the whole batch's denominator.
-        loss = (token_loss.loss_BT * microbatch.weights_BT).sum() * self.world
+        loss = (token_loss.loss_BT * learnt.weights_BT).sum() * self.world
         if not self.spec.heads_alone:
             self.engine.backward(loss)
         if drafts is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mopd.distill.models.heads import HeadSource
-from mopd.distill.recipe import Engine, LoRA, Loss, MTPRecipe, Optimizer
+from mopd.distill.recipe import Engine, LoRA, Loss, MTPRecipe, Optimizer, StaleRecipe
 from mopd.distill.types import ScoredRollout
 
 
@@ -27,6 +27,7 @@ class StudentSpec:
         heads_alone: the model itself stays as it is; only its draft heads learn.
         trust_remote_code: whether Python code that lies in the folder of ``model`` may run.
         lora: the adapter that is trained, where the weights of ``model`` stay as they are.
+        stale: what of rollouts is left out of an update that the student has moved away from; None: nothing.
         base: what an exported adapter names as its base: a Hub id, or a folder; empty: ``model``.
     """
 
@@ -49,6 +50,7 @@ class StudentSpec:
     mtp: MTPRecipe = field(default_factory=MTPRecipe)
     heads_alone: bool = False
     lora: LoRA | None = None
+    stale: StaleRecipe | None = None
     base: str = ""
 
 

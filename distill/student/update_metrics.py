@@ -23,8 +23,9 @@ _ROWS = (
     "ratio",
     "gate_dropped",
     "clipped",
+    "stale",
 )
-_MEANS = ("kl", "entropy", "ratio", "gate_dropped", "clipped")
+_MEANS = ("kl", "entropy", "ratio", "gate_dropped", "clipped", "stale")
 """Statistics of a loss that are reported as means over the tokens of a domain."""
 
 
@@ -34,6 +35,7 @@ class UpdateTotals:
     Metrics, with ``d`` a domain (a share is a part of the sum over all domains):
         loss: the weighted loss, ``sum_d g_d * (token mean in d)``.
         entropy/d, ratio/d, gate_dropped/d, clipped/d: means over the trained tokens, where the loss has them.
+        stale/d: the part of the trained tokens that was left out as stale; only with a rule for them.
         kl/d: mean over the trained tokens that a teacher graded; absent where none did.
         token_share/d: of the trained tokens.
         advantage_share/d: of ``sum_t |A_t|``.

@@ -127,11 +127,14 @@ class _Watched(Mapping[str, float]):
         return len(self.settings)
 
 
-def check_own_loss(loss: Loss) -> Iterator[str]:
+def check_own_loss(loss: Loss, *, judged: bool = False) -> Iterator[str]:
     """Whether a user's own estimator keeps its promises; of shipped ones nothing is asked.
 
     It gives a finite number and gradient for each trained token, reads none but those, and all its settings. Asked of
     random logits with NaN where no token is trained, which a model may have there.
+
+    Args:
+        judged: whether what is stale is left out, which is judged by the statistic ``ratio``; see `run.stale`.
     """
     where = f"`loss.estimator`: {loss.estimator}"
     try:
@@ -166,6 +169,11 @@ def check_own_loss(loss: Loss) -> Iterator[str]:
     if wrong := {name: shape for name, shape in shapes.items() if shape != tuple(mask_BT.shape)}:
         yield f"{where} gives shapes {wrong}, and must give one value a token, {tuple(mask_BT.shape)}"
         return
+    if judged and "ratio" not in token_loss.stats:
+        yield (
+            f"{where} gives no stats['ratio'], the policy's probability of what was drawn over the sampler's, by which "
+            "`run.stale` is judged; give it, or remove `run.stale`"
+        )
     yield from (f"{where} {problem}" for problem in _gradient(token_loss, logits_BTV, mask_BT))
     for name in settings:
         if name not in settings.read:

@@ -21,7 +21,7 @@ from mopd.distill.recipe import (
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import SELF, stage_name
 from mopd.distill.recipe.plugins import is_plugin
-from mopd.recipes.check.settings import check_loss
+from mopd.recipes.check.settings import check_lag, check_loss, check_stale
 from mopd.recipes.check.teachers import check_teachers
 from mopd.recipes.resolve.methods import METHODS, WHOLE, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
@@ -44,6 +44,8 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
         *_writers(recipe.rollout, resolved.method, resolved.loss, recipe.trained_domains),
         *_rewards(resolved.method, resolved.loss, recipe.domains, recipe.rollout.samples_per_prompt),
         *check_loss(resolved),
+        *check_lag(recipe.method, resolved.method, recipe.run),
+        *check_stale(recipe.run.stale, resolved.method, resolved.loss, recipe.rollout),
         *check_teachers(resolved),
         *_stages(resolved.models, recipe.stages, recipe.domains, recipe.teachers),
         *_length("run", "student", recipe.run, recipe.student.optimizer),

@@ -11,12 +11,14 @@ from mopd.distill.recipe import (
     DomainRecipe,
     Engine,
     EvaluateRecipe,
+    Gated,
     GymSource,
     MTPRecipe,
     RolloutRecipe,
     RunRecipe,
     Source,
     StageRecipe,
+    StaleRecipe,
     StopRecipe,
     StudentRecipe,
     TeacherRecipe,
@@ -68,6 +70,48 @@ def check_stop(stop: StopRecipe, run: RunRecipe, *, graded: bool) -> Iterator[st
         yield (
             "`stop.kl` is a bound of the held-out KL, and no teacher grades held-out prompts; raise "
             "`evaluate.graded_prompts`, give a domain a teacher, or take the bound away"
+        )
+
+
+def check_lag(name: str, method: Method | MadeMethod, run: RunRecipe) -> Iterator[str]:
+    """Every problem of `run.lag`, each a sentence.
+
+    Args:
+        name: of the method.
+    """
+    if not run.lag:
+        return
+    where = f"`run.lag` is {run.lag}"
+    if not method.samples:
+        yield f"{where}, and in method {name} the student writes no rollouts, which could be older than it; set it to 0"
+    elif method.heads_alone:
+        yield f"{where}, and method {name} moves no weight that writes rollouts; set it to 0"
+    elif run.lag >= run.steps:
+        yield (
+            f"{where}, and the run has {run.steps} steps (`run.steps`): all rollouts would be written with the weights "
+            "at the start; lower it, or take more steps"
+        )
+
+
+def check_stale(
+    stale: StaleRecipe | None, method: Method | MadeMethod, loss: BoundLoss, rollout: RolloutRecipe
+) -> Iterator[str]:
+    """Every problem of `run.stale`, each a sentence."""
+    if stale is None or not method.trains:
+        return
+    if not method.samples:
+        yield "`run.stale` is set, and in this method the student writes no rollouts that could be; remove it"
+    elif loss.payload is None and not loss.custom:
+        yield f"`run.stale` is set, and {loss.estimator} knows no ratio of policy to sampler; remove it"
+    elif stale.action == "mask" and isinstance(loss.settings, Gated):
+        yield (
+            f"`run.stale.action` is mask, and `loss.gate` of {loss.estimator} leaves out single tokens already; set "
+            "that, or take drop"
+        )
+    if rollout.off_policy:
+        yield (
+            "`run.stale` is set, and teachers write a part of the rollouts (`rollout.off_policy`): the student never "
+            "was where they are; remove one of the two"
         )
 
 

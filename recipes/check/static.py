@@ -76,7 +76,7 @@ def check(
     """
     recipe = resolved.recipe
     shared, lonely = (SharedChecks(), _lacks_budget(recipe.run, out)) if shared is None else (shared, [])
-    if broken := list(check_own_loss(recipe.loss)):
+    if broken := list(check_own_loss(recipe.loss, judged=recipe.run.stale is not None)):
         raise UserError(*broken)  # all else asks the loss what it needs
     problems, elsewhere = check_routes(resolved, tasks=TASKS), offline or "RAY_ADDRESS" in os.environ
     problems += check_engine(recipe.rollout, resolved.loss, recipe.evaluate, elsewhere=elsewhere)

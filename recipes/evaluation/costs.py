@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mopd.distill.models.flops import ModelCost, model_cost
 from mopd.distill.payloads import payload_bytes
-from mopd.distill.types import Metrics, ScoredRollout
+from mopd.distill.types import Metrics, Rollout, ScoredRollout
 
 
 def cost_of(path: str, *, trust_remote_code: bool = False) -> ModelCost:
@@ -54,7 +54,7 @@ class Costs:
         }
         if self.writes:
             metrics["tokens/generation"] = float(sum(scored.rollout.trained_tokens for scored in batch))
-            metrics["flops/generation"] = self._generation(batch)
+            metrics["flops/generation"] = self._generation([scored.rollout for scored in batch])
         scored_by: dict[str, list[int]] = {name: [] for name in self._teachers}
         shipped = dict.fromkeys(self._teachers, 0)
         for scored in batch:
@@ -67,11 +67,19 @@ class Costs:
             metrics[f"flops/teacher/{name}"] = float(self._teachers[name].forward(lengths))
         return metrics
 
-    def _generation(self, batch: Sequence[ScoredRollout]) -> float:
-        """What the writers of the rollouts spent on them: the student, or the teacher that it names."""
+    def of_unused(self, rollouts: Sequence[Rollout]) -> Metrics:
+        """How many rollouts were written that nobody learnt from, and what that took."""
+        return {
+            "rollouts": float(len(rollouts)),
+            "tokens/generation": float(sum(rollout.trained_tokens for rollout in rollouts)),
+            "flops/generation": self._generation(rollouts),
+        }
+
+    def _generation(self, rollouts: Sequence[Rollout]) -> float:
+        """What the writers of rollouts spent on them: the student, or the teacher that one names."""
         lengths: dict[str | None, list[int]] = {}
-        for scored in batch:
-            lengths.setdefault(scored.rollout.writer, []).append(len(scored.rollout.token_ids))
+        for rollout in rollouts:
+            lengths.setdefault(rollout.writer, []).append(len(rollout.token_ids))
         return sum(
             float((self._student if writer is None else self._teachers[writer]).generate(each))
             for writer, each in lengths.items()

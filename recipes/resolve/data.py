@@ -34,14 +34,16 @@ def prompt_source(
     *,
     seed: int,
     rule: str = "fixed",
+    lag: int = 0,
 ) -> PromptSource:
     """The prompts of ``domains``: those that are trained, or all of them where held-out prompts are drawn.
 
     Args:
         rule: a row of :data:`rollouts.mixture.MIXTURES`, for the training prompts.
+        lag: `run.lag`: so many more steps are under way while the prompts of a step are drawn.
     """
     supplies = {n: Supply(tasks[n], easy_share=d.easy_share) for n, d in domains.items()}
-    mixture = MIXTURES[rule]({name: domain.prompts for name, domain in domains.items()})
+    mixture = MIXTURES[rule]({name: domain.prompts for name, domain in domains.items()}, lag=lag)
     return PromptSource(supplies, tokenizer, seed=seed, mixture=mixture)
 
 

@@ -15,7 +15,7 @@ from mopd.distill.metrics.stop_rule import RunLength, stop_reason
 from mopd.distill.recipe import RunRecipe, StopRecipe, StudentRecipe
 from mopd.distill.tracking.console import TaskHandle
 from mopd.distill.tracking.tracker import Tracker, regression
-from mopd.distill.types import Metrics, RunError, Sampler, ScoredRollout, Weights
+from mopd.distill.types import Metrics, Rollout, RunError, Sampler, ScoredRollout, Weights
 from mopd.recipes.compare.budget import read_budget
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
@@ -108,6 +108,8 @@ class RunCallbacks:
         rollouts = [scored.rollout for scored in batch]
         metrics = metrics | taken | self._costs.of_step(batch) | draft_metrics(rollouts) | episode_metrics(rollouts)
         metrics |= taught_shares(rollouts)
+        if self._run.lag:
+            metrics["staleness"] = float(max(step - 1 - rollout.version[0] for rollout in rollouts))
         self._mixture.see(metrics)
         self._length.spend(step, metrics)
         self._tracker.log("train", step, metrics)
@@ -128,6 +130,11 @@ class RunCallbacks:
                 f"{now:.0%} of draws, and did in {best:.0%}. Rollouts are slower for it, and not different; raise "
                 "`mtp.share` or `mtp.lr`"
             )
+
+    def unused(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Log what was written for steps that never come, once; it is counted, and nothing is learnt from it."""
+        if rollouts and not any(row["step"] == step for row in self._tracker.rows("unused")):
+            self._tracker.log("unused", step, self._costs.of_unused(rollouts))
 
     def failed(self, step: int, metrics: Metrics, error: RunError) -> None:
         """Log what teachers lost in the step that is not finished, and that will be taken again: no time, no cost."""
@@ -186,6 +193,7 @@ class RunCallbacks:
             "text": text,
             "verdict": evaluator.verify([rollout.prompt], [text])[0],
             "finish": rollout.finish,
+            "version": list(rollout.version),
             "tokens": evaluator.pieces(rollout),
             "advantages": sampled_advantages(scored),
         }
@@ -210,7 +218,7 @@ def sampled_advantages(scored: ScoredRollout) -> list[float]:
 
     Empty where no teacher graded the rollout, or where one shipped what does not tell it, such as hidden states.
 
-    It is told with the sampler's log-probabilities: at these weights they are the policy's, up to rounding.
+    It is told with the sampler's log-probabilities: those of the weights that wrote the rollout, up to rounding.
     """
     rollout = scored.rollout
     untold = [score for _, score in scored.scores if sampled_rows(score.payload, rollout) is None]

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.hosts import HOSTS
+from mopd.distill.lagged_loop import train_with_lag
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
 from mopd.distill.recipe import DomainRecipe, MTPRecipe, RolloutRecipe, RunRecipe
@@ -39,7 +40,7 @@ from mopd.recipes.run.samplers import samplers_of_run, teachers_writing, with_te
 from mopd.rollouts.engines.base import Drafts, FrozenModel
 from mopd.rollouts.environments.episodes import with_episodes
 from mopd.rollouts.environments.kept import FOLDER, KeptEpisodes, keeps_episodes
-from mopd.rollouts.prompts import Prefetched
+from mopd.rollouts.prompts import Prefetched, PromptSource
 from mopd.rollouts.rewards import TruncatedRollouts
 from mopd.rollouts.sampler import Samplers, sampler_settings
 from mopd.rollouts.tasks import Task
@@ -112,14 +113,14 @@ class Training:
                 samplers.check(student.weights(), named=f"`student.model` ({self.model})")
             # Whoever acts in training, it is the student that is evaluated.
             eval_sampler = sampler if self.evaluator is None else samplers.evaluate
-            source = prompt_source(trained, self.tasks, self.tokenizer, seed=recipe.seed, rule=recipe.prompt_rule)
+            source = self._prompts(trained, seed=recipe.seed, rule=recipe.prompt_rule, lag=recipe.run.lag)
             if teachers is not None:
                 wait_for_teachers(teachers, tokens=len(self.tokenizer), own=own_sizes(self.own_tokenizers))
                 to_examine = candidates(self.resolved.teachers, trained)
                 self._preflight(teachers, student, samplers.train, source(0), to_examine, context.progress.print)
             routes, loss, graded = self.resolved.routes, self.resolved.loss, recipe.evaluate.graded_prompts
             prompts = closing.enter_context(closing_of(Prefetched(source)))
-            last = train(
+            last = _loop(recipe.run.lag, samplers)(
                 student=student,
                 sampler=sampler,
                 grader=TruncatedRollouts(method.grader(parts), policy=recipe.rollout.truncated),
@@ -143,6 +144,9 @@ class Training:
             )
             self._conclude(student, eval_sampler, progress, last)
             return last
+
+    def _prompts(self, trained: Mapping[str, DomainRecipe], *, seed: int, rule: str, lag: int) -> PromptSource:
+        return prompt_source(trained, self.tasks, self.tokenizer, seed=seed, rule=rule, lag=lag)
 
     def samplers(self, context: RunContext, closing: ExitStack, teacher: str | None = None) -> Samplers:
         """All that samples in the run; the processes end with ``closing``.
@@ -296,6 +300,7 @@ class Training:
             mtp=recipe.mtp,
             heads_alone=self.resolved.method.heads_alone,
             lora=recipe.student.lora,
+            stale=recipe.run.stale,
             base=named_base(recipe.student.reference, self.model),
             heads=head_sources(self.resolved.teachers, self.teachers) if self.resolved.loss.payload == "hidden" else (),
         )
@@ -353,3 +358,7 @@ class Training:
             on_student=[name for name in specs if name in self.resolved.on_student],
             student=student,
         )
+
+
+def _loop(lag: int, samplers: Samplers) -> Callable[..., int]:
+    return partial(train_with_lag, lag=lag, beside=samplers.beside_student) if lag else train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -88,6 +89,7 @@ class RayRanks:
         environments = [
             engine.environment(rank, self.size, address="", port=0, device=spec.device) for rank in range(self.size)
         ]
+        self._one_call = threading.Lock()  # two threads' calls must reach all ranks in one order: they are collective
         self._hosts = [HOSTS.take(gpus=spec.gpus, environment=None if self._reusable else env) for env in environments]
         try:
             limit = faults.start_seconds
@@ -107,7 +109,8 @@ class RayRanks:
         Raises:
             RunError: a rank died, or hangs; the message says which.
         """
-        return self._ask("call", [(method, args) for args in per_rank], self._faults.rank_seconds)
+        with self._one_call:
+            return self._ask("call", [(method, args) for args in per_rank], self._faults.rank_seconds)
 
     def close(self) -> None:
         """End the processes, or keep them for the next stage."""

@@ -8,20 +8,16 @@ it.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from mopd.distill.rollout_files import packed, unpacked
 from mopd.distill.storage import write_atomic
-from mopd.distill.types import DraftCounts, EpisodeRecord, Prompt, Rollout, RunError, Sampler, Weights
+from mopd.distill.types import Prompt, Rollout, RunError, Sampler, Weights
 from mopd.rollouts.environments.task import EnvironmentTask
 
-ARRAYS = ("token_ids", "loss_mask", "sampler_logprobs", "routed_experts", "support_ids")
 FOLDER = "episodes"
 """In a run's folder."""
 
@@ -54,15 +50,25 @@ class KeptEpisodes:
             yield from self._sampler.sample(prompts, step=step, greedy=True)
             return
         path, asked = self._folder / f"step-{step:06d}.npz", self._asked(prompts)
-        kept = read_rollouts(path, asked)
+        kept = self._read(path, asked)
         if kept is None:
             kept = [rollout for batch in self._sampler.sample(prompts, step=step) for rollout in batch]
             self._folder.mkdir(exist_ok=True)
-            write_atomic(path, packed(kept, asked))
+            write_atomic(path, packed([kept], asked=asked))
             for old in sorted(self._folder.glob("step-*.npz")):
                 if int(old.stem.removeprefix("step-")) <= step - self._steps:
                     old.unlink()
         yield kept
+
+    def _read(self, path: Path, asked: str) -> list[Rollout] | None:
+        """What was kept; None where nothing was, or what follows from something else."""
+        if not path.exists():
+            return None
+        try:
+            kept = unpacked(path.read_bytes(), asked=asked)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} cannot be read ({error}); remove it, and the step is played again") from error
+        return None if kept is None else [rollout for batch in kept for rollout in batch]
 
     def _asked(self, prompts: Sequence[Prompt]) -> str:
         """What the rollouts follow from, as a digest: which weights were asked what."""
@@ -73,68 +79,3 @@ class KeptEpisodes:
 def keeps_episodes(tasks: Mapping[str, Any]) -> bool:
     """Whether any domain's episodes are played by what may answer otherwise another time."""
     return any(isinstance(task, EnvironmentTask) and task.stored for task in tasks.values())
-
-
-def packed(rollouts: Sequence[Rollout], asked: str) -> bytes:
-    """Rollouts as a file of numpy's.
-
-    Args:
-        asked: what they follow from.
-    """
-    rows, arrays = [], dict[str, np.ndarray]()
-    for place, rollout in enumerate(rollouts):
-        present = {name: value for name in ARRAYS if (value := getattr(rollout, name)) is not None}
-        arrays |= {f"{place}/{name}": value for name, value in present.items()}
-        rows.append(
-            {
-                "prompt": asdict(rollout.prompt),
-                "arrays": list(present),
-                "drafts": None if rollout.drafts is None else asdict(rollout.drafts),
-                "episode": None if rollout.episode is None else asdict(rollout.episode),
-                **{name: getattr(rollout, name) for name in ("finish", "version", "group", "index")},
-            }
-        )
-    header = json.dumps({"asked": asked, "rollouts": rows}).encode()
-    file = io.BytesIO()
-    np.savez_compressed(file, header=np.frombuffer(header, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
-    return file.getvalue()
-
-
-def read_rollouts(path: Path, asked: str) -> list[Rollout] | None:
-    """The rollouts of a file; None where there is none, or they follow from something else.
-
-    Raises:
-        RunError: the file cannot be read.
-    """
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(file["header"].tobytes())
-            if header["asked"] != asked:
-                return None
-            return [_rollout(place, row, file) for place, row in enumerate(header["rollouts"])]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} cannot be read ({error}); remove it, and the step is played again") from error
-
-
-def _rollout(place: int, row: Mapping[str, Any], file: Any) -> Rollout:
-    return Rollout(
-        prompt=Prompt(**_tuples(row["prompt"])),
-        finish=row["finish"],
-        version=tuple(row["version"]),
-        group=row["group"],
-        index=row["index"],
-        drafts=None if row["drafts"] is None else DraftCounts(**_tuples(row["drafts"])),
-        episode=None if row["episode"] is None else EpisodeRecord(**_tuples(row["episode"])),
-        **{name: file[f"{place}/{name}"] for name in row["arrays"]},
-    )
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists of JSON as the tuples that they were."""
-    return {name: _tuple(value) for name, value in values.items()}
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(_tuple(each) for each in value) if isinstance(value, list) else value

@@ -96,12 +96,12 @@ def test_a_run_writes_no_metric_that_the_page_does_not_name(fourth):
         for row in rows(path):
             written.setdefault(row.pop("kind"), set()).update(map(generic, row.keys() - {"step"}))
     page = documented()
-    assert (set(page), set(written)) == ({"train", "eval", "fault"}, {"train", "eval"})
+    assert (set(page), set(written)) == ({"train", "eval", "fault", "unused"}, {"train", "eval"})
     assert {kind: names - page[kind] for kind, names in written.items()} == {"train": set(), "eval": set()}
     # What this run has no occasion for: rewards, estimators on the sampled token, teachers that gain or are lost.
     rare = {"gate_dropped/DOMAIN", "clipped/DOMAIN", "recovery/DOMAIN", "mean_recovery", "pooled_recovery"}
     rare |= {"worst_recovery", "worst_recovery_estimate", "worst_recovery/low", "worst_recovery/high"}
-    rare |= {"reward/DOMAIN", "kept/DOMAIN", "off_policy/DOMAIN", "merge_strength"}
+    rare |= {"reward/DOMAIN", "kept/DOMAIN", "off_policy/DOMAIN", "merge_strength", "staleness", "stale/DOMAIN"}
     rare |= {"sampled_score/DOMAIN", "no_answer/DOMAIN", "refused/DOMAIN"}
     rare |= {"teacher_retries/TEACHER", "teacher_swaps/TEACHER"}
     rare |= {f"{name}/DOMAIN" for name in ("turns", "tool_calls", "tool_errors", "episode_reward")}  # environments

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,24 @@ def views(module: Any, batch: list[ScoredRollout]) -> list[bool]:
     return [stored(one) and not one.flags.writeable and not one.flags.owndata for one in rows]
 
 
+def note(module: Any, name: str) -> list[str]:
+    """In a rank: all names that it was given, in their order."""
+    module.noted = [*getattr(module, "noted", []), name]
+    return module.noted
+
+
+def notes_of_two_threads(ranks: RayRanks) -> list[list[str]]:
+    """What each rank notes of two threads that call at the same time, one of which may be interrupted anywhere."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(lambda name: [ranks.call("call", [(note, (name,))] * 2) for _ in range(40)], "ab"))
+    finally:
+        sys.setswitchinterval(interval)
+    return ranks.call("call", [(note, ("last",))] * 2)
+
+
 def test_two_ranks_from_start_to_death(cluster: None, tmp_path: Path) -> None:
     spec = make_spec(make_model(tmp_path), tmp_path / "run", engine=Engine(ranks=2, expert_parallel=2))
     ranks = RayRanks(spec, FaultRecipe())
@@ -81,6 +100,9 @@ def test_two_ranks_from_start_to_death(cluster: None, tmp_path: Path) -> None:
     payload.logprobs_TV[:] = np.inf
     with pytest.raises(NonFinite, match="domain code"):
         student.update(batch, step=3)
+    first, second = notes_of_two_threads(ranks)
+    assert first == second, "collectives of two calls would wait for each other"
+    assert sorted(first) == ["a"] * 40 + ["b"] * 40 + ["last"]
     pids = student.weights().on_ranks(process_id, [(), ()])
     assert len({*pids, os.getpid()}) == 3
     os.kill(pids[1], signal.SIGKILL)

@@ -28,6 +28,7 @@ from mopd.recipes.check.samples import Questions
 from mopd.recipes.check.tasks import Lengths
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.teachers import ResolvedTeacher, describe
+from mopd.rollouts.engines import engine_of
 from mopd.rollouts.mixture import MIXTURES
 from mopd.rollouts.tokenizer import control_ids
 from mopd.teachers.retokenized import ChunkCount
@@ -120,6 +121,8 @@ class Plan:
         warnings: leaves that change nothing, rows that are left out.
         questions: what is asked, to be shown.
         aligned: how gold answers align with the tokens of teachers that score their own, by name.
+        lag: how many steps before a step the weights are that write its rollouts.
+        ranks_write: whether it is the student's own ranks that do.
     """
 
     models: tuple[ModelPlan, ...]
@@ -132,15 +135,17 @@ class Plan:
     warnings: tuple[str, ...] = ()
     questions: Questions = field(default=Questions(), repr=False, compare=False)
     aligned: Mapping[str, ChunkCount] = field(default_factory=dict, compare=False)
+    lag: int = 0
+    ranks_write: bool = True
 
     @property
     def memory_bytes(self) -> float:
-        """Of the host: the larger phase's processes together, with the driver, which holds a step's rollouts, and Ray's
-        own. What lies on cards is not in it."""
+        """Of the host: the larger phase's processes together, with the driver, which holds a step's rollouts and those
+        of the steps ahead of it, and Ray's own. What lies on cards is not in it."""
         phases = {process.phase for process in self.processes}
         own = (sum(p.count * p.host_bytes for p in self.processes if p.phase == phase) for phase in phases)
         batch = sum(step.payload_bytes + step.tokens * ROLLOUT_BYTES for step in self.steps)
-        return max(own, default=0.0) + batch + 3 * PROCESS_BYTES
+        return max(own, default=0.0) + (1 + self.lag) * batch + 3 * PROCESS_BYTES
 
     @property
     def flops(self) -> float:
@@ -188,6 +193,8 @@ def make_plan(resolved: Resolved, model_infos: Mapping[str, ModelInfo], lengths:
             resolved.dtype,
         ),
         disk_bytes=_disk(recipe, model_infos, lengths, resolved.device),
+        lag=recipe.run.lag,
+        ranks_write=engine_of(recipe.rollout.engine, workers=recipe.rollout.workers).shares_student,
     )
 
 

@@ -24,6 +24,12 @@ def print_plan(plan: Plan, console: Console, there: Room) -> None:
     print_aligned(plan.aligned, console)
     console.print(Fitted(_processes(plan)))
     console.print(Fitted(_steps(plan)))
+    if plan.lag:
+        steps = "1 step" if plan.lag == 1 else f"{plan.lag} steps"
+        meanwhile = "by the ranks, before they learn; only grading goes on while they do"
+        how = meanwhile if plan.ranks_write else "and graded, while the ranks learn"
+        written = f"lag: a step's rollouts are written with the weights of {steps} before, {how}"
+        console.print(Text(written), soft_wrap=True)
     if (card := plan.fullest_card) is not None:
         console.print(Fitted(_card(card, there.card_bytes)))
     console.print(

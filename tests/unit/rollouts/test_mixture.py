@@ -55,19 +55,20 @@ def test_a_step_follows_the_gaps_of_the_window_that_was_finished_one_step_before
         mixture.see(row(**{domain: 1.0 if domain == far else 0.1 for domain in PROMPTS}))
 
 
-def test_no_prompt_is_left_out_or_taken_twice_and_a_resumed_run_takes_the_same() -> None:
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_no_prompt_is_left_out_or_taken_twice_and_a_resumed_run_takes_the_same(lag: int) -> None:
     draw = random.Random(1)
     rows = [row(**{domain: draw.random() for domain in PROMPTS} | {"math": step / 10}) for step in range(40)]
-    straight, taken = GapFollowingMixture(PROMPTS), []
+    straight, taken = GapFollowingMixture(PROMPTS, lag=lag), []
     for measured in rows:
+        straight.places(len(taken) + lag + 1)  # those that are drawn while this step is under way
         taken.append(straight.places(len(taken)))
-        straight.places(len(taken))  # the next step's are drawn while this one is under way
         straight.see(measured)
     for domain in PROMPTS:
         numbers = [number for step in taken for number in step[domain]]
         assert numbers == list(range(len(numbers)))
     assert len({len(step["math"]) for step in taken}) > 3, "else nothing moved"
-    resumed = GapFollowingMixture(PROMPTS)
+    resumed = GapFollowingMixture(PROMPTS, lag=lag)
     resumed.resume(rows[:25])
     assert [resumed.places(step) for step in (25, 26)] == taken[25:27]
 

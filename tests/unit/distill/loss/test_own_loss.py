@@ -82,6 +82,13 @@ def test_a_setting_that_nothing_reads_is_refused(tmp_path: Path) -> None:
     assert found.startswith("`loss.settings.beta` is set and would change nothing")
 
 
+def test_a_loss_that_knows_no_ratio_is_refused_where_what_is_stale_is_left_out(tmp_path: Path) -> None:
+    (found,) = check_own_loss(written(tmp_path), judged=True)
+    assert "gives no stats['ratio']" in found
+    with_ratio = changed('{"kl": kl_N.detach()}', '{"kl": kl_N.detach(), "ratio": kl_N.detach()}')
+    assert list(check_own_loss(written(tmp_path, with_ratio), judged=True)) == []
+
+
 def test_check_holds_an_own_loss_to_its_method(tmp_path: Path) -> None:
     own = written(tmp_path).model_dump()
     check(recipe(loss=own), tmp_path / "run")

@@ -37,12 +37,14 @@ EVERYTHING: dict[str, Any] = {
     "loss": {"estimator": "policy_gradient"},
     "stop": dict.fromkeys(("kl", "truncation", "repetition", "length"), 0.5),
     "architectures": {"org/model": {"model_type": "llama"}},
-    "run": {"plateau": {}, "compute": {"flops": 1e12}},
+    "run": {"plateau": {}, "compute": {"flops": 1e12}, "stale": {}},
     "stages": {"s": {"from": {"architecture": "llama"}, "lora": {}, "plateau": {}}},
 }
 OTHER: dict[str, Any] = {
     "stages_seed": 5,
     "run.compute": {"flops": 2e12},
+    "run.stale": None,
+    "run.stale.ratio": [0.1, 9.0],
     "rollout.off_policy_steps": 5,
     "student.optimizer.warmup_steps": 3,
     "stages.*.optimizer.warmup_steps": 3,

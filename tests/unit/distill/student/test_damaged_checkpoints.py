@@ -58,6 +58,21 @@ def test_the_newest_whole_checkpoint_is_taken(kind: str, models: Path, tmp_path:
     assert "step-000002.damaged" not in [path.name for path in (run / "checkpoints").iterdir()]
 
 
+def test_files_beside_a_checkpoint_come_back_and_are_checked_with_it(
+    models: Path, tmp_path: Path, one: ProcessRanks
+) -> None:
+    spec = make_spec(make_model(models), tmp_path)
+    learner = student(one.start(spec), spec)
+    learner._say = lambda _: None
+    for step in (1, 2):
+        learner.save(step, {"rollouts-000002.npz": bytes([step] * 100)})
+    assert learner.beside(2, "rollouts-000002.npz") == bytes([2] * 100)
+    assert learner.beside(2, "rollouts-000003.npz") is None
+    (tmp_path / "checkpoints" / "step-000002" / "rollouts-000002.npz").write_bytes(bytes([3] * 100))
+    assert learner.load_latest() == 1
+    assert learner.beside(1, "rollouts-000002.npz") == bytes([1] * 100)
+
+
 def test_the_run_says_how_to_go_on_where_no_checkpoint_is_whole(
     models: Path, tmp_path: Path, one: ProcessRanks
 ) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from mopd.distill.loss.registry import LOSSES
-from mopd.distill.recipe import ESTIMATORS
+from mopd.distill.recipe import ESTIMATORS, StaleRecipe
 from mopd.distill.types import Float32, Full, PayloadName, Sampled, ScoredRollout, TeacherScore, TopK, align_logits
 from mopd.teachers.retokenized import as_chunks
 
@@ -142,3 +142,35 @@ def test_an_update_is_plain_torch_whatever_the_estimator(
     after = dict(learner.weights().state_dict())
     assert furthest(after, dict(model.state_dict())) < 1e-6
     assert furthest(after, before) > 1e-3
+
+
+def test_an_update_leaves_out_what_is_stale_and_weighs_the_rest_as_before(
+    models: Path, tmp_path: Path, one: ProcessRanks
+) -> None:
+    """Updates of SGD add up: what is left out, and what is left in, together move the weights as all does."""
+    rule = StaleRecipe(ratio=(1e-6, 1e6))
+
+    def change(stale: StaleRecipe | None, shift: float, places: slice) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """What an update changes where the sampler's log-probabilities of some rollouts are ``shift`` nats off."""
+        spec = make_spec(make_model(models, "llama"), tmp_path, optimizer=STEP, stale=stale)
+        learner = student(one.start(spec), spec)
+        before = {name: weight.clone() for name, weight in learner.weights().state_dict().items()}
+        batch = make_batch(seed=7)
+        for i in range(len(batch))[places]:
+            rollout = batch[i].rollout
+            batch[i] = replace(batch[i], rollout=replace(rollout, sampler_logprobs=rollout.sampler_logprobs + shift))
+        metrics = learner.update(batch, step=0)
+        return {name: weight - before[name] for name, weight in learner.weights().state_dict().items()}, metrics
+
+    some, others = slice(0, 4), slice(4, None)
+    whole, _ = change(None, 40.0, some)
+    kept, metrics = change(rule, 40.0, some)
+    tokens = [(i < 4, s.rollout.domain, s.rollout.trained_tokens) for i, s in enumerate(make_batch(seed=7))]
+    for domain in DOMAINS:
+        of_domain = [(stale, n) for stale, name, n in tokens if name == domain]
+        part = sum(n for stale, n in of_domain if stale) / sum(n for _, n in of_domain)
+        assert metrics[f"stale/{domain}"] == pytest.approx(part)
+    assert furthest(change(rule, -40.0, some)[0], kept) == 0, "by the upper bound"
+    rest, _ = change(rule, 40.0, others)
+    assert furthest({name: kept[name] + rest[name] for name in whole}, whole) < 1e-6
+    assert furthest(kept, whole) > 1e-4

@@ -53,6 +53,23 @@ def test_every_estimator_of_the_teachers_is_mopds(estimator: str) -> None:
             {"loss": {"estimator": "k2"}, "domains": {"math": {**MATH, "reward": True}}},
             "`domains.math.reward` is true, and the loss gives",
         ),
+        ({"run": {"lag": 1, "steps": 1}}, "`run.lag` is 1, and the run has 1 steps"),
+        (
+            {"run": {"lag": 1}, "method": "supervised", "loss": {"estimator": "nll"}},
+            "`run.lag` is 1, and in method supervised the student writes no rollouts",
+        ),
+        ({"run": {"lag": 2}, "method": "merge"}, "`run.lag` is 2, and in method merge the student writes no rollouts"),
+        ({"run": {"lag": 1}, "method": "draft_heads", "mtp": {"heads": 1}}, "moves no weight that writes rollouts"),
+        (
+            {"run": {"stale": {}}, "method": "expert_iteration", "loss": {"estimator": "nll"}},
+            "`run.stale` is set, and nll knows no ratio",
+        ),
+        ({"run": {"stale": {}}, "method": "off_policy", "loss": {"estimator": "nll"}}, "writes no rollouts that could"),
+        ({"run": {"stale": {}}, "rollout": {"off_policy": 0.5}}, "teachers write a part of the rollouts"),
+        (
+            {"run": {"stale": {"action": "mask"}}, "loss": {"estimator": "k2"}},
+            "`run.stale.action` is mask, and `loss.gate` of k2 leaves out single tokens already",
+        ),
         ({"run": {"plateau": {}}}, "laid out over all of `run.steps`; set `student.optimizer.schedule` to wsd"),
         ({"run": {"plateau": {"evaluations": 9}, "steps": 100}}, "100 steps have no more at one in 20"),
         ({"prompt_rule": "gap_following"}, "`prompt_rule` is gap_following, and one domain has all prompts"),

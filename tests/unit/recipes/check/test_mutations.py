@@ -91,7 +91,7 @@ def names(output: str, path: str) -> bool:
     return bool(whole) or re.search(r"recipe\.yaml, line \d+, column \d+: not readable as YAML", output) is not None
 
 
-OFF_UNLESS_SET = ("plateau", "prompt", "compute")
+OFF_UNLESS_SET = ("plateau", "prompt", "compute", "stale")
 
 
 def wrong(mutation: Mutation, ended: Ended) -> str | None:
