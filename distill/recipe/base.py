@@ -73,6 +73,10 @@ LearningRate: TypeAlias = Annotated[
 Clip: TypeAlias = Annotated[
     float, Within(1e-6, 1e12, "less leaves nothing of a gradient, no gradient has more", besides=(0,))
 ]
+AdapterScale: TypeAlias = Annotated[
+    float,
+    Within(1e-3, 1e6, "less moves no weight beyond its rounding, more leaves the range of float32 in a few steps"),
+]
 Bound: TypeAlias = Annotated[float, Within(1e-6, 1e12, "less leaves nothing, no loss has more")]
 Epsilon: TypeAlias = Annotated[
     float, Within(1e-15, 0.1, "less divides 0 by 0 in float32, more leaves nothing of the gradient")

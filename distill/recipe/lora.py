@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mopd.distill.recipe.base import Count, Strict, refusal
+from mopd.distill.recipe.base import AdapterScale, Count, Strict, refusal
 
 
 class LoRA(Strict):
@@ -18,9 +18,7 @@ class LoRA(Strict):
     """
 
     rank: Count = Field(default=16, description="columns of B and rows of A; peft's r")
-    alpha: Annotated[float, Field(gt=0, le=1e6)] = Field(
-        default=32.0, description="the product is scaled by alpha / rank; peft's lora_alpha"
-    )
+    alpha: AdapterScale = Field(default=32.0, description="the product is scaled by alpha / rank; peft's lora_alpha")
     targets: Literal["all-linear"] | tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default="all-linear",
         description="which layers: all-linear: every linear one but the output head; or the ends of their names, for "
