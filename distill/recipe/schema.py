@@ -564,15 +564,6 @@ class RolloutRecipe(Strict):
                 )
         return values
 
-    @model_validator(mode="after")
-    def _servers(self) -> Self:
-        if self.engine == "vllm" and not self.workers:
-            raise refusal(
-                "has `engine: vllm`, which writes in servers beside the student's ranks, and `workers` is 0; set how "
-                "many are started"
-            )
-        return self
-
     @field_validator("engine", mode="before")
     @classmethod
     def _older_spelling(cls, engine: Any) -> Any:

@@ -178,8 +178,9 @@ def vllm_recipe(**settings: Any) -> RolloutRecipe:
 
 
 def test_what_cannot_work_is_refused_by_its_leaf(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="`workers` is 0"):
-        RolloutRecipe(engine="vllm")
+    without = vllm_recipe(python=stand_in(tmp_path)).model_copy(update={"workers": 0})
+    (none,) = check_engine(without, bind(TopKReverseKL()), EvaluateRecipe())
+    assert "`rollout.workers` is 0" in none
     for name in ("model", "tensor_parallel_size", "speculative_config"):
         with pytest.raises(ValidationError, match=rf"extra\.{name}"):
             VLLMRecipe(extra={name: 2})
