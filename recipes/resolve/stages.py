@@ -112,6 +112,7 @@ LATER_LEAVES: dict[str, Any] = {
     "evaluate.min_headroom": 0.0,
     "run.plateau": None,
     "run.compute": None,
+    "student.engine.packing": False,
     "student.optimizer.decay_steps": 0,
     "student.revision": None,
     "student.model.tokenizer_revision": None,
