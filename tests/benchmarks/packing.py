@@ -49,10 +49,11 @@ def rollouts_of(rows: int, longest: int, vocabulary: int) -> list[ScoredRollout]
         length = longest if index == 0 else int(rng.integers(4, longest + 1))
         ids_T = rng.integers(2, vocabulary, length).astype(np.int32)
         mask_T = np.arange(length) >= max(1, length // 4)
-        logprobs_T = np.where(mask_T, -3.0, 0.0).astype(np.float32)
+        logprobs_T = np.where(mask_T, -np.log(vocabulary), 0.0).astype(np.float32)
+        graded_T = np.where(mask_T, -3.0, 0.0).astype(np.float32)
         prompt = Prompt("d", str(index), tuple(ids_T[~mask_T].tolist()), "", "")
         rollout = Rollout(prompt, ids_T, mask_T, logprobs_T, "length", (0, 0), index, index)
-        made.append(ScoredRollout(rollout, ((1.0, TeacherScore("t", Sampled(logprobs_T))),)))
+        made.append(ScoredRollout(rollout, ((1.0, TeacherScore("t", Sampled(graded_T))),)))
     return made
 
 
