@@ -1,6 +1,6 @@
 """Tokens that are learnt from and scored in a CPU second, with rollouts padded and packed.
 
-The two ways take turns, on one thread, and the median of their CPU seconds counts. Lengths are drawn evenly up to the
+The two ways take turns, on one thread, and the median of their CPU seconds counts. Lengths lie evenly up to the
 longest, so that their mean is about half of it; padding is not counted among the tokens. A quarter of each is prompt.
 """
 
@@ -30,7 +30,8 @@ from mopd.teachers.kinds.checkpoint import TeacherModel
 from tests.benchmarks import attention
 
 BUDGET = 4096
-ROUNDS = 3
+ROUNDS = 7
+SHORTEST = 4
 QWEN3: dict[str, Any] = {
     "vocab_size": 8192, "hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 10,
     "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 2048,
@@ -45,8 +46,7 @@ def rollouts_of(rows: int, longest: int, vocabulary: int) -> list[ScoredRollout]
     """Rollouts of random tokens, graded by a teacher that says the same of all of them."""
     rng = np.random.default_rng(0)
     made = []
-    for index in range(rows):
-        length = longest if index == 0 else int(rng.integers(4, longest + 1))
+    for index, length in enumerate(np.linspace(longest, SHORTEST, rows).round().astype(int).tolist()):
         ids_T = rng.integers(2, vocabulary, length).astype(np.int32)
         mask_T = np.arange(length) >= max(1, length // 4)
         logprobs_T = np.where(mask_T, -np.log(vocabulary), 0.0).astype(np.float32)

@@ -34,6 +34,6 @@ def test_a_family_that_packs_is_let_through_and_one_too_large_to_be_tried_goes_b
     assert check(packed, tmp_path / "out").warnings == ()
     monkeypatch.setattr(model_info, "LARGEST", 0)
     assert check(packed, tmp_path / "out").warnings == ()  # llama has a row
-    made = {"base": {"from": {**LINEAR, "architecture": "gpt_neox", "config": CONFIG}}, "math": {"from": "stage:base"}}
+    made = {"base": {"from": {**LINEAR, "architecture": "olmo", "config": CONFIG}}, "math": {"from": "stage:base"}}
     (first, _) = problems(tmp_path / "out", student={"model": "stage:base", "engine": PACKED}, stages=made)
-    assert "gpt_neox that `student.model` names is of a family that is not known" in first
+    assert "olmo that `student.model` names is of a family that is not known" in first
