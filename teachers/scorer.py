@@ -23,7 +23,7 @@ class Conditions:
         support: which tokens to ship for payload ``topk``.
         vocabulary: how many ids the student's tokenizer has. A distribution is over these alone: rows of an output head
             beyond them stand for no token, and models of one family differ in them. None: over the whole head.
-        packing: whether those that hold weights lay the rollouts of a forward one after another, without padding.
+        packing: whether the rollouts of a forward are laid one after another, without padding; only of kinds that do.
     """
 
     temperature: float

@@ -10,6 +10,7 @@ from typing import Literal
 
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.models.adapters import adapter_targets, with_adapters
+from mopd.distill.models.attention import AttnImplementation
 from mopd.distill.models.families import family_of
 from mopd.distill.models.heads import head_problem
 from mopd.distill.models.load import FP8
@@ -347,12 +348,14 @@ def _packed_rows(
     """Models that learn or score packed, and would do so with another result."""
     leaves = {f"stages.{name}.from": (f"stages.{name}.engine", stage.engine) for name, stage in stages.items()}
     leaves["student.model"] = ("student.engine", student.engine)
-    asked = {leaf: (where, own.attn_implementation) for leaf, (where, own) in leaves.items() if own.packing}
+    asked: dict[str, tuple[str, AttnImplementation]] = {
+        leaf: (where, own.attn_implementation) for leaf, (where, own) in leaves.items() if own.packing
+    }
     if student.engine.packing:
         asked |= {
             f"teachers.{name}.model": ("student.engine", teacher.settings.attn_implementation)
             for name, teacher in teachers.items()
-            if teacher.kind.has_weights and teacher.kind.can_write
+            if teacher.kind.packs
         }
     for leaf, (where, attention) in asked.items():
         info = model_infos.get(leaf)

@@ -191,9 +191,8 @@ class _Trials:
                 verdicts = self.validation.verdicts(f"teachers/{name}", sampler)
         support, vocabulary = support_of(self.loss, tokenizer), token_count(tokenizer)
         how = self.learning
-        conditions = Conditions(
-            self.rollout.temperature, how.microbatch_tokens, support, vocabulary, packing=how.packing
-        )
+        packing = how.packing and teacher.kind.packs
+        conditions = Conditions(self.rollout.temperature, how.microbatch_tokens, support, vocabulary, packing=packing)
         retokenizers = retokenizers_of(teachers, own, self.tasks, self.student, self.loss)
         payload = dry_run_payload(self.loss.payload)
         trial = _open(teacher.setup(folder), conditions, payload, self.reads.get(name), retokenizers.get(name))

@@ -334,7 +334,7 @@ class Training:
                     *asking,
                     support_of(self.resolved.loss, tokenizers[name]),
                     token_count(tokenizers[name]),
-                    packing=recipe.student.engine.packing,
+                    packing=recipe.student.engine.packing and teacher.kind.packs,
                 ),
                 gpus=teacher.gpus,
                 replicas=teacher.settings.replicas,

@@ -248,5 +248,6 @@ CHECKPOINT = TeacherKind(
     reads=frozenset({"adapter", "dtype", "device", "gpus", "attn_implementation"}),
     unread=dict.fromkeys(("served_model", "api_key_env"), "no `endpoint` is asked"),
     can_write=True,
+    packs=True,
 )
 """The weights of `model`, loaded by transformers, alone or under a LoRA adapter."""

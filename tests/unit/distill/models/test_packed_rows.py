@@ -32,6 +32,13 @@ MIXING: dict[str, dict[str, Any]] = {
 """Families with layers that carry something from one row into the next, or whose attention knows no positions."""
 
 
+@pytest.fixture(autouse=True)
+def groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three groups, one of them with padding."""
+    monkeypatch.setattr(packing, "SIMILAR", 0.5)
+    monkeypatch.setattr(packing, "SHORT", 2)
+
+
 def batch(vocabulary: int = VOCABULARY) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     ids_BT = torch.randint(vocabulary, (len(LENGTHS), max(LENGTHS)), generator=generator)
