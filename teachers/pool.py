@@ -212,7 +212,8 @@ class TeacherPool:
     def _ask(self, teacher: str, places: list[int], rollouts: list[Rollout], payload: PayloadName) -> list[_Pending]:
         """Hand rollouts out to a teacher, forward by forward."""
         pending = []
-        support = self._specs[teacher].conditions.support
+        conditions = self._specs[teacher].conditions
+        support = conditions.support
         reads, retokenizer = self._reads.get(teacher), self._retokenizers.get(teacher)
         asked, own = [rollouts[place] for place in places], list[Retokenized]()
         if retokenizer is None:
@@ -221,7 +222,7 @@ class TeacherPool:
             own = [retokenizer(rollout) for rollout in asked]
             asked, views = [read.rollout for read in own], [read.view for read in own]
         lengths = [length(rollout, view) for rollout, view in zip(asked, views, strict=True)]
-        for members in microbatches(lengths, self._specs[teacher].conditions.microbatch_tokens):
+        for members in microbatches(lengths, conditions.microbatch_tokens, packing=conditions.packing):
             taken = [asked[member] for member in members]
             token_ids = [rollout.token_ids for rollout in taken]
             given = likeliest_of(taken) if support and support.given else None

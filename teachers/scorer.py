@@ -19,16 +19,18 @@ class Conditions:
 
     Attributes:
         temperature: logits are divided by it, as the student's are.
-        microbatch_tokens: padded tokens of one forward at most; a longer rollout goes alone.
+        microbatch_tokens: tokens of one forward at most, padding included; a longer rollout goes alone.
         support: which tokens to ship for payload ``topk``.
         vocabulary: how many ids the student's tokenizer has. A distribution is over these alone: rows of an output head
             beyond them stand for no token, and models of one family differ in them. None: over the whole head.
+        packing: whether the rollouts of a forward are laid one after another, without padding; only of kinds that do.
     """
 
     temperature: float
     microbatch_tokens: int
     support: Support | None = None
     vocabulary: int | None = None
+    packing: bool = False
 
 
 class Scorer(Protocol):

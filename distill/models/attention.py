@@ -247,6 +247,8 @@ def register() -> None:
     """Make both known to transformers, once in a process; loading a model does."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
+    if BANDED in AttentionInterface():
+        return
     for name in (BANDED, LONG):
         AttentionInterface.register(name, attention_forward)
         AttentionMaskInterface.register(name, _mask(always=name == BANDED))

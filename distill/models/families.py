@@ -23,6 +23,8 @@ class Family:
         can_spread: whether AutoEP can spread its experts over ranks.
         autoep_preset: arguments of AutoEP's preset, where DeepSpeed ships none for the family.
         sampled: whether the in-process sampler writes from its distribution, rows of unequal length together.
+        packs: whether rows that are packed give what padded ones do (`distill/models/packing.py`), known for models
+            that are too large to be tried.
     """
 
     experts: tuple[str, ...] = ()
@@ -33,6 +35,7 @@ class Family:
     can_spread: bool = False
     autoep_preset: Mapping[str, Any] | None = field(default=None, hash=False)
     sampled: bool = True
+    packs: bool = False
 
 
 OTHER = Family(experts=("n_routed_experts", "num_local_experts", "num_experts"))
@@ -59,10 +62,12 @@ FAMILIES: dict[str, Family] = {
             "supports_expert_bias": False,
             "preset_adapter": "deepseek_v3",  # the same group-limited sigmoid router
         },
+        packs=True,
     ),
-    "qwen3_moe": Family(experts=("num_experts",), can_spread=True),
-    "mixtral": Family(experts=("num_local_experts",), can_spread=True),
-    "deepseek_v3": Family(experts=("n_routed_experts",), can_spread=True),
+    "qwen3_moe": Family(experts=("num_experts",), can_spread=True, packs=True),
+    "mixtral": Family(experts=("num_local_experts",), can_spread=True, packs=True),
+    "deepseek_v3": Family(experts=("n_routed_experts",), can_spread=True, packs=True),
+    **dict.fromkeys(("gpt_oss", "llama", "qwen2", "qwen3"), replace(OTHER, packs=True)),
     "aria_text": replace(OTHER, experts=("moe_num_experts",), experts_per_token="moe_topk"),
     # Caches of their own, or padding that their states see: transformers 5.23 samples them one by one, or wrongly.
     **dict.fromkeys(

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from mopd.distill.models.load import load_model
-from mopd.distill.types import UserError, aligned_rows
+from mopd.distill.models.packing import ModelRows
+from mopd.distill.types import UserError
 
 WEIGHTS = "model.safetensors"
 
@@ -106,8 +107,10 @@ def head_problem(model: Any) -> str | None:
     return None if made and logits is made[0] else "scales or caps its logits after its output head"
 
 
-def in_place_of_head(model: Callable[..., Any], head: nn.Module, fn: Callable[[Tensor], Tensor], **inputs: Any) -> Any:
-    """``model(**inputs).logits``, with ``fn(hidden_BTH)`` in the place of the head's own forward.
+def in_place_of_head(
+    model: Callable[..., Any], head: nn.Module, fn: Callable[[Tensor], Tensor], rows: ModelRows
+) -> Tensor:
+    """The logits of a model called with ``rows``, with ``fn(hidden_BTH)`` in the place of the head's own forward.
 
     It runs as the head's forward, so that whatever an engine does around that module (ZeRO-3 gathers its weight, and
     gathers it again for the backward) is done for ``fn``.
@@ -115,6 +118,7 @@ def in_place_of_head(model: Callable[..., Any], head: nn.Module, fn: Callable[[T
     Args:
         model: a causal model of transformers, or an engine around one.
         head: its :func:`plain_head`.
+        fn: of the hidden states as the model has them: of packed rows ``(1, S, H)``.
 
     Raises:
         UserError: the model does more to its logits after the head.
@@ -127,7 +131,8 @@ def in_place_of_head(model: Callable[..., Any], head: nn.Module, fn: Callable[[T
 
     vars(head)["forward"] = forward
     try:
-        logits = model(**inputs, use_cache=False).logits
+        with rows.attending():
+            logits = model(**rows.inputs, use_cache=False).logits
     finally:
         del vars(head)["forward"]
     # Compared without NaN, which is equal to nothing and reported elsewhere.
@@ -139,7 +144,7 @@ def in_place_of_head(model: Callable[..., Any], head: nn.Module, fn: Callable[[T
     return logits
 
 
-def logits_at(model: Callable[..., Any], module: Any, places_BN: Tensor, **inputs: Any) -> Tensor:
+def logits_at(model: Callable[..., Any], module: Any, places_BN: Tensor, rows: ModelRows) -> Tensor:
     """A causal model's logits of some tokens alone, aligned, ``(B, N, V)``: its head sees no other row.
 
     A model whose head cannot be found makes all of them, and the others are left out afterwards.
@@ -147,28 +152,30 @@ def logits_at(model: Callable[..., Any], module: Any, places_BN: Tensor, **input
     Args:
         model: of transformers, or an engine around one, whose module is ``module``; in peft's wrapper, too.
         places_BN: int64, where the tokens are in their sequences, from 1; at 0 the result says nothing.
-        inputs: token ids and attention mask.
     """
     head = without_adapters(module).get_output_embeddings()
     selected = False
+    inputs = rows.inputs
 
     def forward(hidden_BTH: Tensor, *args: Any, **kwargs: Any) -> Any:
         nonlocal selected
         selected = hidden_BTH.shape[:2] == inputs["input_ids"].shape  # not per token
-        return own(aligned_rows(hidden_BTH, places_BN) if selected else hidden_BTH, *args, **kwargs)
+        return own(rows.aligned(hidden_BTH, places_BN) if selected else hidden_BTH, *args, **kwargs)
 
     if head is None:
-        return aligned_rows(model(**inputs, use_cache=False).logits, places_BN)
+        with rows.attending():
+            return rows.aligned(model(**inputs, use_cache=False).logits, places_BN)
     own, before = head.forward, vars(head).get("forward")
     vars(head)["forward"] = forward  # in the head's own place, so that an engine gathers its weights for it
     try:
-        logits = model(**inputs, use_cache=False).logits
+        with rows.attending():
+            logits = model(**inputs, use_cache=False).logits
     finally:
         if before is None:
             del vars(head)["forward"]
         else:
             vars(head)["forward"] = before
-    return logits if selected else aligned_rows(logits, places_BN)
+    return logits if selected else rows.aligned(logits, places_BN)
 
 
 def without_adapters(model: Any) -> Any:

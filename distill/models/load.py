@@ -96,7 +96,7 @@ def load_whole(
 
 
 FP8 = "fp8"
-"""What transformers calls blocks of weights in eight bits, each block with its scale, as DeepSeek-V3 and Qwen3-FP8 have."""
+"""What transformers calls blocks of weights in eight bits, each with its scale; DeepSeek-V3 and Qwen3-FP8 have."""
 
 
 def _unpacking_config(path: str | Path, *, trust_remote_code: bool) -> Any:

@@ -243,7 +243,14 @@ class Engine(Strict):
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage")
     expert_parallel: Count = Field(default=1, description="ranks that share one set of experts (DeepSpeed AutoEP)")
-    microbatch_tokens: Count = Field(default=4096, description="padded tokens of one forward and backward on a rank")
+    microbatch_tokens: Count = Field(
+        default=4096, description="tokens of one forward and backward on a rank, padding included"
+    )
+    packing: bool = Field(
+        default=False,
+        description="lay the rollouts of a forward one after another, without padding, where it learns and where "
+        "teachers' checkpoints score",
+    )
     expert_bias_rate: BiasRate = Field(
         default=1e-4, description="step of the router's correction bias; MiMo-V2-Flash report"
     )
@@ -563,15 +570,6 @@ class RolloutRecipe(Strict):
                     f"for evaluations there is `evaluate.{key}`"
                 )
         return values
-
-    @model_validator(mode="after")
-    def _servers(self) -> Self:
-        if self.engine == "vllm" and not self.workers:
-            raise refusal(
-                "has `engine: vllm`, which writes in servers beside the student's ranks, and `workers` is 0; set how "
-                "many are started"
-            )
-        return self
 
     @field_validator("engine", mode="before")
     @classmethod

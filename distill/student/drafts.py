@@ -21,6 +21,7 @@ from mopd.distill.loss.drafts import draft_loss
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.models.heads import plain_head
 from mopd.distill.models.mtp import attach, make_heads
+from mopd.distill.models.packing import ModelRows
 from mopd.distill.recipe import MTPRecipe
 from mopd.distill.types import Metrics, align_logits
 
@@ -56,7 +57,7 @@ class DraftTrainer:
         # Small steps would be lost in bfloat16 weights.
         self._masters = [p.detach().float().clone().requires_grad_() for p in self.heads.parameters()]
         self._optimizer = torch.optim.AdamW(self._masters, lr=settings.lr, betas=BETAS, weight_decay=0.0)
-        self._hidden_BTH: Tensor | None = None
+        self._hidden: Tensor | None = None
         self._sums = self._zeros()
 
     @contextmanager
@@ -64,7 +65,7 @@ class DraftTrainer:
         """Keep what goes into the student's output head in the block: its last hidden states."""
 
         def keep(_module: Any, inputs: tuple[Tensor, ...]) -> None:
-            self._hidden_BTH = inputs[0].detach()
+            self._hidden = inputs[0].detach()
 
         handle = self._head.register_forward_pre_hook(keep)
         try:
@@ -72,19 +73,20 @@ class DraftTrainer:
         finally:
             handle.remove()
 
-    def learn(self, microbatch: Microbatch, indices: tuple[int, ...], *, step: int) -> None:
-        """Add the gradient of the microbatch whose forward was watched last.
+    def learn(self, microbatch: Microbatch, given: ModelRows, indices: tuple[int, ...], *, step: int) -> None:
+        """Add the gradient of the microbatch whose forward was watched last. The heads see its sequences padded.
 
         Args:
+            given: the microbatch's sequences as the student was given them.
             indices: the rollouts' numbers in the step, in the microbatch's order; none of a dummy.
             step: of the loop.
         """
-        hidden_BTH, self._hidden_BTH = self._hidden_BTH, None
+        hidden, self._hidden = self._hidden, None
         rows = [row for row, index in enumerate(indices) if self.takes(index, step)]
-        if not rows or hidden_BTH is None:
+        if not rows or hidden is None:
             return
         length = int(microbatch.attention_mask_BT[rows].sum(1).max())
-        hidden_BTH, ids_BT = hidden_BTH[rows, :length], microbatch.token_ids_BT[rows, :length]
+        hidden_BTH, ids_BT = given.padded(hidden)[rows, :length], microbatch.token_ids_BT[rows, :length]
         weights_BT = microbatch.weights_BT[rows, :length]
         own_BTH = align_logits(hidden_BTH)  # row t: what the distribution of token t is made of
         depth = self.settings.depth

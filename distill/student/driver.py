@@ -145,6 +145,7 @@ class DeepSpeedStudent:
             ranks=self._ranks.size,
             microbatch_tokens=self._spec.engine.microbatch_tokens,
             selective=self._selective,
+            packing=self._spec.engine.packing,
         )
         if not plans:
             return {}

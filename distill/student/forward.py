@@ -18,6 +18,7 @@ from mopd.distill.loss.microbatch import Microbatch, trained_columns
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.loss.teacher_tensors import HiddenRows
 from mopd.distill.models.heads import HeadSource, fingerprint, in_place_of_head, logits_at, plain_head
+from mopd.distill.models.packing import ModelRows
 from mopd.distill.student.update_metrics import UpdateTotals
 from mopd.distill.types import RunError, align_logits
 
@@ -63,11 +64,14 @@ class Objective:
     vocabulary: int | None = None
 
 
-def forward(engine: Any, microbatch: Microbatch, objective: Objective, totals: UpdateTotals) -> TokenLoss:
+def forward(
+    engine: Any, microbatch: Microbatch, rows: ModelRows, objective: Objective, totals: UpdateTotals
+) -> TokenLoss:
     """Each token's loss under the student's distribution of now. Logits are made for trained tokens alone.
 
     Args:
         engine: DeepSpeed's, around a causal model of transformers.
+        rows: the microbatch's sequences, as the model is given them.
         totals: get, in the backward, the norm of the gradient at each token's tempered logits.
 
     Raises:
@@ -75,10 +79,9 @@ def forward(engine: Any, microbatch: Microbatch, objective: Objective, totals: U
         UserError: the student's own hidden states do not tell its distribution.
     """
     if microbatch.hidden is not None:
-        return _from_hidden(engine, microbatch, microbatch.hidden, objective, totals)
+        return _from_hidden(engine, microbatch, microbatch.hidden, rows, objective, totals)
     trained = trained_columns(microbatch)
-    inputs = {"input_ids": microbatch.token_ids_BT, "attention_mask": microbatch.attention_mask_BT}
-    raw_BNV = logits_at(engine, engine.module, trained.places_BN, **inputs)
+    raw_BNV = logits_at(engine, engine.module, trained.places_BN, rows)
     logits_BNV = raw_BNV[..., : objective.vocabulary].float() / objective.temperature
     totals.watch_gradient(logits_BNV, microbatch)
     token_loss = objective.loss.token_loss(logits_BNV, trained.microbatch)
@@ -88,7 +91,12 @@ def forward(engine: Any, microbatch: Microbatch, objective: Objective, totals: U
 
 
 def _from_hidden(
-    engine: Any, microbatch: Microbatch, rows: HiddenRows, objective: Objective, totals: UpdateTotals
+    engine: Any,
+    microbatch: Microbatch,
+    teachers: HiddenRows,
+    rows: ModelRows,
+    objective: Objective,
+    totals: UpdateTotals,
 ) -> TokenLoss:
     """``full_reverse_kl`` where the student's output head gives each token's divergence: nothing is ``(T, V)``.
 
@@ -96,29 +104,28 @@ def _from_hidden(
     """
     head, mask_BT = plain_head(engine.module), microbatch.mask_BT
     groups = [
-        [TeacherHidden(p.weight, p.hidden_NH, _held(objective.heads, p.head)) for p in group] for group in rows.groups
+        [TeacherHidden(p.weight, p.hidden_NH, _held(objective.heads, p.head)) for p in group]
+        for group in teachers.groups
     ]
 
     def scattered(values: Tensor) -> Tensor:
         """From one row a token to ``(B, T, ...)``, zeros elsewhere."""
         flat = values.new_zeros(mask_BT.numel(), *values.shape[1:])  # not per token
-        return flat.index_copy(0, rows.places_N, values).unflatten(0, mask_BT.shape)
+        return flat.index_copy(0, teachers.places_N, values).unflatten(0, mask_BT.shape)
 
     def divergence(hidden_BTH: Tensor) -> Tensor:
         kl = hidden_reverse_kl(
-            student_NH=align_logits(hidden_BTH).flatten(0, 1)[rows.places_N],
+            student_NH=align_logits(rows.padded(hidden_BTH)).flatten(0, 1)[teachers.places_N],
             student_head_VH=head.weight[: objective.vocabulary],
             groups=groups,
-            tokens_N=microbatch.token_ids_BT.flatten()[rows.places_N],
+            tokens_N=microbatch.token_ids_BT.flatten()[teachers.places_N],
             temperature=objective.temperature,
             chunks=CHUNKS,
             on_gradient_norms=lambda norms_N: totals.add_gradient(scattered(norms_N), microbatch),
         )
         return scattered(torch.stack([kl.kl_N, kl.entropy_N, kl.logprobs_N, kl.teacher_logprobs_N], dim=-1))
 
-    columns_BT4 = in_place_of_head(
-        engine, head, divergence, input_ids=microbatch.token_ids_BT, attention_mask=microbatch.attention_mask_BT
-    )
+    columns_BT4 = in_place_of_head(engine, head, divergence, rows)
     kl_N = columns_BT4[..., 0][mask_BT]
     _, entropy_N, logprobs_N, teacher_logprobs_N = columns_BT4.detach()[mask_BT].unbind(-1)
     stats = {

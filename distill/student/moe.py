@@ -89,7 +89,7 @@ class LoadBalance:
             router.register_forward_hook(self._counter(layer))
 
     def count(self, attention_mask_BT: torch.Tensor) -> None:
-        """Count the tokens of the next forward; padding is left out."""
+        """Count the tokens of the next forward, whose mask this is; padding is left out."""
         self._rows_N = attention_mask_BT.reshape(-1).nonzero().squeeze(1)
 
     def pause(self) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from mopd.distill.models.packing import forward_rows
 from mopd.distill.types import RunError, ScoredRollout, UserError
 
 
@@ -36,15 +38,18 @@ def plan_updates(
     ranks: int,
     microbatch_tokens: int,
     selective: bool = False,
+    packing: bool = False,
 ) -> list[UpdatePlan]:
     """Split a batch into ``updates`` optimizer steps, each with every domain in it; a pure function of its arguments.
 
     Args:
         batch: all rollouts of a step; samples of one prompt may land in different updates.
         shares: ``g_d`` of every trained domain, relative to each other.
-        microbatch_tokens: padded tokens of a microbatch at most; a longer rollout gets a microbatch of its own.
+        microbatch_tokens: tokens of a microbatch at most, padding included; a longer rollout gets a microbatch of its
+            own.
         selective: the grader selects. What it left out is in no update. A domain of which it kept nothing has no part
             in the update, whose other domains weigh what they would have; an update without any is not taken.
+        packing: microbatches have no padding.
 
     Raises:
         UserError: a domain has fewer rollouts than there are updates; not where ``selective``.
@@ -73,11 +78,8 @@ def plan_updates(
     parts = [{name: positions[u::updates] for name, positions in by_domain.items()} for u in range(updates)]
     if selective:
         parts = [{name: positions for name, positions in part.items() if positions} for part in parts]
-    return [
-        _plan_one(batch, part, shares=shares, ranks=ranks, microbatch_tokens=microbatch_tokens)
-        for part in parts
-        if part
-    ]
+    how: Any = {"ranks": ranks, "microbatch_tokens": microbatch_tokens, "packing": packing}
+    return [_plan_one(batch, part, shares=shares, **how) for part in parts if part]
 
 
 def _plan_one(
@@ -87,6 +89,7 @@ def _plan_one(
     shares: Mapping[str, float],
     ranks: int,
     microbatch_tokens: int,
+    packing: bool,
 ) -> UpdatePlan:
     tokens = {name: sum(batch[i].rollout.trained_tokens for i in positions) for name, positions in by_domain.items()}
     for name, count in tokens.items():
@@ -99,14 +102,16 @@ def _plan_one(
     lengths = {i: len(batch[i].rollout.token_ids) for positions in by_domain.values() for i in positions}
     return UpdatePlan(
         token_weight={name: shares[name] / total_share / count for name, count in tokens.items()},
-        microbatches=_pack(lengths, ranks=ranks, microbatch_tokens=microbatch_tokens),
+        microbatches=_dealt(lengths, ranks=ranks, microbatch_tokens=microbatch_tokens, packing=packing),
     )
 
 
-def _pack(lengths: Mapping[int, int], *, ranks: int, microbatch_tokens: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
+def _dealt(
+    lengths: Mapping[int, int], *, ranks: int, microbatch_tokens: int, packing: bool
+) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """Fill the n-th microbatch of all ranks together, from the longest rollout down.
 
-    The longest one left sets the width, and so how many rows a rank takes; rows are dealt in turn. Ranks thus run
+    The longest ones left, or the first rank's, set how many rows a rank takes; rows are dealt in turn. Ranks thus run
     microbatches of nearly the same shape at the same time, and no rank has more of them than another.
     """
     # Longest first: the largest microbatch, which decides peak memory, is the first one and fails at once if it must.
@@ -114,7 +119,8 @@ def _pack(lengths: Mapping[int, int], *, ranks: int, microbatch_tokens: int) -> 
     by_rank: list[list[tuple[int, ...]]] = [[] for _ in range(ranks)]
     start = 0
     while start < len(order):
-        rows = max(1, microbatch_tokens // lengths[order[start]])
+        first = [lengths[i] for i in order[start::ranks]]  # the first rank's, which are the longest in each turn
+        rows = forward_rows(first, microbatch_tokens, packing=packing)
         dealt = order[start : start + rows * ranks]
         for rank, microbatches in enumerate(by_rank):
             microbatches.append(tuple(dealt[rank::ranks]))

@@ -23,6 +23,7 @@ from mopd.distill.loss.registry import bind
 from mopd.distill.loss.stale import without_stale
 from mopd.distill.models.adapters import adapter_state, merged_state, save_adapter
 from mopd.distill.models.heads import without_adapters
+from mopd.distill.models.packing import rows_of
 from mopd.distill.student import checkpoint, engine, moe
 from mopd.distill.student.drafts import DraftTrainer
 from mopd.distill.student.forward import Objective, forward, read_heads
@@ -274,11 +275,13 @@ class StudentRank:
             needs_each_teacher=self._loss.spec.needs_each_teacher,
             reference=self._loss.reference,
         )
+        packing = self.spec.engine.packing
+        rows = rows_of(microbatch.token_ids_BT, microbatch.attention_mask_BT, packing=packing)
         if update.microbatches[i] and not self.spec.heads_alone:
-            self.load_balance.count(microbatch.attention_mask_BT)
+            self.load_balance.count(rows.inputs["attention_mask"])
         drafts = self._drafts
         with nullcontext() if drafts is None else drafts.watching(), torch.set_grad_enabled(not self.spec.heads_alone):
-            token_loss = forward(self.engine, microbatch, self._objective, totals)
+            token_loss = forward(self.engine, microbatch, rows, self._objective, totals)
         self.load_balance.pause()
         learnt, token_loss = without_stale(microbatch, token_loss, self.spec.stale)
         totals.add(learnt, token_loss)
@@ -287,7 +290,7 @@ class StudentRank:
         if not self.spec.heads_alone:
             self.engine.backward(loss)
         if drafts is not None:
-            drafts.learn(microbatch, tuple(s.rollout.index for s in update.microbatches[i]), step=update.step)
+            drafts.learn(microbatch, rows, tuple(s.rollout.index for s in update.microbatches[i]), step=update.step)
         self.progressed()
 
     def _draft_trainer(self) -> DraftTrainer:

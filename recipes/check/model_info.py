@@ -16,9 +16,10 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mopd.distill.models.adapters import ParameterCounts, parameter_counts
-from mopd.distill.models.attention import AttentionOffer, attention_offer
-from mopd.distill.models.families import experts_of
+from mopd.distill.models.attention import AttentionOffer, AttnImplementation, attention_offer
+from mopd.distill.models.families import experts_of, family_of
 from mopd.distill.models.flops import ModelCost
+from mopd.distill.models.packing import packing_problem
 from mopd.distill.recipe import Architecture, LoRA, StageRecipe
 from mopd.distill.recipe.messages import guess, nearest
 from mopd.distill.recipe.model_names import is_path
@@ -96,6 +97,8 @@ FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 _COUNTED: dict[tuple[str, LoRA], ParameterCounts] = {}
 """Of models with an adapter, by configuration: a plan asks often, and a large model takes a second to be made."""
+_TRIED_PACKED: dict[tuple[str, AttnImplementation], str | None] = {}
+"""Why models cannot be packed, by configuration: those of a study's runs are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,18 @@ class ModelInfo:
         if key not in _COUNTED:
             _COUNTED[key] = parameter_counts(self.empty_model(), lora)
         return _COUNTED[key]
+
+    def packing_problem(self, attention: AttnImplementation) -> str | None:
+        """Why its rows cannot be packed where attention is computed so, as a predicate; None: they can.
+
+        One of fewer parameters than :data:`LARGEST` is tried; of another the row of its family says it.
+        """
+        if self.cost.total_parameters >= LARGEST:
+            return None if family_of(self.config).packs else "is of a family that is not known to give the same results"
+        key = (self.config.to_json_string(use_diff=False), attention)
+        if key not in _TRIED_PACKED:
+            _TRIED_PACKED[key] = packing_problem(self.config, attention=attention, trust_remote_code=self.own_code)
+        return _TRIED_PACKED[key]
 
     @property
     def routed_parameters(self) -> float:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.models.adapters import adapter_targets, with_adapters
+from mopd.distill.models.attention import AttnImplementation
 from mopd.distill.models.families import family_of
 from mopd.distill.models.heads import head_problem
 from mopd.distill.models.load import FP8
@@ -58,6 +59,7 @@ def check_models(resolved: Resolved, model_infos: Mapping[str, ModelInfo]) -> li
         *_engines(recipe.student, recipe.stages, model_infos, resolved.device),
         *_samplers(recipe.rollout, recipe.student, recipe.stages, model_infos, resolved.device),
         *_attention(recipe.teachers, model_infos),
+        *_packed_rows(recipe.student, recipe.stages, resolved.teachers, model_infos),
         *_teachers(resolved.teachers, resolved.loss, model_infos),
         *_support(resolved.loss, model_infos),
         *_adapters(resolved.teachers, recipe.stages, model_infos),
@@ -335,6 +337,33 @@ def _samplers(
     for leaf, lora in sampled.items():
         if engine.refused is not None and leaf in model_infos:
             yield from engine.refused(rollout, model_infos[leaf].config, lora, device)
+
+
+def _packed_rows(
+    student: StudentRecipe,
+    stages: Mapping[str, StageRecipe],
+    teachers: Mapping[str, ResolvedTeacher],
+    model_infos: Mapping[str, ModelInfo],
+) -> Iterator[str]:
+    """Models that learn or score packed, and would do so with another result."""
+    leaves = {f"stages.{name}.from": (f"stages.{name}.engine", stage.engine) for name, stage in stages.items()}
+    leaves["student.model"] = ("student.engine", student.engine)
+    asked: dict[str, tuple[str, AttnImplementation]] = {
+        leaf: (where, own.attn_implementation) for leaf, (where, own) in leaves.items() if own.packing
+    }
+    if student.engine.packing:
+        asked |= {
+            f"teachers.{name}.model": ("student.engine", teacher.settings.attn_implementation)
+            for name, teacher in teachers.items()
+            if teacher.kind.packs
+        }
+    for leaf, (where, attention) in asked.items():
+        info = model_infos.get(leaf)
+        if info is None or attention in info.attention.refused:
+            continue  # said elsewhere
+        if (why := info.packing_problem(attention)) is not None:
+            family = info.config.model_type
+            yield f"`{where}.packing` is true, and the {family} that `{leaf}` names {why}; set it to false"
 
 
 def _attention(teachers: Mapping[str, TeacherRecipe], model_infos: Mapping[str, ModelInfo]) -> Iterator[str]:

@@ -242,14 +242,18 @@ def check_engine(
         return
     if engine.lacking is not None and not elsewhere:
         yield from engine.lacking(rollout)
-    if is_plugin(rollout.engine) and rollout.workers:
+    if is_plugin(rollout.engine) and rollout.workers and not engine.needs_workers:
         yield f"`rollout.workers` is set and would change nothing ({rollout.engine} decides where it writes); remove it"
+    if engine.needs_workers and not rollout.workers:
+        yield (
+            f"`rollout.engine` is {rollout.engine}, which writes in processes beside the student's ranks, and "
+            "`rollout.workers` is 0; set how many are started"
+        )
     if loss.support is not None and loss.support.given and not engine.records_support:
         yield (
             f"`rollout.engine` {rollout.engine} does not record the student's likeliest tokens, which `loss.support` "
             f"{loss.support.whose} asks its teachers about; take `support: teacher`"
         )
-
     if asks_more(evaluate) and not engine.examines:
         yield (
             f"`rollout.engine` {rollout.engine} does not say that it writes answers of evaluations otherwise "

@@ -30,6 +30,8 @@ from mopd.recipes.check.teachers import WHAT_SCORES
 from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import stage_domains
+from mopd.rollouts.engines import ENGINES, engine_of
+from mopd.rollouts.engines.base import RolloutEngine
 
 
 def check_loss(resolved: Resolved) -> Iterator[str]:
@@ -191,14 +193,15 @@ def _extrapolation(
 def idle_leaves(resolved: Resolved) -> Iterator[str]:
     """A warning for every leaf that is set and changes nothing in this recipe, with why."""
     recipe, method = resolved.recipe, resolved.method
+    writer = engine_of(recipe.rollout.engine, workers=recipe.rollout.workers)
     if not method.selects:
         yield from _set(recipe.rollout, "rollout", ("keep_verified",), f"{recipe.method} keeps all of them")
     yield from _idle_cuts(recipe.rollout.truncated, method, recipe.trained_domains, recipe.stages)
     yield from _unsampled(recipe.evaluate)
-    yield from _untrained(resolved)
-    yield from _drafts(recipe.mtp, recipe.student.engine, recipe.rollout, "")
+    yield from _untrained(resolved, writer)
+    yield from _drafts(recipe.mtp, recipe.student.engine, recipe.rollout, writer, "")
     for name, stage in recipe.stages.items():
-        yield from _of_stage(f"stages.{name}", stage, recipe.rollout)
+        yield from _of_stage(f"stages.{name}", stage, recipe.rollout, writer)
     for name, domain in recipe.domains.items():
         if domain.evaluate_only:
             yield from _set(domain, f"domains.{name}", ("prompts", "share", "easy_share"), "it is evaluate_only")
@@ -212,14 +215,15 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         if all(isinstance(task, Source) or (isinstance(task, GymSource) and not task.easy) for task in tasks):
             yield from _set(stage, f"stages.{name}", ("easy_share",), "none of its tasks has an easy form")
     if recipe.method == "supervised":
-        leaves = ("samples_per_prompt", "temperature", *_own_workers(recipe.rollout))
+        leaves = ("samples_per_prompt", "temperature", *_own_workers(writer))
         yield from _set(recipe.rollout, "rollout", leaves, "a supervised run samples nothing it trains on")
-    if recipe.rollout.engine != "vllm":
-        why = f"`rollout.engine` is {recipe.rollout.engine}"
-        yield from _set(recipe.rollout.vllm, "rollout.vllm", tuple(type(recipe.rollout.vllm).model_fields), why)
+    for engine in ENGINES.values():
+        if engine.section is not None and engine.section != writer.section:
+            section, why = getattr(recipe.rollout, engine.section), f"`rollout.engine` is {recipe.rollout.engine}"
+            yield from _set(section, f"rollout.{engine.section}", tuple(type(section).model_fields), why)
     if not recipe.teachers:
         leaves = ("retries", "backoff_seconds", "microbatch_seconds")
-        unread = leaves if recipe.rollout.engine != "vllm" else ("microbatch_seconds",)
+        unread = ("microbatch_seconds",) if writer.asks_again else leaves
         yield from _set(recipe.faults, "faults", unread, "the recipe has no teachers")
     elif recipe.faults.retries == 0:
         yield from _set(recipe.faults, "faults", ("backoff_seconds",), "a lost microbatch is never asked again")
@@ -245,7 +249,7 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
         yield from _set(recipe.run, "run", ("parallel_stages",), "the recipe has no stages")
 
 
-def _of_stage(where: str, stage: StageRecipe, rollout: RolloutRecipe) -> Iterator[str]:
+def _of_stage(where: str, stage: StageRecipe, rollout: RolloutRecipe, writer: RolloutEngine) -> Iterator[str]:
     """Leaves of a stage that its method does not read."""
     method = METHODS[stage.method]
     if not method.samples:
@@ -256,7 +260,7 @@ def _of_stage(where: str, stage: StageRecipe, rollout: RolloutRecipe) -> Iterato
     if stage.plateau is None:
         yield from _set(stage, where, ("evaluate_every",), "without `plateau` it measures nothing")
     if method.samples or not stage.mtp.heads:
-        yield from _drafts(stage.mtp, stage.engine, rollout, f"{where}.")
+        yield from _drafts(stage.mtp, stage.engine, rollout, writer, f"{where}.")
 
 
 def _unsampled(evaluate: EvaluateRecipe) -> Iterator[str]:
@@ -265,7 +269,7 @@ def _unsampled(evaluate: EvaluateRecipe) -> Iterator[str]:
         yield from _set(evaluate, "evaluate", ("temperature", "top_p", "top_k"), why)
 
 
-def _drafts(mtp: MTPRecipe, engine: Engine, rollout: RolloutRecipe, where: str) -> Iterator[str]:
+def _drafts(mtp: MTPRecipe, engine: Engine, rollout: RolloutRecipe, writer: RolloutEngine, where: str) -> Iterator[str]:
     """Draft heads that are not there, or learn in a run whose sampler cannot use them."""
     if not mtp.heads:
         leaves = tuple(name for name in type(mtp).model_fields if name != "heads")
@@ -277,7 +281,7 @@ def _drafts(mtp: MTPRecipe, engine: Engine, rollout: RolloutRecipe, where: str) 
             f"`{where}mtp.drafts` is {mtp.drafts} and changes nothing: ranks that share experts take equally many "
             f"forwards, so the student writes without drafts; set `rollout.workers`, or `{where}mtp.drafts: 0`"
         )
-    elif rollout.engine != "in_process":
+    elif not writer.speculates:
         yield f"`{where}mtp.drafts` is {mtp.drafts} and changes nothing where `rollout.engine` is {rollout.engine}"
 
 
@@ -318,7 +322,7 @@ def _of_adapters(
         yield from _set(teacher, f"teachers.{name}", leaves, why)
 
 
-def _untrained(resolved: Resolved) -> Iterator[str]:
+def _untrained(resolved: Resolved, writer: RolloutEngine) -> Iterator[str]:
     """What only a run that trains its student reads, and what only a merge does."""
     recipe = resolved.recipe
     if recipe.method != "merge":
@@ -331,15 +335,13 @@ def _untrained(resolved: Resolved) -> Iterator[str]:
     run = tuple(name for name in type(recipe.run).model_fields if name != "parallel_stages")
     yield from _set(recipe.run, "run", run, why)
     yield from _set(recipe.student, "student", ("optimizer", "updates_per_step", "lora"), why)
-    yield from _set(
-        recipe.rollout, "rollout", ("samples_per_prompt", "temperature", *_own_workers(recipe.rollout)), why
-    )
+    yield from _set(recipe.rollout, "rollout", ("samples_per_prompt", "temperature", *_own_workers(writer)), why)
     yield from _set(recipe, "", ("share_rule", "stop", "mtp"), why)
 
 
-def _own_workers(rollout: RolloutRecipe) -> tuple[str, ...]:
+def _own_workers(writer: RolloutEngine) -> tuple[str, ...]:
     """The leaf of worker processes, where they are nothing but those that write what is trained on."""
-    return () if rollout.engine == "vllm" else ("workers",)
+    return () if writer.workers_measure else ("workers",)
 
 
 def _set(section: Any, where: str, names: tuple[str, ...], why: str) -> Iterator[str]:

@@ -44,7 +44,7 @@ MAY_DIFFER = re.compile(
     r"|teachers\.[^.]+\.endpoint: \"?http.* -> \"?http"  # a server may move
 )
 """Keys that change no number of a run: whoever resumes it may change them."""
-LAYOUT_KEYS = re.compile(r"student\.engine\.(ranks|gpus|zero_stage|expert_parallel|microbatch_tokens)\b")
+LAYOUT_KEYS = re.compile(r"student\.engine\.(ranks|gpus|zero_stage|expert_parallel|microbatch_tokens|packing)\b")
 """Keys that say how the student is spread: they change numbers by rounding alone, and may be changed with a word."""
 
 

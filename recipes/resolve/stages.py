@@ -114,6 +114,7 @@ LATER_LEAVES: dict[str, Any] = {
     "run.compute": None,
     "run.lag": 0,
     "run.stale": None,
+    "student.engine.packing": False,
     "student.optimizer.decay_steps": 0,
     "student.revision": None,
     "student.model.tokenizer_revision": None,

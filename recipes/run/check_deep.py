@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.loss.registry import BoundLoss
 from mopd.distill.metrics.evaluate import evaluate
-from mopd.distill.recipe import Architecture, ModelReference, RolloutRecipe
+from mopd.distill.recipe import Architecture, Engine, ModelReference, RolloutRecipe
 from mopd.distill.recipe.model_names import PREFIX, stage_name
 from mopd.distill.types import GradingFailed, Payload, PayloadName, Prompt, Rollout, RunError, Sampler, UserError
 from mopd.recipes.evaluation.evaluator import verify
@@ -121,7 +121,7 @@ def deep_findings(resolved: Resolved, out: Path) -> list[Finding]:
         del sampler
     end_tokens = end_token_ids(tokenizer, start)
     trials = _Trials(
-        *(recipe.rollout, recipe.seed, recipe.student.engine.microbatch_tokens, resolved.loss),
+        *(recipe.rollout, recipe.seed, recipe.student.engine, resolved.loss),
         *(tasks, OwnTokenizer(tokenizer, end_tokens), validation, engine, settings, episodes),
         reads=teacher_reads(resolved.teachers, tasks, tokenizer),
     )
@@ -150,6 +150,7 @@ class _Trials:
     """What teachers are tried with, one after the other.
 
     Attributes:
+        learning: how the student learns, of which scoring has its forwards.
         student: its tokenizer.
         settings: how it writes.
         reads: what teachers read that have a prompt of their own and the student's tokens, by name.
@@ -157,7 +158,7 @@ class _Trials:
 
     rollout: RolloutRecipe
     seed: int
-    microbatch_tokens: int
+    learning: Engine
     loss: BoundLoss
     tasks: Mapping[str, Task]
     student: OwnTokenizer
@@ -189,7 +190,9 @@ class _Trials:
                     sampler = InOwnTokens(sampler, prompts_in(name, tokenizer, self.tasks), tokenizer)
                 verdicts = self.validation.verdicts(f"teachers/{name}", sampler)
         support, vocabulary = support_of(self.loss, tokenizer), token_count(tokenizer)
-        conditions = Conditions(self.rollout.temperature, self.microbatch_tokens, support, vocabulary)
+        how = self.learning
+        packing = how.packing and teacher.kind.packs
+        conditions = Conditions(self.rollout.temperature, how.microbatch_tokens, support, vocabulary, packing=packing)
         retokenizers = retokenizers_of(teachers, own, self.tasks, self.student, self.loss)
         payload = dry_run_payload(self.loss.payload)
         trial = _open(teacher.setup(folder), conditions, payload, self.reads.get(name), retokenizers.get(name))

@@ -335,7 +335,12 @@ class Training:
         specs = {
             name: TeacherSpec(
                 make_source(teacher.setup(self.teachers[name])),
-                Conditions(*asking, support_of(self.resolved.loss, tokenizers[name]), token_count(tokenizers[name])),
+                Conditions(
+                    *asking,
+                    support_of(self.resolved.loss, tokenizers[name]),
+                    token_count(tokenizers[name]),
+                    packing=recipe.student.engine.packing and teacher.kind.packs,
+                ),
                 gpus=teacher.gpus,
                 replicas=teacher.settings.replicas,
                 adapter=teacher.adapter,

@@ -65,6 +65,7 @@ from mopd.recipes.run.job import Training
 from mopd.recipes.run.made_student import make_student
 from mopd.recipes.run.samplers import frozen_teacher
 from mopd.recipes.run.tracking import start_sinks
+from mopd.rollouts.engines import engine_of
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.tasks import fingerprint
 
@@ -334,7 +335,7 @@ def training(
             written_with=(
                 *(rollout.max_new_tokens, rollout.batch_size, recipe.student.engine.dtype),
                 *(*plugin_digests(rollout.engine).items(), *exam_settings(recipe.evaluate)),
-                *([rollout.engine] if rollout.engine == "vllm" else []),
+                *([rollout.engine] if engine_of(rollout.engine, workers=rollout.workers).own_answers else []),
             ),
             source=prompt_source(recipe.domains, tasks, tokenizer, seed=recipe.seed),
             tasks=tasks,

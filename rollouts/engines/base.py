@@ -255,6 +255,13 @@ class RolloutEngine:
         examines: its samplers have a method ``examine``, which writes as ``exam`` of the settings says; see
             :class:`rollouts.engines.in_process.StudentSampler`.
         shares_student: it samples in the student's own processes, and copies no weight.
+        speculates: it writes with the guesses of draft heads, where the student has any.
+        section: its own section under `rollout`, which no other engine reads; None: it has none.
+        needs_workers: it writes in `rollout.workers` processes, and in no others.
+        workers_measure: `rollout.workers` also bounds how many processes hold a checkpoint at a time.
+        asks_again: a request that was lost is made again, as `faults` says.
+        own_answers: greedily it may write other answers than transformers does, so they are kept under its name.
+        host_bytes: of host memory that each of its processes takes beside the model, by what for.
         canary: compares what it records with a plain forward of the same weights, before a run's first step; see
             :func:`rollouts.engines.canary.check_sampler`. None: its sampling is its own affair.
         bind: makes the engine of a recipe, where it has settings of its own there; None: it reads none.
@@ -275,6 +282,13 @@ class RolloutEngine:
     takes_adapters: bool = False
     examines: bool = False
     shares_student: bool = False
+    speculates: bool = False
+    section: str | None = None
+    needs_workers: bool = False
+    workers_measure: bool = False
+    asks_again: bool = False
+    own_answers: bool = False
+    host_bytes: Mapping[str, float] = field(default_factory=dict)
     canary: Callable[..., float] | None = None
     bind: Bind | None = None
     lacking: Callable[[RolloutRecipe], Iterator[str]] | None = None

@@ -295,4 +295,5 @@ IN_PROCESS = RolloutEngine(
     canary=check_sampler,
     examines=True,
     shares_student=True,
+    speculates=True,
 )

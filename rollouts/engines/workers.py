@@ -221,6 +221,7 @@ WORKERS = RolloutEngine(
     keyed=True,
     records_support=True,
     takes_adapters=True,
+    speculates=True,
     canary=check_sampler,
     examines=True,
 )

@@ -116,6 +116,8 @@ class TeacherKind:
             turns where not all teachers are resident. Without them a process only asks, on the CPU.
         can_write: whether it answers prompts, so that it is measured on held-out ones. A kind that has weights and can
             write is loaded for that by transformers, writes for ``off_policy`` and is merged.
+        packs: whether its processes lay the rollouts of a forward one after another where the conditions say so; else
+            they are asked for as many as are padded.
         endpoint: where it writes, by its name and stanza, if it writes and has no weights here.
         check: what is wrong with its stanza, or with what the run asks of it, each a sentence. Nothing is loaded.
         reach: what is wrong where it lies, each a sentence, if it lies elsewhere: asked before the run.
@@ -129,6 +131,7 @@ class TeacherKind:
     unread: Mapping[str, str] = field(default_factory=dict)
     has_weights: bool = True
     can_write: bool = False
+    packs: bool = False
     endpoint: Callable[[str, TeacherRecipe], Endpoint] | None = None
     check: Callable[[TeacherUse], Iterable[str]] = no_problems
     reach: Callable[[TeacherReach], Iterable[str]] | None = None

@@ -17,24 +17,28 @@ from mopd.distill.models.adapters import active, with_adapters
 from mopd.distill.models.attention import AttnImplementation
 from mopd.distill.models.heads import fingerprint, in_place_of_head, logits_at, plain_head
 from mopd.distill.models.load import load_model
+from mopd.distill.models.packing import forward_rows, rows_of
 from mopd.distill.payload_rows import AskedSupport, payload_spec
 from mopd.distill.payloads import Support, to_numpy
-from mopd.distill.types import Bool, Hidden, Int32, Payload, PayloadName, align_logits, aligned_rows
+from mopd.distill.types import Bool, Hidden, Int32, Payload, PayloadName, align_logits
 from mopd.teachers.kinds.base import TeacherKind, TeacherSetup
 from mopd.teachers.scorer import Conditions
 
 
-def microbatches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Which rollouts share a forward: positions in ``lengths``, longest first, of at most ``tokens`` padded tokens.
+def microbatches(lengths: Sequence[int], tokens: int, *, packing: bool = False) -> list[list[int]]:
+    """Which rollouts share a forward: positions in ``lengths``, longest first, of at most ``tokens`` tokens.
 
     A pure function of its arguments, so that whoever scores a microbatch, and however often, gets the same last digits.
     A longer rollout goes alone.
+
+    Args:
+        packing: padding is not counted.
     """
     # Longest first, so that padding is small and the first forward is the one that could run out of memory.
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     taken: list[list[int]] = []
     while order:
-        n = max(1, tokens // lengths[order[0]])
+        n = forward_rows([lengths[i] for i in order], tokens, packing=packing)
         taken.append(order[:n])
         order = order[n:]
     return taken
@@ -54,6 +58,7 @@ class TeacherModel:
         vocabulary: its distributions are over this many ids, see :class:`teachers.scorer.Conditions`.
         trust_remote_code: whether Python code that lies in the checkpoint's folder may run.
         attention: how it computes attention.
+        packing: the rollouts of a forward are laid one after another, without padding.
     """
 
     answers_masks = True
@@ -72,10 +77,11 @@ class TeacherModel:
         vocabulary: int | None = None,
         trust_remote_code: bool = False,
         attention: AttnImplementation = "auto",
+        packing: bool = False,
     ) -> None:
         how: Any = {"trust_remote_code": trust_remote_code, "attention": attention}
         base = load_model(path, device=device, dtype=dtype, **how)
-        conditions = Conditions(temperature, microbatch_tokens, support, vocabulary)
+        conditions = Conditions(temperature, microbatch_tokens, support, vocabulary, packing)
         self._hold(with_adapters(base, adapters, device=device), conditions, device=torch.device(device), dtype=dtype)
 
     @classmethod
@@ -93,6 +99,7 @@ class TeacherModel:
         self.dtype = dtype
         self.temperature = conditions.temperature
         self.microbatch_tokens = conditions.microbatch_tokens
+        self.packing = conditions.packing
         self.support = conditions.support
         rows = int(self.model.config.get_text_config().vocab_size)
         self.vocabulary = rows if conditions.vocabulary is None else min(rows, conditions.vocabulary)
@@ -137,7 +144,7 @@ class TeacherModel:
         """
         scored: dict[int, Payload] = {}
         with active(self.model, adapter):
-            for taken in microbatches([len(ids) for ids in token_ids], self.microbatch_tokens):
+            for taken in microbatches([len(ids) for ids in token_ids], self.microbatch_tokens, packing=self.packing):
                 taken_given = None if given is None else [given[i] for i in taken]
                 asked = [np.arange(len(token_ids[i])) if masks is None else np.flatnonzero(masks[i]) for i in taken]
                 payloads = self._forward([token_ids[i] for i in taken], payload, taken_given, asked)
@@ -174,16 +181,13 @@ class TeacherModel:
             places[b, : len(places_N)] = places_N
         ids_BT = torch.from_numpy(padded).to(self.device)
         places_BN = torch.from_numpy(places).to(self.device)
-        inputs = {"input_ids": ids_BT, "attention_mask": torch.from_numpy(mask).to(self.device)}
+        rows = rows_of(ids_BT, torch.from_numpy(mask).to(self.device), packing=self.packing)
         counts = [len(places_N) for places_N in asked]
         if payload == "hidden":
-
-            def rows(hidden_BTH: torch.Tensor) -> torch.Tensor:
-                return aligned_rows(hidden_BTH, places_BN)
-
-            hidden_BNH = in_place_of_head(self.model, plain_head(self.model), rows, **inputs).cpu()
+            head = plain_head(self.model)
+            hidden_BNH = in_place_of_head(self.model, head, lambda hidden: rows.aligned(hidden, places_BN), rows).cpu()
             return [Hidden(to_numpy(hidden_BNH[b, :n]), self._head) for b, n in enumerate(counts)]
-        logits_BNV = logits_at(self.model, self.model, places_BN, **inputs)[..., : self.vocabulary]
+        logits_BNV = logits_at(self.model, self.model, places_BN, rows)[..., : self.vocabulary]
         logprobs_BNV = torch.log_softmax(logits_BNV.float() / self.temperature, dim=-1)
         of_logprobs = payload_spec(payload).of_logprobs
         assert of_logprobs is not None, f"payload {payload} is not made of distributions"
@@ -225,6 +229,7 @@ class Checkpoint:
             vocabulary=conditions.vocabulary,
             trust_remote_code=self.trust_remote_code,
             attention=self.attention,
+            packing=conditions.packing,
         )
 
     def __str__(self) -> str:
@@ -243,5 +248,6 @@ CHECKPOINT = TeacherKind(
     reads=frozenset({"adapter", "dtype", "device", "gpus", "attn_implementation"}),
     unread=dict.fromkeys(("served_model", "api_key_env"), "no `endpoint` is asked"),
     can_write=True,
+    packs=True,
 )
 """The weights of `model`, loaded by transformers, alone or under a LoRA adapter."""

@@ -1,4 +1,4 @@
-"""`make bench`: what a step of the quickstart takes, attention, rollouts, teachers, sandbox. Prints JSON, then tables.
+"""`make bench`: a step of the quickstart, attention, packing, rollouts, teachers and the sandbox. JSON, then tables.
 
 Every figure is measured in this run, on this machine, as the median over steps; compare ratios within one run only. The
 student is trained for a few steps first, so that its rollouts have the lengths of real ones.
@@ -29,7 +29,7 @@ from mopd.recipes.run.launch import run
 from mopd.rollouts.sampler import GoldSampler
 from mopd.rollouts.tokenizer import completion_ids
 from mopd.teachers.kinds.checkpoint import TeacherModel
-from tests.benchmarks import attention, drafts, generation, hidden, sandbox, teachers
+from tests.benchmarks import attention, drafts, generation, hidden, packing, sandbox, teachers
 
 ROLES = ("generation", "scoring", "update")
 WARM_UP_STEPS = 4
@@ -100,6 +100,7 @@ def main() -> None:
     one, two = figures["ranks_1"], figures["ranks_2"]
     figures["divergence_from_hidden_states"] = hidden.measure()
     figures["attention"] = attention.measure()
+    figures["packing"] = packing.measure()
     figures["generation"] = generation.measure()
     figures["teachers"] = teachers.measure()
     figures["sandbox"] = sandbox.measure()
@@ -123,6 +124,7 @@ def main() -> None:
         table,
         beside,
         attention.table(figures["attention"]),
+        packing.table(figures["packing"]),
         *generation.tables(figures["generation"]),
         verified,
         *teachers.tables(figures["teachers"]),

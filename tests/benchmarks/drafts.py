@@ -24,6 +24,7 @@ from mopd.distill.loss.microbatch import collate
 from mopd.distill.metrics.drafts import draft_metrics
 from mopd.distill.models.load import load_whole
 from mopd.distill.models.mtp import attach, draft_heads
+from mopd.distill.models.packing import PaddedRows
 from mopd.distill.recipe import MTPRecipe
 from mopd.distill.recipe.files import load_recipe
 from mopd.distill.student.drafts import DraftTrainer
@@ -62,9 +63,10 @@ def learn(
             reward_advantages=None,
             device="cpu",
         )
+        rows = PaddedRows(microbatch.token_ids_BT, microbatch.attention_mask_BT)
         with trainer.watching(), torch.no_grad():
-            model(input_ids=microbatch.token_ids_BT, attention_mask=microbatch.attention_mask_BT, use_cache=False)
-        trainer.learn(microbatch, tuple(range(len(batch))), step=step)
+            model(**rows.inputs, use_cache=False)
+        trainer.learn(microbatch, rows, tuple(range(len(batch))), step=step)
         trainer.gather()
         trainer.step(HEADS.lr * min(1.0, (step + 1) / 10) * (1.0 - 0.9 * step / steps))
     return time.process_time() - began

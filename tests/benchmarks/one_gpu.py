@@ -26,6 +26,7 @@ from mopd.distill.loss.registry import bind
 from mopd.distill.models.adapters import adapter_state, merged_state, with_trained_adapter
 from mopd.distill.models.flops import ModelCost, model_cost
 from mopd.distill.models.heads import fingerprint, plain_head
+from mopd.distill.models.packing import PaddedRows
 from mopd.distill.recipe import FullReverseKL, LoRA
 from mopd.distill.student.forward import Objective, forward
 from mopd.distill.student.update_metrics import UpdateTotals
@@ -210,7 +211,8 @@ class OneGPU:
                     reward_advantages=None,
                     device=self.device,
                 )  # fmt: skip
-                losses = forward(Module(self.student), microbatch, objective, totals).loss_BT
+                rows = PaddedRows(microbatch.token_ids_BT, microbatch.attention_mask_BT)
+                losses = forward(Module(self.student), microbatch, rows, objective, totals).loss_BT
                 part = (losses * microbatch.weights_BT).sum()
                 part.backward()
                 value += float(part.detach())

@@ -33,13 +33,12 @@ from mopd.recipes.resolve.methods import METHODS
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.stages import stage_domains
 from mopd.recipes.resolve.teachers import ResolvedTeacher
+from mopd.rollouts.engines import engine_of
 from mopd.rollouts.mixture import MIXTURES
 
 GIB = 2.0**30
 ROLLOUT_BYTES = 16
 """A token of a rollout in the process that holds it: its id, its mask, its log-probability, and what graded it."""
-VLLM_BYTES = 1.7 * GIB
-"""Of a vLLM process on a CPU with a tiny model: its libraries, and 1 GiB for keys and values."""
 PROCESS_BYTES = 0.35 * GIB
 """A process that has imported torch and transformers (measured: 325 MB after the imports)."""
 RANK_BYTES = 0.45 * GIB
@@ -207,7 +206,7 @@ def planned_processes(
             rollout.gpus,
             {"writing": writing_bytes(student, writing, value, engine.attn_implementation)},
         )
-        beside = {"vLLM": VLLM_BYTES} if rollout.engine == "vllm" else {}
+        beside = engine_of(rollout.engine, workers=rollout.workers).host_bytes
         yield replace(sampler, name="sampler", count=rollout.workers, host={**sampler.host, **beside})
 
 

@@ -35,6 +35,8 @@ from mopd.rollouts.engines.vllm.server import HeldModel, ServerSpec, VLLMServer
 
 FOLDER = "vllm"
 """In a run's folder: the servers' logs, and what was published to them."""
+HOST_BYTES = 1.7 * 2**30
+"""Of a vLLM process on a CPU with a tiny model: its libraries, and 1 GiB for keys and values."""
 
 
 class _Student:
@@ -213,6 +215,12 @@ VLLM = RolloutEngine(
     of_checkpoints=_UNBOUND.of_checkpoints,
     records_support=True,
     examines=True,
+    section="vllm",
+    needs_workers=True,
+    workers_measure=True,
+    asks_again=True,
+    own_answers=True,
+    host_bytes={"vLLM": HOST_BYTES},
     bind=_bound,
     lacking=lacking,
     refused=refused,

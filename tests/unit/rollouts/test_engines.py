@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from check_kit import recipe, save_model, tokenizer_of
+from check_kit import check, problems, recipe, save_model, tokenizer_of, warnings
 from student_kit import VOCABULARY, make_model
 
 from mopd.distill.models.adapters import with_trained_adapter
@@ -78,6 +78,10 @@ def of_checkpoints(processes, settings, closing):
 ENGINE = RolloutEngine(of_student=of_student, of_checkpoints=of_checkpoints, keyed=True)
 UNKEYED = RolloutEngine(of_student=of_student)
 BLIND = RolloutEngine(of_checkpoints=of_checkpoints)
+IN_SERVERS = RolloutEngine(
+    of_student=of_student, keyed=True, speculates=True, needs_workers=True, workers_measure=True, asks_again=True,
+    host_bytes={"parrot": 5e9},
+)
 OTHER = 3
 '''
 
@@ -169,6 +173,31 @@ def test_what_is_no_engine_is_refused_by_its_name(parrot: tuple[str, Path]) -> N
     assert not [*engine_warnings(RolloutRecipe(engine=f"{path}:ENGINE")), *engine_warnings(RolloutRecipe())]
     assert engine_of("in_process", workers=0) is ENGINES["in_process"]
     assert engine_of("in_process", workers=2) is ENGINES["workers"]
+
+
+def test_a_row_says_which_leaves_it_reads_and_what_its_processes_take(tmp_path: Path, parrot: tuple[str, Path]) -> None:
+    """Two engines of one file, of which only the rows differ."""
+    path, _ = parrot
+    changes: dict[str, Any] = {
+        "method": "supervised", "faults": {"retries": 7}, "mtp": {"heads": 1, "drafts": 1}, "teachers": {},
+        "domains": {"math": {"task": "arithmetic", "prompts": 4}},
+    }  # fmt: skip
+
+    def idle(name: str) -> set[str]:
+        made = recipe(**changes, rollout={"engine": name, "workers": 2, "vllm": {"test_draws": 5}})
+        return {warning.split("`")[1] for warning in warnings(made)} & {*read, "rollout.vllm.test_draws"}
+
+    read = {"mtp.drafts", "rollout.workers", "faults.retries"}
+    assert idle(f"{path}:ENGINE") == {*read, "rollout.vllm.test_draws"}
+    assert idle(f"{path}:IN_SERVERS") == {"rollout.vllm.test_draws"}
+    assert idle("in_process") == {*read - {"mtp.drafts"}, "rollout.vllm.test_draws"}
+    assert idle("vllm") == {"mtp.drafts"}
+    for rollout in ({"engine": f"{path}:IN_SERVERS"}, {"engine": f"{path}:ENGINE", "workers": 1}):
+        (problem,) = problems(tmp_path / "out", rollout=rollout)
+        assert "`rollout.workers` is" in problem
+    plan = check(recipe(rollout={"engine": f"{path}:IN_SERVERS", "workers": 2}), tmp_path / "out")
+    (sampler,) = (process for process in plan.processes if process.name == "sampler")
+    assert sampler.host["parrot"] == 5e9
 
 
 # ---- what the factory makes

@@ -178,15 +178,16 @@ def vllm_recipe(**settings: Any) -> RolloutRecipe:
 
 
 def test_what_cannot_work_is_refused_by_its_leaf(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="`workers` is 0"):
-        RolloutRecipe(engine="vllm")
     for name in ("model", "tensor_parallel_size", "speculative_config"):
         with pytest.raises(ValidationError, match=rf"extra\.{name}"):
             VLLMRecipe(extra={name: 2})
     (missing,) = lacking(vllm_recipe(python=str(tmp_path / "python")))
     assert "`rollout.vllm.python`" in missing
     assert "make install-vllm" in missing
-    assert not list(lacking(vllm_recipe(python=stand_in(tmp_path))))
+    there = vllm_recipe(python=stand_in(tmp_path))
+    assert not list(lacking(there))
+    (none,) = check_engine(there.model_copy(update={"workers": 0}), bind(TopKReverseKL()), EvaluateRecipe())
+    assert "`rollout.workers` is 0" in none
     dense, mixture = (AutoConfig.from_pretrained(make_model(tmp_path, family)) for family in ("qwen3", "mimo_v2_flash"))
     lora = LoRA(rank=2)
     for transport, config, own, device in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def rollouts() -> list[list[Rollout]]:
     return [batch[:5], batch[5:6], batch[6:]]
 
 
-def pool_of(model: str, learner: Any, payload: PayloadName) -> TeacherPool:
-    spec = TeacherSpec(Checkpoint(model, "cpu", "float32"), CONDITIONS, 0.0, 1)
+def pool_of(model: str, learner: Any, payload: PayloadName, conditions: Conditions = CONDITIONS) -> TeacherPool:
+    spec = TeacherSpec(Checkpoint(model, "cpu", "float32"), conditions, 0.0, 1)
     return TeacherPool(
         {"anchor": spec},
         routes={domain: {"anchor": 1.0} for domain in DOMAINS},
@@ -50,17 +51,18 @@ def pool_of(model: str, learner: Any, payload: PayloadName) -> TeacherPool:
     )
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize(("zero_stage", "packing"), [(2, False), (3, False), (3, True)])
 def test_ranks_score_as_the_checkpoint_while_the_adapter_moves(
-    tmp_path: Path, two: ProcessRanks, zero_stage: int
+    tmp_path: Path, two: ProcessRanks, zero_stage: int, packing: bool
 ) -> None:
     model = make_model(tmp_path, "qwen3")
     spec = make_spec(
-        model, tmp_path / "run", lora=LoRA(rank=2), optimizer=SGD, engine=engine_of(2, zero_stage=zero_stage),
+        model, tmp_path / "run", lora=LoRA(rank=2), optimizer=SGD,
+        engine=engine_of(2, zero_stage=zero_stage, packing=packing),
         loss=FullReverseKL(estimator="full_reverse_kl"),
     )  # fmt: skip
     learner = student(two.start(spec), spec)
-    pool = pool_of(model, learner, "full")
+    pool = pool_of(model, learner, "full", replace(CONDITIONS, packing=packing))
     assert pool.wait_until_ready() == {"anchor": 64}
     expected = TeacherModel(model, device="cpu", dtype="float32", temperature=1.0, microbatch_tokens=96)
     began = dict(learner.weights().adapter_state())

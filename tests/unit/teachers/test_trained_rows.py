@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """Three of them scale or cap their logits behind the head."""
 
 
-def teacher(folder: Path, family: str) -> TeacherModel:
+def teacher(folder: Path, family: str, **changes: Any) -> TeacherModel:
     path = folder / family
     if not path.exists():
         torch.manual_seed(0)
@@ -49,7 +50,8 @@ def teacher(folder: Path, family: str) -> TeacherModel:
                 parameter.add_(0.2 * torch.randn_like(parameter))
         model.save_pretrained(path)
     support = Support(3, forced=(1,), whose="union")
-    return TeacherModel(path, device="cpu", dtype="float32", temperature=0.8, microbatch_tokens=4096, support=support)
+    settings = {"temperature": 0.8, "microbatch_tokens": 4096, "support": support, **changes}
+    return TeacherModel(path, device="cpu", dtype="float32", **settings)
 
 
 def work(run: Any) -> tuple[Any, int]:
@@ -82,6 +84,30 @@ def test_the_rows_are_those_of_the_whole(models: Path, family: str, payload: str
         for name, array in row.arrays().items():
             assert array.shape == (int(mask_T.sum()), *getattr(one, name).shape[1:])
             np.testing.assert_allclose(array, getattr(one, name)[mask_T], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "payload"),
+    [
+        *(("llama", name) for name in PAYLOADS if asked_payload(name) == name),
+        *((family, "topk") for family in FAMILIES if family != "llama"),
+    ],
+)
+def test_packed_rollouts_are_scored_as_padded_ones_with_less_work(models: Path, family: str, payload: str) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [(9, 2), (1, 5), (14, 19), (4, 9)]
+    rollouts = [make_rollout(rng, i, "math", prompt=p, completion=n) for i, (p, n) in enumerate(sizes)]
+    ids, masks = [r.token_ids for r in rollouts], [r.loss_mask for r in rollouts]
+    given = [np.stack([rng.permutation(60)[:4] for _ in row]).astype(np.int32) for row in ids]
+    ways = [teacher(models, family, packing=packing) for packing in (False, True)]
+    for asked in (None, masks):
+        (padded, more), (packed, flops) = (work(partial(t.score, ids, payload, None, given, asked)) for t in ways)
+        assert flops < 0.8 * more
+        for one, other in zip(padded, packed, strict=True):
+            assert one.arrays().keys() == other.arrays().keys()
+            first = 1 if asked is None else 0  # a first token's row says nothing
+            for name, array in other.arrays().items():
+                np.testing.assert_allclose(array[first:], one.arrays()[name][first:], atol=1e-5)
 
 
 def test_a_scorer_that_knows_no_masks_ships_no_more() -> None:

@@ -67,6 +67,20 @@ def test_padding_is_small_because_lengths_are_sorted():
     assert padded == 8 * 32 + 8 * 2
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("budget", [1, 33, 10_000])
+def test_a_packed_plan_has_as_many_tokens_a_microbatch_and_no_more_of_them(ranks, budget):
+    batch = mixed_batch(31)
+    settings = {"shares": SHARES, "updates": 1, "ranks": ranks, "microbatch_tokens": budget}
+    (plan,), (padded,) = (plan_updates(batch, **settings, packing=packing) for packing in (True, False))
+    assert sorted(i for rank in plan.microbatches for members in rank for i in members) == list(range(31))
+    assert len({len(rank) for rank in plan.microbatches}) == 1
+    assert len(plan.microbatches[0]) <= len(padded.microbatches[0])
+    assert plan.token_weight == padded.token_weight
+    for members in (members for rank in plan.microbatches for members in rank):
+        assert len(members) <= 1 or sum(len(batch[i].rollout.token_ids) for i in members) <= budget
+
+
 def test_a_rollout_above_the_budget_is_alone():
     batch = [scored(0, "math", answer=50), scored(1, "math", answer=5), scored(2, "math", answer=5)]
     (plan,) = plan_updates(batch, shares={"math": 1.0}, updates=1, ranks=1, microbatch_tokens=16)

@@ -82,6 +82,17 @@ def test_two_ranks_move_the_heads_as_one_does(
             assert second[0][name] == pytest.approx(first[0][name], abs=1e-4), name
 
 
+def test_heads_learn_the_same_from_packed_rollouts(tmp_path: Path, one_rank: ProcessRanks) -> None:
+    model = make_model(tmp_path)
+    ends = []
+    for packing in (False, True):
+        spec = make_spec(model, tmp_path / str(packing), engine=engine_of(1, packing=packing), mtp=HEADS)
+        ends.append(train(one_rank, spec, steps=1))
+    (padded, expected), (packed, metrics) = ends
+    assert furthest(split(padded)[1], split(packed)[1]) < 2e-3  # of steps of 1e-2: AdamW's first are its sign
+    assert metrics[0] == pytest.approx(expected[0], rel=1e-4, abs=1e-5)
+
+
 def test_a_resumed_student_has_bitwise_the_same_heads(tmp_path: Path, two_ranks: ProcessRanks) -> None:
     spec = make_spec(make_model(tmp_path), tmp_path / "run", engine=engine_of(2), mtp=HEADS)
     learner = student(two_ranks.start(spec), spec)

@@ -107,6 +107,8 @@ def test_other_families(models: Path, tmp_path: Path, one: ProcessRanks, two: Pr
         {"zero_stage": 3, "expert_parallel": 2},
         {"gradient_checkpointing": True, "expert_parallel": 2},
         {"microbatch_tokens": 24},
+        {"packing": True, "microbatch_tokens": 40},
+        {"packing": True, "zero_stage": 3, "expert_parallel": 2, "gradient_checkpointing": True},
     ],
     ids=str,
 )

@@ -77,6 +77,7 @@ def updated(ranks: ProcessRanks, spec: Any, batch: Any, steps: int = 2) -> tuple
     ("family", "tied", "ranks", "changes"),
     [
         ("mimo_v2_flash", False, "one", {}),
+        ("mimo_v2_flash", False, "one", {"packing": True}),
         ("mimo_v2_flash", False, "two", {"gradient_checkpointing": True}),
         ("mimo_v2_flash", False, "two", {"zero_stage": 3, "microbatch_tokens": 40}),
         ("mimo_v2_flash", False, "two", {"expert_parallel": 2}),

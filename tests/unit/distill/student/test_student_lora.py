@@ -92,7 +92,9 @@ def test_an_adapter_is_trained_as_by_plain_torch(models: Path, tmp_path: Path, o
 
 
 @pytest.mark.parametrize(
-    "changes", [{"zero_stage": 0}, {}, {"zero_stage": 3}, {"gradient_checkpointing": True}], ids=str
+    "changes",
+    [{"zero_stage": 0}, {}, {"zero_stage": 3}, {"gradient_checkpointing": True}, {"packing": True}],
+    ids=str,
 )
 def test_every_way_to_spread_trains_an_adapter_alike(
     models: Path, tmp_path: Path, one: ProcessRanks, two: ProcessRanks, changes: dict[str, Any]

@@ -94,7 +94,7 @@ def test_masked_scores_may_be_nan(models: Path, tmp_path: Path, one: ProcessRank
     assert student(one.start(spec), spec).update(batch, step=0) == clean[0]
 
 
-@pytest.mark.parametrize("settings", [{}, {"expert_parallel": 2}, {"zero_stage": 3}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"expert_parallel": 2}, {"zero_stage": 3}, {"packing": True}], ids=str)
 def test_resume_is_bitwise(
     models: Path, tmp_path: Path, two: ProcessRanks, fresh: ProcessRanks, settings: dict[str, Any]
 ) -> None:
