@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from mopd.rollouts.environments.base import Drawn, Step, ToolEpisode, Turn
+from mopd.rollouts.environments.runner import Together
 from mopd.rollouts.environments.tools import tool
 from mopd.rollouts.sandbox.run import evaluate_expressions
 from mopd.rollouts.tasks.base import content_hash
@@ -34,9 +35,8 @@ def wanted_values(operation: str, number: int, end: str, x: list[int]) -> list[i
     return sorted(moved) if end == "sort" else moved[::-1] if end == "reverse" else moved  # not per token
 
 
-def values(expression: str, lists: list[list[int]]) -> list[object] | None:
-    """What an expression gives on every list, in the sandbox; None where it is refused, fails or takes too long."""
-    return evaluate_expressions([(expression, lists)])[0]
+VALUES = Together(evaluate_expressions)
+"""What an expression gives on every list, in the sandbox; None where it is refused, fails or takes too long."""
 
 
 @dataclass(slots=True)
@@ -71,15 +71,15 @@ class Debug(Drawn):
         number = next(n for n in range(10) if program(match[1], n, match[2]) == answer)
         wanted = wanted_values(match[1], number, match[2], visible)
 
-        def run(text: str) -> str:
+        async def run(text: str) -> str:
             """Run a program on the visible list: ok, or the first value that is wrong beside the one that is wanted."""
-            got = values(text, [visible])
+            got = await VALUES((text, [visible]))
             if got is None:
                 raise ValueError("the program cannot be run")
             return f"{compared(got[0], wanted)};"
 
-        def judge(text: str) -> float:
-            got = values(text, hidden)
+        async def judge(text: str) -> float:
+            got = await VALUES((text, hidden))
             return float(repr(got) == repr([wanted_values(match[1], number, match[2], x) for x in hidden]))
 
         first = program(match[1], GUESS, match[2])
