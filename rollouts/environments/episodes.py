@@ -503,7 +503,6 @@ class GoldWriter:
             index=number,
         )
 
-
     def _message(self, prompt: Prompt, task: EnvironmentTask, turn: int) -> str:
         turn %= task.limits.turns  # an episode that took another's place has numbers after those of that one
         script = self._scripts.pop(prompt.id, None) or task.script(prompt)
