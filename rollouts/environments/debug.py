@@ -1,7 +1,7 @@
 """Programs that have to be mended: ``debug plus ?, sort= 3 -1 4 -> 0 5 6``, where a number of the program is hidden.
 
-The model runs a program on a visible list and reads ``ok``, or the first value that it got beside the one that is
-wanted; it corrects the number and runs it again, and what it answers at last is judged on lists that it never sees.
+The model runs a program on a visible list and reads ``ok``, or the first value that is wrong and by how much; it
+corrects the number and runs it again, and what it answers at last is judged on lists that it never sees.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Debug(Drawn):
         wanted = wanted_values(match[1], number, match[2], visible)
 
         async def run(text: str) -> str:
-            """Run a program on the visible list: ok, or the first value that is wrong beside the one that is wanted."""
+            """Run a program on the visible list: ok, or the first value that is wrong, and by how much."""
             got = await VALUES((text, [visible]))
             if got is None:
                 raise ValueError("the program cannot be run")
@@ -89,14 +89,16 @@ class Debug(Drawn):
 
 
 def compared(got: object, wanted: object) -> str:
-    """``ok``, or what is wrong: the first value that differs beside the one that is wanted.
+    """``ok``, or the first value that is wrong, and by how much.
 
     Example:
-        ``compared([8, 4], [6, 2])`` is ``"got 8 want 6"``.
+        ``compared([8, 4], [6, 2])`` is ``"got 8, 2 too high"``.
     """
     if repr(got) == repr(wanted):
         return "ok"
     if not isinstance(got, list) or not isinstance(wanted, list) or len(got) != len(wanted):
         return "not the wanted length"
     first, right = next((g, w) for g, w in zip(got, wanted, strict=True) if repr(g) != repr(w))
-    return f"got {first!s:.20} want {right}"
+    if type(first) is not int:
+        return f"got {first!s:.20}, no whole number"
+    return f"got {first!s:.20}, {abs(first - right)!s:.20} too {'high' if first > right else 'low'}"
