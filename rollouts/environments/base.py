@@ -66,7 +66,11 @@ class Episode(Protocol):
 
 
 class Environment(Protocol):
-    """Opens episodes."""
+    """Opens episodes.
+
+    One whose ``immediate`` is true opens them by a little arithmetic, which neither waits nor fails: it is asked
+    without the guards of :mod:`rollouts.environments.runner`, whose threads would take longer than it.
+    """
 
     def reset(self, *, seed: int, split: str, index: int, easy: bool = False) -> Episode:
         """The ``index``-th episode of a split, at its start: a pure function of its arguments.

@@ -53,6 +53,7 @@ class Debug(Drawn):
     """A program of one operation with a hidden number, and how its values are put at the end."""
 
     name = "debug"
+    immediate = True
 
     def draw(self, rng: random.Random, easy: bool) -> tuple[str, str, str]:
         """Easy: the hidden number is what a model guesses first; hard: it is any from 1 to 9."""
