@@ -202,7 +202,9 @@ def _notes(task: str, scored: MeasuredTask) -> Iterator[str]:
     if scored.episodes is not None:
         episodes = scored.episodes
         solved, between = _words(episodes.solved)
-        yield f"{task}: {solved}% solved ({between})"
+        after = episodes.solved_after_failure
+        mended = "" if after is None else f"; {_words(after)[0]}% of {after.n} after a failure"
+        yield f"{task}: {solved}% solved ({between}){mended}"
         counts = {"turns": episodes.turns, "tool calls": episodes.tool_calls, "tool errors": episodes.tool_errors}
         yield ", ".join(f"{_count_words(count)} {name}" for name, count in counts.items())
         ended = ", ".join(f"{count} by {ENDINGS[how]}" for how, count in episodes.ended.items())
