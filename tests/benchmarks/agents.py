@@ -118,6 +118,12 @@ def solved(model: Path, domain: str, source: EnvironmentSource, *, how: str, pro
     return [rollout.episode.reward for rollout in rollouts if rollout.episode is not None]
 
 
+def folder_of(run: Path, model: str) -> Path:
+    """The checkpoint that a recipe calls ``stage:NAME``, or names by its path."""
+    stage = model.removeprefix("stage:")
+    return Path(model) if stage == model else run / "stages" / stage / "student"
+
+
 def measure(run: Path, *, prompts: int) -> dict[str, Any]:
     """Domain -> how -> model -> part solved, with its 95% interval."""
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
@@ -126,10 +132,9 @@ def measure(run: Path, *, prompts: int) -> dict[str, Any]:
     for name, domain in domains.items():
         if not isinstance(domain.task, EnvironmentSource) or domain.teacher is None:
             continue
-        stage = recipe["teachers"][domain.teacher]["model"].removeprefix("stage:")
         models = {
-            "base": run / "stages" / recipe["student"]["model"].removeprefix("stage:") / "student",
-            "teacher": run / "stages" / stage / "student",
+            "base": folder_of(run, recipe["student"]["model"]),
+            "teacher": folder_of(run, recipe["teachers"][domain.teacher]["model"]),
             "student": run / "student",
         }
         for how in ("as it is", "swapped", "without"):
