@@ -1,7 +1,8 @@
 """Runs what environments do, and guards against it: what raises, hangs, floods or answers nonsense fails one episode.
 
 Steps of all episodes run side by side on an event loop of a thread. One that does not end in time is given up; where it
-holds the loop itself, the loop is left behind, and all that were on it are opened again, one after the other.
+holds the loop itself, the loop is left behind, and all that were on it are opened again, one after the other. What is
+dear to ask for one episode alone, as a process is, is asked for many :class:`Together`.
 """
 
 from __future__ import annotations
