@@ -34,6 +34,7 @@ from mopd.distill.payloads import Sampled as Sampled
 from mopd.distill.payloads import TeacherScore as TeacherScore
 from mopd.distill.payloads import TopK as TopK
 from mopd.distill.payloads import UInt16 as UInt16
+from mopd.distill.verdicts import EpisodeRecord as EpisodeRecord
 
 Bool: TypeAlias = npt.NDArray[np.bool_]
 Finish: TypeAlias = Literal["eos", "length", "stop"]
@@ -102,32 +103,6 @@ class DraftCounts:
     tokens: int
     offered: tuple[int, ...]
     accepted: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class EpisodeRecord:
-    """What became of a conversation with an environment.
-
-    Attributes:
-        reward: the environment's verdict, 0..1; 0 where a limit ended it.
-        ended: ``done``, by the environment; ``turns``, ``tokens``, by a limit; ``failed``, where the environment did.
-        turns: messages that the model wrote.
-        tool_calls: in them.
-        tool_errors: calls that failed, or could not be read.
-        failed_first: whether the environment told the model before the end that what it did had failed.
-        failures: why earlier attempts at it failed, each in a word.
-
-    Example:
-        ``EpisodeRecord(1.0, "done", turns=3, tool_calls=2, tool_errors=0, failed_first=True)``: solved after a failure.
-    """
-
-    reward: float
-    ended: Literal["done", "turns", "tokens", "failed"]
-    turns: int
-    tool_calls: int = 0
-    tool_errors: int = 0
-    failed_first: bool = False
-    failures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,12 @@
-"""Scores of answers that no verifier looked at: 0, with the reason, so that they can be counted."""
+"""Verdicts that say more than a score: on answers that no verifier looked at, and on conversations with environments.
+
+The former are 0, with the reason, so that they can be counted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 Unjudged: TypeAlias = Literal["no_answer", "refused"]
@@ -39,3 +43,33 @@ def unjudged_counts(scores: Sequence[float], domain: str) -> dict[str, float]:
     """``no_answer/DOMAIN`` and ``refused/DOMAIN``: answers, each where there is any."""
     counts = {kind: len(unjudged(scores, kind)) for kind in ("no_answer", "refused")}
     return {f"{kind}/{domain}": float(count) for kind, count in counts.items() if count}
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRecord:
+    """What became of a conversation with an environment.
+
+    Attributes:
+        reward: the environment's verdict, 0..1; 0 where a limit ended it.
+        ended: ``done``, by the environment; ``turns``, ``tokens``, by a limit; ``failed``, where the environment did.
+        turns: messages that the model wrote.
+        tool_calls: in them.
+        tool_errors: calls that failed, or could not be read.
+        failed_first: whether the environment told the model before the end that what it did had failed.
+        failures: why earlier attempts at it failed, each in a word.
+
+    Example:
+        ``EpisodeRecord(1.0, "done", turns=3, tool_calls=2, tool_errors=0, failed_first=True)``: solved after a failure.
+    """
+
+    reward: float
+    ended: Literal["done", "turns", "tokens", "failed"]
+    turns: int
+    tool_calls: int = 0
+    tool_errors: int = 0
+    failed_first: bool = False
+    failures: tuple[str, ...] = ()
+
+
+PER_MINUTE = ("turns_per_minute", "tool_calls_per_minute", "solved_per_minute")
+"""What evaluations with episodes measure of their pace; see :func:`distill.metrics.episodes.pace`."""

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
 
 from scipy.stats import t as student_t
 
-from mopd.distill.metrics.evaluate import Interval, interval
-from mopd.distill.types import EpisodeRecord, Metrics, Rollout
+from mopd.distill.metrics.evaluate import Evaluation, Interval, interval
+from mopd.distill.verdicts import PER_MINUTE, EpisodeRecord
+
+if TYPE_CHECKING:  # whoever only reads answers doesn't wait for torch
+    from mopd.distill.types import Metrics, Rollout
+
+ENDINGS = {
+    "done": "the environment", "turns": "the limit of turns", "tokens": "the limit of tokens",
+    "failed": "a failure of the environment",
+}  # fmt: skip
+"""What ended an episode, in words."""
 
 
 def episode_metrics(rollouts: Iterable[Rollout]) -> Metrics:
@@ -28,6 +38,20 @@ def episode_metrics(rollouts: Iterable[Rollout]) -> Metrics:
             known = episodes.setdefault(rollout.domain, [])
             if "/turn-" not in rollout.prompt.id:  # not one that a cut ended before
                 known.append(rollout.episode)
+    rewards = {f"episode_reward/{d}": fmean(r.reward for r in records) for d, records in episodes.items() if records}
+    return _means(episodes) | rewards
+
+
+def evaluation_metrics(rows: Iterable[Evaluation]) -> Metrics:
+    """The same of one evaluation, whose rewards are its scores: ``turns/D``, ``tool_calls/D`` and so on."""
+    episodes: dict[str, list[EpisodeRecord]] = {}
+    for row in rows:
+        if row.episode is not None:
+            episodes.setdefault(row.domain, []).append(row.episode)
+    return _means(episodes)
+
+
+def _means(episodes: Mapping[str, Sequence[EpisodeRecord]]) -> Metrics:
     metrics: Metrics = {}
     for domain, records in episodes.items():
         if not records:
@@ -35,13 +59,36 @@ def episode_metrics(rollouts: Iterable[Rollout]) -> Metrics:
         metrics[f"turns/{domain}"] = fmean(record.turns for record in records)
         metrics[f"tool_calls/{domain}"] = fmean(record.tool_calls for record in records)
         metrics[f"tool_errors/{domain}"] = fmean(record.tool_errors for record in records)
-        metrics[f"episode_reward/{domain}"] = fmean(record.reward for record in records)
         if failed := [record for record in records if record.failed_first]:
             metrics[f"solved_after_failure/{domain}"] = fmean(float(record.reward == 1.0) for record in failed)
         for reason in sorted({reason for record in records for reason in record.failures}):
             count = sum(record.failures.count(reason) for record in records)
             metrics[f"episode_failures/{domain}/{reason}"] = float(count)
     return metrics
+
+
+def pace(rows: Sequence[Evaluation], seconds: float) -> dict[str, float]:
+    """``turns_per_minute``, ``tool_calls_per_minute`` and ``solved_per_minute`` of an evaluation, over all domains.
+
+    An answer to a prompt is one turn, and solved where its score is 1. Empty where no domain is an environment.
+
+    Args:
+        seconds: that all answers took, side by side.
+    """
+    if seconds <= 0 or all(row.episode is None for row in rows):
+        return {}
+    counts = {
+        "turns": sum(1 if row.episode is None else row.episode.turns for row in rows),
+        "tool_calls": sum(0 if row.episode is None else row.episode.tool_calls for row in rows),
+        "solved": sum(row.correct == 1.0 for row in rows),
+    }
+    return {f"{name}_per_minute": round(60 * count / seconds, 1) for name, count in counts.items()}
+
+
+def paces(exams: Iterable[Mapping[str, Any]], split: str) -> dict[str, dict[str, float]]:
+    """Model -> its :func:`pace` at its last evaluation on a split, of rows of exams.jsonl; absent where none was."""
+    last = {row["model"]: row for row in exams if row.get("split") == split and PER_MINUTE[0] in row}
+    return {model: {name: row[name] for name in PER_MINUTE} for model, row in last.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +109,8 @@ class MeasuredEpisodes:
         solved: part of the episodes whose reward is 1.
         turns: messages that it wrote in an episode.
         tool_calls, tool_errors: in an episode.
+        solved_after_failure: part of the episodes in which the environment first told of a failure that were solved;
+            None where there are none.
         ended: how many episodes ended how; see :class:`distill.types.EpisodeRecord`.
         failures: how many attempts failed of the environment's own fault, by reason.
     """
@@ -70,6 +119,7 @@ class MeasuredEpisodes:
     turns: MeanCount
     tool_calls: MeanCount
     tool_errors: MeanCount
+    solved_after_failure: Interval | None
     ended: dict[str, int]
     failures: dict[str, int]
 
@@ -83,13 +133,28 @@ def measured_episodes(records: Sequence[EpisodeRecord]) -> MeasuredEpisodes:
     Example:
         Episodes of two and of four turns, the first solved, have a mean of 3 turns and .5 solved.
     """
+    failed = [record for record in records if record.failed_first]
     return MeasuredEpisodes(
         solved=interval([float(record.reward == 1.0) for record in records]),
         turns=mean_count([record.turns for record in records]),
         tool_calls=mean_count([record.tool_calls for record in records]),
         tool_errors=mean_count([record.tool_errors for record in records]),
+        solved_after_failure=interval([float(record.reward == 1.0) for record in failed]) if failed else None,
         ended=dict(sorted(Counter(record.ended for record in records).items())),
         failures=dict(sorted(Counter(reason for record in records for reason in record.failures).items())),
+    )
+
+
+def read_episodes(record: Mapping[str, Any]) -> MeasuredEpisodes:
+    """What ``asdict`` made of :class:`MeasuredEpisodes`."""
+    after = record["solved_after_failure"]
+    counts = {name: MeanCount(**record[name]) for name in ("turns", "tool_calls", "tool_errors")}
+    return MeasuredEpisodes(
+        solved=Interval(**record["solved"]),
+        solved_after_failure=None if after is None else Interval(**after),
+        ended=record["ended"],
+        failures=record["failures"],
+        **counts,
     )
 
 

@@ -10,15 +10,15 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mopd.distill.errors import RunError
-from mopd.distill.verdicts import UnjudgedScore
+from mopd.distill.verdicts import EpisodeRecord, UnjudgedScore
 
 if TYPE_CHECKING:  # whoever only reads answers doesn't wait for torch
-    from mopd.distill.types import EpisodeRecord, Metrics, Prompt, Rollout, Sampler
+    from mopd.distill.types import Metrics, Prompt, Rollout, Sampler
 
 Split: TypeAlias = Literal["validation", "test"]
 Verify: TypeAlias = "Callable[[Sequence[Prompt], Sequence[str]], list[float]]"
@@ -45,7 +45,7 @@ class Interval:
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """One model's answer to one question. The first six fields are a row of evaluations.jsonl, and the score of
-    sampled answers, and why no verifier looked at the answer, where there are any.
+    sampled answers, why no verifier looked at the answer, and what became of the episode, where there are any.
 
     Attributes:
         model: ``base``, ``teachers/NAME`` or ``student``.
@@ -77,12 +77,18 @@ class Evaluation:
     reason: str = ""
     episode: EpisodeRecord | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.episode, Mapping):  # as a row of evaluations.jsonl has it
+            failures = tuple(self.episode["failures"])
+            object.__setattr__(self, "episode", EpisodeRecord(**{**self.episode, "failures": failures}))
+
     def record(self) -> dict[str, Any]:
         """The row of evaluations.jsonl; ``Evaluation(**record)`` reads it back."""
         keys = ("model", "step", "split", "domain", "prompt_id", "correct")
         why = ("unjudged", "reason") if self.unjudged else ()
         sampled = ("sampled",) if self.sampled is not None else ()
-        return {key: getattr(self, key) for key in (*keys, *sampled, *why)}
+        episode = {} if self.episode is None else {"episode": asdict(self.episode)}
+        return {key: getattr(self, key) for key in (*keys, *sampled, *why)} | episode
 
 
 def repetition(text: str) -> float:

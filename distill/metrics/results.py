@@ -27,6 +27,7 @@ from mopd.distill.metrics.against_teachers import (
     plain,
     recoveries,
 )
+from mopd.distill.metrics.episodes import MeasuredEpisodes, measured_episodes
 from mopd.distill.metrics.evaluate import Evaluation, Interval, Split, interval
 from mopd.distill.metrics.extremes import Extreme, most_forgotten
 from mopd.distill.metrics.power import Verdict, headroom_verdict, verdict
@@ -252,6 +253,16 @@ def unjudged_answers(rows: Sequence[Evaluation], split: Split) -> dict[str, dict
     return models
 
 
+def episodes_of_models(rows: Sequence[Evaluation], split: Split) -> dict[str, dict[str, MeasuredEpisodes]]:
+    """Model -> domain -> how its greedy episodes went at its last step on ``split``; empty without environments."""
+    models: dict[str, dict[str, MeasuredEpisodes]] = {}
+    for model, answers in _last_rows(rows, split).items():
+        for domain in dict.fromkeys(row.domain for row in answers if row.episode is not None):
+            records = [row.episode for row in answers if row.domain == domain and row.episode is not None]
+            models.setdefault(model, {})[domain] = measured_episodes(records)
+    return models
+
+
 def _last_rows(rows: Sequence[Evaluation], split: Split) -> dict[str, list[Evaluation]]:
     """Each model's rows of its last step; of a question that was asked twice, the later one."""
     last = last_steps(group(rows), split)
@@ -347,6 +358,10 @@ def build_seesaw(
         "unjudged": {
             model: {d: asdict(answers) for d, answers in by_domain.items()}
             for model, by_domain in unjudged_answers(rows, split).items()
+        },
+        "episodes": {
+            model: {d: asdict(measured) for d, measured in by_domain.items()}
+            for model, by_domain in episodes_of_models(rows, split).items()
         },
         "curve": [asdict(point) for point in curve(grouped, domains)],
         "metrics": (metrics(table) if table else dict.fromkeys(METRICS))

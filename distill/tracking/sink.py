@@ -74,7 +74,8 @@ class Sink(Protocol):
         ...
 
     def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, bars: bool) -> None:
-        """Show a table: ``"rollouts"`` of a step; at the end ``"scores"``, ``"changes"`` and ``"recovery_by_domain"``.
+        """Show a table: ``"rollouts"`` of a step; at the end ``"scores"``, ``"changes"`` and ``"recovery_by_domain"``,
+        of environments ``"episodes"`` and ``"episodes_per_minute"`` besides.
 
         Args:
             bars: whether it has two columns, a name and a number, and is best shown as a bar chart.

@@ -16,6 +16,7 @@ from mopd.distill.tracking.answers import answers_path, forget_answers, write_an
 from mopd.distill.tracking.jsonl import append_jsonl, as_json, read_jsonl, truncate_jsonl
 from mopd.distill.tracking.sink import CHANGES
 from mopd.distill.tracking.sinks import SinkThread, close_sinks
+from mopd.distill.verdicts import PER_MINUTE
 
 __all__ = ["Tracker", "read_jsonl", "truncate_jsonl"]
 
@@ -150,9 +151,12 @@ class Tracker:
         recovery = [[name, value] for name, value in seesaw["metrics"]["recovery"].items() if value is not None]
         numbers = _flat("seesaw", seesaw["metrics"]) | _flat("seesaw", seesaw["metrics_ci"])
         changes, last = _changes(seesaw), max(self._last_steps.values(), default=0)
+        episodes = _episodes(seesaw, read_jsonl(self._rows("exams")))
         for sink in self._sinks:
             sink.table("scores", last, ["model", *domains], scores)
             sink.table("changes", last, CHANGES, changes)
+            for name, (columns, cells) in episodes.items():
+                sink.table(name, last, columns, cells)
             sink.table("recovery_by_domain", last, ["domain", "recovery_by_domain"], recovery, bars=True)
             sink.summary(numbers)
         for domain, ends in fallen(seesaw["metrics_ci"].get("points_at_once")).items():
@@ -229,6 +233,27 @@ def regression(domain: str, ends: Sequence[float], when: str) -> tuple[str, str]
     """
     low, high = (100 * end for end in ends)
     return f"{domain} fell below the base", f"{domain}, {when}: {low:.1f} to {high:.1f} points, beyond chance"
+
+
+def _episodes(
+    seesaw: Mapping[str, Any], exams: Iterable[Mapping[str, Any]]
+) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Tables of how episodes of environments went, each with its columns; none where there were none."""
+    after = "solved_after_failure"
+    counts = ("turns", "tool_calls", "tool_errors")
+    measured = [
+        [model, domain, of["solved"]["score"], *(of[name]["mean"] for name in counts), (of[after] or {}).get("score")]
+        for model, by_domain in seesaw.get("episodes", {}).items()
+        for domain, of in by_domain.items()
+    ]
+    if not measured:
+        return {}
+    last = {row["model"]: row for row in exams if row.get("split") == seesaw.get("split", "test")}
+    a_minute = [[model, *(row.get(name) for name in PER_MINUTE)] for model, row in last.items()]
+    return {
+        "episodes": (["model", "domain", "solved", *counts, after], measured),
+        "episodes_per_minute": (["model", *PER_MINUTE], a_minute),
+    }
 
 
 def _changes(seesaw: Mapping[str, Any]) -> list[list[Any]]:

@@ -29,7 +29,9 @@ of the domains' means; docs/statistics.md has the definitions. Keys are added, n
                               steps; selected, the step that was scored; base, the first run that began from the same
                               base; against, whose teacher each domain is measured by, and borrowed, the domains where
                               that is another run's; models (scores with intervals); sampled, the same of sampled
-                              answers; metrics, metrics_ci and cost, as those of rows
+                              answers; episodes, by model and domain as in seesaw.json, and paces, by model turns, calls
+                              and solved episodes a minute, both empty without environments; metrics, metrics_ci and
+                              cost, as those of rows
     levels                    base and teachers on validation questions, by domain: what curves are drawn against
     transfer                  the teachers themselves: name, own domains, n, scores, transfer
     differing                 leaf of the recipes -> its value in each row, where they aren't all the same
@@ -50,6 +52,7 @@ import numpy as np
 
 from mopd.distill.metrics.against_teachers import Measured, Table, measure, plain, recoveries
 from mopd.distill.metrics.differences import differences
+from mopd.distill.metrics.episodes import MeasuredEpisodes
 from mopd.distill.metrics.evaluate import Interval, Split
 from mopd.distill.metrics.extremes import Extreme, least
 from mopd.distill.metrics.power import Verdict, verdict
@@ -230,6 +233,8 @@ class ComparedRun:
         borrowed: the domains where that is another run's.
         models: scores with intervals of base, teachers and student, by domain.
         sampled: the same of sampled answers; empty where none were sampled.
+        episodes: how those of environments went, by model and domain; empty where there were none.
+        paces: by model, turns, calls of tools and solved episodes a minute; empty where there were none.
     """
 
     name: str
@@ -247,6 +252,8 @@ class ComparedRun:
     borrowed: Sequence[str]
     models: Mapping[str, Mapping[str, Interval]]
     sampled: Mapping[str, Mapping[str, Interval]]
+    episodes: Mapping[str, Mapping[str, MeasuredEpisodes]]
+    paces: Mapping[str, Mapping[str, float]]
     metrics: ComparedMetrics
     metrics_ci: ComparedIntervals
     cost: RunCost
@@ -505,6 +512,8 @@ def _run(
         borrowed=reference.borrowed,
         models=scored_models(run.answers, split, domains),
         sampled=run.sampled[split],
+        episodes=run.episodes[split],
+        paces=run.paces[split],
         metrics=_metrics(measured, timed),
         metrics_ci=_intervals(measured, forgotten([run.answers], domains)),
         cost=cost,

@@ -22,7 +22,7 @@ from mopd.distill.metrics.compute_to_parity import MEASURES
 from mopd.distill.recipe.messages import guess
 from mopd.distill.storage import write_atomic
 from mopd.recipes.compare.charts import TitledChart, heat_map, pareto_chart, recovery_charts, widest
-from mopd.recipes.compare.comparison import ComparedRow, Comparison, RowPoint, SeedSpread, rivals
+from mopd.recipes.compare.comparison import ComparedRow, ComparedRun, Comparison, RowPoint, SeedSpread, rivals
 from mopd.recipes.compare.wording import (
     flops_of,
     headline,
@@ -43,6 +43,7 @@ from mopd.recipes.report.charts import Line, ReferenceLine, line_chart
 from mopd.recipes.report.drawing import Picture, css_class, key, script
 from mopd.recipes.report.page import SEARCH, page_template, policy
 from mopd.recipes.report.records import Ends
+from mopd.recipes.report.scores import EpisodeRow, PaceRow, episode_rows, pace_rows
 from mopd.recipes.report.wording import Tile, between, percent, points, si
 
 TEMPLATE = Path(__file__).parent / "templates" / "compare.html.j2"
@@ -123,6 +124,7 @@ def render(comparison: Comparison, pair: Sequence[str]) -> str:
         pictures=pictures,
         scripts=[Markup(engine), Markup(_LIVE)],
         pair=pair,
+        episodes=[episodes for run in comparison.runs if (episodes := _episodes(run)) is not None],
         differing=_differing(comparison, rows),
         wrong=compared_answers(comparison, rows),
         domain_css=dict.fromkeys(comparison.domains, "plain"),
@@ -353,6 +355,23 @@ def _pareto(
         if set(teacher.own) & set(pair) and across is not None and up is not None:
             others[f"teacher {teacher.name}"] = across, up
     return pareto_chart(rows, series, others, pair)
+
+
+@dataclass(frozen=True, slots=True)
+class RunEpisodes:
+    """How the episodes of a run's models went, and what they did a minute."""
+
+    run: str
+    row: str
+    episodes: Sequence[EpisodeRow]
+    paces: Sequence[PaceRow]
+
+
+def _episodes(run: ComparedRun) -> RunEpisodes | None:
+    """None of a run without environments."""
+    if not run.episodes:
+        return None
+    return RunEpisodes(run.name, run.row, episode_rows(run.episodes), pace_rows(run.paces))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 import yaml
 
 from mopd.distill.errors import RunError, UserError
+from mopd.distill.metrics.episodes import MeasuredEpisodes, paces
 from mopd.distill.metrics.evaluate import Evaluation, Interval, Split
-from mopd.distill.metrics.results import Rows, group, last_steps, sampled_models
+from mopd.distill.metrics.results import Rows, episodes_of_models, group, last_steps, sampled_models
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.recipes.report.data import whole_evaluations
 from mopd.recipes.report.kept import SUFFIX, unpack
@@ -21,6 +22,8 @@ from mopd.recipes.resolve.run_folder import DATA, FIRST_SANDBOX, STUDY, noted_sa
 
 NEEDED = ("seed", "method", "student", "domains", "evaluate", "run")
 """Keys of a recipe without which nothing can be compared; a run's own recipe.yaml has every leaf written out."""
+
+SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class Run:
         fingerprints: of its tasks; None where only the questions themselves can tell.
         sandboxes: in which programs of a domain are run, where that is noted.
         sampled: model -> domain -> score of sampled answers, by split; empty where none were sampled.
+        episodes: model -> domain -> how episodes went, by split; empty without environments.
+        paces: model -> turns, calls and solved episodes a minute, by split; empty without environments.
         finished: its results are written.
         commit: of the code that began it, where it is known.
     """
@@ -42,6 +47,8 @@ class Run:
     recipe: RecordedRecipe
     answers: Rows
     sampled: Mapping[Split, Mapping[str, Mapping[str, Interval]]]
+    episodes: Mapping[Split, Mapping[str, Mapping[str, MeasuredEpisodes]]]
+    paces: Mapping[Split, Mapping[str, Mapping[str, float]]]
     fingerprints: Mapping[str, str | None]
     sandboxes: Mapping[str, str]
     finished: bool
@@ -144,7 +151,9 @@ def _read_run(folder: Path, name: str) -> Run:
         folder=folder,
         recipe=recipe,
         answers=answers,
-        sampled={split: sampled_models(rows, split, list(recipe.domains)) for split in ("validation", "test")},
+        sampled={split: sampled_models(rows, split, list(recipe.domains)) for split in SPLITS},
+        episodes={split: episodes_of_models(rows, split) for split in SPLITS},
+        paces={split: paces(read_jsonl(folder / "exams.jsonl"), split) for split in SPLITS},
         fingerprints=known or {domain: _fingerprint(recipe, domain) for domain in recipe.domains},
         sandboxes={d: kind for d, noted in read_json(folder / DATA).items() if (kind := noted_sandbox(noted))},
         finished=bool(result),
@@ -225,8 +234,7 @@ def _unlike_in(domain: str, first: Run, other: Run) -> list[str]:
             f"{other.name}: its problems are not the same (another version of the task, or of the data?)"
         ]
     problems: list[str] = []
-    splits: tuple[Split, ...] = ("validation", "test")
-    for split in splits:
+    for split in SPLITS:
         asked = [run.questions(split, domain) for run in (first, other)]
         if all(asked) and asked[0] != asked[1]:
             wanted = [run.recipe.prompts[split] for run in (first, other)]

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from rich.table import Table
 
-from mopd.distill.metrics.episodes import MeanCount, MeasuredEpisodes, measured_episodes
+from mopd.distill.metrics.episodes import ENDINGS, MeanCount, MeasuredEpisodes, measured_episodes
 from mopd.distill.metrics.evaluate import Evaluation, Interval, interval, scores
 from mopd.distill.metrics.results import UnjudgedAnswers, unjudged_answers
 from mopd.distill.recipe import DomainRecipe, EvaluateRecipe, RolloutRecipe
@@ -31,12 +31,6 @@ from mopd.rollouts.environments.task import EnvironmentTask
 from mopd.rollouts.sampler import make_samplers, sampler_settings
 from mopd.rollouts.tasks import Task
 from mopd.rollouts.tokenizer import completion_text
-
-ENDINGS = {
-    "done": "the environment", "turns": "the limit of turns", "tokens": "the limit of tokens",
-    "failed": "a failure of the environment",
-}  # fmt: skip
-"""What ended an episode, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +202,9 @@ def _notes(task: str, scored: MeasuredTask) -> Iterator[str]:
     if scored.episodes is not None:
         episodes = scored.episodes
         solved, between = _words(episodes.solved)
-        yield f"{task}: {solved}% solved ({between})"
+        after = episodes.solved_after_failure
+        mended = "" if after is None else f"; {_words(after)[0]}% of {after.n} after a failure"
+        yield f"{task}: {solved}% solved ({between}){mended}"
         counts = {"turns": episodes.turns, "tool calls": episodes.tool_calls, "tool errors": episodes.tool_errors}
         yield ", ".join(f"{_count_words(count)} {name}" for name, count in counts.items())
         ended = ", ".join(f"{count} by {ENDINGS[how]}" for how, count in episodes.ended.items())

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mopd.distill.metrics.against_teachers import measure
+from mopd.distill.metrics.episodes import evaluation_metrics, pace
 from mopd.distill.metrics.evaluate import Decode, Evaluation, Split, Verify, evaluate, health
 from mopd.distill.metrics.results import TeacherWeights, group, paired_table
 from mopd.distill.metrics.selection import Selected, select_step
@@ -234,9 +235,10 @@ class Evaluator:
         # First: an exam whose rows are there is not asked again.
         self._tracker.keep_answers(model, step, split, answer_rows(self.prompts[split], rows, drawn))
         self._tracker.append_rows("evaluations", [row.record() for row in rows])
-        self._tracker.append_rows("exams", [{"model": model, "step": step, "split": split, **spent}])
+        paced = pace([*rows, *drawn], seconds)
+        self._tracker.append_rows("exams", [{"model": model, "step": step, "split": split, **spent, **paced}])
         self._add(rows)
-        return health(rows)
+        return health(rows) | evaluation_metrics(rows) | paced
 
     def against_teachers(self) -> Metrics:
         """Recoveries of the student's last validation, where defined, by the names that seesaw.json has for them.

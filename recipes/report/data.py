@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mopd.distill.metrics.episodes import paces
 from mopd.distill.metrics.evaluate import Evaluation, Split
 from mopd.distill.metrics.results import STATISTICS, build_seesaw
 from mopd.distill.tracking.jsonl import read_jsonl
@@ -61,6 +62,8 @@ class RunData:
             if the student has been measured there, else on validation (its ``split`` says which).
         validation: the same on validation: base, teachers and the student's last evaluation.
         environment: None where it is not written down.
+        paces: by model, turns, calls of tools and solved episodes a minute on the questions of ``seesaw``; empty
+            without environments.
         preflight: one finding for each teacher and domain; empty where they were not asked.
         ledger: what the run spent, by role; stages under ``stage/NAME/``.
         finished: seesaw.json is there.
@@ -78,6 +81,7 @@ class RunData:
     ledger: Ledger
     seesaw: SeesawRecord
     validation: SeesawRecord
+    paces: Mapping[str, Mapping[str, float]]
     preflight: Sequence[TeacherFinding]
     finished: bool
     standing: RunStanding
@@ -212,6 +216,8 @@ def load_run(folder: str | Path) -> RunData:
     answers = [Evaluation(**row) for row in read_jsonl(folder / "evaluations.jsonl")]
     record = read_json(folder / "seesaw.json")
     tested = any(row.model == "student" and row.split == "test" for row in answers)
+    so_far: Split = "test" if tested else "validation"
+    seesaw = _final(record, answers, recipe) if record else _so_far(answers, recipe, so_far)
     return RunData(
         folder=folder,
         recipe=recipe,
@@ -222,10 +228,9 @@ def load_run(folder: str | Path) -> RunData:
         rollouts=[read_rollout(row) for row in read_jsonl(folder / "rollouts.jsonl")],
         stages=_stages(folder, recipe),
         ledger=run_ledger(folder),
-        seesaw=_final(record, answers, recipe)
-        if record
-        else _so_far(answers, recipe, "test" if tested else "validation"),
+        seesaw=seesaw,
         validation=_so_far(answers, recipe, "validation"),
+        paces=paces(read_jsonl(folder / "exams.jsonl"), seesaw.split),
         preflight=[
             TeacherFinding(row["teacher"], row["domain"], row["verdict"], row["reason"], row["remedy"])
             for row in read_json(folder / "preflight.json").get("findings", [])

@@ -21,7 +21,16 @@ from mopd.recipes.report.data import RunData, css_of, load_run
 from mopd.recipes.report.drawing import stylesheet
 from mopd.recipes.report.records import DomainScore, SeesawRecord
 from mopd.recipes.report.run import cost, environment, learning, samples, settings
-from mopd.recipes.report.scores import changes, curves, health, recovery_rows, sampled_rows, unjudged_rows
+from mopd.recipes.report.scores import (
+    changes,
+    curves,
+    episode_rows,
+    health,
+    pace_rows,
+    recovery_rows,
+    sampled_rows,
+    unjudged_rows,
+)
 from mopd.recipes.report.wording import RunVerdict, between, judge, percent
 from mopd.recipes.report.wrong import KINDS, shown, wrong_answers
 from mopd.recipes.tables import Fitted
@@ -75,6 +84,8 @@ def render(data: RunData) -> str:
         health=health(data),
         sampled=sampled_rows(data),
         unjudged=unjudged_rows(data),
+        episodes=episode_rows(data.seesaw.episodes),
+        paces=pace_rows(data.paces),
         samples=samples(data),
         cost=cost(data),
         settings=settings(data),

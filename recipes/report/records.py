@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from mopd.distill.errors import UserError
+from mopd.distill.metrics.episodes import MeasuredEpisodes, read_episodes
 from mopd.distill.metrics.evaluate import Split
 from mopd.distill.metrics.power import Verdict
 from mopd.distill.metrics.quotients import Ends
@@ -248,6 +249,7 @@ class SeesawRecord:
         verdict: whether the worst domain keeps enough; None where there is no recovery, or that is not written down.
         sampled: scores of sampled answers; empty where none were.
         unjudged: answers that no verifier looked at, by model and domain; empty where there were none.
+        episodes: how episodes of environments went, by model and domain; empty where there were none.
     """
 
     domains: Sequence[str]
@@ -263,6 +265,7 @@ class SeesawRecord:
     verdict: Verdict | None = None
     sampled: Models = field(default_factory=dict)
     unjudged: Mapping[str, Mapping[str, UnjudgedAnswers]] = field(default_factory=dict)
+    episodes: Mapping[str, Mapping[str, MeasuredEpisodes]] = field(default_factory=dict)
 
     def own_teacher(self, domain: str) -> DomainScore | None:
         """See :func:`own_teacher`."""
@@ -295,6 +298,10 @@ def read_seesaw(record: Mapping[str, Any]) -> SeesawRecord:
         unjudged={
             model: {domain: UnjudgedAnswers(**answers) for domain, answers in by_domain.items()}
             for model, by_domain in record.get("unjudged", {}).items()
+        },
+        episodes={
+            model: {domain: read_episodes(measured) for domain, measured in by_domain.items()}
+            for model, by_domain in record.get("episodes", {}).items()
         },
     )
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mopd.distill.metrics.evaluate import interval
+from mopd.distill.metrics.episodes import ENDINGS, MeanCount, MeasuredEpisodes
+from mopd.distill.metrics.evaluate import Interval, interval
 from mopd.distill.metrics.quotients import Ends
+from mopd.distill.verdicts import PER_MINUTE
 from mopd.recipes.report.charts import Bar, Line, ModelBars, ReferenceLine, bar_chart, line_chart
 from mopd.recipes.report.data import RunData, css_of, series_of
 from mopd.recipes.report.drawing import Picture
@@ -288,4 +290,68 @@ def unjudged_rows(data: RunData) -> list[UnjudgedRow]:
         UnjudgedRow(model.removeprefix("teachers/"), domain, css[domain], of.no_answer, of.refused, of.first_reason)
         for model, by_domain in data.seesaw.unjudged.items()
         for domain, of in by_domain.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRow:
+    """How a model's episodes of a domain went, as text: part solved, means an episode, each with its interval.
+
+    Attributes:
+        after_failure: part solved of the episodes in which the environment first told of a failure.
+        ended: how many were ended by what.
+    """
+
+    model: str
+    domain: str
+    solved: str
+    turns: str
+    tool_calls: str
+    tool_errors: str
+    after_failure: str
+    ended: str
+
+
+def episode_rows(models: Mapping[str, Mapping[str, MeasuredEpisodes]]) -> list[EpisodeRow]:
+    """A row for each model and domain."""
+    return [
+        EpisodeRow(
+            model=model.removeprefix("teachers/"),
+            domain=domain,
+            solved=_solved(of.solved),
+            turns=_counted(of.turns),
+            tool_calls=_counted(of.tool_calls),
+            tool_errors=_counted(of.tool_errors),
+            after_failure="–" if of.solved_after_failure is None else _solved(of.solved_after_failure),
+            ended=", ".join(f"{count} by {ENDINGS[how]}" for how, count in of.ended.items()),
+        )
+        for model, by_domain in models.items()
+        for domain, of in by_domain.items()
+    ]
+
+
+def _solved(part: Interval) -> str:
+    return f"{percent(part.score, 1)} ({between((part.low, part.high), 1)}) of {part.n}"
+
+
+def _counted(count: MeanCount) -> str:
+    ends = "" if count.low is None or count.high is None else f" ({count.low:.2f}–{count.high:.2f})"
+    return f"{count.mean:.2f}{ends}"
+
+
+@dataclass(frozen=True, slots=True)
+class PaceRow:
+    """What a model did in a minute of its evaluation, all questions side by side, as text."""
+
+    model: str
+    turns: str
+    tool_calls: str
+    solved: str
+
+
+def pace_rows(paces: Mapping[str, Mapping[str, float]]) -> list[PaceRow]:
+    """A row for each model."""
+    return [
+        PaceRow(model.removeprefix("teachers/"), *(f"{pace[name]:,.0f}" for name in PER_MINUTE))
+        for model, pace in paces.items()
     ]

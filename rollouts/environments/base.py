@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -66,7 +66,11 @@ class Episode(Protocol):
 
 
 class Environment(Protocol):
-    """Opens episodes."""
+    """Opens episodes.
+
+    One whose ``immediate`` is true opens them by a little arithmetic, which neither waits nor fails: it is asked
+    without the guards of :mod:`rollouts.environments.runner`, whose threads would take longer than it.
+    """
 
     def reset(self, *, seed: int, split: str, index: int, easy: bool = False) -> Episode:
         """The ``index``-th episode of a split, at its start: a pure function of its arguments.
@@ -84,14 +88,14 @@ class ToolEpisode:
     Attributes:
         messages: what it is given at the start.
         tools: what it may call.
-        judge: how right its last message is, 0..1.
+        judge: how right its last message is, 0..1; may be a coroutine function.
         answer: a right last message.
         script: the messages of a model that does it right; the last is ``answer``.
     """
 
     messages: Sequence[Turn]
     tools: Sequence[Tool]
-    judge: Callable[[str], float]
+    judge: Callable[[str], float | Awaitable[float]]
     answer: str = ""
     script: Sequence[str] = ()
 
@@ -99,7 +103,8 @@ class ToolEpisode:
         """Run the calls of a message; without one, judge it."""
         calls = message.get("tool_calls")
         if not calls:
-            return Step(done=True, reward=self.judge(message["content"]))
+            verdict = self.judge(message["content"])
+            return Step(done=True, reward=await verdict if isinstance(verdict, Awaitable) else verdict)
         results = [result async for result in run_calls(self.tools, calls)]
         return Step(tuple(result.message for result in results), failed=any(result.failed for result in results))
 

@@ -48,6 +48,7 @@ class Calculator(Drawn):
     """Chains of operations from left to right; the gold answer is the last message, the number alone."""
 
     name = "calculator"
+    immediate = True
 
     def draw(self, rng: random.Random, easy: bool) -> tuple[str, str, str]:
         """Two or three numbers of two digits; the first operation multiplies, which is beyond a small model."""

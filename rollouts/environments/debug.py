@@ -1,7 +1,7 @@
 """Programs that have to be mended: ``debug plus ?, sort= 3 -1 4 -> 0 5 6``, where a number of the program is hidden.
 
-The model runs a program on a visible list and reads ``ok``, or the first value that it got beside the one that is
-wanted; it corrects the number and runs it again, and what it answers at last is judged on lists that it never sees.
+The model runs a program on a visible list and reads ``ok``, or the first value that is wrong and by how much; it
+corrects the number and runs it again, and what it answers at last is judged on lists that it never sees.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from mopd.rollouts.environments.base import Drawn, Step, ToolEpisode, Turn
+from mopd.rollouts.environments.runner import Together
 from mopd.rollouts.environments.tools import tool
 from mopd.rollouts.sandbox.run import evaluate_expressions
 from mopd.rollouts.tasks.base import content_hash
@@ -34,9 +35,8 @@ def wanted_values(operation: str, number: int, end: str, x: list[int]) -> list[i
     return sorted(moved) if end == "sort" else moved[::-1] if end == "reverse" else moved  # not per token
 
 
-def values(expression: str, lists: list[list[int]]) -> list[object] | None:
-    """What an expression gives on every list, in the sandbox; None where it is refused, fails or takes too long."""
-    return evaluate_expressions([(expression, lists)])[0]
+VALUES = Together(evaluate_expressions)
+"""What an expression gives on every list, in the sandbox; None where it is refused, fails or takes too long."""
 
 
 @dataclass(slots=True)
@@ -53,6 +53,7 @@ class Debug(Drawn):
     """A program of one operation with a hidden number, and how its values are put at the end."""
 
     name = "debug"
+    immediate = True
 
     def draw(self, rng: random.Random, easy: bool) -> tuple[str, str, str]:
         """Easy: the hidden number is what a model guesses first; hard: it is any from 1 to 9."""
@@ -71,15 +72,15 @@ class Debug(Drawn):
         number = next(n for n in range(10) if program(match[1], n, match[2]) == answer)
         wanted = wanted_values(match[1], number, match[2], visible)
 
-        def run(text: str) -> str:
-            """Run a program on the visible list: ok, or the first value that is wrong beside the one that is wanted."""
-            got = values(text, [visible])
+        async def run(text: str) -> str:
+            """Run a program on the visible list: ok, or the first value that is wrong, and by how much."""
+            got = await VALUES((text, [visible]))
             if got is None:
                 raise ValueError("the program cannot be run")
             return f"{compared(got[0], wanted)};"
 
-        def judge(text: str) -> float:
-            got = values(text, hidden)
+        async def judge(text: str) -> float:
+            got = await VALUES((text, hidden))
             return float(repr(got) == repr([wanted_values(match[1], number, match[2], x) for x in hidden]))
 
         first = program(match[1], GUESS, match[2])
@@ -89,14 +90,16 @@ class Debug(Drawn):
 
 
 def compared(got: object, wanted: object) -> str:
-    """``ok``, or what is wrong: the first value that differs beside the one that is wanted.
+    """``ok``, or the first value that is wrong, and by how much.
 
     Example:
-        ``compared([8, 4], [6, 2])`` is ``"got 8 want 6"``.
+        ``compared([8, 4], [6, 2])`` is ``"got 8, 2 too high"``.
     """
     if repr(got) == repr(wanted):
         return "ok"
     if not isinstance(got, list) or not isinstance(wanted, list) or len(got) != len(wanted):
         return "not the wanted length"
     first, right = next((g, w) for g, w in zip(got, wanted, strict=True) if repr(g) != repr(w))
-    return f"got {first!s:.20} want {right}"
+    if type(first) is not int:
+        return f"got {first!s:.20}, no whole number"
+    return f"got {first!s:.20}, {abs(first - right)!s:.20} too {'high' if first > right else 'low'}"

@@ -471,6 +471,7 @@ class GoldWriter:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, EnvironmentTask], closing: int) -> None:
         self._tokenizer, self._tasks, self._closing = tokenizer, dict(tasks), closing
         self._version = -1
+        self._scripts: dict[str, Sequence[str]] = {}  # by the ids of prompts, of episodes under way
 
     def load_weights(self, weights: Weights, *, version: int) -> None:
         """Note the version that rollouts carry."""
@@ -488,7 +489,7 @@ class GoldWriter:
 
     def _rollout(self, prompt: Prompt, number: int) -> Rollout:
         task = self._tasks.get(prompt.domain)
-        answer = prompt.answer if task is None else task.script(prompt)[number // TURN_KEYS]
+        answer = prompt.answer if task is None else self._message(prompt, task, number // TURN_KEYS)
         written = (*encode(self._tokenizer, answer), self._closing)
         n = len(prompt.token_ids)
         return Rollout(
@@ -501,6 +502,13 @@ class GoldWriter:
             group=number,
             index=number,
         )
+
+    def _message(self, prompt: Prompt, task: EnvironmentTask, turn: int) -> str:
+        turn %= task.limits.turns  # an episode that took another's place has numbers after those of that one
+        script = self._scripts.pop(prompt.id, None) or task.script(prompt)
+        if turn < len(script) - 1:
+            self._scripts[prompt.id] = script
+        return script[turn]
 
 
 def gold_episodes(tasks: Mapping[str, EnvironmentTask], tokenizer: PreTrainedTokenizerBase, closing: int) -> Sampler:

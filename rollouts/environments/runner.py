@@ -1,7 +1,8 @@
 """Runs what environments do, and guards against it: what raises, hangs, floods or answers nonsense fails one episode.
 
 Steps of all episodes run side by side on an event loop of a thread. One that does not end in time is given up; where it
-holds the loop itself, the loop is left behind, and all that were on it are opened again, one after the other.
+holds the loop itself, the loop is left behind, and all that were on it are opened again, one after the other. What is
+dear to ask for one episode alone, as a process is, is asked for many :class:`Together`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 from mopd.rollouts.environments.base import Step, Unusable, plain_step
 
@@ -33,6 +35,50 @@ HELD = Failed("interrupted", "was interrupted: a step that never waits held the 
 """Of all whose answers were owed then: which of them held it shows when each is asked alone."""
 AskStep: TypeAlias = Callable[[], Awaitable[Step] | Any]
 T = TypeVar("T")
+Job = TypeVar("Job")
+
+
+class Together(Generic[Job, T]):
+    """Answers many episodes in one call: what is asked while a batch is under way is the next batch.
+
+    Args:
+        answer_many: answers to jobs, in order, each as if it had been asked alone. It runs in a thread of its own.
+
+    Example:
+        ``value = await Together(evaluate_expressions)(("sum(x)", [[1, 2]]))``
+    """
+
+    def __init__(self, answer_many: Callable[[Sequence[Job]], Sequence[T]]) -> None:
+        self._answer_many = answer_many
+        self._waiting = WeakKeyDictionary[asyncio.AbstractEventLoop, list[tuple[Job, asyncio.Future[T]]]]()
+        self._workers = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]]()
+
+    async def __call__(self, job: Job) -> T:
+        """The answer to a job. Raises what the call for its batch raises."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        self._waiting.setdefault(loop, []).append((job, answer))
+        if loop not in self._workers:
+            self._workers[loop] = loop.create_task(self._work(loop))
+        return await answer
+
+    async def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            await asyncio.sleep(0)  # all whose steps begin now are in the first batch
+            while batch := self._waiting.pop(loop, None):
+                jobs = [job for job, _ in batch]
+                try:
+                    answers = await loop.run_in_executor(None, self._answer_many, jobs)
+                except Exception as error:
+                    for _, answer in batch:
+                        if not answer.done():
+                            answer.set_exception(error)
+                    continue
+                for (_, answer), value in zip(batch, answers, strict=True):
+                    if not answer.done():  # its episode may have been given up
+                        answer.set_result(value)
+        finally:
+            del self._workers[loop]
 
 
 class _Loop:

@@ -91,7 +91,10 @@ class EnvironmentTask:
             except UserError as error:
                 return error
 
-        (opened,) = self._runner.ask([reset], _opened)
+        if getattr(self._environment, "immediate", False):
+            opened = _opened(reset())
+        else:
+            (opened,) = self._runner.ask([reset], _opened)
         if isinstance(opened, Failed):
             raise UserError(f"the environment of domain {self._domain!r}: episode {split}/{seed}-{index} {opened.why}")
         if isinstance(opened, UserError):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from runs import assert_whole, rows, run
 
+from mopd.distill.verdicts import PER_MINUTE
+
 ROOT = Path(__file__).parents[2]
 DOMAINS = ["math", "code", "reasoning", "walks"]
 LOSS = """
@@ -105,6 +107,6 @@ def test_a_run_writes_no_metric_that_the_page_does_not_name(fourth):
     rare |= {"sampled_score/DOMAIN", "no_answer/DOMAIN", "refused/DOMAIN"}
     rare |= {"teacher_retries/TEACHER", "teacher_swaps/TEACHER"}
     rare |= {f"{name}/DOMAIN" for name in ("turns", "tool_calls", "tool_errors", "episode_reward")}  # environments
-    rare |= {"solved_after_failure/DOMAIN", "episode_failures/DOMAIN/REASON"}
+    rare |= {"solved_after_failure/DOMAIN", "episode_failures/DOMAIN/REASON", *PER_MINUTE}
     absent = (page["train"] - written["train"]) | (page["eval"] - written["eval"])
     assert {name for name in absent if not name.startswith(("draft", "hint_", "aligned/", "unscored/"))} <= rare

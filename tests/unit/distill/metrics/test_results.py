@@ -13,8 +13,10 @@ from results_kit import right, rows_of
 from scipy import stats
 
 from mopd.distill.metrics.against_teachers import AGAINST_TEACHERS, ESTIMATES, METRICS, Table, metrics, metrics_ci
+from mopd.distill.metrics.episodes import measured_episodes
 from mopd.distill.metrics.evaluate import Evaluation, health, interval
 from mopd.distill.metrics.results import build_seesaw, group, headrooms
+from mopd.distill.verdicts import EpisodeRecord
 
 TEACHERS = {"math": {"math": 1.0}, "code": {"code": 1.0}, "chat": {}}
 FINGERPRINTS = {"math": "aa", "code": "bb", "chat": "cc"}
@@ -226,3 +228,12 @@ def test_headroom_is_what_teachers_are_above_the_base_on_validation_prompts() ->
     assert headrooms(rows, both) == {"math": pytest.approx(0.75 * 0.9 + 0.25 * 0.3 - 0.5)}
     assert headrooms(rows, {"math": {"math": 0.5, "served": 0.5}}) == {}, "measured on nothing"
     assert headrooms(group(a_run()), TEACHERS) == {}, "test prompts do not count"
+
+
+def test_how_episodes_went_stands_beside_the_scores() -> None:
+    record = EpisodeRecord(1.0, "done", turns=3, tool_calls=2, failed_first=True)
+    earlier = [replace(row, episode=replace(record, turns=9)) for row in rows_of("student", {"code": [0.0]}, step=1)]
+    student = [replace(row, episode=record) for row in rows_of("student", {"code": [1.0]}, step=2)]
+    rows = [Evaluation(**row.record()) for row in [*rows_of("base", {"code": [0.0]}), *earlier, *student]]
+    seesaw = build_seesaw(rows, teachers={"code": {}}, fingerprints={"code": "f"})
+    assert seesaw["episodes"] == {"student": {"code": asdict(measured_episodes([record]))}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,17 @@ from track_kit import ROLLOUTS, SEESAW, as_history, open_tracker, recipe, stage_
 from wandb_kit import OfflineRun, Server, offline_runs, records
 
 from mopd.distill.errors import Interrupted, RunError
+from mopd.distill.metrics.episodes import measured_episodes
 from mopd.distill.recipe import Recipe
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.sink import CHANGES
 from mopd.distill.tracking.tracker import Tracker
+from mopd.distill.verdicts import EpisodeRecord
 from mopd.recipes.resolve.run_folder import environment
 from mopd.recipes.run.tracking import start_sinks
+
+RECORD = EpisodeRecord(1.0, "done", turns=3, tool_calls=2, tool_errors=1, failed_first=True)
+PACE = {"turns_per_minute": 90.0, "tool_calls_per_minute": 60.0, "solved_per_minute": 30.0}
 
 
 def test_offline_files_hold_what_the_run_wrote(tmp_path: Path) -> None:
@@ -82,7 +88,8 @@ def test_tables(tmp_path: Path) -> None:
     with open_tracker(tmp_path) as tracker:
         write_run(tracker, steps=2)
         tracker.append_rows("rollouts", ROLLOUTS)
-        tracker.summarize(SEESAW)
+        tracker.append_rows("exams", [{"model": "student", "step": 2, "split": "test", **PACE}])
+        tracker.summarize(SEESAW | {"episodes": {"student": {"math": asdict(measured_episodes([RECORD]))}}})
     (shown,) = offline_runs(tmp_path)
     charts = [u for r in shown.records for u in r.config.update if u.nested_key[:2] == ["_wandb", "visualize"]]
     assert [chart.nested_key[2] for chart in charts] == ["recovery_by_domain"]
@@ -93,6 +100,13 @@ def test_tables(tmp_path: Path) -> None:
     assert scores["data"] == [["base", 0.5, 0.25], ["student", 0.75, None]]
     (changes,) = tables["changes"]
     assert (changes["columns"], changes["data"]) == (list(CHANGES), [["student", "math", 25.0, None, None]])
+    (episodes,) = tables["episodes"]
+    assert dict(zip(episodes["columns"], episodes["data"][0], strict=True)) == {
+        "model": "student", "domain": "math", "solved": 1.0, "turns": 3.0, "tool_calls": 2.0, "tool_errors": 1.0,
+        "solved_after_failure": 1.0,
+    }  # fmt: skip
+    (a_minute,) = tables["episodes_per_minute"]
+    assert dict(zip(a_minute["columns"], a_minute["data"][0], strict=True)) == {"model": "student", **PACE}
     (bars,) = tables["recovery_by_domain_table"]
     assert (bars["columns"], bars["data"]) == (["domain", "recovery_by_domain"], [["math", 0.9]])
     (rollouts,) = tables["rollouts"]

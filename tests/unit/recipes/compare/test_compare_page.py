@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64encode
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from compare_kit import TEACHERS, levels, write_hand_run
 from page_kit import Page
 from svg_kit import at, labels, marks, x_scale, y_scale
 
+from mopd.distill.metrics.episodes import measured_episodes
+from mopd.distill.metrics.evaluate import Evaluation
+from mopd.distill.tracking.jsonl import append_jsonl, read_jsonl
+from mopd.distill.verdicts import EpisodeRecord
 from mopd.recipes.compare.charts import frontier, heat_map, pareto_chart, recovery_charts, widest
 from mopd.recipes.compare.comparison import Comparison, compare
 from mopd.recipes.compare.page import BANDS, banded, chosen_pair, render, write_comparison
@@ -194,3 +199,24 @@ def test_the_pair_is_the_widest_unless_given(comparison: Comparison) -> None:
     assert chosen_pair(comparison, "code, math") == ["code", "math"]
     assert widest(comparison.rows, ["chat"]) == ["chat"]
     assert 'id="pareto"' not in render(comparison, ["chat"])
+
+
+def test_episodes_and_their_pace_stand_beside_the_scores(comparison: Comparison, tmp_path: Path) -> None:
+    assert "episodes" not in Page(render(comparison, ["math", "code"])).sections
+    assert all(run.episodes == run.paces == {} for run in comparison.runs)
+    folder = write_hand_run(tmp_path / "agents")
+    record = EpisodeRecord(1.0, "done", turns=3, tool_calls=2, failed_first=True)
+    answers = [Evaluation(**row) for row in read_jsonl(folder / "evaluations.jsonl")]
+    played = [replace(row, episode=record) if row.domain == "code" else row for row in answers]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row.record()) + "\n" for row in played))
+    pace = {"turns_per_minute": 1234.4, "tool_calls_per_minute": 60.0, "solved_per_minute": 30.0}
+    cost = {"model": "student", "tokens": 3, "flops": 900.0, "seconds": 9.0}
+    append_jsonl(folder / "exams.jsonl", [{**cost, "split": "test", **pace}])
+    with_episodes = compare([folder])
+    (run,) = with_episodes.record()["runs"]
+    asked = sum(row.domain == "code" and row.model == "student" and row.split == "test" for row in answers)
+    assert run["episodes"]["student"] == {"code": asdict(measured_episodes([record] * asked))}
+    assert run["paces"] == {"student": pace}
+    shown = " ".join(Page(render(with_episodes, ["math", "code"])).sections["episodes"].split())
+    assert "student code 100.0%" in shown
+    assert "1,234 60 30" in shown

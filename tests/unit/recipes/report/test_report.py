@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from rich.console import Console
 from run_kit import domain_settings, recipe, write_run
 from svg_kit import at, marks, x_scale
 
+from mopd.distill.metrics.episodes import measured_episodes
 from mopd.distill.storage import claim
 from mopd.distill.tracking.jsonl import append_jsonl, truncate_jsonl
 from mopd.distill.types import RunError, UserError
+from mopd.distill.verdicts import EpisodeRecord
 from mopd.recipes.report.data import load_run, run_ledger
 from mopd.recipes.report.page import summary_table, verdict, write_report
 from mopd.recipes.report.records import DomainScore
@@ -287,3 +290,20 @@ def test_sampled_scores_and_refused_programs_have_tables_of_their_own(own_run: P
     page = write_report(own_run).read_text()
     assert "<td>89.7%</td>" in page
     assert "<td>2</td><td>17</td><td>import of module &#39;os&#39; &lt;b&gt;</td>" in page
+
+
+def test_episodes_have_tables_of_their_own(own_run: Path) -> None:
+    assert "turns a minute" not in write_report(own_run).read_text()
+    seesaw = json.loads((own_run / "seesaw.json").read_text())
+    records = [
+        EpisodeRecord(1.0, "done", turns=3, tool_calls=2, tool_errors=1, failed_first=True),
+        EpisodeRecord(0.0, "turns", turns=6, tool_calls=6),
+    ]
+    seesaw["episodes"] = {"teachers/math": {"math": asdict(measured_episodes(records))}}
+    (own_run / "seesaw.json").write_text(json.dumps(seesaw))
+    pace = {"turns_per_minute": 1234.4, "tool_calls_per_minute": 60.0, "solved_per_minute": 30.0}
+    append_jsonl(own_run / "exams.jsonl", [{"model": "teachers/math", "step": 0, "split": "test", "seconds": 1} | pace])
+    page = write_report(own_run).read_text()
+    for cell in ("4.50", "4.00", "0.50", "100.0%", "1 by the environment, 1 by the limit of turns"):
+        assert f"<td>{cell}" in page
+    assert "<th>math</th><td>1,234</td><td>60</td><td>30</td>" in page

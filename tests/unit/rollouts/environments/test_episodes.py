@@ -23,6 +23,7 @@ from mopd.rollouts.engines.in_process import InProcess, StudentSampler
 from mopd.rollouts.environments import ENVIRONMENTS
 from mopd.rollouts.environments.base import Environment, Step, ToolEpisode
 from mopd.rollouts.environments.episodes import ATTEMPTS, EpisodeSampler, gold_episodes, with_episodes
+from mopd.rollouts.environments.runner import Failed, Runner, Together
 from mopd.rollouts.environments.task import EnvironmentTask, EpisodeLimits
 from mopd.rollouts.environments.turns import PlainTurns
 from mopd.rollouts.tokenizer import build_tokenizer, completion_text, to_prompt
@@ -102,6 +103,28 @@ def test_the_scripts_of_shipped_environments_are_right_and_another_answer_is_not
     assert task.verify_many(asked, [f"{prompt.answer}0" for prompt in asked]) == [0.0] * 12
     splits = [{task.example(seed=0, split=s, index=i).text for i in range(30)} for s in ("train", "test")]
     assert not splits[0] & splits[1]
+
+
+def test_what_is_asked_side_by_side_is_answered_in_batches() -> None:
+    batches = list[int]()
+
+    def doubled(jobs: Sequence[int]) -> list[int]:
+        batches.append(len(jobs))
+        if min(jobs) < 0:
+            raise ValueError("negative")
+        return [2 * job for job in jobs]
+
+    together = Together(doubled)
+    runner = Runner(5.0)
+    asks = [lambda number=number: together(number) for number in range(100)]
+    assert runner.ask(asks, lambda value: value) == [2 * number for number in range(100)]
+    assert sum(batches) == 100
+    assert len(batches) < 50
+    # What a batch raises is raised in each of its jobs, and the next one goes on.
+    failed, *_ = runner.ask([lambda: together(-1)], lambda value: value)
+    assert isinstance(failed, Failed)
+    assert failed.reason == "raised"
+    assert runner.ask([lambda: together(4)], lambda value: value) == [8]
 
 
 def student(

@@ -1,0 +1,71 @@
+"""The shipped recipe `agents` in a few steps: episodes are learnt, played, measured and shown; killed and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from runs import assert_whole, finish, kill, mopd, rows, run, texts, wait_for, weights
+
+ACTING = ["math", "code"]
+SMALL = [
+    "run={steps: 4, evaluate_every: 2, save_every: 2}",
+    "student.optimizer={warmup_steps: 1, decay_steps: 2}",
+    "evaluate={validation_prompts: 4, test_prompts: 8}",
+    "student.engine={ranks: 1, zero_stage: 0}",
+    *(f"stages.{name}={{steps: 2, optimizer: {{warmup_steps: 0}}}}" for name in ("first", "base")),
+    *(f"domains.{name}.prompts=4" for name in (*ACTING, "reasoning")),
+    # One specialist for all: every stage costs the start of its processes.
+    "stages.math={steps: 2, domains: null, optimizer: {warmup_steps: 0, decay_steps: 1}}",
+    *(
+        change
+        for name in ("code", "reasoning")
+        for change in (f"stages.{name}=null", f"teachers.{name}.model=stage:math")
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished, undisturbed run."""
+    out = tmp_path_factory.mktemp("runs") / "agents"
+    run("run", "agents", *SMALL, "--out", out)
+    return out
+
+
+def test_episodes_are_learnt_played_measured_and_shown(agents: Path) -> None:
+    assert_whole(agents, steps=4)
+    for stage in ("base", "math"):  # before them the base learns orders alone
+        for row in rows(agents / "stages" / stage / "metrics.jsonl"):
+            assert [row[f"episode_reward/{name}"] for name in ACTING] == [1.0, 1.0], "scripts are right"
+            assert row["turns/math"] > 1
+    trained, measured = (
+        [row for row in rows(agents / "metrics.jsonl") if row["kind"] == kind] for kind in ("train", "eval")
+    )
+    assert all(row[f"kl/{name}"] > 0 for row in trained for name in (*ACTING, "reasoning"))
+    assert all(row[f"turns/{name}"] >= 1 for row in (*trained, *measured) for name in ACTING)
+    assert all(row["turns_per_minute"] > 0 for row in measured)
+    seesaw = json.loads((agents / "seesaw.json").read_text())
+    assert {model: list(of) for model, of in seesaw["episodes"].items()} == dict.fromkeys(seesaw["models"], ACTING)
+    for model, scores in seesaw["models"].items():
+        for name in ACTING:
+            assert seesaw["episodes"][model][name]["solved"] == scores[name], "a reward is 0 or 1"
+    page = (agents / "report.html").read_text()
+    assert "Episodes of environments" in page
+    assert "turns a minute" in page
+
+
+def test_a_killed_run_of_agents_goes_on_to_the_same_weights(agents: Path, tmp_path: Path) -> None:
+    """Killed in a stage, and in the run after its first checkpoint."""
+    out = tmp_path / "killed"
+    for path, lines in ((out / "stages" / "math" / "metrics.jsonl", 1), (out / "metrics.jsonl", 4)):
+        process = mopd("run", "agents", *SMALL, "--out", out)
+        wait_for(process, path, lines)
+        kill(process)
+    code, printed = finish(mopd("run", "agents", *SMALL, "--out", out))
+    assert code == 0, printed
+    assert_whole(out, steps=4)
+    assert weights(out) == weights(agents)
+    assert texts(out) == texts(agents)
+    assert json.loads((out / "seesaw.json").read_text()) == json.loads((agents / "seesaw.json").read_text())
