@@ -146,6 +146,22 @@ WITHOUT_SETTINGS = {
 """Trackers that are not given the recipe's settings once they are open, and why."""
 
 
+def below_its_kind(name: str) -> str:
+    """``eval/recovery/math`` as ``eval/recovery.math``: DVCLive keeps no number below another number."""
+    kind, _, rest = name.partition("/")
+    return f"{kind}/{rest.replace('/', '.')}"
+
+
+def of_its_series(name: str) -> str:
+    """``eval/score/math`` as ``eval_score/math``, of which accelerate makes series ``eval`` of ``score/math``."""
+    kind, _, rest = name.partition("/")
+    return f"{kind}_{rest}" if kind in ("train", "eval") else name
+
+
+NAMES: dict[str, Callable[[str], str]] = {"dvclive": below_its_kind, "clearml": of_its_series}
+"""Trackers that know numbers by other names, and what these are."""
+
+
 def _open(name: str, shown: Mapping[str, Any]) -> GeneralTracker:
     PartialState(cpu=True)  # else the log lines of accelerate's trackers raise
     run = TrackedRun(**{**shown, "folder": Path(shown["folder"]), "say": print})
@@ -191,13 +207,14 @@ def main() -> None:
     requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True, name="requests").start()
     tracker, warned = None, _listen_for_warnings(name)
+    named = NAMES.get(name, str)
     while (request := requests.get()) is not None:
         answer: dict[str, str] = {}
         try:
             if "open" in request:
                 tracker = _open(name, request["open"])
             elif tracker is not None and "log" in request:
-                tracker.log(request["log"], step=request["step"])
+                tracker.log({named(key): value for key, value in request["log"].items()}, step=request["step"])
             elif tracker is not None:
                 tracker.finish()
                 tracker = None

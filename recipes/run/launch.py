@@ -64,7 +64,7 @@ from mopd.recipes.run.context import RunContext, end_reports, noting_its_end, qu
 from mopd.recipes.run.job import Training
 from mopd.recipes.run.made_student import make_student
 from mopd.recipes.run.samplers import frozen_teacher
-from mopd.recipes.run.tracking import start_sinks
+from mopd.recipes.run.tracking import artifacts_of, start_sinks
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.tasks import fingerprint
 
@@ -188,6 +188,8 @@ def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str
         steps = job.run(context, title=title or name)
         write_ledger(folder)
         mark_finished(context.out, name, stage_fingerprint(recipe, name), steps=steps)
+        start = ("base", stage.recipe.student.reference, model)
+        tracker.show_artifacts(artifacts_of(recipe, folder, start=start, teachers={}, stage=name))
     context.report_soon()
 
 
@@ -245,6 +247,9 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         seesaw |= {"stopped": None if why is None else {"step": last, "why": why}}
         write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
         tracker.summarize(seesaw)
+        start = ("base" if base == model else "start", recipe.student.reference, model)
+        asked = {name: (resolved.teachers[name], path) for name, path in teachers.items()}
+        tracker.show_artifacts(artifacts_of(recipe, out, start=start, teachers=asked, tasks=seesaw["tasks"]))
     write_ledger(out, recipe.stages)
 
 

@@ -98,8 +98,10 @@ def _dvclive(folder: Path) -> Recorded:
         header, *rows = [line.split("\t") for line in path.read_text().splitlines()]
         for row in rows:
             values = dict(zip(header, row, strict=True))
-            name = str(path.relative_to(metrics).with_suffix(""))
-            recorded.setdefault(int(values["step"]), {})[name] = float(values[path.stem])
+            kind, name = path.relative_to(metrics).parts
+            recorded.setdefault(int(values["step"]), {})[f"{kind}/{name.removesuffix('.tsv').replace('.', '/')}"] = (
+                float(values[path.stem])
+            )
     return recorded
 
 
