@@ -189,7 +189,8 @@ def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str
         write_ledger(folder)
         mark_finished(context.out, name, stage_fingerprint(recipe, name), steps=steps)
         start = ("base", stage.recipe.student.reference, model)
-        tracker.show_artifacts(artifacts_of(recipe, folder, start=start, teachers={}, stage=name))
+        domains = stage.recipe.trained_domains
+        tracker.show_artifacts(artifacts_of(recipe.name, folder, domains=domains, start=start, teachers={}, stage=name))
     context.report_soon()
 
 
@@ -249,7 +250,8 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         tracker.summarize(seesaw)
         start = ("base" if base == model else "start", recipe.student.reference, model)
         asked = {name: (resolved.teachers[name], path) for name, path in teachers.items()}
-        tracker.show_artifacts(artifacts_of(recipe, out, start=start, teachers=asked, tasks=seesaw["tasks"]))
+        shown = artifacts_of(recipe.name, out, domains=taught, start=start, teachers=asked, tasks=seesaw["tasks"])
+        tracker.show_artifacts(shown)
     write_ledger(out, recipe.stages)
 
 

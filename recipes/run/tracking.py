@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,10 @@ def start_sinks(
 
 
 def artifacts_of(
-    recipe: Recipe,
+    recipe: str,
     folder: Path,
     *,
+    domains: Collection[str],
     start: tuple[str, ModelReference, str],
     teachers: Mapping[str, tuple[ResolvedTeacher, str]],
     tasks: Mapping[str, Any] | None = None,
@@ -75,26 +76,27 @@ def artifacts_of(
     A stage's result has the name and the content that it has where the run begins with it: sinks see who made what.
 
     Args:
-        recipe: the whole run's, also where a stage is shown.
+        recipe: the name of the whole run's, also where a stage is shown.
         folder: of the run, or of the stage.
+        domains: of the run, or of the stage.
         start: what was trained: its role, how the recipe names it, and its folder.
         teachers: by name, with the folder of the weights or of the tokenizer.
         tasks: the fingerprints of the questions, as seesaw.json has them.
         stage: the stage's name, if this is one.
     """
     role, source, path = start
-    own = f"{recipe.name}-{stage or 'student'}"
-    yield _model(_model_name(source, recipe.name, own), role, path, used=True)
+    own = f"{recipe}-{stage or 'student'}"
+    yield _model(_model_name(source, recipe, own), role, path, used=True)
     for name, (teacher, weights) in teachers.items():
-        yield _model(_model_name(teacher.model.source, recipe.name, own), f"teacher-{name}", weights, used=True)
+        yield _model(_model_name(teacher.model.source, recipe, own), f"teacher-{name}", weights, used=True)
         if teacher.adapter is not None:
-            named = _model_name(teacher.settings.adapter or "", recipe.name, own)
+            named = _model_name(teacher.settings.adapter or "", recipe, own)
             of_stage = "-adapter" if stage_name(teacher.settings.adapter) is not None else ""
             yield _model(named + of_stage, f"adapter-{name}", teacher.adapter, used=True)
     noted = {DATA: folder / DATA} if (folder / DATA).is_file() else {}
     texts = {"tasks.json": json.dumps(tasks, indent=2)} if tasks else {}
     if noted or texts:
-        about = {"domains": list(recipe.domains)}
+        about = {"domains": list(domains)}
         yield Artifact(
             name=_letters(f"{own}-data"), kind="dataset", role="data", used=True, files=noted | texts, metadata=about
         )

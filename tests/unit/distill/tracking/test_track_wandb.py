@@ -211,18 +211,21 @@ def test_artifacts_say_who_was_made_of_whom(tmp_path: Path) -> None:
     (tmp_path / "answers" / "test").mkdir(parents=True)
     (tmp_path / "answers" / "test" / "student-000004.parquet").write_bytes(b"PAR1")
     (tmp_path / "data.json").write_text("{}")
-    whole = recipe().model_copy(update={"name": "tiny"})
     base = ("base", "./models/chat", str(stage / "base"))
     with open_tracker(tmp_path) as tracker:
         with open_tracker(stage, stage="math") as of_stage:
-            of_stage.show_artifacts(artifacts_of(whole, stage, start=base, teachers={}, stage="math"))
+            of_stage.show_artifacts(
+                artifacts_of("tiny", stage, domains=["math"], start=base, teachers={}, stage="math")
+            )
         write_run(tracker)
         teacher = SimpleNamespace(
             model=SimpleNamespace(source="stage:math"), adapter=None, settings=SimpleNamespace(adapter=None)
         )
         asked: Any = {"math": (teacher, str(stage / "student"))}
         tasks = {"math": {"fingerprint": "abc"}}
-        tracker.show_artifacts(artifacts_of(whole, tmp_path, start=base, teachers=asked, tasks=tasks))
+        tracker.show_artifacts(
+            artifacts_of("tiny", tmp_path, domains=["math"], start=base, teachers=asked, tasks=tasks)
+        )
     (of_run,), (of_math,) = offline_runs(tmp_path), offline_runs(stage)
     used, made, specialist = named(of_run, used=True), named(of_run, used=False), named(of_math, used=False)["student"]
     assert {role: (a.name, a.type) for role, a in used.items()} == {
