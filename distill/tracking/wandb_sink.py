@@ -93,7 +93,7 @@ class WandbSink:
             recorded = wandb.Artifact(artifact.name, artifact.kind, metadata=dict(artifact.metadata))
             for name, content in artifact.files.items():
                 if isinstance(content, Path):
-                    recorded.add_file(str(content), name, skip_cache=True)
+                    recorded.add_file(str(content), name, skip_cache=True, policy="immutable")  # else it is copied
                 else:
                     with recorded.new_file(name) as file:
                         file.write(content)
