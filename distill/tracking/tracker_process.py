@@ -118,7 +118,7 @@ def _clearml(run: TrackedRun, folder: Path) -> GeneralTracker:
 
 def _swanlab(run: TrackedRun, folder: Path) -> GeneralTracker:
     where = {} if {"SWANLAB_MODE", "SWANLAB_API_KEY"} & os.environ.keys() else {"mode": "offline"}
-    named = {"experiment_name": run.name, "description": run.description, "tags": list(run.tags)}
+    named = {"experiment_name": run.name, "description": run.description or None, "tags": list(run.tags)}
     return SwanLabTracker(run.project, **named, **where, logdir=str(folder))
 
 
