@@ -92,6 +92,7 @@ def _aim(run: TrackedRun, folder: Path) -> GeneralTracker:
 
 
 def _comet_ml(run: TrackedRun, folder: Path) -> GeneralTracker:
+    os.environ.setdefault("COMET_ERROR_TRACKING_ENABLE", "false")  # else it reports its own troubles to its authors
     comet_ml: Any = importlib.import_module("comet_ml")  # not among what types are checked with
     os.environ.setdefault("COMET_OFFLINE_DIRECTORY", str(folder))
     online = None if comet_ml.get_config("comet.api_key") else False
