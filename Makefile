@@ -26,7 +26,7 @@ help:
 	@echo "make lint         ruff, types, import contracts"
 	@echo "make docs         the docs site in build/site/html, every link checked; it opens from its folder, without a network"
 	@echo "make lowest       the lowest versions that pyproject.toml admits, in .venv-lowest, and a part of the tests with them"
-	@echo "make pythons      types and unit tests on each of Python 3.11 to 3.13 that runs here, in .venv-VERSION"
+	@echo "make pythons      types and unit tests on each of Python 3.11 to 3.13 that runs here, in .venv-VERSION (PYTHONS=3.12 PYTHONS_TESTS=...: fewer)"
 	@echo "make lock         uv.lock anew, from constraints.txt"
 	@echo "make bench        what a step of the quickstart takes, and what teachers cost, as JSON and tables"
 	@echo "make gpu          how fast one GPU samples, scores and distils, by the python that is there (GPU_PYTHON=python3 MODEL=PATH)"
@@ -108,16 +108,20 @@ lowest: install
 	rm -rf $(LOWEST)-run && $(LOWEST)/bin/mopd run smoke --out $(LOWEST)-run
 
 # Types as each Python of 3.11 to 3.13 has them, and the unit tests on each that runs here, each in a .venv-VERSION of its own,
-# pinned as .venv is.
+# pinned as .venv is. Of pyenv's Pythons those that are not switched on are found as well.
+PYTHONS ?= 3.11 3.12 3.13
+PYTHONS_TESTS ?= tests/unit
 pythons: install
-	for version in 3.11 3.12 3.13; do \
+	for version in $(PYTHONS); do \
 		$(BIN)/pyright --pythonpath $(BIN)/python --pythonversion $$version || exit 1; done
-	for version in 3.11 3.12 3.13; do \
-		if ! $(call RUNS,python$$version); then echo "python$$version does not run here: not tested"; continue; fi; \
-		test -x .venv-$$version/bin/python || python$$version -m venv .venv-$$version || exit 1; \
+	for version in $(PYTHONS); do \
+		python=; for candidate in python$$version $$HOME/.pyenv/versions/$$version.*/bin/python$$version; do \
+			if $(call RUNS,$$candidate); then python=$$candidate; break; fi; done; \
+		if test -z "$$python"; then echo "python$$version does not run here: not tested"; continue; fi; \
+		test -x .venv-$$version/bin/python || $$python -m venv .venv-$$version || exit 1; \
 		DS_BUILD_OPS=0 .venv-$$version/bin/python -m pip install --quiet --disable-pip-version-check \
 			$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt --editable '.[dev]' || exit 1; \
-		OMP_NUM_THREADS=1 .venv-$$version/bin/python -m pytest -n 2 --dist loadfile tests/unit || exit 1; done
+		OMP_NUM_THREADS=1 .venv-$$version/bin/python -m pytest -n 2 --dist loadfile $(PYTHONS_TESTS) || exit 1; done
 
 docs: install
 	$(BIN)/python docs/site/build.py

@@ -56,6 +56,32 @@ class TrackedRun:
     say: Callable[[str], None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """What a run began with, or has made; where a run's base is what a stage has made, both name the same content.
+
+    Example:
+        Artifact(name="quickstart-math", kind="model", role="teacher-math", used=True,
+                 files={"manifest.json": Path("runs/quickstart/stages/math/student/manifest.json")},
+                 metadata={"folder": "/home/me/runs/quickstart/stages/math/student"})
+
+    Attributes:
+        name: of letters, digits, dots, dashes and underscores; at most 128.
+        kind: ``"model"``, ``"dataset"`` or ``"answers"``.
+        role: what it is to the run: ``"base"``, ``"teacher-math"``, ``"student"``, ...
+        used: whether the run began with it; else it has made it.
+        files: by name a file, or a text. Of a model they are the list of its files, and not its weights.
+        metadata: what else is known of it, as plain JSON.
+    """
+
+    name: str
+    kind: str
+    role: str
+    used: bool
+    files: Mapping[str, Path | str]
+    metadata: Mapping[str, Any]
+
+
 class Sink(Protocol):
     """One view of the records of one run.
 
@@ -87,7 +113,8 @@ class Sink(Protocol):
         ...
 
     # It may have ``alert(title, text)`` too, which is called where somebody should be told: a run broke, or a domain
-    # fell below the base beyond chance.
+    # fell below the base beyond chance; and ``artifact(artifact)``, which is called at the end with each
+    # :class:`Artifact` that the run began with or has made.
 
     def close(self, *, failed: bool) -> None:
         """Finish: everything was logged. ``failed``: the run ended by an error or an interrupt."""

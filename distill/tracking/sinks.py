@@ -13,7 +13,7 @@ from typing import Any
 
 from mopd.distill.errors import UserError
 from mopd.distill.recipe.plugins import is_plugin, load_plugin
-from mopd.distill.tracking.sink import Sink, SinkFactory, TrackedRun, one_line
+from mopd.distill.tracking.sink import Artifact, Sink, SinkFactory, TrackedRun, one_line
 
 LIMIT_SECONDS = 60.0
 """How long the end of a run waits for a sink: W&B may take 30 s to open and 30 s to upload."""
@@ -143,7 +143,11 @@ class SinkThread:
 
     def alert(self, title: str, text: str) -> None:
         """Tell somebody, where the sink can."""
-        self._put(lambda sink: getattr(sink, "alert", _nobody)(title, text))
+        self._put(lambda sink: getattr(sink, "alert", _nothing)(title, text))
+
+    def artifact(self, artifact: Artifact) -> None:
+        """Show what the run began with or has made, where the sink can."""
+        self._put(lambda sink: getattr(sink, "artifact", _nothing)(artifact))
 
     def end(self, *, failed: bool) -> None:
         """Nothing more will come: the sink closes once it has shown what it was given."""
@@ -180,8 +184,8 @@ class SinkThread:
         )
 
 
-def _nobody(title: str, text: str) -> None:
-    """Of a sink that has no alerts."""
+def _nothing(*_: object) -> None:
+    """Of a sink that has no alerts, or no artifacts."""
 
 
 def close_sinks(sinks: Sequence[SinkThread], *, failed: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 from mopd.distill.errors import Interrupted
 from mopd.distill.tracking.answers import answers_path, forget_answers, write_answers
 from mopd.distill.tracking.jsonl import append_jsonl, as_json, read_jsonl, truncate_jsonl
-from mopd.distill.tracking.sink import CHANGES
+from mopd.distill.tracking.sink import CHANGES, Artifact
 from mopd.distill.tracking.sinks import SinkThread, close_sinks
 from mopd.distill.verdicts import PER_MINUTE
 
@@ -166,6 +166,12 @@ class Tracker:
         """Have the sinks tell somebody, where they can."""
         for sink in self._sinks:
             sink.alert(title, text)
+
+    def show_artifacts(self, artifacts: Iterable[Artifact]) -> None:
+        """Have the sinks show what the run began with and has made, where they can; called once, at the end."""
+        for artifact in artifacts:
+            for sink in self._sinks:
+                sink.artifact(artifact)
 
     def close(self, *, failed: bool = False) -> None:
         """Close the sinks, waiting for them for a limited time."""

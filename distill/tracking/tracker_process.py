@@ -92,6 +92,7 @@ def _aim(run: TrackedRun, folder: Path) -> GeneralTracker:
 
 
 def _comet_ml(run: TrackedRun, folder: Path) -> GeneralTracker:
+    os.environ.setdefault("COMET_ERROR_TRACKING_ENABLE", "false")  # else it reports its own troubles to its authors
     comet_ml: Any = importlib.import_module("comet_ml")  # not among what types are checked with
     os.environ.setdefault("COMET_OFFLINE_DIRECTORY", str(folder))
     online = None if comet_ml.get_config("comet.api_key") else False
@@ -118,7 +119,7 @@ def _clearml(run: TrackedRun, folder: Path) -> GeneralTracker:
 
 def _swanlab(run: TrackedRun, folder: Path) -> GeneralTracker:
     where = {} if {"SWANLAB_MODE", "SWANLAB_API_KEY"} & os.environ.keys() else {"mode": "offline"}
-    named = {"experiment_name": run.name, "description": run.description, "tags": list(run.tags)}
+    named = {"experiment_name": run.name, "description": run.description or None, "tags": list(run.tags)}
     return SwanLabTracker(run.project, **named, **where, logdir=str(folder))
 
 
@@ -144,6 +145,22 @@ WITHOUT_SETTINGS = {
     "trackio": "it has them since it was started",
 }
 """Trackers that are not given the recipe's settings once they are open, and why."""
+
+
+def below_its_kind(name: str) -> str:
+    """``eval/recovery/math`` as ``eval/recovery.math``: DVCLive keeps no number below another number."""
+    kind, _, rest = name.partition("/")
+    return f"{kind}/{rest.replace('/', '.')}"
+
+
+def of_its_series(name: str) -> str:
+    """``eval/score/math`` as ``eval_score/math``, of which accelerate makes series ``eval`` of ``score/math``."""
+    kind, _, rest = name.partition("/")
+    return f"{kind}_{rest}" if kind in ("train", "eval") else name
+
+
+NAMES: dict[str, Callable[[str], str]] = {"dvclive": below_its_kind, "clearml": of_its_series}
+"""Trackers that know numbers by other names, and what these are."""
 
 
 def _open(name: str, shown: Mapping[str, Any]) -> GeneralTracker:
@@ -191,13 +208,14 @@ def main() -> None:
     requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True, name="requests").start()
     tracker, warned = None, _listen_for_warnings(name)
+    named = NAMES.get(name, str)
     while (request := requests.get()) is not None:
         answer: dict[str, str] = {}
         try:
             if "open" in request:
                 tracker = _open(name, request["open"])
             elif tracker is not None and "log" in request:
-                tracker.log(request["log"], step=request["step"])
+                tracker.log({named(key): value for key, value in request["log"].items()}, step=request["step"])
             elif tracker is not None:
                 tracker.finish()
                 tracker = None

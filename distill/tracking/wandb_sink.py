@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mopd.distill.tracking.sink import CumulativeCost, TrackedRun, numbers_of, one_line
+from mopd.distill.tracking.sink import Artifact, CumulativeCost, TrackedRun, numbers_of, one_line
 
 # W&B reports its own crashes and usage to its authors; where they can't be reached, exit would wait 20 s.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -81,6 +81,27 @@ class WandbSink:
         with self._until_it_breaks():
             if self._run is not None:
                 self._run.alert(f"{self._tracked.name}: {title}", text, level="ERROR")
+
+    def artifact(self, artifact: Artifact) -> None:
+        """Record an artifact that the run used or made; of the same name and content, W&B keeps one.
+
+        ``use_artifact`` refuses runs that are recorded offline; what it does with a new artifact does not.
+        """
+        if self._run is None:
+            return
+        with self._until_it_breaks(), _staging(self._folder / "staging"):
+            recorded = wandb.Artifact(artifact.name, artifact.kind, metadata=dict(artifact.metadata))
+            for name, content in artifact.files.items():
+                if isinstance(content, Path):
+                    recorded.add_file(str(content), name, skip_cache=True, policy="immutable")  # else it is copied
+                else:
+                    with recorded.new_file(name) as file:
+                        file.write(content)
+            aliases = ["latest", artifact.role]
+            if artifact.used:
+                self._run._log_artifact(recorded, aliases=aliases, is_user_created=True, use_after_commit=True)
+            else:
+                self._run.log_artifact(recorded, aliases=aliases)
 
     def close(self, *, failed: bool) -> None:
         """End the W&B run; waits for uploads."""
@@ -191,7 +212,7 @@ def _trial() -> Iterator[Mapping[str, str]]:
 
 @contextlib.contextmanager
 def _staging(folder: Path) -> Iterator[None]:
-    """W&B keeps tables that are still to be uploaded in the user's home, unless the environment says otherwise."""
+    """W&B keeps files that are still to be uploaded in the user's home, unless the environment says otherwise."""
     with _LOCK:
         unset = "WANDB_DATA_DIR" not in os.environ
         if unset:

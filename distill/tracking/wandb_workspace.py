@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from mopd.distill.errors import UserError
@@ -42,6 +43,23 @@ def panels(domains: Sequence[str]) -> dict[str, list[str]]:
 def axis(metric: str) -> str:
     """What a panel's metric is drawn over."""
     return "cost/flops" if metric.startswith("over_flops/") else "step"
+
+
+RESULTS = "Where does each domain end, and against which other?"
+"""The section of a run's results: recovery as bars, and two domains against each other."""
+MOST_PAIRS = 10
+"""Panels of two domains, of which five have ten; of more domains the rest are left out, and their count is said."""
+
+
+def bars(domains: Sequence[str]) -> list[str]:
+    """Of a run's summary, what the bars of its result show."""
+    return [f"seesaw/recovery/{domain}" for domain in domains] + ["seesaw/worst_recovery"]
+
+
+def pairs(domains: Sequence[str]) -> list[tuple[str, str]]:
+    """Two numbers of a run's summary each: the recoveries of two domains, whose runs are points of one panel."""
+    recovery = [f"seesaw/recovery/{domain}" for domain in domains]
+    return list(combinations(recovery, 2))[:MOST_PAIRS]  # not per token
 
 
 CHART = "mopd-changes"
@@ -86,6 +104,7 @@ def save_workspace(
             name=f"mopd: {', '.join(domains)}",
             sections=[
                 ws.Section(name="What did each specialist gain and lose?", panels=[changes], is_open=True),
+                ws.Section(name=RESULTS, panels=_result_panels(wr, domains, say), is_open=True),
                 *(
                     ws.Section(name=name, panels=[wr.LinePlot(title=m, x=axis(m), y=[m]) for m in metrics])
                     for name, metrics in panels(domains).items()
@@ -96,6 +115,18 @@ def save_workspace(
         return str(workspace.save().url)
     except Exception as error:  # W&B's package has no errors of its own for this
         raise UserError(f"W&B did not save the workspace: {type(error).__name__}: {error}") from error
+
+
+def _result_panels(wr: Any, domains: Sequence[str], say: Callable[[str], None]) -> list[Any]:
+    shown = pairs(domains)
+    if (left_out := len(domains) * (len(domains) - 1) // 2 - len(shown)) > 0:
+        say(f"the workspace shows {len(shown)} pairs of domains against each other, and {left_out} not")
+    recovery = wr.BarPlot(title="recovery by domain", metrics=bars(domains), orientation="h")
+    planes = [
+        wr.ScatterPlot(title=" against ".join(name.rpartition("/")[2] for name in pair), x=pair[0], y=pair[1])
+        for pair in shown
+    ]
+    return [recovery, *planes]
 
 
 def _custom_chart(api: Any, owner: str, chart: Mapping[str, Any], say: Callable[[str], None]) -> str:

@@ -64,7 +64,7 @@ from mopd.recipes.run.context import RunContext, end_reports, noting_its_end, qu
 from mopd.recipes.run.job import Training
 from mopd.recipes.run.made_student import make_student
 from mopd.recipes.run.samplers import frozen_teacher
-from mopd.recipes.run.tracking import start_sinks
+from mopd.recipes.run.tracking import artifacts_of, start_sinks
 from mopd.rollouts.engines import engine_of
 from mopd.rollouts.engines.base import FrozenModel
 from mopd.rollouts.tasks import fingerprint
@@ -189,6 +189,9 @@ def make_stage(resolved: Resolved, name: str, context: RunContext, *, title: str
         steps = job.run(context, title=title or name)
         write_ledger(folder)
         mark_finished(context.out, name, stage_fingerprint(recipe, name), steps=steps)
+        start = ("base", stage.recipe.student.reference, model)
+        domains = stage.recipe.trained_domains
+        tracker.show_artifacts(artifacts_of(recipe.name, folder, domains=domains, start=start, teachers={}, stage=name))
     context.report_soon()
 
 
@@ -246,6 +249,10 @@ def distill(resolved: Resolved, context: RunContext, attempt: str) -> None:
         seesaw |= {"stopped": None if why is None else {"step": last, "why": why}}
         write_atomic(out / "seesaw.json", json.dumps(seesaw, indent=2) + "\n")
         tracker.summarize(seesaw)
+        start = ("base" if base == model else "start", recipe.student.reference, model)
+        asked = {name: (resolved.teachers[name], path) for name, path in teachers.items()}
+        shown = artifacts_of(recipe.name, out, domains=taught, start=start, teachers=asked, tasks=seesaw["tasks"])
+        tracker.show_artifacts(shown)
     write_ledger(out, recipe.stages)
 
 

@@ -14,6 +14,7 @@ import torch
 from runs import assert_whole, finish, kill, mopd, retries, rows, run, teachers, texts, wait_for, weights
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from wandb_kit import offline_runs
 
 STEPS = 4
 DOMAINS = ["math", "code", "reasoning"]
@@ -54,6 +55,20 @@ def test_all_that_a_run_leaves_is_on_the_page_of_files(smoke):
     rows_of_page = [line for line in (ROOT / "docs" / "files.md").read_text().splitlines() if line.startswith("| `")]
     named = {name.split("/")[0] for row in rows_of_page for name in re.findall(r"`([^`]+)`", row)}
     assert [path.name for path in out.iterdir() if path.name not in named] == []
+
+
+def test_wandb_knows_who_was_made_of_whom(smoke):
+    """What a run uses is, by name and content, what its stages have made."""
+    out, _ = smoke
+    used, made = {}, {}
+    for folder in (out, *(out / "stages").iterdir()):
+        (shown,) = offline_runs(folder)
+        for artifact in (record.artifact for record in shown.records if record.HasField("artifact")):
+            if artifact.type == "model":
+                (used if artifact.use_after_commit else made)[artifact.name] = artifact.digest
+    assert set(made) == {"smoke-student", "smoke-base", *(f"smoke-{name}" for name in DOMAINS)}
+    assert used.pop("smoke-base-initial")
+    assert used == {name: digest for name, digest in made.items() if name != "smoke-student"}
 
 
 def test_every_teacher_was_tried_out_before_the_first_step(smoke):

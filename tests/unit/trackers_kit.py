@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,8 +100,49 @@ def _dvclive(folder: Path) -> Recorded:
         header, *rows = [line.split("\t") for line in path.read_text().splitlines()]
         for row in rows:
             values = dict(zip(header, row, strict=True))
-            name = str(path.relative_to(metrics).with_suffix(""))
-            recorded.setdefault(int(values["step"]), {})[name] = float(values[path.stem])
+            kind, name = path.relative_to(metrics).parts
+            recorded.setdefault(int(values["step"]), {})[f"{kind}/{name.removesuffix('.tsv').replace('.', '/')}"] = (
+                float(values[path.stem])
+            )
+    return recorded
+
+
+def _clearml(folder: Path) -> Recorded:
+    (metrics,) = folder.glob("offline/*/metrics.jsonl")
+    recorded: Recorded = {}
+    for event in (event for line in metrics.read_text().splitlines() for event in json.loads(line)):
+        if event["type"] == "training_stats_scalar":
+            title = event["metric"] if "seesaw/" in event["metric"] else f"{event['variant']}/{event['metric']}"
+            assert title not in recorded.setdefault(event["iter"], {}), f"{title} is there twice"
+            recorded[event["iter"]][title] = event["value"]
+    return recorded
+
+
+def _comet_ml(folder: Path) -> Recorded:
+    (archive,) = folder.glob("*.zip")
+    recorded: Recorded = {}
+    for line in zipfile.ZipFile(archive).read("messages.json").decode().splitlines():
+        message = json.loads(line)
+        metric = message["payload"].get("metric") or {}
+        if message["type"] == "metric_msg" and "/" in metric["metricName"]:  # others are of the machine
+            assert metric["metricName"] not in recorded.setdefault(metric["step"], {}), metric
+            recorded[metric["step"]][metric["metricName"]] = metric["metricValue"]
+    return recorded
+
+
+def _swanlab(folder: Path) -> Recorded:
+    store: Any = importlib.import_module("swanlab.sdk.internal.core_python.store")
+    messages: Any = importlib.import_module("swanlab.proto.swanlab.record.v1.record_pb2")
+    (path,) = folder.glob("run-*/*.swanlab")
+    reader, recorded = store.DataStoreReader(), {}
+    reader.open(path)
+    for text in reader:
+        record = messages.Record()
+        record.ParseFromString(text)
+        if record.HasField("scalar"):
+            at_step = recorded.setdefault(record.scalar.step, {})
+            assert record.scalar.key not in at_step, record.scalar
+            at_step[record.scalar.key] = record.scalar.value.number
     return recorded
 
 
@@ -108,6 +151,9 @@ READERS: dict[str, Callable[[Path], Recorded]] = {
     "trackio": _trackio,
     "mlflow": _mlflow,
     "dvclive": _dvclive,
+    "clearml": _clearml,
+    "comet_ml": _comet_ml,
+    "swanlab": _swanlab,
 }
 """Given the folder of a tracker, what it holds: by the tracker's name."""
 

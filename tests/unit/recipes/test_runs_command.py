@@ -23,6 +23,7 @@ from run_kit import train_row, write_run
 from mopd.distill.errors import Interrupted, RunError
 from mopd.distill.storage import claim, is_claimed
 from mopd.distill.tracking.console import Progress
+from mopd.recipes import cli
 from mopd.recipes.resolve.run_folder import standing
 from mopd.recipes.run.context import RunContext, end_reports, noting_its_end
 from mopd.recipes.runs_command import age
@@ -185,6 +186,19 @@ def test_trials_of_a_sweep_are_listed_by_their_paths(run: Path) -> None:
     write_run(run.parent / "half-sweep1" / "trial1", steps=20, finished=False, n_test=2, n_validation=4)
     listed = json.loads(mopd("ls", str(run.parent), "--json", "-").stdout)["runs"]
     assert {row["run"] for row in listed} == {"half", "half-sweep1/trial1"}
+
+
+def test_a_trial_of_a_sweep_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the variables of `wandb agent`: the recipes of two trials differ, and neither goes on with the other's run."""
+    folders = []
+    for trial, rate in (("trial1", "1e-3"), ("trial2", "2e-3")):
+        monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+        monkeypatch.setenv("WANDB_RUN_ID", trial)
+        folders.append(cli._load("smoke", [f"student.optimizer.lr={rate}"], None)[1])
+    assert folders == [Path("runs/smoke-sweep1/trial1"), Path("runs/smoke-sweep1/trial2")]
+    assert cli._load("smoke", [], Path("here"))[1] == Path("here")
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    assert cli._load("smoke", [], None)[1] == Path("runs/smoke")
 
 
 def test_a_run_in_its_stages_shows_the_stage(tmp_path: Path) -> None:

@@ -23,10 +23,14 @@ from mopd.distill.recipe import TrackRecipe
 from mopd.distill.tracking import sinks as sinks_module
 from mopd.distill.tracking.sinks import SINKS, open_sinks, sink_problems
 from mopd.distill.tracking.tracker import Tracker
-from mopd.distill.tracking.tracker_process import TRACKERS, flat_settings
+from mopd.distill.tracking.tracker_process import NAMES, TRACKERS, flat_settings
 
 SUMMARY = {"seesaw/worst_recovery": 0.9, "seesaw/worst_recovery/low": 0.8, "seesaw/worst_recovery/high": 1.0}
 """Some of the numbers of SEESAW, as they are shown at the last step."""
+
+
+IN_HOME = (".session.json",)
+"""What ClearML leaves in the user's home: when it was last used."""
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +98,8 @@ def test_a_tracker_holds_every_number_of_a_run_and_of_its_end_with_no_network(
     assert shown(name, folder) == as_stored(name, expected(folder))
     assert no_network.requests == []
     assert {path.name for path in folder.iterdir()} == {"metrics.jsonl", name}
-    assert [path for path in (tmp_path / "home").rglob("*") if path.is_file()] == []
+    in_home = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert [path for path in in_home if path.name not in IN_HOME] == []
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -229,3 +234,12 @@ def test_settings_are_flat_and_short() -> None:
         "loss.gate": "[1, 2]",
         "text": "x" * 500 + "...",
     }
+
+
+def test_numbers_have_the_names_that_a_tracker_can_hold() -> None:
+    assert [NAMES["dvclive"](name) for name in ("eval/worst_recovery", "eval/worst_recovery/low", "train/loss")] == [
+        "eval/worst_recovery", "eval/worst_recovery.low", "train/loss",
+    ]  # fmt: skip
+    assert [NAMES["clearml"](name) for name in ("train/loss", "eval/score/math", "seesaw/worst_recovery")] == [
+        "train_loss", "eval_score/math", "seesaw/worst_recovery",
+    ]  # fmt: skip

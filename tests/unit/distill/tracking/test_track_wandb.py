@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,12 +27,13 @@ from wandb_kit import OfflineRun, Server, offline_runs, records
 from mopd.distill.errors import Interrupted, RunError
 from mopd.distill.metrics.episodes import measured_episodes
 from mopd.distill.recipe import Recipe
+from mopd.distill.storage import seal, seal_of
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.sink import CHANGES
 from mopd.distill.tracking.tracker import Tracker
 from mopd.distill.verdicts import EpisodeRecord
 from mopd.recipes.resolve.run_folder import environment
-from mopd.recipes.run.tracking import start_sinks
+from mopd.recipes.run.tracking import artifacts_of, start_sinks
 
 RECORD = EpisodeRecord(1.0, "done", turns=3, tool_calls=2, tool_errors=1, failed_first=True)
 PACE = {"turns_per_minute": 90.0, "tool_calls_per_minute": 60.0, "solved_per_minute": 30.0}
@@ -198,6 +201,61 @@ def test_somebody_is_told_of_a_domain_below_the_base_beyond_chance(tmp_path: Pat
     (shown,) = offline_runs(tmp_path)
     text = "math, on test questions, at the end: -12.0 to -3.0 points, beyond chance"
     assert alerts(shown) == [("tiny: math fell below the base", text)]
+
+
+def named(run: OfflineRun, *, used: bool) -> dict[str, Any]:
+    """The artifacts of an offline run, by the role that it gives them."""
+    recorded = [record.artifact for record in run.records if record.HasField("artifact")]
+    of_role = {alias: artifact for artifact in recorded for alias in artifact.aliases if alias != "latest"}
+    return {role: artifact for role, artifact in of_role.items() if artifact.use_after_commit == used}
+
+
+def contents(artifact: Any) -> dict[str, tuple[str, int]]:
+    """Digest and size by name."""
+    return {entry.path: (entry.digest, entry.size) for entry in artifact.manifest.contents}
+
+
+def test_artifacts_say_who_was_made_of_whom(tmp_path: Path) -> None:
+    """A stage's result has the name and the content with which the run uses it, and W&B joins them by these."""
+    stage = tmp_path / "stages" / "math"
+    for folder, text in ((stage / "student", "specialist"), (tmp_path / "student", "student"), (stage / "base", "b")):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text(text)
+        seal(folder)
+    (tmp_path / "answers" / "test").mkdir(parents=True)
+    (tmp_path / "answers" / "test" / "student-000004.parquet").write_bytes(b"PAR1")
+    (tmp_path / "data.json").write_text("{}")
+    base = ("base", "./models/chat", str(stage / "base"))
+    with open_tracker(tmp_path) as tracker:
+        with open_tracker(stage, stage="math") as of_stage:
+            of_stage.show_artifacts(
+                artifacts_of("tiny", stage, domains=["math"], start=base, teachers={}, stage="math")
+            )
+        write_run(tracker)
+        teacher = SimpleNamespace(
+            model=SimpleNamespace(source="stage:math"), adapter=None, settings=SimpleNamespace(adapter=None)
+        )
+        asked: Any = {"math": (teacher, str(stage / "student"))}
+        tasks = {"math": {"fingerprint": "abc"}}
+        tracker.show_artifacts(
+            artifacts_of("tiny", tmp_path, domains=["math"], start=base, teachers=asked, tasks=tasks)
+        )
+    (of_run,), (of_math,) = offline_runs(tmp_path), offline_runs(stage)
+    used, made, specialist = named(of_run, used=True), named(of_run, used=False), named(of_math, used=False)["student"]
+    assert {role: (a.name, a.type) for role, a in used.items()} == {
+        "base": ("chat", "model"), "teacher-math": ("tiny-math", "model"), "data": ("tiny-student-data", "dataset"),
+    }  # fmt: skip
+    assert {role: (a.name, a.type) for role, a in made.items()} == {
+        "student": ("tiny-student", "model"), "answers": ("tiny-student-answers", "answers"),
+    }  # fmt: skip
+    assert (specialist.name, specialist.digest) == (used["teacher-math"].name, used["teacher-math"].digest)
+    assert named(of_math, used=True)["base"].digest == used["base"].digest
+    assert len({artifact.digest for artifact in (*used.values(), *made.values())}) == 5
+    assert set(contents(made["student"])) == {"manifest.json", "manifest.sha256"}  # no weights are sent
+    assert set(contents(used["data"])) == {"data.json", "tasks.json"}
+    assert contents(made["answers"])["test/student-000004.parquet"][1] == 4
+    assert json.loads(made["student"].metadata)["seal"] == seal_of(tmp_path / "student")
+    assert not (tmp_path / "home").exists()
 
 
 # ---- a sweep: what `wandb agent` sets in the environment of a trial's process

@@ -13,7 +13,7 @@ from wandb_kit import Server
 
 from mopd.distill.recipe.files import dump_recipe
 from mopd.distill.tracking.sink import CHANGES
-from mopd.distill.tracking.wandb_workspace import CHART, SECTIONS, panels
+from mopd.distill.tracking.wandb_workspace import CHART, MOST_PAIRS, RESULTS, SECTIONS, pairs, panels
 from mopd.recipes.report.charts import seesaw_preset
 
 ROOT = Path(__file__).parents[4]
@@ -33,7 +33,7 @@ def workspace(folder: Path, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_a_server_is_sent_one_panel_for_each_metric(tmp_path: Path) -> None:
+def test_a_server_is_sent_one_panel_for_each_metric_and_those_of_results(tmp_path: Path) -> None:
     served = Server()
     try:
         ended = workspace(tmp_path, WANDB_BASE_URL=served.url, WANDB_API_KEY="a" * 40)
@@ -64,6 +64,11 @@ def test_a_server_is_sent_one_panel_for_each_metric(tmp_path: Path) -> None:
         "over_flops/score/math",
         "over_flops/score/code",
     }
+    (results,) = [group for group in section["panelBankConfig"]["sections"] if group["name"] == RESULTS]
+    recovery, plane = (panel["config"] for panel in results["panels"])
+    assert [panel["viewType"] for panel in results["panels"]] == ["Bar Chart", "Scatter Plot"]
+    assert recovery["metrics"] == ["seesaw/recovery/math", "seesaw/recovery/code", "seesaw/worst_recovery"]
+    assert (plane["xAxis"], plane["yAxis"]) == ("summary:seesaw/recovery/math", "summary:seesaw/recovery/code")
     conditions = json.dumps(runs["filters"])
     assert '"jobType"' in conditions
     assert '"!="' in conditions
@@ -85,6 +90,10 @@ def test_the_picture_of_the_model_card_is_a_custom_chart_and_the_first_panel(tmp
     assert panel["config"]["panelDefId"] == f"somebody/{CHART}"
     assert panel["config"]["fieldSettings"] == {name: name for name in CHANGES}
     assert '"changes"' in json.dumps(panel["config"]["userQuery"])
+
+
+def test_of_many_domains_some_pairs_are_shown() -> None:
+    assert len(pairs([f"d{n}" for n in range(5)])) == MOST_PAIRS == len(set(pairs([f"d{n}" for n in range(24)])))
 
 
 def test_a_server_that_takes_no_chart_is_said_and_gets_the_workspace(tmp_path: Path) -> None:
