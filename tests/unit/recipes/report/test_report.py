@@ -302,7 +302,8 @@ def test_episodes_have_tables_of_their_own(own_run: Path) -> None:
     seesaw["episodes"] = {"teachers/math": {"math": asdict(measured_episodes(records))}}
     (own_run / "seesaw.json").write_text(json.dumps(seesaw))
     pace = {"turns_per_minute": 1234.4, "tool_calls_per_minute": 60.0, "solved_per_minute": 30.0}
-    append_jsonl(own_run / "exams.jsonl", [{"model": "teachers/math", "step": 0, "split": "test", "seconds": 1} | pace])
+    exam = {"model": "teachers/math", "step": 0, "split": "test", "tokens": 1, "flops": 1.0, "seconds": 1.0}
+    append_jsonl(own_run / "exams.jsonl", [exam | pace])
     page = write_report(own_run).read_text()
     for cell in ("4.50", "4.00", "0.50", "100.0%", "1 by the environment, 1 by the limit of turns"):
         assert f"<td>{cell}" in page
