@@ -16,6 +16,8 @@ def editor_schema() -> dict[str, Any]:
     :func:`distill.recipe.study.load` to say.
     """
     schema, study = _any_of(Recipe.model_json_schema(by_alias=True)), StudySettings.model_json_schema()
+    domain, environment = (schema["$defs"][name]["properties"] for name in ("DomainRecipe", "EnvironmentSource"))
+    domain |= {name: value for name, value in environment.items() if name not in domain}  # which may stand beside it
     for section in (schema, *schema["$defs"].values()):
         section.pop("required", None)
         for name, value in section.get("properties", {}).items():

@@ -64,7 +64,4 @@ class VLLMRecipe(Strict):
             if name in MORE_PROCESSES:
                 raise refusal(f"has `extra.{name}`, and a server is one process here; leave it out, and set more "
                               "`rollout.workers`")  # fmt: skip
-            if name == "speculative_config":
-                raise refusal("has `extra.speculative_config`, whose draws have been seen to come from another "
-                              "distribution than their log-probabilities; leave it out")  # fmt: skip
         return self

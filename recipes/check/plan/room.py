@@ -138,10 +138,8 @@ def words(asker: Asker | None, plan: Plan, needed: float) -> str:
             f"{size(asker.needed_bytes)} would do; lower it"
         )
     largest = max(plan.models, key=lambda model: model.parameters)
-    return (
-        f"the most of it are the {largest.parameters:.3g} parameters of {largest.name} (`{largest.leaf}`); take a "
-        "smaller model"
-    )
+    smaller = "take a smaller model" + (", or smaller sizes in its `config`" if largest.leaf.endswith(".from") else "")
+    return f"the most of it are the {largest.parameters:.3g} parameters of {largest.name} (`{largest.leaf}`); {smaller}"
 
 
 def find_asker(recipe: Recipe, measure: Callable[[Recipe], float]) -> Asker | None:

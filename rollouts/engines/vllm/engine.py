@@ -31,7 +31,7 @@ from mopd.rollouts.engines.base import (
 from mopd.rollouts.engines.in_process import StudentSampler
 from mopd.rollouts.engines.vllm.files import mixture_on_cpu, transport_of, unheld_part
 from mopd.rollouts.engines.vllm.pool import Here, Hosted, VLLMServers
-from mopd.rollouts.engines.vllm.server import HeldModel, ServerSpec, VLLMServer
+from mopd.rollouts.engines.vllm.server import SPECULATION, HeldModel, ServerSpec, VLLMServer
 
 FOLDER = "vllm"
 """In a run's folder: the servers' logs, and what was published to them."""
@@ -194,6 +194,15 @@ def refused(rollout: RolloutRecipe, config: Any, lora: LoRA | None, device: str)
             f"`rollout.vllm.transport` is adapter, and `student.lora.{part}` is set, which vLLM holds in no adapter; "
             "take auto"
         )
+    if SPECULATION in rollout.vllm.extra:
+        where = f"`rollout.vllm.extra` has `{SPECULATION}`, and"
+        if device == "cpu":
+            yield (
+                f"{where} vLLM 0.32 for CPUs then draws from another distribution than its log-probabilities say; "
+                "leave it out"
+            )
+        elif not rollout.vllm.test_draws:
+            yield f"{where} `rollout.vllm.test_draws` is 0: nothing would show whether it draws rightly; set that"
     if mixture_on_cpu(config, device) and transport in ("reload", "adapter"):
         why = "a reload is silently wrong" if transport == "reload" else "vLLM does not start with adapters"
         yield (

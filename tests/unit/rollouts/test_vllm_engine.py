@@ -178,7 +178,7 @@ def vllm_recipe(**settings: Any) -> RolloutRecipe:
 
 
 def test_what_cannot_work_is_refused_by_its_leaf(tmp_path: Path) -> None:
-    for name in ("model", "tensor_parallel_size", "speculative_config"):
+    for name in ("model", "tensor_parallel_size"):
         with pytest.raises(ValidationError, match=rf"extra\.{name}"):
             VLLMRecipe(extra={name: 2})
     (missing,) = lacking(vllm_recipe(python=str(tmp_path / "python")))
@@ -205,6 +205,15 @@ def test_what_cannot_work_is_refused_by_its_leaf(tmp_path: Path) -> None:
         ("restart", mixture, None, "cpu"),
     ):
         assert not list(refused(vllm_recipe(transport=transport), config, own, device))
+    extra = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 3}}
+    for device, draws, reason in (
+        ("cpu", 20_000, "draws from another distribution"),
+        ("cuda", 0, "`rollout.vllm.test_draws` is 0"),
+    ):
+        (problem,) = refused(vllm_recipe(extra=extra, test_draws=draws), mixture, None, device)
+        assert problem.startswith("`rollout.vllm.extra` has `speculative_config`")
+        assert reason in problem
+    assert not list(refused(vllm_recipe(extra=extra), mixture, None, "cuda"))
 
 
 def test_mopd_check_asks_the_engine_about_the_models_that_it_samples(tmp_path: Path) -> None:
