@@ -29,7 +29,7 @@ SUFFIX = ".zip"
 METRICS, EVALUATIONS, RESULTS, LEDGER = "metrics.jsonl", "evaluations.jsonl", "seesaw.json", "ledger.json"
 NEEDED = (RECIPE, EVALUATIONS, RESULTS, LEDGER, METRICS)
 """Files without which a run is not finished."""
-FILES = (*NEEDED, DATA, BUDGET, "environment.json")
+FILES = (*NEEDED, DATA, BUDGET, "environment.json", "exams.jsonl")
 DAMAGED = (
     *(zipfile.BadZipFile, lzma.LZMAError, zlib.error, struct.error),
     *(OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError, NotImplementedError, MemoryError),
