@@ -5,7 +5,7 @@ The former are 0, with the reason, so that they can be counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -73,3 +73,9 @@ class EpisodeRecord:
 
 PER_MINUTE = ("turns_per_minute", "tool_calls_per_minute", "solved_per_minute")
 """What evaluations with episodes measure of their pace; see :func:`distill.metrics.episodes.pace`."""
+
+
+def paces(exams: Iterable[Mapping[str, Any]], split: str) -> dict[str, dict[str, float]]:
+    """Model -> its :data:`PER_MINUTE` at its last evaluation on a split, of rows of exams.jsonl; absent where none."""
+    last = {row["model"]: row for row in exams if row.get("split") == split and PER_MINUTE[0] in row}
+    return {model: {name: row[name] for name in PER_MINUTE} for model, row in last.items()}

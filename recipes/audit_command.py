@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.text import Text
 from mopd.distill.errors import UserError
 from mopd.distill.storage import damage, files_of, is_sealed
 from mopd.recipes.resolve.damage import adapter_damage, adapters_of, read_marker, result_damage
-from mopd.recipes.resolve.run_folder import RECIPE, STUDY
+from mopd.recipes.resolve.run_folder import RECIPE, STUDY, runs_of_study
 from mopd.recipes.tables import Fitted
 
 State = Literal["whole", "damaged", "not verified", "set aside", "half written"]
@@ -78,10 +77,9 @@ def audit(folder: Path) -> list[Audited]:
 
 def _runs(folder: Path) -> Iterator[Path]:
     """The folders below that are trained in: the run and its stages; of a study, all of its runs and shared stages."""
-    study = folder / STUDY
-    if study.is_file():
-        for name in json.loads(study.read_text())["runs"]:
-            yield from (path for path in _runs_of(folder / name) if not path.is_symlink())
+    if (folder / STUDY).is_file():
+        for run in runs_of_study(folder):
+            yield from (path for path in _runs_of(run) if not path.is_symlink())
         yield from sorted(folder.glob("stages-*/*"))
     else:
         yield from _runs_of(folder)

@@ -21,7 +21,7 @@ from mopd.recipes.report.page import table_of, verdict, write_page
 from mopd.recipes.report.records import read_json, recorded_recipe
 from mopd.recipes.report.wording import percent
 from mopd.recipes.resolve.damage import read_marker
-from mopd.recipes.resolve.run_folder import RECIPE, STUDY, RunState, standing
+from mopd.recipes.resolve.run_folder import RECIPE, STUDY, RunState, runs_of_study, standing
 from mopd.recipes.tables import Fitted
 
 TAIL = 1 << 18
@@ -118,7 +118,7 @@ def _runs_of(folder: Path) -> list[Path]:
     """The run that a folder is, or the runs of the study; none where it is neither."""
     if (folder / STUDY).is_file():
         with reading(folder):
-            return [folder / name for name in read_json(folder / STUDY)["runs"]]
+            return runs_of_study(folder)
     return [folder] if (folder / RECIPE).is_file() else []
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from scipy.stats import t as student_t
 
 from mopd.distill.metrics.evaluate import Evaluation, Interval, interval
-from mopd.distill.verdicts import PER_MINUTE, EpisodeRecord
+from mopd.distill.verdicts import EpisodeRecord
 
 if TYPE_CHECKING:  # whoever only reads answers doesn't wait for torch
     from mopd.distill.types import Metrics, Rollout
@@ -83,12 +83,6 @@ def pace(rows: Sequence[Evaluation], seconds: float) -> dict[str, float]:
         "solved": sum(row.correct == 1.0 for row in rows),
     }
     return {f"{name}_per_minute": round(60 * count / seconds, 1) for name, count in counts.items()}
-
-
-def paces(exams: Iterable[Mapping[str, Any]], split: str) -> dict[str, dict[str, float]]:
-    """Model -> its :func:`pace` at its last evaluation on a split, of rows of exams.jsonl; absent where none was."""
-    last = {row["model"]: row for row in exams if row.get("split") == split and PER_MINUTE[0] in row}
-    return {model: {name: row[name] for name in PER_MINUTE} for model, row in last.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from mopd.distill.tracking.answers import answers_path, forget_answers, write_an
 from mopd.distill.tracking.jsonl import append_jsonl, as_json, read_jsonl, truncate_jsonl
 from mopd.distill.tracking.sink import CHANGES, Artifact
 from mopd.distill.tracking.sinks import SinkThread, close_sinks
-from mopd.distill.verdicts import PER_MINUTE
+from mopd.distill.verdicts import PER_MINUTE, paces
 
 __all__ = ["Tracker", "read_jsonl", "truncate_jsonl"]
 
@@ -254,8 +254,7 @@ def _episodes(
     ]
     if not measured:
         return {}
-    last = {row["model"]: row for row in exams if row.get("split") == seesaw.get("split", "test")}
-    a_minute = [[model, *(row.get(name) for name in PER_MINUTE)] for model, row in last.items()]
+    a_minute = [[model, *pace.values()] for model, pace in paces(exams, seesaw.get("split", "test")).items()]
     return {
         "episodes": (["model", "domain", "solved", *counts, after], measured),
         "episodes_per_minute": (["model", *PER_MINUTE], a_minute),

@@ -11,14 +11,15 @@ from pathlib import Path
 import yaml
 
 from mopd.distill.errors import RunError, UserError
-from mopd.distill.metrics.episodes import MeasuredEpisodes, paces
+from mopd.distill.metrics.episodes import MeasuredEpisodes
 from mopd.distill.metrics.evaluate import Evaluation, Interval, Split
 from mopd.distill.metrics.results import Rows, episodes_of_models, group, last_steps, sampled_models
 from mopd.distill.tracking.jsonl import read_jsonl
+from mopd.distill.verdicts import paces
 from mopd.recipes.report.data import whole_evaluations
 from mopd.recipes.report.kept import SUFFIX, unpack
 from mopd.recipes.report.records import RecordedRecipe, read_environment, read_json, read_recipe, recipe_tree
-from mopd.recipes.resolve.run_folder import DATA, FIRST_SANDBOX, STUDY, noted_sandbox
+from mopd.recipes.resolve.run_folder import DATA, FIRST_SANDBOX, STUDY, noted_sandbox, runs_of_study
 
 NEEDED = ("seed", "method", "student", "domains", "evaluate", "run")
 """Keys of a recipe without which nothing can be compared; a run's own recipe.yaml has every leaf written out."""
@@ -84,8 +85,7 @@ def expand_studies(folders: Sequence[Path]) -> list[Path]:
             expanded.append(folder)
             continue
         with reading(folder):
-            runs = [folder / name for name in read_json(folder / STUDY)["runs"]]
-            measured = [run for run in runs if _student_measured(run)]
+            measured = [run for run in runs_of_study(folder) if _student_measured(run)]
         if not measured:
             raise UserError(f"no run of the study {folder} has been measured yet; compare it once one has been")
         expanded += measured

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mopd.distill.metrics.episodes import paces
 from mopd.distill.metrics.evaluate import Evaluation, Split
 from mopd.distill.metrics.results import STATISTICS, build_seesaw
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.ledger import Ledger, ledger_of
+from mopd.distill.verdicts import paces
 from mopd.recipes.report.drawing import css_class
 from mopd.recipes.report.records import (
     RecordedRecipe,

@@ -23,7 +23,7 @@ from typing import Any
 from mopd.distill.errors import UserError
 from mopd.distill.storage import write_atomic
 from mopd.distill.tracking.jsonl import read_jsonl
-from mopd.recipes.resolve.run_folder import BUDGET, DATA, RECIPE, STUDY
+from mopd.recipes.resolve.run_folder import BUDGET, DATA, RECIPE, STUDY, runs_of_study
 
 SUFFIX = ".zip"
 METRICS, EVALUATIONS, RESULTS, LEDGER = "metrics.jsonl", "evaluations.jsonl", "seesaw.json", "ledger.json"
@@ -99,8 +99,7 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 def _runs_of(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not there; give the folder of a run or of a study, such as runs/NAME")
-    study = folder / STUDY
-    return [folder / name for name in json.loads(study.read_text())["runs"]] if study.is_file() else [folder.resolve()]
+    return runs_of_study(folder) if (folder / STUDY).is_file() else [folder.resolve()]
 
 
 def _packed(run: Path) -> bytes:

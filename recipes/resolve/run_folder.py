@@ -60,6 +60,11 @@ def noted_sandbox(splits: Sequence[Mapping[str, Any]]) -> str | None:
     return next((noted["sandbox"] for noted in splits if "sandbox" in noted), None)
 
 
+def runs_of_study(folder: Path) -> list[Path]:
+    """The folders of the runs that a study's :data:`STUDY` names, in its order."""
+    return [folder / name for name in json.loads((folder / STUDY).read_text())["runs"]]
+
+
 RunState: TypeAlias = Literal["finished", "running", "interrupted", "broken", "killed", "not begun"]
 """How a run stands. Killed: nobody runs in its folder, and nothing says how it ended."""
 

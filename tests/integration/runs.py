@@ -30,6 +30,12 @@ YOUNG_SECONDS = 10.0
 SECONDS = 400
 """Of a quiet machine, that a command may take."""
 
+ONE_SPECIALIST = [
+    change for name in ("code", "reasoning") for change in (f"stages.{name}=null", f"teachers.{name}.model=stage:math")
+]
+"""Overrides of a recipe with three specialists, so that one stands for all: every stage costs the start of its
+processes."""
+
 
 def mopd(*args: str | Path, **environment: str) -> subprocess.Popen[str]:
     """`mopd ARGS`, in a session of its own, so that a test can kill it and all that it started; see :func:`left`."""

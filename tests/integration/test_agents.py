@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from runs import assert_whole, finish, kill, mopd, rows, run, texts, wait_for, weights
+from runs import ONE_SPECIALIST, assert_whole, finish, kill, mopd, rows, run, texts, wait_for, weights
 
 ACTING = ["math", "code"]
 SMALL = [
@@ -16,13 +16,8 @@ SMALL = [
     "student.engine={ranks: 1, zero_stage: 0}",
     *(f"stages.{name}={{steps: 2, optimizer: {{warmup_steps: 0}}}}" for name in ("first", "base")),
     *(f"domains.{name}.prompts=4" for name in (*ACTING, "reasoning")),
-    # One specialist for all: every stage costs the start of its processes.
     "stages.math={steps: 2, domains: null, optimizer: {warmup_steps: 0, decay_steps: 1}}",
-    *(
-        change
-        for name in ("code", "reasoning")
-        for change in (f"stages.{name}=null", f"teachers.{name}.model=stage:math")
-    ),
+    *ONE_SPECIALIST,
 ]
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from runs import assert_whole, rows, run
+from runs import ONE_SPECIALIST, assert_whole, rows, run
 
 from mopd.distill.verdicts import PER_MINUTE
 
@@ -22,12 +22,7 @@ SMALL = [
     "stages.base.steps=2",
     "stages.base.optimizer.warmup_steps=0",
     *(f"stages.{name}.{leaf}" for name in ("math", "walks") for leaf in ("steps=1", "optimizer.warmup_steps=0")),
-    # One specialist for the three shipped domains: every stage costs the start of its processes.
-    *(
-        change
-        for name in ("code", "reasoning")
-        for change in (f"stages.{name}=null", f"teachers.{name}.model=stage:math")
-    ),
+    *ONE_SPECIALIST,
 ]
 
 

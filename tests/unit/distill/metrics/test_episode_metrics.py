@@ -13,11 +13,11 @@ from mopd.distill.metrics.episodes import (
     mean_count,
     measured_episodes,
     pace,
-    paces,
     read_episodes,
 )
 from mopd.distill.metrics.evaluate import Evaluation, interval
 from mopd.distill.types import EpisodeRecord
+from mopd.distill.verdicts import paces
 
 
 def test_episodes_by_hand() -> None:
