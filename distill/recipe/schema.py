@@ -780,6 +780,9 @@ class StageRecipe(Strict):
     )
     domains: tuple[str, ...] | None = Field(default=None, description="domains trained on; none: all that are trained")
     prompts: Count = Field(default=64, description="prompts per domain and step")
+    shares: dict[Name, Pull] = Field(
+        default_factory=dict, description="as `domains.D.share`, by domain; of a domain that is not named: 1"
+    )
     easy_share: float = Field(default=0.0, ge=0, le=1, description="share of training prompts in the task's easy form")
     samples_per_prompt: Count = Field(default=1, description="rollouts per prompt of a stage that learns by reward")
     keep_verified: Count = Field(default=1, description="expert_iteration: see `rollout.keep_verified`")

@@ -26,7 +26,7 @@ from mopd.recipes.check.teachers import check_teachers
 from mopd.recipes.resolve.methods import METHODS, WHOLE, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import ModelSource, chain
-from mopd.recipes.resolve.stages import stages_before
+from mopd.recipes.resolve.stages import stage_domains, stages_before
 from mopd.recipes.resolve.teachers import group_key, placement
 
 
@@ -48,6 +48,7 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
         *check_stale(recipe.run.stale, resolved.method, resolved.loss, recipe.rollout),
         *check_teachers(resolved),
         *_stages(resolved.models, recipe.stages, recipe.domains, recipe.teachers),
+        *_stage_shares(recipe.stages, recipe.trained_domains),
         *_length("run", "student", recipe.run, recipe.student.optimizer),
         *_updates(recipe.student, recipe.run.steps, recipe.trained_domains, recipe.rollout, resolved.method),
         *_stage_updates(recipe.stages),
@@ -285,6 +286,14 @@ def _named_domains(name: str, domains: tuple[str, ...] | None, declared: Collect
             yield f"{where}: no domain {domain!r} is declared under `domains`; {guess(domain, declared)}"
     for domain in sorted({domain for domain in domains if domains.count(domain) > 1}):
         yield f"{where} names {domain!r} {domains.count(domain)} times; once is enough"
+
+
+def _stage_shares(stages: Mapping[str, StageRecipe], trained: Collection[str]) -> Iterator[str]:
+    for name, stage in stages.items():
+        domains = stage_domains(stage, trained)
+        for domain in stage.shares:
+            if domain not in domains:
+                yield f"`stages.{name}.shares`: the stage trains no domain {domain!r}; {guess(domain, domains)}"
 
 
 def _updates(

@@ -212,6 +212,8 @@ def idle_leaves(resolved: Resolved) -> Iterator[str]:
     for name, stage in recipe.stages.items():
         trained = stage_domains(stage, recipe.trained_domains)
         tasks = [recipe.domains[domain].task for domain in trained if domain in recipe.domains]
+        if len(trained) == 1:
+            yield from _set(stage, f"stages.{name}", ("shares",), "it trains one domain")
         if all(isinstance(task, Source) or (isinstance(task, GymSource) and not task.easy) for task in tasks):
             yield from _set(stage, f"stages.{name}", ("easy_share",), "none of its tasks has an easy form")
     if recipe.method == "supervised":

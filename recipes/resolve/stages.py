@@ -72,6 +72,7 @@ def stage_recipe(recipe: Recipe, name: str) -> Recipe:
                 task=recipe.domains[domain].task,
                 reward=stage.method in LEARN_BY_REWARD,
                 prompts=stage.prompts,
+                share=stage.shares.get(domain, 1.0),
                 easy_share=stage.easy_share,
             )
             for domain in stage_domains(stage, recipe.trained_domains)

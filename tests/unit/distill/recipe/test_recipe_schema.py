@@ -57,6 +57,7 @@ OTHER: dict[str, Any] = {
     "teachers.*.kind": "./kind.py:KIND",
     "teachers.*.settings": {"strength": 2.0},
     "track.sinks": ["./sink.py:SINK"],
+    "stages.*.shares": {"first": 0.5},
     "run.resident_teachers": 1,
     "merge.strengths": [0.5],
     "student.optimizer.betas": [0.5, 0.6],

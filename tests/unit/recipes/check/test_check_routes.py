@@ -86,6 +86,10 @@ def test_every_estimator_of_the_teachers_is_mopds(estimator: str) -> None:
         ({"stages": {"base": {"from": "stage:math"}, "math": {"from": "stage:base"}}}, "leads back to itself: base is"),
         ({"stages": {"base": {"from": "stage:base"}, "math": {"from": "stage:base"}}}, "`stages.base.from` leads back"),
         ({"teachers": {"math": {"model": "stage:base"}}}, "`stages.math`: neither the student nor a teacher"),
+        (
+            {"stages": {**tree()["stages"], "math": {"from": "stage:base", "shares": {"mth": 0.5}}}},
+            "`stages.math.shares`: the stage trains no domain 'mth'; did you mean `math`?",
+        ),
     ],
 )
 def test_a_wrong_route_is_named(changes: dict[str, Any], told: str) -> None:
@@ -293,6 +297,7 @@ def samples(**base: Any) -> dict[str, Any]:
         ({"stages": {}, "rollout": {"truncated": "zero_reward"}}, "rollout.truncated"),
         ({"method": "supervised", "rollout": {"truncated": "mask"}}, "rollout.truncated"),
         ({"stages": samples(samples_per_prompt=4)}, "stages.base.samples_per_prompt"),
+        ({"stages": samples(shares={"math": 0.5})}, "stages.base.shares"),
         ({"stages": samples(method="mix_rl", samples_per_prompt=4, keep_verified=2)}, "stages.base.keep_verified"),
     ],
 )

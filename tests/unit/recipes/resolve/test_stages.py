@@ -94,6 +94,14 @@ def test_a_stage_is_a_run_of_its_own():
     assert stage_seed(0, "math") != stage_seed(1, "math")
 
 
+def test_a_domain_weighs_in_a_stage_what_its_shares_say():
+    stages = recipe().model_dump(by_alias=True)["stages"]
+    shared = recipe(stages={**stages, "base": {**stages["base"], "shares": {"code": 0.4}}})
+    base = stage_recipe(shared, "base")
+    assert {name: domain.share for name, domain in base.domains.items()} == {"math": 1.0, "code": 0.4}
+    assert stage_fingerprint(shared, "base") != stage_fingerprint(recipe(), "base")
+
+
 def test_a_stage_trains_on_what_the_recipe_trains_on():
     domains = recipe().model_dump()["domains"] | {"more": {"task": "ordering", "evaluate_only": True}}
     assert list(stage_recipe(recipe(domains=domains), "base").domains) == ["math", "code"]
