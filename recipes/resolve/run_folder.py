@@ -67,14 +67,15 @@ def runs_of_study(folder: Path) -> list[Path]:
         UserError: the file cannot be read, or does not name runs.
     """
     path = folder / STUDY
+    content: Any = None
+    reason = "it names no runs"
     try:
         content = json.loads(path.read_text())
-        reason = None if isinstance(content, dict) and _are_names(content.get("runs")) else "it names no runs"
     except OSError as error:
         reason = error.strerror or type(error).__name__
     except ValueError:  # no text, or no JSON
         reason = "it is not JSON"
-    if reason is not None:
+    if not isinstance(content, dict) or not _are_names(content.get("runs")):
         raise UserError(
             f"{path} is damaged: {reason}; name the folders of its runs instead, or give the `mopd run` of the study "
             "again, which writes it anew"
