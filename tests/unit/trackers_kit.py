@@ -146,23 +146,10 @@ def _swanlab(folder: Path) -> Recorded:
     return recorded
 
 
-def _aim(folder: Path) -> Recorded:
-    aim: Any = importlib.import_module("aim")
-    (run,) = list(aim.Repo(str(folder)).iter_runs())
-    recorded: Recorded = {}
-    for metric in run.metrics():
-        steps, values = metric.values.sparse_numpy()
-        for step, value in zip(steps.tolist(), values.tolist(), strict=True):
-            assert metric.name not in recorded.setdefault(step, {}), f"{metric.name} is there twice at step {step}"
-            recorded[step][metric.name] = value
-    return recorded
-
-
 READERS: dict[str, Callable[[Path], Recorded]] = {
     "tensorboard": _tensorboard,
     "trackio": _trackio,
     "mlflow": _mlflow,
-    "aim": _aim,
     "dvclive": _dvclive,
     "clearml": _clearml,
     "comet_ml": _comet_ml,
