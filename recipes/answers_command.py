@@ -14,8 +14,7 @@ from rich.text import Text
 from mopd.distill.errors import UserError
 from mopd.distill.recipe.messages import guess
 from mopd.distill.tracking.answers import exam_files, write_parquet
-from mopd.recipes.compare.runs import reading
-from mopd.recipes.report.records import recorded_recipe
+from mopd.recipes.report.records import reading, recorded_recipe
 from mopd.recipes.report.wrong import KINDS, RANKS, AskedQuestion, asked_questions, counted
 from mopd.recipes.tables import Fitted
 

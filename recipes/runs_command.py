@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -15,10 +15,9 @@ from rich.text import Text
 from mopd.distill.errors import RunError, UserError
 from mopd.distill.metrics.evaluate import Split
 from mopd.distill.tracking.jsonl import read_jsonl
-from mopd.recipes.compare.runs import reading
 from mopd.recipes.report.data import load_run
 from mopd.recipes.report.page import table_of, verdict, write_page
-from mopd.recipes.report.records import read_json, recorded_recipe
+from mopd.recipes.report.records import read_json, reading, recorded_recipe
 from mopd.recipes.report.wording import percent
 from mopd.recipes.resolve.damage import read_marker
 from mopd.recipes.resolve.run_folder import RECIPE, STUDY, RunState, runs_of_study, standing
@@ -26,7 +25,7 @@ from mopd.recipes.tables import Fitted
 
 TAIL = 1 << 18
 """Bytes at the end of metrics.jsonl that are looked at first: hundreds of steps."""
-COLOURS: dict[RunState, str] = {"finished": "green", "running": "cyan", "broken": "bold red"}
+COLOURS = {"finished": "green", "running": "cyan", "broken": "bold red", "damaged": "bold red"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,7 @@ class ListedRun:
 
     Attributes:
         run: its folder's path below the one that was listed.
+        state: how it stands; ``damaged`` is a study whose file does not say which runs it has.
         stage: the stage that is being made, while the run itself has taken no step; its steps are given then.
         step: finished steps, of ``steps``.
         worst_recovery: the worst domain's part of its teacher's gain, estimated; None where it is not known.
@@ -45,7 +45,7 @@ class ListedRun:
     """
 
     run: str
-    state: RunState
+    state: RunState | Literal["damaged"]
     stage: str
     step: int
     steps: int
@@ -96,39 +96,56 @@ def list_runs(folder: Path) -> list[ListedRun]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not there; give a folder of runs, such as runs")
-    if any((folder / name).is_file() for name in (RECIPE, STUDY)):
-        folders = _runs_of(folder)
-    else:
-        below = _folders(folder)
-        folders = [run for path in below for run in _runs_of(path) or _runs_in(path)]
-    rows = [_listed(run, str(run if run == folder else run.relative_to(folder))) for run in folders]
+    rows: list[ListedRun] = []
+    for place in _places(folder):
+        try:
+            runs = _runs_of(place)
+        except UserError as error:
+            if place == folder:
+                raise
+            rows.append(_damaged(place, str(place.relative_to(folder)), str(error)))
+        else:
+            rows += [_listed(run, str(run if run == folder else run.relative_to(folder))) for run in runs]
     return sorted(rows, key=lambda row: row.seconds)
+
+
+def _places(folder: Path) -> list[Path]:
+    """The folder itself where it is a run or a study; else those in it, and in folders of it that hold some."""
+    if _is_place(folder):
+        return [folder]
+    below = [[path] if _is_place(path) else list(filter(_is_place, _folders(path))) for path in _folders(folder)]
+    return [place for places in below for place in places]
+
+
+def _is_place(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (RECIPE, STUDY))
 
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
-def _runs_in(folder: Path) -> list[Path]:
-    """The runs of a sweep, or of another folder that people sort them into."""
-    return [run for path in _folders(folder) for run in _runs_of(path)]
-
-
 def _runs_of(folder: Path) -> list[Path]:
     """The run that a folder is, or the runs of the study; none where it is neither."""
     if (folder / STUDY).is_file():
-        with reading(folder):
-            return runs_of_study(folder)
+        return runs_of_study(folder)
     return [folder] if (folder / RECIPE).is_file() else []
 
 
+def _damaged(study: Path, name: str, problem: str) -> ListedRun:
+    return ListedRun(name, "damaged", "", 0, 0, None, "validation", _seconds_since(study), "", problem)
+
+
+def _seconds_since(folder: Path) -> float:
+    """How long ago a file of it was last written."""
+    now = time.time()
+    patterns = ("*.jsonl", "*.json", "stages/*/metrics.jsonl", RECIPE)
+    written = (path.stat().st_mtime for pattern in patterns for path in folder.glob(pattern))
+    return max(0.0, now - max(written, default=now))
+
+
 def _listed(run: Path, name: str) -> ListedRun:
-    stands = standing(run)
-    seconds = time.time() - max(
-        (path.stat().st_mtime for pattern in ("*.jsonl", "*.json", "stages/*/metrics.jsonl", RECIPE)
-         for path in run.glob(pattern)),
-        default=time.time(),
-    )  # fmt: skip
+    stands, seconds = standing(run), _seconds_since(run)
     try:
         with reading(run):
             stage, step, steps = _progress(run)
@@ -136,7 +153,7 @@ def _listed(run: Path, name: str) -> ListedRun:
         problem = ""
     except (UserError, RunError) as error:
         stage, step, steps, worst, split, problem = "", 0, 0, None, "validation", str(error)
-    return ListedRun(name, stands.state, stage, step, steps, worst, split, max(0.0, seconds), stands.why, problem)
+    return ListedRun(name, stands.state, stage, step, steps, worst, split, seconds, stands.why, problem)
 
 
 def _progress(run: Path) -> tuple[str, int, int]:

@@ -96,8 +96,23 @@ def _comet_ml(run: TrackedRun, folder: Path) -> GeneralTracker:
     comet_ml: Any = importlib.import_module("comet_ml")  # not among what types are checked with
     os.environ.setdefault("COMET_OFFLINE_DIRECTORY", str(folder))
     online = None if comet_ml.get_config("comet.api_key") else False
-    settings = comet_ml.ExperimentConfig(name=run.name, tags=list(run.tags), auto_output_logging=False, log_code=False)
+    settings = comet_ml.ExperimentConfig(
+        name=run.name,
+        tags=list(run.tags),
+        auto_output_logging=False,
+        log_code=False,
+        log_env_details=online is None,  # of the machine, for which it asks its cloud's address, offline as well
+    )
     return CometMLTracker(run.project, online=online, experiment_config=settings)
+
+
+CLEARML_WATCHES = (
+    *("detect_repository", "hydra", "scikit", "joblib", "matplotlib", "tensorflow", "tensorboard", "tfdefines"),
+    *("pytorch", "megengine", "xgboost", "catboost", "fastai", "lightgbm", "gradio"),
+)
+"""What ClearML looks at by itself unless each is refused by name. ``detect_repository`` runs git on a thread, of
+accelerate's folder, while ClearML forks: on a busy machine either could wait for the other, and the end of the run for
+both."""
 
 
 def _clearml(run: TrackedRun, folder: Path) -> GeneralTracker:
@@ -111,7 +126,7 @@ def _clearml(run: TrackedRun, folder: Path) -> GeneralTracker:
         tags=list(run.tags),
         reuse_last_task_id=False,
         auto_connect_arg_parser=False,
-        auto_connect_frameworks=False,
+        auto_connect_frameworks=dict.fromkeys(CLEARML_WATCHES, False),
         auto_connect_streams=False,
         auto_resource_monitoring=False,
     )

@@ -85,7 +85,8 @@ class WandbSink:
     def artifact(self, artifact: Artifact) -> None:
         """Record an artifact that the run used or made; of the same name and content, W&B keeps one.
 
-        ``use_artifact`` refuses runs that are recorded offline; what it does with a new artifact does not.
+        No public call of W&B (0.31) notes offline what a run used: ``use_artifact`` refuses such a run, and waits for
+        the upload of another. What it does with a new artifact does neither, and is called here; a test reads it back.
         """
         if self._run is None:
             return

@@ -68,8 +68,8 @@ from mopd.recipes.compare.reference import (
     references,
     teachers_on_every_domain,
 )
-from mopd.recipes.compare.runs import Run, common_split, expand_studies, read_runs, reading, refuse_unlike
-from mopd.recipes.report.records import PerDomain, as_ends
+from mopd.recipes.compare.runs import Run, common_split, expand_studies, read_runs, refuse_unlike
+from mopd.recipes.report.records import PerDomain, as_ends, reading
 from mopd.recipes.report.wording import trades
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from mopd.distill.errors import RunError, UserError
+from mopd.distill.errors import UserError
 from mopd.distill.metrics.episodes import MeasuredEpisodes
 from mopd.distill.metrics.evaluate import Evaluation, Interval, Split
 from mopd.distill.metrics.results import Rows, episodes_of_models, group, last_steps, sampled_models
@@ -18,7 +15,14 @@ from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.verdicts import paces
 from mopd.recipes.report.data import whole_evaluations
 from mopd.recipes.report.kept import SUFFIX, unpack
-from mopd.recipes.report.records import RecordedRecipe, read_environment, read_json, read_recipe, recipe_tree
+from mopd.recipes.report.records import (
+    RecordedRecipe,
+    read_environment,
+    read_json,
+    read_recipe,
+    reading,
+    recipe_tree,
+)
 from mopd.recipes.resolve.run_folder import DATA, FIRST_SANDBOX, STUDY, noted_sandbox, runs_of_study
 
 NEEDED = ("seed", "method", "student", "domains", "evaluate", "run")
@@ -114,18 +118,6 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return runs
-
-
-@contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Whatever a damaged file raises becomes a UserError that names the folder: to compare them spends nothing."""
-    try:
-        yield
-    except RunError as error:
-        raise UserError(str(error)) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{folder} is damaged, or was not made by this version of mopd ({reason})") from error
 
 
 def _read_run(folder: Path, name: str) -> Run:

@@ -23,6 +23,7 @@ from typing import Any
 from mopd.distill.errors import UserError
 from mopd.distill.storage import write_atomic
 from mopd.distill.tracking.jsonl import read_jsonl
+from mopd.recipes.report.records import reading
 from mopd.recipes.resolve.run_folder import BUDGET, DATA, RECIPE, STUDY, runs_of_study
 
 SUFFIX = ".zip"
@@ -47,7 +48,8 @@ def keep(folders: Sequence[Path], out: Path) -> list[Path]:
     """Write a file for every run into the folder ``out``; those of a study are named as in its folder.
 
     Raises:
-        UserError: one of them is not there, no run, or not finished; or two have the same name. Nothing is written.
+        UserError: one of them is not there, no run, not finished or damaged; or two have the same name. Nothing is
+            written.
     """
     runs = [run for folder in folders for run in _runs_of(folder)]
     names = [run.name for run in runs]
@@ -59,11 +61,14 @@ def keep(folders: Sequence[Path], out: Path) -> list[Path]:
     problems += [f"two runs are named {name}; keep them in two folders" for name in set(names) if names.count(name) > 1]
     if problems:
         raise UserError(*problems)
+    packed: dict[Path, bytes] = {}
+    for run, name in zip(runs, names, strict=True):
+        with reading(run):
+            packed[out / f"{name}{SUFFIX}"] = _packed(run)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{name}{SUFFIX}" for name in names]
-    for run, path in zip(runs, paths, strict=True):
-        write_atomic(path, _packed(run))
-    return paths
+    for path, content in packed.items():
+        write_atomic(path, content)
+    return list(packed)
 
 
 def unpack(path: Path) -> Path:

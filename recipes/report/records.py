@@ -7,14 +7,15 @@ of metrics.jsonl, rollouts.jsonl and preflight.json have their classes here and 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
 
-from mopd.distill.errors import UserError
+from mopd.distill.errors import RunError, UserError
 from mopd.distill.metrics.episodes import MeasuredEpisodes, read_episodes
 from mopd.distill.metrics.evaluate import Split
 from mopd.distill.metrics.power import Verdict
@@ -374,6 +375,18 @@ class RunEnvironment:
     python: str | None
     packages: Mapping[str, Any]
     machine: Mapping[str, Any]
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Whatever a damaged file raises becomes a UserError that names the folder: to read it spends nothing."""
+    try:
+        yield
+    except RunError as error:
+        raise UserError(str(error)) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder} is damaged, or was not made by this version of mopd ({reason})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

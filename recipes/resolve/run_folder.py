@@ -61,8 +61,33 @@ def noted_sandbox(splits: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def runs_of_study(folder: Path) -> list[Path]:
-    """The folders of the runs that a study's :data:`STUDY` names, in its order."""
-    return [folder / name for name in json.loads((folder / STUDY).read_text())["runs"]]
+    """The folders of the runs that a study's :data:`STUDY` names, in its order.
+
+    Raises:
+        UserError: the file cannot be read, or does not name runs.
+    """
+    path = folder / STUDY
+    content: Any = None
+    reason = "it names no runs"
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+    except ValueError:  # no text, or no JSON
+        reason = "it is not JSON"
+    if not isinstance(content, dict) or not _are_names(content.get("runs")):
+        raise UserError(
+            f"{path} is damaged: {reason}; name the folders of its runs instead, or give the `mopd run` of the study "
+            "again, which writes it anew"
+        )
+    return [folder / name for name in content["runs"]]
+
+
+def _are_names(runs: Any) -> bool:
+    """Whether they are names of folders beside a study's file, none of which leads elsewhere."""
+    return isinstance(runs, list | dict) and all(
+        isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name for name in runs
+    )
 
 
 RunState: TypeAlias = Literal["finished", "running", "interrupted", "broken", "killed", "not begun"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,7 +17,7 @@ from mopd.distill.tracking.sinks import SinkThread, open_sinks
 from mopd.recipes.resolve.run_folder import DATA, environment
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 
-_TAG = 64  # characters of a W&B tag, at most
+_TAG, _NAME = 64, 128  # characters of a W&B tag and of an artifact's name, at most
 
 
 def sink_names(track: TrackRecipe) -> list[str]:
@@ -74,6 +75,8 @@ def artifacts_of(
     """What a finished run, or one of its stages, began with and has made.
 
     A stage's result has the name and the content that it has where the run begins with it: sinks see who made what.
+    It is RECIPE-STAGE; what has another ending has it after a dot, which no stage's name holds: a stage may be called
+    ``student`` or ``math-data``.
 
     Args:
         recipe: the name of the whole run's, also where a stage is shown.
@@ -85,27 +88,27 @@ def artifacts_of(
         stage: the stage's name, if this is one.
     """
     role, source, path = start
-    own = f"{recipe}-{stage or 'student'}"
+    own = recipe if stage is None else f"{recipe}-{stage}"
     yield _model(_model_name(source, recipe, own), role, path, used=True)
     for name, (teacher, weights) in teachers.items():
         yield _model(_model_name(teacher.model.source, recipe, own), f"teacher-{name}", weights, used=True)
         if teacher.adapter is not None:
             named = _model_name(teacher.settings.adapter or "", recipe, own)
-            of_stage = "-adapter" if stage_name(teacher.settings.adapter) is not None else ""
+            of_stage = ".adapter" if stage_name(teacher.settings.adapter) is not None else ""
             yield _model(named + of_stage, f"adapter-{name}", teacher.adapter, used=True)
     noted = {DATA: folder / DATA} if (folder / DATA).is_file() else {}
     texts = {"tasks.json": json.dumps(tasks, indent=2)} if tasks else {}
     if noted or texts:
         about = {"domains": list(domains)}
         yield Artifact(
-            name=_letters(f"{own}-data"), kind="dataset", role="data", used=True, files=noted | texts, metadata=about
+            name=_letters(f"{own}.data"), kind="dataset", role="data", used=True, files=noted | texts, metadata=about
         )
-    for made, ending in (("student", ""), ("adapter", "-adapter")):
+    for made, ending in (("student", ".student" if stage is None else ""), ("adapter", ".adapter")):
         if (folder / made).is_dir():
             yield _model(f"{own}{ending}", made, str(folder / made), used=False)
     answers = {path.relative_to(folder / "answers").as_posix(): path for path in folder.glob("answers/**/*.parquet")}
     if answers:
-        name = _letters(f"{own}-answers")
+        name = _letters(f"{own}.answers")
         yield Artifact(name=name, kind="answers", role="answers", used=False, files=answers, metadata={})
 
 
@@ -128,7 +131,7 @@ def _model(name: str, role: str, folder: str, *, used: bool) -> Artifact:
 def _model_name(source: ModelReference, recipe: str, own: str) -> str:
     """A stage's by the stage's name, a made one by what was made from it, a path or Hub id by its own."""
     if isinstance(source, Architecture):
-        return f"{own}-initial"
+        return f"{own}.initial"
     stage = stage_name(source)
     if stage is not None:
         return f"{recipe}-{stage}"
@@ -136,4 +139,9 @@ def _model_name(source: ModelReference, recipe: str, own: str) -> str:
 
 
 def _letters(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-")[:128]  # not per token
+    """A name that W&B takes; one that is cut ends with a digest of all of it, so that two stay two."""
+    taken = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-")
+    if len(taken) <= _NAME:
+        return taken
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return f"{taken[: _NAME - 9]}-{digest[:8]}"  # not per token

@@ -221,6 +221,26 @@ def test_a_damaged_run_does_not_hide_the_others(run: Path) -> None:
     assert "bad is damaged" in result.stdout
 
 
+DAMAGED_STUDIES = (b"", b"{", b"\xff\xfe", b"[]", b'"runs"', b'{"name": "s"}', b'{"runs": 3}', b'{"runs": ["../half"]}')
+
+
+@pytest.mark.parametrize("content", DAMAGED_STUDIES)
+def test_a_damaged_study_is_named_and_does_not_hide_the_runs_beside_it(
+    run: Path, tmp_path: Path, content: bytes
+) -> None:
+    study = run.parent / "bad"
+    study.mkdir()
+    (study / "study.json").write_bytes(content)
+    culprit = f"{study / 'study.json'} is damaged: "
+    for command in ("ls", "report", "audit", "compare", "keep"):
+        out = ("--out", str(tmp_path / "out")) if command in ("compare", "keep") else ()
+        assert culprit in refused(command, str(study), *out), command
+    assert not (tmp_path / "out").exists()
+    rows = {row["run"]: row for row in json.loads(mopd("ls", str(run.parent), "--json", "-").stdout)["runs"]}
+    assert (rows["bad"]["state"], rows["half"]["problem"]) == ("damaged", "")
+    assert rows["bad"]["problem"].startswith(culprit)
+
+
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     assert "is not there" in refused("ls", str(tmp_path / "no"))
     assert "holds no run" in refused("report", str(tmp_path))

@@ -30,7 +30,8 @@ SUMMARY = {"seesaw/worst_recovery": 0.9, "seesaw/worst_recovery/low": 0.8, "sees
 
 
 IN_HOME = (".session.json",)
-"""What ClearML leaves in the user's home: when it was last used."""
+"""What ClearML leaves in the user's home: when it was last used. Matplotlib, which Comet imports where it is installed,
+keeps a list of fonts there."""
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +100,7 @@ def test_a_tracker_holds_every_number_of_a_run_and_of_its_end_with_no_network(
     assert no_network.requests == []
     assert {path.name for path in folder.iterdir()} == {"metrics.jsonl", name}
     in_home = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
-    assert [path for path in in_home if path.name not in IN_HOME] == []
+    assert [path for path in in_home if path.name not in IN_HOME and "matplotlib" not in path.parts] == []
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -108,6 +109,18 @@ def test_a_resumed_run_is_shown_once_and_whole(name: str, folder: Path) -> None:
     assert record(folder, name, steps=3) == []
     assert record(folder, name, after=2) == []  # step 3 is taken again
     assert shown(name, folder) == as_stored(name, expected(folder))
+
+
+def test_clearml_runs_no_program_while_it_forks(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """git, of whose pipe its forked process keeps an end: the thread that reads it then waits for ever."""
+    need("clearml")
+    called, programs = tmp_path / "called", tmp_path / "programs"
+    programs.mkdir()
+    (programs / "git").write_text(f'#!/bin/sh\necho "$@" >> {called}\nexit 1\n')
+    (programs / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    assert record(folder, "clearml") == []
+    assert not called.exists()
 
 
 def test_a_run_and_its_stage_are_shown_by_several_trackers_at_once(folder: Path) -> None:

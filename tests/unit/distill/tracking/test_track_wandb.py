@@ -26,7 +26,8 @@ from wandb_kit import OfflineRun, Server, offline_runs, records
 
 from mopd.distill.errors import Interrupted, RunError
 from mopd.distill.metrics.episodes import measured_episodes
-from mopd.distill.recipe import Recipe
+from mopd.distill.recipe import Architecture, Recipe
+from mopd.distill.recipe.base import LONGEST_NAME
 from mopd.distill.storage import seal, seal_of
 from mopd.distill.tracking.jsonl import read_jsonl
 from mopd.distill.tracking.sink import CHANGES
@@ -243,10 +244,10 @@ def test_artifacts_say_who_was_made_of_whom(tmp_path: Path) -> None:
     (of_run,), (of_math,) = offline_runs(tmp_path), offline_runs(stage)
     used, made, specialist = named(of_run, used=True), named(of_run, used=False), named(of_math, used=False)["student"]
     assert {role: (a.name, a.type) for role, a in used.items()} == {
-        "base": ("chat", "model"), "teacher-math": ("tiny-math", "model"), "data": ("tiny-student-data", "dataset"),
+        "base": ("chat", "model"), "teacher-math": ("tiny-math", "model"), "data": ("tiny.data", "dataset"),
     }  # fmt: skip
     assert {role: (a.name, a.type) for role, a in made.items()} == {
-        "student": ("tiny-student", "model"), "answers": ("tiny-student-answers", "answers"),
+        "student": ("tiny.student", "model"), "answers": ("tiny.answers", "answers"),
     }  # fmt: skip
     assert (specialist.name, specialist.digest) == (used["teacher-math"].name, used["teacher-math"].digest)
     assert named(of_math, used=True)["base"].digest == used["base"].digest
@@ -256,6 +257,26 @@ def test_artifacts_say_who_was_made_of_whom(tmp_path: Path) -> None:
     assert contents(made["answers"])["test/student-000004.parquet"][1] == 4
     assert json.loads(made["student"].metadata)["seal"] == seal_of(tmp_path / "student")
     assert not (tmp_path / "home").exists()
+
+
+def test_no_stage_shares_a_name_with_what_the_run_or_another_stage_has_made(tmp_path: Path) -> None:
+    """Stages may be called like what a run makes, or like another with an ending, and names may be long."""
+    long = "x" * LONGEST_NAME
+    stages = [None, "student", "adapter", "data", "answers", "initial", "math", "math-adapter", "math-data", long]
+    for folder in (tmp_path / "student", tmp_path / "adapter", tmp_path / "answers" / "test"):
+        folder.mkdir(parents=True)
+    (tmp_path / "answers" / "test" / "student-000004.parquet").write_bytes(b"PAR1")
+    (tmp_path / "data.json").write_text("{}")
+    start = ("base", Architecture(architecture="llama"), str(tmp_path / "student"))
+    for recipe_name in ("tiny", long):
+        names = [
+            artifact.name
+            for stage in stages
+            for artifact in artifacts_of(recipe_name, tmp_path, domains=[], start=start, teachers={}, stage=stage)
+        ]
+        assert len(names) == 5 * len(stages)
+        assert len(set(names)) == len(names)
+        assert max(map(len, names)) <= 128
 
 
 # ---- a sweep: what `wandb agent` sets in the environment of a trial's process

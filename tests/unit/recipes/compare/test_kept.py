@@ -70,6 +70,19 @@ def test_what_is_not_finished_is_not_kept(runs: list[Path], tmp_path: Path) -> N
     assert not (tmp_path / "kept").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("evaluations.jsonl", "{}"), *((name, line) for name in ("evaluations.jsonl", "metrics.jsonl") for line in "3{")],
+)
+def test_a_damaged_run_is_refused_by_its_name(runs: list[Path], tmp_path: Path, name: str, line: str) -> None:
+    with (runs[1] / name).open("a") as file:
+        file.write(f"{line}\n")
+    result = CliRunner().invoke(app, ["keep", *map(str, runs), "--out", str(tmp_path / "kept")])
+    assert result.exit_code == 2, result.output
+    assert str(runs[1]) in result.output.replace("\n", "")
+    assert not (tmp_path / "kept").exists()
+
+
 def test_a_damaged_file_is_refused_by_its_name(runs: list[Path], tmp_path: Path) -> None:
     (whole, _) = keep(runs, tmp_path / "kept")
     content = whole.read_bytes()
