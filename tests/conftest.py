@@ -11,6 +11,7 @@ from deadline_kit import pytest_timeout_set_timer  # noqa: F401  (a hook: timeou
 from student_kit import ProcessRanks
 
 os.environ["MOPD_CACHE"] = ""  # no test sees what another found out of a model
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: beside busy processes its workers stand still
 
 
 @pytest.fixture(scope="module")

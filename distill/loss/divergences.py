@@ -16,7 +16,7 @@ from torch import Tensor
 from mopd.distill.loss.base import Divergence, TokenLoss, divergence_loss, each_teacher, pick, teachers_mean
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.teacher_tensors import TeacherRows
-from mopd.distill.recipe import JSD, ForwardKL, FullReverseKL, SkewedKL
+from mopd.distill.recipe import JSD, ForwardKL, FullReverseKL, SkewedKL, WeightedReverseKL
 
 
 def full_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: FullReverseKL) -> TokenLoss:
@@ -27,6 +27,27 @@ def full_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: FullRe
     Source: the expectation of the MiMo-V2-Flash report's eqs 6-8 (arXiv 2601.02780) over the token, prefix held fixed.
     """
     return _against(logits_BTV, teachers_mean(microbatch), microbatch, microbatch.mask_BT, reverse_rows)
+
+
+def weighted_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: WeightedReverseKL) -> TokenLoss:
+    """``w_t KL(pi_theta || pi_T)`` of each token, exact; the weights move no gradient, their mean over a rollout is 1.
+
+    ``w_t`` goes with a power of the student's own entropy at t, or of how many of the rollout's trained tokens come
+    from t on. A rollout that is certain everywhere weighs its tokens alike.
+
+    Source: none of its own; that few tokens of high entropy carry what is learnt is arXiv 2506.01939, for rewards.
+    """
+    loss = _against(logits_BTV, teachers_mean(microbatch), microbatch, microbatch.mask_BT, reverse_rows)
+    mask_BT = microbatch.mask_BT
+    if settings.by == "entropy":
+        share_BT = loss.stats["entropy"].clamp(min=0)
+    else:
+        after_BT = mask_BT.flip(1).cumsum(1).flip(1)  # trained tokens from here on
+        share_BT = after_BT.to(loss.loss_BT.dtype) / after_BT[:, :1].clamp(min=1)  # not per token
+    raised_BT = share_BT.pow(settings.power).masked_fill(~mask_BT, 0.0)
+    mean_B1 = raised_BT.sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True).clamp(min=1)
+    weight_BT = torch.where(mean_B1 > 0, raised_BT / mean_B1, 1.0)
+    return TokenLoss(loss.loss_BT * weight_BT, loss.stats)
 
 
 def forward_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: ForwardKL) -> TokenLoss:

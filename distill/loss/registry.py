@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mopd.distill.loss.base import GradedTokens, TokenLoss, bounded, gap_to_teacher
 from mopd.distill.loss.chunked import chunked_reverse_kl
-from mopd.distill.loss.divergences import forward_kl, full_reverse_kl, jsd, skewed_kl
+from mopd.distill.loss.divergences import forward_kl, full_reverse_kl, jsd, skewed_kl, weighted_reverse_kl
 from mopd.distill.loss.microbatch import Microbatch
 from mopd.distill.loss.sampled import k2, nll, policy_gradient, token_advantage
 from mopd.distill.loss.topk import topk_reverse_kl
@@ -41,6 +41,7 @@ from mopd.distill.recipe import (
     SkewedKL,
     Strict,
     TopKReverseKL,
+    WeightedReverseKL,
     WholeDistribution,
 )
 from mopd.distill.recipe.plugins import load_plugin, located_plugin
@@ -74,6 +75,7 @@ class LossSpec:
 
 LOSSES: dict[str, LossSpec] = {
     "full_reverse_kl": LossSpec("full", full_reverse_kl, settings=FullReverseKL),
+    "weighted_reverse_kl": LossSpec("full", weighted_reverse_kl, settings=WeightedReverseKL),
     "forward_kl": LossSpec("full", forward_kl, needs_each_teacher=True, settings=ForwardKL, held_rows=10),
     "jsd": LossSpec("full", jsd, needs_each_teacher=True, settings=JSD, held_rows=15),
     "skewed_kl": LossSpec("full", skewed_kl, needs_each_teacher=True, settings=SkewedKL, held_rows=15),

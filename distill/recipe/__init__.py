@@ -30,6 +30,7 @@ from mopd.distill.recipe.loss import (
     SampledToken,
     SkewedKL,
     TopKReverseKL,
+    WeightedReverseKL,
     WholeDistribution,
 )
 from mopd.distill.recipe.schema import (
@@ -107,5 +108,6 @@ __all__ = [
     "TrackRecipe",
     "VLLMRecipe",
     "WandbRecipe",
+    "WeightedReverseKL",
     "WholeDistribution",
 ]

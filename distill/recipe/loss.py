@@ -21,8 +21,8 @@ TRAPS: dict[str, str] = {
 
 
 WHICH = (
-    "which loss: full_reverse_kl, forward_kl, jsd, skewed_kl, topk_reverse_kl, chunked_reverse_kl, policy_gradient, "
-    "k2, nll or ./file.py:NAME"
+    "which loss: full_reverse_kl, weighted_reverse_kl, forward_kl, jsd, skewed_kl, topk_reverse_kl, "
+    "chunked_reverse_kl, policy_gradient, k2, nll or ./file.py:NAME"
 )
 
 
@@ -44,6 +44,20 @@ class FullReverseKL(WholeDistribution):
         default="full",
         description="what teachers ship of a token, the same loss: full: a number for every token of the vocabulary; "
         "hidden: the last hidden state, whose output head every rank of the student holds (for real vocabularies)",
+    )
+
+
+class WeightedReverseKL(WholeDistribution):
+    """Exact reverse KL, unequally over a rollout's tokens: their mean weight is 1, so the rollout counts as before."""
+
+    estimator: Literal["weighted_reverse_kl"] = Field(default="weighted_reverse_kl", description=WHICH)
+    by: Literal["entropy", "position"] = Field(
+        default="entropy",
+        description="what a token weighs: entropy: the student's own there, where it has a choice (arXiv 2506.01939); "
+        "position: the trained tokens of its rollout from it on, which stand on it",
+    )
+    power: Annotated[float, Within(0.01, 8, "less weighs all alike, and more leaves a token or two")] = Field(
+        default=1.0, description="of that, before it is divided by its mean over the rollout"
     )
 
 
@@ -156,6 +170,7 @@ class CustomLoss(Strict):
 
 ESTIMATORS: dict[str, type[Strict]] = {
     "full_reverse_kl": FullReverseKL,
+    "weighted_reverse_kl": WeightedReverseKL,
     "forward_kl": ForwardKL,
     "jsd": JSD,
     "skewed_kl": SkewedKL,
@@ -175,6 +190,7 @@ def _estimator(value: Any) -> str:
 
 Loss: TypeAlias = Annotated[
     Annotated[FullReverseKL, Tag("<full_reverse_kl>")]
+    | Annotated[WeightedReverseKL, Tag("<weighted_reverse_kl>")]
     | Annotated[ForwardKL, Tag("<forward_kl>")]
     | Annotated[JSD, Tag("<jsd>")]
     | Annotated[SkewedKL, Tag("<skewed_kl>")]

@@ -8,7 +8,7 @@ import torch
 from losses_kit import FORWARD, FULL, HALF, PLAIN, SQUARE, V, every_token, graded, microbatch, rows, run
 from naive import jensen_shannon, kl, numeric_gradient, reverse_kl_gradient, softmax
 
-from mopd.distill.recipe import JSD, SkewedKL
+from mopd.distill.recipe import JSD, SkewedKL, WeightedReverseKL
 
 BETAS = (0, 0.1, 0.5, 0.9, 1)
 
@@ -187,3 +187,39 @@ def test_under_a_temperature_expected_sampled_gradients_are_those_of_the_tempere
         return kl(*(softmax([a / TEMPERATURE for a in logits]) for logits in (z, teacher.tolist())))
 
     assert expected.tolist() == pytest.approx(numeric_gradient(tempered, raw.tolist()), abs=1e-9)
+
+
+@pytest.mark.parametrize("by", ["entropy", "position"])
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_a_weighted_kl_is_the_kl_times_weights_whose_mean_over_each_rollout_is_one(by, power):
+    """Weights by the definition, in loops; they move no gradient; of one token it is the KL itself."""
+    settings = WeightedReverseKL(estimator="weighted_reverse_kl", by=by, power=power)
+    logits, teacher = 2 * rows(3, 5, V, seed=20), 2 * rows(3, 5, V, seed=21)
+    mask = [[False, True, True, False, True], [False, False, False, True, False], [False, True, True, True, True]]
+    tokens = [[0, 4, 1, 2, 3]] * 3
+    batch = graded("weighted_reverse_kl", mask, tokens, teacher.log_softmax(-1))
+    out, gradient = run("weighted_reverse_kl", logits, batch, settings)
+    unweighted = graded("full_reverse_kl", mask, tokens, teacher.log_softmax(-1))
+    plain, plain_gradient = run("full_reverse_kl", logits, unweighted, FULL)
+    for b, trained in enumerate(mask):
+        places = [t for t, is_trained in enumerate(trained) if is_trained]
+        if by == "entropy":
+            raised = [(-sum(a * math.log(a) for a in softmax(logits[b, t].tolist()))) ** power for t in places]
+        else:
+            raised = [(len(places) - i) ** power for i in range(len(places))]
+        weights = [len(places) * value / sum(raised) for value in raised]
+        for t, weight in zip(places, weights, strict=True):
+            assert out.loss_BT[b, t].item() == pytest.approx(weight * plain.loss_BT[b, t].item(), rel=1e-9)
+            assert gradient[b, t].tolist() == pytest.approx((weight * plain_gradient[b, t]).tolist(), abs=1e-12)
+    assert out.stats["kl"].tolist() == plain.stats["kl"].tolist(), "what runs are compared by stays unweighted"
+    assert out.loss_BT[1, 3].item() == pytest.approx(plain.loss_BT[1, 3].item())
+
+
+def test_a_rollout_that_is_certain_everywhere_weighs_its_tokens_alike():
+    logits = torch.tensor([[[0.0, 0.0], [500.0, 0.0], [500.0, 0.0]]], dtype=torch.float64)
+    teacher = torch.tensor([[[0.0, 0.0], [0.0, 3.0], [1.0, 0.0]]], dtype=torch.float64).log_softmax(-1)
+    mask, tokens = [[False, True, True]], [[0, 1, 0]]
+    settings = WeightedReverseKL(estimator="weighted_reverse_kl")
+    out, _ = run("weighted_reverse_kl", logits, graded("weighted_reverse_kl", mask, tokens, teacher), settings)
+    plain, _ = run("full_reverse_kl", logits, graded("full_reverse_kl", mask, tokens, teacher), FULL)
+    torch.testing.assert_close(out.loss_BT, plain.loss_BT)

@@ -19,12 +19,14 @@ from mopd.distill.recipe import (
     PolicyGradient,
     SkewedKL,
     TopKReverseKL,
+    WeightedReverseKL,
 )
 from mopd.distill.student.plan import plan_updates
 from mopd.distill.types import Full, ScoredRollout, TeacherScore, align_logits
 
 SETTINGS = {
     "full_reverse_kl": FullReverseKL(estimator="full_reverse_kl"),
+    "weighted_reverse_kl": WeightedReverseKL(estimator="weighted_reverse_kl", by="position", power=2.0),
     "forward_kl": ForwardKL(estimator="forward_kl"),
     "jsd": JSD(estimator="jsd", beta=0.3),
     "skewed_kl": SkewedKL(estimator="skewed_kl", direction="forward", skew=0.3),
@@ -93,6 +95,10 @@ def naive_token_loss(one: ScoredRollout, t, table, name):
     teacher = one.scores[0][1].payload.logprobs_TV[t].astype(np.float64)
     if name == "full_reverse_kl":
         return sum(np.exp(logp[v]) * (logp[v] - teacher[v]) for v in range(V))
+    if name == "weighted_reverse_kl":
+        left = np.cumsum(one.rollout.loss_mask[::-1])[::-1] ** 2.0  # trained tokens from each on, to the power
+        weight = left[t] / left[one.rollout.loss_mask].mean()
+        return weight * naive_token_loss(one, t, table, "full_reverse_kl")
     if name in ("forward_kl", "jsd"):
         return jensen_shannon(np.exp(logp), np.exp(teacher), {"forward_kl": 0, "jsd": 0.3}[name])
     if name == "skewed_kl":

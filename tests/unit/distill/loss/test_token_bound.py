@@ -9,13 +9,21 @@ import torch
 from losses_kit import graded, rows
 
 from mopd.distill.loss.registry import bind
-from mopd.distill.recipe import JSD, ForwardKL, FullReverseKL, SkewedKL, TopKReverseKL, WholeDistribution
+from mopd.distill.recipe import (
+    JSD,
+    ForwardKL,
+    FullReverseKL,
+    SkewedKL,
+    TopKReverseKL,
+    WeightedReverseKL,
+    WholeDistribution,
+)
 
 MASK = [[False, True, True, True], [False, True, False, True]]
 TOKENS = [[0, 1, 2, 3], [3, 2, 1, 0]]
 
 
-@pytest.mark.parametrize("settings", [FullReverseKL, ForwardKL, JSD, SkewedKL, TopKReverseKL])
+@pytest.mark.parametrize("settings", [FullReverseKL, WeightedReverseKL, ForwardKL, JSD, SkewedKL, TopKReverseKL])
 @pytest.mark.parametrize("far", [True, False])
 def test_value_and_gradient_keep_their_ratio(settings: type[WholeDistribution], far: bool) -> None:
     student = rows(2, 4, 6, seed=0)

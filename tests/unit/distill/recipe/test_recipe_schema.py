@@ -95,6 +95,8 @@ OTHER: dict[str, Any] = {
 LOSS_OF: dict[str, str] = (
     {
         "loss.beta": "jsd",
+        "loss.by": "weighted_reverse_kl",
+        "loss.power": "weighted_reverse_kl",
         "loss.skew": "skewed_kl",
         "loss.direction": "skewed_kl",
         "loss.payload": "full_reverse_kl",

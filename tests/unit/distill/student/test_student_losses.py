@@ -31,6 +31,7 @@ from mopd.teachers.retokenized import as_chunks
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full_reverse_kl": {},
+    "weighted_reverse_kl": {"by": "entropy", "power": 0.5},
     "forward_kl": {},
     "jsd": {"beta": 0.3},
     "skewed_kl": {"skew": 0.2},
@@ -82,7 +83,7 @@ def whole(score: TeacherScore) -> Float32:
 def reference(name: str, logp_TV: Tensor, logq_TV: Tensor, ids_T: Tensor, sampler_T: Tensor) -> Tensor:
     """One teacher's loss of each token, from the definitions, with autograd; nothing is detached but what must be."""
     p_TV, q_TV = logp_TV.exp(), logq_TV.exp()
-    if name == "full_reverse_kl":
+    if name in ("full_reverse_kl", "weighted_reverse_kl"):
         return (p_TV * (logp_TV - logq_TV)).sum(-1)
     if name == "forward_kl":
         return (q_TV * (logq_TV - logp_TV)).sum(-1)
@@ -118,6 +119,9 @@ def plain_step(name: str, model: Any, batch: list[ScoredRollout]) -> float:
         sampler_T = torch.from_numpy(rollout.sampler_logprobs)
         for w, logq_TV in teachers:
             loss_T = reference(name, logits_TV.log_softmax(-1), logq_TV, ids_T, sampler_T)
+            if name == "weighted_reverse_kl":
+                root_T = torch.special.entr(logits_TV.detach().softmax(-1)).sum(-1).sqrt()
+                loss_T = loss_T * root_T / root_T[mask_T].mean()
             loss = loss + weight * w * loss_T[mask_T].sum()
     loss.backward()
     with torch.no_grad():
