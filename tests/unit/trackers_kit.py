@@ -146,10 +146,25 @@ def _swanlab(folder: Path) -> Recorded:
     return recorded
 
 
+def _aim(folder: Path) -> Recorded:
+    """Opened to be written to: what was not indexed yet, by Aim's own server, is not there for a run that only reads."""
+    aim: Any = importlib.import_module("aim")
+    repo = aim.Repo(str(folder))
+    (name,) = repo.list_all_runs()
+    run = aim.Run(name, repo=repo, system_tracking_interval=None, capture_terminal_logs=False, log_system_params=False)
+    recorded: Recorded = {}
+    for metric in run.metrics():
+        for step, (value, *_) in metric.data.items():
+            recorded.setdefault(step, {})[metric.name] = value
+    run.close()
+    return recorded
+
+
 READERS: dict[str, Callable[[Path], Recorded]] = {
     "tensorboard": _tensorboard,
     "trackio": _trackio,
     "mlflow": _mlflow,
+    "aim": _aim,
     "dvclive": _dvclive,
     "clearml": _clearml,
     "comet_ml": _comet_ml,
