@@ -72,7 +72,7 @@ def main(runs: list[str]) -> None:
     kept = json.loads(DATA.read_text())
     by_seed = {row["seed"]: row for row in [*kept["runs"], *map(row_of, map(Path, runs))]}
     kept["runs"] = [by_seed[seed] for seed in kept["seeds"] if seed in by_seed]
-    DATA.write_text(json.dumps(kept) + "\n")
+    DATA.write_text(json.dumps(kept, separators=(",", ":")) + "\n")
     for table in zip(*map(table_rows, kept["runs"]), strict=True):
         print("\n".join(table), end="\n\n")
     worst = [row["worst"] for row in kept["runs"]]
