@@ -66,9 +66,9 @@ def test_wandb_knows_who_was_made_of_whom(smoke):
         for artifact in (record.artifact for record in shown.records if record.HasField("artifact")):
             if artifact.type == "model":
                 (used if artifact.use_after_commit else made)[artifact.name] = artifact.digest
-    assert set(made) == {"smoke-student", "smoke-base", *(f"smoke-{name}" for name in DOMAINS)}
-    assert used.pop("smoke-base-initial")
-    assert used == {name: digest for name, digest in made.items() if name != "smoke-student"}
+    assert set(made) == {"smoke.student", "smoke-base", *(f"smoke-{name}" for name in DOMAINS)}
+    assert used.pop("smoke-base.initial")
+    assert used == {name: digest for name, digest in made.items() if name != "smoke.student"}
 
 
 def test_every_teacher_was_tried_out_before_the_first_step(smoke):
