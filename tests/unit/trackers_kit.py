@@ -147,7 +147,7 @@ def _swanlab(folder: Path) -> Recorded:
 
 
 def _aim(folder: Path) -> Recorded:
-    """Opened to be written to: what was not indexed yet, by Aim's own server, is not there for a run that only reads."""
+    """Opened to be written to: what Aim's own server has not indexed yet is not there for a run that only reads."""
     aim: Any = importlib.import_module("aim")
     repo = aim.Repo(str(folder))
     (name,) = repo.list_all_runs()
