@@ -26,7 +26,7 @@ def full_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: FullRe
 
     Source: the expectation of the MiMo-V2-Flash report's eqs 6-8 (arXiv 2601.02780) over the token, prefix held fixed.
     """
-    return _against(logits_BTV, teachers_mean(microbatch), microbatch, microbatch.mask_BT, reverse_rows)
+    return _reverse(logits_BTV, microbatch)
 
 
 def weighted_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: WeightedReverseKL) -> TokenLoss:
@@ -37,8 +37,7 @@ def weighted_reverse_kl(logits_BTV: Tensor, microbatch: Microbatch, settings: We
 
     Source: none of its own; that few tokens of high entropy carry what is learnt is arXiv 2506.01939, for rewards.
     """
-    loss = _against(logits_BTV, teachers_mean(microbatch), microbatch, microbatch.mask_BT, reverse_rows)
-    mask_BT = microbatch.mask_BT
+    loss, mask_BT = _reverse(logits_BTV, microbatch), microbatch.mask_BT
     if settings.by == "entropy":
         share_BT = loss.stats["entropy"].clamp(min=0)
     else:
@@ -156,6 +155,10 @@ def _to_mixture(logp_NV: Tensor, logq_NV: Tensor, part: float) -> tuple[Tensor, 
 def _kl(p_NV: Tensor, logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
     """``KL(p || q)``, which runs are compared by, whatever the loss."""
     return (p_NV * (logp_NV - logq_NV).masked_fill_(p_NV == 0, 0.0)).sum(-1)
+
+
+def _reverse(logits_BTV: Tensor, microbatch: Microbatch) -> TokenLoss:
+    return _against(logits_BTV, teachers_mean(microbatch), microbatch, microbatch.mask_BT, reverse_rows)
 
 
 def _against(

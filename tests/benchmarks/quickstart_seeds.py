@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from mopd.distill.tracking.jsonl import read_jsonl
+from mopd.recipes.report.records import read_json, recorded_recipe
 
 DATA = Path(__file__).parents[2] / "docs" / "data" / "quickstart-seeds.json"
 DOMAINS = ("math", "code", "reasoning")
@@ -25,27 +26,22 @@ def percent(scores: Mapping[str, Mapping[str, float]]) -> list[float]:
 
 def row_of(run: Path) -> dict[str, Any]:
     """What a run came to: scores in %, recoveries as parts of 1, and what the mixture did at every twentieth step."""
-    result = json.loads((run / "seesaw.json").read_text())
+    result = read_json(run / "seesaw.json")
     models, metrics = result["models"], result["metrics"]
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [row for row in rows if row["kind"] == "train"]
+    steps = [row for row in read_jsonl(run / "metrics.jsonl") if row["kind"] == "train"]
+    by_teacher = [percent(models[f"teachers/{domain}"]) for domain in DOMAINS]
     return {
-        "seed": yaml.safe_load((run / "recipe.yaml").read_text())["seed"],
+        "seed": recorded_recipe(run).seed,
         "base": percent(models["base"]),
-        "specialists": [percent(models[f"teachers/{domain}"])[DOMAINS.index(domain)] for domain in DOMAINS],
-        "elsewhere": min(
-            round(100 * models[f"teachers/{teacher}"][domain]["score"], 1)
-            for teacher in DOMAINS
-            for domain in DOMAINS
-            if teacher != domain
-        ),
+        "specialists": [scores[own] for own, scores in enumerate(by_teacher)],
+        "elsewhere": min(score for own, scores in enumerate(by_teacher) for i, score in enumerate(scores) if i != own),
         "student": percent(models["student"]),
         "worst": round(metrics["worst_recovery"], 3),
         "ci": [round(end, 3) for end in result["metrics_ci"]["worst_recovery"]],
         "mean": round(metrics["mean_recovery"], 3),
         "recovery": [round(metrics["recovery"][domain], 3) for domain in DOMAINS],
         "steps": result["curve"][-1]["step"],
-        "stages": [json.loads((run / "stages" / domain / "finished.json").read_text())["steps"] for domain in DOMAINS],
+        "stages": [read_json(run / "stages" / domain / "finished.json")["steps"] for domain in DOMAINS],
         "prompts": {domain: [row[f"prompts/{domain}"] for row in steps if row["step"] % 20 == 1] for domain in DOMAINS},
         "mean_prompts": [round(statistics.mean(row[f"prompts/{domain}"] for row in steps)) for domain in DOMAINS],
         "validation": [
@@ -69,7 +65,7 @@ def table_rows(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def main(runs: list[str]) -> None:
     """Add the runs and print the tables."""
-    kept = json.loads(DATA.read_text())
+    kept = read_json(DATA)
     by_seed = {row["seed"]: row for row in [*kept["runs"], *map(row_of, map(Path, runs))]}
     kept["runs"] = [by_seed[seed] for seed in kept["seeds"] if seed in by_seed]
     DATA.write_text(json.dumps(kept, separators=(",", ":")) + "\n")
