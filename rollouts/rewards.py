@@ -10,7 +10,7 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from mopd.distill.recipe.schema import Truncated
+from mopd.distill.recipe.schema.rollout import Truncated
 from mopd.distill.types import Grader, Metrics, Rollout, RunError, ScoredRollout, UserError
 from mopd.distill.verdicts import unjudged_counts
 from mopd.rollouts.tasks.base import Task

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from mopd.distill.errors import UserError
 from mopd.distill.recipe.messages import guess, problems_of, shortened, takes_chosen_names
-from mopd.distill.recipe.schema import Recipe
+from mopd.distill.recipe.schema.recipe import Recipe
 
 Tree = dict[str, Any]
 """A recipe as it is written: nested mappings, not validated yet."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mopd.distill.recipe.schema import Recipe
+from mopd.distill.recipe.schema.recipe import Recipe
 from mopd.distill.recipe.study import StudySettings
 
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
-from mopd.distill.recipe.loss import ESTIMATORS, TRAPS
-from mopd.distill.recipe.schema import Recipe
+from mopd.distill.recipe.schema.loss import ESTIMATORS, TRAPS
+from mopd.distill.recipe.schema.recipe import Recipe
 
 Location = tuple[str | int, ...]
 """A path as pydantic gives it: keys, list positions, and the tags (``<name>``) of the union members it went through."""

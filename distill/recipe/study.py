@@ -24,7 +24,7 @@ from mopd.distill.recipe.files import (
     with_origins,
 )
 from mopd.distill.recipe.messages import guess, problems_of
-from mopd.distill.recipe.schema import Recipe
+from mopd.distill.recipe.schema.recipe import Recipe
 
 NOT_A_METHODS = {
     "name": "a method is called what its key says",

@@ -25,7 +25,7 @@ from mopd.distill.recipe import (
 )
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.model_names import SELF
-from mopd.distill.recipe.schema import Truncated
+from mopd.distill.recipe.schema.rollout import Truncated
 from mopd.recipes.check.teachers import WHAT_SCORES
 from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved

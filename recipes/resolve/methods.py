@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mopd.distill.loss.registry import LOSSES, BoundLoss
 from mopd.distill.payloads import Support
 from mopd.distill.recipe.plugins import is_plugin, load_plugin
-from mopd.distill.recipe.schema import Truncated
+from mopd.distill.recipe.schema.rollout import Truncated
 from mopd.distill.types import Grader, Metrics, Rollout, Sampler, ScoredRollout, UserError
 from mopd.recipes.resolve.merge_and_cascade import MadeStudent, MakingJob, cascade, merge
 from mopd.rollouts.environments.episodes import gold_episodes

@@ -17,9 +17,9 @@ from check_kit import CONFIG
 from pydantic import BaseModel
 
 from mopd.distill.recipe import Architecture, ChunkedReverseKL, Source, StageRecipe, StopRecipe, TopKReverseKL
-from mopd.distill.recipe.loss import ESTIMATORS, CustomLoss
 from mopd.distill.recipe.messages import Leaf, leaves
-from mopd.distill.recipe.schema import AdamW, PlainSGD
+from mopd.distill.recipe.schema.loss import ESTIMATORS, CustomLoss
+from mopd.distill.recipe.schema.optimizers import AdamW, PlainSGD
 
 MADE: dict[str, Any] = {"architecture": "llama", "vocabulary": 80, "config": CONFIG}
 TASK = {"path": "./rows.jsonl", "verifier": "number"}

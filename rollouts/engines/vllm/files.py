@@ -15,7 +15,7 @@ from mopd.distill.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from mopd.distill.models.families import experts_of
 from mopd.distill.models.mtp import is_head_tensor
 from mopd.distill.recipe import LoRA
-from mopd.distill.recipe.vllm import Transport
+from mopd.distill.recipe.schema.vllm import Transport
 
 CONFIG = "config.json"
 

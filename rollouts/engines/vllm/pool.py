@@ -21,7 +21,7 @@ import torch
 
 from mopd.distill.hosts import HOSTS, death
 from mopd.distill.recipe import FaultRecipe
-from mopd.distill.recipe.vllm import Transport
+from mopd.distill.recipe.schema.vllm import Transport
 from mopd.distill.types import RunError, Weights
 from mopd.rollouts.engines.agreement import (
     LATER_TOKENS,

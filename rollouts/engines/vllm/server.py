@@ -24,7 +24,7 @@ import torch
 
 from mopd.distill.guard import memory_folder
 from mopd.distill.recipe import LoRA
-from mopd.distill.recipe.vllm import Transport
+from mopd.distill.recipe.schema.vllm import Transport
 from mopd.distill.types import RunError
 from mopd.rollouts.engines.vllm import process
 from mopd.rollouts.engines.vllm.files import served_folder, write_adapter, write_model

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mopd.distill.recipe.schema import Truncated
+from mopd.distill.recipe.schema.rollout import Truncated
 from mopd.distill.student.plan import plan_updates
 from mopd.distill.types import Prompt, Rollout, RunError, UserError
 from mopd.distill.verdicts import UnjudgedScore

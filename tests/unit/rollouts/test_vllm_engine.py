@@ -29,7 +29,7 @@ from mopd.distill.models.adapters import with_trained_adapter
 from mopd.distill.models.load import load_model
 from mopd.distill.payloads import Support, likeliest
 from mopd.distill.recipe import EvaluateRecipe, FaultRecipe, LoRA, RolloutRecipe, TopKReverseKL, VLLMRecipe
-from mopd.distill.recipe.vllm import Transport
+from mopd.distill.recipe.schema.vllm import Transport
 from mopd.distill.types import Prompt, RunError, Sampler, align_logits
 from mopd.recipes.check.plugins import check_engine, engine_warnings
 from mopd.rollouts.engines.agreement import fixed_rows

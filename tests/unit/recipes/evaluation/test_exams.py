@@ -168,7 +168,7 @@ def test_an_engine_that_does_not_know_of_evaluations_is_refused_where_they_ask_f
         "from mopd import RolloutEngine\nENGINE = RolloutEngine(of_student=lambda student, closing: None, keyed=True)\n"
     )
     from mopd.distill.loss.registry import bind
-    from mopd.distill.recipe.loss import FullReverseKL
+    from mopd.distill.recipe.schema.loss import FullReverseKL
 
     loss = bind(FullReverseKL())
     rollout = RolloutRecipe(engine=f"{tmp_path}/engine.py:ENGINE")

@@ -19,7 +19,6 @@ TRAPS: dict[str, str] = {
 }
 """Estimators that look right and are not, with the reason."""
 
-
 WHICH = (
     "which loss: full_reverse_kl, weighted_reverse_kl, forward_kl, jsd, skewed_kl, topk_reverse_kl, "
     "chunked_reverse_kl, policy_gradient, k2, nll or ./file.py:NAME"
