@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mopd.distill.types import DraftCounts, EpisodeRecord, Prompt, Rollout
+from mopd.distill.types import DraftCounts, EpisodeRecord, History, Prompt, Rollout
 
 ARRAYS = ("token_ids", "loss_mask", "sampler_logprobs", "routed_experts", "support_ids")
 
@@ -33,6 +33,7 @@ def packed(microbatches: Sequence[Sequence[Rollout]], *, asked: str) -> bytes:
                 "arrays": list(present),
                 "drafts": None if rollout.drafts is None else asdict(rollout.drafts),
                 "episode": None if rollout.episode is None else asdict(rollout.episode),
+                "history": None if rollout.history is None else asdict(rollout.history),
                 **{name: getattr(rollout, name) for name in ("finish", "version", "group", "index", "writer")},
             }
         )
@@ -71,6 +72,7 @@ def _rollout(place: int, row: Mapping[str, Any], file: Any) -> Rollout:
         drafts=None if row["drafts"] is None else DraftCounts(**_tuples(row["drafts"])),
         episode=None if row["episode"] is None else EpisodeRecord(**_tuples(row["episode"])),
         writer=row.get("writer"),
+        history=None if row.get("history") is None else History(**row["history"]),
         **{name: file[f"{place}/{name}"] for name in row["arrays"]},
     )
 

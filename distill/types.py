@@ -106,6 +106,21 @@ class DraftCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """An episode that another than the student played, after some turns of which the student writes the next.
+
+    Attributes:
+        writer: the teacher; None where a script says what is right.
+        turns: of it that stand before what the student writes.
+        tokens: of the whole episode, prompt included: what it took to write.
+    """
+
+    writer: str | None
+    turns: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """A prompt and what the policy wrote after it. All arrays have length ``T = len(token_ids)``.
 
@@ -126,6 +141,7 @@ class Rollout:
         drafts: where it was written with guesses of draft heads.
         episode: of a rollout of several turns, what became of it; None of an answer to a prompt.
         writer: the teacher that wrote it; None where that was the student.
+        history: where the student went on from an episode that another had begun; its masked tokens hold that.
     """
 
     prompt: Prompt
@@ -141,6 +157,7 @@ class Rollout:
     drafts: DraftCounts | None = None
     episode: EpisodeRecord | None = None
     writer: str | None = None
+    history: History | None = None
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)

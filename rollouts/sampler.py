@@ -118,11 +118,16 @@ class Samplers:
             self._held = model, self._episodes(self._holders[id(engine)](model), self._evaluation)
         return self._held[1]
 
-    def writer(self, model: FrozenModel, processes: SamplerProcesses) -> Sampler:
-        """A frozen model's, for rollouts that the student learns from; in ``processes`` of its own."""
+    def writer(self, model: FrozenModel, processes: SamplerProcesses, *, once: bool = False) -> Sampler:
+        """A frozen model's, for rollouts that the student learns from; in ``processes`` of its own.
+
+        Args:
+            once: whether it writes one sample of each prompt, and not as many as the student.
+        """
         engine = self._engine_of(model, processes)
         assert engine.of_checkpoints is not None
-        return engine.of_checkpoints(processes, self._training, self._closing)(model)
+        settings = replace(self._training, samples_per_prompt=1) if once else self._training
+        return self._episodes(engine.of_checkpoints(processes, settings, self._closing)(model), settings)
 
     @cached_property
     def _of_student(self) -> MakeSampler:

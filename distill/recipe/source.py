@@ -115,10 +115,10 @@ class GymSource(Strict):
         return self
 
 
-PACKAGES_ELSEWHERE = ("verifiers", "bfcl")
-"""Packages whose environments are played by name; their settings are `args`."""
+PACKAGES_ELSEWHERE = ("verifiers", "bfcl", "conversations")
+"""Packages whose environments are played by name, and conversations of a dataset; their settings are `args`."""
 KINDS_ELSEWHERE = (*PACKAGES_ELSEWHERE, "program")
-SCRIPTED = ("bfcl:",)
+SCRIPTED = ("bfcl:", "conversations:")
 """Of them, those whose episodes have scripts, which the supervised method learns from."""
 ELSEWHERE = tuple(f"{kind}:" for kind in KINDS_ELSEWHERE)
 """`verifiers:NAME` is short for `{verifiers: NAME}`, `program:COMMAND` for `{program: COMMAND}`."""
@@ -129,10 +129,12 @@ class EnvironmentSource(Strict):
 
     environment: Annotated[str, ShippedOrPlugin("calculator", "debug", prefixes=ELSEWHERE)] = Field(
         description="which: calculator, debug, ./file.py:NAME of your own, {verifiers: NAME} or {bfcl: NAME} of those "
-        "packages, or {program: COMMAND} that asks an endpoint"
+        "packages, {conversations: PATH} of a dataset, or {program: COMMAND} that asks an endpoint"
     )
     args: dict[str, Any] = Field(
-        default_factory=dict, description="of {verifiers: NAME} and {bfcl: NAME}: settings of the package's environment"
+        default_factory=dict,
+        description="of {verifiers: NAME} and {bfcl: NAME}: settings of the package's environment; of {conversations: "
+        "PATH}: of the dataset",
     )
     turns: int = Field(default=8, ge=1, le=64, description="messages of the student in an episode at most")
     max_tokens_turn: Count = Field(default=64, description="tokens of a message at most, the closing one included")
@@ -149,8 +151,8 @@ class EnvironmentSource(Strict):
         kinds = [kind for kind in KINDS_ELSEWHERE if kind in named]
         if len(kinds) != 1 or named.keys() - {*kinds, "args"}:
             raise refusal(
-                "has an `environment` that is none of {verifiers: NAME, args: {...}}, {bfcl: NAME, args: {...}} and "
-                "{program: COMMAND}"
+                "has an `environment` that is none of {verifiers: NAME, args: {...}}, {bfcl: NAME, args: {...}}, "
+                "{conversations: PATH, args: {...}} and {program: COMMAND}"
             )
         if "args" in named and "args" in value:
             raise refusal("has `args` twice; give them once")

@@ -56,7 +56,16 @@ def _given_config(name: str, given: Any) -> Any:
 
 def on_hub(task: str | Source | GymSource | EnvironmentSource) -> bool:
     """Whether a domain's prompts lie on the Hub."""
-    return isinstance(task, Source) and not is_path(task.path)
+    path = dataset_path(task)
+    return path is not None and not is_path(path)
+
+
+def dataset_path(task: str | Source | GymSource | EnvironmentSource) -> str | None:
+    """Where the dataset of a domain lies; None where it has none."""
+    if isinstance(task, EnvironmentSource):
+        kind, _, path = task.environment.partition(":")
+        return path if kind == "conversations" else None
+    return task.path if isinstance(task, Source) else None
 
 
 def assumed_lengths(domains: Iterable[str], most: int, known: Mapping[str, Lengths]) -> dict[str, Lengths]:
@@ -69,9 +78,7 @@ def unchecked(resolved: Resolved) -> list[str]:
     """What a check without a network leaves open, a line each; empty where nothing of the recipe lies on the Hub."""
     origins = [model.origin.source for model in resolved.models.values() if model.origin is not None]
     models = sorted({source for source in origins if isinstance(source, str) and not is_path(source)})
-    data = sorted(
-        {d.task.path for d in resolved.recipe.domains.values() if isinstance(d.task, Source) and on_hub(d.task)}
-    )
+    data = sorted({str(dataset_path(d.task)) for d in resolved.recipe.domains.values() if on_hub(d.task)})
     lines = []
     if models:
         lines.append(

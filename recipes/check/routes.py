@@ -9,7 +9,6 @@ from mopd.distill.loss.registry import LOSSES, OWN_PAYLOADS, BoundLoss
 from mopd.distill.recipe import (
     Architecture,
     DomainRecipe,
-    EnvironmentSource,
     ModelReference,
     Optimizer,
     RolloutRecipe,
@@ -23,7 +22,8 @@ from mopd.distill.recipe.model_names import SELF, stage_name
 from mopd.distill.recipe.plugins import is_plugin
 from mopd.recipes.check.settings import check_lag, check_loss, check_stale
 from mopd.recipes.check.teachers import check_teachers
-from mopd.recipes.resolve.methods import METHODS, WHOLE, MadeMethod, Method
+from mopd.recipes.check.writers import check_writers
+from mopd.recipes.resolve.methods import METHODS, MadeMethod, Method
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import ModelSource, chain
 from mopd.recipes.resolve.stages import stage_domains, stages_before
@@ -41,7 +41,7 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
         *_tasks(recipe.domains, tasks),
         *_teachers(resolved),
         *_method(resolved),
-        *_writers(recipe.rollout, resolved.method, resolved.loss, recipe.trained_domains),
+        *check_writers(recipe, resolved.method, resolved.loss),
         *_rewards(resolved.method, resolved.loss, recipe.domains, recipe.rollout.samples_per_prompt),
         *check_loss(resolved),
         *check_lag(recipe.method, resolved.method, recipe.run),
@@ -182,41 +182,6 @@ def _what_teaches(name: str, domain: DomainRecipe, method_name: str, method: Met
             yield (
                 f"`domains.{name}` has no {what}, and method {method_name!r} learns from what teachers write and "
                 f"verifiers find right; {remedies[what]}, or set `evaluate_only: true`"
-            )
-
-
-def _writers(
-    rollout: RolloutRecipe, method: Method | MadeMethod, loss: BoundLoss, trained: Mapping[str, DomainRecipe]
-) -> Iterator[str]:
-    """Whether teachers can write what they are to write, and the loss can learn from it."""
-    if method.teachers_write or rollout.off_policy:
-        for name in [name for name, domain in trained.items() if isinstance(domain.task, EnvironmentSource)]:
-            yield f"domain {name!r} is an environment, in which only the student writes; give it a task"
-    if rollout.off_policy == 0:
-        if rollout.off_policy_steps is not None:
-            yield (
-                "`rollout.off_policy_steps` is set and would change nothing (`rollout.off_policy` is 0: teachers "
-                "answer no prompt); raise that, or remove it"
-            )
-        return
-    where = f"`rollout.off_policy` is {rollout.off_policy:g}"
-    if rollout.off_policy_steps == 0:
-        yield f"{where} for 0 steps (`rollout.off_policy_steps`); raise the steps, or remove both"
-    if not (method.samples and method.teachers_grade):
-        yield f"{where}, and only where the student writes and teachers grade (mopd) is there a part to move; remove it"
-    elif loss.payload not in ("full", "hidden"):
-        offered = ", ".join(sorted(WHOLE))
-        yield (
-            f"{where}, and {loss.estimator} learns from the student's own draws alone; take a loss of whole "
-            f"distributions ({offered}), or remove it"
-        )
-    for name, domain in trained.items():
-        if not domain.teacher_weights:
-            yield f"{where}, and domain {name!r} has no teacher to answer its prompts; name one, or remove it"
-        if int(domain.prompts * rollout.off_policy) == 0:
-            yield (
-                f"{where}, which is less than one of the {domain.prompts} prompts of domain {name!r}; raise it to "
-                f"{1 / domain.prompts:g} at least, or remove it"
             )
 
 

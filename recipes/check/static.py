@@ -93,7 +93,7 @@ def check(
     )  # fmt: skip
     lengths = assumed_lengths(recipe.domains, cap, lengths) if offline else lengths
     trained = _supervised(recipe.method, tuple(on_domains), recipe.stages)
-    problems += [*unusable, *unreadable, *unsound, *check_gold_answers(recipe.domains, trained)]
+    problems += [*unusable, *unreadable, *unsound, *check_gold_answers(recipe.domains, trained, tasks)]
     problems += [*sink_problems(recipe.track.sinks), *check_models(resolved, model_infos)]
     problems += check_lengths(model_infos, lengths, trained=trained, max_new_tokens=cap)
     problems += check_texts(resolved.teachers, on_domains, tasks, tokenizer, model_infos, cap, recipe.seed)

@@ -321,14 +321,20 @@ def _own_verifier(task: Task, prompts: list[Prompt], examples: list[Example]) ->
         )
 
 
-def check_gold_answers(domains: Mapping[str, DomainRecipe], trained: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Supervised training writes gold answers, so each of its domains must have them.
+def check_gold_answers(
+    domains: Mapping[str, DomainRecipe], trained: Mapping[str, Sequence[str]], tasks: Mapping[str, Task]
+) -> Iterator[str]:
+    """Supervised training writes gold answers, so each of its domains must have them; so must a `prefix` of them.
 
     Args:
         trained: the domains of each supervised training, by the leaf that says so.
+        tasks: those that could be made.
     """
-    for where, names in trained.items():
+    scripts = {f"domains.{name}.prefix": [name] for name, domain in domains.items() if "dataset" in domain.prefix_parts}
+    for where, names in {**trained, **scripts}.items():
         for name in names:
+            if isinstance(task := tasks.get(name), EnvironmentTask) and not is_elsewhere(domains[name].task):
+                yield from (f"`{where}`: {problem}" for problem in _lacks_script(task, name))
             if name in domains and not (has_gold_answers(domains[name].task) or has_scripts(domains[name].task)):
                 lacking = (
                     "whose environment has none; learn it by reward"
@@ -337,6 +343,15 @@ def check_gold_answers(domains: Mapping[str, DomainRecipe], trained: Mapping[str
                     "the tests as `tests`"
                 )
                 yield f"`{where}` trains on the gold answers of domain {name!r}, {lacking}, or leave it out"
+
+
+def _lacks_script(task: EnvironmentTask, name: str) -> list[str]:
+    try:
+        opening = task.example(seed=0, split="train", index=0)
+        task.script(Prompt(name, opening.id, (0,), opening.text, opening.answer))
+    except UserError as error:
+        return list(error.problems)
+    return []
 
 
 def _lengths(tokenizer: PreTrainedTokenizerBase, task: Task, examples: list[Example]) -> Lengths:
@@ -366,8 +381,11 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, texts: Iterable[tuple[str, str]])
 
 def _cap(cap: int, task: str | Source | GymSource | EnvironmentSource, name: str, lengths: Lengths) -> Iterator[str]:
     # A dataset's gold answer may be the number at the end of what a model has to write; that of others is all of it.
+    leaf = "rollout.max_new_tokens"
+    if isinstance(task, EnvironmentSource):
+        leaf, cap = f"domains.{name}.max_tokens_turn", task.max_tokens_turn
     if not isinstance(task, Source) and lengths.longest_answer > cap:
         yield (
-            f"`rollout.max_new_tokens` is {cap}, and a gold answer of domain {name!r} has {lengths.longest_answer} "
+            f"`{leaf}` is {cap}, and a gold answer of domain {name!r} has {lengths.longest_answer} "
             f"tokens: the cap would lower every score; raise it to {lengths.longest_answer} or more"
         )

@@ -40,9 +40,9 @@ GOLDS = 64
 def check_teachers(resolved: Resolved) -> Iterator[str]:
     """Whether a recipe asks of its teachers nothing but what their kinds give, each problem a sentence."""
     recipe, method, loss = resolved.recipe, resolved.method, resolved.loss
-    needs_weights = resolved.teachers_write or method.teachers == "merge"
     for name, teacher in resolved.teachers.items():
         stanza, kind = teacher.settings, teacher.kind
+        needs_weights = name in resolved.writers or method.teachers == "merge"
         use = TeacherUse(
             name,
             stanza,
@@ -57,7 +57,7 @@ def check_teachers(resolved: Resolved) -> Iterator[str]:
             yield f"`teachers.{name}.prompt` is read by who grades, and method {recipe.method!r} has none; remove it"
         if stanza.reads_own_tokens:
             yield from _own_tokens(
-                name, stanza, loss, grades_alone=method.teachers_grade and not resolved.teachers_write
+                name, stanza, loss, grades_alone=method.teachers_grade and name not in resolved.writers
             )
             graded = {d: domain for d, domain in recipe.trained_domains.items() if name in domain.teacher_weights}
             yield from _own_turns(name, graded)
@@ -72,7 +72,8 @@ def check_teachers(resolved: Resolved) -> Iterator[str]:
         if needs_weights and not (kind.has_weights and kind.can_write):
             why = "and it only scores" if kind.has_weights else "which are not here"
             mixed = method.teachers_grade and not method.teachers_write
-            asks = "`rollout.off_policy`" if mixed else f"method {recipe.method!r}"
+            begun = mixed and not recipe.rollout.off_policy
+            asks = "`prefix`" if begun else "`rollout.off_policy`" if mixed else f"method {recipe.method!r}"
             yield (
                 f"`teachers.{name}`: {asks} needs its teachers' weights, {why}: it is of kind {kind.name}; take a "
                 "checkpoint"

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mopd.distill.models.flops import ModelCost, model_cost
 from mopd.distill.payloads import payload_bytes
-from mopd.distill.types import Metrics, Rollout, ScoredRollout
+from mopd.distill.types import History, Metrics, Rollout, ScoredRollout
 
 
 def cost_of(path: str, *, trust_remote_code: bool = False) -> ModelCost:
@@ -76,10 +76,16 @@ class Costs:
         }
 
     def _generation(self, rollouts: Sequence[Rollout]) -> float:
-        """What the writers of rollouts spent on them: the student, or the teacher that one names."""
+        """What the writers of rollouts spent on them: the student, or the teacher that one names; and who played the
+        episodes that the student went on with, once for all samples of a prompt."""
         lengths: dict[str | None, list[int]] = {}
+        played: dict[int, History] = {}
         for rollout in rollouts:
             lengths.setdefault(rollout.writer, []).append(len(rollout.token_ids))
+            if rollout.history is not None and rollout.history.writer is not None:
+                played[rollout.group] = rollout.history
+        for history in played.values():
+            lengths.setdefault(history.writer, []).append(history.tokens)
         return sum(
             float((self._student if writer is None else self._teachers[writer]).generate(each))
             for writer, each in lengths.items()

@@ -15,6 +15,7 @@ from mopd.distill.storage import write_atomic
 from mopd.distill.types import UserError
 from mopd.recipes.resolve.run_folder import FIRST_SANDBOX, noted_sandbox
 from mopd.rollouts.environments import domain_task
+from mopd.rollouts.environments.task import EnvironmentTask
 from mopd.rollouts.mixture import MIXTURES
 from mopd.rollouts.prompts import PromptSource, Supply
 from mopd.rollouts.tasks import Task
@@ -57,10 +58,10 @@ def note_data(tasks: Mapping[str, Task], path: Path) -> None:
     Raises:
         UserError: a dataset has other rows than when the run began, or its programs are run in another sandbox.
     """
-    datasets = {name: task for name, task in tasks.items() if isinstance(task, DatasetTask)}
     now = {
-        name: [_noted(report) | ({"sandbox": task.sandbox} if task.sandbox else {}) for report in task.reports]
-        for name, task in datasets.items()
+        name: [_noted(report) | _sandbox(task) for report in task.reports]
+        for name, task in tasks.items()
+        if isinstance(task, DatasetTask | EnvironmentTask) and task.reports
     }
     if not now:
         return
@@ -95,6 +96,10 @@ def _other_sandbox(name: str, before: Sequence[Mapping[str, Any]], now: Sequence
             f"now, which takes others for right; set `sandbox: {was}` (docs/sandbox.md), give another folder with "
             "--out, or start from scratch with --restart"
         )
+
+
+def _sandbox(task: Task) -> dict[str, Any]:
+    return {"sandbox": task.sandbox} if isinstance(task, DatasetTask) and task.sandbox else {}
 
 
 def _noted(report: RowsReport) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Parts:
         student: makes the sampler of the student; for methods that act with it.
         teachers: makes the pool of teachers; for methods that grade with it.
         writers: makes the sampler of the teachers' frozen weights; for methods that learn from what they write.
+        players: the same with one sample a prompt; for episodes that the student goes on with.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -50,6 +51,7 @@ class Parts:
     student: Callable[[], Sampler]
     teachers: Callable[[], Grader]
     writers: Callable[[], Sampler]
+    players: Callable[[], Sampler]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,8 @@ def _writers(parts: Parts) -> Sampler:
     return parts.writers()
 
 
-def _gold(parts: Parts) -> Sampler:
+def gold_sampler(parts: Parts) -> Sampler:
+    """Writes what is right: gold answers, and the scripts of environments."""
     tokenizer, closing = parts.tokenizer, closing_id(parts.tokenizer)  # which renders the chat template once
     environments = {name: task for name, task in parts.tasks.items() if isinstance(task, EnvironmentTask)}
     if environments:
@@ -212,7 +215,7 @@ METHODS: dict[str, Method | MadeMethod] = {
         _writers, _verified, losses=frozenset({"nll"}), samples=False, teachers="write", rewards=True, selects=True
     ),
     # Fine-tuning on gold answers: an oracle, which sees what no distillation sees.
-    "supervised": Method(_gold, _ungraded, losses=frozenset({"nll"}), samples=False),
+    "supervised": Method(gold_sampler, _ungraded, losses=frozenset({"nll"}), samples=False),
     # The model stays as it is and gets draft heads, which learn what it would write: EAGLE-3, arXiv 2503.01840.
     "draft_heads": Method(_student, _ungraded, losses=frozenset({"nll"}), samples=True, heads_alone=True),
     # One domain after the other: the student is the end of a chain of stages, of which every link is measured.

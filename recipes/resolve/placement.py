@@ -36,9 +36,8 @@ def resource_requests(resolved: Resolved) -> Iterator[ResourceRequest]:
     recipe, teachers = resolved.recipe, resolved.teachers
     yield ResourceRequest("the student's ranks", recipe.student.engine.ranks, _gpu(resolved.rank_gpus))
     yield ResourceRequest("sampler workers", recipe.rollout.workers, _gpu(resolved.sampler_gpus))
-    if resolved.teachers_write:
-        for name, teacher in teachers.items():
-            yield ResourceRequest(f"teacher {name}", 1, teacher.takes)
+    for name in resolved.writers:
+        yield ResourceRequest(f"teacher {name}", 1, teachers[name].takes)
     if not resolved.method.teachers_grade:
         return
     for names in resolved.groups:

@@ -37,6 +37,7 @@ class Resolved:
         turn_takers: the groups that share the processes of ``run.resident_teachers``; none where that is not set.
         routes: who is asked about each trained domain's rollouts, see :func:`routes`.
         teachers_write: whether teachers write any of what the student learns from.
+        writers: the teachers with a process that writes: for the student to learn from, or to go on with.
         links: the stages of a cascade, first to last.
         start: what the student is before distillation, which results call the base: a cascade's is where it begins.
         niceness: of the run's processes.
@@ -56,6 +57,7 @@ class Resolved:
     turn_takers: list[list[str]]
     routes: Mapping[str, Mapping[str, float]]
     teachers_write: bool
+    writers: tuple[str, ...]
     links: list[str]
     start: ModelReference
     niceness: int
@@ -89,6 +91,7 @@ def resolve(recipe: Recipe) -> Resolved:
     on_student = tuple(name for name, teacher in teachers.items() if adapted and teacher.is_base(*how))
     groups = teacher_groups({name: teacher for name, teacher in teachers.items() if name not in on_student})
     loss = bind(recipe.loss)
+    teachers_write = method.teachers_write or recipe.rollout.off_policy > 0
     cascade = links(recipe.stages, recipe.student.model)
     return Resolved(
         recipe=recipe,
@@ -102,7 +105,8 @@ def resolve(recipe: Recipe) -> Resolved:
         groups=groups,
         turn_takers=[] if recipe.run.resident_teachers is None else turn_takers(groups, teachers),
         routes=routes(recipe.trained_domains, loss.reference),
-        teachers_write=method.teachers_write or recipe.rollout.off_policy > 0,
+        teachers_write=teachers_write,
+        writers=tuple(recipe.teachers) if teachers_write else players(recipe),
         links=cascade,
         start=recipe.stages[cascade[0]].reference
         if recipe.method == "cascade" and cascade
@@ -111,6 +115,13 @@ def resolve(recipe: Recipe) -> Resolved:
         rank_gpus=recipe.student.engine.gpus if device == "cuda" else 0.0,
         sampler_gpus=recipe.rollout.gpus if device == "cuda" else 0.0,
     )
+
+
+def players(recipe: Recipe) -> tuple[str, ...]:
+    """The teachers that begin episodes for the student to go on with, in the recipe's order."""
+    domains = recipe.trained_domains.values()
+    named = {name for domain in domains if "teacher" in domain.prefix_parts for name in domain.teacher_weights}
+    return tuple(name for name in recipe.teachers if name in named)
 
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Device:

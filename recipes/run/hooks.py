@@ -20,6 +20,7 @@ from mopd.recipes.compare.budget import read_budget
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import FAULTS, TeacherDistance
+from mopd.rollouts.environments.prefixes import prefix_shares
 from mopd.rollouts.mixture import Mixture
 from mopd.rollouts.sampler import taught_shares
 
@@ -107,7 +108,7 @@ class RunCallbacks:
         taken = {f"prompts/{domain}": len(places) for domain, places in self._mixture.places(step - 1).items()}
         rollouts = [scored.rollout for scored in batch]
         metrics = metrics | taken | self._costs.of_step(batch) | draft_metrics(rollouts) | episode_metrics(rollouts)
-        metrics |= taught_shares(rollouts)
+        metrics |= taught_shares(rollouts) | prefix_shares(rollouts)
         if self._run.lag:
             metrics["staleness"] = float(max(step - 1 - rollout.version[0] for rollout in rollouts))
         self._mixture.see(metrics)

@@ -17,6 +17,7 @@ from mopd.distill.lagged_loop import train_with_lag
 from mopd.distill.loop import train
 from mopd.distill.loss.registry import BoundLoss, located
 from mopd.distill.recipe import DomainRecipe, MTPRecipe, RolloutRecipe, RunRecipe
+from mopd.distill.recipe.schema.domains import PrefixName
 from mopd.distill.student.driver import DeepSpeedStudent
 from mopd.distill.student.spec import StudentSpec
 from mopd.distill.tracking.console import TaskHandle
@@ -27,7 +28,7 @@ from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import TeacherDistance, payload_to_ask
 from mopd.recipes.report.card import run_card
 from mopd.recipes.resolve.data import prompt_source
-from mopd.recipes.resolve.methods import Method, Parts, support_of
+from mopd.recipes.resolve.methods import Method, Parts, gold_sampler, support_of
 from mopd.recipes.resolve.resolved import Resolved
 from mopd.recipes.resolve.sources import named_base
 from mopd.recipes.resolve.teacher_prompts import OwnTokenizer, own_sizes, retokenizers_of, teacher_reads
@@ -36,7 +37,7 @@ from mopd.recipes.run.context import RunContext
 from mopd.recipes.run.hooks import RunCallbacks, run_length
 from mopd.recipes.run.preflight import Candidate, candidates, passed, preflight, wait_for_teachers
 from mopd.recipes.run.ranks import RayRanks
-from mopd.recipes.run.samplers import samplers_of_run, teachers_writing, with_teachers_writing
+from mopd.recipes.run.samplers import samplers_of_run, teachers_writing, with_prefixes, with_teachers_writing
 from mopd.rollouts.engines.base import Drafts, FrozenModel
 from mopd.rollouts.environments.episodes import with_episodes
 from mopd.rollouts.environments.kept import FOLDER, KeptEpisodes, keeps_episodes
@@ -108,7 +109,7 @@ class Training:
             if not self.is_stage:  # no stage comes after the run itself
                 HOSTS.clear()
             parts = self._parts(samplers, teachers, trained, recipe.rollout, recipe.run)
-            sampler = with_teachers_writing(method.actor(parts), recipe.rollout, parts.writers)
+            sampler = self._actor(method, parts, trained)
             if method.samples or self.evaluator is not None:
                 samplers.check(student.weights(), named=f"`student.model` ({self.model})")
             # Whoever acts in training, it is the student that is evaluated.
@@ -201,6 +202,7 @@ class Training:
     ) -> Parts:
         """What the method's sampler and grader are made of."""
         routes = {name: domain.teacher_weights for name, domain in trained.items()}
+        players = {name: self.frozen[name] for name in self.resolved.writers}
 
         def teachers() -> TeacherPool:
             assert pool is not None, "only a method whose teachers grade asks for them"
@@ -216,7 +218,18 @@ class Training:
             student=lambda: self._kept(samplers.train, steps=run.save_every * (run.keep_checkpoints + 1)),
             teachers=teachers,
             writers=lambda: teachers_writing(samplers, self.resolved.teachers, self.frozen, routes),
+            players=lambda: teachers_writing(samplers, self.resolved.teachers, players, routes, once=True),
         )
+
+    def _actor(self, method: Method, parts: Parts, trained: Mapping[str, DomainRecipe]) -> Sampler:
+        """Who writes what is learnt from: the method's actor, and with it whom the recipe has write besides."""
+        players: dict[PrefixName, Callable[[], Sampler]] = {
+            "teacher": parts.players,
+            "dataset": lambda: gold_sampler(parts),
+        }
+        recipe = self.resolved.recipe
+        actor = with_prefixes(method.actor(parts), trained, players, seed=recipe.seed)
+        return with_teachers_writing(actor, recipe.rollout, parts.writers)
 
     def _kept(self, sampler: Sampler, *, steps: int) -> Sampler:
         """The sampler of rollouts to learn from; those of programs are kept for the steps that a run may go back."""

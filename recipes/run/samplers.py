@@ -7,11 +7,13 @@ from contextlib import ExitStack
 
 from mopd.distill.metrics.teacher_distance import OVERLAP_K
 from mopd.distill.payloads import Support
-from mopd.distill.recipe import Engine, FaultRecipe, LoRA, RolloutRecipe
+from mopd.distill.recipe import DomainRecipe, Engine, FaultRecipe, LoRA, RolloutRecipe
+from mopd.distill.recipe.schema.domains import PrefixName
 from mopd.distill.types import Sampler
 from mopd.recipes.resolve.teachers import ResolvedTeacher
 from mopd.rollouts.engines import engine_of
 from mopd.rollouts.engines.base import FrozenModel, SamplerProcesses, SamplerSettings, StudentModel
+from mopd.rollouts.environments.prefixes import PrefixSampler
 from mopd.rollouts.sampler import Episodes, MixedSampler, Samplers, TeacherSampler, make_samplers
 
 
@@ -79,6 +81,26 @@ def with_teachers_writing(sampler: Sampler, rollout: RolloutRecipe, writers: Cal
     return MixedSampler(sampler, writers(), part=rollout.off_policy, steps=rollout.off_policy_steps)
 
 
+def with_prefixes(
+    sampler: Sampler,
+    trained: Mapping[str, DomainRecipe],
+    players: Mapping[PrefixName, Callable[[], Sampler]],
+    *,
+    seed: int,
+) -> Sampler:
+    """A method's sampler, with episodes that others have begun in the domains that ask for them.
+
+    Args:
+        players: makes who plays them, by its name in `domains.D.prefix`.
+        seed: the recipe's.
+    """
+    parts = {name: domain.prefix_parts for name, domain in trained.items() if domain.prefix_parts}
+    named: dict[PrefixName, None] = dict.fromkeys(player for of_domain in parts.values() for player in of_domain)
+    if not named:
+        return sampler
+    return PrefixSampler(sampler, {name: players[name]() for name in named}, parts=parts, seed=seed)
+
+
 def frozen_teacher(teacher: ResolvedTeacher, folder: str) -> FrozenModel:
     """A teacher as a model that is sampled.
 
@@ -101,12 +123,15 @@ def teachers_writing(
     teachers: Mapping[str, ResolvedTeacher],
     models: Mapping[str, FrozenModel],
     routes: Mapping[str, Mapping[str, float]],
+    *,
+    once: bool = False,
 ) -> Sampler:
     """The sampler of the teachers' frozen weights: a process for each, which answers the prompts of its domains.
 
     Args:
         models: the teachers' weights, by name.
         routes: for each domain its teachers with their weights, which sum to 1.
+        once: whether they write one sample of each prompt, and not as many as the student.
     """
     writers: dict[str, Sampler] = {}
     for name, model in models.items():
@@ -119,5 +144,5 @@ def teachers_writing(
             teacher.settings.resources,
             limit_seconds=teacher.faults.rank_seconds,
         )
-        writers[name] = samplers.writer(model, process)
+        writers[name] = samplers.writer(model, process, once=once)
     return TeacherSampler(writers, routes=routes)

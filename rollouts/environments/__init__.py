@@ -2,7 +2,8 @@
 
 A task is the environment of one turn. base.py has the Protocols, tools.py makes a tool of a typed function, turns.py
 goes between messages and exact token ids, episodes.py writes rollouts of several turns with any engine, runner.py runs
-what an environment does and guards against it, task.py is an environment where a task is asked for. A rollout of
+what an environment does and guards against it, task.py is an environment where a task is asked for; prefixes.py has
+the student go on where another has begun. conversations.py plays those of a dataset. A rollout of
 several turns is one sequence: what the model wrote is trained, all else is masked, and nothing that was written is
 tokenised again. Where the environment is a program that asks for completions, dialogue.py turns its requests into
 steps: endpoint.py serves them, program.py runs a command, kept.py keeps what they wrote; packages/ has the environments
@@ -21,6 +22,7 @@ from mopd.distill.recipe.plugins import IMPORT_SECONDS, is_plugin, load_plugin, 
 from mopd.distill.types import UserError
 from mopd.rollouts.environments.base import Environment
 from mopd.rollouts.environments.calculator import Calculator
+from mopd.rollouts.environments.conversations import ConversationEnvironment
 from mopd.rollouts.environments.debug import Debug
 from mopd.rollouts.environments.packages.bfcl import BfclEnvironment
 from mopd.rollouts.environments.packages.verifiers_hub import VerifiersEnvironment
@@ -32,8 +34,12 @@ from mopd.rollouts.tasks import Task, make_task
 ENVIRONMENTS: dict[str, Environment] = {"calculator": Calculator(), "debug": Debug()}
 """Every shipped environment by the name that a recipe gives in ``domains: {NAME: {environment: ...}}``."""
 
-PACKAGES: dict[str, Callable[..., Environment]] = {"bfcl": BfclEnvironment, "verifiers": VerifiersEnvironment}
-"""Of each package that has environments, what makes one of its name, `args` and seconds."""
+PACKAGES: dict[str, Callable[..., Environment]] = {
+    "bfcl": BfclEnvironment,
+    "conversations": ConversationEnvironment,
+    "verifiers": VerifiersEnvironment,
+}
+"""Of each package that has environments, and of datasets, what makes one of its name, `args` and seconds."""
 
 
 def make_environment(source: EnvironmentSource, *, where: str) -> Environment:

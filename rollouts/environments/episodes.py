@@ -7,6 +7,7 @@ answered alone, so a run that is resumed writes the same where tools answer the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
@@ -31,6 +32,8 @@ ATTEMPTS = 2
 """How often an episode is opened before another takes its place."""
 REPLACEMENTS = 2
 """How many others may take the place of an episode in turn, before it counts as failed for good."""
+NEXT_TURN = re.compile(r"/turn-\d+$")
+"""The end of the id of a prompt that is an episode under way, of which one more turn is written and no answer asked."""
 
 
 class TurnWriter(Protocol):
@@ -116,7 +119,8 @@ class _Live:
 
 
 class EpisodeSampler:
-    """Satisfies :class:`distill.types.Sampler`: prompts of environments become episodes, the others single answers.
+    """Satisfies :class:`distill.types.Sampler`: prompts of environments become episodes, the others single answers, and
+    those that end in the middle of an episode (:data:`NEXT_TURN`) its next turn alone.
 
     Args:
         writer: of an engine; or :class:`GoldWriter`.
@@ -169,24 +173,32 @@ class EpisodeSampler:
 
     def _sampled(self, prompts: Sequence[Prompt], how: _How, *, samples: int) -> list[Rollout]:
         planned = [(prompt, group, group * samples + k) for group, prompt in enumerate(prompts) for k in range(samples)]
-        live = [self._open(prompt, group, index) for prompt, group, index in planned if prompt.domain in self._tasks]
+        live = [self._open(prompt, group, index) for prompt, group, index in planned if self._is_episode(prompt)]
         try:
             self._play([episode for episode in live if not episode.over], how)
         finally:
             self._close([episode for episode in live if not episode.over])
         _refuse_if_all_failed(live)
         written = {episode.index: self._rollouts(episode, measured=how.measured) for episode in live}
-        plain = [(prompt, group, index) for prompt, group, index in planned if index not in written]
-        answers = self._writer.write(
-            [prompt for prompt, _, _ in plain], [index for _, _, index in plain],
-            max_new_tokens=self._max_new_tokens, **how.written,
-        ) if plain else []  # fmt: skip
-        for (_, group, index), rollout in zip(plain, answers, strict=True):
-            written[index] = [replace(rollout, group=group)]
+        single = [each for each in planned if each[2] not in written]
+        for tokens in sorted({self._answer_tokens(prompt) for prompt, _, _ in single}):
+            alike = [each for each in single if self._answer_tokens(each[0]) == tokens]
+            prompts, numbers = [prompt for prompt, _, _ in alike], [index for _, _, index in alike]
+            answers = self._writer.write(prompts, numbers, max_new_tokens=tokens, **how.written)
+            for (_, group, index), rollout in zip(alike, answers, strict=True):
+                written[index] = [replace(rollout, group=group)]
         in_order = [rollout for _, _, index in planned for rollout in written[index]]
         if len(in_order) > len(planned):  # some were cut
             in_order = [replace(rollout, index=number) for number, rollout in enumerate(in_order)]
         return in_order
+
+    def _is_episode(self, prompt: Prompt) -> bool:
+        return prompt.domain in self._tasks and NEXT_TURN.search(prompt.id) is None
+
+    def _answer_tokens(self, prompt: Prompt) -> int:
+        """The limit of what is written after a prompt that no environment answers."""
+        task = self._tasks.get(prompt.domain)
+        return self._max_new_tokens if task is None else task.limits.turn_tokens
 
     # ---- an episode's life
 

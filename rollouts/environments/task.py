@@ -23,6 +23,7 @@ from mopd.rollouts.environments.runner import Failed, Runner
 from mopd.rollouts.environments.tools import Tool
 from mopd.rollouts.environments.turns import Turns
 from mopd.rollouts.tasks.base import Example, content_hash
+from mopd.rollouts.tasks.dataset_rows import RowsReport
 from mopd.rollouts.tokenizer import context_of, encode, to_prompt
 
 PLACE = re.compile(r"/(train|validation|test)/(\d+)-(\d+)-([eh])-[0-9a-f]{16}")
@@ -124,6 +125,11 @@ class EnvironmentTask:
     def left_out(self) -> Sequence[str]:
         """In sentences, what :meth:`fit` left out."""
         return tuple(getattr(self._environment, "left_out", ()))
+
+    @property
+    def reports(self) -> Sequence[RowsReport]:
+        """What was read of a dataset, where the environment is one."""
+        return tuple(getattr(self._environment, "reports", ()))
 
     def restart(self, prompt: Prompt) -> Opened:
         """The episode that a prompt opens, at its start.

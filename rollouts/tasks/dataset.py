@@ -20,7 +20,7 @@ from mopd.rollouts.programs import continued
 from mopd.rollouts.sandbox.bubblewrap.choice import chosen_sandbox
 from mopd.rollouts.sandbox.run import SandboxKind
 from mopd.rollouts.tasks.base import Example
-from mopd.rollouts.tasks.dataset_rows import CALL_SECONDS, DatasetRows, RowsReport, read_splits
+from mopd.rollouts.tasks.dataset_rows import CALL_SECONDS, DatasetRows, left_out_rows, read_splits
 from mopd.rollouts.tasks.rendering import Renderer, Reworded, Written
 from mopd.rollouts.tasks.row_meaning import LETTERS, Problem, cell, text_of
 from mopd.rollouts.verifiers import chosen_letter, last_number, verify_many
@@ -71,7 +71,7 @@ class DatasetTask:
     @property
     def left_out(self) -> list[str]:
         """The rows that `drop_refused` leaves out, a sentence a split."""
-        return [sentence for report in self.reports for sentence in _left_out(self._source.path, report)]
+        return left_out_rows(self._source, self.reports)
 
     def example(self, *, seed: int, split: str, index: int, easy: bool = False) -> Example:
         """The ``index``-th problem of a split, a pure function of its arguments; a dataset has no easy form.
@@ -247,16 +247,6 @@ def own_verifier(source: Source, *, where: str) -> Callable[[str, dict[str, Any]
     if not callable(function):
         raise UserError(f"`{where}`: {source.verifier} is no function; it takes (text, row) and returns 0 to 1")
     return function
-
-
-def _left_out(path: str, report: RowsReport) -> Iterator[str]:
-    if report.refused:
-        shown = "; ".join(f"row {number}: {why}" for number, why in report.refused[:3])
-        more = len(report.refused) - 3
-        yield (
-            f"dataset {path!r}, split {report.split!r}: {len(report.refused)} of {report.chosen} rows are left out "
-            f"(`drop_refused`): {shown}{f'; and {more} more' if more > 0 else ''}"
-        )
 
 
 @functools.lru_cache(maxsize=16)

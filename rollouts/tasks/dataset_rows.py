@@ -171,7 +171,8 @@ def read_splits(source: Source, make_check: MakeCheck, *, domain: str) -> SplitR
     taken = {content_hash(shot.canonical) for shot in shots}
     check = make_check(shots)
     picks = {name: _pick(source, reader, table, check, domain, name) for name, table in tables.items()}
-    _refuse_many(source, list(picks.values()))
+    reports = tuple(pick.report() for pick in picks.values())
+    refuse_many(source, reports)
     splits: dict[str, DatasetRows] = {}
     for split, name in named.items():
         rows = picks[name or source.split].usable.items()
@@ -184,7 +185,7 @@ def read_splits(source: Source, make_check: MakeCheck, *, domain: str) -> SplitR
             )
         taken |= kept.keys()
         splits[split] = DatasetRows(tables[name or source.split], kept, reader)
-    return SplitRows(splits, shots, tuple(pick.report() for pick in picks.values()))
+    return SplitRows(splits, shots, reports)
 
 
 @dataclass(slots=True)
@@ -336,15 +337,19 @@ def _refuse_hidden_options(source: Source, pick: _Pick) -> None:
     )
 
 
-def _refuse_many(source: Source, picks: Sequence[_Pick]) -> None:
-    """Refuse rows that can't be used, all at once; ``drop_refused`` leaves up to that part of them out."""
-    refused = [(pick, number, why) for pick in picks for number, why in sorted(pick.refused.items())]
-    chosen = sum(pick.chosen for pick in picks)
+def refuse_many(source: Source, reports: Sequence[RowsReport]) -> None:
+    """Refuse rows that can't be used, all at once; ``drop_refused`` leaves up to that part of them out.
+
+    Raises:
+        UserError: there are more of them.
+    """
+    refused = [(report, number, why) for report in reports for number, why in report.refused]
+    chosen = sum(report.chosen for report in reports)
     if not refused or (source.drop_refused is not None and len(refused) <= source.drop_refused * chosen):
         return
     sentences = [
-        f"dataset {source.path!r}, split {pick.split!r}, row {number}: {why}"
-        for pick, number, why in refused[:LISTED_PROBLEMS]
+        f"dataset {source.path!r}, split {report.split!r}, row {number}: {why}"
+        for report, number, why in refused[:LISTED_PROBLEMS]
     ]
     if len(refused) > LISTED_PROBLEMS:
         sentences.append(
@@ -353,6 +358,19 @@ def _refuse_many(source: Source, picks: Sequence[_Pick]) -> None:
             + ("" if source.drop_refused is None else f", {source.drop_refused}")
         )
     raise UserError(*sentences)
+
+
+def left_out_rows(source: Source, reports: Sequence[RowsReport]) -> list[str]:
+    """The rows that ``drop_refused`` leaves out, a sentence a split."""
+    sentences = []
+    for report in [report for report in reports if report.refused]:
+        shown = "; ".join(f"row {number}: {why}" for number, why in report.refused[:3])
+        more = len(report.refused) - 3
+        sentences.append(
+            f"dataset {source.path!r}, split {report.split!r}: {len(report.refused)} of {report.chosen} rows are left "
+            f"out (`drop_refused`): {shown}{f'; and {more} more' if more > 0 else ''}"
+        )
+    return sentences
 
 
 def _require_columns(source: Source, table: RowTable) -> None:

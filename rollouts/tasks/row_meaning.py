@@ -259,7 +259,7 @@ def _asked(source: Source, row: Mapping[str, Any]) -> tuple[str | list[Message],
         if not isinstance(value, str):
             raise ValueError(f"`{source.prompt}` is {short(value)}, which is neither text nor a list of chat messages")
         return value, False
-    messages = [_message(source, message, place) for place, message in enumerate(value)]
+    messages = [read_message(source, message, place) for place, message in enumerate(value)]
     ended = bool(messages) and messages[-1]["role"] == "assistant"
     if ended:
         messages.pop()
@@ -268,7 +268,12 @@ def _asked(source: Source, row: Mapping[str, Any]) -> tuple[str | list[Message],
     return messages, ended
 
 
-def _message(source: Source, message: Any, place: int) -> Message:
+def read_message(source: Source, message: Any, place: int) -> Message:
+    """A message of a conversation, by the names that the source gives.
+
+    Raises:
+        ValueError: it is none.
+    """
     keys = {"role": "role", "content": "content"} | source.message_keys
     where = f"`{source.prompt}` has {short(message)} in it"
     if not isinstance(message, Mapping):

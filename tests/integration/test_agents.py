@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,20 @@ def test_a_killed_run_of_agents_goes_on_to_the_same_weights(agents: Path, tmp_pa
     assert weights(out) == weights(agents)
     assert texts(out) == texts(agents)
     assert json.loads((out / "seesaw.json").read_text()) == json.loads((agents / "seesaw.json").read_text())
+
+
+def test_the_student_goes_on_where_teacher_and_script_have_begun(agents: Path, tmp_path: Path) -> None:
+    out = tmp_path / "prefixes"
+    shutil.copytree(agents / "stages", out / "stages")
+    begun = ["domains.math.prefix={teacher: 0.5, student: 0.5}", "domains.code.prefix=dataset"]
+    run("run", "agents", *SMALL, *begun, "--out", out)
+    trained, whole = ([row for row in rows(f / "metrics.jsonl") if row["kind"] == "train"] for f in (out, agents))
+    for row, other in zip(trained, whole, strict=True):
+        assert 0 < row["prefix/math"] < 1
+        assert row["prefix/code"] == 1
+        assert "turns/math" in row
+        assert "turns/code" not in row, "what the student plays itself alone is counted"
+        assert row["kl/math"] > 0
+        assert row["kl/code"] > 0
+        assert row["flops/generation"] > other["flops/generation"], "what the teacher played counts"
+    assert weights(out) != weights(agents)

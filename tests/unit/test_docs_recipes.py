@@ -37,7 +37,7 @@ SECTIONS = (TeacherRecipe, DomainRecipe, StageRecipe, EvaluateRecipe, RunRecipe,
 SECTIONS += (EnvironmentSource,)
 """Parts of a recipe that pages write alone, such as the stanza of a teacher."""
 TOP = {*Recipe.model_fields, *STUDY_KEYS, "extends"}
-OTHERS_KEYS = {"step", "format", "question", "text", "verifiers", "bfcl", "program", "command"}
+OTHERS_KEYS = {"step", "format", "question", "text", "verifiers", "bfcl", "conversations", "program", "command"}
 """Keys of mappings that are no recipe: rows of data and of records, an environment's own name, a sweep of W&B."""
 INLINE = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
 DOTTED = re.compile(r"`([a-z_]+(?:\.[A-Za-z_]+)+)`")

@@ -58,11 +58,12 @@ class Architecture(Strict):
         return None if self.tokenizer is None else at_revision(self.tokenizer, self.tokenizer_revision)
 
 
-def _name_or_mapping(value: Any) -> str:
+def name_or_mapping(value: Any) -> str:
+    """The tag of a union of a name and a mapping."""
     return "<mapping>" if isinstance(value, dict | BaseModel) else "<name>"
 
 
 ModelReference: TypeAlias = Annotated[
-    Annotated[str, Tag("<name>")] | Annotated[Architecture, Tag("<mapping>")], Discriminator(_name_or_mapping)
+    Annotated[str, Tag("<name>")] | Annotated[Architecture, Tag("<mapping>")], Discriminator(name_or_mapping)
 ]
 """stage:NAME, a path (begins with ./ or /), a Hub id, or an architecture to initialise."""

@@ -193,10 +193,11 @@ def planned_processes(
     if resolved.method.teachers_grade:
         yield from _grading(resolved.groups, resolved.turn_takers, resolved.teachers, model_infos,
                             recipe.run.resident_teachers, learning)  # fmt: skip
-    if resolved.teachers_write:
+    if resolved.writers:
         taught = rollouts if resolved.method.teachers_write else round(rollouts * rollout.off_policy)
+        taught += sum(round(d.prompts * d.prefix_parts.get("teacher", 0)) for d in recipe.trained_domains.values())
         written = replace(writing, rows=min(rollout.batch_size, max(1, taught)))
-        yield from (_writer(name, teacher, model_infos, written) for name, teacher in resolved.teachers.items())
+        yield from (_writer(name, resolved.teachers[name], model_infos, written) for name in resolved.writers)
     if rollout.workers:
         value = model_dtype(engine, device).itemsize
         sampler = _frozen(

@@ -53,6 +53,8 @@ def run_parts(
             part * cost.generate(length) for part, cost in zip(routes.values(), teachers, strict=True)
         )
         written += rollouts * ((1 - by_teachers) * student.generate(length) + by_teachers * written_by_teachers)
+        begun = recipe.run.steps * domain.prompts * domain.prefix_parts.get("teacher", 0.0)
+        written += begun * written_by_teachers
         scored += rollouts * sum(teacher.forward(length) for teacher in teachers) * method.teachers_grade
         trained += rollouts * student.train(length)
     ranks, graders = recipe.student.engine.ranks, recipe.run.resident_teachers or len(recipe.teachers)

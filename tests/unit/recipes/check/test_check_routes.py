@@ -234,12 +234,47 @@ def test_rejection_sampling_needs_a_teacher_and_a_verifier_in_every_domain() -> 
             },
             "domain 'code' has no teacher to answer its prompts",
         ),
-        ({"rollout": {"off_policy": 0.3}, "domains": {"math": {"environment": "calculator", "teacher": "math"}}},
-         "domain 'math' is an environment, in which only the student writes"),
+        ({"rollout": {"off_policy": 0.3}, "domains": {"math": {"environment": "calculator", "teacher": "math"}}}, None),
+        ({"rollout": {"off_policy": 0.3},
+          "domains": {"math": {"environment": {"program": "true"}, "teacher": "math"}}},
+         "domain 'math' is an environment of a program, whose requests only the student answers"),
     ],
 )  # fmt: skip
 def test_a_part_of_the_prompts_is_answered_by_teachers(changes: dict[str, Any], expected: str | None) -> None:
     found = problems(**{"loss": {"estimator": "full_reverse_kl"}, **changes})
+    assert found == [] if expected is None else any(expected in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("math", "changes", "expected"),
+    [
+        ({"environment": "calculator", "prefix": {"teacher": 0.25, "dataset": 0.25, "student": 0.5}}, {}, None),
+        ({"environment": "calculator", "prefix": "student"}, {}, None),
+        ({"task": "arithmetic", "prefix": "student"}, {}, None),
+        ({"task": "arithmetic", "prefix": "teacher"}, {}, "its task asks once, so nothing stands before an answer"),
+        ({"environment": "calculator", "turns": 1, "prefix": "dataset"}, {}, "an episode has one turn (`turns`)"),
+        ({"environment": "calculator", "prefix": "dataset", "reward": True}, {"loss": {"reward_weight": 0.1}},
+         "`domains.math.prefix` is set with `reward: true`, which judges whole episodes"),
+        ({"environment": "calculator", "prefix": {"teacher": 0.1, "student": 0.9}}, {},
+         "gives teacher 0.1, which is less than one of the 4 prompts; raise it to 0.25"),
+        ({"environment": "calculator", "prefix": "teacher"}, {"rollout": {"off_policy": 0.5}},
+         "`rollout.off_policy` has teachers write whole episodes; remove one of the two"),
+        ({"environment": "calculator", "prefix": "teacher"}, {"method": "off_policy", "loss": {"estimator": "nll"}},
+         "only where the student writes and teachers grade (mopd) does it go on"),
+        ({"environment": {"program": "true"}, "prefix": "teacher"}, {},
+         "domain 'math' is an environment of a program"),
+        ({"environment": "calculator", "prefix": "teacher"}, {"teachers": {"math": {
+            "model": "stage:math", "endpoint": "http://127.0.0.1:1/v1"}}},
+         "`teachers.math` is served, and domain 'math' is an environment, whose turns a server is not asked for"),
+    ],
+)  # fmt: skip
+def test_a_prefix_is_refused_where_it_could_change_nothing(
+    math: dict[str, Any], changes: dict[str, Any], expected: str | None
+) -> None:
+    changed = {"loss": {"estimator": "full_reverse_kl"}, **changes}
+    if "reward_weight" in changed["loss"]:
+        changed["loss"] = {"estimator": "policy_gradient", **changed["loss"]}
+    found = problems(**changed, domains={"math": {"prompts": 4, "teacher": "math", **math}})
     assert found == [] if expected is None else any(expected in problem for problem in found), found
 
 

@@ -86,7 +86,8 @@ def test_a_method_that_trains(path: str, tmp_path: Path) -> None:
 
     parts = Parts(
         tokenizer, tasks_of(recipe(**rewarded).domains, tokenizer), taught={"math": {}}, rewarded=frozenset({"math"}),
-        keep_verified=1, truncated="learn", student=lambda: sampler, teachers=nobody, writers=nobody,  # type: ignore[arg-type, return-value]
+        keep_verified=1, truncated="learn", student=lambda: sampler,  # type: ignore[arg-type, return-value]
+        teachers=nobody, writers=nobody, players=nobody,
     )  # fmt: skip
     assert method.actor(parts) is sampler
     scored = method.grader(parts).score([[rollout(0, 1)], [rollout(1, 4)]])

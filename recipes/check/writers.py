@@ -1,0 +1,104 @@
+"""Checks of who writes: teachers in the student's place, or before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from mopd.distill.loss.registry import BoundLoss
+from mopd.distill.recipe import DomainRecipe, EnvironmentSource, Recipe, RolloutRecipe, TeacherRecipe
+from mopd.recipes.resolve.methods import WHOLE, MadeMethod, Method
+
+PROGRAM = "program:"
+
+
+def check_writers(recipe: Recipe, method: Method | MadeMethod, loss: BoundLoss) -> Iterator[str]:
+    """Whether whoever is to write can, and the student can learn from it; every problem a sentence."""
+    yield from _of_teachers(recipe.rollout, method, loss, recipe.trained_domains)
+    if method.teachers_write or recipe.rollout.off_policy:
+        for name, domain in recipe.trained_domains.items():
+            yield from _in_environment(name, domain, recipe.teachers)
+    for name, domain in recipe.domains.items():
+        if domain.prefix:
+            yield from _prefix(f"`domains.{name}.prefix`", name, domain, method, recipe)
+
+
+def _in_environment(name: str, domain: DomainRecipe, teachers: Mapping[str, TeacherRecipe]) -> Iterator[str]:
+    """Whether the teachers of a domain can play its episodes, where it has any."""
+    if not isinstance(domain.task, EnvironmentSource):
+        return
+    if domain.task.environment.startswith(PROGRAM):
+        yield (
+            f"domain {name!r} is an environment of a program, whose requests only the student answers; give it another "
+            "environment, or a task"
+        )
+    for teacher in domain.teacher_weights:
+        if teacher in teachers and teachers[teacher].kind_name == "served":
+            yield (
+                f"`teachers.{teacher}` is served, and domain {name!r} is an environment, whose turns a server is not "
+                "asked for in this version; take a checkpoint there"
+            )
+
+
+def _of_teachers(
+    rollout: RolloutRecipe, method: Method | MadeMethod, loss: BoundLoss, trained: Mapping[str, DomainRecipe]
+) -> Iterator[str]:
+    """What is wrong with `rollout.off_policy`."""
+    if rollout.off_policy == 0:
+        if rollout.off_policy_steps is not None:
+            yield (
+                "`rollout.off_policy_steps` is set and would change nothing (`rollout.off_policy` is 0: teachers "
+                "answer no prompt); raise that, or remove it"
+            )
+        return
+    where = f"`rollout.off_policy` is {rollout.off_policy:g}"
+    if rollout.off_policy_steps == 0:
+        yield f"{where} for 0 steps (`rollout.off_policy_steps`); raise the steps, or remove both"
+    if not (method.samples and method.teachers_grade):
+        yield f"{where}, and only where the student writes and teachers grade (mopd) is there a part to move; remove it"
+    elif loss.payload not in ("full", "hidden"):
+        offered = ", ".join(sorted(WHOLE))
+        yield (
+            f"{where}, and {loss.estimator} learns from the student's own draws alone; take a loss of whole "
+            f"distributions ({offered}), or remove it"
+        )
+    for name, domain in trained.items():
+        if not domain.teacher_weights:
+            yield f"{where}, and domain {name!r} has no teacher to answer its prompts; name one, or remove it"
+        if int(domain.prompts * rollout.off_policy) == 0:
+            yield (
+                f"{where}, which is less than one of the {domain.prompts} prompts of domain {name!r}; raise it to "
+                f"{1 / domain.prompts:g} at least, or remove it"
+            )
+
+
+def _prefix(where: str, name: str, domain: DomainRecipe, method: Method | MadeMethod, recipe: Recipe) -> Iterator[str]:
+    """What is wrong with a domain's `prefix`."""
+    if not domain.prefix_parts:
+        return
+    if domain.evaluate_only:
+        yield f"{where} is set, and the domain is evaluate_only, so nobody learns from its turns; remove it"
+        return
+    if not isinstance(domain.task, EnvironmentSource):
+        yield f"{where} is set, and its task asks once, so nothing stands before an answer; name an `environment`"
+        return
+    if not (method.samples and method.teachers_grade):
+        yield f"{where} is set, and only where the student writes and teachers grade (mopd) does it go on; remove it"
+    if domain.task.turns == 1:
+        yield f"{where} is set, and an episode has one turn (`turns`), before which nothing stands; raise that"
+    if domain.reward:
+        yield f"{where} is set with `reward: true`, which judges whole episodes; remove one of the two"
+    if "teacher" in domain.prefix_parts:
+        yield from _in_environment(name, domain, recipe.teachers)
+        if not domain.teacher_weights:
+            yield f"{where} names teacher, and the domain has none; name one"
+        if recipe.rollout.off_policy:
+            yield (
+                f"{where} names teacher, and `rollout.off_policy` has teachers write whole episodes; remove one of the "
+                "two"
+            )
+    for player, part in domain.prefix_parts.items():
+        if int(domain.prompts * part + 1e-9) == 0:
+            yield (
+                f"{where} gives {player} {part:g}, which is less than one of the {domain.prompts} prompts; raise it to "
+                f"{1 / domain.prompts:g} at least, or remove it"
+            )
