@@ -15,7 +15,8 @@ from dialogue_kit import CLOSING, TOKENIZER, Policy, assert_recorded_as_a_plain_
 
 from mopd.distill.models.load import load_model
 from mopd.distill.rollout_files import packed, unpacked
-from mopd.distill.types import History, Prompt, Rollout
+from mopd.distill.types import History, Prompt, Rollout, ScoredRollout
+from mopd.recipes.evaluation.costs import Costs, cost_of
 from mopd.rollouts.engines.base import Decoding
 from mopd.rollouts.engines.in_process import InProcess, StudentSampler
 from mopd.rollouts.environments.base import Step
@@ -167,3 +168,17 @@ def test_a_history_is_kept_with_its_rollout() -> None:
     begun = replace(rollout, history=History("t", 2, 31))
     (microbatch,) = unpacked(packed([[begun]], asked="x"), asked="x") or [[]]
     assert microbatch[0].history == begun.history
+
+
+def test_what_a_teacher_played_is_paid_for_once_a_prompt(path: str) -> None:
+    task = task_of("calculator", turns=4, max_tokens_turn=12)
+    asked = prompts_of(task, 4)
+    players = {"teacher": teacher(task, lambda text: "calculator(1+1)" if ";" not in text else "2")}
+    sampler = PrefixSampler(student(path, task, 2), players, parts={"played": {"teacher": 1.0}}, seed=5)
+    rollouts = written(sampler, asked)
+    costs = Costs(path, {"t": path}, writes=True)
+    spent = costs.of_step([ScoredRollout(rollout) for rollout in rollouts])
+    played = [len(rollout.token_ids) for batch in players["teacher"].sample(asked, step=3) for rollout in batch]
+    own = [len(rollout.token_ids) for rollout in rollouts]
+    assert spent["flops/generation"] == pytest.approx(float(cost_of(path).generate([*own, *played])))
+    assert spent["tokens/generation"] == sum(rollout.trained_tokens for rollout in rollouts)
