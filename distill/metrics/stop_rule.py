@@ -128,11 +128,18 @@ def training_flops(metrics: Mapping[str, Any]) -> float:
 
 
 def settled_at(rule: PlateauRecipe, evaluations: Sequence[Mapping[str, Any]], domains: Collection[str]) -> int | None:
-    """The step of the first evaluation after which no domain learns any more; None where there is none yet."""
-    for n in range(rule.evaluations + 1, len(evaluations) + 1):
-        if not learning(rule, evaluations[:n], domains):
-            return int(evaluations[n - 1]["step"])
+    """The step of the first evaluation after which no domain learns any more, or at which one has reached
+    ``rule.ceiling``; None where there is none yet."""
+    for n, last in enumerate(evaluations, 1):
+        settled = n > rule.evaluations and not learning(rule, evaluations[:n], domains)
+        if last["step"] > 0 and (settled or _reached(rule.ceiling, last, domains)):
+            return int(last["step"])
     return None
+
+
+def _reached(ceiling: float | None, evaluation: Mapping[str, Any], domains: Collection[str]) -> bool:
+    scores = [score for domain in domains for score in _values([evaluation], f"score/{domain}")]
+    return ceiling is not None and 100 * max(scores, default=0.0) >= ceiling
 
 
 def learning(rule: PlateauRecipe, evaluations: Sequence[Mapping[str, Any]], domains: Collection[str]) -> dict[str, str]:

@@ -284,15 +284,17 @@ def _length(where: str, trained: str, length: RunRecipe | StageRecipe, optimizer
     """Whether the learning rate can decay where nobody knows before when, and the rule can fire."""
     spends = isinstance(length, RunRecipe) and length.compute is not None
     if (length.plateau is not None or spends) and optimizer.schedule not in ("wsd", "constant"):
-        rule = f"`{where}.plateau` ends training when no domain learns"
-        rule = rule if length.plateau is not None else f"`{where}.compute` ends training when it is spent"
+        ends = f"`{where}.plateau` ends training when no domain learns"
+        ends = ends if length.plateau is not None else f"`{where}.compute` ends training when it is spent"
         yield (
-            f"{rule}, and the rate of schedule {optimizer.schedule} is laid out over all of `{where}.steps`; set "
+            f"{ends}, and the rate of schedule {optimizer.schedule} is laid out over all of `{where}.steps`; set "
             f"`{trained}.optimizer.schedule` to wsd with `decay_steps`, or to constant"
         )
-    if length.plateau is not None and length.steps // length.evaluate_every <= length.plateau.evaluations:
+    rule = length.plateau
+    never = rule is not None and rule.ceiling is None and length.steps // length.evaluate_every <= rule.evaluations
+    if rule is not None and never:
         yield (
-            f"`{where}.plateau.evaluations` is {length.plateau.evaluations}, and {length.steps} steps have no more at "
+            f"`{where}.plateau.evaluations` is {rule.evaluations}, and {length.steps} steps have no more at "
             f"one in {length.evaluate_every} (`{where}.evaluate_every`): the rule could never fire; lower one of them"
         )
 

@@ -112,6 +112,7 @@ LATER_LEAVES: dict[str, Any] = {
     "rollout.off_policy_steps": None,
     "evaluate.min_headroom": 0.0,
     "run.plateau": None,
+    "run.plateau.ceiling": None,
     "run.compute": None,
     "run.lag": 0,
     "run.stale": None,

@@ -70,6 +70,11 @@ class PlateauRecipe(Strict):
         default=3.0, ge=1, le=1e6, description="times the median held-out KL of the domains: above that it is far above"
     )
     fall: Positive = Field(default=0.1, le=1, description="part by which a held-out KL fell at least, to be falling")
+    ceiling: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        default=None,
+        description="points of validation score: it ends too once any domain has them, which leaves specialists "
+        "something to gain over a base; null: none",
+    )
 
 
 class ComputeRecipe(Strict):

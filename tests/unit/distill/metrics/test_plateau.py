@@ -53,6 +53,18 @@ def test_a_gap_far_above_the_others_that_falls_goes_on_and_one_that_stays_does_n
     assert settled_at(RULE, rows({"code": [0.5] * 5}, {"code": falling["code"]}), ["code"]) == 40, "no others"
 
 
+def test_a_ceiling_ends_it_once_any_domain_has_it() -> None:
+    rule = PlateauRecipe(evaluations=2, points=1.0, ceiling=75)
+    scores = {"math": [0.1, 0.2, 0.3, 0.4], "code": [0.2, 0.5, 0.75, 0.9]}
+    assert settled_at(rule, rows(scores), ["math", "code"]) == 40
+    assert settled_at(rule, rows(scores), ["math"]) is None, "of trained domains alone"
+    assert settled_at(rule, rows({"math": [0.1, 0.2, 0.2, 0.2]}), ["math"]) == 60, "a plateau still ends it"
+    assert settled_at(rule, rows({"math": [0.8, 0.1]}), ["math"]) is None, "what it begins with does not count"
+    length = RunLength(300, rule, domains=["math", "code"], decay=15)
+    length.see(rows(scores))
+    assert length.steps == 55
+
+
 def test_the_run_goes_on_for_its_decay_and_never_beyond_its_steps() -> None:
     evaluations = rows({"math": [0.2, 0.5, 0.5, 0.5]})
     length = RunLength(300, RULE, domains=["math"], decay=15)

@@ -70,6 +70,7 @@ OTHER: dict[str, Any] = {
     **{f"{section}.lora": None for section in ("student", "stages.*")},
     **{f"{section}.lora.targets": ["q_proj"] for section in ("student", "stages.*")},
     **{f"{section}.plateau": None for section in ("run", "stages.*")},
+    **{f"{section}.plateau.ceiling": 75.0 for section in ("run", "stages.*")},
     **{f"{section}.tokenizer": "./tokenizer" for section in ("student.model", "stages.*.from")},
     **{f"{section}.chat_template": "chatml" for section in ("student.model", "stages.*.from")},
     "architectures": {"org/other": "./config.json"},
