@@ -127,9 +127,7 @@ class Samplers:
         engine = self._engine_of(model, processes)
         assert engine.of_checkpoints is not None
         settings = replace(self._training, samples_per_prompt=1) if once else self._training
-        sampler = engine.of_checkpoints(processes, settings, self._closing)(model)
-        # A server writes no turns, and is refused where its own domains are environments (recipes/check/writers.py).
-        return sampler if model.endpoint is not None else self._episodes(sampler, settings)
+        return self._episodes(engine.of_checkpoints(processes, settings, self._closing)(model), settings)
 
     @cached_property
     def _of_student(self) -> MakeSampler:

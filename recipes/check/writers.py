@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from mopd.distill.loss.registry import BoundLoss
-from mopd.distill.recipe import DomainRecipe, EnvironmentSource, Recipe, RolloutRecipe, TeacherRecipe
+from mopd.distill.recipe import DomainRecipe, EnvironmentSource, Recipe, RolloutRecipe
 from mopd.recipes.resolve.methods import WHOLE, MadeMethod, Method
 
 PROGRAM = "program:"
@@ -16,27 +16,24 @@ def check_writers(recipe: Recipe, method: Method | MadeMethod, loss: BoundLoss) 
     yield from _of_teachers(recipe.rollout, method, loss, recipe.trained_domains)
     if method.teachers_write or recipe.rollout.off_policy:
         for name, domain in recipe.trained_domains.items():
-            yield from _in_environment(name, domain, recipe.teachers)
+            yield from _of_a_program(name, domain)
     for name, domain in recipe.domains.items():
         if domain.prefix:
             yield from _prefix(f"`domains.{name}.prefix`", name, domain, method, recipe)
+    played = [name for name, domain in recipe.domains.items() if isinstance(domain.task, EnvironmentSource)]
+    for teacher in [name for name, teacher in recipe.teachers.items() if teacher.kind_name == "served" and played]:
+        yield (
+            f"`teachers.{teacher}` is served, and domain {played[0]!r} is an environment, in which every model is "
+            "measured and a server is not asked for turns in this version; take a checkpoint, or leave one of them out"
+        )
 
 
-def _in_environment(name: str, domain: DomainRecipe, teachers: Mapping[str, TeacherRecipe]) -> Iterator[str]:
-    """Whether the teachers of a domain can play its episodes, where it has any."""
-    if not isinstance(domain.task, EnvironmentSource):
-        return
-    if domain.task.environment.startswith(PROGRAM):
+def _of_a_program(name: str, domain: DomainRecipe) -> Iterator[str]:
+    if isinstance(domain.task, EnvironmentSource) and domain.task.environment.startswith(PROGRAM):
         yield (
             f"domain {name!r} is an environment of a program, whose requests only the student answers; give it another "
             "environment, or a task"
         )
-    for teacher in domain.teacher_weights:
-        if teacher in teachers and teachers[teacher].kind_name == "served":
-            yield (
-                f"`teachers.{teacher}` is served, and domain {name!r} is an environment, whose turns a server is not "
-                "asked for in this version; take a checkpoint there"
-            )
 
 
 def _of_teachers(
@@ -88,7 +85,7 @@ def _prefix(where: str, name: str, domain: DomainRecipe, method: Method | MadeMe
     if domain.reward:
         yield f"{where} is set with `reward: true`, which judges whole episodes; remove one of the two"
     if "teacher" in domain.prefix_parts:
-        yield from _in_environment(name, domain, recipe.teachers)
+        yield from _of_a_program(name, domain)
         if not domain.teacher_weights:
             yield f"{where} names teacher, and the domain has none; name one"
         if recipe.rollout.off_policy:

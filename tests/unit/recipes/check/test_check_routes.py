@@ -263,9 +263,9 @@ def test_a_part_of_the_prompts_is_answered_by_teachers(changes: dict[str, Any], 
          "only where the student writes and teachers grade (mopd) does it go on"),
         ({"environment": {"program": "true"}, "prefix": "teacher"}, {},
          "domain 'math' is an environment of a program"),
-        ({"environment": "calculator", "prefix": "teacher"}, {"teachers": {"math": {
+        ({"environment": "calculator"}, {"teachers": {"math": {
             "model": "stage:math", "endpoint": "http://127.0.0.1:1/v1"}}},
-         "`teachers.math` is served, and domain 'math' is an environment, whose turns a server is not asked for"),
+         "`teachers.math` is served, and domain 'math' is an environment, in which every model is measured"),
     ],
 )  # fmt: skip
 def test_a_prefix_is_refused_where_it_could_change_nothing(
