@@ -41,7 +41,7 @@ def check_routes(resolved: Resolved, *, tasks: Collection[str]) -> list[str]:
         *_tasks(recipe.domains, tasks),
         *_teachers(resolved),
         *_method(resolved),
-        *check_writers(recipe, resolved.method, resolved.loss),
+        *check_writers(recipe.rollout, recipe.domains, recipe.teachers, resolved.method, resolved.loss),
         *_rewards(resolved.method, resolved.loss, recipe.domains, recipe.rollout.samples_per_prompt),
         *check_loss(resolved),
         *check_lag(recipe.method, resolved.method, recipe.run),

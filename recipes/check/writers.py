@@ -5,23 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from mopd.distill.loss.registry import BoundLoss
-from mopd.distill.recipe import DomainRecipe, EnvironmentSource, Recipe, RolloutRecipe
+from mopd.distill.recipe import DomainRecipe, EnvironmentSource, RolloutRecipe, TeacherRecipe
 from mopd.recipes.resolve.methods import WHOLE, MadeMethod, Method
 
 PROGRAM = "program:"
 
 
-def check_writers(recipe: Recipe, method: Method | MadeMethod, loss: BoundLoss) -> Iterator[str]:
+def check_writers(
+    rollout: RolloutRecipe,
+    domains: Mapping[str, DomainRecipe],
+    teachers: Mapping[str, TeacherRecipe],
+    method: Method | MadeMethod,
+    loss: BoundLoss,
+) -> Iterator[str]:
     """Whether whoever is to write can, and the student can learn from it; every problem a sentence."""
-    yield from _of_teachers(recipe.rollout, method, loss, recipe.trained_domains)
-    if method.teachers_write or recipe.rollout.off_policy:
-        for name, domain in recipe.trained_domains.items():
+    trained = {name: domain for name, domain in domains.items() if not domain.evaluate_only}
+    yield from _of_teachers(rollout, method, loss, trained)
+    if method.teachers_write or rollout.off_policy:
+        for name, domain in trained.items():
             yield from _of_a_program(name, domain)
-    for name, domain in recipe.domains.items():
+    for name, domain in domains.items():
         if domain.prefix:
-            yield from _prefix(f"`domains.{name}.prefix`", name, domain, method, recipe)
-    played = [name for name, domain in recipe.domains.items() if isinstance(domain.task, EnvironmentSource)]
-    for teacher in [name for name, teacher in recipe.teachers.items() if teacher.kind_name == "served" and played]:
+            yield from _prefix(name, domain, method, rollout)
+    played = [name for name, domain in domains.items() if isinstance(domain.task, EnvironmentSource)]
+    for teacher in [name for name, teacher in teachers.items() if teacher.kind_name == "served" and played]:
         yield (
             f"`teachers.{teacher}` is served, and domain {played[0]!r} is an environment, in which every model is "
             "measured and a server is not asked for turns in this version; take a checkpoint, or leave one of them out"
@@ -68,8 +75,9 @@ def _of_teachers(
             )
 
 
-def _prefix(where: str, name: str, domain: DomainRecipe, method: Method | MadeMethod, recipe: Recipe) -> Iterator[str]:
+def _prefix(name: str, domain: DomainRecipe, method: Method | MadeMethod, rollout: RolloutRecipe) -> Iterator[str]:
     """What is wrong with a domain's `prefix`."""
+    where = f"`domains.{name}.prefix`"
     if not domain.prefix_parts:
         return
     if domain.evaluate_only:
@@ -88,7 +96,7 @@ def _prefix(where: str, name: str, domain: DomainRecipe, method: Method | MadeMe
         yield from _of_a_program(name, domain)
         if not domain.teacher_weights:
             yield f"{where} names teacher, and the domain has none; name one"
-        if recipe.rollout.off_policy:
+        if rollout.off_policy:
             yield (
                 f"{where} names teacher, and `rollout.off_policy` has teachers write whole episodes; remove one of the "
                 "two"

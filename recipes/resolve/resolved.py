@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,7 +106,7 @@ def resolve(recipe: Recipe) -> Resolved:
         turn_takers=[] if recipe.run.resident_teachers is None else turn_takers(groups, teachers),
         routes=routes(recipe.trained_domains, loss.reference),
         teachers_write=teachers_write,
-        writers=tuple(recipe.teachers) if teachers_write else players(recipe),
+        writers=tuple(recipe.teachers) if teachers_write else players(recipe.trained_domains, recipe.teachers),
         links=cascade,
         start=recipe.stages[cascade[0]].reference
         if recipe.method == "cascade" and cascade
@@ -117,11 +117,11 @@ def resolve(recipe: Recipe) -> Resolved:
     )
 
 
-def players(recipe: Recipe) -> tuple[str, ...]:
-    """The teachers that begin episodes for the student to go on with, in the recipe's order."""
-    domains = recipe.trained_domains.values()
-    named = {name for domain in domains if "teacher" in domain.prefix_parts for name in domain.teacher_weights}
-    return tuple(name for name in recipe.teachers if name in named)
+def players(trained: Mapping[str, DomainRecipe], teachers: Iterable[str]) -> tuple[str, ...]:
+    """The teachers that begin episodes for the student to go on with, in the order of ``teachers``."""
+    begun = [domain for domain in trained.values() if "teacher" in domain.prefix_parts]
+    named = {name for domain in begun for name in domain.teacher_weights}
+    return tuple(name for name in teachers if name in named)
 
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Device:

@@ -109,7 +109,7 @@ class Training:
             if not self.is_stage:  # no stage comes after the run itself
                 HOSTS.clear()
             parts = self._parts(samplers, teachers, trained, recipe.rollout, recipe.run)
-            sampler = self._actor(method, parts, trained)
+            sampler = self._actor(method, parts, trained, recipe.rollout, recipe.seed)
             if method.samples or self.evaluator is not None:
                 samplers.check(student.weights(), named=f"`student.model` ({self.model})")
             # Whoever acts in training, it is the student that is evaluated.
@@ -221,15 +221,16 @@ class Training:
             players=lambda: teachers_writing(samplers, self.resolved.teachers, players, routes, once=True),
         )
 
-    def _actor(self, method: Method, parts: Parts, trained: Mapping[str, DomainRecipe]) -> Sampler:
+    def _actor(
+        self, method: Method, parts: Parts, trained: Mapping[str, DomainRecipe], rollout: RolloutRecipe, seed: int
+    ) -> Sampler:
         """Who writes what is learnt from: the method's actor, and with it whom the recipe has write besides."""
         players: dict[PrefixName, Callable[[], Sampler]] = {
             "teacher": parts.players,
             "dataset": lambda: gold_sampler(parts),
         }
-        recipe = self.resolved.recipe
-        actor = with_prefixes(method.actor(parts), trained, players, seed=recipe.seed)
-        return with_teachers_writing(actor, recipe.rollout, parts.writers)
+        actor = with_prefixes(method.actor(parts), trained, players, seed=seed)
+        return with_teachers_writing(actor, rollout, parts.writers)
 
     def _kept(self, sampler: Sampler, *, steps: int) -> Sampler:
         """The sampler of rollouts to learn from; those of programs are kept for the steps that a run may go back."""

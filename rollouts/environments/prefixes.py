@@ -80,7 +80,7 @@ class PrefixSampler:
             seen[prompt.domain] = before + 1
             ends = list(accumulate(parts.values()))
             whole = [int((before + 1) * end + 1e-9) - int(before * end + 1e-9) for end in ends]
-            new: list[PrefixName] = [name for name, one in zip(parts, whole, strict=True) if one]
+            new: list[PrefixName] = [name for name, more in zip(parts, whole, strict=True) if more]
             assigned.append(new[0] if new else "student")
         return assigned
 

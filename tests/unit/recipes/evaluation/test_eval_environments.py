@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 from check_kit import save_model
 from cli_kit import mopd
+from dialogue_kit import task_of
 
 from mopd.distill.recipe import DomainRecipe
 from mopd.recipes.check.tasks import check_gold_answers
+from mopd.rollouts.environments.base import ToolEpisode
+from mopd.rollouts.environments.task import EnvironmentTask
 from mopd.rollouts.tokenizer import build_tokenizer
 
 TEMPLATE = (
@@ -78,5 +81,29 @@ def test_check_shows_a_case_of_bfcl_with_its_tools_and_eval_plays_it(tmp_path: P
 def test_supervised_learning_takes_environments_with_scripts() -> None:
     named = {"calls": "bfcl:multi_turn_base", "maths": "verifiers:gsm8k", "sums": "calculator"}
     domains = {name: DomainRecipe.model_validate({"environment": source}) for name, source in named.items()}
-    (refusal,) = check_gold_answers(domains, {"method": list(domains)})
+    (refusal,) = check_gold_answers(domains, {"method": list(domains)}, {})
     assert "'maths'" in refusal
+
+
+def test_an_environment_without_a_script_is_refused_where_one_is_learnt_or_gone_on_with() -> None:
+    """Before anything is spent: what teaches nothing shows in its first episode."""
+    task = task_of("calculator")
+    without = EnvironmentTask(Silent(task), domain="sums", turns=task.turns, limits=task.limits)
+    taught = {"environment": "calculator", "teacher": "t", "prefix": "dataset"}
+    domains = {"sums": DomainRecipe.model_validate(taught)}
+    assert list(check_gold_answers(domains, {}, {"sums": task})) == []
+    (refusal,) = check_gold_answers(domains, {}, {"sums": without})
+    assert "`domains.sums.prefix`: the environment of domain 'sums' has no `script`" in refusal
+    (refusal, _) = check_gold_answers(domains, {"stages.s": ["sums"]}, {"sums": without})
+    assert "`stages.s`: the environment of domain 'sums' has no `script`" in refusal
+
+
+class Silent:
+    """Episodes of another, without their scripts."""
+
+    def __init__(self, task: EnvironmentTask) -> None:
+        self._task = task
+
+    def reset(self, *, seed: int, split: str, index: int, easy: bool = False) -> Any:
+        episode: Any = self._task.open(seed=seed, split=split, index=index, easy=easy).episode
+        return ToolEpisode(messages=episode.messages, tools=episode.tools, judge=lambda text: 0.0)
