@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import random
 import sys
 import types
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ def load_library(*, safe: bool = True) -> None:
         module, forms = importlib.import_module(name), SAFE_FORMS.get(name, {}) if safe else {}
         LIBRARY[name] = {key: forms[key] if key in forms else getattr(module, key) for key in sorted(keys)}
     importlib.import_module("unicodedata")  # text with \N{...} in it asks for it
+    random.seed("")  # since Python 3.13 the first seed that is text loads a hash
     for module_name, values in LIBRARY.items():
         for key, value in values.items():
             if callable(value):
