@@ -101,7 +101,9 @@ def test_a_run_writes_no_metric_that_the_page_does_not_name(fourth):
     rare |= {"reward/DOMAIN", "kept/DOMAIN", "off_policy/DOMAIN", "merge_strength", "staleness", "stale/DOMAIN"}
     rare |= {"sampled_score/DOMAIN", "no_answer/DOMAIN", "refused/DOMAIN"}
     rare |= {"teacher_retries/TEACHER", "teacher_swaps/TEACHER"}
-    rare |= {f"{name}/DOMAIN" for name in ("turns", "tool_calls", "tool_errors", "episode_reward")}  # environments
+    rare |= {
+        f"{name}/DOMAIN" for name in ("turns", "tool_calls", "tool_errors", "episode_reward", "prefix")
+    }  # environments
     rare |= {"solved_after_failure/DOMAIN", "episode_failures/DOMAIN/REASON", *PER_MINUTE}
     absent = (page["train"] - written["train"]) | (page["eval"] - written["eval"])
     assert {name for name in absent if not name.startswith(("draft", "hint_", "aligned/", "unscored/"))} <= rare
