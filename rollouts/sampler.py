@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -389,10 +390,18 @@ class MixedSampler:
 
 def taught_shares(rollouts: Sequence[Rollout]) -> Metrics:
     """``off_policy/d`` of every domain of which teachers wrote some: the part of its trained tokens that they wrote."""
-    tokens: dict[str, int] = {}
-    taught: dict[str, int] = {}
-    for rollout in rollouts:
-        tokens[rollout.domain] = tokens.get(rollout.domain, 0) + rollout.trained_tokens
-        if rollout.writer is not None:
-            taught[rollout.domain] = taught.get(rollout.domain, 0) + rollout.trained_tokens
-    return {f"off_policy/{domain}": count / max(1, tokens[domain]) for domain, count in taught.items()}
+    return _parts_of_tokens("off_policy", rollouts, [rollout for rollout in rollouts if rollout.writer is not None])
+
+
+def prefix_shares(rollouts: Sequence[Rollout]) -> Metrics:
+    """``prefix/d`` of every domain in which others began episodes: the part of its trained tokens after their turns."""
+    return _parts_of_tokens("prefix", rollouts, [rollout for rollout in rollouts if rollout.history is not None])
+
+
+def _parts_of_tokens(name: str, rollouts: Sequence[Rollout], some: Sequence[Rollout]) -> Metrics:
+    """``name/d`` of every domain that has some of the rollouts: their part of its trained tokens."""
+    tokens, of_some = Counter[str](), Counter[str]()
+    for counts, counted in ((tokens, rollouts), (of_some, some)):
+        for rollout in counted:
+            counts[rollout.domain] += rollout.trained_tokens
+    return {f"{name}/{domain}": count / max(1, tokens[domain]) for domain, count in of_some.items()}

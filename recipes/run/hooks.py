@@ -20,9 +20,8 @@ from mopd.recipes.compare.budget import read_budget
 from mopd.recipes.evaluation.costs import Costs
 from mopd.recipes.evaluation.evaluator import Evaluator
 from mopd.recipes.evaluation.teacher_distance import FAULTS, TeacherDistance
-from mopd.rollouts.environments.prefixes import prefix_shares
 from mopd.rollouts.mixture import Mixture
-from mopd.rollouts.sampler import taught_shares
+from mopd.rollouts.sampler import prefix_shares, taught_shares
 
 
 class RunCallbacks:

@@ -7,7 +7,6 @@ Nobody listens, so a conversation goes wrong where the model says something that
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -18,7 +17,7 @@ from mopd.distill.recipe import Source
 from mopd.distill.types import UserError
 from mopd.rollouts.environments.base import ROLES, Step, Turn
 from mopd.rollouts.environments.tools import Tool
-from mopd.rollouts.tasks.base import TaskSplit, content_hash, split_of
+from mopd.rollouts.tasks.base import TaskSplit, content_hash, row_order, split_of
 from mopd.rollouts.tasks.dataset_rows import RowsReport, left_out_rows, refuse_many
 from mopd.rollouts.tasks.row_meaning import Message, cell, plain_content, read_message, short
 from mopd.rollouts.tasks.tables import load
@@ -101,9 +100,7 @@ class ConversationEnvironment:
                 f"{self.name} has {len(rows)} conversations for {split}, and number {index + 1} is asked for; lower "
                 f"`evaluate.{split}_prompts` to {len(rows)}, or name a larger `{split}_split`"
             )
-        order = list(range(len(rows)))
-        random.Random(f"{self.name}/{seed}/{split}/{epoch}").shuffle(order)
-        return ConversationEpisode(rows[order[place]])
+        return ConversationEpisode(rows[row_order(f"{self.name}/{seed}/{split}/{epoch}", len(rows))[place]])
 
     @property
     def left_out(self) -> Sequence[str]:

@@ -14,7 +14,7 @@ from itertools import accumulate
 import numpy as np
 
 from mopd.distill.recipe.schema.domains import PrefixName
-from mopd.distill.types import History, Metrics, Prompt, Rollout, Sampler, Weights
+from mopd.distill.types import History, Prompt, Rollout, Sampler, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class PrefixSampler:
 
     def _assigned(self, prompts: Sequence[Prompt]) -> list[PrefixName]:
         """Whose history each prompt gets: of n in a domain the whole number below n x part, spread over them."""
-        seen = dict.fromkeys(self._parts, 0)
+        seen: dict[str, int] = {}
         assigned: list[PrefixName] = []
         for prompt in prompts:
             parts = self._parts.get(prompt.domain, {})
@@ -115,14 +115,3 @@ def turn_starts(rollout: Rollout) -> list[int]:
     """Where the turns of an episode's sequence begin: positions of trained tokens after others."""
     mask_T = rollout.loss_mask
     return np.flatnonzero(mask_T & ~np.concatenate([[False], mask_T[:-1]])).tolist()  # not per token
-
-
-def prefix_shares(rollouts: Sequence[Rollout]) -> Metrics:
-    """``prefix/d`` of every domain in which others began episodes: the part of its trained tokens after their turns."""
-    tokens: dict[str, int] = {}
-    after: dict[str, int] = {}
-    for rollout in rollouts:
-        tokens[rollout.domain] = tokens.get(rollout.domain, 0) + rollout.trained_tokens
-        if rollout.history is not None:
-            after[rollout.domain] = after.get(rollout.domain, 0) + rollout.trained_tokens
-    return {f"prefix/{domain}": count / max(1, tokens[domain]) for domain, count in after.items()}

@@ -7,8 +7,10 @@ canonical content, so a paraphrase of a test problem cannot be trained on.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, get_args
@@ -144,3 +146,11 @@ def draw_in_split(
             text, answer, _ = drawn
             return Example(f"{task}/{split}/{seed}-{index}-{content_hash(text)}", text, answer)
     raise RuntimeError(f"task {task!r}: no problem of split {split!r} in {MAX_DRAWS} draws; its space is too small")
+
+
+@functools.lru_cache(maxsize=16)
+def row_order(key: str, count: int) -> array[int]:
+    """A permutation of ``range(count)`` that depends on nothing but ``key``."""
+    order = array("q", range(count))
+    random.Random(key).shuffle(order)
+    return order

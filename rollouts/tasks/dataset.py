@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import random
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +16,7 @@ from mopd.rollouts.answers import THOUGHTS, answer_part, opened_thought
 from mopd.rollouts.programs import continued
 from mopd.rollouts.sandbox.bubblewrap.choice import chosen_sandbox
 from mopd.rollouts.sandbox.run import SandboxKind
-from mopd.rollouts.tasks.base import Example
+from mopd.rollouts.tasks.base import Example, row_order
 from mopd.rollouts.tasks.dataset_rows import CALL_SECONDS, DatasetRows, left_out_rows, read_splits
 from mopd.rollouts.tasks.rendering import Renderer, Reworded, Written
 from mopd.rollouts.tasks.row_meaning import LETTERS, Problem, cell, text_of
@@ -92,7 +89,7 @@ class DatasetTask:
                 f"problem {index + 1} is asked for; lower `evaluate.{split}_prompts` to {len(rows)}, or name a larger "
                 f"`{split}_split`"
             )
-        place = _order(f"{seed}/{split}/{epoch}", len(rows))[place]
+        place = row_order(f"{seed}/{split}/{epoch}", len(rows))[place]
         problem = rows[place]
         written = self._written(problem)
         example_id = f"{self._domain}/{split}/{seed}-{index}-{rows.keys[place]}"
@@ -247,11 +244,3 @@ def own_verifier(source: Source, *, where: str) -> Callable[[str, dict[str, Any]
     if not callable(function):
         raise UserError(f"`{where}`: {source.verifier} is no function; it takes (text, row) and returns 0 to 1")
     return function
-
-
-@functools.lru_cache(maxsize=16)
-def _order(key: str, count: int) -> array[int]:
-    """A permutation of ``range(count)`` that depends on nothing but ``key``."""
-    order = array("q", range(count))
-    random.Random(key).shuffle(order)
-    return order

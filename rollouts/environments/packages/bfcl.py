@@ -16,7 +16,6 @@ import functools
 import importlib.util
 import json
 import keyword
-import random
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from mopd.distill.types import RunError, UserError
 from mopd.rollouts.environments.base import Step, Turn
 from mopd.rollouts.environments.packages import bfcl_simulators
 from mopd.rollouts.environments.tools import ERROR, Tool
-from mopd.rollouts.tasks.base import TaskSplit, split_of
+from mopd.rollouts.tasks.base import TaskSplit, row_order, split_of
 
 INSTALL = "pip install 'mopd[envs]' && pip install --no-deps bfcl-eval"
 CATEGORIES = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
@@ -135,8 +134,7 @@ class BfclEnvironment:
                 f"{self.name} has {len(cases)} cases for {split}{unfit}, and case {index + 1} is asked for; lower "
                 f"`{wanted}` to {len(cases)}"
             )
-        order = list(range(len(cases)))
-        random.Random(f"{self.name}/{seed}/{split}/{epoch}").shuffle(order)
+        order = row_order(f"{self.name}/{seed}/{split}/{epoch}", len(cases))
         return BfclEpisode(cases[order[place]], self._simulators, calls=self._settings.calls, seconds=self._seconds)
 
     def fit(self, tokens: Callable[[Sequence[Turn], Sequence[Tool]], int], room: int) -> None:

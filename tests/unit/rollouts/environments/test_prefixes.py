@@ -21,9 +21,9 @@ from mopd.rollouts.engines.base import Decoding
 from mopd.rollouts.engines.in_process import InProcess, StudentSampler
 from mopd.rollouts.environments.base import Step
 from mopd.rollouts.environments.episodes import EpisodeSampler, gold_episodes
-from mopd.rollouts.environments.prefixes import PrefixSampler, prefix_shares, turn_starts
+from mopd.rollouts.environments.prefixes import PrefixSampler, turn_starts
 from mopd.rollouts.environments.task import EnvironmentTask
-from mopd.rollouts.sampler import TeacherSampler
+from mopd.rollouts.sampler import TeacherSampler, prefix_shares
 
 
 @pytest.fixture(scope="module")
