@@ -35,6 +35,8 @@ ANSWER_SECONDS = 60.0
 """How long a run may take to say whether Ray's death broke it; one that takes longer hangs, and is broken."""
 END_SECONDS = 30.0
 """How long the end of killed processes is waited for."""
+START_SECONDS = 10.0
+"""How long the kernel may take to load a program, on a machine that is busy."""
 
 
 def start_guard(folder: Path, ray: Mapping[str, int]) -> subprocess.Popen[bytes]:
@@ -82,7 +84,8 @@ def end_cluster(folder: Path) -> None:
     """Kill every process of the cluster that writes to ``folder``, wait for their end, and remove the folder, and what
     they have in shared memory."""
     for _ in range(3):  # one may be starting another
-        marked = [process for process in psutil.process_iter() if _mark_of(process) == str(folder)]
+        others = (process for process in psutil.process_iter() if process.pid != os.getpid())
+        marked = [process for process in others if environment_of(process).get(MARK) == str(folder)]
         if not marked:
             break
         _kill(marked)
@@ -107,11 +110,23 @@ def _in_memory(cluster: Path) -> Path:
     return SHARED_MEMORY / f"mopd-{cluster.name}"
 
 
-def _mark_of(process: psutil.Process) -> str | None:
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    """The environment that another process was started in; empty for one that has ended or is another user's.
+
+    While the kernel loads a program it tells neither the process's arguments nor its environment, and then, for a
+    moment, the first alone: one that seems to have none may be just starting, and is looked at again.
+    """
+    late = time.monotonic() + START_SECONDS
     try:
-        return None if process.pid == os.getpid() else process.environ().get(MARK)
-    except (psutil.Error, OSError):  # it is another user's, or has ended
-        return None
+        while not process.cmdline() and process.exe() and time.monotonic() < late:  # a kernel's thread has no program
+            time.sleep(LOOK_SECONDS / 100)
+        environment = process.environ()
+        if not environment and process.exe():
+            time.sleep(LOOK_SECONDS)
+            environment = process.environ()
+        return environment
+    except (psutil.Error, OSError):
+        return {}
 
 
 def _kill(processes: list[psutil.Process]) -> None:

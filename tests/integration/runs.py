@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 from deadline_kit import Deadline
 
+from mopd.distill.guard import environment_of
 from mopd.distill.tracking.answers import exam_files, read_answers
 
 MARK = "MOPD_TEST"
@@ -25,8 +26,6 @@ MARK = "MOPD_TEST"
 MARKS: dict[int, str] = {}
 """Of the commands that were started, by process id."""
 
-YOUNG_SECONDS = 10.0
-"""A process without an environment that is younger may be about to begin its program."""
 SECONDS = 400
 """Of a quiet machine, that a command may take."""
 
@@ -157,12 +156,11 @@ class Work:
         for pid in set(psutil.pids()) - self._others - self._ours.keys():
             try:
                 process = psutil.Process(pid)
-                environment, age = process.environ(), time.time() - process.create_time()
-            except psutil.Error:  # another user's, or it has just ended
+            except psutil.Error:  # it has just ended
                 continue
-            if environment.get(MARK) == self._mark:
+            if environment_of(process).get(MARK) == self._mark:
                 self._ours[pid] = process
-            elif environment or age > YOUNG_SECONDS:
+            else:
                 self._others.add(pid)
         for pid, process in self._ours.items():
             try:
@@ -261,14 +259,7 @@ def mark(process: subprocess.Popen[str]) -> str:
 
 
 def _marked(mark: str) -> list[psutil.Process]:
-    marked = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark:
-                marked.append(process)
-        except psutil.Error:  # another user's, or it has just ended
-            continue
-    return marked
+    return [process for process in psutil.process_iter() if environment_of(process).get(MARK) == mark]
 
 
 def retries(out: Path) -> int:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from deadline_kit import Deadline, patience
 
-from mopd.distill.guard import MARK, SHARED_MEMORY, end_cluster, memory_folder
+from mopd.distill.guard import MARK, SHARED_MEMORY, end_cluster, environment_of, memory_folder
 
 RUN = """
 import os, subprocess, sys, time
@@ -100,6 +100,21 @@ def test_what_a_cluster_has_in_shared_memory_goes_with_it(tmp_path: Path, monkey
     end_cluster(cluster)
     assert not file.parent.exists()
     assert not cluster.exists()
+
+
+def test_a_process_that_is_just_being_started_has_its_environment(tmp_path: Path) -> None:
+    """It reads as empty until the kernel has loaded its program; neighbours hold that up."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    neighbours = [subprocess.Popen(spin) for _ in range(4 * len(os.sched_getaffinity(0)))]
+    sleepers = []
+    try:
+        for n in range(20):
+            folder = str(tmp_path / f"cluster{n}")
+            sleepers.append(psutil.Popen(["sleep", "600"], env={**os.environ, MARK: folder}))
+            assert environment_of(sleepers[-1]).get(MARK) == folder
+    finally:
+        for process in (*neighbours, *sleepers):
+            process.kill()
 
 
 def test_an_orderly_end_is_the_runs_own(tmp_path: Path) -> None:

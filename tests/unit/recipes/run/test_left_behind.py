@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from deadline_kit import patience
 
 from mopd.distill.guard import MARK
 from mopd.distill.types import UserError
@@ -33,7 +34,7 @@ def test_only_what_belongs_to_no_live_run_is_ended(tmp_path: Path) -> None:
         fcntl.flock(owner, fcntl.LOCK_EX)
         remove_abandoned(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, foreign.name]
-    assert of_dead.wait() == -9
+    assert of_dead.wait(timeout=patience(60)) == -9
     assert of_alive.poll() is None
     of_alive.kill()
 
@@ -49,7 +50,7 @@ def test_a_clusters_folder_and_processes_end_with_its_run(monkeypatch: pytest.Mo
             assert {folder} == FOLDERS
             remove_abandoned(Path(base))  # as another run would
             assert folder.is_dir()
-        assert process.wait() == -9
+        assert process.wait(timeout=patience(60)) == -9
         assert list(Path(base).iterdir()) == []
         assert set() == FOLDERS
 
