@@ -1,4 +1,4 @@
-"""A server of the OpenAI completions API, such as vLLM's, asked with token ids; lost and refused are told apart.
+"""A server of the OpenAI API, such as vLLM's, asked with token ids or messages; lost and refused are told apart.
 
 Two things are done about them: what was lost is asked again, and what was refused would be refused again.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,25 @@ class Endpoint:
         if [choice.get("index") for choice in choices] != [*range(len(prompts))]:
             raise EndpointRefused(f"{self} gave {len(choices)} choices for {len(prompts)} prompts; one each is needed")
         return choices
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, seconds: float | None, **settings: Any) -> dict[str, Any]:
+        """One request of the chat API; returns its choice, with what was used (``usage``).
+
+        Args:
+            messages: role and content of each.
+            seconds: how long it may take; None: as long as it does.
+            settings: of the chat API.
+
+        Raises:
+            EndpointLost, EndpointRefused: see those.
+        """
+        body = {"model": self.model, "messages": [dict(message) for message in messages], **settings}
+        with self._client(seconds) as client:
+            reply = self._json(lambda: client.post("/chat/completions", json=body))
+        choices = reply.get("choices")
+        if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0].get("message"), dict):
+            raise EndpointRefused(f"{self} gave no message; is this a server of the OpenAI chat API?")
+        return {**choices[0], "usage": reply.get("usage") or {}}
 
     def _words(self, answer: httpx.Response) -> str:
         """What the server said, shortened; some repeat the key that they refuse."""

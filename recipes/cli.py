@@ -447,6 +447,40 @@ def push(
 
 
 @app.command()
+def write(
+    recipe: RecipeArgument,
+    domain: Annotated[str, typer.Option(help="of the recipe, whose training prompts are asked")],
+    endpoint: Annotated[str, typer.Option(metavar="URL", help="of a chat API, up to and including /v1")],
+    model: Annotated[str, typer.Option(help="its name there")],
+    prompts: Annotated[int, typer.Option(min=1, help="how many training prompts are asked")],
+    out: Annotated[Path, typer.Option(metavar="FILE.jsonl", help="for the conversations that are kept")],
+    samples: Annotated[int, typer.Option(min=1, max=1000, help="conversations of each prompt")] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, max=2.0, help="of the answers; the server's own unless given")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="of a message; the domain's limit unless given", show_default=False)
+    ] = None,
+    keep: Annotated[str, typer.Option(help="right: what the verifier finds right; all: every answer")] = "right",
+    together: Annotated[int, typer.Option(min=1, max=256, help="requests at a time")] = 8,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="the environment variable that holds the key")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Have a model behind a chat API answer a domain's prompts, as text to learn from; right answers are kept."""
+    from mopd.recipes.evaluation.write import Order
+    from mopd.recipes.evaluation.write import write as have_written
+
+    order = Order(
+        recipe, domain, endpoint, model, api_key_env, prompts, samples, temperature, max_tokens, keep, together, out
+    )
+    with _console_beside(json_file) as console:
+        content = have_written(order, console)
+    _write_json(json_file, content)
+
+
+@app.command()
 def init(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="the recipe to write")] = Path("recipe.yaml"),
     model: Annotated[str | None, typer.Option(help="the model that learns: a checkpoint's folder, or a Hub id")] = None,

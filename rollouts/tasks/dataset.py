@@ -19,7 +19,7 @@ from mopd.rollouts.sandbox.run import SandboxKind
 from mopd.rollouts.tasks.base import Example, row_order
 from mopd.rollouts.tasks.dataset_rows import CALL_SECONDS, DatasetRows, left_out_rows, read_splits
 from mopd.rollouts.tasks.rendering import Renderer, Reworded, Written
-from mopd.rollouts.tasks.row_meaning import LETTERS, Problem, cell, text_of
+from mopd.rollouts.tasks.row_meaning import LETTERS, Message, Problem, cell, text_of
 from mopd.rollouts.verifiers import chosen_letter, last_number, verify_many
 
 NO_ANSWER = "the thought was cut off, or the text that `answer_after` names is missing"
@@ -117,6 +117,18 @@ class DatasetTask:
         rows, place = self._placed(prompt)
         try:
             return self._renderer.reworded(rows[place], how)
+        except ValueError as error:
+            raise UserError(f"dataset {self._source.path!r}: {error}") from error
+
+    def messages(self, prompt: Prompt) -> list[Message]:
+        """The problem of a prompt as a conversation that a chat model is asked to go on with.
+
+        Raises:
+            UserError: the prompt is not of this dataset, or offers tools.
+        """
+        rows, place = self._placed(prompt)
+        try:
+            return self._renderer.messages(rows[place])
         except ValueError as error:
             raise UserError(f"dataset {self._source.path!r}: {error}") from error
 

@@ -140,6 +140,16 @@ class Renderer:
         self.written(problem)
         self._text_is_checked = self._text_is_checked or isinstance(problem.asked, str)
 
+    def messages(self, problem: Problem) -> list[Message]:
+        """The prompt as a conversation, shots and system message with it: what a chat template is given.
+
+        Raises:
+            ValueError: it offers tools, which messages do not carry.
+        """
+        if problem.tools is not None:
+            raise ValueError("offers tools")
+        return self._turns(problem)
+
     def reworded(self, problem: Problem, how: Reworded) -> Written:
         """The prompt as another reader is given it.
 

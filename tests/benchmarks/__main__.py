@@ -1,7 +1,8 @@
-"""`make bench`: a step of the quickstart, attention, packing, rollouts, teachers and the sandbox. JSON, then tables.
+"""`make bench`: a step of the quickstart, attention, packing, rollouts, episodes, teachers, the sandbox.
 
-Every figure is measured in this run, on this machine, as the median over steps; compare ratios within one run only. The
-student is trained for a few steps first, so that its rollouts have the lengths of real ones.
+JSON comes first, then tables. Every figure is measured in this run, on this machine, as the median over steps; compare
+ratios within one run only. The student is trained for a few steps first, so that its rollouts have the lengths of real
+ones.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from mopd.recipes.run.launch import run
 from mopd.rollouts.sampler import GoldSampler
 from mopd.rollouts.tokenizer import completion_ids
 from mopd.teachers.kinds.checkpoint import TeacherModel
-from tests.benchmarks import attention, drafts, generation, hidden, packing, sandbox, teachers
+from tests.benchmarks import attention, drafts, episodes, generation, hidden, packing, sandbox, teachers
 
 ROLES = ("generation", "scoring", "update")
 WARM_UP_STEPS = 4
@@ -102,6 +103,7 @@ def main() -> None:
     figures["attention"] = attention.measure()
     figures["packing"] = packing.measure()
     figures["generation"] = generation.measure()
+    figures["episodes"] = episodes.measure()
     figures["teachers"] = teachers.measure()
     figures["sandbox"] = sandbox.measure()
     figures["ratios"] = {f"{name}_two_ranks_over_one": two[name] / one[name] for name in one}
@@ -126,6 +128,7 @@ def main() -> None:
         attention.table(figures["attention"]),
         packing.table(figures["packing"]),
         *generation.tables(figures["generation"]),
+        episodes.table(figures["episodes"]),
         verified,
         *teachers.tables(figures["teachers"]),
         *drafts.tables(figures["drafts"]),
