@@ -28,6 +28,8 @@ from mopd.recipes import SHIPPED
 from mopd.rollouts.chat_teacher import Asked, ChatTeacher, Ended, WrittenConversation
 from mopd.rollouts.environments import domain_task
 
+PROBE_SECONDS = 120.0
+"""For a first token; a server may load its model only then."""
 Keep = Literal["right", "all"]
 WORDS: dict[Ended, str] = {
     "answered": "answered",
@@ -105,7 +107,8 @@ def write(order: Order, console: Console) -> dict[str, Any]:
             written[conversation.asked] = conversation
             status.update(f"{len(written)} conversations; {_right(written.values())} right")
     chosen = [written[each] for each in asked]
-    kept = [each for each in chosen if each.ended == "answered" and (each.reward >= 1 or order.keep == "all")]
+    wanted = [each for each in chosen if each.ended == "answered" and (each.reward >= 1 or order.keep == "all")]
+    kept = list({json.dumps(each.messages): each for each in wanted}.values())
     rows = [{"messages": [*each.messages], "prompt": each.prompt, "reward": each.reward} for each in kept]
     write_atomic(order.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     ends = Counter(each.ended for each in chosen)
@@ -115,6 +118,7 @@ def write(order: Order, console: Console) -> dict[str, Any]:
         "conversations": len(chosen),
         "prompts": len({each.prompt.rpartition("-")[2] for each in chosen}),
         "kept": len(kept),
+        "repeated": len(wanted) - len(kept),
         "right": _right(chosen),
         "ended": {name: ends[name] for name in WORDS},
         "tokens": sum(each.tokens for each in chosen),
@@ -129,7 +133,7 @@ def _right(conversations: Iterable[WrittenConversation]) -> int:
 
 
 def _reached(order: Order) -> Endpoint:
-    """The endpoint, which answered.
+    """The endpoint, which answered; one that lists no models is asked for a token.
 
     Raises:
         UserError: nobody does, or not under this name.
@@ -137,11 +141,15 @@ def _reached(order: Order) -> Endpoint:
     endpoint = Endpoint.reach(order.endpoint, order.model, key_env=order.key_env, where="--api-key-env")
     try:
         names = [str(model.get("id")) for model in endpoint.models()]
-    except (EndpointLost, EndpointRefused) as error:
-        raise UserError(f"--endpoint: {error}; start the server, or correct the URL") from error
-    if order.model not in names:
-        shown = ", ".join(names[:20])
-        raise UserError(f"--model: {order.endpoint} serves {shown}, and not {order.model!r}")
+    except (EndpointLost, EndpointRefused):
+        names = []
+    if names and order.model not in names:
+        raise UserError(f"--model: {order.endpoint} serves {', '.join(names[:20])}, and not {order.model!r}")
+    if not names:
+        try:
+            endpoint.chat([{"role": "user", "content": "1"}], seconds=PROBE_SECONDS, max_tokens=1)
+        except (EndpointLost, EndpointRefused) as error:
+            raise UserError(f"--endpoint: {error}; start the server, or correct the URL") from error
     return endpoint
 
 
@@ -223,6 +231,8 @@ def _table(record: Mapping[str, Any], order: Order) -> Table:
         if record["ended"][name] or name == "answered":
             table.add_row(words, f"{record['ended'][name]:,}")
     table.add_row("right", f"{record['right']:,}")
+    if record["repeated"]:
+        table.add_row("of those, word for word as another", f"{record['repeated']:,}")
     table.add_row(f"kept in {order.out}", f"{record['kept']:,}", end_section=True)
     table.add_row("tokens, by the server", f"{record['tokens']:,}")
     for why, times in record["why"].items():
