@@ -7,6 +7,7 @@ stands before a turn that the student writes and another teacher grades (``prefi
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class ChatTeacher:
 
     def __init__(self, endpoint: Endpoint, settings: Mapping[str, Any], faults: FaultRecipe) -> None:
         self._endpoint, self._settings, self._faults = endpoint, dict(settings), faults
+        self._task = threading.Lock()  # tasks draw and judge for one thread at a time; the server is what is waited for
 
     def answer(self, messages: Sequence[Turn], sample: int) -> dict[str, Any]:
         """The choice that the server makes.
@@ -92,9 +94,11 @@ class ChatTeacher:
             EndpointLost: see :meth:`answer`. What the server refuses ends this conversation alone.
             UserError: the domain's prompts are none that a chat model can be asked with.
         """
-        example = task.example(seed=seed, split="train", index=asked.index)
+        with self._task:
+            example = task.example(seed=seed, split="train", index=asked.index)
         if isinstance(task, EnvironmentTask):
-            opened = task.open(seed=seed, split="train", index=asked.index, easy=False)
+            with self._task:
+                opened = task.open(seed=seed, split="train", index=asked.index, easy=False)
             if opened.tools or opened.later_tools:
                 raise UserError(
                     f"domain {domain!r} is an environment with tools, whose calls are no text; a teacher behind a chat "
@@ -109,7 +113,8 @@ class ChatTeacher:
         asks = task.messages(prompt) if isinstance(task, DatasetTask) else [{"role": "user", "content": example.text}]
 
         def judge(text: str) -> Step:
-            return Step(done=True, reward=float(task.verify(prompt, text)))
+            with self._task:
+                return Step(done=True, reward=float(task.verify(prompt, text)))
 
         return self._told(example, asked, asks, lambda message: judge(message["content"]), turns=1)
 

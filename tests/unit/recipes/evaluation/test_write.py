@@ -226,6 +226,25 @@ def test_a_dataset_of_chats_is_asked_as_it_is(tmp_path: Path) -> None:
         assert row["messages"][-1]["content"].startswith("It is ")
 
 
+def test_programs_are_judged_side_by_side(tmp_path: Path) -> None:
+    lines = [
+        {"ask": f"Add {n}.", "code": f"def f(x):\n    return x + {n}", "t": f"assert f(1) == {n + 1}"}
+        for n in range(60)
+    ]
+    (tmp_path / "programs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = {"path": str(tmp_path / "programs.jsonl"), "prompt": "ask", "answer": "code", "tests": "t"}
+
+    def says(messages: list[dict[str, Any]]) -> str:
+        n = int(messages[0]["content"][4:-1])
+        return f"```python\ndef f(x):\n    return x + {n if n % 2 else n + 1}\n```"
+
+    with chatting(says) as chat:
+        done(order(chat, tmp_path, {"task": source | {"verifier": "python_tests"}}, prompts=20, together=8))
+    asked = [int(body["messages"][0]["content"][4:-1]) for body in chat.asked]
+    kept = [int(row["messages"][0]["content"][4:-1]) for row in rows(tmp_path)]
+    assert sorted(kept) == sorted(n for n in asked if n % 2)
+
+
 def test_next_turns_of_conversations_are_written_where_the_user_says_what_the_row_says(tmp_path: Path) -> None:
     said = [("user", "count"), ("assistant", "1"), ("user", "on"), ("assistant", "2")]
     made = [
