@@ -43,7 +43,13 @@ def test_every_shipped_recipe_is_listed_with_what_it_is() -> None:
     rows = json.loads(mopd("recipes", "--json", "-").stdout)["recipes"]
     assert [row["recipe"] for row in rows] == sorted(path.stem for path in SHIPPED.glob("*.yaml"))
     assert all(row["description"] for row in rows)
-    assert [row["recipe"] for row in rows if row["study"]] == ["prefixes", "seesaw", "seesaw-extra", "seesaw-trials", "tokenizers"]
+    assert [row["recipe"] for row in rows if row["study"]] == [
+        "prefixes",
+        "seesaw",
+        "seesaw-extra",
+        "seesaw-trials",
+        "tokenizers",
+    ]
     assert mopd("recipes", "smoke").stdout == (SHIPPED / "smoke.yaml").read_text()
 
 
