@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from pydantic import SecretStr
 
 from mopd.distill.errors import RunError, UserError
 
+Answer = TypeVar("Answer")
 LATER = (408, 425, 429)
 """Answers of the 400s that another time would turn out otherwise: time-outs and too many requests."""
 CONNECT_SECONDS = 10.0
@@ -154,6 +156,20 @@ class Endpoint:
         if not isinstance(content, dict):
             raise EndpointRefused(f"{self} answered with a {type(content).__name__}; a JSON object is needed")
         return content
+
+
+def asked_again(ask: Callable[[], Answer], *, retries: int, backoff_seconds: float) -> Answer:
+    """What ``ask`` gives; asked again where that is lost, after a pause that doubles each time.
+
+    Raises:
+        EndpointLost: the last attempt was lost, too.
+    """
+    for attempt in range(retries):
+        try:
+            return ask()
+        except EndpointLost:
+            time.sleep(backoff_seconds * 2**attempt)
+    return ask()
 
 
 def _server_message(answer: httpx.Response) -> str:

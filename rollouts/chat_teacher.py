@@ -8,12 +8,11 @@ stands before a turn that the student writes and another teacher grades (``prefi
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mopd.distill.endpoint import Endpoint, EndpointLost, EndpointRefused
+from mopd.distill.endpoint import Endpoint, EndpointRefused, asked_again
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Prompt, UserError
 from mopd.rollouts.environments.base import Step, Turn
@@ -76,16 +75,13 @@ class ChatTeacher:
             EndpointLost: it was away for as long as the policy waits.
             EndpointRefused: it will not.
         """
-        for attempt in range(self._faults.retries + 1):
-            try:
-                return self._endpoint.chat(
-                    messages, seconds=self._faults.microbatch_seconds, seed=sample, **self._settings
-                )
-            except EndpointLost:
-                if attempt == self._faults.retries:
-                    raise
-                time.sleep(self._faults.backoff_seconds * 2**attempt)
-        raise AssertionError("the last attempt returns or raises")
+        return asked_again(
+            lambda: self._endpoint.chat(
+                messages, seconds=self._faults.microbatch_seconds, seed=sample, **self._settings
+            ),
+            retries=self._faults.retries,
+            backoff_seconds=self._faults.backoff_seconds,
+        )
 
     def write(self, task: Task, domain: str, seed: int, asked: Asked) -> WrittenConversation:
         """One conversation: an answer to a prompt, or an episode to its end. Threads may call it side by side.

@@ -24,6 +24,7 @@ from mopd.distill.recipe import DomainRecipe, EnvironmentSource, Recipe
 from mopd.distill.recipe.messages import guess
 from mopd.distill.recipe.study import load
 from mopd.distill.storage import write_atomic
+from mopd.distill.tracking.jsonl import append_jsonl, read_jsonl, truncate_jsonl
 from mopd.recipes import SHIPPED
 from mopd.rollouts.chat_teacher import Asked, ChatTeacher, Ended, WrittenConversation
 from mopd.rollouts.environments import domain_task
@@ -100,10 +101,9 @@ def write(order: Order, console: Console) -> dict[str, Any]:
     def conversation_of(each: Asked) -> WrittenConversation:
         return teacher.write(task, order.domain, recipe.seed, each)
 
-    with notes.open("a", encoding="utf-8") as file, console.status("") as status:
+    with console.status("") as status:
         for conversation in _side_by_side(conversation_of, left, order.together):
-            file.write(json.dumps(asdict(conversation), ensure_ascii=False) + "\n")
-            file.flush()
+            append_jsonl(notes, [asdict(conversation)])
             written[conversation.asked] = conversation
             status.update(f"{len(written)} conversations; {_right(written.values())} right")
     chosen = [written[each] for each in asked]
@@ -171,19 +171,17 @@ def _noted(notes: Path, terms: Mapping[str, Any]) -> dict[Asked, WrittenConversa
         UserError: they were written on other terms, or the file is another's.
     """
     if not notes.exists():
-        write_atomic(notes, json.dumps(terms, ensure_ascii=False) + "\n")
+        append_jsonl(notes, [terms])
         return {}
-    whole, _, torn = notes.read_text(encoding="utf-8").rpartition("\n")
     try:
-        before, *rows = [json.loads(line) for line in whole.splitlines()]
+        truncate_jsonl(notes, lambda row: True)
+        before, *rows = read_jsonl(notes)
         known = [_conversation(row) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
+    except (RunError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{notes} is no record of conversations ({error}); name another file with --out") from error
     if changed := [key for key in terms if before.get(key) != terms[key]]:
         was = "; ".join(f"{key} was {before.get(key)!r}" for key in changed)
         raise UserError(f"{notes} was begun on other terms ({was}); give these, or another file with --out")
-    if torn:
-        write_atomic(notes, whole + "\n")
     return {each.asked: each for each in known}
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
-from mopd.distill.endpoint import Endpoint, EndpointLost, EndpointRefused
+from mopd.distill.endpoint import Endpoint, EndpointRefused, asked_again
 from mopd.distill.recipe import FaultRecipe
 from mopd.distill.types import Prompt, Rollout, Sampler, Weights
 from mopd.rollouts.engines.base import FrozenModel, HoldCheckpoint, RolloutEngine, SamplerProcesses, SamplerSettings
@@ -66,18 +65,14 @@ class ServedSampler:
             yield [self._rollout(prompt, choice, start + i) for i, (prompt, choice) in enumerate(pairs)]
 
     def _complete(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-        for attempt in range(self._faults.retries + 1):
-            try:
-                return self._endpoint.complete(
-                    [prompt.token_ids for prompt in prompts], seconds=self._faults.microbatch_seconds,
-                    max_tokens=self._max_new_tokens, logprobs=0, return_token_ids=True,
-                    ignore_eos=True, stop_token_ids=[*self._ends], **GREEDY,
-                )  # fmt: skip
-            except EndpointLost:
-                if attempt == self._faults.retries:
-                    raise
-                time.sleep(self._faults.backoff_seconds * 2**attempt)
-        raise AssertionError("the last attempt returns or raises")
+        return asked_again(
+            lambda: self._endpoint.complete(
+                [prompt.token_ids for prompt in prompts], seconds=self._faults.microbatch_seconds,
+                max_tokens=self._max_new_tokens, logprobs=0, return_token_ids=True,
+                ignore_eos=True, stop_token_ids=[*self._ends], **GREEDY,
+            ),
+            retries=self._faults.retries, backoff_seconds=self._faults.backoff_seconds,
+        )  # fmt: skip
 
     def _rollout(self, prompt: Prompt, choice: dict[str, Any], index: int) -> Rollout:
         written = choice.get("token_ids")

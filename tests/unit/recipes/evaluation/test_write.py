@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from dialogue_kit import CLOSING, TOKENIZER, prompts_of, task_of
+from http_kit import Headers, StandIn
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -28,55 +27,34 @@ KEY = "sk-very-secret"
 QUICK = {"retries": 1, "backoff_seconds": 0.01, "microbatch_seconds": 30}
 
 
-@dataclass
-class Chat:
+class Chat(StandIn):
     """A server of the chat API; ``says`` gives the choice for messages, or a status and words."""
 
-    says: Callable[[list[dict[str, Any]]], Any]
-    url: str = ""
-    asked: list[dict[str, Any]] = field(default_factory=list)
-    keys: set[str | None] = field(default_factory=set)
-    lists: bool = True
+    def __init__(self, says: Callable[[list[dict[str, Any]]], Any]) -> None:
+        super().__init__()
+        self.says, self.lists, self.url = says, True, f"{self.url}/v1"
+        self.asked: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+
+    def respond(self, method: str, path: str, headers: Headers, body: bytes) -> tuple[int, Any]:
+        if method == "GET":
+            self.keys.add(headers.get("Authorization"))
+            return (200, {"data": [{"id": "sage"}]}) if self.lists else (500, {})
+        self.asked.append(json.loads(body))
+        said = self.says(self.asked[-1]["messages"])
+        if isinstance(said, tuple):
+            return said[0], {"error": {"message": said[1]}}
+        choice = said if isinstance(said, dict) else {"message": {"role": "assistant", "content": said}}
+        return 200, {"choices": [{"finish_reason": "stop", **choice}], "usage": {"total_tokens": 7}}
 
 
 @contextmanager
 def chatting(says: Callable[[list[dict[str, Any]]], Any]) -> Iterator[Chat]:
     chat = Chat(says)
-
-    class Handler(BaseHTTPRequestHandler):
-        def _send(self, status: int, told: dict[str, Any]) -> None:
-            raw = json.dumps(told).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
-
-        def do_GET(self) -> None:
-            chat.keys.add(self.headers.get("Authorization"))
-            self._send(200, {"data": [{"id": "sage"}]}) if chat.lists else self._send(500, {})
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            chat.asked.append(body)
-            said = chat.says(body["messages"])
-            if isinstance(said, tuple):
-                self._send(said[0], {"error": {"message": said[1]}})
-                return
-            choice = said if isinstance(said, dict) else {"message": {"role": "assistant", "content": said}}
-            self._send(200, {"choices": [{"finish_reason": "stop", **choice}], "usage": {"total_tokens": 7}})
-
-        def log_message(self, format: str, *args: Any) -> None: ...
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    chat.url = f"http://127.0.0.1:{http.server_port}/v1"
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
     try:
         yield chat
     finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
+        chat.close()
 
 
 def recipe(folder: Path, domain: dict[str, Any]) -> str:
@@ -151,7 +129,7 @@ def test_a_server_that_goes_away_loses_nothing_and_is_not_paid_twice(tmp_path: P
         if len(answered) >= 5:
             return 503, "loading"
         answered.append(messages[-1]["content"])
-        return sum_of(messages)
+        return f"\u2028{sum_of(messages)}"  # a line's end to some, and not to JSON
 
     with chatting(says) as chat:
         asked = order(chat, tmp_path, sums)
@@ -160,7 +138,7 @@ def test_a_server_that_goes_away_loses_nothing_and_is_not_paid_twice(tmp_path: P
         ):
             done(asked)
         notes = Path(f"{asked.out}.asked")
-        assert len(notes.read_text().splitlines()) == 1 + 5
+        assert notes.read_bytes().count(b"\n") == 1 + 5
         with notes.open("a") as file:
             file.write('{"asked": {"index": 3')  # a crash in the middle of a line
         answered.clear()
