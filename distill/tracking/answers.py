@@ -3,7 +3,7 @@
 ``answers/SPLIT/MODEL-STEP.parquet`` in a run's folder, ``teachers/NAME`` as ``teachers--NAME``. A row is an answer:
 
     model, step, split    who was asked, after how many finished steps, and on which questions
-    domain, prompt_id     the question; ids are unique within a recipe
+    domain, prompt_id     the question; an id is unique within its domain
     prompt, gold          what was asked, as a person reads it, and the gold answer
     sample                0: the greedy answer; 1 and on: those that were sampled beside it
     text                  what was written, without prompt and closing token

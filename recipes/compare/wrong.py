@@ -90,11 +90,11 @@ def _asked(run: ComparedRun, split: Split) -> list[AskedQuestion]:
 
 def _merged(asked: Mapping[str, Sequence[AskedQuestion]]) -> list[AskedQuestion]:
     """The questions that a row gets wrong, each with base and teacher of the row that has most to answer for."""
-    by_id = {name: {question.prompt_id: question for question in questions} for name, questions in asked.items()}
-    ids = dict.fromkeys(prompt_id for questions in by_id.values() for prompt_id in questions)
+    by_id = {name: {(each.domain, each.prompt_id): each for each in questions} for name, questions in asked.items()}
+    ids = dict.fromkeys(key for questions in by_id.values() for key in questions)
     merged: list[AskedQuestion] = []
-    for prompt_id in ids:
-        of_rows = {name: questions[prompt_id] for name, questions in by_id.items() if prompt_id in questions}
+    for key in ids:
+        of_rows = {name: questions[key] for name, questions in by_id.items() if key in questions}
         worst = min(of_rows.values(), key=lambda question: RANKS.index(question.kind))
         if worst.kind == "right":
             continue

@@ -98,9 +98,9 @@ def answer_rows(
         rows: the greedy answers.
         drawn: the sampled ones, in the same order, one sample after the other.
     """
-    asked = {prompt.id: prompt for questions in prompts.values() for prompt in questions}
+    asked = {(prompt.domain, prompt.id): prompt for questions in prompts.values() for prompt in questions}
     for place, row in enumerate((*rows, *drawn)):
-        prompt = asked[row.prompt_id]
+        prompt = asked[row.domain, row.prompt_id]
         yield {
             "model": row.model,
             "step": row.step,
@@ -165,7 +165,8 @@ class Evaluator:
         self.prompts: dict[Split, dict[str, list[Prompt]]] = {
             split: source.held_out(split, n, seed=settings.seed) for split, n in counts.items()
         }
-        self._asked = {prompt.id: prompt for of in self.prompts.values() for some in of.values() for prompt in some}
+        every = [prompt for of_split in self.prompts.values() for some in of_split.values() for prompt in some]
+        self._asked = {(prompt.domain, prompt.id): prompt for prompt in every}
         self._written_with = written_with
         self._tasks = tasks
         self._tokenizer = tokenizer
@@ -228,8 +229,9 @@ class Evaluator:
             settings=self._settings, step=step, model=model, split=split,
         )  # fmt: skip
         seconds = time.perf_counter() - start
-        given = {prompt.id: len(prompt.token_ids) for prompts in self.prompts[split].values() for prompt in prompts}
-        lengths = [given[row.prompt_id] + row.tokens for row in (*rows, *drawn)]
+        every = [prompt for prompts in self.prompts[split].values() for prompt in prompts]
+        given = {(prompt.domain, prompt.id): len(prompt.token_ids) for prompt in every}
+        lengths = [given[row.domain, row.prompt_id] + row.tokens for row in (*rows, *drawn)]
         written = sum(row.tokens for row in (*rows, *drawn))
         spent = self._costs.of_evaluation(model, lengths, written=written, seconds=seconds)
         # First: an exam whose rows are there is not asked again.
@@ -270,7 +272,7 @@ class Evaluator:
 
     def verify(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """Scores 0..1 of answers to prompts of any domains, in order, in whosever tokens the prompts are."""
-        return verify(self._tasks, [self._asked.get(prompt.id, prompt) for prompt in prompts], texts)
+        return verify(self._tasks, [self._asked.get((prompt.domain, prompt.id), prompt) for prompt in prompts], texts)
 
     def decode(self, rollout: Rollout) -> str:
         """The completion's text, without the closing EOS."""

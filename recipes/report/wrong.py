@@ -98,10 +98,10 @@ def last_exam(run: Path, split: str) -> int | None:
 
 def greedy_answers(
     run: Path, model: str, step: int, split: str, domains: Sequence[str] = ()
-) -> dict[str, dict[str, Any]]:
-    """The greedy answers of an exam by question, of all domains unless some are named."""
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """The greedy answers of an exam by domain and question, of all domains unless some are named."""
     only = [("sample", "==", 0), *([("domain", "in", list(domains))] if domains else [])]
-    return {row["prompt_id"]: row for row in read_answers(answers_path(run, model, step, split), only)}
+    return {(row["domain"], row["prompt_id"]): row for row in read_answers(answers_path(run, model, step, split), only)}
 
 
 def asked_questions(
@@ -117,13 +117,13 @@ def asked_questions(
     taught = {name: [d for d, of in heaviest.items() if of == name] for name in heaviest.values()}
     written = {name: greedy_answers(run, f"teachers/{name}", 0, split, of) for name, of in taught.items()}
     questions: list[AskedQuestion] = []
-    for prompt_id, row in student.items():
+    for asked, row in student.items():
         teacher = heaviest.get(row["domain"], "")
-        best = written.get(teacher, {}).get(prompt_id)
-        rows = {"base": base.get(prompt_id), f"teacher {teacher}": best, "student": row}
+        best = written.get(teacher, {}).get(asked)
+        rows = {"base": base.get(asked), f"teacher {teacher}": best, "student": row}
         answers = [_given(who, answer) for who, answer in rows.items() if answer is not None]
-        kind = _kind(row, base.get(prompt_id), best)
-        questions.append(AskedQuestion(kind, row["domain"], prompt_id, row["prompt"], row["gold"], answers))
+        kind = _kind(row, base.get(asked), best)
+        questions.append(AskedQuestion(kind, *asked, row["prompt"], row["gold"], answers))
     return in_turn(questions)
 
 

@@ -66,12 +66,12 @@ class _Validation:
 
     def verdicts(self, model: str, sampler: Sampler) -> dict[str, list[float]]:
         """Of a model's greedy answers, by domain; see :data:`recipes.run.preflight.ByDomain`."""
-        asked = {prompt.id: prompt for prompts in self.prompts.values() for prompt in prompts}
+        asked = {(prompt.domain, prompt.id): prompt for prompts in self.prompts.values() for prompt in prompts}
         tokenizer = sampler.tokenizer if isinstance(sampler, InOwnTokens) else self.tokenizer
         rows = evaluate(
             sampler,
             self.prompts,
-            lambda prompts, texts: verify(self.tasks, [asked[prompt.id] for prompt in prompts], texts),
+            lambda prompts, texts: verify(self.tasks, [asked[prompt.domain, prompt.id] for prompt in prompts], texts),
             lambda rollout: completion_text(tokenizer, rollout),
             0,
             model=model,

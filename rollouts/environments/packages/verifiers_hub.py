@@ -18,14 +18,13 @@ import importlib
 import importlib.machinery
 import itertools
 import os
-import random
 import secrets
 import sys
 import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 
@@ -41,7 +40,7 @@ from mopd.rollouts.environments.dialogue import (
 )
 from mopd.rollouts.environments.endpoint import MODEL, student_endpoint
 from mopd.rollouts.environments.tools import Tool
-from mopd.rollouts.tasks.base import draw_in_split
+from mopd.rollouts.tasks.base import TaskSplit, deal_in_order, row_order, split_of
 
 EXTRA = "pip install 'mopd[envs]'"
 TASKS = 10_000
@@ -79,6 +78,7 @@ class VerifiersEnvironment:
         self._vf = _package()
         self._env = self._made(name, args)
         self._tasks = self._read_tasks()
+        self._splits = self._dealt()
         self._hub = _Hub(self._env)
         self._token = os.environ.setdefault(KEY, secrets.token_urlsafe(24))
         self._known = functools.lru_cache(maxsize=KEPT_REQUESTS)(self._asked_first)
@@ -87,23 +87,21 @@ class VerifiersEnvironment:
         """See :class:`base.Environment`; an easy form there is none.
 
         Raises:
-            UserError: no task belongs to the split, or one asks for nothing.
+            UserError: no such split, it has fewer tasks than are asked for, or one asks for nothing.
         """
 
-        def draw(rng: random.Random) -> tuple[str, str, str]:
-            number = rng.randrange(len(self._tasks))
-            data = self._tasks[number].data
-            return str(number), "", f"{data.system_prompt}\n{data.prompt_text}" if data.prompt else str(number)
-
-        try:
-            drawn = draw_in_split(draw, task=self.name, seed=seed, split=split, index=index, easy=False)
-        except RuntimeError as error:
+        if split not in self._splits:
+            raise UserError(f"{self.name} has no split {split!r}; it has {', '.join(self._splits)}")
+        numbers = self._splits[split]
+        epoch, place = divmod(index, len(numbers))
+        if epoch and split != "train":
             raise UserError(
-                f"{self.name} has {len(self._tasks)} tasks, none of which is in the split {split!r}; take a taskset "
-                "of more"
-            ) from error
-        messages, tools = self._known(int(drawn.text))
-        return DialogueEpisode(functools.partial(self._start, int(drawn.text)), messages, tools)
+                f"{self.name} has {len(numbers)} tasks for {split}, and task {index + 1} is asked for; lower "
+                f"`evaluate.{split}_prompts` to {len(numbers)}, or take a taskset of more"
+            )
+        number = numbers[row_order(f"{self.name}/{seed}/{split}/{epoch}", len(numbers))[place]]
+        messages, tools = self._known(number)
+        return DialogueEpisode(functools.partial(self._start, number), messages, tools)
 
     # ---- what is played
 
@@ -148,6 +146,28 @@ class VerifiersEnvironment:
         if not tasks:
             raise UserError(f"{self.name} has no tasks")
         return tasks
+
+    def _dealt(self) -> dict[TaskSplit, list[int]]:
+        """The numbers of the tasks of each split: by hash of what a task asks, or where that leaves a split without a
+        task, which happens to small tasksets, by the order of the hashes, in the same parts.
+        """
+        alike: dict[str, list[int]] = {}
+        for number, task in enumerate(self._tasks):
+            data = task.data
+            asked = f"{data.system_prompt}\n{data.prompt_text}" if data.prompt else str(number)
+            alike.setdefault(asked, []).append(number)
+        if len(alike) < len(get_args(TaskSplit)):
+            raise UserError(
+                f"{self.name} has {len(alike)} different tasks, too few for one each to learn from, to validate and to "
+                "test on; take a taskset of more"
+            )
+        splits = {asked: split_of(asked) for asked in alike}
+        if set(splits.values()) != set(get_args(TaskSplit)):
+            splits = deal_in_order(alike)
+        return {
+            split: [number for asked, numbers in alike.items() if splits[asked] == split for number in numbers]
+            for split in get_args(TaskSplit)
+        }
 
     # ---- the first request of a task
 

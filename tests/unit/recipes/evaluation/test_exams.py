@@ -24,7 +24,7 @@ from mopd.distill.types import Prompt, Rollout
 from mopd.recipes.check.plugins import check_engine
 from mopd.recipes.evaluation.cache import SharedAnswers
 from mopd.recipes.evaluation.costs import Costs
-from mopd.recipes.evaluation.evaluator import Evaluator, cut_at, exam_settings
+from mopd.recipes.evaluation.evaluator import Evaluator, answer_rows, cut_at, exam_settings
 from mopd.rollouts.engines.base import Decoding
 from mopd.rollouts.engines.generate import likely_part
 from mopd.rollouts.engines.in_process import InProcess, StudentSampler
@@ -233,6 +233,21 @@ def test_an_exam_keeps_prompts_texts_verdicts_and_reasons(
         assert other.has_evaluated("student", 7, "test")
         taken = read_answers(other.files("student", 7)["test"])
     assert taken == [{**row, "model": "student", "step": 7} for row in rows]
+
+
+def test_questions_of_two_domains_that_share_an_id_are_kept_as_they_were_asked(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """docs/tutored asks the problems of a task a second time, with their answers in front, under the same ids."""
+    asked = {
+        "math": [replace(prompt, domain="math") for prompt in prompts_of(tokenizer, 3)],
+        "again": [replace(p, domain="again", text=f"{p.answer}, {p.text}") for p in prompts_of(tokenizer, 3)],
+    }
+    every = [prompt for prompts in asked.values() for prompt in prompts]
+    assert len({prompt.id for prompt in every}) == 3
+    rows = [Evaluation("base", 0, "test", prompt.domain, prompt.id, 1.0) for prompt in every]
+    kept = [(row["domain"], row["prompt_id"], row["prompt"]) for row in answer_rows(asked, rows, [])]
+    assert kept == [(prompt.domain, prompt.id, prompt.text) for prompt in every]
 
 
 def test_answers_of_a_studys_stage_are_kept_with_their_texts(tmp_path: Path) -> None:

@@ -223,3 +223,13 @@ def test_answers_that_are_not_there_are_refused(big: Path, tmp_path: Path) -> No
     assert "'lots' is unknown; did you mean `lost`" in refused("answers", str(big), "--kind", "lots")
     assert "holds no run" in refused("answers", str(tmp_path))
     assert "has no answers of its student" in refused("answers", str(write_hand_run(tmp_path / "old")))
+
+
+def test_domains_whose_questions_share_their_ids_are_kept_apart(run: Path, tmp_path: Path) -> None:
+    """Two domains of one task ask the same questions; only the domain tells their answers apart."""
+    alike = write_hand_run(tmp_path / "run")
+    path = alike / "evaluations.jsonl"
+    path.write_text(re.sub(r'"prompt_id": "\w+/', '"prompt_id": "one/', path.read_text()))
+    keep_answers(alike)
+    counts = [counted(asked_questions(folder, TEACHERS, split="test", step=20)) for folder in (run, alike)]
+    assert sorted(counts[1], key=lambda count: count.domain) == sorted(counts[0], key=lambda count: count.domain)
