@@ -11,16 +11,17 @@ from check_kit import check, recipe, tree
 
 from mopd.distill.recipe import Recipe
 from mopd.distill.recipe.files import load_recipe
+from mopd.distill.recipe.study import Study, load
 from mopd.distill.types import Prompt, UserError
 from mopd.recipes import SHIPPED
 from mopd.recipes.resolve.run_folder import note_recipe, refuse_changed_recipe
 from mopd.recipes.resolve.stages import stage_fingerprint
-from mopd.rollouts.tasks import Example, Generated, fingerprint, own_task
+from mopd.rollouts.tasks import TASKS, Example, Generated, fingerprint, own_task
 
 ROOT = Path(__file__).parents[4]
 FOURTH = ROOT / "docs" / "fourth"
 TASK = """
-from mopd.rollouts.tasks import Example, Generated
+from mopd.rollouts.tasks import TASKS, Example, Generated
 class Doubles(Generated):
     def draw(self, rng, easy):
         n = rng.randint(10000, 99999)
@@ -64,6 +65,32 @@ def test_the_example_walks() -> None:
         assert task.verify(Prompt("any", example.id, (0,), example.text, example.answer), start + example.answer) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "task"), [("Arithmetic", "arithmetic"), ("Programs", "list_programs"), ("Ordering", "ordering")]
+)
+def test_the_hinted_problems_are_the_tasks_own_behind_their_answers(name: str, task: str) -> None:
+    hinted = own_task(f"{ROOT}/docs/tutored/hinted.py:Hinted{name}", where="here")
+    for index in range(20):
+        example = hinted.example(seed=3, split="train", index=index)
+        question = example.text.removeprefix(f"{example.answer}, ")
+        assert question.split()[0] in ("math", "code", "rank")
+        prompt = Prompt("any", example.id, (0,), example.text, example.answer)
+        assert hinted.verify_many([prompt] * 2, [example.answer, hinted.wrong_answer(example)]) == [1.0, 0.0]
+        alone = Prompt("any", example.id, (0,), question, example.answer)
+        assert TASKS[task].verify(alone, example.answer) == 1.0
+
+
+def test_the_study_of_hints_passes_every_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = load(str(ROOT / "docs" / "tutored" / "tutored.yaml"), shipped=SHIPPED)
+    assert isinstance(study, Study)
+    tutored, gold = (child.recipe for child in study.children)
+    assert tutored.stages == gold.stages
+    assert all(tutored.domains[name].prompts == gold.domains[name].prompts for name in ("math", "code", "reasoning"))
+    check(tutored, tmp_path / "tutored")
+    check(gold, tmp_path / "gold")
+
+
 # ---- the door
 
 
@@ -79,7 +106,7 @@ def changed(old: str, new: str) -> str:
 
 STATEFUL = "import itertools\nCOUNT = itertools.count()\n" + changed("rng.randint(10000, 99999)", "20000 + next(COUNT)")
 LEAKING = """
-from mopd.rollouts.tasks import Example, Generated
+from mopd.rollouts.tasks import TASKS, Example, Generated
 class Doubles(Generated):
     def example(self, *, seed, split, index, easy=False):
         return Example(f"{split}-{index}", f"math {index}=", f"{2 * index}")

@@ -14,6 +14,7 @@ import pytest
 from mopd.distill.types import Prompt, UserError
 from mopd.rollouts.tasks import TASKS, Example, fingerprint
 from mopd.rollouts.tasks.arithmetic import scratchpad
+from mopd.rollouts.tasks.base import deal_in_order
 from mopd.rollouts.tasks.list_programs import PROBES, hidden_lists, parse, run_reference
 from mopd.rollouts.tokenizer import build_tokenizer, completion_ids, encode, to_prompt
 
@@ -217,3 +218,13 @@ def test_tokenizer_and_examples_are_the_same_in_another_process() -> None:
             subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
         )
     assert json.loads(outputs[0].stdout) == json.loads(outputs[1].stdout)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 10, 20, 99])
+def test_a_few_contents_are_dealt_so_that_no_split_is_empty(count: int) -> None:
+    contents = [f"problem {n}" for n in range(count)]
+    dealt = deal_in_order(contents)
+    assert dealt == deal_in_order(contents[::-1])
+    sizes = Counter(dealt.values())
+    assert (sizes["test"], sizes["validation"]) == (max(1, count // 5), max(1, count // 10))
+    assert sizes["train"] >= 1

@@ -92,6 +92,8 @@ MODULES = {
     "mopd_test_two_seats": TWO_SEATS,
     "mopd_test_raises": SINGLE.replace(RIGHT, 'raise ValueError("broken")'),
     "mopd_test_doubles": SINGLE.replace(RIGHT, "return 2.0"),
+    "mopd_test_four": SINGLE.replace("range(12, 32)", "range(12, 14)"),
+    "mopd_test_two": SINGLE.replace("range(12, 32)", "range(12, 14)", 1).replace("range(12, 32)", "(12,)"),
     "mopd_test_none": SINGLE.replace("range(12, 32)", "()"),
 }
 
@@ -149,6 +151,22 @@ def test_problems_are_keyed_and_splits_are_disjoint() -> None:
     texts = {split: {example.text for example in examples} for split, examples in drawn.items()}
     assert len(texts["train"]) > 20
     assert not texts["train"] & texts["test"]
+
+
+@here
+def test_a_small_taskset_has_a_task_in_every_split_and_asks_a_held_out_one_once() -> None:
+    task = task_of({"verifiers": "mopd_test_four"})
+    counts = {"train": 2, "validation": 1, "test": 1}
+    drawn = {split: [task.example(seed=0, split=split, index=i).text for i in range(n)] for split, n in counts.items()}
+    every = sorted(text for texts in drawn.values() for text in texts)
+    assert every == ["sum 12+12=", "sum 12+13=", "sum 13+12=", "sum 13+13="]
+    # Training goes through all of its tasks before any comes again.
+    again = [task.example(seed=0, split="train", index=i).text for i in range(2, 8)]
+    assert all(set(again[i : i + 2]) == set(drawn["train"]) for i in (0, 2, 4))
+    with pytest.raises(
+        UserError, match=r"has 1 tasks for test, and task 2 is asked for; lower `evaluate.test_prompts` to 1"
+    ):
+        task.example(seed=0, split="test", index=1)
 
 
 @here
@@ -214,6 +232,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "two seats": ({"verifiers": "mopd_test_two_seats"}, "2 seats that the student would play"),
     "no tasks": ({"verifiers": "mopd_test_none"}, "has no tasks"),
+    "two tasks": ({"verifiers": "mopd_test_two"}, "has 2 different tasks, too few"),
 }
 
 
