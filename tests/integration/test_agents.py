@@ -11,7 +11,7 @@ from runs import ONE_SPECIALIST, assert_whole, finish, kill, mopd, rows, run, te
 
 ACTING = ["math", "code"]
 SMALL = [
-    "run={steps: 4, evaluate_every: 2, save_every: 2}",
+    "run={steps: 4, plateau: null, evaluate_every: 2, save_every: 2}",
     "student.optimizer={warmup_steps: 1, decay_steps: 2}",
     "evaluate={validation_prompts: 4, test_prompts: 8}",
     "student.engine={ranks: 1, zero_stage: 0}",
