@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mopd.recipes.compare.comparison import ComparedRow, Comparison
-from mopd.recipes.report.charts import Bar, Mark, Point, bar_chart, plane_chart
+from mopd.recipes.report.chart_parts import Bar, Mark, Point
+from mopd.recipes.report.charts import bar_chart, plane_chart
 from mopd.recipes.report.drawing import Picture
 from mopd.recipes.report.records import Ends, PerDomain
 from mopd.recipes.report.wording import between, percent, points

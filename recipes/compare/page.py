@@ -39,7 +39,8 @@ from mopd.recipes.compare.wording import (
     worst_forgetting,
 )
 from mopd.recipes.compare.wrong import compared_answers
-from mopd.recipes.report.charts import Line, ReferenceLine, line_chart
+from mopd.recipes.report.chart_parts import Line, ReferenceLine
+from mopd.recipes.report.charts import line_chart
 from mopd.recipes.report.drawing import Picture, css_class, key, script
 from mopd.recipes.report.page import SEARCH, page_template, policy
 from mopd.recipes.report.records import Ends

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mopd.distill.tracking.ledger import ROLES, Spent
-from mopd.recipes.report.charts import Line, line_chart, share_chart
+from mopd.recipes.report.chart_parts import Line
+from mopd.recipes.report.charts import line_chart, share_chart
 from mopd.recipes.report.data import RunData, css_of, series_of
 from mopd.recipes.report.drawing import Picture
 from mopd.recipes.report.records import SampledRollout, StepMetrics

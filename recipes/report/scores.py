@@ -11,7 +11,8 @@ from mopd.distill.metrics.episodes import ENDINGS, MeanCount, MeasuredEpisodes
 from mopd.distill.metrics.evaluate import Interval, interval
 from mopd.distill.metrics.quotients import Ends
 from mopd.distill.verdicts import PER_MINUTE
-from mopd.recipes.report.charts import Bar, Line, ModelBars, ReferenceLine, bar_chart, line_chart
+from mopd.recipes.report.chart_parts import Bar, Line, ReferenceLine
+from mopd.recipes.report.charts import ModelBars, bar_chart, line_chart
 from mopd.recipes.report.data import RunData, css_of, series_of
 from mopd.recipes.report.drawing import Picture
 from mopd.recipes.report.records import DomainScore, SeesawRecord, own_teacher

@@ -119,8 +119,10 @@ def deal_in_order(canonicals: Collection[str]) -> dict[str, TaskSplit]:
     """
     ordered = sorted(canonicals, key=lambda canonical: hashlib.sha256(canonical.encode()).digest())
     tests, validations = max(1, len(ordered) // 5), max(1, len(ordered) // 10)
-    cuts: list[TaskSplit] = ["test"] * tests + ["validation"] * validations
-    return {canonical: cuts[n] if n < len(cuts) else "train" for n, canonical in enumerate(ordered)}
+    return {
+        canonical: "test" if n < tests else "validation" if n < tests + validations else "train"
+        for n, canonical in enumerate(ordered)
+    }
 
 
 def content_hash(text: str) -> str:

@@ -11,23 +11,25 @@ import pytest
 from jsonschema import ValidationError
 from svg_kit import at, labels, marks, read, x_scale, y_scale
 
-from mopd.recipes.report.charts import (
+from mopd.recipes.report.chart_parts import (
     MAX_LABEL,
     MAX_POINTS,
     TABLE_ROWS,
     Bar,
     Line,
     Mark,
-    ModelBars,
     ReferenceLine,
+    thin,
+    ticks,
+)
+from mopd.recipes.report.charts import (
+    ModelBars,
     bar_chart,
     line_chart,
     plane_chart,
     seesaw_chart,
     seesaw_preset,
     share_chart,
-    thin,
-    ticks,
 )
 from mopd.recipes.report.drawing import CARD, COLOURS, Picture
 

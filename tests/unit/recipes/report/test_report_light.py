@@ -42,7 +42,8 @@ def test_what_draws_is_imported_where_something_is_drawn() -> None:
     script = """
 import json, sys
 import mopd.recipes.cli, mopd.recipes.compare.page, mopd.recipes.report.page
-from mopd.recipes.report.charts import Line, line_chart
+from mopd.recipes.report.chart_parts import Line
+from mopd.recipes.report.charts import line_chart
 picture = line_chart([Line("a", 0, [(0, 1), (1, 2)])], title="t", y_range=(0, 2), y_format=str)
 before = "vl_convert" in sys.modules
 picture.svg
