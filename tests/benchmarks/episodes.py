@@ -24,6 +24,7 @@ from mopd.recipes.run.launch import run
 SHORT = ("steps=20", "optimizer.warmup_steps=5", "optimizer.decay_steps=5")
 QUICKLY = (
     "run.steps=20",
+    "run.plateau=null",
     "student.optimizer.warmup_steps=5",
     "student.optimizer.decay_steps=5",
     "evaluate.validation_prompts=20",
