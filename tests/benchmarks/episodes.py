@@ -30,6 +30,7 @@ QUICKLY = (
     "evaluate.validation_prompts=20",
     "evaluate.test_prompts=200",
     "stages.first.steps=20",
+    "stages.first.optimizer.warmup_steps=5",
     "stages.base.steps=100",
     *(f"stages.{name}.{leaf}" for name in ("math", "code", "reasoning") for leaf in SHORT),
     "track.wandb.mode=disabled",
