@@ -88,6 +88,11 @@ def examine(
     return rows, [row for each in drawn for row in each]
 
 
+def by_question(prompts: Mapping[str, Sequence[Prompt]]) -> dict[tuple[str, str], Prompt]:
+    """Prompts by domain and id: domains of one task may ask questions of the same ids."""
+    return {(prompt.domain, prompt.id): prompt for of_domain in prompts.values() for prompt in of_domain}
+
+
 def answer_rows(
     prompts: Mapping[str, Sequence[Prompt]], rows: Sequence[Evaluation], drawn: Sequence[Evaluation]
 ) -> Iterator[dict[str, Any]]:
@@ -98,7 +103,7 @@ def answer_rows(
         rows: the greedy answers.
         drawn: the sampled ones, in the same order, one sample after the other.
     """
-    asked = {(prompt.domain, prompt.id): prompt for questions in prompts.values() for prompt in questions}
+    asked = by_question(prompts)
     for place, row in enumerate((*rows, *drawn)):
         prompt = asked[row.domain, row.prompt_id]
         yield {
@@ -165,8 +170,7 @@ class Evaluator:
         self.prompts: dict[Split, dict[str, list[Prompt]]] = {
             split: source.held_out(split, n, seed=settings.seed) for split, n in counts.items()
         }
-        every = [prompt for of_split in self.prompts.values() for some in of_split.values() for prompt in some]
-        self._asked = {(prompt.domain, prompt.id): prompt for prompt in every}
+        self._asked = {key: prompt for of in self.prompts.values() for key, prompt in by_question(of).items()}
         self._written_with = written_with
         self._tasks = tasks
         self._tokenizer = tokenizer
@@ -229,9 +233,8 @@ class Evaluator:
             settings=self._settings, step=step, model=model, split=split,
         )  # fmt: skip
         seconds = time.perf_counter() - start
-        every = [prompt for prompts in self.prompts[split].values() for prompt in prompts]
-        given = {(prompt.domain, prompt.id): len(prompt.token_ids) for prompt in every}
-        lengths = [given[row.domain, row.prompt_id] + row.tokens for row in (*rows, *drawn)]
+        asked = by_question(self.prompts[split])
+        lengths = [len(asked[row.domain, row.prompt_id].token_ids) + row.tokens for row in (*rows, *drawn)]
         written = sum(row.tokens for row in (*rows, *drawn))
         spent = self._costs.of_evaluation(model, lengths, written=written, seconds=seconds)
         # First: an exam whose rows are there is not asked again.

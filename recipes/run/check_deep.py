@@ -16,7 +16,7 @@ from mopd.distill.metrics.evaluate import evaluate
 from mopd.distill.recipe import Architecture, Engine, ModelReference, RolloutRecipe
 from mopd.distill.recipe.model_names import PREFIX, stage_name
 from mopd.distill.types import GradingFailed, Payload, PayloadName, Prompt, Rollout, RunError, Sampler, UserError
-from mopd.recipes.evaluation.evaluator import verify
+from mopd.recipes.evaluation.evaluator import by_question, verify
 from mopd.recipes.evaluation.own_tokens import InOwnTokens
 from mopd.recipes.resolve.data import prompt_source, tasks_of
 from mopd.recipes.resolve.initial import load_tokenizer
@@ -66,7 +66,7 @@ class _Validation:
 
     def verdicts(self, model: str, sampler: Sampler) -> dict[str, list[float]]:
         """Of a model's greedy answers, by domain; see :data:`recipes.run.preflight.ByDomain`."""
-        asked = {(prompt.domain, prompt.id): prompt for prompts in self.prompts.values() for prompt in prompts}
+        asked = by_question(self.prompts)
         tokenizer = sampler.tokenizer if isinstance(sampler, InOwnTokens) else self.tokenizer
         rows = evaluate(
             sampler,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,7 +17,7 @@ from mopd.distill.recipe import Source
 from mopd.distill.types import UserError
 from mopd.rollouts.environments.base import ROLES, Step, Turn
 from mopd.rollouts.environments.tools import Tool
-from mopd.rollouts.tasks.base import TaskSplit, content_hash, row_order, split_of
+from mopd.rollouts.tasks.base import content_hash, place_in_turn, refuse_unknown_split, split_of
 from mopd.rollouts.tasks.dataset_rows import RowsReport, left_out_rows, refuse_many
 from mopd.rollouts.tasks.row_meaning import Message, cell, plain_content, read_message, short
 from mopd.rollouts.tasks.tables import load
@@ -91,16 +91,15 @@ class ConversationEnvironment:
         Raises:
             UserError: no such split, or it has fewer conversations than are asked for.
         """
-        if split not in get_args(TaskSplit):
-            raise UserError(f"{self.name} has no split {split!r}; it has {', '.join(get_args(TaskSplit))}")
+        refuse_unknown_split(self.name, split)
         rows = self._splits[split]
-        epoch, place = divmod(index, len(rows))
-        if epoch and split != "train":
+        place = place_in_turn(f"{self.name}/{seed}", split, index, len(rows))
+        if place is None:
             raise UserError(
                 f"{self.name} has {len(rows)} conversations for {split}, and number {index + 1} is asked for; lower "
                 f"`evaluate.{split}_prompts` to {len(rows)}, or name a larger `{split}_split`"
             )
-        return ConversationEpisode(rows[row_order(f"{self.name}/{seed}/{split}/{epoch}", len(rows))[place]])
+        return ConversationEpisode(rows[place])
 
     @property
     def left_out(self) -> Sequence[str]:

@@ -149,8 +149,7 @@ def draw_in_split(
         UserError: ``split`` is unknown.
         RuntimeError: no draw landed in the split, which says that the task's space is too small.
     """
-    if split not in get_args(TaskSplit):
-        raise UserError(f"task {task!r} has no split {split!r}; it has {', '.join(get_args(TaskSplit))}")
+    refuse_unknown_split(f"task {task!r}", split)
     rng = random.Random(f"{task}/{seed}/{split}/{index}/{easy}")
     for _ in range(MAX_DRAWS):
         drawn = draw(rng)
@@ -158,6 +157,30 @@ def draw_in_split(
             text, answer, _ = drawn
             return Example(f"{task}/{split}/{seed}-{index}-{content_hash(text)}", text, answer)
     raise RuntimeError(f"task {task!r}: no problem of split {split!r} in {MAX_DRAWS} draws; its space is too small")
+
+
+def refuse_unknown_split(what: str, split: str) -> None:
+    """Nothing of one that there is.
+
+    Raises:
+        UserError: ``split`` is not one of train, validation and test.
+    """
+    if split not in get_args(TaskSplit):
+        raise UserError(f"{what} has no split {split!r}; it has {', '.join(get_args(TaskSplit))}")
+
+
+def place_in_turn(key: str, split: str, index: int, count: int) -> int | None:
+    """Which of ``count`` rows of a split is its ``index``-th; None where there are not so many.
+
+    In training all come, shuffled, before any comes again; one that is held out comes once.
+
+    Args:
+        key: of the order, besides the split.
+    """
+    epoch, place = divmod(index, max(1, count))
+    if not count or (epoch and split != "train"):
+        return None
+    return row_order(f"{key}/{split}/{epoch}", count)[place]
 
 
 @functools.lru_cache(maxsize=16)

@@ -16,7 +16,7 @@ from mopd.rollouts.answers import THOUGHTS, answer_part, opened_thought
 from mopd.rollouts.programs import continued
 from mopd.rollouts.sandbox.bubblewrap.choice import chosen_sandbox
 from mopd.rollouts.sandbox.run import SandboxKind
-from mopd.rollouts.tasks.base import Example, row_order
+from mopd.rollouts.tasks.base import Example, place_in_turn
 from mopd.rollouts.tasks.dataset_rows import CALL_SECONDS, DatasetRows, left_out_rows, read_splits
 from mopd.rollouts.tasks.rendering import Renderer, Reworded, Written
 from mopd.rollouts.tasks.row_meaning import LETTERS, Message, Problem, cell, text_of
@@ -82,14 +82,13 @@ class DatasetTask:
         if split not in self._splits:
             raise UserError(f"dataset {self._source.path!r} has no split {split!r}; it has {', '.join(self._splits)}")
         rows = self._splits[split]
-        epoch, place = divmod(index, len(rows))
-        if epoch and split != "train":
+        place = place_in_turn(str(seed), split, index, len(rows))
+        if place is None:
             raise UserError(
                 f"dataset {self._source.path!r} has {len(rows)} problems of domain {self._domain!r} for {split}, and "
                 f"problem {index + 1} is asked for; lower `evaluate.{split}_prompts` to {len(rows)}, or name a larger "
                 f"`{split}_split`"
             )
-        place = row_order(f"{seed}/{split}/{epoch}", len(rows))[place]
         problem = rows[place]
         written = self._written(problem)
         example_id = f"{self._domain}/{split}/{seed}-{index}-{rows.keys[place]}"

@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,7 +31,7 @@ from mopd.distill.types import RunError, UserError
 from mopd.rollouts.environments.base import Step, Turn
 from mopd.rollouts.environments.packages import bfcl_simulators
 from mopd.rollouts.environments.tools import ERROR, Tool
-from mopd.rollouts.tasks.base import TaskSplit, row_order, split_of
+from mopd.rollouts.tasks.base import TaskSplit, place_in_turn, refuse_unknown_split, split_of
 
 INSTALL = "pip install 'mopd[envs]' && pip install --no-deps bfcl-eval"
 CATEGORIES = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
@@ -123,19 +123,17 @@ class BfclEnvironment:
         Raises:
             UserError: no such split, or it has fewer cases than are asked for.
         """
-        if split not in get_args(TaskSplit):
-            raise UserError(f"{self.name} has no split {split!r}; it has {', '.join(get_args(TaskSplit))}")
+        refuse_unknown_split(self.name, split)
         cases = [case for case in self._cases if case.split == split and case.name not in self._unfit]
-        epoch, place = divmod(index, max(1, len(cases)))
-        if not cases or (epoch and split != "train"):
+        place = place_in_turn(f"{self.name}/{seed}", split, index, len(cases))
+        if place is None:
             wanted = f"evaluate.{split}_prompts" if split != "train" else "prompts"
             unfit = f", {len(self._unfit)} of all being longer than the context of the student" if self._unfit else ""
             raise UserError(
                 f"{self.name} has {len(cases)} cases for {split}{unfit}, and case {index + 1} is asked for; lower "
                 f"`{wanted}` to {len(cases)}"
             )
-        order = row_order(f"{self.name}/{seed}/{split}/{epoch}", len(cases))
-        return BfclEpisode(cases[order[place]], self._simulators, calls=self._settings.calls, seconds=self._seconds)
+        return BfclEpisode(cases[place], self._simulators, calls=self._settings.calls, seconds=self._seconds)
 
     def fit(self, tokens: Callable[[Sequence[Turn], Sequence[Tool]], int], room: int) -> None:
         """Leave out the cases whose first messages and tools have more than ``room`` tokens; see :attr:`left_out`."""

@@ -40,7 +40,7 @@ from mopd.rollouts.environments.dialogue import (
 )
 from mopd.rollouts.environments.endpoint import MODEL, student_endpoint
 from mopd.rollouts.environments.tools import Tool
-from mopd.rollouts.tasks.base import TaskSplit, deal_in_order, row_order, split_of
+from mopd.rollouts.tasks.base import TaskSplit, deal_in_order, place_in_turn, refuse_unknown_split, split_of
 
 EXTRA = "pip install 'mopd[envs]'"
 TASKS = 10_000
@@ -89,19 +89,16 @@ class VerifiersEnvironment:
         Raises:
             UserError: no such split, it has fewer tasks than are asked for, or one asks for nothing.
         """
-
-        if split not in self._splits:
-            raise UserError(f"{self.name} has no split {split!r}; it has {', '.join(self._splits)}")
+        refuse_unknown_split(self.name, split)
         numbers = self._splits[split]
-        epoch, place = divmod(index, len(numbers))
-        if epoch and split != "train":
+        place = place_in_turn(f"{self.name}/{seed}", split, index, len(numbers))
+        if place is None:
             raise UserError(
                 f"{self.name} has {len(numbers)} tasks for {split}, and task {index + 1} is asked for; lower "
                 f"`evaluate.{split}_prompts` to {len(numbers)}, or take a taskset of more"
             )
-        number = numbers[row_order(f"{self.name}/{seed}/{split}/{epoch}", len(numbers))[place]]
-        messages, tools = self._known(number)
-        return DialogueEpisode(functools.partial(self._start, number), messages, tools)
+        messages, tools = self._known(numbers[place])
+        return DialogueEpisode(functools.partial(self._start, numbers[place]), messages, tools)
 
     # ---- what is played
 
@@ -147,7 +144,7 @@ class VerifiersEnvironment:
             raise UserError(f"{self.name} has no tasks")
         return tasks
 
-    def _dealt(self) -> dict[TaskSplit, list[int]]:
+    def _dealt(self) -> dict[str, list[int]]:
         """The numbers of the tasks of each split: by hash of what a task asks, or where that leaves a split without a
         task, which happens to small tasksets, by the order of the hashes, in the same parts.
         """

@@ -21,7 +21,7 @@ from mopd.rollouts.tasks import TASKS, Example, Generated, fingerprint, own_task
 ROOT = Path(__file__).parents[4]
 FOURTH = ROOT / "docs" / "fourth"
 TASK = """
-from mopd.rollouts.tasks import TASKS, Example, Generated
+from mopd.rollouts.tasks import Example, Generated
 class Doubles(Generated):
     def draw(self, rng, easy):
         n = rng.randint(10000, 99999)
@@ -106,7 +106,7 @@ def changed(old: str, new: str) -> str:
 
 STATEFUL = "import itertools\nCOUNT = itertools.count()\n" + changed("rng.randint(10000, 99999)", "20000 + next(COUNT)")
 LEAKING = """
-from mopd.rollouts.tasks import TASKS, Example, Generated
+from mopd.rollouts.tasks import Example, Generated
 class Doubles(Generated):
     def example(self, *, seed, split, index, easy=False):
         return Example(f"{split}-{index}", f"math {index}=", f"{2 * index}")
